@@ -1,0 +1,214 @@
+"""The border where YAML comes in: pydantic checks it against the frozen dataclasses of `schema.py`, once.
+
+It does not know what a recipe is for. Unknown keys, wrong types and unset environment variables are one ConfigError.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from prts_core.config.schema import DatasetConfig, LeRobotSource, Recipe, RobotConfig, SftSection
+from prts_core.errors import ConfigError, lookup, suggest
+from prts_core.models.config import ModelConfig
+
+T = TypeVar("T")
+DEFAULT_SHARED = "../shared"
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML that refuses a key written twice (plain PyYAML silently keeps the last)."""
+
+
+def _no_duplicate_keys(loader: _StrictLoader, node: yaml.MappingNode) -> dict:
+    seen: set = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+        seen.add(key)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _no_duplicate_keys)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping, or a ConfigError that names file and line."""
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except FileNotFoundError as err:
+        near = sorted(p.stem for p in path.parent.glob("*.yaml"))
+        raise ConfigError(
+            "No such configuration file" + suggest(path.stem, near), file=path, expected=", ".join(near) or "a YAML file"
+        ) from err
+    except (yaml.YAMLError, UnicodeDecodeError) as err:
+        raise ConfigError("A configuration file is not valid YAML", file=path, found=" ".join(str(err).split())) from err
+    if not isinstance(raw, dict):
+        raise ConfigError("A configuration file must be a mapping", file=path, found=type(raw).__name__)
+    return raw
+
+
+def check(kind: type[T], raw: Any, where: object) -> T:
+    """Validate plain data against a frozen dataclass; every fault of the file in one error."""
+    try:
+        return TypeAdapter(kind).validate_python(raw)
+    except ValidationError as err:
+        faults, fields_ = [], []
+        for fault in err.errors()[:8]:
+            loc = ".".join(str(part) for part in fault["loc"])
+            fields_.append(loc)
+            if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+                hint = suggest(str(fault["loc"][-1]), _allowed(kind, fault["loc"][:-1]))
+                faults.append(f"{loc}: unknown key{hint}")
+            else:
+                faults.append(f"{loc}: {fault['msg']} (found {fault.get('input')!r:.80})")
+        raise ConfigError(
+            "A configuration does not fit",
+            file=where,
+            field=", ".join(fields_),
+            found="; ".join(faults),
+            expected=f"the fields of {kind.__name__}: {', '.join(sorted(_allowed(kind, ())))}",
+            cure="correct the keys named above; `prts config show` prints a recipe with every default",
+        ) from err
+
+
+def _allowed(kind: Any, loc: tuple) -> set[str]:
+    """Names that may stand at `loc` inside dataclass `kind` (best effort: used for suggestions only)."""
+    import typing
+
+    for part in loc:
+        if not is_dataclass(kind):
+            break
+        hint = typing.get_type_hints(kind).get(str(part))
+        options = [o for o in (hint, *typing.get_args(hint)) if is_dataclass(o)]
+        if not options:
+            return set()
+        kind = options[0]
+    return {f.name for f in fields(kind)} if is_dataclass(kind) else set()
+
+
+def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """`change` laid over `base`, mappings merged key by key."""
+    out = dict(base)
+    for key, value in change.items():
+        out[key] = merge(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+    return out
+
+
+def parse_overrides(pairs: list[str]) -> dict[str, Any]:
+    """`["a.b=1", "c=x"]` -> {"a": {"b": 1}, "c": "x"}; values are YAML."""
+    out: dict[str, Any] = {}
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        if not sign or not key:
+            raise ConfigError("--set takes key=value", field="--set", found=pair, expected="for example sft.train.steps=200")
+        nested: Any = yaml.load(value, Loader=_StrictLoader)
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        out = merge(out, nested)
+    return out
+
+
+def expand(text: str, where: object) -> str:
+    """Replace ${NAME} by the environment; PRTS_SHARED falls back to the folder `shared` beside the project."""
+
+    def value(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name in os.environ:
+            return os.environ[name]
+        if name == "PRTS_SHARED":
+            return DEFAULT_SHARED
+        raise ConfigError("An environment variable is not set", file=where, field=name, cure=f"export {name}=...")
+
+    return re.sub(r"\$\{(\w+)\}", value, text)
+
+
+def source_root(source: LeRobotSource) -> Path:
+    """The folder of an external dataset. Expanded only when read, so that configuration digests hold no machine's paths."""
+    return Path(expand(source.root, "the dataset's source.root")).expanduser()
+
+
+def shared_folder() -> Path:
+    """Where reference data lies: $PRTS_SHARED, by default the folder `shared` beside the project."""
+    return Path(os.environ.get("PRTS_SHARED", DEFAULT_SHARED))
+
+
+def dataset_from_public_release(raw: dict[str, Any], path: Path) -> list[DatasetConfig]:
+    """The dataset YAML of the public PRTS release (`lerobot_datasets:`), accepted as it is."""
+    made = []
+    for index, entry in enumerate(raw["lerobot_datasets"]):
+        where = f"{path}: lerobot_datasets[{index}]"
+        known = {"repo_id", "root", "episodes", "state_mode", "state_relative_action", "embodiment_tag", "train_subtask",
+                 "select_video_keys", "select_state_keys", "select_action_keys", "load_quantile_stats", "weight"}  # fmt: skip
+        for key in entry:
+            if key not in known:
+                raise ConfigError(f"Unknown key {key!r}{suggest(key, known)}", file=where, field=key, expected=sorted(known))
+        if "root" not in entry or "repo_id" not in entry:
+            raise ConfigError("A dataset needs repo_id and root", file=where, found=sorted(entry))
+        made.append(
+            DatasetConfig(
+                name=str(entry["repo_id"]).replace("/", "__"),
+                source=LeRobotSource(kind="lerobot", root=str(entry["root"]), episodes=entry.get("episodes")),
+                embodiment_tag=entry.get("embodiment_tag"),
+                normalization=entry.get("state_mode", "QUANTILE"),
+            )
+        )
+    return made
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe with every file it names read and checked. The one thing stages are configured from.
+
+    path: the recipe's YAML; its folder holds datasets/, robots/ and models/.
+    """
+
+    path: Path
+    recipe: Recipe
+
+    @property
+    def folder(self) -> Path:
+        return self.path.parent
+
+    @cached_property
+    def datasets(self) -> dict[str, DatasetConfig]:
+        out: dict[str, DatasetConfig] = {}
+        for name in self.recipe.datasets:
+            path = self.folder / "datasets" / f"{name}.yaml"
+            raw = read_yaml(path)
+            made = dataset_from_public_release(raw, path) if "lerobot_datasets" in raw else [check(DatasetConfig, raw, path)]
+            out |= {dataset.name: dataset for dataset in made}
+        if self.recipe.deploy not in out:
+            lookup(out, self.recipe.deploy, "deploy dataset")
+        return out
+
+    @cached_property
+    def model(self) -> ModelConfig:
+        path = self.folder / "models" / f"{self.recipe.model}.yaml"
+        return check(ModelConfig, read_yaml(path), path)
+
+    def robot(self, dataset: str) -> RobotConfig | None:
+        tag = lookup(self.datasets, dataset, "dataset").embodiment_tag
+        if tag is None:
+            return None
+        path = self.folder / "robots" / f"{tag}.yaml"
+        return check(RobotConfig, read_yaml(path), path)
+
+    def sft(self, dataset: str) -> SftSection:
+        """The recipe's `sft` with the dataset's own changes laid over it."""
+        changed = merge(asdict(self.recipe.sft), dict(lookup(self.datasets, dataset, "dataset").sft))
+        return check(SftSection, changed, self.folder / "datasets" / f"{dataset}.yaml")
+
+
+def load_plan(path: Path, overrides: list[str] | None = None) -> Plan:
+    """Read a recipe with `--set` overrides laid over it; datasets, robots and models are read when first asked for."""
+    raw = merge(read_yaml(path), parse_overrides(overrides or []))
+    return Plan(path=path, recipe=check(Recipe, raw, path))

@@ -1,0 +1,266 @@
+"""Recipes, datasets and robots as frozen dataclasses: what every YAML file of the project may say.
+
+`prts_core.config.load` checks YAML against these with pydantic; the rest of the library only ever sees the dataclasses.
+A stage's configuration is one of the `*Config` records below, and its digest is part of that stage's identity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from prts_core.contract import Normalization
+from prts_core.models.config import ModelConfig
+from prts_core.training.config import TrainConfig
+
+FORBID_EXTRA = {"extra": "forbid"}
+
+
+# ---- robots ------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class DimensionSpec:
+    __pydantic_config__ = FORBID_EXTRA
+    name: str
+    unit: str = "unknown"
+    relative: bool = False
+
+
+@dataclass(frozen=True)
+class RobotConfig:
+    """`configs/robots/<embodiment_tag>.yaml`: what the numbers of one embodiment mean.
+
+    `cameras` maps dataset keys to the words of the prompt. An empty `state` or `action` list takes the names that the
+    dataset's own `info.json` gives, with unknown units.
+    """
+
+    __pydantic_config__ = FORBID_EXTRA
+    embodiment_tag: str
+    state: tuple[DimensionSpec, ...] = ()
+    action: tuple[DimensionSpec, ...] = ()
+    cameras: dict[str, str] = field(default_factory=dict)
+    rotation: str = "none"
+    gripper: str = "unknown"
+
+
+# ---- datasets ----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class TaskSpec:
+    """One Meta-World task: its environment name, the sentence given to the policy and its step limit.
+
+    max_steps: simulator steps, one limit for policy, ablations and blind replay. expert_noise: standard deviations of
+    the Gaussian noise on xyz, drawn per episode, that pushes the expert off its path (labels stay clean).
+    """
+
+    __pydantic_config__ = FORBID_EXTRA
+    name: str
+    instruction: str
+    max_steps: int
+    expert_noise: tuple[float, ...] = (0.0, 0.2, 0.4)
+
+
+@dataclass(frozen=True)
+class MetaworldSource:
+    """Demonstrations recorded here by Meta-World's scripted experts.
+
+    action_repeat: simulator steps an action is held, so that rows come at 80 / action_repeat Hz. tail_rows: rows
+    recorded after success. Seeds of the three splits never meet.
+    """
+
+    __pydantic_config__ = FORBID_EXTRA
+    kind: Literal["metaworld"]
+    tasks: tuple[TaskSpec, ...]
+    train_episodes: int = 100
+    heldout_episodes: int = 8
+    train_seed: int = 10_000
+    heldout_seed: int = 50_000
+    action_repeat: int = 4
+    image_size: int = 64
+    tail_rows: int = 2
+    workers: int = 2
+
+
+@dataclass(frozen=True)
+class LeRobotSource:
+    """A LeRobot v2.1 folder recorded by others. `root` may hold environment variables; `link`: how files are taken over."""
+
+    __pydantic_config__ = FORBID_EXTRA
+    kind: Literal["lerobot"]
+    root: str
+    episodes: tuple[int, ...] | None = None
+    heldout_episodes: int = 0
+    link: Literal["copy", "hardlink"] = "copy"
+
+
+@dataclass(frozen=True)
+class VideoConfig:
+    """How converted images are encoded. `crf` and `gop` are the codec's own constant rate factor and keyframe distance."""
+
+    __pydantic_config__ = FORBID_EXTRA
+    codec: Literal["libx264", "libsvtav1"] = "libx264"
+    crf: int = 18
+    gop: int = 2
+    preset: str = "veryfast"
+    pixel_format: str = "yuv420p"
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """`configs/datasets/<name>.yaml`: where one dataset comes from and which robot it shows.
+
+    embodiment_tag none: the contract is inferred from the dataset's own names. sft: changes to the recipe's `sft`.
+    """
+
+    __pydantic_config__ = FORBID_EXTRA
+    name: str
+    source: MetaworldSource | LeRobotSource
+    embodiment_tag: str | None = None
+    video: VideoConfig = field(default_factory=VideoConfig)
+    sft: dict[str, object] = field(default_factory=dict)
+    normalization: Normalization = "QUANTILE"
+
+
+# ---- sections of a recipe and what each stage gets -----------------------------------------------------------------
+# A `*Section` is what a recipe may say; the `*Config` below it adds what the stage takes from dataset and model files.
+@dataclass(frozen=True)
+class CollectConfig:
+    __pydantic_config__ = FORBID_EXTRA
+    dataset: str
+    source: MetaworldSource | LeRobotSource
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    __pydantic_config__ = FORBID_EXTRA
+    dataset: str
+    source: MetaworldSource | LeRobotSource
+    robot: RobotConfig | None
+    video: VideoConfig
+
+
+@dataclass(frozen=True)
+class ValidateConfig:
+    __pydantic_config__ = FORBID_EXTRA
+    dataset: str
+    decode_video: bool = True
+
+
+@dataclass(frozen=True)
+class StatsConfig:
+    __pydantic_config__ = FORBID_EXTRA
+    dataset: str
+    split: str = "train"
+
+
+@dataclass(frozen=True)
+class PretrainSection:
+    """`mixture`: dataset name -> weight; row counts times weight give the share of samples."""
+
+    __pydantic_config__ = FORBID_EXTRA
+    mixture: dict[str, float] = field(default_factory=dict)
+    vocab_size: int = 1536
+    fast_vocab_size: int = 256
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(PretrainSection):
+    __pydantic_config__ = FORBID_EXTRA
+    model: ModelConfig
+
+
+@dataclass(frozen=True)
+class SftSection:
+    """`from_pretrained` false starts from random weights."""
+
+    __pydantic_config__ = FORBID_EXTRA
+    from_pretrained: bool = True
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftConfig(SftSection):
+    __pydantic_config__ = FORBID_EXTRA
+    dataset: str
+
+
+@dataclass(frozen=True)
+class BenchmarkSection:
+    """Closed loop on held-out seeds. execute_steps: rows of a chunk executed before the policy looks again.
+
+    action_noise: standard deviations added to actions to make failures where the policy itself makes too few.
+    """
+
+    __pydantic_config__ = FORBID_EXTRA
+    episodes: int = 20
+    seed: int = 90_000
+    execute_steps: int = 2
+    swap_pair: tuple[str, str] = ("faucet-open", "faucet-close")
+    videos_per_task: int = 1
+    workers: int = 2
+    failures_wanted: int = 30
+    action_noise: tuple[float, ...] = (0.5, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig(BenchmarkSection):
+    __pydantic_config__ = FORBID_EXTRA
+    dataset: str
+    source: MetaworldSource | LeRobotSource
+
+
+@dataclass(frozen=True)
+class ValueSection:
+    """episodes: held-out expert episodes that are scored, spread over the tasks."""
+
+    __pydantic_config__ = FORBID_EXTRA
+    episodes: int = 48
+    plot_episodes: int = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueConfig(ValueSection):
+    __pydantic_config__ = FORBID_EXTRA
+    dataset: str
+
+
+@dataclass(frozen=True)
+class PackageSection:
+    __pydantic_config__ = FORBID_EXTRA
+    name: str = "prts-quickstart"
+    licence: str = "apache-2.0"
+    latency_budget_ms: float = 200.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackageConfig(PackageSection):
+    __pydantic_config__ = FORBID_EXTRA
+    dataset: str
+
+
+@dataclass(frozen=True)
+class RegisterConfig:
+    """The gate. margin: promote if the lower 95 % bound of (challenger - champion) exceeds it; floor: without a champion."""
+
+    __pydantic_config__ = FORBID_EXTRA
+    model_name: str = "prts-quickstart"
+    margin: float = -0.05
+    floor: float = 0.7
+
+
+# ---- whole runs --------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Recipe:
+    """A whole run: `configs/<name>.yaml`. `deploy` names the dataset whose policy is benchmarked, packaged, registered."""
+
+    __pydantic_config__ = FORBID_EXTRA
+    name: str
+    datasets: tuple[str, ...]
+    deploy: str
+    model: str
+    seed: int = 7
+    pretrain: PretrainSection = field(default_factory=PretrainSection)
+    sft: SftSection = field(default_factory=SftSection)
+    benchmark: BenchmarkSection = field(default_factory=BenchmarkSection)
+    value: ValueSection = field(default_factory=ValueSection)
+    package: PackageSection = field(default_factory=PackageSection)
+    register: RegisterConfig = field(default_factory=RegisterConfig)

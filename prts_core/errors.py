@@ -1,0 +1,107 @@
+"""The one family of errors a user of PRTS can meet: each names file, field, what was found, what was expected, the cure.
+
+It does not know who reports them; the command line prints `str(error)`, Dagster shows it as the failure's text.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PrtsError(ValueError):
+    """A fault in what came from outside, told as one paragraph.
+
+    Parameters
+    ----------
+    problem: one sentence, what is wrong.
+    file, field: where. found, expected: values, shown with `repr` unless they are strings.
+    cure: what the reader can do about it.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        file: object = None,
+        field: str | None = None,
+        found: object = None,
+        expected: object = None,
+        cure: str | None = None,
+    ) -> None:
+        self.problem, self.file, self.field, self.found, self.expected, self.cure = (
+            problem,
+            None if file is None else str(file),
+            field,
+            found,
+            expected,
+            cure,
+        )
+        parts = [problem.rstrip(".") + "."]
+        for label, value in (("File", self.file), ("Field", field), ("Found", found), ("Expected", expected)):
+            if value is not None:
+                parts.append(f"{label}: {value if isinstance(value, str) else repr(value)}.")
+        if cure:
+            parts.append(f"Cure: {cure.rstrip('.')}.")
+        super().__init__(" ".join(parts))
+
+
+class ConfigError(PrtsError):
+    """A recipe, dataset or robot YAML that does not say what it should."""
+
+
+class DataError(PrtsError):
+    """A dataset or recording that breaks its own format or laws."""
+
+
+class ContractError(PrtsError):
+    """Two sides that meet (dataset and checkpoint, client and server) disagree on what the numbers mean."""
+
+
+class CheckpointError(PrtsError):
+    """A checkpoint or package folder that cannot be loaded as what it claims to be."""
+
+
+class StageError(PrtsError):
+    """A stage that cannot run: a parent is missing, an output is damaged, the disk is full or read-only."""
+
+
+class UnavailableError(PrtsError):
+    """Reference data that this machine does not have: the stage is skipped with this reason, and so is what follows."""
+
+
+class ServeError(PrtsError):
+    """A request or a server setting that is refused."""
+
+
+class MissingExtraError(PrtsError):
+    """An optional package is not installed."""
+
+
+def suggest(name: str, allowed: Iterable[str]) -> str:
+    """'; did you mean X?' when something in `allowed` is close to `name`, else ''."""
+    close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def lookup(table: dict, name: str, what: str):
+    """`table[name]`, or a ConfigError that lists the names and suggests one. The one registry shape of the project."""
+    if name in table:
+        return table[name]
+    raise ConfigError(
+        f"Unknown {what} {name!r}{suggest(name, table)}", field=what, found=name, expected=", ".join(sorted(table))
+    )
+
+
+def require(package: str, extra: str):
+    """Import an optional `package` or say which extra brings it."""
+    import importlib
+
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as err:
+        if err.name is not None and err.name.split(".")[0] != package.split(".")[0]:
+            raise
+        raise MissingExtraError(
+            f"This needs the package {package!r}", found="not installed", cure=f"pip install 'prts[{extra}]'"
+        ) from err

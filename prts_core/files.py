@@ -1,0 +1,146 @@
+"""Writing to disk without ever leaving half a file: temporary name, fsync, rename; and content digests.
+
+It does not know what the files mean.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prts_core.errors import DataError, StageError
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of `path`; on success it is flushed and renamed onto `path`, on failure removed."""
+    with explain_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+        try:
+            yield partial
+            with partial.open("rb") as handle:
+                os.fsync(handle.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def explain_os_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or a read-only place into one StageError that names the path and the cure."""
+    try:
+        yield
+    except OSError as err:
+        if err.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StageError(
+                "The disk is full; what was there before is untouched",
+                file=path,
+                found=f"{_free_mib(path)} MiB free",
+                expected="room for the output",
+                cure="free some space (old versions lie in the DVC cache: `dvc gc --workspace`) and run the same command",
+            ) from err
+        if err.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise StageError(
+                "The output cannot be written; what was there before is untouched",
+                file=err.filename or path,
+                found=os.strerror(err.errno),
+                expected="a writable folder",
+                cure="change its permissions, or choose another place with --outputs",
+            ) from err
+        raise
+
+
+def _free_mib(path: Path) -> int:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free // 2**20
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    with atomic_path(path) as partial:
+        partial.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def canonical_json(value: Any) -> str:
+    """One spelling per value, so that equal content has equal digests (sorted keys, no spaces, finite numbers only)."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Parsed JSON, or a DataError that names the file and the place of the fault."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as err:
+        raise DataError("A file is missing", file=path, expected="a JSON file", cure="restore or rebuild it") from err
+    except (json.JSONDecodeError, UnicodeDecodeError) as err:
+        raise DataError("A file is not valid JSON", file=path, found=str(err), cure="restore it from its source") from err
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """One object a line; blank lines are skipped; a bad line is named by number."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as err:
+        raise DataError("A file is missing", file=path, expected="JSON lines", cure="restore or rebuild it") from err
+    except UnicodeDecodeError as err:
+        raise DataError("A file is not UTF-8 text", file=path, found=str(err), cure="restore it from its source") from err
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as err:
+            raise DataError("A line is not valid JSON", file=path, field=f"line {number}", found=str(err)) from err
+        if not isinstance(row, dict):
+            raise DataError("A line is not a JSON object", file=path, field=f"line {number}", found=line[:80])
+        rows.append(row)
+    return rows
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def digest_bytes(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def digest_value(value: Any) -> str:
+    """SHA-256 of the canonical JSON of a plain value."""
+    return digest_bytes(canonical_json(value).encode())
+
+
+def digest_file(path: Path) -> str:
+    with path.open("rb") as handle:
+        return "sha256:" + hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def digest_tree(root: Path) -> str:
+    """One digest for a folder: every file's relative path, size and SHA-256, in path order. Empty folders do not count."""
+    return digest_value(list_tree(root))
+
+
+def list_tree(root: Path) -> list[dict[str, Any]]:
+    """[{path, size, sha256}] of every file under `root`, in path order."""
+    files = sorted((p for p in root.rglob("*") if p.is_file()), key=lambda p: p.relative_to(root).as_posix())
+    return [
+        {"path": p.relative_to(root).as_posix(), "size": p.stat().st_size, "sha256": digest_file(p)[len("sha256:") :]}
+        for p in files
+    ]

@@ -1,0 +1,194 @@
+"""The chain: every stage's name, its parents and where its configuration stands in a plan. Read this file first.
+
+It imports no stage's code until the stage runs, so that `prts --help` and the statistics need no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from prts_core.config.load import Plan
+from prts_core.config.schema import (
+    BenchmarkConfig,
+    CollectConfig,
+    ConvertConfig,
+    PackageConfig,
+    PretrainConfig,
+    SftConfig,
+    StatsConfig,
+    ValidateConfig,
+    ValueConfig,
+)
+from prts_core.errors import lookup
+from prts_core.manifest import Manifest
+from prts_core.stages.base import Parent, Stage, StageContext, StageResult, run_stage
+
+
+def _late(name: str):
+    """The function `name` of module `prts_core.stages.<name>`, imported when it is first called."""
+
+    def call(config: Any, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
+        return getattr(importlib.import_module(f"prts_core.stages.{name}"), name)(config, inputs, context)
+
+    return call
+
+
+def _deployed(plan: Plan, *stages: str) -> list[Parent]:
+    return [Parent(stage, stage, plan.recipe.deploy) for stage in stages]
+
+
+def _section(section: Any) -> dict[str, Any]:
+    """A section's fields, unconverted, to be laid into the stage's `*Config` of the same fields."""
+    return {name: getattr(section, name) for name in section.__dataclass_fields__}
+
+
+def _dataset(plan: Plan, partition: str | None):
+    return lookup(plan.datasets, partition or plan.recipe.deploy, "dataset")
+
+
+def _collect_config(plan: Plan, partition: str | None) -> CollectConfig:
+    dataset = _dataset(plan, partition)
+    return CollectConfig(dataset=dataset.name, source=dataset.source)
+
+
+def _convert_config(plan: Plan, partition: str | None) -> ConvertConfig:
+    dataset = _dataset(plan, partition)
+    return ConvertConfig(
+        dataset=dataset.name, source=dataset.source, robot=plan.robot(dataset.name), video=dataset.video
+    )
+
+
+def _pretrain_config(plan: Plan, _: str | None) -> PretrainConfig:
+    return PretrainConfig(model=plan.model, **_section(plan.recipe.pretrain))
+
+
+def _pretrain_parents(plan: Plan, _: str | None) -> list[Parent]:
+    return [
+        Parent(f"{stage}:{name}", stage, name)
+        for name in plan.recipe.pretrain.mixture
+        for stage in ("convert", "validate", "stats")
+    ]
+
+
+def _sft_config(plan: Plan, partition: str | None) -> SftConfig:
+    dataset = _dataset(plan, partition)
+    return SftConfig(dataset=dataset.name, **_section(plan.sft(dataset.name)))
+
+
+def _sft_parents(plan: Plan, partition: str | None) -> list[Parent]:
+    # The processor (tokenizers, prompt) is born in pre-training, so that sft needs it even when it starts from random weights.
+    own = [Parent(stage, stage, partition) for stage in ("convert", "validate", "stats")]
+    return [*own, Parent("pretrain", "pretrain", None)]
+
+
+def _benchmark_config(plan: Plan, _: str | None) -> BenchmarkConfig:
+    dataset = _dataset(plan, None)
+    return BenchmarkConfig(dataset=dataset.name, source=dataset.source, **_section(plan.recipe.benchmark))
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "collect",
+            "record scripted experts into raw HDF5 (an external dataset: list its files and digests)",
+            True,
+            _collect_config,
+            lambda plan, partition: [],
+            _late("collect"),
+        ),
+        Stage(
+            "convert",
+            "turn raw recordings into a LeRobot v2.1 dataset, or import one; the Contract is born here",
+            True,
+            _convert_config,
+            lambda plan, partition: [Parent("collect", "collect", partition)],
+            _late("convert"),
+        ),
+        Stage(
+            "validate",
+            "check tables, metadata, videos and the laws between them",
+            True,
+            lambda plan, partition: ValidateConfig(dataset=_dataset(plan, partition).name),
+            lambda plan, partition: [Parent("convert", "convert", partition)],
+            _late("validate"),
+        ),
+        Stage(
+            "stats",
+            "norm statistics (mean, std, min, max, q01, q99) pooled over frames, from parquet only",
+            True,
+            lambda plan, partition: StatsConfig(dataset=_dataset(plan, partition).name),
+            lambda plan, partition: [Parent("convert", "convert", partition), Parent("validate", "validate", partition)],
+            _late("stats"),
+        ),
+        Stage(
+            "pretrain",
+            "behaviour cloning and contrastive RL on a mixture of datasets",
+            False,
+            _pretrain_config,
+            _pretrain_parents,
+            _late("pretrain"),
+        ),
+        Stage("sft", "flow-matching fine-tuning on one dataset", True, _sft_config, _sft_parents, _late("sft")),
+        Stage(
+            "benchmark",
+            "closed loop in simulation on held-out seeds, with ablations and blind replay",
+            False,
+            _benchmark_config,
+            lambda plan, _: _deployed(plan, "convert", "sft"),
+            _late("benchmark"),
+        ),
+        Stage(
+            "value",
+            "goal-reachability value along held-out episodes and rollouts, as numbers and as a plot",
+            False,
+            lambda plan, _: ValueConfig(dataset=plan.recipe.deploy, **_section(plan.recipe.value)),
+            lambda plan, _: [*_deployed(plan, "convert", "sft"), Parent("benchmark", "benchmark", None)],
+            _late("value"),
+        ),
+        Stage(
+            "package",
+            "weights, contract, statistics, processor, manifest and model card in one folder",
+            False,
+            lambda plan, _: PackageConfig(dataset=plan.recipe.deploy, **_section(plan.recipe.package)),
+            lambda plan, _: [
+                *_deployed(plan, "convert", "stats", "sft"),
+                Parent("benchmark", "benchmark", None),
+                Parent("value", "value", None),
+            ],
+            _late("package"),
+        ),
+        Stage(
+            "register",
+            "MLflow registered model: @challenger always, @champion only through the gate",
+            False,
+            lambda plan, _: plan.recipe.register,
+            lambda plan, _: [Parent("package", "package", None), Parent("benchmark", "benchmark", None)],
+            _late("register"),
+        ),
+    )
+}
+
+
+def run(
+    name: str, plan: Plan, partition: str | None = None, outputs: Path = Path("outputs"), caller: dict[str, str] | None = None
+) -> Manifest:
+    """Run (or find finished) the stage `name`: what `prts <name>`, the Dagster asset and the DVC stage all call."""
+    return run_stage(lookup(STAGES, name, "stage"), plan, partition, outputs, caller)
+
+
+def steps(plan: Plan) -> list[tuple[str, str | None]]:
+    """(stage, partition) of the whole chain in an order that respects every parent."""
+    out: list[tuple[str, str | None]] = []
+    own = ("collect", "convert", "validate", "stats")
+    out += [(stage, name) for name in plan.datasets for stage in own]
+    out += [("pretrain", None)] + [("sft", name) for name in plan.datasets]
+    return out + [(stage, None) for stage in ("benchmark", "value", "package", "register")]
+
+
+def config_json(name: str, plan: Plan, partition: str | None = None) -> dict[str, Any]:
+    """A stage's full configuration as plain data."""
+    return asdict(lookup(STAGES, name, "stage").config(plan, partition))
