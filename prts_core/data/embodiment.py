@@ -1,0 +1,98 @@
+"""From a robot's YAML and a dataset's features to the Contract: names, units, camera labels.
+
+It knows no file format; widths that disagree are refused here, before any number is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prts_core.config.schema import DimensionSpec, RobotConfig
+from prts_core.contract import Camera, Contract, Dimension
+from prts_core.errors import ConfigError, ContractError, suggest
+
+# What the public PRTS release calls its numbered cameras.
+_NUMBERED = {"image_0": "Camera top", "image_1": "Camera left wrist", "image_2": "Camera right wrist"}
+
+
+def camera_label(key: str) -> str:
+    """The words a prompt uses for camera `key`: observation.images.cam_high -> "Camera high".
+
+    The words image, images and cam mean camera (whole words only: "camera_x" stays); a name without any of them gets
+    the prefix "camera"; underscores become spaces; only the first letter is a capital.
+    """
+    name = key.removeprefix("observation.").removeprefix("images.")
+    if name in _NUMBERED:
+        return _NUMBERED[name]
+    words = ["camera" if word in ("image", "images", "cam") else word for word in name.lower().replace(".", "_").split("_") if word]
+    if "camera" not in words:
+        words.insert(0, "camera")
+    return " ".join(words).capitalize()
+
+
+def build_contract(
+    *,
+    dataset: str,
+    robot: RobotConfig | None,
+    robot_type: str | None,
+    control_hz: float,
+    state_names: Sequence[str] | None,
+    state_width: int,
+    action_names: Sequence[str] | None,
+    action_width: int,
+    cameras: dict[str, tuple[int, int]],
+) -> Contract:
+    """The Contract of a dataset. cameras: key -> (height, width). Names: the robot's, else the dataset's, else numbers.
+
+    Raises ContractError where the robot names another number of dimensions than the data has, ConfigError where it
+    labels a camera that the data does not have.
+    """
+    robot_file = f"configs/robots/{robot.embodiment_tag}.yaml" if robot else None
+    if robot:
+        for key in robot.cameras:
+            if key not in cameras:
+                raise ConfigError(
+                    f"The robot labels a camera that dataset {dataset!r} does not have{suggest(key, cameras)}",
+                    file=robot_file,
+                    field="cameras",
+                    found=key,
+                    expected=", ".join(cameras) or "no cameras",
+                    cure="correct the key, or remove it",
+                )
+    labels = robot.cameras if robot else {}
+    return Contract(
+        embodiment=robot.embodiment_tag if robot else (robot_type or dataset),
+        control_hz=float(control_hz),
+        state=_dimensions("state", robot.state if robot else (), state_names, state_width, dataset, robot_file),
+        action=_dimensions("action", robot.action if robot else (), action_names, action_width, dataset, robot_file),
+        cameras=tuple(
+            Camera(key=key, label=labels.get(key) or camera_label(key), height=height, width=width)
+            for key, (height, width) in cameras.items()
+        ),
+        rotation=robot.rotation if robot else "none",
+        gripper=robot.gripper if robot else "unknown",
+    )
+
+
+def _dimensions(
+    what: str,
+    specs: Sequence[DimensionSpec],
+    names: Sequence[str] | None,
+    width: int,
+    dataset: str,
+    robot_file: str | None,
+) -> tuple[Dimension, ...]:
+    if specs:
+        if len(specs) != width:
+            raise ContractError(
+                f"The robot and dataset {dataset!r} disagree on the width of {what}",
+                file=robot_file,
+                field=what,
+                found=f"{len(specs)} dimensions in the robot's YAML, {width} in the data",
+                expected="one entry per dimension",
+                cure=f"list all {width} dimensions in order, or leave {what} out to take the dataset's own names",
+            )
+        return tuple(Dimension(name=spec.name, unit=spec.unit, relative=spec.relative) for spec in specs)
+    if not names or len(names) != width:
+        names = [f"{what}_{index}" for index in range(width)]
+    return tuple(Dimension(name=name) for name in names)

@@ -1,0 +1,224 @@
+"""Open a LeRobot v2.1 dataset and read its columns and frames as numpy arrays.
+
+It does not know what training does with them; laws of the format are checked by `prts_core.data.validation`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prts_core.contract import Contract
+from prts_core.data.images import letterbox
+from prts_core.data.lerobot_v21 import video
+from prts_core.data.lerobot_v21.schema import ACTION, STATE, EpisodeRow, Info, read_info, read_table
+from prts_core.errors import DataError, suggest
+
+
+class LeRobotDataset:
+    """A dataset on disk. `LeRobotDataset.open(root)` reads its metadata; episodes are read when asked for.
+
+    Attributes: root, info, rows (one EpisodeRow per episode, in order), tasks {task_index: sentence}.
+    """
+
+    def __init__(self, root: Path, info: Info, rows: Sequence[EpisodeRow], tasks: dict[int, str]) -> None:
+        self.root, self.info, self.rows, self.tasks = root, info, tuple(rows), tasks
+
+    @classmethod
+    def open(cls, root: Path) -> LeRobotDataset:
+        """Read info, episodes and tasks. Raises DataError where a file is missing or malformed."""
+        if not root.is_dir():
+            raise DataError("A dataset folder is missing", file=root, expected="a LeRobot v2.1 folder with meta/info.json")
+        info = read_info(root)
+        rows: list[EpisodeRow] = read_table(root, "episodes")
+        found = [row.episode_index for row in rows]
+        if found != list(range(len(rows))):
+            wrong = next(i for i, index in enumerate(found) if index != i)
+            raise DataError(
+                "Episodes are not numbered 0, 1, 2, ... in order",
+                file=root / "meta" / "episodes.jsonl",
+                field=f"line {wrong + 1}, episode_index",
+                found=found[wrong],
+                expected=wrong,
+            )
+        return cls(root, info, rows, {row.task_index: row.task for row in read_table(root, "tasks")})
+
+    @property
+    def fps(self) -> float:
+        return self.info.fps
+
+    @property
+    def camera_keys(self) -> list[str]:
+        return self.info.camera_keys
+
+    @cached_property
+    def contract(self) -> Contract:
+        """What the numbers mean: meta/contract.json, written by the stage convert."""
+        return Contract.load(self.root / "meta" / "contract.json")
+
+    def episodes(self, split: str | None = None) -> list[int]:
+        """Episode indices of a split ("train", "heldout", ...), or of the whole dataset."""
+        if split is None:
+            return list(range(len(self.rows)))
+        ranges = self.info.split_ranges
+        if split not in ranges:
+            raise DataError(
+                f"The dataset has no split {split!r}{suggest(split, ranges)}",
+                file=self.root / "meta" / "info.json",
+                field="splits",
+                found=", ".join(sorted(ranges)) or "none",
+                expected=split,
+                cure="name an existing split, or set source.heldout_episodes and convert again",
+            )
+        return [index for index in ranges[split] if index < len(self.rows)]
+
+    def instruction(self, episode: int) -> str:
+        """The first task sentence of an episode."""
+        return self.rows[episode].tasks[0]
+
+    def length(self, episode: int) -> int:
+        return self.rows[episode].length
+
+    # ---- columns ---------------------------------------------------------------------------------------------------
+    def table(self, episode: int, keys: Iterable[str] | None = None) -> pa.Table:
+        """The episode's parquet rows. Raises DataError for a missing or damaged file, a missing column, a wrong length."""
+        self._known(episode)
+        path = self.root / self.info.data_file(episode)
+        table = read_parquet(path, list(keys) if keys is not None else None)
+        if table.num_rows != self.rows[episode].length:
+            raise DataError(
+                "An episode's table has the wrong number of rows",
+                file=path,
+                found=table.num_rows,
+                expected=f"{self.rows[episode].length} (episodes.jsonl)",
+                cure="restore the file from its source, or convert again",
+            )
+        return table
+
+    def columns(self, episode: int, keys: Iterable[str]) -> dict[str, np.ndarray]:
+        """One episode's columns: scalars (T,), vectors (T, D), in their stored dtype."""
+        keys = list(keys)
+        table = self.table(episode, keys)
+        path = self.root / self.info.data_file(episode)
+        return {key: column_array(table.column(key), path, key) for key in keys}
+
+    def all_columns(self, episodes: Iterable[int], keys: Iterable[str]) -> dict[str, np.ndarray]:
+        """Columns of several episodes, one after another: (sum of T, ...)."""
+        keys = list(keys)
+        parts = [self.columns(episode, keys) for episode in episodes]
+        if not parts:
+            raise DataError("No episodes to read", file=self.root, expected="at least one episode")
+        return {key: np.concatenate([part[key] for part in parts]) for key in keys}
+
+    def states(self, episode: int) -> np.ndarray:
+        """observation.state (T, D) float32."""
+        return self._vectors(episode, STATE)
+
+    def actions(self, episode: int) -> np.ndarray:
+        """action (T, A) float32."""
+        return self._vectors(episode, ACTION)
+
+    def _vectors(self, episode: int, key: str) -> np.ndarray:
+        values = self.columns(episode, [key])[key]
+        return values.reshape(len(values), -1).astype(np.float32, copy=False)  # lerobot stores width 1 as a scalar
+
+    # ---- cameras ---------------------------------------------------------------------------------------------------
+    def frames(
+        self, episode: int, camera: str, indices: Sequence[int] | None = None, size: int | None = None, threads: int = 1
+    ) -> np.ndarray:
+        """RGB images of one camera, (N, H, W, 3) uint8: all frames or those at `indices`, letterboxed to `size` if given."""
+        self._known(episode)
+        if camera not in self.camera_keys:
+            raise DataError(
+                f"The dataset has no camera {camera!r}{suggest(camera, self.camera_keys)}",
+                file=self.root / "meta" / "info.json",
+                field="features",
+                found=", ".join(self.camera_keys),
+            )
+        if self.info.features[camera].is_video:
+            return video.decode(self.root / self.info.video_file(episode, camera), indices, size, threads)
+        cells = self.table(episode, [camera]).column(camera).to_pylist()
+        images = [self._still(cells[index]["bytes"], episode) for index in (range(len(cells)) if indices is None else indices)]
+        stacked = np.stack(images)
+        return stacked if size is None else letterbox(stacked, size)
+
+    def _still(self, data: bytes | None, episode: int) -> np.ndarray:
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            with Image.open(io.BytesIO(data or b"")) as image:
+                return np.asarray(image.convert("RGB"))
+        except (UnidentifiedImageError, OSError) as err:
+            raise DataError(
+                "An image in a table cannot be decoded", file=self.root / self.info.data_file(episode), found=str(err)
+            ) from err
+
+    def _known(self, episode: int) -> None:
+        if not 0 <= episode < len(self.rows):
+            raise DataError("No such episode", file=self.root, found=episode, expected=f"0 to {len(self.rows) - 1}")
+
+
+def read_parquet(path: Path, keys: list[str] | None = None) -> pa.Table:
+    """A parquet file's rows, or one DataError for a file that is missing, truncated or without a column of `keys`."""
+    try:
+        with pq.ParquetFile(path) as file:
+            lacking = [key for key in keys or [] if key not in file.schema_arrow.names]
+            if lacking:
+                raise DataError(
+                    "A table lacks a column",
+                    file=path,
+                    field=lacking[0],
+                    found=", ".join(file.schema_arrow.names),
+                    expected=lacking[0],
+                    cure="restore the file from its source, or convert again",
+                )
+            return file.read(columns=keys, use_threads=False)
+    except FileNotFoundError as err:
+        raise DataError(
+            "A table is missing", file=path, expected="a parquet file", cure="restore it from its source or its DVC cache"
+        ) from err
+    except (pa.ArrowException, OSError) as err:
+        raise DataError(
+            "A table cannot be read: it is truncated or damaged",
+            file=path,
+            found=f"{path.stat().st_size} bytes; {' '.join(str(err).split())[:200]}",
+            expected="a whole parquet file",
+            cure="restore it from its source or its DVC cache, or convert again",
+        ) from err
+
+
+def column_array(column: pa.ChunkedArray, path: Path, key: str) -> np.ndarray:
+    """A parquet column as numpy: (T,) for scalars, (T, D) for lists of one length; nulls and ragged rows are refused."""
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):  # no chunks at all
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    if array.null_count:
+        row = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
+        raise DataError("A table has an empty cell", file=path, field=f"{key}, row {row}", found="null")
+    if not pa.types.is_nested(array.type):
+        return array.to_numpy(zero_copy_only=False)
+    if pa.types.is_struct(array.type):
+        raise DataError("A column holds structures, not numbers", file=path, field=key, found=str(array.type))
+    widths = np.asarray(array.value_lengths()) if not pa.types.is_fixed_size_list(array.type) else None
+    if widths is not None and len(widths) and (widths != widths[0]).any():
+        row = int(np.flatnonzero(widths != widths[0])[0])
+        raise DataError(
+            "Rows of a table differ in width",
+            file=path,
+            field=f"{key}, row {row}",
+            found=int(widths[row]),
+            expected=int(widths[0]),
+            cure="record every row with the same dimensions",
+        )
+    if not len(array):
+        return np.zeros((0, 0), np.float32)
+    inner = column_array(pa.chunked_array([array.flatten()]), path, key)
+    return inner.reshape(len(array), -1, *inner.shape[1:])

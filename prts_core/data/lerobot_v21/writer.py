@@ -1,0 +1,273 @@
+"""Write LeRobot v2.1 datasets as lerobot 0.3.3 writes them, one episode at a time, so that a cut run goes on.
+
+It does not know where episodes come from. An episode counts as finished when its record stands in the state folder;
+`finish` then writes the metadata from the records, so that any number of workers may have written the episodes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prts_core.config.schema import VideoConfig
+from prts_core.contract import Contract
+from prts_core.data.lerobot_v21 import video
+from prts_core.data.lerobot_v21.schema import CHUNKS_SIZE, CODEBASE_VERSION, DATA_PATH, STANDARD_FEATURES, VIDEO_PATH
+from prts_core.errors import DataError
+from prts_core.files import atomic_path, read_json, write_json, write_jsonl, write_text
+
+_ARROW = {"float32": pa.float32(), "float64": pa.float64(), "int64": pa.int64(), "int32": pa.int32(), "bool": pa.bool_()}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where and how a dataset is written. root: the dataset's folder. state: resume records, outside the dataset.
+
+    features: info.json's features without the standard ones, in order.
+    """
+
+    root: Path
+    state: Path
+    features: dict[str, dict[str, Any]]
+    fps: float
+    robot_type: str
+    video: VideoConfig = field(default_factory=VideoConfig)
+
+    @property
+    def all_features(self) -> dict[str, dict[str, Any]]:
+        return self.features | STANDARD_FEATURES
+
+    @property
+    def cameras(self) -> list[str]:
+        return [key for key, feature in self.features.items() if feature["dtype"] == "video"]
+
+    def data_file(self, episode: int) -> str:
+        return DATA_PATH.format(episode_chunk=episode // CHUNKS_SIZE, episode_index=episode)
+
+    def video_file(self, episode: int, key: str) -> str:
+        return VIDEO_PATH.format(episode_chunk=episode // CHUNKS_SIZE, episode_index=episode, video_key=key)
+
+    def record_file(self, episode: int) -> Path:
+        return self.state / f"{episode:06d}.json"
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode in memory. key: identity of its source, so that another source is never taken for finished.
+
+    start: rows of all episodes before it. columns: (T, D) or (T,) arrays of every non-standard, non-camera feature.
+    images: camera key -> (T, H, W, 3) uint8. extra: further fields of its line in episodes.jsonl.
+    """
+
+    index: int
+    start: int
+    key: str
+    task: str
+    task_index: int
+    columns: dict[str, np.ndarray]
+    images: dict[str, np.ndarray]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+
+def video_feature(height: int, width: int, fps: float, config: VideoConfig) -> dict[str, Any]:
+    """A camera's entry of info.json."""
+    return {
+        "dtype": "video",
+        "shape": [height, width, 3],
+        "names": ["height", "width", "channels"],
+        "info": {
+            "video.height": height,
+            "video.width": width,
+            "video.codec": video.CODEC_NAMES[config.codec],
+            "video.pix_fmt": config.pixel_format,
+            "video.is_depth_map": False,
+            "video.fps": plain_fps(fps),
+            "video.channels": 3,
+            "has_audio": False,
+        },
+    }
+
+
+def plain_fps(fps: float) -> int | float:
+    """lerobot writes whole frame rates as integers."""
+    return int(fps) if float(fps).is_integer() else float(fps)
+
+
+def is_finished(layout: Layout, episode: int, key: str) -> bool:
+    """True when this very episode was written to its end and its files still have the sizes they had then."""
+    record = layout.record_file(episode)
+    if not record.exists():
+        return False
+    saved = read_json(record)
+    return saved["key"] == key and all(
+        (layout.root / path).is_file() and (layout.root / path).stat().st_size == size for path, size in saved["files"].items()
+    )
+
+
+def write_episode(layout: Layout, episode: Episode) -> None:
+    """Write an episode's videos and table, then its record. Any cut before the record leaves it unfinished."""
+    columns = _with_standard_columns(layout, episode)
+    paths = [layout.data_file(episode.index)]
+    for camera in layout.cameras:
+        paths.append(layout.video_file(episode.index, camera))
+        video.encode(layout.root / paths[-1], episode.images[camera], layout.fps, layout.video)
+    write_table(layout.root / paths[0], columns, layout.all_features)
+    write_json(
+        layout.record_file(episode.index),
+        {
+            "key": episode.key,
+            "files": {path: (layout.root / path).stat().st_size for path in paths},
+            "row": {"episode_index": episode.index, "tasks": [episode.task], "length": episode.length} | episode.extra,
+            "task_index": episode.task_index,
+            "stats": episode_stats(columns | episode.images, layout.all_features),
+        },
+    )
+
+
+def _with_standard_columns(layout: Layout, episode: Episode) -> dict[str, np.ndarray]:
+    length = episode.length
+    rows = np.arange(length, dtype=np.int64)
+    columns = episode.columns | {
+        "timestamp": (rows / layout.fps).astype(np.float32),
+        "frame_index": rows,
+        "episode_index": np.full(length, episode.index, np.int64),
+        "index": episode.start + rows,
+        "task_index": np.full(length, episode.task_index, np.int64),
+    }
+    for key, feature in layout.all_features.items():
+        values = episode.images[key] if feature["dtype"] == "video" else columns[key]
+        expected = (length,) if tuple(feature["shape"]) == (1,) and values.ndim == 1 else (length, *feature["shape"])
+        if values.shape != expected:
+            raise DataError(
+                "A column does not have the shape that its feature declares",
+                file=episode.key,
+                field=key,
+                found=str(values.shape),
+                expected=str(expected),
+                cure="record every episode with the same rows, dimensions and image sizes",
+            )
+    return columns
+
+
+def write_table(path: Path, columns: dict[str, np.ndarray], features: dict[str, dict[str, Any]]) -> None:
+    """One episode's parquet file with the Hugging Face schema metadata that `datasets` writes and reads."""
+    arrays, fields, described = [], [], {}
+    for key, feature in features.items():
+        if feature["dtype"] == "video":
+            continue
+        kind, width = _ARROW[feature["dtype"]], feature["shape"][0]
+        values = columns[key]
+        if list(feature["shape"]) == [1]:
+            arrays.append(pa.array(values.reshape(-1), kind))
+            described[key] = {"dtype": feature["dtype"], "_type": "Value"}
+        else:
+            flat = pa.array(np.ascontiguousarray(values).reshape(-1), kind)
+            arrays.append(pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(pa.field("element", kind), width)))
+            inner = {"dtype": feature["dtype"], "_type": "Value"}
+            described[key] = {"feature": inner, "length": width, "_type": "Sequence"}
+        fields.append(pa.field(key, arrays[-1].type))
+    schema = pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": described}})})
+    with atomic_path(path) as partial:
+        pq.write_table(pa.Table.from_arrays(arrays, schema=schema), partial)
+
+
+def episode_stats(columns: dict[str, np.ndarray], features: dict[str, dict[str, Any]]) -> dict[str, dict[str, list]]:
+    """min, max, mean, std (population), count of every feature over one episode, in lerobot's forms.
+
+    Images are sampled and thinned as lerobot does it, and given per channel as [[[x]], [[x]], [[x]]] in 0-1.
+    """
+    out = {}
+    for key, feature in features.items():
+        values = columns[key]
+        if feature["dtype"] in ("video", "image"):
+            values = _thin(values[_sample(len(values))])
+            parts = {
+                "min": values.min((0, 1, 2)) / 255.0,
+                "max": values.max((0, 1, 2)) / 255.0,
+                "mean": values.mean((0, 1, 2)) / 255.0,
+                "std": values.std((0, 1, 2)) / 255.0,
+            }
+            out[key] = {name: part.reshape(3, 1, 1).tolist() for name, part in parts.items()}
+        else:
+            if values.ndim == 1:
+                values = values[:, None]
+            wide = values.astype(np.float64)
+            parts = {"min": values.min(0), "max": values.max(0), "mean": wide.mean(0), "std": wide.std(0)}
+            out[key] = {name: part.tolist() for name, part in parts.items()}
+        out[key]["count"] = [len(values)]
+    return out
+
+
+def _sample(length: int) -> np.ndarray:
+    """Frame indices that stand for an episode: all up to 100, about length ** 0.75 of longer ones."""
+    number = max(min(length, 100), min(int(length**0.75), 10_000))
+    return np.round(np.linspace(0, length - 1, number)).astype(int)
+
+
+def _thin(images: np.ndarray) -> np.ndarray:
+    """Every n-th pixel of images of 300 pixels or more, so that about 150 remain along the longer side."""
+    height, width = images.shape[1:3]
+    step = 1 if max(height, width) < 300 else max(height, width) // 150
+    return images[:, ::step, ::step]
+
+
+def finish(layout: Layout, episodes: int, splits: dict[str, range], contract: Contract) -> None:
+    """Write meta/ from the records of `episodes` finished episodes, and remove what an interrupted run left behind."""
+    records = [read_json(layout.record_file(index)) for index in range(episodes)]
+    tasks = {record["task_index"]: record["row"]["tasks"][0] for record in records}
+    remove_strays(layout.root, [path for record in records for path in record["files"]])
+    info = {
+        "codebase_version": CODEBASE_VERSION,
+        "robot_type": layout.robot_type,
+        "total_episodes": episodes,
+        "total_frames": sum(record["row"]["length"] for record in records),
+        "total_tasks": len(tasks),
+        "total_videos": episodes * len(layout.cameras),
+        "total_chunks": -(-episodes // CHUNKS_SIZE),
+        "chunks_size": CHUNKS_SIZE,
+        "fps": plain_fps(layout.fps),
+        "splits": {name: f"{part.start}:{part.stop}" for name, part in splits.items()},
+        "data_path": DATA_PATH,
+        "video_path": VIDEO_PATH if layout.cameras else None,
+        "features": layout.all_features,
+    }
+    stats = [{"episode_index": index, "stats": record["stats"]} for index, record in enumerate(records)]
+    rows = [record["row"] for record in records]
+    write_meta(layout.root, info, rows, tasks, stats, contract)
+
+
+def write_meta(
+    root: Path,
+    info: dict[str, Any],
+    rows: list[dict[str, Any]],
+    tasks: dict[int, str],
+    stats: list[dict[str, Any]],
+    contract: Contract,
+) -> None:
+    """meta/: info.json in lerobot's own spelling, the three line files, and the Contract."""
+    meta = root / "meta"
+    write_jsonl(meta / "tasks.jsonl", [{"task_index": index, "task": tasks[index]} for index in sorted(tasks)])
+    write_jsonl(meta / "episodes.jsonl", rows)
+    write_jsonl(meta / "episodes_stats.jsonl", stats)
+    contract.save(meta / "contract.json")
+    write_text(meta / "info.json", json.dumps(info, indent=4, ensure_ascii=False, allow_nan=False))
+
+
+def remove_strays(root: Path, wanted: Iterable[str]) -> None:
+    """Delete files under data/ and videos/ that are none of `wanted`: halves that a killed process left."""
+    keep = {root / path for path in wanted}
+    for folder in ("data", "videos"):
+        for path in sorted((root / folder).rglob("*")):
+            if path.is_file() and path not in keep:
+                path.unlink()
