@@ -1,0 +1,159 @@
+"""The gate: may a policy replace the champion, or has it fallen behind? Promotion and the nightly run both ask here.
+
+Both sides must have run the same episodes (task and seed), so that the comparison is paired. It knows no registry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from prts_core.errors import DataError
+from prts_core.evaluation.intervals import mcnemar_exact, paired_difference, wilson
+
+CONFIDENCE = 0.95
+KEY = ("task", "seed")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate says.
+
+    lower, upper: 95 % bounds of (challenger - champion); without a champion, of the challenger's own success rate.
+    only_challenger, only_champion: pairs in which just that one succeeded. p_value: exact McNemar, with a champion.
+    Both promote and alarm hold for a policy that is surely worse, but surely by less than the margin.
+    """
+
+    promote: bool
+    alarm: bool
+    reason: str
+    lower: float
+    upper: float
+    n_pairs: int
+    challenger_rate: float
+    champion_rate: float | None = None
+    only_challenger: int = 0
+    only_champion: int = 0
+    p_value: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def policy_episodes(path: Path) -> pl.DataFrame:
+    """task, seed, success of the policy's own episodes in a benchmark's `episodes.parquet` (condition == "policy")."""
+    try:
+        frame = pl.read_parquet(path)
+    except FileNotFoundError as err:
+        raise DataError("A benchmark's episodes are missing", file=path, cure="run `prts benchmark`") from err
+    except (pl.exceptions.PolarsError, OSError) as err:
+        raise DataError(
+            "A benchmark's episodes cannot be read", file=path, found=" ".join(str(err).split())[:200]
+        ) from err
+    missing = [name for name in ("condition", *KEY, "success") if name not in frame.columns]
+    if missing:
+        raise DataError("A benchmark's episodes lack columns", file=path, field=", ".join(missing), found=frame.columns)
+    return _checked(frame.filter(pl.col("condition") == "policy"), str(path))
+
+
+def decide(challenger: pl.DataFrame, champion: pl.DataFrame | None, margin: float, floor: float) -> Verdict:
+    """Promote if the lower 95 % bound of (challenger - champion) exceeds `margin`; alarm if the upper one is below 0.
+
+    challenger, champion: one row an episode with columns task, seed, success. The difference of the two success rates
+    is bounded by Tango's score interval on the pairs. Without a champion: promote if the Wilson lower bound of the
+    challenger's rate exceeds `floor`; there is nothing to raise an alarm about.
+
+    Raises DataError when an episode stands twice, is missing on one side, or has no outcome.
+    """
+    ours = _checked(challenger, "challenger")
+    if champion is None:
+        alone = wilson(int(ours["success"].sum()), ours.height, CONFIDENCE)
+        promote = alone.lower > floor
+        reason = (
+            f"no champion yet: success rate {alone.estimate:.3f} on {ours.height} episodes, Wilson lower bound "
+            f"{alone.lower:.3f} {'exceeds' if promote else 'does not exceed'} the floor {floor:g}"
+        )
+        return Verdict(promote, False, reason, alone.lower, alone.upper, ours.height, alone.estimate)
+
+    theirs = _checked(champion, "champion")
+    _require_same_episodes(ours, theirs)
+    pairs = ours.join(theirs, on=list(KEY), suffix="_champion", validate="1:1")
+    gained = pairs.filter(pl.col("success") & ~pl.col("success_champion")).height
+    lost = pairs.filter(~pl.col("success") & pl.col("success_champion")).height
+    bounds = paired_difference(gained, lost, pairs.height, CONFIDENCE)
+    promote, alarm = bounds.lower > margin, bounds.upper < 0.0
+    said = f"the lower bound {'exceeds' if promote else 'does not exceed'} the margin {margin:g}"
+    if alarm:
+        said += "; the upper bound is below 0: worse than the champion"
+    reason = (
+        f"challenger - champion = {bounds.estimate:+.3f} [{bounds.lower:+.3f}, {bounds.upper:+.3f}] on {pairs.height} "
+        f"paired episodes ({gained} won, {lost} lost); {said}"
+    )
+    return Verdict(
+        promote=promote,
+        alarm=alarm,
+        reason=reason,
+        lower=bounds.lower,
+        upper=bounds.upper,
+        n_pairs=pairs.height,
+        challenger_rate=int(ours["success"].sum()) / ours.height,
+        champion_rate=int(theirs["success"].sum()) / theirs.height,
+        only_challenger=gained,
+        only_champion=lost,
+        p_value=mcnemar_exact(gained, lost),
+    )
+
+
+def _checked(frame: pl.DataFrame, name: str) -> pl.DataFrame:
+    """The three columns, one row an episode, no outcome missing; in (task, seed) order."""
+    missing = [column for column in (*KEY, "success") if column not in frame.columns]
+    if missing:
+        raise DataError(f"The episodes of {name} lack columns", field=", ".join(missing), found=frame.columns)
+    out = frame.select(pl.col("task").cast(pl.String), pl.col("seed").cast(pl.Int64), pl.col("success"))
+    if out.is_empty():
+        raise DataError(f"The {name} has no episodes", expected="at least one", cure="run `prts benchmark` again")
+    if out.schema["success"] != pl.Boolean:
+        raise DataError(
+            f"The outcomes of {name} are not true or false", field="success", found=str(out.schema["success"])
+        )
+    if any(out.null_count().row(0)):
+        raise DataError(
+            f"Episodes of {name} have no task, seed or outcome", found=f"nulls {out.null_count().to_dicts()}"
+        )
+    twice = out.filter(out.select(KEY).is_duplicated()).select(KEY).unique(maintain_order=True)
+    if not twice.is_empty():
+        raise DataError(
+            f"An episode of {name} stands twice",
+            field="task, seed",
+            found=_some(twice),
+            expected="one row for each task and seed",
+            cure="compare one benchmark run with one benchmark run",
+        )
+    return out.sort(KEY)
+
+
+def _require_same_episodes(ours: pl.DataFrame, theirs: pl.DataFrame) -> None:
+    only_ours = ours.join(theirs, on=list(KEY), how="anti").sort(KEY)
+    only_theirs = theirs.join(ours, on=list(KEY), how="anti").sort(KEY)
+    if only_ours.is_empty() and only_theirs.is_empty():
+        return
+    parts = []
+    if not only_ours.is_empty():
+        parts.append(f"{only_ours.height} only of the challenger ({_some(only_ours)})")
+    if not only_theirs.is_empty():
+        parts.append(f"{only_theirs.height} only of the champion ({_some(only_theirs)})")
+    raise DataError(
+        "Challenger and champion did not run the same episodes, so that they cannot be compared in pairs",
+        field="task, seed",
+        found="; ".join(parts),
+        expected=f"the same tasks and seeds on both sides ({ours.height} and {theirs.height} episodes)",
+        cure="benchmark the champion again with the present tasks, episodes and seed, then compare",
+    )
+
+
+def _some(frame: pl.DataFrame) -> str:
+    shown = ", ".join(f"{task} seed {seed}" for task, seed in frame.select(KEY).head(3).iter_rows())
+    return shown + (", ..." if frame.height > 3 else "")
