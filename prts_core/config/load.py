@@ -47,10 +47,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError as err:
         near = sorted(p.stem for p in path.parent.glob("*.yaml"))
         raise ConfigError(
-            "No such configuration file" + suggest(path.stem, near), file=path, expected=", ".join(near) or "a YAML file"
+            "No such configuration file" + suggest(path.stem, near),
+            file=path,
+            expected=", ".join(near) or "a YAML file",
         ) from err
     except (yaml.YAMLError, UnicodeDecodeError) as err:
-        raise ConfigError("A configuration file is not valid YAML", file=path, found=" ".join(str(err).split())) from err
+        raise ConfigError(
+            "A configuration file is not valid YAML", file=path, found=" ".join(str(err).split())
+        ) from err
     if not isinstance(raw, dict):
         raise ConfigError("A configuration file must be a mapping", file=path, found=type(raw).__name__)
     return raw
@@ -109,7 +113,9 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         key, sign, value = pair.partition("=")
         if not sign or not key:
-            raise ConfigError("--set takes key=value", field="--set", found=pair, expected="for example sft.train.steps=200")
+            raise ConfigError(
+                "--set takes key=value", field="--set", found=pair, expected="for example sft.train.steps=200"
+            )
         nested: Any = yaml.load(value, Loader=_StrictLoader)
         for part in reversed(key.split(".")):
             nested = {part: nested}
@@ -132,7 +138,7 @@ def expand(text: str, where: object) -> str:
 
 
 def source_root(source: LeRobotSource) -> Path:
-    """The folder of an external dataset. Expanded only when read, so that configuration digests hold no machine's paths."""
+    """The folder of an external dataset. Expanded only when read: configuration digests hold no machine's paths."""
     return Path(expand(source.root, "the dataset's source.root")).expanduser()
 
 
@@ -150,15 +156,21 @@ def dataset_from_public_release(raw: dict[str, Any], path: Path) -> list[Dataset
                  "select_video_keys", "select_state_keys", "select_action_keys", "load_quantile_stats", "weight"}  # fmt: skip
         for key in entry:
             if key not in known:
-                raise ConfigError(f"Unknown key {key!r}{suggest(key, known)}", file=where, field=key, expected=sorted(known))
+                raise ConfigError(
+                    f"Unknown key {key!r}{suggest(key, known)}", file=where, field=key, expected=sorted(known)
+                )
         if "root" not in entry or "repo_id" not in entry:
             raise ConfigError("A dataset needs repo_id and root", file=where, found=sorted(entry))
         made.append(
-            DatasetConfig(
-                name=str(entry["repo_id"]).replace("/", "__"),
-                source=LeRobotSource(kind="lerobot", root=str(entry["root"]), episodes=entry.get("episodes")),
-                embodiment_tag=entry.get("embodiment_tag"),
-                normalization=entry.get("state_mode", "QUANTILE"),
+            check(
+                DatasetConfig,
+                {
+                    "name": str(entry["repo_id"]).replace("/", "__"),
+                    "source": {"kind": "lerobot", "root": entry["root"], "episodes": entry.get("episodes")},
+                    "embodiment_tag": entry.get("embodiment_tag"),
+                    "normalization": entry.get("state_mode", "QUANTILE"),
+                },
+                where,
             )
         )
     return made
@@ -184,7 +196,11 @@ class Plan:
         for name in self.recipe.datasets:
             path = self.folder / "datasets" / f"{name}.yaml"
             raw = read_yaml(path)
-            made = dataset_from_public_release(raw, path) if "lerobot_datasets" in raw else [check(DatasetConfig, raw, path)]
+            made = (
+                dataset_from_public_release(raw, path)
+                if "lerobot_datasets" in raw
+                else [check(DatasetConfig, raw, path)]
+            )
             out |= {dataset.name: dataset for dataset in made}
         if self.recipe.deploy not in out:
             lookup(out, self.recipe.deploy, "deploy dataset")

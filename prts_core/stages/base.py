@@ -56,7 +56,7 @@ class StageContext:
 @dataclass(frozen=True)
 class StageResult:
     """What a stage reports. metrics: flat numbers. contracts: name -> fingerprint. artifacts: paths under `output`
-    worth a look in MLflow and Dagster (plots, tables, reports), the first picture is the one shown. skipped: see Manifest."""
+    worth a look in MLflow and Dagster, the first picture is the one shown. skipped: see Manifest."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     contracts: dict[str, str] = field(default_factory=dict)
@@ -105,6 +105,22 @@ def load_provenance(outputs: Path, manifest: Manifest) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
+def find_finished(stage: Stage, plan: Plan, partition: str | None, outputs: Path) -> Manifest | None:
+    """The verified manifest of a stage that is done under this very plan, else None. Runs and changes nothing."""
+    folder = run_folder(outputs, stage.name, plan.recipe.name, partition)
+    if not (folder / "manifest.json").exists():
+        return None
+    try:
+        inputs = {
+            p.role: load_manifest(outputs, p.stage, plan.recipe.name, p.partition)
+            for p in stage.parents(plan, partition)
+        }
+    except StageError:  # a parent is missing or damaged: whoever runs the chain meets it first
+        return None
+    parents = {role: manifest.digest for role, manifest in inputs.items()}
+    return _finished(folder, digest_value(_plain(stage.config(plan, partition))), parents, plan.recipe.seed, outputs)
+
+
 def run_stage(
     stage: Stage, plan: Plan, partition: str | None, outputs: Path, caller: dict[str, str] | None = None
 ) -> Manifest:
@@ -113,7 +129,9 @@ def run_stage(
     if stage.partitioned and partition is None:
         partition = recipe.deploy
     if not stage.partitioned and partition is not None:
-        raise StageError(f"Stage {stage.name!r} is not split by dataset", found=f"--dataset {partition}", cure="leave it out")
+        raise StageError(
+            f"Stage {stage.name!r} is not split by dataset", found=f"--dataset {partition}", cure="leave it out"
+        )
     config = stage.config(plan, partition)
     config_digest = digest_value(_plain(config))
     inputs = {p.role: load_manifest(outputs, p.stage, recipe.name, p.partition) for p in stage.parents(plan, partition)}
@@ -143,9 +161,10 @@ def run_stage(
             context.output.mkdir(parents=True, exist_ok=True)
             started, clock = datetime.now(UTC), time.monotonic()
             clock_before = _spent(context.work)
-            with _stopwatch(context.work, clock_before), stage_run(
-                stage.name, plan, config, inputs, config_digest, context, outputs
-            ) as tracked:
+            with (
+                _stopwatch(context.work, clock_before),
+                stage_run(stage.name, plan, config, inputs, config_digest, context, outputs) as tracked,
+            ):
                 result = _run_or_skip(stage, config, inputs, replace(context, log=tracked.log))
                 manifest = Manifest(
                     kind=stage.name,
@@ -184,9 +203,7 @@ def _plain(config: Any) -> Any:
     return asdict(config)
 
 
-def _finished(
-    folder: Path, config_digest: str, parents: dict[str, str], seed: int, outputs: Path
-) -> Manifest | None:
+def _finished(folder: Path, config_digest: str, parents: dict[str, str], seed: int, outputs: Path) -> Manifest | None:
     """The manifest in `folder` if it is of the same work and its content is intact."""
     path = folder / "manifest.json"
     if not path.exists():
