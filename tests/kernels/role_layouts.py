@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from hypothesis import strategies as st
@@ -29,7 +30,7 @@ class Pack:
             row, (start, observation, bc, crl_action, goal) = int(self.rows[n]), self.spans[n].tolist()
             samples[row, start:goal] = n
             edges = [start, int(self.state_starts[n]), observation, int(self.ar_starts[n]), bc, crl_action, goal]
-            for role, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+            for role, (low, high) in enumerate(pairwise(edges)):
                 roles[row, low:high] = role
         return roles, samples
 

@@ -15,6 +15,7 @@ Shapes: B rows, L positions a row, N samples.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -117,26 +118,28 @@ class RoleMask:
     def __init__(self, key_end: Tensor):
         if key_end.ndim != 2 or key_end.dtype not in (torch.int32, torch.int64):
             raise ValueError(f"key_end must be (B, L) int32, found {tuple(key_end.shape)} {key_end.dtype}")
-        self.key_end = key_end.to(torch.int32)
+        self.length = key_end.shape[1]
+        self.key_end = key_end.to(torch.int32).clamp(max=self.length).contiguous()
         self._tiles: dict[int, tuple[Tensor, Tensor]] = {}
+        self._visits: dict[tuple[int, int], TileVisits] = {}
 
     @cached_property
     def dense(self) -> Tensor:
         """(B, L, L) bool, True where query (second axis) sees key (third axis)."""
-        position = torch.arange(self.key_end.shape[1], device=self.key_end.device)
+        position = torch.arange(self.length, device=self.key_end.device)
         causal = position[None, :] <= position[:, None]
         return causal & (position[:, None] < self.key_end[:, None, :])
 
     @cached_property
     def dense_open(self) -> Tensor:
         """`dense`, except that a blind query sees itself: no softmax over nothing, whose gradient is NaN."""
-        eye = torch.eye(self.key_end.shape[1], dtype=torch.bool, device=self.key_end.device)
+        eye = torch.eye(self.length, dtype=torch.bool, device=self.key_end.device)
         return self.dense | (eye & self.blind_rows[:, :, None])
 
     @cached_property
     def dead_keys(self) -> Tensor:
         """(B, L) bool: keys that no query sees, not even their own; padding is of these."""
-        return self.key_end <= torch.arange(self.key_end.shape[1], device=self.key_end.device)
+        return self.key_end <= torch.arange(self.length, device=self.key_end.device)
 
     @cached_property
     def blind_rows(self) -> Tensor:
@@ -155,10 +158,41 @@ class RoleMask:
         Positions past L count neither in `min` nor in `max`.
         """
         if block not in self._tiles:
-            length = self.key_end.shape[1]
-            spare = -length % block
-            low = torch.nn.functional.pad(self.key_end, (0, spare), value=torch.iinfo(torch.int32).max)
+            spare = -self.length % block
+            low = torch.nn.functional.pad(self.key_end, (0, spare), value=self.length)
             high = torch.nn.functional.pad(self.key_end, (0, spare), value=0)
             shape = (self.key_end.shape[0], -1, block)
             self._tiles[block] = (low.view(shape).amin(-1).contiguous(), high.view(shape).amax(-1).contiguous())
         return self._tiles[block]
+
+    def visits(self, block_q: int, block_k: int) -> TileVisits:
+        """Which tiles of keys each tile of queries must visit, made once a pair of block sizes."""
+        if (block_q, block_k) not in self._visits:
+            low, high = self.tiles(block_k)
+            first_query = torch.arange(0, self.length, block_q, device=low.device, dtype=torch.int32)
+            last_query = (first_query + block_q).clamp(max=self.length) - 1
+            first_key = torch.arange(low.shape[1], device=low.device, dtype=torch.int32) * block_k
+            # (B, query tiles, key tiles)
+            seen = (first_key <= last_query[:, None]) & (high[:, None] > first_query[:, None])
+            whole = seen & (first_key + block_k - 1 <= first_query[:, None]) & (low[:, None] > last_query[:, None])
+            self._visits[block_q, block_k] = TileVisits(*_listed(whole), *_listed(seen & ~whole))
+        return self._visits[block_q, block_k]
+
+
+@dataclass(frozen=True)
+class TileVisits:
+    """For each tile of queries the tiles of keys it sees: wholly, without any masking, or in part.
+
+    whole, part: (B, query tiles, key tiles) int32, tile numbers in rising order, of which the first n_whole, n_part
+    (B, query tiles) int32 count.
+    """
+
+    whole: Tensor
+    n_whole: Tensor
+    part: Tensor
+    n_part: Tensor
+
+
+def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    order = torch.argsort(~chosen, dim=-1, stable=True)
+    return order.to(torch.int32).contiguous(), chosen.sum(-1, dtype=torch.int32).contiguous()

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 IMPLEMENTATIONS: dict[str, str] = {
     "reference": "prts_kernels.role_attention.reference",
     "sdpa": "prts_kernels.role_attention.sdpa",
+    "triton": "prts_kernels.role_attention.triton",
 }
 # In order of preference. Not yet from a measured table: no GPU has run these kernels.
 AUTO = {"cuda": ("triton", "sdpa")}
