@@ -24,7 +24,11 @@ def camera_label(key: str) -> str:
     name = key.removeprefix("observation.").removeprefix("images.")
     if name in _NUMBERED:
         return _NUMBERED[name]
-    words = ["camera" if word in ("image", "images", "cam") else word for word in name.lower().replace(".", "_").split("_") if word]
+    words = [
+        "camera" if word in ("image", "images", "cam") else word
+        for word in name.lower().replace(".", "_").split("_")
+        if word
+    ]
     if "camera" not in words:
         words.insert(0, "camera")
     return " ".join(words).capitalize()

@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 
 from prts_core.contract import Contract
 from prts_core.data.images import letterbox
-from prts_core.data.lerobot_v21 import video
 from prts_core.data.lerobot_v21.schema import ACTION, STATE, EpisodeRow, Info, read_info, read_table
 from prts_core.errors import DataError, suggest
 
@@ -34,7 +33,9 @@ class LeRobotDataset:
     def open(cls, root: Path) -> LeRobotDataset:
         """Read info, episodes and tasks. Raises DataError where a file is missing or malformed."""
         if not root.is_dir():
-            raise DataError("A dataset folder is missing", file=root, expected="a LeRobot v2.1 folder with meta/info.json")
+            raise DataError(
+                "A dataset folder is missing", file=root, expected="a LeRobot v2.1 folder with meta/info.json"
+            )
         info = read_info(root)
         rows: list[EpisodeRow] = read_table(root, "episodes")
         found = [row.episode_index for row in rows]
@@ -87,7 +88,7 @@ class LeRobotDataset:
 
     # ---- columns ---------------------------------------------------------------------------------------------------
     def table(self, episode: int, keys: Iterable[str] | None = None) -> pa.Table:
-        """The episode's parquet rows. Raises DataError for a missing or damaged file, a missing column, a wrong length."""
+        """The episode's parquet rows. DataError for a missing or damaged file, a missing column, a wrong length."""
         self._known(episode)
         path = self.root / self.info.data_file(episode)
         table = read_parquet(path, list(keys) if keys is not None else None)
@@ -132,7 +133,7 @@ class LeRobotDataset:
     def frames(
         self, episode: int, camera: str, indices: Sequence[int] | None = None, size: int | None = None, threads: int = 1
     ) -> np.ndarray:
-        """RGB images of one camera, (N, H, W, 3) uint8: all frames or those at `indices`, letterboxed to `size` if given."""
+        """RGB images of one camera, (N, H, W, 3) uint8: all or those at `indices`, letterboxed to `size` if given."""
         self._known(episode)
         if camera not in self.camera_keys:
             raise DataError(
@@ -142,9 +143,13 @@ class LeRobotDataset:
                 found=", ".join(self.camera_keys),
             )
         if self.info.features[camera].is_video:
+            from prts_core.data.lerobot_v21 import video  # tables are read where PyAV is not installed, too
+
             return video.decode(self.root / self.info.video_file(episode, camera), indices, size, threads)
         cells = self.table(episode, [camera]).column(camera).to_pylist()
-        images = [self._still(cells[index]["bytes"], episode) for index in (range(len(cells)) if indices is None else indices)]
+        images = [
+            self._still(cells[index]["bytes"], episode) for index in (range(len(cells)) if indices is None else indices)
+        ]
         stacked = np.stack(images)
         return stacked if size is None else letterbox(stacked, size)
 
@@ -181,7 +186,10 @@ def read_parquet(path: Path, keys: list[str] | None = None) -> pa.Table:
             return file.read(columns=keys, use_threads=False)
     except FileNotFoundError as err:
         raise DataError(
-            "A table is missing", file=path, expected="a parquet file", cure="restore it from its source or its DVC cache"
+            "A table is missing",
+            file=path,
+            expected="a parquet file",
+            cure="restore it from its source or its DVC cache",
         ) from err
     except (pa.ArrowException, OSError) as err:
         raise DataError(
@@ -194,7 +202,7 @@ def read_parquet(path: Path, keys: list[str] | None = None) -> pa.Table:
 
 
 def column_array(column: pa.ChunkedArray, path: Path, key: str) -> np.ndarray:
-    """A parquet column as numpy: (T,) for scalars, (T, D) for lists of one length; nulls and ragged rows are refused."""
+    """A parquet column as numpy: (T,) for scalars, (T, D) for lists of one length; no nulls, no ragged rows."""
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):  # no chunks at all
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)

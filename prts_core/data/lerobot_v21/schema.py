@@ -175,8 +175,10 @@ class EpisodeRow(_Open):
             steps = steps.get("steps", [])
         made, start = [], 0
         for step in steps:
-            text = step.get("action_text", step.get("step_description"))
-            made.append(Span(start_frame=step.get("start_frame", start), end_frame=step.get("end_frame"), action_text=text))
+            raw = {"end_frame": step.get("end_frame"), "start_frame": step.get("start_frame", start)}
+            made.append(
+                Span.model_validate(raw | {"action_text": step.get("action_text", step.get("step_description"))})
+            )
             start = made[-1].end_frame
         return made
 

@@ -59,7 +59,9 @@ def encode(path: Path, frames: np.ndarray, fps: float, config: VideoConfig) -> N
             cure="record even image sizes, or set video.pixel_format: yuv444p",
         )
     with atomic_path(path) as partial, av.open(str(partial), "w", format="mp4") as container:
-        stream = container.add_stream(config.codec, rate=Fraction(fps).limit_denominator(1001), options=_options(config))
+        stream = container.add_stream(
+            config.codec, rate=Fraction(fps).limit_denominator(1001), options=_options(config)
+        )
         stream.width, stream.height, stream.pix_fmt = width, height, config.pixel_format
         stream.codec_context.thread_count = 1
         for image in frames:

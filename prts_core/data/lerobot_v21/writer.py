@@ -21,9 +21,15 @@ from prts_core.contract import Contract
 from prts_core.data.lerobot_v21 import video
 from prts_core.data.lerobot_v21.schema import CHUNKS_SIZE, CODEBASE_VERSION, DATA_PATH, STANDARD_FEATURES, VIDEO_PATH
 from prts_core.errors import DataError
-from prts_core.files import atomic_path, read_json, write_json, write_jsonl, write_text
+from prts_core.files import atomic_path, read_json, write_jsonl, write_text
 
-_ARROW = {"float32": pa.float32(), "float64": pa.float64(), "int64": pa.int64(), "int32": pa.int32(), "bool": pa.bool_()}
+_ARROW = {
+    "float32": pa.float32(),
+    "float64": pa.float64(),
+    "int64": pa.int64(),
+    "int32": pa.int32(),
+    "bool": pa.bool_(),
+}
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,8 @@ def is_finished(layout: Layout, episode: int, key: str) -> bool:
         return False
     saved = read_json(record)
     return saved["key"] == key and all(
-        (layout.root / path).is_file() and (layout.root / path).stat().st_size == size for path, size in saved["files"].items()
+        (layout.root / path).is_file() and (layout.root / path).stat().st_size == size
+        for path, size in saved["files"].items()
     )
 
 
@@ -123,16 +130,14 @@ def write_episode(layout: Layout, episode: Episode) -> None:
         paths.append(layout.video_file(episode.index, camera))
         video.encode(layout.root / paths[-1], episode.images[camera], layout.fps, layout.video)
     write_table(layout.root / paths[0], columns, layout.all_features)
-    write_json(
-        layout.record_file(episode.index),
-        {
-            "key": episode.key,
-            "files": {path: (layout.root / path).stat().st_size for path in paths},
-            "row": {"episode_index": episode.index, "tasks": [episode.task], "length": episode.length} | episode.extra,
-            "task_index": episode.task_index,
-            "stats": episode_stats(columns | episode.images, layout.all_features),
-        },
-    )
+    record = {
+        "key": episode.key,
+        "files": {path: (layout.root / path).stat().st_size for path in paths},
+        "row": {"episode_index": episode.index, "tasks": [episode.task], "length": episode.length} | episode.extra,
+        "task_index": episode.task_index,
+        "stats": episode_stats(columns | episode.images, layout.all_features),
+    }
+    write_text(layout.record_file(episode.index), json.dumps(record, allow_nan=False))
 
 
 def _with_standard_columns(layout: Layout, episode: Episode) -> dict[str, np.ndarray]:
@@ -187,17 +192,12 @@ def episode_stats(columns: dict[str, np.ndarray], features: dict[str, dict[str, 
 
     Images are sampled and thinned as lerobot does it, and given per channel as [[[x]], [[x]], [[x]]] in 0-1.
     """
-    out = {}
+    out: dict[str, dict[str, list]] = {}
     for key, feature in features.items():
         values = columns[key]
         if feature["dtype"] in ("video", "image"):
             values = _thin(values[_sample(len(values))])
-            parts = {
-                "min": values.min((0, 1, 2)) / 255.0,
-                "max": values.max((0, 1, 2)) / 255.0,
-                "mean": values.mean((0, 1, 2)) / 255.0,
-                "std": values.std((0, 1, 2)) / 255.0,
-            }
+            parts = _channel_stats(values)
             out[key] = {name: part.reshape(3, 1, 1).tolist() for name, part in parts.items()}
         else:
             if values.ndim == 1:
@@ -207,6 +207,20 @@ def episode_stats(columns: dict[str, np.ndarray], features: dict[str, dict[str, 
             out[key] = {name: part.tolist() for name, part in parts.items()}
         out[key]["count"] = [len(values)]
     return out
+
+
+def _channel_stats(images: np.ndarray) -> dict[str, np.ndarray]:
+    """min, max, mean, std per channel in 0-1 of (N, H, W, 3) uint8, exactly, from the counts of the 256 levels."""
+    levels = np.arange(256) / 255.0
+    counts = np.stack([np.bincount(images[..., channel].ravel(), minlength=256) for channel in range(3)])  # (3, 256)
+    share = counts / counts.sum(1, keepdims=True)
+    mean = share @ levels
+    return {
+        "min": levels[(counts > 0).argmax(1)],
+        "max": levels[255 - (counts[:, ::-1] > 0).argmax(1)],
+        "mean": mean,
+        "std": np.sqrt((share * (levels - mean[:, None]) ** 2).sum(1)),
+    }
 
 
 def _sample(length: int) -> np.ndarray:

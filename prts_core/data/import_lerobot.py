@@ -1,0 +1,261 @@
+"""Take over a LeRobot v2.1 dataset recorded by others: check, copy, cut to a subset, split, and give it a Contract.
+
+The source is only ever read. It does not judge the numbers (`prts_core.data.validation` does), but refuses a source
+whose files are missing or are no longer those that collect listed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prts_core.config.schema import LeRobotSource, RobotConfig
+from prts_core.contract import Contract
+from prts_core.data.embodiment import build_contract
+from prts_core.data.lerobot_v21.reader import LeRobotDataset, read_parquet
+from prts_core.data.lerobot_v21.schema import ACTION, CHUNKS_SIZE, DATA_PATH, STATE, VIDEO_PATH, Info
+from prts_core.data.lerobot_v21.writer import remove_strays, write_meta
+from prts_core.errors import ConfigError, DataError, UnavailableError
+from prts_core.files import atomic_path, digest_file, explain_os_errors, read_json, read_jsonl
+from prts_core.progress import track
+
+
+def import_dataset(
+    root: Path,
+    output: Path,
+    *,
+    dataset: str,
+    source: LeRobotSource,
+    robot: RobotConfig | None,
+    listed: list[dict[str, Any]] | None = None,
+) -> Contract:
+    """Import the dataset at `root` into `output` and write meta/contract.json there.
+
+    listed: what collect saw ([{path, size, sha256}]); a file that differs now is refused. Raises UnavailableError where
+    `root` is absent, DataError for an incomplete source, ConfigError for a subset or split that does not fit.
+    """
+    if not root.is_dir():
+        raise UnavailableError(
+            f"Dataset {dataset!r} is not on this machine",
+            file=source.root,
+            field="source.root",
+            cure="point source.root (or PRTS_SHARED) at the folder; everything else runs without it",
+        )
+    opened = LeRobotDataset.open(root)
+    info = opened.info
+    chosen = _chosen(opened, source, dataset)
+    splits = _splits(info, len(opened.rows), len(chosen), source, dataset)
+    contract = contract_of(info, dataset, robot, root)
+    files = [path for episode in chosen for path in info.episode_files(episode)]
+    _complete(root, files)
+    if listed is not None:
+        _unchanged(root, [*files, *_meta_files(root)], listed)
+
+    start, kept, stats = 0, [], []
+    raw_rows = read_jsonl(root / "meta" / "episodes.jsonl")
+    raw_stats = {row.get("episode_index"): row for row in _stats_rows(root)}
+    wanted: list[str] = []
+    for new, old in enumerate(track(chosen, total=len(chosen), what=f"importing {dataset}")):
+        length = opened.rows[old].length
+        target = DATA_PATH.format(episode_chunk=new // CHUNKS_SIZE, episode_index=new)
+        wanted.append(target)
+        index_stats = _take_table(root / info.data_file(old), output / target, new, start, length, source.link)
+        for key in info.video_keys:
+            path = VIDEO_PATH.format(episode_chunk=new // CHUNKS_SIZE, episode_index=new, video_key=key)
+            wanted.append(path)
+            take_file(root / info.video_file(old, key), output / path, source.link)
+        kept.append(raw_rows[old] | {"episode_index": new})
+        if old in raw_stats:
+            stats.append({"episode_index": new, "stats": raw_stats[old]["stats"] | index_stats})
+        start += length
+    remove_strays(output, wanted)
+    write_meta(
+        output, _info(info, root, len(chosen), start, len(opened.tasks), splits), kept, opened.tasks, stats, contract
+    )
+    return contract
+
+
+def contract_of(info: Info, dataset: str, robot: RobotConfig | None, root: Path) -> Contract:
+    """The Contract of an existing dataset: widths and names from its info.json, meaning from the robot's YAML."""
+    for key in (STATE, ACTION):
+        if key not in info.features or len(info.features[key].shape) != 1:
+            raise DataError(
+                "A dataset needs one state and one action vector",
+                file=root / "meta" / "info.json",
+                field=f"features.{key}",
+                found=", ".join(info.features) if key not in info.features else str(info.features[key].shape),
+                expected=f"{key} of shape (n,)",
+            )
+    state, action = info.features[STATE], info.features[ACTION]
+    return build_contract(
+        dataset=dataset,
+        robot=robot,
+        robot_type=info.robot_type,
+        control_hz=info.fps,
+        state_names=state.flat_names,
+        state_width=state.shape[0],
+        action_names=action.flat_names,
+        action_width=action.shape[0],
+        cameras={key: info.features[key].image_size for key in info.camera_keys},
+    )
+
+
+def _chosen(opened: LeRobotDataset, source: LeRobotSource, dataset: str) -> list[int]:
+    if source.episodes is None:
+        return opened.episodes()
+    wrong = [index for index in source.episodes if not 0 <= index < len(opened.rows)]
+    doubled = len(set(source.episodes)) != len(source.episodes)
+    if wrong or doubled or not source.episodes:
+        raise ConfigError(
+            f"The episodes chosen from dataset {dataset!r} do not fit it",
+            field="source.episodes",
+            found="an episode named twice" if doubled else (f"episode {wrong[0]}" if wrong else "none"),
+            expected=f"different numbers from 0 to {len(opened.rows) - 1}",
+        )
+    return list(source.episodes)
+
+
+def _splits(info: Info, available: int, chosen: int, source: LeRobotSource, dataset: str) -> dict[str, str]:
+    """The last `heldout_episodes` become heldout; an untouched dataset keeps its own splits."""
+    held = source.heldout_episodes
+    if held:
+        if not 0 < held < chosen:
+            raise ConfigError(
+                f"Dataset {dataset!r} cannot hold out that many episodes",
+                field="source.heldout_episodes",
+                found=held,
+                expected=f"0 to {chosen - 1}",
+            )
+        return {"train": f"0:{chosen - held}", "heldout": f"{chosen - held}:{chosen}"}
+    if source.episodes is None and "train" in info.splits and chosen == available:
+        return dict(info.splits)
+    return {"train": f"0:{chosen}"}
+
+
+def _complete(root: Path, files: Iterable[str]) -> None:
+    """Completeness first: lerobot itself would go to the hub for a missing file and die there."""
+    missing = [path for path in files if not (root / path).is_file() or (root / path).stat().st_size == 0]
+    if missing:
+        raise DataError(
+            f"A dataset is incomplete: {len(missing)} of its files are missing or empty",
+            file=root / missing[0],
+            found="no such file" if not (root / missing[0]).exists() else "0 bytes",
+            expected="every episode's parquet and videos, as info.json and episodes.jsonl promise",
+            cure="download the dataset again, or list the whole episodes in source.episodes",
+        )
+
+
+def _unchanged(root: Path, files: list[str], listed: list[dict[str, Any]]) -> None:
+    known = {entry["path"]: entry["sha256"] for entry in listed}
+    for path in track(files, total=len(files), what="checking digests"):
+        if known.get(path) != digest_file(root / path).removeprefix("sha256:"):
+            raise DataError(
+                "A source file is not the one that collect listed",
+                file=root / path,
+                expected=f"sha256 {known.get(path, 'of a listed file')}",
+                cure="run `prts collect` again for this dataset: its source has changed",
+            )
+
+
+def _meta_files(root: Path) -> list[str]:
+    names = ("info.json", "episodes.jsonl", "tasks.jsonl", "episodes_stats.jsonl")
+    return [f"meta/{name}" for name in names if (root / "meta" / name).is_file()]
+
+
+def _stats_rows(root: Path) -> list[dict[str, Any]]:
+    path = root / "meta" / "episodes_stats.jsonl"
+    if not path.is_file():
+        raise DataError(
+            "A dataset lacks its per-episode statistics",
+            file=path,
+            expected="one line per episode, part of LeRobot v2.1",
+            cure="write them with lerobot's convert_dataset_v20_to_v21",
+        )
+    return read_jsonl(path)
+
+
+def take_file(old: Path, new: Path, link: Literal["copy", "hardlink"]) -> None:
+    """Copy or hardlink one file; one that stands there already with the same content is kept (a cut import goes on)."""
+    if new.is_file() and new.stat().st_size == old.stat().st_size and digest_file(new) == digest_file(old):
+        return
+    with explain_os_errors(new):
+        new.parent.mkdir(parents=True, exist_ok=True)
+        if link == "hardlink":
+            new.unlink(missing_ok=True)
+            try:
+                os.link(old, new)
+                return
+            except OSError as err:
+                if err.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
+                    raise  # another file system or protected hard links: copying below does it
+        with atomic_path(new) as partial:
+            shutil.copyfile(old, partial)
+
+
+def _take_table(
+    old: Path, new: Path, episode: int, start: int, length: int, link: Literal["copy", "hardlink"]
+) -> dict[str, dict[str, list]]:
+    """Take over one table; where its numbering differs, rewrite the columns episode_index and index.
+
+    Returns new statistics of the rewritten columns, {} for an untouched file.
+    """
+    table = read_parquet(old)
+    numbering = {
+        "episode_index": np.full(table.num_rows, episode, np.int64),
+        "index": start + np.arange(table.num_rows, dtype=np.int64),
+    }
+    lacking = [key for key in numbering if key not in table.column_names]
+    if lacking:
+        raise DataError("A table lacks a column", file=old, field=lacking[0], found=", ".join(table.column_names))
+    if table.num_rows != length:
+        raise DataError(
+            "An episode's table has the wrong number of rows",
+            file=old,
+            found=table.num_rows,
+            expected=f"{length} (episodes.jsonl)",
+            cure="restore the file from its source, or leave the episode out with source.episodes",
+        )
+    if all(table.column(key).to_numpy().tolist() == values.tolist() for key, values in numbering.items()):
+        take_file(old, new, link)
+        return {}
+    for key, values in numbering.items():
+        table = table.set_column(table.column_names.index(key), table.schema.field(key), pa.array(values))
+    with atomic_path(new) as partial:
+        pq.write_table(table, partial)
+    return {
+        key: {
+            "min": [int(values.min())],
+            "max": [int(values.max())],
+            "mean": [float(values.mean())],
+            "std": [float(values.std())],
+            "count": [len(values)],
+        }
+        for key, values in numbering.items()
+    }
+
+
+def _info(info: Info, root: Path, episodes: int, frames: int, tasks: int, splits: dict[str, str]) -> dict[str, Any]:
+    """info.json as the source has it, with totals, splits and paths made true and nested `names` made flat."""
+    raw: dict[str, Any] = read_json(root / "meta" / "info.json")
+    for key, feature in info.features.items():
+        if not feature.is_camera:
+            raw["features"][key]["names"] = feature.flat_names
+    return raw | {
+        "total_episodes": episodes,
+        "total_frames": frames,
+        "total_tasks": tasks,
+        "total_videos": episodes * len(info.video_keys),
+        "total_chunks": -(-episodes // CHUNKS_SIZE),
+        "chunks_size": CHUNKS_SIZE,
+        "splits": splits,
+        "data_path": DATA_PATH,
+        "video_path": VIDEO_PATH if info.video_keys else None,
+    }

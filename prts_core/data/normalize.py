@@ -1,0 +1,149 @@
+"""Norm statistics in use: robot units to model units and back. numpy only, so that training and serving share it.
+
+It does not know how statistics are computed (`prts_core.data.statistics`) nor which rows they come from.
+
+Formulas per dimension (PRTS): QUANTILE 2 (x - q01) / (q99 - q01) - 1, MIN_MAX 2 (x - min) / (max - min) - 1,
+MEAN_STD (x - mean) / std; nothing is clipped. A dimension whose spread is (nearly) zero has nothing to tell: it maps to
+0 and comes back as its constant, where adding a small number to the divisor would turn noise into thousands.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prts_core.contract import Normalization
+from prts_core.errors import ContractError, DataError, lookup
+from prts_core.files import read_json
+
+STATE, ACTION = "observation.state", "action"
+_NAMES = ("mean", "std", "min", "max", "q01", "q99")
+
+
+@dataclass(frozen=True)
+class FeatureStats:
+    """Statistics of one vector, each (D,) float64, in robot units. std is the population's."""
+
+    mean: np.ndarray
+    std: np.ndarray
+    min: np.ndarray
+    max: np.ndarray
+    q01: np.ndarray
+    q99: np.ndarray
+
+    @property
+    def width(self) -> int:
+        return len(self.mean)
+
+    def to_json(self) -> dict[str, list[float]]:
+        return {name: getattr(self, name).tolist() for name in _NAMES}
+
+    @staticmethod
+    def from_json(raw: dict[str, Any], where: object = None) -> FeatureStats:
+        """Raises DataError unless all six lists are there, equally long and finite."""
+        try:
+            arrays = {name: np.asarray(raw[name], np.float64) for name in _NAMES}
+        except (KeyError, TypeError, ValueError) as err:
+            raise DataError("Norm statistics are malformed", file=where, found=f"{type(err).__name__}: {err}") from err
+        for name, array in arrays.items():
+            if array.ndim != 1 or array.shape != arrays["mean"].shape or not np.isfinite(array).all():
+                raise DataError(
+                    "Norm statistics are malformed",
+                    file=where,
+                    field=name,
+                    found=str(raw[name])[:120],
+                    expected=f"{arrays['mean'].size} finite numbers",
+                    cure="run `prts stats` again",
+                )
+        return FeatureStats(**arrays)
+
+
+@dataclass(frozen=True)
+class NormStats:
+    """norm_stats.json: statistics of state and action. count: rows. fingerprint: digest of data, contract, settings."""
+
+    state: FeatureStats
+    action: FeatureStats
+    count: int
+    split: str
+    fingerprint: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "norm_stats": {STATE: self.state.to_json(), ACTION: self.action.to_json()},
+            "count": self.count,
+            "split": self.split,
+            "fingerprint": self.fingerprint,
+        }
+
+    @staticmethod
+    def load(path: Path) -> NormStats:
+        raw = read_json(path)
+        try:
+            stats = raw["norm_stats"]
+            state, action = (FeatureStats.from_json(stats[key], path) for key in (STATE, ACTION))
+            return NormStats(state, action, int(raw["count"]), str(raw["split"]), str(raw["fingerprint"]))
+        except (KeyError, TypeError) as err:
+            raise DataError(
+                "Norm statistics are malformed",
+                file=path,
+                found=f"{type(err).__name__}: {err}",
+                cure="run `prts stats` again",
+            ) from err
+
+
+def affine(stats: FeatureStats, mode: Normalization) -> tuple[np.ndarray, np.ndarray]:
+    """(offset, scale), each (D,) float64: model = (robot - offset) / scale, and 0 where scale is 0 (constant)."""
+    low, high = lookup(
+        {
+            "QUANTILE": (stats.q01, stats.q99),
+            "MIN_MAX": (stats.min, stats.max),
+            "MEAN_STD": (stats.mean - stats.std, stats.mean + stats.std),
+        },
+        mode,
+        "normalization",
+    )
+    offset, scale = (low + high) / 2.0, (high - low) / 2.0
+    # Below what float32 resolves around the offset, a spread is rounding, not motion.
+    constant = scale <= 1e-8 + 1e-6 * np.abs(offset)
+    return offset, np.where(constant, 0.0, scale)
+
+
+def normalize(values: np.ndarray, stats: FeatureStats, mode: Normalization) -> np.ndarray:
+    """(..., D) in robot units to (..., D) float32 in model units. Refuses numbers that are not finite."""
+    values = _checked(values, stats, "to normalise")
+    offset, scale = affine(stats, mode)
+    moving = scale > 0
+    out = (values - offset) / np.where(moving, scale, 1.0)
+    return np.where(moving, out, 0.0).astype(np.float32)
+
+
+def unnormalize(values: np.ndarray, stats: FeatureStats, mode: Normalization) -> np.ndarray:
+    """(..., D) in model units to (..., D) float32 in robot units; constant dimensions come back as their constant."""
+    values = _checked(values, stats, "to bring back to robot units")
+    offset, scale = affine(stats, mode)
+    return (values * scale + offset).astype(np.float32)
+
+
+def _checked(values: np.ndarray, stats: FeatureStats, what: str) -> np.ndarray:
+    values = np.asarray(values, np.float64)
+    if values.ndim < 1 or values.shape[-1] != stats.width:
+        raise ContractError(
+            f"Numbers {what} do not fit the statistics",
+            found=f"shape {values.shape}",
+            expected=f"(..., {stats.width})",
+            cure="use the statistics of the same embodiment",
+        )
+    if not np.isfinite(values).all():
+        at = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
+        raise DataError(
+            f"Numbers {what} are not finite",
+            field=f"index {at}",
+            found=str(values[at]),
+            expected="finite numbers",
+            cure="look at the sensor or the policy that made them; nothing is replaced silently",
+        )
+    return values

@@ -1,0 +1,150 @@
+"""Parquet tables of a dataset, checked by pandera on eager polars frames, row by row.
+
+It knows one episode's table at a time. Frames must be eager: pandera checks only the schema of a lazy one, and an
+action of the wrong width would pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pandera.polars as pa
+import polars as pl
+from pandera.errors import SchemaErrors
+from pandera.polars import PolarsData
+
+from prts_core.data.lerobot_v21.schema import Feature, Info
+from prts_core.data.validation.report import Finding
+
+_BATCH_ROWS = 200_000
+_ROWS_SHOWN = 5  # per file, column and law: a broken sensor breaks every row
+_DTYPES: dict[str, type[pl.DataType]] = {
+    "float32": pl.Float32,
+    "float64": pl.Float64,
+    "int64": pl.Int64,
+    "int32": pl.Int32,
+    "int16": pl.Int16,
+    "int8": pl.Int8,
+    "uint8": pl.UInt8,
+    "bool": pl.Boolean,
+    "string": pl.String,
+}
+
+
+class StandardColumns(pa.DataFrameModel):
+    """The columns that every LeRobot table has."""
+
+    timestamp: pl.Float32 = pa.Field(ge=0)
+    frame_index: pl.Int64 = pa.Field(ge=0)
+    episode_index: pl.Int64 = pa.Field(ge=0)
+    index: pl.Int64 = pa.Field(ge=0)
+    task_index: pl.Int64 = pa.Field(ge=0)
+
+    class Config:
+        strict = False
+
+
+def frame_schema(info: Info) -> pa.DataFrameSchema:
+    """The schema of one episode's table, built from the features that info.json declares."""
+    columns = {
+        key: _column(feature)
+        for key, feature in info.features.items()
+        if not feature.is_camera and key not in StandardColumns.to_schema().columns and feature.dtype in _DTYPES
+    }
+    return StandardColumns.to_schema().add_columns(columns)
+
+
+def _column(feature: Feature) -> pa.Column:
+    inner = _DTYPES[feature.dtype]
+    number = inner in (pl.Float32, pl.Float64)
+    if feature.shape == (1,):
+        return pa.Column(inner, checks=[_finite_scalar] if number else [])
+    if len(feature.shape) > 1:
+        return pa.Column(None)  # arrays of several axes: presence only
+    return pa.Column(pl.List(inner), checks=[_width(feature.shape[0])] + ([_finite_list] if number else []))
+
+
+def _width(width: int) -> pa.Check:
+    def has_width(data: PolarsData) -> pl.LazyFrame:
+        return data.lazyframe.select(pl.col(data.key).list.len() == width)
+
+    return pa.Check(has_width, name=f"{width} dimensions in every row")
+
+
+def _all_finite(data: PolarsData) -> pl.LazyFrame:
+    cells = pl.col(data.key).list.eval(pl.element().is_finite() & pl.element().is_not_null())
+    return data.lazyframe.select(cells.list.all())
+
+
+def _is_finite(data: PolarsData) -> pl.LazyFrame:
+    return data.lazyframe.select(pl.col(data.key).is_finite())
+
+
+_finite_list = pa.Check(_all_finite, name="finite numbers")
+_finite_scalar = pa.Check(_is_finite, name="finite numbers")
+
+
+def eager(frame: pl.DataFrame) -> pl.DataFrame:
+    """Fixed-size lists as plain lists, so that one schema fits what different writers store."""
+    arrays = [name for name, kind in frame.schema.items() if isinstance(kind, pl.Array)]
+    return frame.with_columns(pl.col(name).arr.to_list() for name in arrays) if arrays else frame
+
+
+def check_tables(tables: Iterable[tuple[str, pl.DataFrame]], schema: pa.DataFrameSchema) -> Iterator[Finding]:
+    """Findings of many tables, given as (file, frame). Tables of one form go together: pandera costs per call."""
+    batch: list[tuple[str, pl.DataFrame]] = []
+    rows = 0
+    for file, frame in tables:
+        frame = eager(frame)
+        if batch and (frame.schema != batch[0][1].schema or rows > _BATCH_ROWS):
+            yield from _check_batch(batch, schema)
+            batch, rows = [], 0
+        batch.append((file, frame))
+        rows += frame.height
+    if batch:
+        yield from _check_batch(batch, schema)
+
+
+def _check_batch(batch: list[tuple[str, pl.DataFrame]], schema: pa.DataFrameSchema) -> Iterator[Finding]:
+    frame = pl.concat([part for _, part in batch], rechunk=True)
+    starts = np.cumsum([0] + [part.height for _, part in batch])
+    try:
+        schema.validate(frame, lazy=True)
+        return
+    except SchemaErrors as err:
+        cases = err.failure_cases.unique(maintain_order=True)
+    seen: Counter[tuple[str, str, str]] = Counter()
+    for case in cases.iter_rows(named=True):
+        column, row, check = case["column"], case["index"], str(case["check"])
+        if column not in frame.columns:
+            expected = "every feature of info.json that is no video"
+            found = f"no column {column or case['failure_case']!r}"
+            yield Finding("table columns", batch[0][0], found=found, expected=expected)
+        elif row is None:
+            expected = f"{column}: {schema.columns[column].dtype}"
+            yield Finding("table types", batch[0][0], found=f"{column}: {case['failure_case']}", expected=expected)
+        else:
+            part = int(np.searchsorted(starts, row, side="right")) - 1
+            key = (batch[part][0], column, check)
+            seen[key] += 1
+            if seen[key] <= _ROWS_SHOWN:
+                found = _cell(frame, column, int(row))
+                cure = "record the row again, or leave the episode out"
+                at = int(row - starts[part])
+                yield Finding("table values", key[0], row=at, found=found, expected=f"{column}: {check}", cure=cure)
+    for (file, column, check), count in seen.items():
+        if count > _ROWS_SHOWN:
+            found = f"{column}: {count - _ROWS_SHOWN} more rows like these"
+            yield Finding("table values", file, found=found, expected=f"{column}: {check}")
+
+
+def _cell(frame: pl.DataFrame, column: str, row: int) -> str:
+    """A cell short enough to read: its width, and what is wrong in it."""
+    value = frame[column][row]
+    if not isinstance(value, pl.Series):
+        return f"{column} = {value}"
+    bad = [f"[{i}] = {x}" for i, x in enumerate(value) if x is None or (isinstance(x, float) and not math.isfinite(x))]
+    return f"{column}: {len(value)} dimensions" + (", " + ", ".join(bad[:4]) if bad else "")

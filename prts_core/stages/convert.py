@@ -1,0 +1,54 @@
+"""Stage convert: raw recordings become a LeRobot v2.1 dataset, or one is imported; its Contract is born here.
+
+Finished episodes are kept across interruptions: their records lie in the work folder.
+"""
+
+from __future__ import annotations
+
+from prts_core.config.load import source_root
+from prts_core.config.schema import ConvertConfig, LeRobotSource
+from prts_core.data.convert_hdf5 import convert as convert_hdf5
+from prts_core.data.import_lerobot import import_dataset
+from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from prts_core.files import read_json
+from prts_core.manifest import Manifest
+from prts_core.stages.base import StageContext, StageResult
+
+SIMULATOR_HZ = 80.0  # Meta-World steps a second; a row is `action_repeat` steps
+
+
+def convert(config: ConvertConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
+    """Write <output> as a LeRobot v2.1 dataset with meta/contract.json."""
+    raw = inputs["collect"].folder(context.outputs)
+    if isinstance(config.source, LeRobotSource):
+        contract = import_dataset(
+            source_root(config.source),
+            context.output,
+            dataset=config.dataset,
+            source=config.source,
+            robot=config.robot,
+            listed=read_json(raw / "files.json"),
+        )
+    else:
+        contract = convert_hdf5(
+            raw,
+            context.output,
+            context.work / "episodes",
+            dataset=config.dataset,
+            robot=config.robot,
+            control_hz=SIMULATOR_HZ / config.source.action_repeat,
+            video=config.video,
+            workers=config.source.workers,
+        )
+    made = LeRobotDataset.open(context.output)
+    return StageResult(
+        metrics={
+            "episodes": len(made.rows),
+            "train_episodes": len(made.episodes("train")),
+            "frames": made.info.total_frames,
+            "tasks": len(made.tasks),
+            "cameras": len(made.camera_keys),
+        },
+        contracts={config.dataset: contract.fingerprint},
+        artifacts=("meta/info.json", "meta/contract.json"),
+    )
