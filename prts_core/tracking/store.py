@@ -24,15 +24,17 @@ if TYPE_CHECKING:
 
 # MLflow's web page as `make ui` starts it; links point there when the store is a local file.
 DEFAULT_UI = "http://127.0.0.1:5000"
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
 
 
 def mlflow_module() -> Any:
     """Import MLflow (1-2 s, so only when it is needed) with telemetry and its chatter off, or a MissingExtraError."""
-    for name, value in (
-        ("MLFLOW_DISABLE_TELEMETRY", "true"),
-        ("DO_NOT_TRACK", "true"),
-        ("GIT_PYTHON_REFRESH", "quiet"),
-    ):
+    for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     module = require("mlflow", "pipeline")
     for name in ("mlflow.store.db.utils", "mlflow.store.model_registry.abstract_store", "alembic"):

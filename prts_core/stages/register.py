@@ -1,0 +1,299 @@
+"""Stage `register`: the package becomes a version of an MLflow registered model; the gate decides who is champion.
+
+The same package is registered once: a second run, or one after a kill at any moment, finds what stands and goes on from
+there. It does not know how a policy works.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prts_core import __version__
+from prts_core.config.schema import RegisterConfig
+from prts_core.contract import PolicyContract
+from prts_core.errors import DataError, StageError
+from prts_core.evaluation.gate import decide, policy_episodes
+from prts_core.files import digest_value, read_json, write_json
+from prts_core.manifest import Manifest
+from prts_core.stages.base import StageContext, StageResult
+from prts_core.tracking import registry
+from prts_core.tracking.source import source_tags
+from prts_core.tracking.store import client, experiment_id, is_server, mlflow_module, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.models import ModelSignature
+
+logger = logging.getLogger("prts.register")
+MODEL_CODE = Path(__file__).parents[1] / "tracking" / "pyfunc_model.py"
+# What a machine needs to load the model with MLflow alone; the versions are those of the machine that registered it.
+REQUIREMENTS = ("mlflow", "torch", "transformers", "safetensors", "einops", "numpy")
+
+
+def register(config: RegisterConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
+    """Register the package as a version of `config.model_name`; @challenger always, @champion through the gate.
+
+    Writes `registration.json` {model_uri, version, aliases, verdict, package_digest, ...}. Raises StageError when the
+    registry refuses.
+    """
+    mlflow = mlflow_module()
+    try:
+        return _register(config, inputs, context)
+    except mlflow.exceptions.MlflowException as err:
+        raise StageError(
+            "The MLflow registry refused",
+            file=tracking_uri(context.outputs),
+            field="register.model_name",
+            found=f"{config.model_name!r}: " + " ".join(str(err).split())[:300],
+            expected="a working registry and a name without / : .",
+            cure="correct the name or the server, then run `prts register` again",
+        ) from err
+
+
+def _register(config: RegisterConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
+    package, benchmark = inputs["package"], inputs["benchmark"]
+    folder = package.folder(context.outputs)
+    episodes = benchmark.folder(context.outputs) / "episodes.parquet"
+    contract = PolicyContract.load(folder / "policy_contract.json")
+    success_rate = _success_rate(benchmark.folder(context.outputs) / "report.json")
+    store, name = client(context.outputs), config.model_name
+    tags = {
+        "prts.package_digest": package.content_digest,
+        "prts.manifest_digest": package.digest,
+        "prts.benchmark_digest": benchmark.digest,
+        "prts.parents": json.dumps(package.parents, sort_keys=True),
+        "prts.success_rate": f"{success_rate:.4f}",
+        "prts.contract_fingerprint": contract.fingerprint,
+        "prts.embodiment_tag": contract.embodiment_tag,
+        "prts.recipe": context.recipe,
+        "git.sha": source_tags()["git.sha"],
+        **{key: str(value) for key, value in context.caller.items()},
+    }
+
+    version = registry.find_version(store, name, package.content_digest)
+    if version is None:
+        model_id, location = _logged_model(store, context, package, folder, episodes, contract, success_rate)
+        _ensure_registered_model(store, name)
+        run_id = _run_id(context)
+        on_server = is_server(tracking_uri(context.outputs))
+        version = store.create_model_version(
+            name,
+            # A database store on this machine looks a models:/ source up in MLflow's global store, not in this one.
+            source=f"models:/{model_id}" if on_server else location,
+            run_id=run_id,
+            tags=tags | {"prts.model_id": model_id},
+            model_id=model_id if on_server or run_id else None,
+            description=f"Success rate {success_rate:.3f} on held-out episodes; package {package.content_digest}.",
+        )
+    else:
+        for key, value in tags.items():
+            if version.tags.get(key) != value:
+                store.set_model_version_tag(name, version.version, key, value)
+    store.set_registered_model_alias(name, registry.CHALLENGER, version.version)
+
+    verdict = _judge(config, context, store, version, episodes, benchmark)
+    aliases = [registry.CHALLENGER] + ([registry.CHAMPION] if verdict["promote"] else [])
+    write_json(
+        context.output / "registration.json",
+        {
+            "model_name": name,
+            "model_uri": f"models:/{name}/{version.version}",
+            "version": str(version.version),
+            "aliases": aliases,
+            "verdict": verdict,
+            "package_digest": package.content_digest,
+            "contract_fingerprint": contract.fingerprint,
+            "success_rate": success_rate,
+        },
+    )
+    metrics = {"success_rate": success_rate, "promoted": float(verdict["promote"]), "alarm": float(verdict["alarm"])}
+    metrics |= {f"gate_{side}": verdict[side] for side in ("lower", "upper") if verdict[side] is not None}
+    return StageResult(metrics, {"policy": contract.fingerprint}, ("registration.json",))
+
+
+def _success_rate(path: Path) -> float:
+    report = read_json(path)
+    try:
+        return float(report["success_rate"])
+    except (KeyError, TypeError, ValueError) as err:
+        raise DataError(
+            "A benchmark report has no success rate", file=path, field="success_rate", cure="run `prts benchmark` again"
+        ) from err
+
+
+def _ensure_registered_model(store: MlflowClient, name: str) -> None:
+    mlflow = mlflow_module()
+    try:
+        store.create_registered_model(name, description="A PRTS policy; @champion only through the gate.")
+    except mlflow.exceptions.MlflowException as err:
+        if err.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+# ---- the gate ----------------------------------------------------------------------------------------------------
+def _judge(
+    config: RegisterConfig,
+    context: StageContext,
+    store: MlflowClient,
+    version: ModelVersion,
+    episodes: Path,
+    benchmark: Manifest,
+) -> dict[str, Any]:
+    """Ask the gate once per version, benchmark and setting; the answer is kept on the version before any alias moves.
+
+    A second run reads that answer, so that its registration is the same although the champion has changed meanwhile.
+    """
+    question = digest_value([config.margin, config.floor, benchmark.digest])[len("sha256:") :][:16]
+    tag, done = f"prts.verdict.{question}", f"prts.promoted.{question}"
+    present = store.get_model_version(version.name, version.version)
+    if tag in present.tags:
+        verdict = json.loads(present.tags[tag])
+    else:
+        verdict = _ask(config, context, store, version, episodes)
+        store.set_model_version_tag(version.name, version.version, tag, json.dumps(verdict, sort_keys=True))
+    if verdict["promote"] and done not in present.tags:
+        # A champion that came after the question was answered is not thrown out by an interrupted run's late answer.
+        now = registry.version_of_alias(store, version.name, registry.CHAMPION)
+        if now is None or str(now.version) == verdict["champion_version"]:
+            store.set_registered_model_alias(version.name, registry.CHAMPION, version.version)
+        store.set_model_version_tag(version.name, version.version, done, "true")
+    if verdict["alarm"]:
+        logger.warning("%s version %s: %s", version.name, version.version, verdict["reason"])
+    return verdict
+
+
+def _ask(
+    config: RegisterConfig, context: StageContext, store: MlflowClient, version: ModelVersion, episodes: Path
+) -> dict[str, Any]:
+    """The gate's verdict as plain data. Episodes that do not pair are no reason not to register: the reason says so."""
+    champion = registry.version_of_alias(store, version.name, registry.CHAMPION)
+    number = None if champion is None else str(champion.version)
+    own = policy_episodes(episodes)
+    try:
+        stored = None
+        if champion is not None:
+            stored = policy_episodes(registry.version_files(context.outputs, champion, registry.EPISODES))
+        return decide(own, stored, config.margin, config.floor).to_json() | {"champion_version": number}
+    except (DataError, StageError) as err:
+        logger.warning("not promoted: %s", err)
+        refused = {"promote": False, "alarm": False, "reason": f"not compared with version {number}: {err}"}
+        return refused | {"lower": None, "upper": None, "n_pairs": 0, "champion_version": number}
+
+
+# ---- the model ---------------------------------------------------------------------------------------------------
+def _logged_model(
+    store: MlflowClient,
+    context: StageContext,
+    package: Manifest,
+    folder: Path,
+    episodes: Path,
+    contract: PolicyContract,
+    success_rate: float,
+) -> tuple[str, str]:
+    """(id, location) of the LoggedModel that holds this package; one that a killed run left behind is completed."""
+    from mlflow.entities import LoggedModelOutput
+
+    experiment, run_id = experiment_id(context.outputs, context.recipe), _run_id(context)
+    found = store.search_logged_models(
+        [experiment], filter_string=f"tags.`prts.package_digest` = '{package.content_digest}'", max_results=1
+    )
+    if found:
+        model = found[0]
+    else:
+        model = store.create_logged_model(
+            experiment,
+            name=context.recipe,
+            source_run_id=run_id,
+            tags={"prts.package_digest": package.content_digest, "prts.manifest_digest": package.digest},
+            params={"chunk_length": str(contract.chunk_length), "embodiment_tag": contract.embodiment_tag},
+            model_type="policy",
+        )
+    if str(model.status) != "READY":
+        staged = context.work / "mlflow-model"
+        shutil.rmtree(staged, ignore_errors=True)
+        _save(staged, model, folder, episodes, contract)
+        store.log_model_artifacts(model.model_id, str(staged))
+        store.finalize_logged_model(model.model_id, "READY")
+        shutil.rmtree(staged)
+    if run_id is not None:
+        store.log_outputs(run_id, models=[LoggedModelOutput(model.model_id, step=0)])
+        store.log_metric(run_id, "success_rate", success_rate, model_id=model.model_id)
+    return model.model_id, model.artifact_location
+
+
+def _save(target: Path, model: Any, folder: Path, episodes: Path, contract: PolicyContract) -> None:
+    """Write MLflow's model folder: the code file, the package and the episodes; nothing is pickled."""
+    import mlflow.pyfunc
+    from mlflow.models import Model
+
+    staging = target.with_name(target.name + "-artifacts")  # MLflow keeps a folder's own name: give it the fixed one
+    shutil.rmtree(staging, ignore_errors=True)
+    shutil.copytree(folder, staging / "package", copy_function=_link_or_copy)
+    _link_or_copy(str(episodes), str(staging / "episodes.parquet"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # an input example would run the model; the signature is given
+        mlflow.pyfunc.save_model(
+            path=str(target),
+            python_model=str(MODEL_CODE),
+            artifacts={"package": str(staging / "package"), "episodes": str(staging / "episodes.parquet")},
+            signature=signature(contract),
+            pip_requirements=_requirements(),
+            mlflow_model=Model(
+                artifact_path=model.artifact_location,
+                model_uuid=model.model_id,
+                model_id=model.model_id,
+                metadata={"policy_contract": contract.to_json()},
+            ),
+        )
+    shutil.rmtree(staging)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copy2(source, target)
+
+
+def _requirements() -> list[str]:
+    pinned = [f"prts[train]=={__version__}"]
+    for name in REQUIREMENTS:
+        try:
+            pinned.append(f"{name}=={importlib.metadata.version(name).split('+')[0]}")
+        except importlib.metadata.PackageNotFoundError:
+            pinned.append(name)
+    return pinned
+
+
+def signature(contract: PolicyContract) -> ModelSignature:
+    """Names, dtypes and shapes that MLflow enforces: (B, D) state, (B, H, W, 3) cameras, (B,) prompts."""
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+
+    cameras = [
+        TensorSpec(np.dtype("uint8"), (-1, camera.height, camera.width, 3), camera.key)
+        for camera in contract.contract.cameras
+    ]
+    state = TensorSpec(np.dtype("float32"), (-1, len(contract.contract.state)), "observation.state")
+    actions = TensorSpec(np.dtype("float32"), (-1, contract.chunk_length, len(contract.contract.action)))
+    return ModelSignature(
+        inputs=Schema([state, *cameras, TensorSpec(np.dtype("str"), (-1,), "prompt")]),
+        outputs=Schema([actions]),
+        params=ParamSchema([ParamSpec("seed", DataType.long, 0)]),
+    )
+
+
+def _run_id(context: StageContext) -> str | None:
+    """The MLflow run around this stage, if it is tracked in the same store."""
+    path = context.work / "mlflow.json"
+    known = read_json(path) if path.exists() else {}
+    return known.get("run_id") if known.get("tracking_uri") == tracking_uri(context.outputs) else None

@@ -1,0 +1,104 @@
+"""A tiny policy with the protocol of `prts_core.policy`, its package folder, and the stages that make them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import yaml
+from toy_stages import toy_stage
+
+from prts_core.config.load import Plan
+from prts_core.contract import Camera, Contract, Dimension, PolicyContract
+from prts_core.files import list_tree, write_json
+from prts_core.manifest import Manifest
+from prts_core.stages.base import Stage, StageResult, run_stage
+from prts_core.stages.chain import STAGES
+
+CONTRACT = PolicyContract(
+    embodiment_tag="toy",
+    contract=Contract(
+        embodiment="toy",
+        control_hz=20.0,
+        state=(Dimension("x", "m"), Dimension("y", "m"), Dimension("gripper", "1")),
+        action=(Dimension("x", "m"), Dimension("y", "m")),
+        cameras=(Camera("observation.images.top", "top", 8, 8), Camera("observation.images.wrist", "wrist", 8, 8)),
+    ),
+    chunk_length=4,
+    normalization="QUANTILE",
+    statistics_digest="sha256:00",
+)
+
+
+@dataclass
+class ToyPolicy:
+    """Actions say what went in: state sum, mean brightness, words and seed."""
+
+    contract: PolicyContract
+
+    def act(self, images, state, instructions, seeds) -> np.ndarray:
+        chunk, width = self.contract.chunk_length, len(self.contract.contract.action)
+        out = np.zeros((len(state), chunk, width), np.float32)
+        for row in range(len(state)):
+            bright = sum(float(image[row].mean()) for image in images.values())
+            out[row] = state[row].sum() + bright + len(instructions[row].split())
+            out[row] += np.random.default_rng(seeds[row]).normal(size=(chunk, width)).astype(np.float32)
+        return out
+
+    def value(self, images, state, actions, instructions) -> np.ndarray:
+        return actions.mean(axis=(1, 2)) + state.sum(axis=1)
+
+
+def load_toy_policy(folder: Path) -> ToyPolicy:
+    return ToyPolicy(PolicyContract.load(folder / "policy_contract.json"))
+
+
+def write_package(folder: Path, weights: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.safetensors").write_text(weights)
+    CONTRACT.save(folder / "policy_contract.json")
+    (folder / "manifest.yaml").write_text(yaml.safe_dump({"name": "toy", "version": "1", "files": list_tree(folder)}))
+
+
+def outcomes(successes: int, tasks: int = 6, per_task: int = 20, first_seed: int = 90_000) -> pl.DataFrame:
+    """`successes` of tasks x per_task episodes succeed, as a benchmark's episodes.parquet."""
+    rows = [
+        {"condition": "policy", "task": f"task-{i % tasks}", "seed": first_seed + i // tasks, "success": i < successes}
+        for i in range(tasks * per_task)
+    ]
+    return pl.DataFrame(rows + [row | {"condition": "untrained", "success": False} for row in rows])
+
+
+def make(plan: Plan, outputs: Path, weights: str, episodes: pl.DataFrame, tag: str = "") -> dict[str, Manifest]:
+    """Run toy `benchmark` and `package` stages for the plan's recipe; `tag` makes their work another one."""
+
+    def benchmark(config, inputs, context):
+        episodes.write_parquet(context.output / "episodes.parquet")
+        rate = float(episodes.filter(pl.col("condition") == "policy")["success"].mean())
+        write_json(context.output / "report.json", {"success_rate": rate, "tag": tag})
+        return StageResult({"success_rate": rate})
+
+    def package(config, inputs, context):
+        write_package(context.output, weights)
+        return StageResult({}, {"policy": CONTRACT.fingerprint})
+
+    def fresh(stage: Stage, digest: str) -> Stage:
+        return replace(stage, config=lambda plan, _: replace(stage.config(plan, None), note=digest))
+
+    made = {}
+    for name, run, parents in (("benchmark", benchmark, ()), ("package", package, ("benchmark",))):
+        stage = fresh(toy_stage(name, run, parents), weights + tag)
+        made[name] = run_stage(stage, plan, None, outputs)
+    return made
+
+
+def register(plan: Plan, outputs: Path, caller: dict[str, str] | None = None) -> Manifest:
+    return run_stage(STAGES["register"], plan, None, outputs, caller)
+
+
+def named(plan: Plan, name: str, **register_values) -> Plan:
+    """The plan under another recipe and model name, so that tests share a store and nothing else."""
+    values = {"model_name": name} | register_values
+    return replace(plan, recipe=replace(plan.recipe, name=name, register=replace(plan.recipe.register, **values)))
