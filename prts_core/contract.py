@@ -50,6 +50,9 @@ class Contract:
     rotation: str = "none"
     gripper: str = "unknown"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "control_hz", float(self.control_hz))  # 20 and 20.0 are one rate and one fingerprint
+
     @property
     def fingerprint(self) -> str:
         return digest_value(asdict(self))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from prts_core.contract import Normalization
 from prts_core.models.config import ModelConfig
 from prts_core.training.config import TrainConfig
 
@@ -55,7 +54,7 @@ class TaskSpec:
     name: str
     instruction: str
     max_steps: int
-    expert_noise: tuple[float, ...] = (0.0, 0.2, 0.4)
+    expert_noise: tuple[float, ...] = (0.0, 0.3, 0.6)
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class MetaworldSource:
     """Demonstrations recorded here by Meta-World's scripted experts.
 
     action_repeat: simulator steps an action is held, so that rows come at 80 / action_repeat Hz. tail_rows: rows
-    recorded after success. Seeds of the three splits never meet.
+    recorded after success. start_jitter: centimetres, see MetaworldEnv.reset. Seeds of the three splits never meet.
     """
 
     __pydantic_config__ = FORBID_EXTRA
@@ -73,9 +72,10 @@ class MetaworldSource:
     heldout_episodes: int = 8
     train_seed: int = 10_000
     heldout_seed: int = 50_000
-    action_repeat: int = 4
+    action_repeat: int = 2
+    start_jitter: int = 8
     image_size: int = 64
-    tail_rows: int = 2
+    tail_rows: int = 4
     workers: int = 2
 
 
@@ -116,7 +116,6 @@ class DatasetConfig:
     embodiment_tag: str | None = None
     video: VideoConfig = field(default_factory=VideoConfig)
     sft: dict[str, object] = field(default_factory=dict)
-    normalization: Normalization = "QUANTILE"
 
 
 # ---- sections of a recipe and what each stage gets -----------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class TrainConfig:
     """One training run. Times in optimiser steps; `batch_size` samples a step over all processes.
 
     gamma: discount per dataset row of the contrastive targets. flow_samples: noise draws per sample and step.
-    deepspeed_stage: 0 is the plain loop; 1 to 3 are ZeRO stages for more than one process.
+    early_fraction: share of the steps after which the averaged weights are also kept as `early/` (0: not at all); a
+    benchmark draws failures from them. deepspeed_stage: 0 is the plain loop; 1 to 3 are ZeRO stages for more than one process.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -37,9 +39,9 @@ class TrainConfig:
     gamma: float = 0.9
     logsumexp_weight: float = 0.0
     weights: LossWeights = field(default_factory=LossWeights)
-    normalization: str = "QUANTILE"
-    image_shift: int = 4
+    normalization: Literal["QUANTILE", "MEAN_STD", "MIN_MAX"] = "QUANTILE"
     checkpoint_every: int = 100
     log_every: int = 20
     threads: int = 2
+    early_fraction: float = 0.0
     deepspeed_stage: int = 0

@@ -1,0 +1,125 @@
+"""A policy as its users hold it: observations and a sentence in, a chunk of actions and a value out, in robot units.
+
+It does not know simulators, servers or training. A policy folder is what stages sft and package write; loading reads
+config.json, model.safetensors and the processor's files, nothing executable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from prts_core.config.load import check
+from prts_core.contract import PolicyContract
+from prts_core.errors import CheckpointError
+from prts_core.files import digest_value, list_tree, read_json, write_json
+from prts_core.models.config import ModelConfig
+from prts_core.models.prts import PrtsModel
+from prts_core.processor import FILES, Processor
+from prts_core.text import prompt
+from prts_core.training.checkpoint import load_tensors, load_weights, save_tensors
+
+MODEL_TYPE = "prts_qwen3_vl"
+POLICY_FILES = ("config.json", "model.safetensors", *FILES)
+
+
+class Policy:
+    """act and value are deterministic: noise is drawn from the seeds given, one per sample."""
+
+    def __init__(self, model: PrtsModel, processor: Processor) -> None:
+        self.model, self.processor = model.eval(), processor
+
+    @property
+    def contract(self) -> PolicyContract:
+        return self.processor.contract
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.crl_logit_scale.device
+
+    @torch.inference_mode()
+    def act(
+        self, images: dict[str, np.ndarray], state: np.ndarray, instructions: Sequence[str], seeds: Sequence[int]
+    ) -> np.ndarray:
+        """Action chunks (B, T, A) float32 in robot units.
+
+        images: {camera key: (B, H, W, 3) uint8}; state (B, D); one instruction and one noise seed a sample. Raises
+        DataError where an input does not fit the contract.
+        """
+        tokens = self.processor.tokens(images, state, list(instructions))
+        encoded = self.model.encode(tokens)
+        config = self.model.config
+        width = len(self.contract.contract.action)
+        noise = torch.stack(
+            [
+                torch.randn(config.chunk_length, config.max_action_dim, generator=torch.Generator().manual_seed(int(s)))
+                for s in seeds
+            ]
+        ).to(self.device)
+        mask = torch.zeros_like(noise)
+        mask[..., :width] = 1.0
+        # Padded dimensions are noise the network never learned from: they enter as zeros and are cut off.
+        chunk = self.model.sample(encoded, noise * mask, mask)[..., :width]
+        return self.processor.unnormalize_actions(chunk.cpu().numpy())
+
+    @torch.inference_mode()
+    def value(
+        self, images: dict[str, np.ndarray], state: np.ndarray, actions: np.ndarray, instructions: Sequence[str]
+    ) -> np.ndarray:
+        """Goal reachability (B,) in nats: exp(scale) phi(s, a) . psi(l), the log-discounted chance of reaching the goal up
+        to a constant of the instruction (PRTS, theorem 1). actions: (B, T, A) in robot units."""
+        tokens = self.processor.tokens(images, state, list(instructions), actions)
+        encoded = self.model.encode(tokens)
+        phi = self.model.embed_state_actions(encoded, tokens.phi_at)
+        psi = self.model.embed_goals(encoded, tokens.psi_at)
+        return (self.model.crl_logit_scale.exp() * (phi * psi).sum(-1)).float().cpu().numpy()
+
+
+def save_policy(folder: Path, weights: dict[str, torch.Tensor], config: ModelConfig, processor: Processor) -> None:
+    """Write a policy folder (the files of POLICY_FILES)."""
+    from dataclasses import asdict
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", {"model_type": MODEL_TYPE, **asdict(config)})
+    processor.save(folder)
+    save_tensors(folder / "model.safetensors", weights)
+
+
+def read_model_config(folder: Path) -> ModelConfig:
+    raw = read_json(folder / "config.json")
+    if not isinstance(raw, dict) or raw.pop("model_type", None) != MODEL_TYPE:
+        raise CheckpointError(
+            "This folder holds no PRTS policy", file=folder / "config.json", field="model_type", expected=MODEL_TYPE
+        )
+    return check(ModelConfig, raw, folder / "config.json")
+
+
+def load_policy(folder: Path) -> Policy:
+    """Load a policy folder; missing files, foreign weights and changed statistics are one CheckpointError."""
+    missing = [name for name in POLICY_FILES if not (folder / name).exists()]
+    if missing:
+        raise CheckpointError(
+            "A policy folder is not complete", file=folder, found=f"missing {', '.join(missing)}",
+            expected=", ".join(POLICY_FILES), cure="point at the output of stage sft or package, or at models:/name@alias",
+        )  # fmt: skip
+    config = read_model_config(folder)
+    processor = Processor.load(folder, config)
+    model = PrtsModel(config, len(processor.tokenizer), processor.tokenizer.id(prompt.IMAGE_PAD))
+    load_weights(model, load_tensors(folder / "model.safetensors")[0], folder / "model.safetensors")
+    return Policy(model, processor)
+
+
+def untrained_policy(folder: Path, seed: int) -> Policy:
+    """The same network with fresh random weights: the floor that a benchmark compares with."""
+    config = read_model_config(folder)
+    processor = Processor.load(folder, config)
+    torch.manual_seed(seed)
+    return Policy(PrtsModel(config, len(processor.tokenizer), processor.tokenizer.id(prompt.IMAGE_PAD)), processor)
+
+
+def policy_digest(folder: Path) -> str:
+    """Digest of exactly the files that decide what a policy does; the same in sft's output and in the package."""
+    return digest_value([entry for entry in list_tree(folder) if entry["path"] in POLICY_FILES])

@@ -1,0 +1,27 @@
+"""Stage benchmark: the fine-tuned policy and its controls in closed loop on held-out seeds."""
+
+from __future__ import annotations
+
+from prts_core.config.schema import BenchmarkConfig
+from prts_core.evaluation.benchmark import Places, benchmark_policy
+from prts_core.manifest import Manifest
+from prts_core.stages.base import StageContext, StageResult
+
+
+def benchmark(config: BenchmarkConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
+    policy = inputs["sft"].folder(context.outputs)
+    early = policy / "early"
+    report = benchmark_policy(
+        config,
+        Places(
+            policy=policy,
+            dataset=inputs["convert"].folder(context.outputs),
+            early=early if early.exists() else None,
+            work=context.work / "tasks",
+            output=context.output,
+        ),
+    )
+    metrics = {k: v for k, v in report.items() if isinstance(v, float)}
+    metrics |= {f"success/{name}": row["successes"] / row["n"] for name, row in report["tasks"].items()}
+    videos = tuple(sorted(p.relative_to(context.output).as_posix() for p in context.output.glob("videos/*.mp4")))
+    return StageResult(metrics, dict(inputs["sft"].contracts), ("report.json", "episodes.parquet", *videos))

@@ -1,0 +1,61 @@
+"""Stage collect: scripted experts into raw HDF5; for a dataset recorded by others, the list of its files and digests.
+
+Files that are whole are kept across interruptions: each is written under a temporary name and renamed.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor, as_completed
+
+from prts_core.config.load import source_root
+from prts_core.config.schema import CollectConfig, LeRobotSource
+from prts_core.errors import UnavailableError
+from prts_core.files import list_tree, read_json, write_json
+from prts_core.manifest import Manifest
+from prts_core.progress import track
+from prts_core.stages.base import StageContext, StageResult
+
+
+def collect(config: CollectConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
+    source = config.source
+    if isinstance(source, LeRobotSource):
+        root = source_root(source)
+        if not root.is_dir():
+            raise UnavailableError(
+                f"Dataset {config.dataset!r} is not on this machine",
+                file=source.root,
+                field="source.root",
+                cure="point source.root (or PRTS_SHARED) at the folder; everything else runs without it",
+            )
+        files = list_tree(root)
+        write_json(context.output / "files.json", files)
+        return StageResult(metrics={"files": len(files), "bytes": sum(f["size"] for f in files)})
+
+    from prts_core.sim.demonstrations import record_task
+
+    jobs = [
+        (task, split, context.output / split / f"{task.name}_demo.hdf5")
+        for split in ("train", "heldout")
+        for task in source.tasks
+    ]
+    failures_path = context.work / "failures.json"
+    failures = read_json(failures_path) if failures_path.exists() else {}
+    todo = [job for job in jobs if not job[2].exists()]
+    # Rendering contexts do not survive a fork, so workers start fresh.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=source.workers, mp_context=spawn) as pool:
+        running = {pool.submit(record_task, source, task, split, path): (task, split) for task, split, path in todo}
+        for done in track(as_completed(running), total=len(running), what="recording experts"):
+            task, split = running[done]
+            failures[f"{split}/{task.name}"] = done.result()
+            write_json(failures_path, failures)
+    write_json(context.output / "files.json", list_tree(context.output))
+    count = {"train": source.train_episodes, "heldout": source.heldout_episodes}
+    return StageResult(
+        metrics={
+            "tasks": len(source.tasks),
+            "episodes": len(source.tasks) * sum(count.values()),
+            "dropped_attempts": sum(failures.values()),
+        }
+    )

@@ -1,0 +1,95 @@
+"""Stage package: one folder with weights, contract, statistics, processor, manifest and model card.
+
+The policy's files are those that were benchmarked, byte for byte (one digest over them), and reload to the same actions.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import time
+
+import numpy as np
+
+from prts_core import __version__
+from prts_core.config.schema import PackageConfig
+from prts_core.errors import StageError
+from prts_core.files import digest_file, read_json, write_json, write_text
+from prts_core.manifest import Manifest
+from prts_core.packaging.card import card
+from prts_core.packaging.manifest import Evaluation, LatencyBudget, PackageManifest
+from prts_core.policy import POLICY_FILES, Policy, load_policy, policy_digest
+from prts_core.stages.base import StageContext, StageResult
+
+DESCRIPTION = "Vision-language-action policy with goal reachability, trained by PRTS on demonstrations of {embodiment}."
+PROTOCOL = "held-out seeds; success flag of the simulator at any step within the task's limit; images, sentence and proprioception only"
+
+
+def package(config: PackageConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
+    source = inputs["sft"].folder(context.outputs)
+    benchmark = read_json(inputs["benchmark"].folder(context.outputs) / "report.json")
+    value = read_json(inputs["value"].folder(context.outputs) / "report.json")
+    for name in (*POLICY_FILES, "train_config.json"):
+        shutil.copyfile(source / name, context.output / name)
+    digest = policy_digest(context.output)
+    for who, measured in (("benchmark", benchmark["policy_digest"]), ("value", value["policy_digest"])):
+        if measured != digest:
+            raise StageError(
+                f"Stage {who} measured another policy than the one being packaged", found=measured, expected=digest,
+                cure=f"run `prts {who}` again",
+            )  # fmt: skip
+    policy = load_policy(context.output)
+    latency = require_equal_actions(load_policy(source), policy)
+    report = {k: v for k, v in benchmark.items() if k != "policy_digest"}
+    write_json(context.output / "benchmark.json", benchmark)
+    write_json(context.output / "value.json", {k: v for k, v in value.items() if k != "curves"})
+    contract = policy.contract
+    manifest = PackageManifest(
+        name=config.name,
+        version=__version__,
+        licence=config.licence,
+        description=DESCRIPTION.format(embodiment=contract.contract.embodiment),
+        embodiment_tags=(contract.embodiment_tag,),
+        capabilities=("act", "value"),
+        chunk_size=contract.chunk_length,
+        n_action_steps=max(1, contract.chunk_length // 2),
+        latency_budget=LatencyBudget(per_chunk_ms=config.latency_budget_ms),
+        contract_fingerprint=contract.contract_fingerprint,
+        policy_digest=digest,
+        files={name: digest_file(context.output / name) for name in (*POLICY_FILES, "train_config.json", "benchmark.json", "value.json")},
+        evaluations=(
+            Evaluation(
+                suite="metaworld", protocol=PROTOCOL, success_rate=report["success_rate"],
+                episodes=sum(row["n"] for row in report["tasks"].values()), results=report,
+            ),
+        ),
+    )  # fmt: skip
+    manifest.save(context.output)
+    write_text(context.output / "README.md", card(manifest, contract, benchmark, value))
+    print(f"one chunk in {latency:.0f} ms on {platform.machine()} (budget {config.latency_budget_ms:g} ms)", flush=True)
+    return StageResult(
+        {"success_rate": report["success_rate"]},
+        {"policy": contract.fingerprint},
+        ("README.md", "manifest.yaml"),
+    )
+
+
+def require_equal_actions(left: Policy, right: Policy) -> float:
+    """Both policies give the same actions and values on a fixed observation, to the bit; returns the milliseconds of one call."""
+    rng = np.random.default_rng(0)
+    meant = left.contract.contract
+    images = {c.key: rng.integers(0, 256, (1, c.height, c.width, 3), dtype=np.uint8) for c in meant.cameras}
+    statistics = left.processor.statistics.state
+    state = rng.uniform(statistics.q01, statistics.q99)[None].astype(np.float32)
+    ours = left.act(images, state, ["open the faucet"], [0])
+    begin = time.perf_counter()
+    theirs = right.act(images, state, ["open the faucet"], [0])
+    elapsed = (time.perf_counter() - begin) * 1e3
+    same = np.array_equal(ours, theirs) and np.array_equal(
+        left.value(images, state, ours, ["open the faucet"]), right.value(images, state, ours, ["open the faucet"])
+    )
+    if not same:
+        raise StageError(
+            "A reloaded policy does not give the same actions", found=float(np.abs(ours - theirs).max()), expected=0.0
+        )
+    return elapsed

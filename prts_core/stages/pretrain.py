@@ -1,0 +1,96 @@
+"""Stage pretrain: a PRTS from random weights (or a Qwen3-VL folder) by behaviour cloning and contrastive RL.
+
+The processor's tokenizers are born here, fitted on the mixture. The output is a base to fine-tune, not yet a policy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from prts_core.config.schema import PretrainConfig
+from prts_core.contract import PolicyContract
+from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from prts_core.data.training_set import load_training_set
+from prts_core.errors import ConfigError
+from prts_core.files import digest_file, write_json
+from prts_core.manifest import Manifest
+from prts_core.models.init import init_number_embeddings, open_gates
+from prts_core.models.prts import PrtsModel
+from prts_core.policy import MODEL_TYPE
+from prts_core.processor import Processor, load_statistics
+from prts_core.stages.base import StageContext, StageResult
+from prts_core.stages.training import train
+from prts_core.text import prompt
+from prts_core.text.fast import FastTokenizer
+from prts_core.text.tokenizer import TextTokenizer
+from prts_core.training.batch import chunk_windows
+from prts_core.training.checkpoint import save_tensors
+
+
+def pretrain(config: PretrainConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
+    if not config.mixture:
+        raise ConfigError(
+            "Pre-training needs data", field="pretrain.mixture", found="nothing", expected="dataset: weight"
+        )
+    datasets = {n: LeRobotDataset.open(inputs[f"convert:{n}"].folder(context.outputs)) for n in config.mixture}
+    statistics = {n: inputs[f"stats:{n}"].folder(context.outputs) / "norm_stats.json" for n in config.mixture}
+    contracts = {n: policy_contract(d, statistics[n], config.model.chunk_length, config.train.normalization)
+                 for n, d in datasets.items()}  # fmt: skip
+    tokenizer, fast = fit_tokenizers(config, datasets, contracts, statistics)
+    processors = {
+        n: Processor(contracts[n], load_statistics(statistics[n]), statistics[n], tokenizer, fast, config.model)
+        for n in datasets
+    }
+    sets = [load_training_set(n, d, processors[n]) for n, d in datasets.items()]
+    torch.manual_seed(context.seed)
+    model = PrtsModel(config.model, len(tokenizer), tokenizer.id(prompt.IMAGE_PAD))
+    if config.model.pretrained is None:
+        init_number_embeddings(model, tokenizer.number_ids())
+        open_gates(model.dit_action_head)
+    average, metrics, _ = train(model, sets, [config.mixture[n] for n in datasets], config, context)
+
+    write_json(context.output / "config.json", {"model_type": MODEL_TYPE, **asdict(config.model)})
+    write_json(context.output / "train_config.json", asdict(config.train))
+    tokenizer.save(context.output / "tokenizer.json")
+    fast.save(context.output / "fast_tokenizer.json")
+    save_tensors(context.output / "model.safetensors", average)
+    for name, contract in contracts.items():
+        contract.save(context.output / "contracts" / f"{name}.json")
+    metrics["fast_round_trip_rmse"] = max(fast.round_trip_error(s.chunks[:2000]) for s in sets)
+    return StageResult(metrics, {n: c.fingerprint for n, c in contracts.items()}, ("loss.png", "training.csv"))
+
+
+def policy_contract(dataset: LeRobotDataset, statistics: Path, chunk_length: int, normalization: str) -> PolicyContract:
+    """Born when training starts: what the dataset means, how far ahead the policy looks, which statistics it was scaled by."""
+    contract = dataset.contract
+    return PolicyContract(contract.embodiment, contract, chunk_length, normalization, digest_file(statistics))  # type: ignore[arg-type]
+
+
+def fit_tokenizers(
+    config: PretrainConfig, datasets: dict[str, LeRobotDataset], contracts: dict[str, PolicyContract],
+    statistics: dict[str, Path],
+) -> tuple[TextTokenizer, FastTokenizer]:  # fmt: skip
+    """FAST on the mixture's action chunks (each embodiment flattened alike), text on its sentences and subtasks."""
+    from prts_core.data.normalize import normalize
+
+    chunks, sentences, labels = [], [], []
+    for name, dataset in datasets.items():
+        stats = load_statistics(statistics[name]).action
+        for episode in dataset.episodes("train"):
+            actions = normalize(dataset.actions(episode), stats, contracts[name].normalization)
+            chunks.append(chunk_windows(actions, config.model.chunk_length)[0])
+        sentences += [prompt.clean_instruction(task) for task in dataset.tasks.values()]
+        sentences += [prompt.clean_instruction(s.action_text) for row in dataset.rows for s in row.action_config or ()]
+        labels += [camera.label for camera in dataset.contract.cameras]
+    width = {c.shape[-1] for c in chunks}
+    if len(width) > 1:
+        raise ConfigError(
+            "A mixture of embodiments with different action widths cannot share one FAST fit yet",
+            field="pretrain.mixture", found=sorted(width), cure="pre-train on datasets of one width",
+        )  # fmt: skip
+    fast = FastTokenizer.fit(np.concatenate(chunks), config.fast_vocab_size)
+    return TextTokenizer.train(sentences, labels, config.vocab_size, fast.vocab_size), fast
