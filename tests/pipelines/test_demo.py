@@ -1,0 +1,166 @@
+"""`make demo`'s program over the stub chain: one report, going on after a kill, nothing to do the third time."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import dagster as dg
+import pytest
+import stub_chain
+
+from pipelines import demo, report
+from prts_core.config.load import load_plan
+from prts_core.errors import DataError, StageError
+from prts_core.files import read_json
+from prts_core.stages import chain
+
+
+@pytest.fixture(autouse=True)
+def without_dvc(project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRTS_ENV", "test")
+
+
+def runs(project) -> list[dg.DagsterRun]:
+    with dg.DagsterInstance.from_config(os.environ["DAGSTER_HOME"]) as instance:
+        return list(reversed(instance.get_runs()))
+
+
+def test_the_demo_makes_everything_once_and_reports_it(project, capsys):
+    assert demo.main([]) == 0
+    assert len(project.calls()) == 15
+    made = read_json(project.outputs / "demo" / "report.json")
+    for name in report.RATES:
+        assert made[name] == stub_chain.REPORTS["benchmark"][name]
+    assert made["value"] == stub_chain.REPORTS["value"]
+    assert made["tasks"] == stub_chain.TASKS
+    assert list(made["seconds"]) == sorted(chain.STAGES)
+    assert made["seconds_total"] == pytest.approx(sum(made["seconds"].values()), abs=0.01)
+    assert made["model_uri"] == "models:/prts-stub/1"
+    package = chain.run("package", load_plan(project.folder / "configs/quickstart.yaml"), None, project.outputs)
+    assert made["package_digest"] == package.content_digest
+    assert set(made["dataset_digests"]) == {"metaworld", "g1_bottle"}
+    shown = capsys.readouterr().out
+    assert "faucet-open" in shown and "19/20" in shown and "models:/prts-stub/1" in shown
+    assert [(run.job_name, run.status) for run in runs(project)] == [
+        ("demo", dg.DagsterRunStatus.SUCCESS),
+        ("import_dataset", dg.DagsterRunStatus.SUCCESS),
+    ]
+
+
+def test_the_third_time_nothing_happens_in_no_time(project, capsys):
+    assert demo.main([]) == 0
+    project.calls()
+    capsys.readouterr()
+    stamp = (project.outputs / "demo" / "report.json").stat().st_mtime_ns
+    begun = time.monotonic()
+    assert demo.main([]) == 0
+    assert time.monotonic() - begun < 5
+    assert project.calls() == []
+    assert "nothing to do" in capsys.readouterr().out
+    assert len(runs(project)) == 2
+    assert (project.outputs / "demo" / "report.json").stat().st_mtime_ns == stamp
+
+
+def test_a_damaged_output_is_found_and_made_again(project, capsys):
+    assert demo.main([]) == 0
+    project.calls()
+    (project.outputs / "runs/value/quickstart/output/data/content.txt").write_text("vandal")
+    assert demo.main([]) == 0
+    assert project.calls() == ["value -"]  # equal work, equal digest: what follows stays
+
+
+def test_a_fault_is_one_paragraph_and_the_next_demo_goes_on(project, capsys, monkeypatch):
+    real = chain.STAGES["stats"]
+
+    def run(config, inputs, context):
+        raise DataError("A parquet file is truncated", file="data/x.parquet", cure="restore it")
+
+    monkeypatch.setitem(chain.STAGES, "stats", replace(real, run=run))
+    assert demo.main([]) == 1
+    said = capsys.readouterr().err
+    assert (
+        "error: Job 'demo' stopped: stats failed: A parquet file is truncated. File: data/x.parquet. Cure: restore it."
+        in (said)
+    )
+    assert "Traceback" not in said.rsplit("error:", 1)[1]
+    monkeypatch.setitem(chain.STAGES, "stats", real)
+    project.calls()
+    assert demo.main([]) == 0
+    assert "collect metaworld" not in project.calls()
+
+
+def test_a_bug_in_a_stage_names_the_stage(project, capsys, monkeypatch):
+    monkeypatch.setenv("PRTS_STUB_BREAK", "collect")
+    assert demo.main([]) == 1
+    said = capsys.readouterr().err.rsplit("error:", 1)[1]
+    assert "collect failed" in said and "a bug in the stage's code" in said
+
+
+def test_a_failed_check_names_the_stage(project, capsys, monkeypatch):
+    from test_assets import break_validation
+
+    from prts_core.data.validation.report import Finding
+
+    break_validation(monkeypatch, Finding("totals", "meta/info.json", "total_frames: 9", "10"))
+    assert demo.main([]) == 1
+    said = capsys.readouterr().err.rsplit("error:", 1)[1]
+    assert "validate" in said and "total_frames: 9" in said and "meta/info.json" in said
+
+
+def test_absent_reference_data_is_no_reason_to_run_again(project, capsys, monkeypatch):
+    monkeypatch.setenv("PRTS_SHARED", str(project.folder / "nowhere"))
+    assert demo.main([]) == 0
+    made = read_json(project.outputs / "demo" / "report.json")
+    assert "folder is absent" in made["skipped"]["collect:g1_bottle"]
+    project.calls()
+    assert demo.main([]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert project.calls() == []
+    monkeypatch.setenv("PRTS_SHARED", str(project.folder.parent / "shared"))
+    assert demo.main([]) == 0
+    assert next(line for line in project.calls() if "g1_bottle" in line) == "collect g1_bottle"
+    assert read_json(project.outputs / "demo" / "report.json")["skipped"] == {}
+
+
+def test_a_killed_demo_is_taken_up_and_its_run_is_closed(project, capsys):
+    """SIGKILL while `sft` works; the run must not stand as running for ever."""
+    script = project.folder / "killed.py"
+    script.write_text(
+        f"import os, signal, sys\nsys.path[:0] = {sys.path[:3]!r}\n"
+        "import stub_chain, tiny_chain\n"
+        "from dataclasses import replace\n"
+        "stub_chain.base.stage_run = tiny_chain.untracked\n"
+        "stages = stub_chain.chain.STAGES\n"
+        "stages.update({name: stub_chain.stubbed(stage) for name, stage in stages.items()})\n"
+        "die = lambda config, inputs, context: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "stages['sft'] = replace(stages['sft'], run=die)\n"
+        "from pipelines import demo\ndemo.main([])\n"
+    )
+    died = subprocess.run(
+        [sys.executable, str(script)], cwd=project.folder, capture_output=True, text=True, timeout=120
+    )
+    assert died.returncode == -9, died.stderr
+    assert [run.status for run in runs(project)] == [dg.DagsterRunStatus.STARTED]
+    assert project.calls()[-1] == "pretrain -"
+    assert demo.main([]) == 0
+    assert project.calls()[0] == "sft metaworld"
+    assert [run.status for run in runs(project)] == [
+        dg.DagsterRunStatus.FAILURE,
+        dg.DagsterRunStatus.SUCCESS,
+        dg.DagsterRunStatus.SUCCESS,
+    ]
+
+
+def test_finished_asks_for_every_stage(project):
+    plan = load_plan(project.folder / "configs/quickstart.yaml")
+    assert not demo.finished(plan, project.outputs)
+    for stage, partition in chain.steps(plan):
+        chain.run(stage, plan, partition, project.outputs)
+    assert demo.finished(plan, project.outputs)
+    assert not demo.finished(load_plan(plan.path, ["seed=8"]), project.outputs)
+    with pytest.raises(StageError, match="has not run yet"):
+        report.write(load_plan(plan.path, ["name=other"]), project.outputs)
