@@ -1,0 +1,171 @@
+"""`prts serve`: a package or registered model behind openpi's websocket protocol, until SIGTERM or Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from prts_core.errors import ServeError, require
+
+if TYPE_CHECKING:
+    from prts_core.contract import PolicyContract
+
+EPILOG = """\
+examples
+  prts serve --model models:/prts-quickstart@champion
+  prts serve --model outputs/runs/package/quickstart/output --port 8001 --value
+  PRTS_API_KEY=... prts serve --model models:/prts-quickstart/3 --host 0.0.0.0
+
+a client (pip install openpi-client, or prts_core.serving.client.PolicyClient)
+  from openpi_client.websocket_client_policy import WebsocketClientPolicy
+  policy = WebsocketClientPolicy("127.0.0.1", 8000)
+  policy.get_server_metadata()["policy_contract"]     # what every number means
+  policy.infer({"observation/state": state, "observation/top": image, ..., "prompt": "open the faucet"})["actions"]
+
+  A request may also hold  seed (the flow's noise: same seed, same actions),  value: true (how near the goal is),
+  policy_contract or contract_fingerprint (the server then refuses a client that means other numbers).
+  GET /healthz answers OK.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument(
+        "--model", required=True, help="a package folder, models:/<name>@<alias> or models:/<name>/<version>"
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; others than this machine's own need an API key"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="0 takes any free one (default: %(default)s)")
+    parser.add_argument(
+        "--api-key-env", default="PRTS_API_KEY", metavar="NAME",
+        help="environment variable that holds the key clients must send (default: %(default)s; unset: no key)",
+    )  # fmt: skip
+    parser.add_argument("--max-clients", type=int, default=8, help="connections at once (default: %(default)s)")
+    parser.add_argument("--max-batch", type=int, default=8, help="requests answered together (default: %(default)s)")
+    parser.add_argument("--max-message-mb", type=float, default=16.0, help="largest request (default: %(default)s)")
+    parser.add_argument(
+        "--request-timeout", type=float, default=30.0, metavar="S", help="seconds (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--value", action="store_true", help="send the value with every reply, not only where asked for"
+    )
+    parser.add_argument(
+        "--camera", action="append", default=[], metavar="CLIENT_KEY=CAMERA",
+        help="accept another name for a camera, such as observation/image=observation.images.top; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--outputs", type=Path, default=Path("outputs"), help="whose registry models:/ means (default: %(default)s)"
+    )
+    parser.add_argument("--verbose", action="store_true", help="log every client")
+
+
+def main(args: argparse.Namespace) -> int:
+    require("websockets", "serve")
+    require("msgpack", "serve")
+    from prts_core.serving.codec import LIMITS
+    from prts_core.serving.inference import Inference
+    from prts_core.serving.resolve import resolve
+    from prts_core.serving.server import PolicyServer, ServerConfig
+
+    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(name)s: %(message)s")
+    logging.getLogger("websockets.server").setLevel(logging.WARNING)
+    console = Console(soft_wrap=True)
+    config = ServerConfig(  # before any weights are loaded: a wrong setting is told at once
+        host=args.host,
+        port=args.port,
+        api_key=os.environ.get(args.api_key_env) or None,
+        max_clients=args.max_clients,
+        max_batch=args.max_batch,
+        request_timeout_s=args.request_timeout,
+        always_value=args.value,
+        limits=replace(LIMITS, max_bytes=int(args.max_message_mb * 2**20)),
+        aliases=_aliases(args.camera),
+    )
+    model = resolve(args.model, args.outputs)
+    config = replace(
+        config, about={"model": args.model, "model_version": model.version, "package_digest": model.package_digest}
+    )
+
+    from prts_core.policy import load_policy
+
+    policy = load_policy(model.folder)
+    server = PolicyServer(policy, config)
+    warm_ms = Inference(policy, 1, args.value).warm_up()
+    console.print(
+        summary(model.reference, model.version, model.package_digest, policy.contract, model.manifest, warm_ms)
+    )
+
+    def ready(port: int) -> None:
+        host = f"[{args.host}]" if ":" in args.host else args.host
+        key = f"API key from ${args.api_key_env}" if config.api_key else "no API key"
+        console.print(f"serving on ws://{host}:{port}  ({key}; health: http://{host}:{port}/healthz)", highlight=False)
+
+    asyncio.run(_until_told(server, ready))
+    console.print("stopped")
+    return 0
+
+
+async def _until_told(server: Any, ready: Any) -> None:
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await server.run(stop, ready)
+
+
+def _aliases(pairs: list[str]) -> dict[str, str]:
+    out = {}
+    for pair in pairs:
+        name, sign, key = pair.partition("=")
+        if not sign or not name or not key:
+            raise ServeError(
+                "--camera takes client_key=camera", found=pair, expected="observation/image=observation.images.top"
+            )
+        out[name] = key
+    return out
+
+
+def summary(
+    reference: str, version: str | None, digest: str, contract: PolicyContract, manifest: dict[str, Any], warm_ms: float
+) -> Table:
+    """What is served, as a table: the contract's meaning in words, and latency beside the package's budget."""
+    own = contract.contract
+    table = Table(title=f"{reference}" + (f" (version {version})" if version else ""), show_header=False)
+    relative = [d.name for d in own.action if d.relative]
+    rows = [
+        (
+            "embodiment",
+            f"{contract.embodiment_tag}, {own.control_hz:g} Hz, gripper {own.gripper}, rotation {own.rotation}",
+        ),
+        ("state", ", ".join(f"{d.name} [{d.unit}]" for d in own.state)),
+        ("action", ", ".join(f"{d.name} [{d.unit}]" for d in own.action) + f"; chunks of {contract.chunk_length}"),
+        ("relative", ", ".join(relative) or "none: actions are absolute"),
+        ("cameras", ", ".join(f"{c.key} ({c.label}) {c.height}x{c.width}" for c in own.cameras)),
+        ("normalisation", f"{contract.normalization}, statistics {contract.statistics_digest[:19]}"),
+        ("contract", contract.fingerprint),
+        ("package", digest),
+        ("latency", _latency(manifest, warm_ms)),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _latency(manifest: dict[str, Any], warm_ms: float) -> str:
+    budget = manifest.get("latency_budget_ms")
+    if budget is None and isinstance(manifest.get("latency_budget"), dict):
+        budget = manifest["latency_budget"].get("per_chunk_ms")
+    said = f"{warm_ms:.0f} ms a chunk here"
+    if not isinstance(budget, int | float):
+        return said
+    return f"{said}; budget {budget:g} ms" + ("" if warm_ms <= budget else ", EXCEEDED")

@@ -1,0 +1,158 @@
+"""The policy's own thread: requests of several clients are answered together, and the event loop never waits for them.
+
+While one batch is computed the next requests gather; nothing waits for company. It knows no sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from prts_core.contract import PolicyContract
+from prts_core.errors import CheckpointError, ServeError
+from prts_core.serving.observations import Observation
+
+logger = logging.getLogger("prts.serve")
+
+
+class Policy(Protocol):
+    """What is served (prts_core.policy). Arrays in and out are in the robot's units."""
+
+    @property
+    def contract(self) -> PolicyContract: ...
+
+    def act(
+        self, images: dict[str, np.ndarray], state: np.ndarray, instructions: list[str], seeds: list[int]
+    ) -> np.ndarray:
+        """(B, H, W, 3) uint8 per camera, (B, D) float32, B sentences, B seeds -> actions (B, chunk, A) float32."""
+
+    def value(
+        self, images: dict[str, np.ndarray], state: np.ndarray, actions: np.ndarray, instructions: list[str]
+    ) -> np.ndarray:
+        """How near these actions bring the robot to what the sentence asks: (B,)."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """actions (chunk, A) float32; the seed they were drawn with; the value where asked for; milliseconds spent."""
+
+    actions: np.ndarray
+    seed: int
+    value: float | None
+    queue_ms: float
+    infer_ms: float
+
+
+@dataclass
+class _Request:
+    observation: Observation
+    seed: int
+    future: asyncio.Future[Answer]
+    asked_at: float
+
+
+class Inference:
+    """Answers observations in batches of at most `max_batch`, one batch at a time, in one worker thread."""
+
+    def __init__(self, policy: Policy, max_batch: int, always_value: bool = False) -> None:
+        self.policy, self.max_batch, self.always_value = policy, max_batch, always_value
+        self._queue: asyncio.Queue[_Request] = asyncio.Queue()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="prts-policy")
+
+    async def ask(self, observation: Observation) -> Answer:
+        """Wait for the answer. Raises ServeError when the policy fails; a cancelled wait is not computed any more."""
+        seed = secrets.randbits(31) if observation.seed is None else observation.seed
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._queue.put_nowait(_Request(observation, seed, future, time.monotonic()))
+        return await future
+
+    async def run(self) -> None:
+        """Serve the queue until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            batch = [await self._queue.get()]
+            while len(batch) < self.max_batch and not self._queue.empty():
+                batch.append(self._queue.get_nowait())
+            batch = [request for request in batch if not request.future.done()]
+            if not batch:
+                continue
+            answers = await loop.run_in_executor(self._worker, self._answer_all, batch)
+            for request, answer in zip(batch, answers, strict=True):
+                if request.future.done():
+                    continue
+                if isinstance(answer, Answer):
+                    request.future.set_result(answer)
+                else:
+                    request.future.set_exception(answer)
+
+    def close(self) -> None:
+        self._worker.shutdown(wait=True, cancel_futures=True)
+
+    def warm_up(self) -> float:
+        """Ask for zeros before any client does: milliseconds of a second call. CheckpointError on bad output."""
+        contract = self.policy.contract.contract
+        images = {c.key: np.zeros((c.height, c.width, 3), np.uint8) for c in contract.cameras}
+        blank = Observation(images, np.zeros(len(contract.state), np.float32), "warm up", 0, self.always_value)
+        try:
+            self._answer([blank], [0])
+            return self._answer([blank], [0])[2]
+        except ServeError as err:
+            raise CheckpointError("The policy does not do what its contract says", found=str(err)) from err
+
+    # ---- in the worker thread -------------------------------------------------------------------------------------
+    def _answer_all(self, batch: list[_Request]) -> list[Answer | ServeError]:
+        """One answer or one error for each request; a request that fails does not take the others with it."""
+        started = time.monotonic()
+        try:
+            actions, values, infer_ms = self._answer([r.observation for r in batch], [r.seed for r in batch])
+        except ServeError as err:
+            if len(batch) > 1:
+                return [answer for request in batch for answer in self._answer_all([request])]
+            return [err]
+        except Exception as err:
+            logger.exception("the policy failed on a batch of %d", len(batch))
+            if len(batch) > 1:
+                return [answer for request in batch for answer in self._answer_all([request])]
+            return [
+                ServeError(
+                    "The policy failed on this request",
+                    found=type(err).__name__,
+                    cure="the server's log has the details; send the request again or restart the server",
+                )
+            ]
+        return [
+            Answer(actions[i], request.seed, values[i], (started - request.asked_at) * 1e3, infer_ms)
+            for i, request in enumerate(batch)
+        ]
+
+    def _answer(
+        self, observations: list[Observation], seeds: list[int]
+    ) -> tuple[np.ndarray, list[float | None], float]:
+        """actions (B, chunk, A), value or none for each row, milliseconds."""
+        started = time.monotonic()
+        contract = self.policy.contract
+        images = {c.key: np.stack([o.images[c.key] for o in observations]) for c in contract.contract.cameras}
+        state = np.stack([o.state for o in observations])
+        prompts = [o.prompt for o in observations]
+        actions = np.asarray(self.policy.act(images, state, prompts, seeds), dtype=np.float32)
+        expected = (len(observations), contract.chunk_length, len(contract.contract.action))
+        if actions.shape != expected:
+            raise ServeError("The policy returned actions of a wrong shape", found=actions.shape, expected=expected)
+        if not np.isfinite(actions).all():
+            raise ServeError(
+                "The policy returned actions that are not finite; none are sent", expected="finite actions"
+            )
+        values: list[float | None] = [None] * len(observations)
+        if self.always_value or any(o.value for o in observations):
+            found = np.asarray(self.policy.value(images, state, actions, prompts), dtype=np.float64).reshape(-1)
+            values = [
+                float(v) if o.value or self.always_value else None for v, o in zip(found, observations, strict=True)
+            ]
+        return actions, values, (time.monotonic() - started) * 1e3

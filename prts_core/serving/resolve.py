@@ -1,0 +1,58 @@
+"""From a model's name to a folder on this disk that is what its manifest says: a path, or `models:/name@alias`.
+
+It knows packages and the registry, not the policy inside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prts_core.errors import CheckpointError
+from prts_core.files import digest_tree
+from prts_core.packaging.verify import verify_package
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A verified package. version: of the registered model, none for a plain folder. manifest: its manifest.yaml."""
+
+    reference: str
+    folder: Path
+    package_digest: str
+    manifest: dict[str, Any]
+    version: str | None = None
+
+
+def resolve(reference: str, outputs: Path = Path("outputs")) -> ResolvedModel:
+    """Find the package that `reference` names and verify every file of it before anything is loaded.
+
+    reference: a package folder, `models:/<name>@<alias>` or `models:/<name>/<version>`. outputs: whose registry is
+    asked when MLFLOW_TRACKING_URI is not set.
+
+    Raises CheckpointError for a damaged package, StageError for an unknown name.
+    """
+    from prts_core.tracking import registry
+
+    if not registry.is_reference(reference):
+        folder = Path(reference).expanduser()
+        manifest = verify_package(folder)
+        return ResolvedModel(reference, folder, digest_tree(folder), manifest)
+
+    from prts_core.tracking.store import client
+
+    version = registry.resolve_version(client(outputs), reference)
+    folder = registry.version_files(outputs, version, registry.PACKAGE)
+    manifest = verify_package(folder)
+    digest = digest_tree(folder)
+    recorded = version.tags.get("prts.package_digest")
+    if digest != recorded:
+        raise CheckpointError(
+            "A registered package is not the one that was registered",
+            file=folder,
+            found=digest,
+            expected=recorded,
+            cure="run `prts register` again, or serve another version",
+        )
+    return ResolvedModel(reference, folder, digest, manifest, str(version.version))
