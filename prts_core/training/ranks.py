@@ -1,0 +1,106 @@
+"""One batch spread over processes as one loss: what to gather, sum and share so that N processes compute what
+one would on the joint batch. Knows torch.distributed, no optimiser and no engine.
+
+The rule: every process computes the same joint loss, and its backward gives only the part of the gradient that flows
+through its own rows. The engine must therefore *sum* gradients over processes (an engine that averages gets the loss
+times `world`). Parameters applied after a gather, which every process would count in full, go through `shared`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Ranks:
+    """One process: nothing to gather. The joint batch is the batch."""
+
+    rank, world = 0, 1
+
+    def own(self, joint: Tensor) -> Tensor:
+        """This process's rows of a tensor made for the joint batch: every `world`-th from `rank` on."""
+        return joint
+
+    def total(self, count: int) -> int:
+        """The sum of a count over processes."""
+        return count
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """(n, ...) of each process -> (N, ...), in order of ranks."""
+        return rows
+
+    def mean(self, local: Tensor, count: int) -> Tensor:
+        """The joint mean from each process's own mean over `count` items."""
+        return local
+
+    def shared(self, parameter: Tensor) -> Tensor:
+        """A parameter used in a computation that every process repeats."""
+        return parameter
+
+
+ALONE = Ranks()
+
+
+class ProcessRanks(Ranks):
+    """The processes of torch.distributed's default group, which must have been initialised."""
+
+    def __init__(self) -> None:
+        self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        self.device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
+
+    def own(self, joint: Tensor) -> Tensor:
+        return joint[self.rank :: self.world]
+
+    def total(self, count: int) -> int:
+        return sum(self._counts(count))
+
+    def gather(self, rows: Tensor) -> Tensor:
+        return _Gather.apply(rows, self._counts(len(rows)), self.rank)
+
+    def mean(self, local: Tensor, count: int) -> Tensor:
+        # A process without any item has the mean of nothing, NaN; it must not reach the sum.
+        part = local * (count / max(1, self.total(count))) if count else local.new_zeros(())
+        return _Sum.apply(part)
+
+    def shared(self, parameter: Tensor) -> Tensor:
+        part = parameter / self.world
+        return part + (parameter - part).detach()
+
+    def _counts(self, count: int) -> list[int]:
+        mine = torch.tensor([count], device=self.device)
+        counts = [torch.empty_like(mine) for _ in range(self.world)]
+        torch.distributed.all_gather(counts, mine)
+        return [int(c) for c in counts]
+
+
+class _Gather(torch.autograd.Function):
+    """All-gather whose backward is this process's slice: the others' parts flow through the others."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, counts: list[int], rank: int) -> Tensor:
+        ctx.start, ctx.count = sum(counts[:rank]), counts[rank]
+        padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in counts]
+        torch.distributed.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0][ctx.start : ctx.start + ctx.count], None, None
+
+
+class _Sum(torch.autograd.Function):
+    """All-reduce whose backward is the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        total = part.detach().clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
