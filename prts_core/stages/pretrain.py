@@ -84,7 +84,7 @@ def fit_tokenizers(
             actions = normalize(dataset.actions(episode), stats, contracts[name].normalization)
             chunks.append(chunk_windows(actions, config.model.chunk_length)[0])
         sentences += [prompt.clean_instruction(task) for task in dataset.tasks.values()]
-        sentences += [prompt.clean_instruction(s.action_text) for row in dataset.rows for s in row.action_config or ()]
+        sentences += [prompt.clean_instruction(s.action_text) for row in dataset.rows for s in row.spans]
         labels += [camera.label for camera in dataset.contract.cameras]
     width = {c.shape[-1] for c in chunks}
     if len(width) > 1:
