@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from prts_core.errors import ServeError, require
 
 if TYPE_CHECKING:
     from prts_core.contract import PolicyContract
+    from prts_core.packaging.manifest import PackageManifest
 
 EPILOG = """\
 examples
@@ -80,7 +82,7 @@ def main(args: argparse.Namespace) -> int:
 
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(name)s: %(message)s")
     logging.getLogger("websockets.server").setLevel(logging.WARNING)
-    console = Console(soft_wrap=True)
+    console = Console(width=None if sys.stdout.isatty() else 140)
     config = ServerConfig(  # before any weights are loaded: a wrong setting is told at once
         host=args.host,
         port=args.port,
@@ -136,7 +138,12 @@ def _aliases(pairs: list[str]) -> dict[str, str]:
 
 
 def summary(
-    reference: str, version: str | None, digest: str, contract: PolicyContract, manifest: dict[str, Any], warm_ms: float
+    reference: str,
+    version: str | None,
+    digest: str,
+    contract: PolicyContract,
+    manifest: PackageManifest,
+    warm_ms: float,
 ) -> Table:
     """What is served, as a table: the contract's meaning in words, and latency beside the package's budget."""
     own = contract.contract
@@ -161,11 +168,6 @@ def summary(
     return table
 
 
-def _latency(manifest: dict[str, Any], warm_ms: float) -> str:
-    budget = manifest.get("latency_budget_ms")
-    if budget is None and isinstance(manifest.get("latency_budget"), dict):
-        budget = manifest["latency_budget"].get("per_chunk_ms")
-    said = f"{warm_ms:.0f} ms a chunk here"
-    if not isinstance(budget, int | float):
-        return said
-    return f"{said}; budget {budget:g} ms" + ("" if warm_ms <= budget else ", EXCEEDED")
+def _latency(manifest: PackageManifest, warm_ms: float) -> str:
+    budget = manifest.latency_budget.per_chunk_ms
+    return f"{warm_ms:.0f} ms a chunk here; budget {budget:g} ms" + ("" if warm_ms <= budget else ", EXCEEDED")

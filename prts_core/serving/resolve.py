@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from prts_core.errors import CheckpointError
 from prts_core.files import digest_tree
+from prts_core.packaging.manifest import PackageManifest
 from prts_core.packaging.verify import verify_package
 
 
@@ -21,7 +21,7 @@ class ResolvedModel:
     reference: str
     folder: Path
     package_digest: str
-    manifest: dict[str, Any]
+    manifest: PackageManifest
     version: str | None = None
 
 

@@ -98,9 +98,11 @@ def test_aliases_give_a_camera_another_name():
 
 
 def test_healthz_answers_without_a_key():
-    with running(PolicyServer(FakePolicy(), ServerConfig(port=0, api_key="long-enough"))) as url:
-        with urllib.request.urlopen(url.replace("ws:", "http:") + "/healthz", timeout=5) as reply:
-            assert (reply.status, reply.read()) == (200, b"OK\n")
+    with (
+        running(PolicyServer(FakePolicy(), ServerConfig(port=0, api_key="long-enough"))) as url,
+        urllib.request.urlopen(url.replace("ws:", "http:") + "/healthz", timeout=5) as reply,
+    ):
+        assert (reply.status, reply.read()) == (200, b"OK\n")
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------------
@@ -274,9 +276,13 @@ def test_a_failing_request_does_not_take_its_batch_with_it():
 
 
 def test_a_slow_policy_runs_into_the_timeout():
-    with running(PolicyServer(FakePolicy(delay_s=0.5), ServerConfig(port=0, request_timeout_s=0.1))) as url:
-        with PolicyClient(url) as client, pytest.raises(ServeError, match="did not answer in time"):
-            client.infer(observation())
+    server = PolicyServer(FakePolicy(delay_s=0.5), ServerConfig(port=0, request_timeout_s=0.1))
+    with (
+        running(server) as url,
+        PolicyClient(url) as client,
+        pytest.raises(ServeError, match="did not answer in time"),
+    ):
+        client.infer(observation())
 
 
 def test_a_policy_that_breaks_its_contract_is_found_before_the_first_client():

@@ -17,6 +17,7 @@ from toy_package import CONTRACT, load_toy_policy, make, named, outcomes, regist
 
 from prts_core.errors import CheckpointError, StageError
 from prts_core.files import read_json
+from prts_core.packaging.manifest import PackageManifest
 from prts_core.packaging.verify import verify_package
 from prts_core.tracking import registry
 from prts_core.tracking.store import client, tracking_uri
@@ -224,13 +225,13 @@ def test_wrong_references_and_names_are_told(plan, outputs):
 @pytest.mark.parametrize(
     "damage, told",
     [
-        (lambda f: (f / "model.safetensors").write_text("w2"), "sha256"),
-        (lambda f: (f / "model.safetensors").write_text("longer"), "another size"),
-        (lambda f: (f / "model.safetensors").unlink(), "missing model.safetensors"),
-        (lambda f: (f / "evil.py").write_text(""), "does not list"),
+        (lambda f: (f / "model.safetensors").write_text("w2"), r"changed.*model\.safetensors"),
+        (lambda f: (f / "model.safetensors").unlink(), r"missing.*model\.safetensors"),
+        (lambda f: (f / "evil.py").write_text(""), r"does not list.*evil\.py"),
         (lambda f: (f / "manifest.yaml").unlink(), "no PRTS package"),
-        (lambda f: (f / "manifest.yaml").write_text("files: [{path: ../x, size: 1, sha256: a}]"), "list its files"),
-        (lambda f: (f / "manifest.yaml").write_text("files: 3"), "list its files"),
+        (lambda f: _relist(f, {"../x": "sha256:0"}), "outside the package"),
+        (lambda f: _relist(f, {"/etc/passwd": "sha256:0"}), "outside the package"),
+        (lambda f: (f / "manifest.yaml").write_text("files: 3"), "manifest is malformed"),
     ],
 )
 def test_a_damaged_package_is_refused_by_name(tmp_path, damage, told):
@@ -241,3 +242,7 @@ def test_a_damaged_package_is_refused_by_name(tmp_path, damage, told):
     damage(tmp_path / "p")
     with pytest.raises(CheckpointError, match=told):
         verify_package(tmp_path / "p")
+
+
+def _relist(folder: Path, files: dict[str, str]) -> None:
+    PackageManifest.load(folder).model_copy(update={"files": files}).save(folder)

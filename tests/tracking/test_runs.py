@@ -139,7 +139,7 @@ def test_a_killed_stage_goes_on_in_the_same_run(plan, outputs):
     process = subprocess.Popen([sys.executable, "-c", code])
     folder = outputs / "runs" / "slow" / "quickstart"
     try:
-        for _ in range(600):
+        for _ in range(2400):  # importing MLflow on a busy machine takes its time
             if list(folder.glob("work-*/done")):
                 break
             assert process.poll() is None

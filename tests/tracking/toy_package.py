@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import yaml
 from toy_stages import toy_stage
 
 from prts_core.config.load import Plan
 from prts_core.contract import Camera, Contract, Dimension, PolicyContract
 from prts_core.files import list_tree, write_json
 from prts_core.manifest import Manifest
+from prts_core.packaging.manifest import LatencyBudget, PackageManifest
 from prts_core.stages.base import Stage, StageResult, run_stage
 from prts_core.stages.chain import STAGES
 
@@ -59,7 +59,21 @@ def write_package(folder: Path, weights: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.safetensors").write_text(weights)
     CONTRACT.save(folder / "policy_contract.json")
-    (folder / "manifest.yaml").write_text(yaml.safe_dump({"name": "toy", "version": "1", "files": list_tree(folder)}))
+    PackageManifest(
+        name="toy",
+        version="1",
+        licence="apache-2.0",
+        description="a toy",
+        embodiment_tags=("toy",),
+        capabilities=("act", "value"),
+        chunk_size=CONTRACT.chunk_length,
+        n_action_steps=2,
+        latency_budget=LatencyBudget(per_chunk_ms=100.0),
+        contract_fingerprint=CONTRACT.contract_fingerprint,
+        policy_digest="sha256:00",
+        files={row["path"]: "sha256:" + row["sha256"] for row in list_tree(folder)},
+        evaluations=(),
+    ).save(folder)
 
 
 def outcomes(successes: int, tasks: int = 6, per_task: int = 20, first_seed: int = 90_000) -> pl.DataFrame:
@@ -71,13 +85,20 @@ def outcomes(successes: int, tasks: int = 6, per_task: int = 20, first_seed: int
     return pl.DataFrame(rows + [row | {"condition": "untrained", "success": False} for row in rows])
 
 
-def make(plan: Plan, outputs: Path, weights: str, episodes: pl.DataFrame, tag: str = "") -> dict[str, Manifest]:
-    """Run toy `benchmark` and `package` stages for the plan's recipe; `tag` makes their work another one."""
+def make(
+    plan: Plan,
+    outputs: Path,
+    weights: str,
+    episodes: pl.DataFrame,
+    benchmark_parents: tuple[str, ...] = (),
+    package_parents: tuple[str, ...] = (),
+) -> dict[str, Manifest]:
+    """Run toy `benchmark` and `package` stages for the plan's recipe; other weights are other work."""
 
     def benchmark(config, inputs, context):
         episodes.write_parquet(context.output / "episodes.parquet")
         rate = float(episodes.filter(pl.col("condition") == "policy")["success"].mean())
-        write_json(context.output / "report.json", {"success_rate": rate, "tag": tag})
+        write_json(context.output / "report.json", {"success_rate": rate})
         return StageResult({"success_rate": rate})
 
     def package(config, inputs, context):
@@ -88,8 +109,11 @@ def make(plan: Plan, outputs: Path, weights: str, episodes: pl.DataFrame, tag: s
         return replace(stage, config=lambda plan, _: replace(stage.config(plan, None), note=digest))
 
     made = {}
-    for name, run, parents in (("benchmark", benchmark, ()), ("package", package, ("benchmark",))):
-        stage = fresh(toy_stage(name, run, parents), weights + tag)
+    for name, run, parents in (
+        ("benchmark", benchmark, benchmark_parents),
+        ("package", package, ("benchmark", *package_parents)),
+    ):
+        stage = fresh(toy_stage(name, run, parents), weights)
         made[name] = run_stage(stage, plan, None, outputs)
     return made
 

@@ -1,0 +1,91 @@
+"""`prts lineage`: the path from a registered model or a package back to the raw files, as a tree or as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+    from prts_core.tracking.lineage import Lineage, Step
+
+EPILOG = """\
+examples
+  prts lineage models:/prts-quickstart@champion
+  prts lineage models:/prts-quickstart/3 --json
+  prts lineage outputs/runs/package/quickstart/output --verify
+
+Every step shows its manifest's digest, its MLflow run, its Dagster run and the git commit. A step that a later run has
+replaced on disk is followed through MLflow and marked. Exit status 1 when a step is lost or damaged.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument("model", help="models:/<name>@<alias>, models:/<name>/<version>, or a package folder")
+    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where runs lie (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON, every raw file included")
+    parser.add_argument("--verify", action="store_true", help="read every output again and compare its digest")
+    parser.add_argument(
+        "--files", type=int, default=4, metavar="N", help="raw files shown a dataset (default: %(default)s)"
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    import sys
+
+    from rich.console import Console
+
+    from prts_core.tracking.lineage import trace
+
+    lineage = trace(args.model, args.outputs, args.verify)
+    if args.json:
+        print(json.dumps(lineage.to_json(), indent=2, ensure_ascii=False))
+    else:
+        Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(tree(lineage, args.files))
+    return 1 if any(step.state in ("lost", "damaged") for step in lineage.steps.values()) else 0
+
+
+def tree(lineage: Lineage, files: int = 4) -> Tree:
+    """The steps as a rich tree; a step that several others share is spread out once and named after that."""
+    from rich.markup import escape
+    from rich.tree import Tree
+
+    from prts_core.tracking.lineage import in_chain_order
+
+    about = "\n".join(f"{key.replace('_', ' ')} {value}" for key, value in lineage.model.items() if value)
+    root = Tree(f"[bold]{escape(lineage.reference)}[/]\n[dim]{escape(about)}[/]")
+    shown: set[str] = set()
+
+    def grow(branch: Tree, step: Step) -> None:
+        if step.digest in shown:
+            branch.add(f"{escape(step.name)} {step.digest[7:19]} [dim](above)[/]")
+            return
+        shown.add(step.digest)
+        here = branch.add(_label(step))
+        for row in step.files[:files]:
+            here.add(f"[dim]{escape(str(row['path']))}  sha256:{row['sha256'][:12]}  {row.get('size', '?')} bytes[/]")
+        if len(step.files) > files:
+            size = sum(int(row.get("size", 0)) for row in step.files)
+            here.add(f"[dim]... {len(step.files)} raw files in all, {size / 1e6:.1f} MB; --json lists every digest[/]")
+        for parent in in_chain_order(step, lineage.steps):
+            grow(here, parent)
+
+    grow(root, lineage.steps[lineage.root])
+    return root
+
+
+def _label(step: Step) -> str:
+    from rich.markup import escape
+
+    colour = {"on disk": "green", "replaced": "yellow"}.get(step.state, "red")
+    note = f" ({step.note})" if step.note else ""
+    git = step.git_sha[:12] + (" + changes" if step.git_dirty == "true" else "") if step.git_sha else ""
+    links = {"mlflow run": step.mlflow_run, "dagster run": step.dagster_run, "git": git, "dvc": step.dvc_rev[:20]}
+    facts = "  ".join(f"{name} {value}" for name, value in links.items() if value and value != "none")
+    first = f"[bold]{escape(step.name)}[/] {step.digest[7:19]} [{colour}]{escape(step.state + note)}[/]"
+    return first + (f"\n[dim]{escape(facts)}[/]" if facts else "")
