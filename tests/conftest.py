@@ -1,4 +1,4 @@
-"""Settings every test needs before anything heavy is imported, and nothing else. It knows no room."""
+"""Settings every test needs before anything heavy is imported, and one shared fixture file. It knows no room."""
 
 from __future__ import annotations
 
@@ -13,3 +13,5 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test downloads a model
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # a user's server must not receive test runs
+
+pytest_plugins = ["tests.fixtures.tiny_network"]

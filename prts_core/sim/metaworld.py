@@ -58,7 +58,6 @@ PHASES: dict[str, Phases] = {
     "handle-pull": Phases((0.0, -0.04, 0.0), 0.02, 0.02, ("reach under the handle", "close in on it", "pull it up")),
     "dial-turn": Phases((0.05, 0.02, 0.09), 0.02, 0.02, ("reach the dial", "lower the hand beside it", "turn it")),
     "button-press-topdown": Phases((0.0, 0.0, 0.0), 0.04, 0.04, ("reach above the button", "press it down")),
-    "coffee-button": Phases((0.0, 0.0, -0.07), 0.02, 0.02, ("line up with the button", "lower the hand to it", "press it")),
     "door-unlock": Phases((-0.04, -0.02, -0.03), 0.06, 0.04, ("reach the lock", "lower the hand beside it", "turn it open")),
 }  # fmt: skip
 
@@ -79,13 +78,14 @@ class SceneRenderer:
         self.scene.flags[self.mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         self.option, self.perturb, self.camera = self.mujoco.MjvOption(), self.mujoco.MjvPerturb(), self.mujoco.MjvCamera()
         self.render_context = self.mujoco.MjrContext(model, self.mujoco.mjtFontScale.mjFONTSCALE_100)
-        self.mujoco.mjr_setBuffer(self.mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self.render_context)
         self.viewport = self.mujoco.MjrRect(0, 0, size, size)
 
     def __call__(self, model: Any, data: Any, camera_id: int) -> np.ndarray:
         """(size, size, 3) uint8 picture of one camera."""
         mj = self.mujoco
         self.context.make_current()
+        # Another renderer may have bound its own buffer; without this the first picture after it is that one's last.
+        mj.mjr_setBuffer(mj.mjtFramebuffer.mjFB_OFFSCREEN, self.render_context)
         self.camera.type, self.camera.fixedcamid = mj.mjtCamera.mjCAMERA_FIXED, camera_id
         mj.mjv_updateScene(model, data, self.option, self.perturb, self.camera, mj.mjtCatBit.mjCAT_ALL, self.scene)
         mj.mjr_render(self.viewport, self.scene, self.render_context)

@@ -1,0 +1,87 @@
+"""Our CPU short cuts leave the stock Qwen3-VL's numbers alone; the role mask hides what it must."""
+
+from __future__ import annotations
+
+import torch
+from transformers import Qwen3VLModel
+
+from prts_core.models.backbone import patchify, qwen3vl_config
+from prts_core.text import prompt
+
+
+def pixels_of(images: torch.Tensor, tiny) -> torch.Tensor:
+    return patchify(images, tiny.vision.patch_size, tiny.vision.merge_size)
+
+
+def test_plain_prompt_equals_the_stock_model(model, tiny, tokenizer, builder, samples):
+    images = torch.randint(0, 256, (len(samples) * 2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = pixels_of(images, tiny)
+    tokens = builder.build(samples, pixels, response=False, contrastive=False)
+    ours = model.encode(tokens).hidden
+
+    stock = Qwen3VLModel._from_config(
+        qwen3vl_config(tiny, len(tokenizer), tokenizer.id(prompt.IMAGE_PAD)), attn_implementation="eager"
+    ).eval()
+    weights = {k: v for k, v in model.state_dict().items() if k.startswith(("visual.", "language_model."))}
+    stock.load_state_dict(weights)
+    patch = tiny.vision.patch_size**2
+    twice = pixels.view(-1, 3, 1, patch).expand(-1, 3, 2, patch).reshape(len(pixels), -1)  # stock wants both time slices
+    inside = tokens.key_end > 0
+    theirs = stock(
+        input_ids=tokens.ids,
+        attention_mask=inside.long(),
+        pixel_values=twice,
+        image_grid_thw=tokens.grid,
+        mm_token_type_ids=(tokens.ids == model.image_token_id).int(),
+    ).last_hidden_state
+    torch.testing.assert_close(ours[inside], theirs[inside], atol=2e-5, rtol=1e-4)
+
+
+def test_images_of_two_sizes_take_the_stock_path(model, tiny):
+    square, wide = torch.zeros(1, 32, 32, 3, dtype=torch.uint8), torch.full((1, 32, 64, 3), 200, dtype=torch.uint8)
+    grid = torch.tensor([[1, 4, 4], [1, 4, 8]])
+    both = model.visual(torch.cat([pixels_of(square, tiny), pixels_of(wide, tiny)]), grid_thw=grid, return_dict=True)
+    alone = model.visual(pixels_of(wide, tiny), grid_thw=grid[1:], return_dict=True)
+    torch.testing.assert_close(both.pooler_output[4:], alone.pooler_output, atol=1e-5, rtol=1e-4)
+
+
+def test_roles_are_isolated(model, tiny, builder, samples):
+    """phi ignores the instruction and the answer; psi sees only the sentence; the prompt ignores the appended parts."""
+    images = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    pixels = pixels_of(images, tiny)
+
+    def encode(sample, some_pixels=pixels, **kinds):
+        tokens = builder.build([sample], some_pixels, **kinds)
+        return tokens, model.encode(tokens)
+
+    kinds = {"response": True, "contrastive": True}
+    first = samples[0]
+    tokens, encoded = encode(first, **kinds)
+    phi, psi = encoded.hidden[0, tokens.phi_at[0]], encoded.hidden[0, tokens.psi_at[0]]
+
+    other_goal = type(first)(first.state, samples[1].instruction, first.fast)
+    tokens2, encoded2 = encode(other_goal, **kinds)
+    torch.testing.assert_close(phi, encoded2.hidden[0, tokens2.phi_at[0]])
+    assert not torch.allclose(psi, encoded2.hidden[0, tokens2.psi_at[0]])
+
+    darker = (pixels * 0.5).clone()
+    tokens3, encoded3 = encode(first, darker, **kinds)
+    torch.testing.assert_close(psi, encoded3.hidden[0, tokens3.psi_at[0]])
+    assert not torch.allclose(phi, encoded3.hidden[0, tokens3.phi_at[0]])
+
+    plain, encoded4 = encode(first, response=False, contrastive=False)
+    end = int(plain.prompt_end[0])
+    torch.testing.assert_close(encoded.hidden[0, :end], encoded4.hidden[0, :end])
+
+
+def test_padding_does_not_change_a_sample(model, tiny, builder, samples):
+    images = torch.randint(0, 256, (6, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
+    pixels = pixels_of(images, tiny)
+    kinds = {"response": True, "contrastive": True}
+    together = builder.build(samples, pixels, **kinds)
+    hidden = model.encode(together).hidden
+    for i, sample in enumerate(samples):
+        per = len(pixels) // 3
+        alone = builder.build([sample], pixels[i * per : (i + 1) * per], **kinds)
+        length = alone.ids.shape[1]
+        torch.testing.assert_close(hidden[i, :length], model.encode(alone).hidden[0], atol=1e-5, rtol=1e-4)
