@@ -35,7 +35,7 @@ def train(
     batches = BatchSource(
         sets, weights, recipe.batch_size, context.seed,
         max_action_dim=model.config.max_action_dim, response=bool(recipe.weights.fast),
-        contrastive=bool(recipe.weights.contrastive),
+        contrastive=recipe.contrastive_every if recipe.weights.contrastive else 0,
     )  # fmt: skip
     trainer = Trainer(model, batches, recipe, context.seed)
     curve = context.work / "curve.jsonl"

@@ -74,11 +74,14 @@ def pad_actions(chunks: Tensor, width: int) -> tuple[Tensor, Tensor]:
 
 
 class BatchSource:
-    """Batches of a mixture: step -> Batch. Each batch comes from one dataset, drawn by weight times rows."""
+    """Batches of a mixture: step -> Batch. Each batch comes from one dataset, drawn by weight times rows.
+
+    contrastive: the contrastive parts stand in every n-th batch; 0: in none.
+    """
 
     def __init__(
         self, sets: list[TrainingSet], weights: list[float], batch_size: int, seed: int, *,
-        max_action_dim: int, response: bool, contrastive: bool, rank: int = 0, world: int = 1,
+        max_action_dim: int, response: bool, contrastive: int, rank: int = 0, world: int = 1,
     ) -> None:  # fmt: skip
         share = np.array([len(s) * w for s, w in zip(sets, weights, strict=True)], np.float64)
         self.sets, self.share, self.seed = sets, share / share.sum(), seed
@@ -96,9 +99,9 @@ class BatchSource:
         data, rows = self.rows(step)
         samples = [Sample(data.state_bins[r], data.instructions[r], data.fast[r]) for r in rows]
         images = torch.from_numpy(data.images[rows]).flatten(0, 1)
-        tokens = data.builder.build(
-            samples, patchify(images, data.patch, data.merge), response=self.response, contrastive=self.contrastive
-        )
+        contrastive = self.contrastive > 0 and step % self.contrastive == 0
+        pixels = patchify(images, data.patch, data.merge)
+        tokens = data.builder.build(samples, pixels, response=self.response, contrastive=contrastive)
         actions, dof_mask = pad_actions(torch.from_numpy(data.chunks[rows]), self.max_action_dim)
         return Batch(
             tokens, actions, dof_mask, torch.from_numpy(data.is_pad[rows]), torch.from_numpy(data.steps_to_go[rows]),

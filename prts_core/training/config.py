@@ -20,7 +20,8 @@ class LossWeights:
 class TrainConfig:
     """One training run. Times in optimiser steps; `batch_size` samples a step over all processes.
 
-    gamma: discount per dataset row of the contrastive targets. flow_samples: noise draws per sample and step.
+    gamma: discount per dataset row of the contrastive targets. contrastive_every: the contrastive parts, 40 % of a short
+    sequence, stand in every n-th batch only. flow_samples: noise draws per sample and step.
     early_fraction: share of the steps after which the averaged weights are also kept as `early/` (0: not at all); a
     benchmark draws failures from them. deepspeed_stage: 0 is the plain loop; 1 to 3 are ZeRO stages for more than one process.
     """
@@ -37,6 +38,7 @@ class TrainConfig:
     clip_norm: float = 1.0
     ema_decay: float = 0.995
     gamma: float = 0.9
+    contrastive_every: int = 1
     logsumexp_weight: float = 0.0
     weights: LossWeights = field(default_factory=LossWeights)
     normalization: Literal["QUANTILE", "MEAN_STD", "MIN_MAX"] = "QUANTILE"

@@ -44,7 +44,7 @@ def prts_loss(
         flow = ranks.mean(flow, len(actions))
         total = total + weights.flow * flow
         metrics["flow_loss"] = flow.detach()
-    if weights.contrastive:
+    if weights.contrastive and int(batch.tokens.phi_at[0]) >= 0:
         phi = ranks.gather(model.embed_state_actions(encoded, batch.tokens.phi_at))
         psi = ranks.gather(model.embed_goals(encoded, batch.tokens.psi_at))
         discount = config.gamma ** ranks.gather(batch.steps_to_go).to(phi.dtype)
