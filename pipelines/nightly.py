@@ -70,14 +70,12 @@ def nightly_benchmark() -> None:
     cron_schedule="30 2 * * *",
     name="every_night",
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    required_resource_keys={"plan"},
     description="Half past two: benchmark the champion. Nothing happens while there is no champion.",
 )
-def every_night(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+def every_night(context: dg.ScheduleEvaluationContext, plan: PlanResource) -> dg.RunRequest | dg.SkipReason:
     from prts_core.tracking import registry
     from prts_core.tracking.store import client
 
-    plan: PlanResource = context.resources.plan
     name = plan.load().recipe.register.model_name
     if registry.version_of_alias(client(plan.folder), name, registry.CHAMPION) is None:
         return dg.SkipReason(f"models:/{name}@champion does not exist yet")

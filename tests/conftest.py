@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 
+# Early and shallow: pandera imports it wherever it is installed, and Python 3.11's parser gives up (SystemError: AST
+# constructor recursion depth) where pytest rewrites it for the first time deep inside other imports.
+import hypothesis  # noqa: F401
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("PYOPENGL_PLATFORM", "egl")

@@ -31,17 +31,23 @@ def value(config: ValueConfig, inputs: dict[str, Manifest], context: StageContex
         **curves_of.rollout_auroc(episodes),
         "episodes": len(curves),
     }
+    # Without a failed or without a successful rollout there is no AUROC: null in the report, no metric.
+    defined = {name: figure for name, figure in report.items() if np.isfinite(figure)}
     write_json(
         context.output / "report.json",
-        report
+        {name: defined.get(name) for name in report}
         | {
             "policy_digest": policy_digest(folder),
-            "rollouts": {r["condition"]: {"n": r["n"], "failed": r["failed"]} for r in sources.sort("condition").iter_rows(named=True)},
+            "rollouts": {
+                r["condition"]: {"n": r["n"], "failed": r["failed"]}
+                for r in sources.sort("condition").iter_rows(named=True)
+            },
             "curves": [
-                {"episode": c.episode, "instructions": c.instructions, "values": np.round(c.values, 4).tolist()} for c in curves
+                {"episode": c.episode, "instructions": c.instructions, "values": np.round(c.values, 4).tolist()}
+                for c in curves
             ],
         },
     )
     camera = policy.contract.contract.cameras[0].key
     curves_of.plot_curves(context.output / "value_curves.png", curves, dataset, camera, config.plot_episodes)
-    return StageResult(report, dict(inputs["sft"].contracts), ("value_curves.png", "report.json"))
+    return StageResult(defined, dict(inputs["sft"].contracts), ("value_curves.png", "report.json"))

@@ -12,11 +12,10 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(Path(__file__).parent))
+from tests.pipelines import stub_chain
+from tests.stages import tiny_chain
 
-import stub_chain  # noqa: E402
-import tiny_chain  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass

@@ -11,8 +11,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "stages"))
-
 from prts_core.config.load import source_root
 from prts_core.config.schema import LeRobotSource
 from prts_core.errors import UnavailableError
@@ -71,7 +69,7 @@ def stubbed(stage: Stage) -> Stage:
 
 
 def main() -> int:
-    from tiny_chain import untracked
+    from tests.stages.tiny_chain import untracked
 
     base.stage_run = untracked
     chain.STAGES.update({name: stubbed(stage) for name, stage in chain.STAGES.items()})

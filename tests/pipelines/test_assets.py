@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dagster as dg
 import pytest
-import stub_chain
 
 from prts_core.data.validation.report import Finding, ValidationFailed, ValidationReport
 from prts_core.errors import StageError
 from prts_core.stages import chain
 from prts_core.stages.base import load_manifest
+from tests.pipelines import stub_chain
 
 
 @pytest.fixture(autouse=True)

@@ -16,12 +16,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 STUB_LOCATION = """
-import sys
-sys.path[:0] = {paths!r}
-import stub_chain, tiny_chain
+from tests.pipelines import stub_chain
+from tests.stages import tiny_chain
 stub_chain.base.stage_run = tiny_chain.untracked
 stages = stub_chain.chain.STAGES
-stages.update({{name: stub_chain.stubbed(stage) for name, stage in stages.items()}})
+stages.update({name: stub_chain.stubbed(stage) for name, stage in stages.items()})
 from pipelines.definitions import definitions
 defs = definitions()
 """
@@ -36,8 +35,7 @@ def location(project, monkeypatch) -> Path:
     """A file that is this project's code location with the stub chain."""
     monkeypatch.setenv("PRTS_ENV", "test")
     path = project.folder / "stub_location.py"
-    here = Path(__file__).parent
-    path.write_text(STUB_LOCATION.format(paths=[str(here), str(here.parent / "stages")]))
+    path.write_text(STUB_LOCATION)
     Path(os.environ["DAGSTER_HOME"]).mkdir(parents=True)
     return path
 

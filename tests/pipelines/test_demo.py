@@ -10,13 +10,13 @@ from dataclasses import replace
 
 import dagster as dg
 import pytest
-import stub_chain
 
 from pipelines import demo, report
 from prts_core.config.load import load_plan
 from prts_core.errors import DataError, StageError
 from prts_core.files import read_json
 from prts_core.stages import chain
+from tests.pipelines import stub_chain
 
 
 @pytest.fixture(autouse=True)
@@ -101,9 +101,8 @@ def test_a_bug_in_a_stage_names_the_stage(project, capsys, monkeypatch):
 
 
 def test_a_failed_check_names_the_stage(project, capsys, monkeypatch):
-    from test_assets import break_validation
-
     from prts_core.data.validation.report import Finding
+    from tests.pipelines.test_assets import break_validation
 
     break_validation(monkeypatch, Finding("totals", "meta/info.json", "total_frames: 9", "10"))
     assert demo.main([]) == 1
@@ -130,8 +129,8 @@ def test_a_killed_demo_is_taken_up_and_its_run_is_closed(project, capsys):
     """SIGKILL while `sft` works; the run must not stand as running for ever."""
     script = project.folder / "killed.py"
     script.write_text(
-        f"import os, signal, sys\nsys.path[:0] = {sys.path[:3]!r}\n"
-        "import stub_chain, tiny_chain\n"
+        "import os, signal, sys\n"
+        "from tests.pipelines import stub_chain\nfrom tests.stages import tiny_chain\n"
         "from dataclasses import replace\n"
         "stub_chain.base.stage_run = tiny_chain.untracked\n"
         "stages = stub_chain.chain.STAGES\n"

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
 from prts_core.stages import base
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_chain import Chain, untracked
+from tests.stages.tiny_chain import Chain, untracked
 
 
 @pytest.fixture

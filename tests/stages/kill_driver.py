@@ -13,11 +13,10 @@ import signal
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from tiny_chain import Chain, Config, untracked
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from prts_core.stages import base
+from tests.stages.tiny_chain import Chain, Config, untracked
 
 base.stage_run = untracked
 

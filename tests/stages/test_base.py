@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_chain import Chain, Config
 
 from prts_core.errors import StageError, UnavailableError
 from prts_core.files import read_json, write_text
 from prts_core.manifest import Manifest
 from prts_core.stages.base import StageContext, StageResult, find_finished, load_manifest, load_provenance
+from tests.stages.tiny_chain import Chain, Config
 
 HERE = Path(__file__).parent
 
@@ -173,9 +173,9 @@ def test_a_kill_in_every_phase_of_the_swap_is_survived(tmp_path: Path):
 def test_a_killed_process_leaves_no_lock_and_its_seconds_count(tmp_path: Path):
     """A stage in another process is killed with SIGKILL while it works; the next one goes on."""
     script = f"""
-import sys, time; sys.path.insert(0, {str(HERE)!r})
+import sys, time; sys.path.insert(0, {str(HERE.parents[1])!r})
 from pathlib import Path
-from tiny_chain import Chain, untracked
+from tests.stages.tiny_chain import Chain, untracked
 from prts_core.stages import base
 base.stage_run = untracked
 def work(context):

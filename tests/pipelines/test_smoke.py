@@ -1,0 +1,76 @@
+"""Every stage for real, tiny: once by `dvc repro`, then taken over by Dagster, which trains nothing."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prts_core.config.load import load_plan, shared_folder
+from prts_core.files import read_json
+from prts_core.stages import chain
+from prts_core.stages.base import load_manifest, load_provenance
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_dvc_repro_then_dagster_then_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    project = tmp_path / "project"
+    project.mkdir()
+    for name in ("configs", "prts_core/stages"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (project / "dvc.yaml").write_text(
+        (ROOT / "dvc.yaml").read_text().replace("configs/quickstart.yaml:", "configs/smoke.yaml:")
+    )
+    shutil.copytree(ROOT / ".dvc", project / ".dvc", ignore=shutil.ignore_patterns("tmp", "cache"))
+    for name in (".dvcignore", ".gitignore"):
+        shutil.copy(ROOT / name, project / name)
+    subprocess.run(["git", "init", "-q", str(project)], check=True)
+    bin_folder = Path(sys.executable).parent
+    for name, value in {
+        "PATH": f"{bin_folder}:/usr/bin:/bin",
+        "PRTS_RECIPE": "configs/smoke.yaml",
+        "PRTS_ENV": "local",
+        "DAGSTER_HOME": str(project / "outputs" / "dagster"),
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PRTS_SHARED", str((ROOT / shared_folder()).resolve()))
+    monkeypatch.delenv("PRTS_OUTPUTS", raising=False)
+
+    def run(*command: str) -> str:
+        done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=1000)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout
+
+    plan = load_plan(project / "configs" / "smoke.yaml")
+    outputs = project / "outputs"
+
+    def state() -> dict[str, tuple[str, str]]:
+        """stage -> (data version, when it was made)"""
+        out = {}
+        for stage, partition in chain.steps(plan):
+            if stage != "register":
+                manifest = load_manifest(outputs, stage, "smoke", partition)
+                out[f"{stage} {partition}"] = manifest.digest, str(load_provenance(outputs, manifest)["finished"])
+        return out
+
+    run("dvc", "repro")
+    made, lock = state(), (project / "dvc.lock").read_text()
+
+    run(sys.executable, "-m", "pipelines")
+    assert state() == made
+    assert (project / "dvc.lock").read_text() == lock
+    report = read_json(outputs / "demo" / "report.json")
+    assert report["model_uri"] == "models:/prts-smoke/1"
+    assert set(report["tasks"]) == {"faucet-open", "faucet-close"}
+    assert report["package_digest"] == load_manifest(outputs, "package", "smoke", None).content_digest
+
+    assert "Running stage" not in run("dvc", "repro")
+    assert "nothing to do" in run(sys.executable, "-m", "pipelines")
+    assert state() == made
