@@ -1,4 +1,5 @@
-"""The one family of errors a user of PRTS can meet: each names file, field, what was found, what was expected, the cure.
+"""The one family of errors a user of PRTS can meet: each names file, field, what was found, what was expected, the
+cure.
 
 It does not know who reports them; the command line prints `str(error)`, Dagster shows it as the failure's text.
 """

@@ -45,7 +45,7 @@ def explain_os_errors(path: Path) -> Iterator[None]:
                 file=path,
                 found=f"{_free_mib(path)} MiB free",
                 expected="room for the output",
-                cure="free some space (old versions lie in the DVC cache: `dvc gc --workspace`) and run the same command",
+                cure="free some space (`dvc gc --workspace` drops old versions) and run the same command again",
             ) from err
         if err.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise StageError(
@@ -89,7 +89,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError as err:
         raise DataError("A file is missing", file=path, expected="a JSON file", cure="restore or rebuild it") from err
     except (json.JSONDecodeError, UnicodeDecodeError) as err:
-        raise DataError("A file is not valid JSON", file=path, found=str(err), cure="restore it from its source") from err
+        raise DataError(
+            "A file is not valid JSON", file=path, found=str(err), cure="restore it from its source"
+        ) from err
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -99,7 +101,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError as err:
         raise DataError("A file is missing", file=path, expected="JSON lines", cure="restore or rebuild it") from err
     except UnicodeDecodeError as err:
-        raise DataError("A file is not UTF-8 text", file=path, found=str(err), cure="restore it from its source") from err
+        raise DataError(
+            "A file is not UTF-8 text", file=path, found=str(err), cure="restore it from its source"
+        ) from err
     rows = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -133,7 +137,8 @@ def digest_file(path: Path) -> str:
 
 
 def digest_tree(root: Path) -> str:
-    """One digest for a folder: every file's relative path, size and SHA-256, in path order. Empty folders do not count."""
+    """One digest for a folder: every file's relative path, size and SHA-256, in path order. Empty folders do not
+    count."""
     return digest_value(list_tree(root))
 
 

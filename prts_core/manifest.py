@@ -52,7 +52,9 @@ class Manifest:
         try:
             made = Manifest(**raw)
         except TypeError as err:
-            raise StageError("A manifest is malformed", file=path, found=str(err), cure="delete it and run the stage") from err
+            raise StageError(
+                "A manifest is malformed", file=path, found=str(err), cure="delete it and run the stage"
+            ) from err
         if made.digest != digest:
             raise StageError(
                 "A manifest does not match its own digest",

@@ -69,7 +69,8 @@ class Policy:
     def value(
         self, images: dict[str, np.ndarray], state: np.ndarray, actions: np.ndarray, instructions: Sequence[str]
     ) -> np.ndarray:
-        """Goal reachability (B,) in nats: exp(scale) phi(s, a) . psi(l), the log-discounted chance of reaching the goal up
+        """Goal reachability (B,) in nats: exp(scale) phi(s, a) . psi(l), the log-discounted chance of reaching the
+        goal up
         to a constant of the instruction (PRTS, theorem 1). actions: (B, T, A) in robot units."""
         tokens = self.processor.tokens(images, state, list(instructions), actions)
         encoded = self.model.encode(tokens)
@@ -102,9 +103,12 @@ def load_policy(folder: Path) -> Policy:
     missing = [name for name in POLICY_FILES if not (folder / name).exists()]
     if missing:
         raise CheckpointError(
-            "A policy folder is not complete", file=folder, found=f"missing {', '.join(missing)}",
-            expected=", ".join(POLICY_FILES), cure="point at the output of stage sft or package, or at models:/name@alias",
-        )  # fmt: skip
+            "A policy folder is not complete",
+            file=folder,
+            found=f"missing {', '.join(missing)}",
+            expected=", ".join(POLICY_FILES),
+            cure="point at the output of stage sft or package, or at models:/name@alias",
+        )
     config = read_model_config(folder)
     processor = Processor.load(folder, config)
     model = PrtsModel(config, len(processor.tokenizer), processor.tokenizer.id(prompt.IMAGE_PAD))

@@ -60,16 +60,22 @@ class Processor:
         """(B, D) robot units -> (B, D) integers of the prompt. Refuses another width and non-finite values."""
         wanted = len(self.contract.contract.state)
         if state.ndim != 2 or state.shape[1] != wanted:
-            raise DataError("The state has the wrong width", field="observation.state", found=state.shape, expected=f"(B, {wanted})")
+            raise DataError(
+                "The state has the wrong width", field="observation.state", found=state.shape, expected=f"(B, {wanted})"
+            )
         if not np.isfinite(state).all():
-            raise DataError("A state is not finite", field="observation.state", found=state[~np.isfinite(state).all(1)][0].tolist())
+            raise DataError(
+                "A state is not finite", field="observation.state", found=state[~np.isfinite(state).all(1)][0].tolist()
+            )
         return prompt.state_bins(normalize(state, self.statistics.state, self.contract.normalization))
 
     def normalize_actions(self, actions: np.ndarray) -> np.ndarray:
         """(..., A) robot units -> normalised float32."""
         wanted = len(self.contract.contract.action)
         if actions.shape[-1] != wanted:
-            raise DataError("Actions have the wrong width", field="action", found=actions.shape, expected=f"(..., {wanted})")
+            raise DataError(
+                "Actions have the wrong width", field="action", found=actions.shape, expected=f"(..., {wanted})"
+            )
         return normalize(actions, self.statistics.action, self.contract.normalization)
 
     def unnormalize_actions(self, actions: np.ndarray) -> np.ndarray:
@@ -85,7 +91,11 @@ class Processor:
         return torch.from_numpy(stacked).flatten(0, 1)
 
     def tokens(
-        self, images: dict[str, np.ndarray], state: np.ndarray, instructions: list[str], actions: np.ndarray | None = None
+        self,
+        images: dict[str, np.ndarray],
+        state: np.ndarray,
+        instructions: list[str],
+        actions: np.ndarray | None = None,
     ) -> Tokens:
         """A batch for inference; with `actions` (B, T, A) in robot units the contrastive parts are appended."""
         bins = self.state_bins(state)
@@ -93,7 +103,8 @@ class Processor:
         if actions is not None:
             fast = self.fast.encode_many(self.normalize_actions(actions))
         samples = [
-            Sample(b, text, None if f is None else tuple(f)) for b, text, f in zip(bins, instructions, fast, strict=True)
+            Sample(b, text, None if f is None else tuple(f))
+            for b, text, f in zip(bins, instructions, fast, strict=True)
         ]
         vision = self.model.vision
         pixels = patchify(self.images(images), vision.patch_size, vision.merge_size)

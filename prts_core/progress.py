@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 def track(items: Iterable[T], *, total: int | None = None, what: str = "working") -> Iterator[T]:
     """Yield `items` behind a rich progress bar on a terminal; in a log, one line a tenth."""
     if total is None:
-        total = len(items) if hasattr(items, "__len__") else 0
+        total = len(items) if isinstance(items, Sized) else 0
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import track as rich_track
@@ -32,14 +32,18 @@ class Bar:
 
     def __init__(self, what: str, total: int) -> None:
         self.what, self.total, self.tenth = what, total, 0
-        self.progress = None
+        self.progress: Any = None
 
     def __enter__(self) -> Bar:
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = (TextColumn(self.what), BarColumn(), TextColumn("{task.completed}/{task.total} {task.fields[note]}"))
+            columns = (
+                TextColumn(self.what),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total} {task.fields[note]}"),
+            )
             self.progress = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
             self.progress.start()
             self.task = self.progress.add_task(self.what, total=self.total, note="")

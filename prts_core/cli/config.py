@@ -11,7 +11,9 @@ from prts_core.config.load import load_plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", nargs="?", default="show", help="'show', or a stage's name for that stage's configuration")
+    parser.add_argument(
+        "what", nargs="?", default="show", help="'show', or a stage's name for that stage's configuration"
+    )
     parser.add_argument("--dataset", help="which dataset, for a stage that is split by dataset")
     add_plan_arguments(parser)
 

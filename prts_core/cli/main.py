@@ -35,7 +35,9 @@ TOOL_HELP = {
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="recipe (default: %(default)s)")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="change one value")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="change one value"
+    )
     parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where runs lie (default: %(default)s)")
 
 
@@ -66,7 +68,9 @@ def run_stage_command(args: argparse.Namespace, console: Console) -> int:
     from prts_core.config.load import load_plan
     from prts_core.stages import chain
 
-    manifest = chain.run(args.command, load_plan(args.config, args.overrides), getattr(args, "dataset", None), args.outputs)
+    manifest = chain.run(
+        args.command, load_plan(args.config, args.overrides), getattr(args, "dataset", None), args.outputs
+    )
     if manifest.skipped:
         console.print(f"[yellow]{args.command} skipped:[/] {manifest.skipped}", highlight=False)
         return 0

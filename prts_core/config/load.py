@@ -152,8 +152,20 @@ def dataset_from_public_release(raw: dict[str, Any], path: Path) -> list[Dataset
     made = []
     for index, entry in enumerate(raw["lerobot_datasets"]):
         where = f"{path}: lerobot_datasets[{index}]"
-        known = {"repo_id", "root", "episodes", "state_mode", "state_relative_action", "embodiment_tag", "train_subtask",
-                 "select_video_keys", "select_state_keys", "select_action_keys", "load_quantile_stats", "weight"}  # fmt: skip
+        known = {
+            "repo_id",
+            "root",
+            "episodes",
+            "state_mode",
+            "state_relative_action",
+            "embodiment_tag",
+            "train_subtask",
+            "select_video_keys",
+            "select_state_keys",
+            "select_action_keys",
+            "load_quantile_stats",
+            "weight",
+        }
         for key in entry:
             if key not in known:
                 raise ConfigError(

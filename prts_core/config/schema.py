@@ -81,7 +81,8 @@ class MetaworldSource:
 
 @dataclass(frozen=True)
 class LeRobotSource:
-    """A LeRobot v2.1 folder recorded by others. `root` may hold environment variables; `link`: how files are taken over."""
+    """A LeRobot v2.1 folder recorded by others. `root` may hold environment variables; `link`: how files are taken
+    over."""
 
     __pydantic_config__ = FORBID_EXTRA
     kind: Literal["lerobot"]
@@ -93,7 +94,8 @@ class LeRobotSource:
 
 @dataclass(frozen=True)
 class VideoConfig:
-    """How converted images are encoded. `crf` and `gop` are the codec's own constant rate factor and keyframe distance."""
+    """How converted images are encoded. `crf` and `gop` are the codec's own constant rate factor and keyframe
+    distance."""
 
     __pydantic_config__ = FORBID_EXTRA
     codec: Literal["libx264", "libsvtav1"] = "libx264"
@@ -238,7 +240,8 @@ class PackageConfig(PackageSection):
 
 @dataclass(frozen=True)
 class RegisterConfig:
-    """The gate. margin: promote if the lower 95 % bound of (challenger - champion) exceeds it; floor: without a champion."""
+    """The gate. margin: promote if the lower 95 % bound of (challenger - champion) exceeds it; floor: without a
+    champion."""
 
     __pydantic_config__ = FORBID_EXTRA
     model_name: str = "prts-quickstart"
@@ -249,7 +252,8 @@ class RegisterConfig:
 # ---- whole runs --------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Recipe:
-    """A whole run: `configs/<name>.yaml`. `deploy` names the dataset whose policy is benchmarked, packaged, registered."""
+    """A whole run: `configs/<name>.yaml`. `deploy` names the dataset whose policy is benchmarked, packaged,
+    registered."""
 
     __pydantic_config__ = FORBID_EXTRA
     name: str

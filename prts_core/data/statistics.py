@@ -132,6 +132,10 @@ def plot(stats: NormStats, pooled: dict[str, np.ndarray], contract: Contract, pa
         axis.tick_params(labelsize=6)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    figure.suptitle(f"{contract.embodiment}: {stats.count} frames of split {stats.split}; red: q01 and q99", fontsize=9, y=1 - 0.2 / height)
+    figure.suptitle(
+        f"{contract.embodiment}: {stats.count} frames of split {stats.split}; red: q01 and q99",
+        fontsize=9,
+        y=1 - 0.2 / height,
+    )
     with atomic_path(path) as partial:
         figure.savefig(partial, format="png", dpi=110, metadata={"Software": None})

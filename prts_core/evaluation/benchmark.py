@@ -1,6 +1,7 @@
 """The demo's benchmark: a policy and its controls on held-out seeds of every task, resumable by task and condition.
 
-Conditions: policy, untrained (same network, random weights), blind_replay (mean training trajectory), swapped (the pair's
+Conditions: policy, untrained (same network, random weights), blind_replay (mean training trajectory), swapped (the
+pair's
 sentences exchanged), black_images, expert; then early and noisy, which only make failures for the value's AUROC.
 It does not know stages; `benchmark_policy` takes folders and returns the report.
 """
@@ -162,7 +163,9 @@ def film(outcomes: list[Any], folder: Path, source: MetaworldSource) -> None:
             verdict = "success" if outcome.success else "failure"
             path = folder / f"{outcome.job.task}_{outcome.job.seed}_{verdict}.mp4"
             with explain_os_errors(path):
-                encode(path, np.stack(outcome.frames), SIMULATOR_HZ / source.action_repeat / 2, VideoConfig(crf=23, gop=10))
+                encode(
+                    path, np.stack(outcome.frames), SIMULATOR_HZ / source.action_repeat / 2, VideoConfig(crf=23, gop=10)
+                )
 
 
 def summarize(frame: pl.DataFrame, tasks: tuple[TaskSpec, ...]) -> dict[str, Any]:
@@ -182,9 +185,19 @@ def summarize(frame: pl.DataFrame, tasks: tuple[TaskSpec, ...]) -> dict[str, Any
         n, successes = len(rows), int(rows["success"].sum())
         interval = wilson(successes, n)
         table[task.name] = {
-            "instruction": task.instruction, "n": n, "successes": successes, "wilson95": [round(interval.lower, 4), round(interval.upper, 4)],
-            "expert": rate("expert", task.name), "blind_replay": rate("blind_replay", task.name), "max_steps": task.max_steps,
-        }  # fmt: skip
-    names = {"success_rate": "policy", "untrained_success_rate": "untrained", "blind_replay_success_rate": "blind_replay",
-             "swapped_success_rate": "swapped", "black_image_success_rate": "black_images"}  # fmt: skip
+            "instruction": task.instruction,
+            "n": n,
+            "successes": successes,
+            "wilson95": [round(interval.lower, 4), round(interval.upper, 4)],
+            "expert": rate("expert", task.name),
+            "blind_replay": rate("blind_replay", task.name),
+            "max_steps": task.max_steps,
+        }
+    names = {
+        "success_rate": "policy",
+        "untrained_success_rate": "untrained",
+        "blind_replay_success_rate": "blind_replay",
+        "swapped_success_rate": "swapped",
+        "black_image_success_rate": "black_images",
+    }
     return {key: mean(condition) for key, condition in names.items()} | {"tasks": table}

@@ -1,6 +1,7 @@
 """Closed-loop episodes in Meta-World: many at once in step, one result a job. Knows no statistics and no files.
 
-A job says everything an episode depends on; policy noise is drawn from (seed, row), so that a job's result does not depend on
+A job says everything an episode depends on; policy noise is drawn from (seed, row), so that a job's result does not
+depend on
 which other jobs run beside it (up to floating-point batching).
 """
 
@@ -109,7 +110,10 @@ class Arena:
         scored = [i for i, lane in enumerate(lanes) if lane.job.score_value]
         if scored:
             values = policy.value(
-                {k: v[scored] for k, v in images.items()}, state[scored], chunks[scored], [instructions[i] for i in scored]
+                {k: v[scored] for k, v in images.items()},
+                state[scored],
+                chunks[scored],
+                [instructions[i] for i in scored],
             )
             for i, value in zip(scored, values, strict=True):
                 lanes[i].outcome.values.append((row, float(value)))

@@ -88,7 +88,10 @@ def rollout_auroc(episodes: pl.DataFrame) -> dict[str, float]:
     scored = episodes.filter(pl.col("values").list.len() > 0)
     wins = pairs = 0.0
     for (_,), rows in scored.group_by(["task"], maintain_order=True):
-        failed = [dict(zip(r["value_rows"], r["values"], strict=True)) for r in rows.filter(~pl.col("success")).iter_rows(named=True)]
+        failed = [
+            dict(zip(r["value_rows"], r["values"], strict=True))
+            for r in rows.filter(~pl.col("success")).iter_rows(named=True)
+        ]
         for row in rows.filter(pl.col("success")).iter_rows(named=True):
             looks = list(zip(row["value_rows"], row["values"], strict=True))
             for at, value in looks[-max(1, -(-len(looks) // 4)) :]:
@@ -121,7 +124,9 @@ def plot_curves(path: Path, curves: list[Curve], dataset: LeRobotDataset, camera
         seconds = np.arange(curve.values.shape[1]) / dataset.fps
         for text, values in list(zip(curve.instructions, curve.values, strict=True))[::-1]:
             right = text == curve.instructions[0]
-            axes[0].plot(seconds, values, color=colours[text], lw=2.6 if right else 0.9, alpha=1 if right else 0.7, label=text)
+            axes[0].plot(
+                seconds, values, color=colours[text], lw=2.6 if right else 0.9, alpha=1 if right else 0.7, label=text
+            )
         axes[0].set_title(curve.instructions[0], fontsize=10, fontweight="bold", color=colours[curve.instructions[0]])
         axes[0].set_ylabel("value (nats)", fontsize=8)
         axes[0].tick_params(labelsize=7)

@@ -1,16 +1,19 @@
-"""Role-aware attention inside `transformers`: registered once, used by the stock Qwen3-VL text model with no patched file.
+"""Role-aware attention inside `transformers`: registered once, used by the stock Qwen3-VL text model with no patched
+file.
 
-The mask is one int32 per key (`key_end`, see prts_kernels.role_attention), handed once to `language_model(..., key_end=)`
+The mask is one int32 per key (`key_end`, see prts_kernels.role_attention), handed once to `language_model(...,
+key_end=)`
 and passed on by transformers to every layer. It does not know what the roles are.
 """
 
 from __future__ import annotations
 
 import torch
-from prts_kernels.role_attention import RoleMask, role_attention
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
+
+from prts_kernels.role_attention import RoleMask, role_attention
 
 NAME = "prts_role"
 _IMPLEMENTATION = {"impl": "auto"}

@@ -86,7 +86,9 @@ def _patch_embed_as_linear(self: Any, patches: Tensor) -> Tensor:
 def _batched_vision_attention(stock: Any) -> Any:
     """Stock forward unless all images have one length; then one SDPA call over (images, heads, tokens, head_dim)."""
 
-    def forward(self: Any, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: Any = None, **kwargs: Any) -> Tensor:
+    def forward(
+        self: Any, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: Any = None, **kwargs: Any
+    ) -> Tensor:
         lengths = cu_seqlens[1:] - cu_seqlens[:-1]
         if bool((lengths != lengths[0]).any()):
             return stock(hidden_states, cu_seqlens=cu_seqlens, position_embeddings=position_embeddings, **kwargs)

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from prts_kernels.role_attention import RoleMask
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -21,6 +21,7 @@ from prts_core.models.backbone import build_backbone
 from prts_core.models.config import ModelConfig
 from prts_core.models.contrastive import ContrastiveEncoder
 from prts_core.models.expert import ActionExpert, sample_actions
+from prts_kernels.role_attention import RoleMask
 
 
 @dataclass
@@ -91,12 +92,13 @@ class PrtsModel(nn.Module):
             deepstack_visual_embeds=deepstack,
             key_end=RoleMask(tokens.key_end),
         ).last_hidden_state
-        layers = cache.layers
+        layers: list[Any] = cache.layers
         visible = torch.arange(hidden.shape[1], device=hidden.device)[None] < tokens.prompt_end[:, None]
         return Encoded(hidden, [layer.keys for layer in layers], [layer.values for layer in layers], visible)
 
     def velocity(self, encoded: Encoded, x: Tensor, dof_mask: Tensor, time: Tensor) -> Tensor:
-        """Velocity (R*B, T, A) for R noise draws a sample; x is sample-major: rows b*R .. b*R+R-1 belong to sample b."""
+        """Velocity (R*B, T, A) for R noise draws a sample; x is sample-major: rows b*R .. b*R+R-1 belong to sample
+        b."""
         repeat = len(x) // len(encoded.visible)
 
         def draws(y: Tensor) -> Tensor:
@@ -120,7 +122,8 @@ class PrtsModel(nn.Module):
         return self.crl_goal_encoder(encoded.hidden[torch.arange(len(psi_at)), psi_at])
 
     def token_loss(self, encoded: Encoded, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """(cross-entropy, accuracy) of next-token prediction at labelled positions; only those rows meet the tied head."""
+        """(cross-entropy, accuracy) of next-token prediction at labelled positions; only those rows meet the tied
+        head."""
         predicts = labels[:, 1:] != -100
         logits = F.linear(encoded.hidden[:, :-1][predicts], self.language_model.embed_tokens.weight)
         wanted = labels[:, 1:][predicts]

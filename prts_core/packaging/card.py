@@ -16,10 +16,12 @@ def card(manifest: PackageManifest, contract: PolicyContract, benchmark: dict[st
     """Markdown with the front matter that hubs read."""
     meant = contract.contract
     rows = "\n".join(
-        f"| {name} | {row['instruction']} | {row['successes']}/{row['n']} | [{row['wilson95'][0]:.2f}, {row['wilson95'][1]:.2f}] "
+        f"| {name} | {row['instruction']} | {row['successes']}/{row['n']} "
+        f"| [{row['wilson95'][0]:.2f}, {row['wilson95'][1]:.2f}] "
         f"| {percent(row['expert'])} | {percent(row['blind_replay'])} | {row['max_steps']} |"
         for name, row in benchmark["tasks"].items()
     )
+    auroc = f"{percent(value['auroc'])} ({value['n_failed']} failed, {value['n_success']} successful)"
     cameras = ", ".join(f"`{c.key}` ({c.label}, {c.height}x{c.width})" for c in meant.cameras)
     return f"""---
 license: {manifest.licence}
@@ -57,16 +59,16 @@ Success is Meta-World's own flag, raised at any step within the limit.
 ## Value (goal reachability)
 | | |
 |---|---|
-| Spearman of value with time, per held-out expert episode | {percent(value["spearman"])} |
+| Spearman with time, per held-out expert episode | {percent(value["spearman"])} |
 | right instruction above every wrong one, last quarter | {percent(value["right_over_wrong"])} |
-| AUROC failed against successful rollouts, equal elapsed steps | {percent(value["auroc"])} ({value["n_failed"]} failed, {value["n_success"]} successful) |
+| AUROC failed against successful rollouts, equal elapsed steps | {auroc} |
 
 ## Use
 ```python
 from pathlib import Path
 from prts_core.policy import load_policy
 policy = load_policy(Path("."))
-chunk = policy.act(images, state, ["open the faucet"], seeds=[0])        # (1, {contract.chunk_length}, {len(meant.action)})
+chunk = policy.act(images, state, ["open the faucet"], seeds=[0])  # (1, {contract.chunk_length}, {len(meant.action)})
 nats = policy.value(images, state, chunk, ["open the faucet"])
 ```
 """

@@ -1,6 +1,7 @@
 """manifest.yaml of a packaged policy: what it is, may be used for, needs and has been measured to do.
 
-Checked by pydantic on reading; the field names follow openral's rSkill manifest where it has one. It does not know weights.
+Checked by pydantic on reading; the field names follow openral's rSkill manifest where it has one. It does not know
+weights.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from prts_core.config.load import read_yaml
 from prts_core.errors import CheckpointError
 from prts_core.files import digest_file, write_text
 
-SCHEMA_VERSION = "0.1"
 FILE = "manifest.yaml"
 
 
@@ -42,7 +42,7 @@ class Evaluation(_Strict):
 
 
 class PackageManifest(_Strict):
-    schema_version: Literal["0.1"] = SCHEMA_VERSION
+    schema_version: Literal["0.1"] = "0.1"
     name: str
     version: str
     kind: Literal["vla"] = "vla"

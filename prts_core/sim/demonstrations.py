@@ -97,7 +97,9 @@ def record_task(source: MetaworldSource, task: TaskSpec, split: str, path: Path)
     """
     h5py = require("h5py", "sim")
     wanted, first_seed = (
-        (source.train_episodes, source.train_seed) if split == "train" else (source.heldout_episodes, source.heldout_seed)
+        (source.train_episodes, source.train_seed)
+        if split == "train"
+        else (source.heldout_episodes, source.heldout_seed)
     )
     env = MetaworldEnv.of(task.name, source)
     expert = ScriptedExpert(task.name)
@@ -123,8 +125,16 @@ def record_task(source: MetaworldSource, task: TaskSpec, split: str, path: Path)
             _write_demo(data.create_group(f"demo_{kept}", track_order=True), episode)
             kept, total = kept + 1, total + len(episode.actions)
         data.attrs["env_args"] = json.dumps(
-            {"env_name": f"{task.name}-v3", "env_type": "metaworld", "action_repeat": source.action_repeat, "start_jitter": source.start_jitter,
-             "image_size": source.image_size, "max_steps": task.max_steps}, sort_keys=True)  # fmt: skip
+            {
+                "env_name": f"{task.name}-v3",
+                "env_type": "metaworld",
+                "action_repeat": source.action_repeat,
+                "start_jitter": source.start_jitter,
+                "image_size": source.image_size,
+                "max_steps": task.max_steps,
+            },
+            sort_keys=True,
+        )
         data.attrs["problem_info"] = json.dumps({"language_instruction": task.instruction})
         data.attrs["num_demos"], data.attrs["total"], data.attrs["failed_attempts"] = kept, total, failed
     return failed

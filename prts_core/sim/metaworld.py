@@ -1,10 +1,13 @@
 """Meta-World as a policy meets it: two small cameras, hand position and gripper opening, an action held for some steps.
 
-It does not know policies, datasets or files. What a policy may see (`proprioception`, `images`) and what only the scripted
+It does not know policies, datasets or files. What a policy may see (`proprioception`, `images`) and what only the
+scripted
 expert may see (`privileged`) are separate methods, and nothing of the second leaks into the first.
 
-Traps of Meta-World that are dealt with here: the goal marker would give the instruction away (hidden); `env.seed` wants a
-Python int; rendering as shipped is slow (no MSAA, shadows or reflections; the arm's far links are hidden, which also frees the
+Traps of Meta-World that are dealt with here: the goal marker would give the instruction away (hidden); `env.seed`
+wants a
+Python int; rendering as shipped is slow (no MSAA, shadows or reflections; the arm's far links are hidden, which also
+frees the
 top view).
 """
 
@@ -28,13 +31,15 @@ warnings.filterwarnings("ignore", message=r"Constant\(s\) may be too high")
 CAMERAS = ("top", "wrist")
 STATE_WIDTH, ACTION_WIDTH = 4, 4
 SIMULATOR_HZ = 80.0  # 5 physics steps of 2.5 ms
-_HIDDEN_BODIES = ("right_arm_base_link", "base", "controller_box", "pedestal_feet", "pedestal", "torso",
-                  "right_l0", "right_l1", "right_l2", "right_l3", "right_l4", "right_l5", "right_l6", "right_hand", "screen", "head")  # fmt: skip
+_ARM = tuple(f"right_l{i}" for i in range(7))
+_HIDDEN_BODIES = ("base", "controller_box", "pedestal_feet", "pedestal", "torso", "head", "screen",
+                  "right_arm_base_link", "right_hand", *_ARM)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Phases:
-    """How an expert's phases are told apart: the hand against a point beside the object (metres), and what each is called."""
+    """How an expert's phases are told apart: the hand against a point beside the object (metres), and what each is
+    called."""
 
     offset: tuple[float, float, float]
     xy: float
@@ -50,16 +55,17 @@ class Phases:
 
 
 # The points are those the scripted experts of Meta-World steer by.
+_BESIDE = "lower the hand beside it"
 PHASES: dict[str, Phases] = {
-    "faucet-open": Phases((-0.04, 0.0, 0.03), 0.04, 0.04, ("reach the faucet handle", "lower the hand beside it", "turn it open")),
-    "faucet-close": Phases((0.04, 0.0, 0.03), 0.04, 0.04, ("reach the faucet handle", "lower the hand beside it", "turn it closed")),
-    "window-open": Phases((-0.03, -0.03, -0.08), 0.04, 0.02, ("reach the window handle", "lower the hand to it", "slide it open")),
-    "plate-slide": Phases((0.0, -0.055, 0.03), 0.03, 0.04, ("reach behind the plate", "lower the hand to it", "push it into the goal")),
+    "faucet-open": Phases((-0.04, 0.0, 0.03), 0.04, 0.04, ("reach the faucet handle", _BESIDE, "turn it open")),
+    "faucet-close": Phases((0.04, 0.0, 0.03), 0.04, 0.04, ("reach the faucet handle", _BESIDE, "turn it closed")),
+    "window-open": Phases((-0.03, -0.03, -0.08), 0.04, 0.02, ("reach the window handle", _BESIDE, "slide it open")),
+    "plate-slide": Phases((0.0, -0.055, 0.03), 0.03, 0.04, ("reach behind the plate", "lower the hand", "push it in")),
     "handle-pull": Phases((0.0, -0.04, 0.0), 0.02, 0.02, ("reach under the handle", "close in on it", "pull it up")),
-    "dial-turn": Phases((0.05, 0.02, 0.09), 0.02, 0.02, ("reach the dial", "lower the hand beside it", "turn it")),
+    "dial-turn": Phases((0.05, 0.02, 0.09), 0.02, 0.02, ("reach the dial", _BESIDE, "turn it")),
     "button-press-topdown": Phases((0.0, 0.0, 0.0), 0.04, 0.04, ("reach above the button", "press it down")),
-    "door-unlock": Phases((-0.04, -0.02, -0.03), 0.06, 0.04, ("reach the lock", "lower the hand beside it", "turn it open")),
-}  # fmt: skip
+    "door-unlock": Phases((-0.04, -0.02, -0.03), 0.06, 0.04, ("reach the lock", _BESIDE, "turn it open")),
+}
 
 
 class SceneRenderer:
@@ -76,7 +82,11 @@ class SceneRenderer:
         self.scene = self.mujoco.MjvScene(model, maxgeom=1000)
         self.scene.flags[self.mujoco.mjtRndFlag.mjRND_SHADOW] = 0
         self.scene.flags[self.mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-        self.option, self.perturb, self.camera = self.mujoco.MjvOption(), self.mujoco.MjvPerturb(), self.mujoco.MjvCamera()
+        self.option, self.perturb, self.camera = (
+            self.mujoco.MjvOption(),
+            self.mujoco.MjvPerturb(),
+            self.mujoco.MjvCamera(),
+        )
         self.render_context = self.mujoco.MjrContext(model, self.mujoco.mjtFontScale.mjFONTSCALE_100)
         self.viewport = self.mujoco.MjrRect(0, 0, size, size)
 
@@ -96,7 +106,8 @@ class SceneRenderer:
 
 @lru_cache(maxsize=4)
 def _gl_context(size: int) -> Any:
-    """One GL context a process and size; kept for the life of the process (freeing EGL contexts at exit prints noise)."""
+    """One GL context a process and size; kept for the life of the process (freeing EGL contexts at exit prints
+    noise)."""
     return require("mujoco", "sim").GLContext(size, size)
 
 
@@ -114,7 +125,7 @@ class MetaworldEnv:
         self.task, self.image_size = task, image_size
         self.action_repeat, self.start_jitter = action_repeat, start_jitter
         # The goal-observable variant only changes what `privileged` holds; the task and its success rule are the same.
-        self.env = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f"{task}-v3-goal-observable"](seed=0)
+        self.env: Any = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f"{task}-v3-goal-observable"](seed=0)  # type: ignore[call-arg]
         self.env._freeze_rand_vec, self.env.seeded_rand_vec, self.env.max_path_length = False, True, 10**9
         self._simplify_scene()
         self.elapsed = 0
@@ -142,7 +153,8 @@ class MetaworldEnv:
         self.camera_ids = {"top": top, "wrist": model.camera("gripperPOV").id}
 
     def reset(self, seed: int) -> None:
-        """Meta-World's own random scene for `seed`; then the hand is moved off its fixed start by a random displacement of
+        """Meta-World's own random scene for `seed`; then the hand is moved off its fixed start by a random
+        displacement of
         up to `start_jitter` cm along each axis, drawn from the same seed, so that no fixed motion solves a task."""
         self.env.seed(int(seed))
         self._privileged, _ = self.env.reset()
@@ -163,7 +175,8 @@ class MetaworldEnv:
         return success
 
     def proprioception(self) -> np.ndarray:
-        """(4,) float32: hand position in metres and gripper opening in [0, 1]. All that a policy learns besides images."""
+        """(4,) float32: hand position in metres and gripper opening in [0, 1]. All that a policy learns besides
+        images."""
         return np.r_[self.env.get_endeff_pos(), self._gripper_opening()].astype(np.float32)
 
     def _gripper_opening(self) -> float:
@@ -200,7 +213,8 @@ class ScriptedExpert:
         require("metaworld", "sim")
         from metaworld.policies import ENV_POLICY_MAP
 
-        self.policy, self.phases = ENV_POLICY_MAP[f"{task}-v3"](), PHASES[task]
+        expert: Any = ENV_POLICY_MAP[f"{task}-v3"]
+        self.policy, self.phases = expert(), PHASES[task]
 
     def act(self, env: MetaworldEnv) -> np.ndarray:
         """(4,) float32 in [-1, 1]."""

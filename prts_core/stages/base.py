@@ -149,7 +149,7 @@ def run_stage(
             for role, manifest in inputs.items():
                 if not manifest.verify(outputs):
                     raise StageError(
-                        f"The output of stage {manifest.kind!r} (role {role!r}) was changed or damaged after it was made",
+                        f"The output of stage {manifest.kind!r} (role {role!r}) was changed after it was made",
                         file=manifest.folder(outputs),
                         expected=manifest.content_digest,
                         cure=f"run `prts {manifest.kind}` again: it verifies and remakes its output",

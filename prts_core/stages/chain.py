@@ -79,7 +79,8 @@ def _sft_config(plan: Plan, partition: str | None) -> SftConfig:
 
 
 def _sft_parents(plan: Plan, partition: str | None) -> list[Parent]:
-    # The processor (tokenizers, prompt) is born in pre-training, so that sft needs it even when it starts from random weights.
+    # The processor (tokenizers, prompt) is born in pre-training, so that sft needs it even when it starts from
+    # random weights.
     own = [Parent(stage, stage, partition) for stage in ("convert", "validate", "stats")]
     return [*own, Parent("pretrain", "pretrain", None)]
 
@@ -121,7 +122,10 @@ STAGES: dict[str, Stage] = {
             "norm statistics (mean, std, min, max, q01, q99) pooled over frames, from parquet only",
             True,
             lambda plan, partition: StatsConfig(dataset=_dataset(plan, partition).name),
-            lambda plan, partition: [Parent("convert", "convert", partition), Parent("validate", "validate", partition)],
+            lambda plan, partition: [
+                Parent("convert", "convert", partition),
+                Parent("validate", "validate", partition),
+            ],
             _late("stats"),
         ),
         Stage(
@@ -174,7 +178,11 @@ STAGES: dict[str, Stage] = {
 
 
 def run(
-    name: str, plan: Plan, partition: str | None = None, outputs: Path = Path("outputs"), caller: dict[str, str] | None = None
+    name: str,
+    plan: Plan,
+    partition: str | None = None,
+    outputs: Path = Path("outputs"),
+    caller: dict[str, str] | None = None,
 ) -> Manifest:
     """Run (or find finished) the stage `name`: what `prts <name>`, the Dagster asset and the DVC stage all call."""
     return run_stage(lookup(STAGES, name, "stage"), plan, partition, outputs, caller)

@@ -1,6 +1,7 @@
 """Stage package: one folder with weights, contract, statistics, processor, manifest and model card.
 
-The policy's files are those that were benchmarked, byte for byte (one digest over them), and reload to the same actions.
+The policy's files are those that were benchmarked, byte for byte (one digest over them), and reload to the same
+actions.
 """
 
 from __future__ import annotations
@@ -21,8 +22,12 @@ from prts_core.packaging.manifest import Evaluation, LatencyBudget, PackageManif
 from prts_core.policy import POLICY_FILES, Policy, load_policy, policy_digest
 from prts_core.stages.base import StageContext, StageResult
 
+RECORDS = ("train_config.json", "benchmark.json", "value.json")
 DESCRIPTION = "Vision-language-action policy with goal reachability, trained by PRTS on demonstrations of {embodiment}."
-PROTOCOL = "held-out seeds; success flag of the simulator at any step within the task's limit; images, sentence and proprioception only"
+PROTOCOL = (
+    "held-out seeds; the simulator's own success flag at any step within the task's limit; "
+    "the policy sees images, sentence and proprioception only"
+)
 
 
 def package(config: PackageConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
@@ -56,14 +61,17 @@ def package(config: PackageConfig, inputs: dict[str, Manifest], context: StageCo
         latency_budget=LatencyBudget(per_chunk_ms=config.latency_budget_ms),
         contract_fingerprint=contract.contract_fingerprint,
         policy_digest=digest,
-        files={name: digest_file(context.output / name) for name in (*POLICY_FILES, "train_config.json", "benchmark.json", "value.json")},
+        files={name: digest_file(context.output / name) for name in (*POLICY_FILES, *RECORDS)},
         evaluations=(
             Evaluation(
-                suite="metaworld", protocol=PROTOCOL, success_rate=report["success_rate"],
-                episodes=sum(row["n"] for row in report["tasks"].values()), results=report,
+                suite="metaworld",
+                protocol=PROTOCOL,
+                success_rate=report["success_rate"],
+                episodes=sum(row["n"] for row in report["tasks"].values()),
+                results=report,
             ),
         ),
-    )  # fmt: skip
+    )
     manifest.save(context.output)
     write_text(context.output / "README.md", card(manifest, contract, benchmark, value))
     print(f"one chunk in {latency:.0f} ms on {platform.machine()} (budget {config.latency_budget_ms:g} ms)", flush=True)
@@ -75,7 +83,8 @@ def package(config: PackageConfig, inputs: dict[str, Manifest], context: StageCo
 
 
 def require_equal_actions(left: Policy, right: Policy) -> float:
-    """Both policies give the same actions and values on a fixed observation, to the bit; returns the milliseconds of one call."""
+    """Both policies give the same actions and values on a fixed observation, to the bit; returns the milliseconds of
+    one call."""
     rng = np.random.default_rng(0)
     meant = left.contract.contract
     images = {c.key: rng.integers(0, 256, (1, c.height, c.width, 3), dtype=np.uint8) for c in meant.cameras}

@@ -65,7 +65,8 @@ def pretrain(config: PretrainConfig, inputs: dict[str, Manifest], context: Stage
 
 
 def policy_contract(dataset: LeRobotDataset, statistics: Path, chunk_length: int, normalization: str) -> PolicyContract:
-    """Born when training starts: what the dataset means, how far ahead the policy looks, which statistics it was scaled by."""
+    """Born when training starts: what the dataset means, how far ahead the policy looks, which statistics it was
+    scaled by."""
     contract = dataset.contract
     return PolicyContract(contract.embodiment, contract, chunk_length, normalization, digest_file(statistics))  # type: ignore[arg-type]
 

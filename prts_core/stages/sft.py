@@ -45,7 +45,9 @@ def sft(config: SftConfig, inputs: dict[str, Manifest], context: StageContext) -
     else:
         init_number_embeddings(model, tokenizer.number_ids())
         open_gates(model.dit_action_head)
-    average, metrics, early = train(model, [load_training_set(config.dataset, dataset, processor)], [1.0], config, context)
+    average, metrics, early = train(
+        model, [load_training_set(config.dataset, dataset, processor)], [1.0], config, context
+    )
     save_policy(context.output, average, model_config, processor)
     if early is not None:
         save_policy(context.output / "early", load_tensors(early)[0], model_config, processor)

@@ -84,7 +84,7 @@ def plot_losses(path: Path, rows: list[dict[str, float]], names: Iterable[str]) 
 
     figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
     for name in names:
-        axes.plot([row["step"] for row in rows], [row.get(name) for row in rows], label=name)
+        axes.plot([row["step"] for row in rows], [row.get(name, float("nan")) for row in rows], label=name)
     axes.set(xlabel="optimiser step", ylabel="loss", yscale="log")
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110, metadata={"Software": None})

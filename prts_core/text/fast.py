@@ -81,7 +81,12 @@ class FastTokenizer:
         return float(np.sqrt(np.mean((back - chunks) ** 2)))
 
     def save(self, path: Path) -> None:
-        record = {"min_token": self.min_token, "max_token": self.max_token, "scale": self.scale, "bpe": json.loads(self.bpe.to_str())}
+        record = {
+            "min_token": self.min_token,
+            "max_token": self.max_token,
+            "scale": self.scale,
+            "bpe": json.loads(self.bpe.to_str()),
+        }
         write_text(path, json.dumps(record, ensure_ascii=True, indent=1))
 
     @staticmethod
@@ -91,11 +96,15 @@ class FastTokenizer:
             bpe = Tokenizer.from_str(json.dumps(raw["bpe"]))
             return FastTokenizer(bpe, int(raw["min_token"]), int(raw["max_token"]), float(raw["scale"]))
         except (KeyError, TypeError, ValueError) as err:
-            raise CheckpointError("A FAST tokenizer file is malformed", file=path, found=f"{type(err).__name__}: {err}") from err
+            raise CheckpointError(
+                "A FAST tokenizer file is malformed", file=path, found=f"{type(err).__name__}: {err}"
+            ) from err
 
 
 def _coefficients(chunks: np.ndarray, scale: float) -> np.ndarray:
     """(N, T, D) -> rounded DCT coefficients (N, T, D), lowest frequency first."""
     if chunks.ndim != 3 or not np.isfinite(chunks).all():
         raise DataError("Action chunks must be finite and (N, T, D)", field="action", found=str(chunks.shape))
-    return np.rint(np.einsum("kt,ntd->nkd", dct_matrix(chunks.shape[1]), chunks.clip(-CLAMP, CLAMP)) * scale).astype(np.int64)
+    return np.rint(np.einsum("kt,ntd->nkd", dct_matrix(chunks.shape[1]), chunks.clip(-CLAMP, CLAMP)) * scale).astype(
+        np.int64
+    )

@@ -1,6 +1,7 @@
 """The words around a sample: instruction clean-up, proprioception as integers, the chat scaffold of PRTS.
 
-It does not know token ids or tensors. Every fixed phrase stands here once, so that a tokenizer of ours can learn them whole.
+It does not know token ids or tensors. Every fixed phrase stands here once, so that a tokenizer of ours can learn
+them whole.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def clean_instruction(text: str | None) -> str:
 
 
 def state_bins(normalized: np.ndarray) -> np.ndarray:
-    """State normalised to [-1, 1] -> integers: trunc((s + 1) / 2 * 1000), clamped to [-1, 1000]. Non-finite is refused."""
+    """State normalised to [-1, 1] -> integers: trunc((s + 1) / 2 * 1000), clamped to [-1, 1000]. Non-finite is
+    refused."""
     if not np.isfinite(normalized).all():
         raise DataError("A state is not finite", field="observation.state", found=normalized.tolist())
     scaled = (normalized.astype(np.float32) + 1.0) / 2.0 * STATE_BINS

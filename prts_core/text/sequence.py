@@ -3,7 +3,8 @@
 It does not know images beyond how many tokens each takes, nor losses. Layout (facts: PRTS role-aware mask):
 
     [system, camera lines, proprioception, <|obs_repr|>] [instruction <|goal_repr|>, prompt tail, (FAST response)]
-    [copy of <|action_start|> FAST <|action_end|>, positions of the response] [instruction <|goal_repr|>, positions from 0]
+    [copy of <|action_start|> FAST <|action_end|>, positions of the response] [instruction <|goal_repr|>, positions
+    from 0]
 
 phi(s, a) is read at the copy's <|action_end|>, psi(l) at the goal part's <|goal_repr|>.
 """
@@ -15,11 +16,11 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from prts_kernels.role_attention import role_key_end
 
 from prts_core.models.prts import Tokens
 from prts_core.text import prompt
 from prts_core.text.tokenizer import TextTokenizer
+from prts_kernels.role_attention import role_key_end
 
 IGNORE = -100
 
@@ -52,9 +53,7 @@ class SequenceBuilder:
         self.action_start = tokenizer.id(prompt.ACTION_START)
         self.action_end = tokenizer.id(prompt.ACTION_END)
         self.after_response = tokenizer.encode(prompt.IM_END + "\n")
-        self.encode_instruction = lru_cache(maxsize=4096)(
-            lambda text: tokenizer.encode(prompt.instruction_text(text))
-        )
+        self.encode_instruction = lru_cache(maxsize=4096)(lambda text: tokenizer.encode(prompt.instruction_text(text)))
 
     def _head_positions(self) -> np.ndarray:
         """Interleaved M-RoPE ids of the head: text counts up; an image is a block of (0, row, column) offsets."""
@@ -78,7 +77,8 @@ class SequenceBuilder:
         return one.repeat(batch, 1)
 
     def build(self, samples: list[Sample], pixels: torch.Tensor, *, response: bool, contrastive: bool) -> Tokens:
-        """Assemble a right-padded batch. response: FAST tokens stand (labelled) in the assistant's turn. contrastive: the
+        """Assemble a right-padded batch. response: FAST tokens stand (labelled) in the assistant's turn.
+        contrastive: the
         two extra parts follow. pixels: patches of all images, sample by sample."""
         states = self.tokenizer.encode_many([prompt.state_text(s.state) for s in samples])
         rows = [self._row(sample, state, response, contrastive) for sample, state in zip(samples, states, strict=True)]

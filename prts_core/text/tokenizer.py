@@ -1,6 +1,7 @@
 """Text tokenizer: Qwen's own loaded from a folder or hub id, or a small one trained on the sentences at hand.
 
-It does not know images or actions beyond their placeholder tokens. The small one keeps what matters of Qwen's: byte-level
+It does not know images or actions beyond their placeholder tokens. The small one keeps what matters of Qwen's:
+byte-level
 BPE, the same control tokens. The prompt's fixed phrases and the integers 0 to 1000 are single tokens, so that a sample
 stays short on a CPU.
 """
@@ -23,7 +24,9 @@ class TextTokenizer:
         missing = [t for t in (*prompt.CONTROL_TOKENS, *prompt.PRTS_TOKENS) if tokenizer.token_to_id(t) is None]
         if missing:
             raise CheckpointError(
-                "The tokenizer lacks control tokens", found=f"missing {missing}", cure="add them with `with_prts_tokens`"
+                "The tokenizer lacks control tokens",
+                found=f"missing {missing}",
+                cure="add them with `with_prts_tokens`",
             )
         self.fast_size = 0
         while tokenizer.token_to_id(prompt.fast_token(self.fast_size)) is not None:
@@ -52,7 +55,7 @@ class TextTokenizer:
     def load(path: Path) -> TextTokenizer:
         try:
             return TextTokenizer(Tokenizer.from_file(str(path)))
-        except Exception as err:  # noqa: BLE001 - the Rust side raises plain Exception
+        except Exception as err:
             raise CheckpointError("A tokenizer cannot be read", file=path, found=str(err)) from err
 
     @staticmethod
@@ -62,10 +65,15 @@ class TextTokenizer:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size, min_frequency=1, show_progress=False, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())
+            vocab_size=vocab_size,
+            min_frequency=1,
+            show_progress=False,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         )
         tokenizer.train_from_iterator([s for s in sorted(set(sentences)) for _ in range(4)], trainer)
-        tokenizer.add_special_tokens([AddedToken(t, special=True) for t in (*prompt.CONTROL_TOKENS, *prompt.PRTS_TOKENS)])
+        tokenizer.add_special_tokens(
+            [AddedToken(t, special=True) for t in (*prompt.CONTROL_TOKENS, *prompt.PRTS_TOKENS)]
+        )
         tokenizer.add_special_tokens([AddedToken(prompt.fast_token(i), special=True) for i in range(fast_size)])
         phrases = ["system\n", "user\n", "assistant\n", prompt.SYSTEM, prompt.STATE_INTRO, prompt.INSTRUCTION_INTRO,
                    prompt.PREDICT, *(f"{label}: " for label in sorted(set(camera_labels)))]  # fmt: skip

@@ -1,4 +1,5 @@
-"""Training state on disk as safetensors: weights, averaged weights, optimiser moments, step. Written whole or not at all.
+"""Training state on disk as safetensors: weights, averaged weights, optimiser moments, step. Written whole or not at
+all.
 
 It does not know what the tensors mean. Random numbers and data order need no state: they are functions of (seed, step).
 """
@@ -19,7 +20,9 @@ from prts_core.errors import CheckpointError
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write under a temporary name, flush, rename."""
     partial = path.with_name(f".{path.name}.partial")
-    save_file({k: v.detach().contiguous() for k, v in tensors.items()}, partial, metadata={"format": "pt", **(metadata or {})})
+    save_file(
+        {k: v.detach().contiguous() for k, v in tensors.items()}, partial, metadata={"format": "pt", **(metadata or {})}
+    )
     with partial.open("rb") as handle:
         os.fsync(handle.fileno())
     partial.replace(path)
@@ -71,9 +74,7 @@ def save_training(
     save_tensors(path, tensors, {"step": str(step)})
 
 
-def load_training(
-    path: Path, model: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer
-) -> int:
+def load_training(path: Path, model: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
     """Restore in place; returns the number of finished steps."""
     tensors, metadata = load_tensors(path)
     load_weights(model, _part(tensors, "model."), path)

@@ -20,10 +20,12 @@ class LossWeights:
 class TrainConfig:
     """One training run. Times in optimiser steps; `batch_size` samples a step over all processes.
 
-    gamma: discount per dataset row of the contrastive targets. contrastive_every: the contrastive parts, 40 % of a short
+    gamma: discount per dataset row of the contrastive targets. contrastive_every: the contrastive parts, 40 % of a
+    short
     sequence, stand in every n-th batch only. flow_samples: noise draws per sample and step.
     early_fraction: share of the steps after which the averaged weights are also kept as `early/` (0: not at all); a
-    benchmark draws failures from them. deepspeed_stage: 0 is the plain loop; 1 to 3 are ZeRO stages for more than one process.
+    benchmark draws failures from them. deepspeed_stage: 0 is the plain loop; 1 to 3 are ZeRO stages for more than
+    one process.
     """
 
     __pydantic_config__ = {"extra": "forbid"}

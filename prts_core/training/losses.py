@@ -32,7 +32,9 @@ def prts_loss(
         metrics |= {"cross_entropy_loss": cross_entropy.detach(), "action_accuracy": accuracy}
     if weights.flow:
         draws = config.flow_samples
-        actions, dof_mask, is_pad = (x.repeat_interleave(draws, 0) for x in (batch.actions, batch.dof_mask, batch.is_pad))
+        actions, dof_mask, is_pad = (
+            x.repeat_interleave(draws, 0) for x in (batch.actions, batch.dof_mask, batch.is_pad)
+        )
         # Padded dimensions stay 0, in training as in sampling, so that the network never meets noise it cannot explain.
         joint = ranks.total(len(batch.actions)) * draws  # noise is drawn for the joint batch, alike in every process
         noise = torch.randn((joint, *actions.shape[1:]), generator=generator, device=generator.device)

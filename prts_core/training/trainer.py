@@ -35,7 +35,8 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Matrices decay; norms, biases, embeddings and the temperature do not."""
-    decay, rest = [], []
+    decay: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (decay if parameter.ndim >= 2 and "embed" not in name else rest).append(parameter)

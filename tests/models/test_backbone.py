@@ -14,7 +14,9 @@ def pixels_of(images: torch.Tensor, tiny) -> torch.Tensor:
 
 
 def test_plain_prompt_equals_the_stock_model(model, tiny, tokenizer, builder, samples):
-    images = torch.randint(0, 256, (len(samples) * 2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 256, (len(samples) * 2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     pixels = pixels_of(images, tiny)
     tokens = builder.build(samples, pixels, response=False, contrastive=False)
     ours = model.encode(tokens).hidden
@@ -25,7 +27,9 @@ def test_plain_prompt_equals_the_stock_model(model, tiny, tokenizer, builder, sa
     weights = {k: v for k, v in model.state_dict().items() if k.startswith(("visual.", "language_model."))}
     stock.load_state_dict(weights)
     patch = tiny.vision.patch_size**2
-    twice = pixels.view(-1, 3, 1, patch).expand(-1, 3, 2, patch).reshape(len(pixels), -1)  # stock wants both time slices
+    twice = (
+        pixels.view(-1, 3, 1, patch).expand(-1, 3, 2, patch).reshape(len(pixels), -1)
+    )  # stock wants both time slices
     inside = tokens.key_end > 0
     theirs = stock(
         input_ids=tokens.ids,

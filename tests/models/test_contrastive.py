@@ -12,7 +12,8 @@ from prts_core.models.contrastive import contrastive_loss
 
 
 def test_tabular_chain_recovers_discounted_time():
-    """Two goals, free embeddings: differences of phi . psi along a demonstration equal differences of (T - t) log gamma."""
+    """Two goals, free embeddings: differences of phi . psi along a demonstration equal differences of (T - t) log
+    gamma."""
     torch.manual_seed(0)
     gamma, length = 0.8, 6
     phi = torch.nn.Parameter(0.1 * torch.randn(2 * length, 8))
@@ -53,7 +54,9 @@ def test_loss_to_state_has_that_gradient():
     share = torch.where(task[:, None] == task[None], weight[None], 0.0)
     share = share / share.sum(1, keepdim=True)
     entropy = -(share * share.clamp(min=1e-9).log()).sum(1).mean()
-    assert parts["crl_l_to_sa"].item() == pytest.approx(entropy.item(), abs=1e-4), "cross-entropy meets its entropy floor"
+    assert parts["crl_l_to_sa"].item() == pytest.approx(entropy.item(), abs=1e-4), (
+        "cross-entropy meets its entropy floor"
+    )
     assert logits.shape == (8, 8)
 
 
@@ -72,4 +75,6 @@ def test_same_task_is_no_negative():
 
 def test_one_task_is_refused():
     with pytest.raises(DataError, match="only one task"):
-        contrastive_loss(torch.randn(3, 2), torch.randn(3, 2), torch.tensor(0.0), torch.ones(3), torch.zeros(3, dtype=torch.int64))
+        contrastive_loss(
+            torch.randn(3, 2), torch.randn(3, 2), torch.tensor(0.0), torch.ones(3), torch.zeros(3, dtype=torch.int64)
+        )

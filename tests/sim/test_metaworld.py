@@ -13,7 +13,11 @@ from prts_core.sim.demonstrations import record_task, subtask_spans
 from prts_core.sim.metaworld import PHASES, MetaworldEnv, ScriptedExpert
 
 SOURCE = MetaworldSource(
-    kind="metaworld", tasks=(TaskSpec("faucet-open", "open the faucet", 92),), train_episodes=2, heldout_episodes=1, image_size=32
+    kind="metaworld",
+    tasks=(TaskSpec("faucet-open", "open the faucet", 92),),
+    train_episodes=2,
+    heldout_episodes=1,
+    image_size=32,
 )
 
 
@@ -102,7 +106,11 @@ def test_recording_is_whole_and_repeatable(tmp_path):
 
 def test_subtask_spans_cover_the_episode():
     spans = subtask_spans([0, 0, 1, 2, 2], ("reach", "lower", "turn"))
-    assert [(s["start_frame"], s["end_frame"], s["action_text"]) for s in spans] == [(0, 2, "reach"), (2, 3, "lower"), (3, 5, "turn")]
+    assert [(s["start_frame"], s["end_frame"], s["action_text"]) for s in spans] == [
+        (0, 2, "reach"),
+        (2, 3, "lower"),
+        (3, 5, "turn"),
+    ]
 
 
 class Recorder:

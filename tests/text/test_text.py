@@ -15,8 +15,13 @@ from prts_core.text.tokenizer import TextTokenizer
 
 @pytest.mark.parametrize(
     ("raw", "clean"),
-    [("open the faucet", "Open the faucet."), ("  OPEN it. ", "Open it."), ("", prompt.DEFAULT_INSTRUCTION), (None, prompt.DEFAULT_INSTRUCTION)],
-)  # fmt: skip
+    [
+        ("open it", "Open it."),
+        ("  OPEN it. ", "Open it."),
+        ("", prompt.DEFAULT_INSTRUCTION),
+        (None, prompt.DEFAULT_INSTRUCTION),
+    ],
+)
 def test_instruction(raw, clean):
     assert prompt.clean_instruction(raw) == clean
 
@@ -34,7 +39,11 @@ def test_tokenizer_keeps_phrases_and_numbers_whole(tokenizer, tmp_path):
     tokenizer.save(tmp_path / "t.json")
     again = TextTokenizer.load(tmp_path / "t.json")
     text = "Instruction: Weird ünïcode 7!"
-    assert again.encode(text) == tokenizer.encode(text) and len(again) == len(tokenizer) and again.fast_base == tokenizer.fast_base
+    assert (
+        again.encode(text) == tokenizer.encode(text)
+        and len(again) == len(tokenizer)
+        and again.fast_base == tokenizer.fast_base
+    )
 
 
 def test_dct_is_orthonormal():
@@ -59,7 +68,9 @@ def test_fast_refuses_what_is_no_chunk(fast, tmp_path):
     with pytest.raises(DataError, match="more values"):
         FastTokenizer.fit(np.random.default_rng(0).uniform(-1, 1, (50, 4, 3)), 8)
     fast.save(tmp_path / "f.json")
-    assert FastTokenizer.load(tmp_path / "f.json").encode_many(np.ones((1, 4, 3))) == fast.encode_many(np.ones((1, 4, 3)))
+    assert FastTokenizer.load(tmp_path / "f.json").encode_many(np.ones((1, 4, 3))) == fast.encode_many(
+        np.ones((1, 4, 3))
+    )
 
 
 def test_layout_of_a_sample(builder, tokenizer, samples):
@@ -71,8 +82,14 @@ def test_layout_of_a_sample(builder, tokenizer, samples):
     first, second = [i for i, t in enumerate(ids) if t == start]
     length = len(samples[0].fast) + 2
     assert ids[first : first + length] == ids[second : second + length], "the copy is the answer's action"
-    assert torch.equal(positions[:, first : first + length], positions[:, second : second + length]), "with its positions"
-    assert int(tokens.prompt_end[0]) == first and ids[tokens.phi_at[0]] == end and ids[tokens.psi_at[0]] == tokenizer.id(prompt.GOAL)
+    assert torch.equal(positions[:, first : first + length], positions[:, second : second + length]), (
+        "with its positions"
+    )
+    assert (
+        int(tokens.prompt_end[0]) == first
+        and ids[tokens.phi_at[0]] == end
+        and ids[tokens.psi_at[0]] == tokenizer.id(prompt.GOAL)
+    )
     assert positions[0, second + length] == 0, "the goal part counts from 0"
     labelled = (tokens.labels[0] != -100).nonzero().flatten().tolist()
     assert labelled == list(range(first, second)), "the answer, and nothing else, is predicted"

@@ -1,4 +1,5 @@
-"""The loop: a killed and resumed run is bit-identical to an uninterrupted one; NaN stops it; batches are pure functions."""
+"""The loop: a killed and resumed run is bit-identical to an uninterrupted one; NaN stops it; batches are pure
+functions."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ from prts_core.training.config import LossWeights, TrainConfig
 from prts_core.training.trainer import Trainer, learning_rate
 
 SENTENCES = ["open the faucet", "close the faucet", "press the button"]
-CONFIG = TrainConfig(steps=6, batch_size=6, warmup_steps=2, checkpoint_every=3, log_every=1, weights=LossWeights(1.0, 1.0, 0.5))
+CONFIG = TrainConfig(
+    steps=6, batch_size=6, warmup_steps=2, checkpoint_every=3, log_every=1, weights=LossWeights(1.0, 1.0, 0.5)
+)
 
 
 @pytest.fixture
@@ -26,11 +29,18 @@ def data(tiny, builder, fast) -> TrainingSet:
     rows = 24
     chunks = rng.uniform(-1, 1, (rows, 4, 3)).astype(np.float32)
     return TrainingSet(
-        "toy", builder, tiny.vision.patch_size, tiny.vision.merge_size,
-        rng.integers(0, 256, (rows, 2, 32, 32, 3), dtype=np.uint8), rng.integers(0, 1001, (rows, 3)), chunks,
-        np.zeros((rows, 4), bool), [tuple(t) for t in fast.encode_many(chunks)], [SENTENCES[i % 3] for i in range(rows)],
+        "toy",
+        builder,
+        tiny.vision.patch_size,
+        tiny.vision.merge_size,
+        rng.integers(0, 256, (rows, 2, 32, 32, 3), dtype=np.uint8),
+        rng.integers(0, 1001, (rows, 3)),
+        chunks,
+        np.zeros((rows, 4), bool),
+        [tuple(t) for t in fast.encode_many(chunks)],
+        [SENTENCES[i % 3] for i in range(rows)],
         rng.integers(0, 9, rows),
-    )  # fmt: skip
+    )
 
 
 def make(tiny, tokenizer, data, config=CONFIG) -> Trainer:
@@ -82,7 +92,10 @@ def test_batches_depend_on_seed_and_step_only(data):
     source = BatchSource([data], [1.0], 6, 7, max_action_dim=8, response=False, contrastive=True)
     assert np.array_equal(source(3).rows, source(3).rows)
     assert not np.array_equal(source(3).rows, source(4).rows)
-    halves = [BatchSource([data], [1.0], 6, 7, max_action_dim=8, response=False, contrastive=True, rank=r, world=2) for r in (0, 1)]
+    halves = [
+        BatchSource([data], [1.0], 6, 7, max_action_dim=8, response=False, contrastive=True, rank=r, world=2)
+        for r in (0, 1)
+    ]
     assert sorted(np.concatenate([h(3).rows for h in halves])) == sorted(source(3).rows)
 
 
@@ -92,7 +105,9 @@ def test_wrong_weights_are_named(tiny, tokenizer, data, tmp_path):
     tensors.pop("crl_logit_scale")
     tensors["stranger"] = torch.zeros(1)
     tensors["dit_action_head.action_out_proj.bias"] = torch.zeros(3)
-    with pytest.raises(CheckpointError, match=r"missing 1: crl_logit_scale; extra 1: stranger; mis-shaped 1: dit_action_head"):
+    with pytest.raises(
+        CheckpointError, match=r"missing 1: crl_logit_scale; extra 1: stranger; mis-shaped 1: dit_action_head"
+    ):
         load_weights(model, tensors, "x")
 
 
@@ -100,7 +115,9 @@ def test_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "w.safetensors"
     save_tensors(path, {"a": torch.ones(2)})
     before = path.read_bytes()
-    monkeypatch.setattr("prts_core.training.checkpoint.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(
+        "prts_core.training.checkpoint.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left"))
+    )
     with pytest.raises(OSError, match="No space"):
         save_tensors(path, {"a": torch.zeros(9)})
     assert path.read_bytes() == before
@@ -123,4 +140,8 @@ def test_padding_and_ids():
 def test_schedule_warms_up_and_comes_down():
     config = TrainConfig(steps=100, warmup_steps=10, learning_rate=1.0, min_learning_rate=0.1)
     rates = [learning_rate(config, s) for s in range(100)]
-    assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1.0) and rates[-1] == pytest.approx(0.1, abs=0.01)
+    assert (
+        rates[0] == pytest.approx(0.1)
+        and max(rates) == pytest.approx(1.0)
+        and rates[-1] == pytest.approx(0.1, abs=0.01)
+    )

@@ -121,7 +121,7 @@ def _check_batch(batch: list[tuple[str, pl.DataFrame]], schema: pa.DataFrameSche
         column, row, check = case["column"], case["index"], str(case["check"])
         if column not in frame.columns:
             expected = "every feature of info.json that is no video"
-            found = f"no column {column or case['failure_case']!r}"
+            found = f"no column {column if column in schema.columns else case['failure_case']!r}"
             yield Finding("table columns", batch[0][0], found=found, expected=expected)
         elif row is None:
             expected = f"{column}: {schema.columns[column].dtype}"

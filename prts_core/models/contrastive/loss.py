@@ -1,6 +1,7 @@
 """Discounted, symmetric InfoNCE between state-action embeddings and language goals. Knows no network and no data.
 
-Source: PRTS (arXiv:2604.27472), contrastive RL objective. With s_ij = exp(scale) phi_i . psi_j and w_i = gamma^(T_i - t_i):
+Source: PRTS (arXiv:2604.27472), contrastive RL objective. With s_ij = exp(scale) phi_i . psi_j and w_i = gamma^(T_i
+- t_i):
     L_sa->l = -mean_i w_i log softmax_j(s_ij)[i]           negatives: goals of other tasks only (false-negative mask)
     L_l->sa = -mean_i sum_j q_ij log softmax_j(s_ji)       q_ij = w_j / sum_j' w_j' over samples j that share goal i
 At the optimum phi(s, a) . psi(l) = log Q_l(s, a) + C(l): along a demonstration it rises by -log gamma a row.

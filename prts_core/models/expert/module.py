@@ -36,7 +36,8 @@ class AdaptiveRMSNorm(nn.Module):
 
 
 class ExpertAttention(nn.Module):
-    """Action queries over [language keys of the same layer, own keys]; bidirectional; no rotary embedding of its own."""
+    """Action queries over [language keys of the same layer, own keys]; bidirectional; no rotary embedding of its
+    own."""
 
     def __init__(self, hidden: int, heads: int, kv_heads: int, head_dim: int, dropout: float) -> None:
         super().__init__()
@@ -56,7 +57,11 @@ class ExpertAttention(nn.Module):
         key = torch.cat([key_BGLd, split(self.k_proj(x_BTH), self.kv_heads)], dim=2)
         value = torch.cat([value_BGLd, split(self.v_proj(x_BTH), self.kv_heads)], dim=2)
         out = F.scaled_dot_product_attention(
-            split(self.q_proj(x_BTH), self.heads), key, value, attn_mask=visible_B11S, enable_gqa=self.heads != self.kv_heads
+            split(self.q_proj(x_BTH), self.heads),
+            key,
+            value,
+            attn_mask=visible_B11S,
+            enable_gqa=self.heads != self.kv_heads,
         )
         return self.dropout(self.o_proj(out.transpose(1, 2).reshape(batch, steps, -1)))
 
@@ -101,7 +106,8 @@ class ExpertStack(nn.Module):
 class ActionExpert(nn.Module):
     """Velocity field of a chunk given the language model's keys and values of every layer.
 
-    forward(x_BTA, dof_mask_BTA, time_B, keys and values [(B, G, L, d)] per layer, visible_BL bool) -> velocity (B, T, A).
+    forward(x_BTA, dof_mask_BTA, time_B, keys and values [(B, G, L, d)] per layer, visible_BL bool) -> velocity (B,
+    T, A).
     """
 
     def __init__(
@@ -128,7 +134,13 @@ class ActionExpert(nn.Module):
         return F.silu(self.time_mlp_2(F.silu(self.time_mlp_1(code))))
 
     def forward(
-        self, x_BTA: Tensor, dof_mask_BTA: Tensor, time_B: Tensor, keys: list[Tensor], values: list[Tensor], visible_BL: Tensor
+        self,
+        x_BTA: Tensor,
+        dof_mask_BTA: Tensor,
+        time_B: Tensor,
+        keys: list[Tensor],
+        values: list[Tensor],
+        visible_BL: Tensor,
     ) -> Tensor:
         batch, steps, _ = x_BTA.shape
         cond = self.time_condition(time_B)

@@ -1,0 +1,91 @@
+"""One row a goal: ours, the peer's, their ratio, met or not; as a table and as outputs/bench/<name>.json. Measures
+nothing."""
+
+from __future__ import annotations
+
+import operator
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from prts_core.files import write_json
+
+_COMPARE = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
+
+
+@dataclass(frozen=True)
+class Row:
+    """ours and peer in `unit`; goal bounds ours / peer, as "<= 0.9"."""
+
+    what: str
+    ours: float
+    peer: float
+    unit: str
+    better: Literal["higher", "lower"]
+    goal: str
+
+    @property
+    def ratio(self) -> float:
+        return self.ours / self.peer
+
+    @property
+    def met(self) -> bool:
+        sign, bound = self.goal.split()
+        return bool(_COMPARE[sign](self.ratio, float(bound)))
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self) | {"ratio": self.ratio, "met": self.met}
+
+
+def interleaved(ours: Callable[[], object], peer: Callable[[], object], repeats: int = 9) -> tuple[float, float]:
+    """Median milliseconds of both, run in turns so that a busy machine is as unkind to one as to the other."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for call in (ours, peer):
+        call()
+    for _ in range(repeats):
+        for call, seen in ((ours, times[0]), (peer, times[1])):
+            begin = time.perf_counter()
+            call()
+            seen.append((time.perf_counter() - begin) * 1e3)
+    return median(times[0]), median(times[1])
+
+
+def show(name: str, rows: list[Row], outputs: Path, console: Console) -> Path:
+    table = Table(title=f"prts bench {name}")
+    for column in ("what", "ours", "peer", "unit", "ratio", "better", "goal", "met"):
+        table.add_column(column, justify="right" if column in ("ours", "peer", "ratio") else "left")
+    for row in rows:
+        met = "[green]yes[/]" if row.met else "[red]no[/]"
+        table.add_row(
+            row.what, f"{row.ours:.3g}", f"{row.peer:.3g}", row.unit, f"{row.ratio:.2f}", row.better, row.goal, met
+        )
+    console.print(table)
+    path = outputs / "bench" / f"{name}.json"
+    write_json(path, {"rows": [r.to_json() for r in rows], "machine": machine(), "versions": versions(),
+                      "date": datetime.now(UTC).isoformat()})  # fmt: skip
+    return path
+
+
+def machine() -> dict[str, object]:
+    import os
+
+    return {"architecture": platform.machine(), "cores": os.cpu_count(), "system": platform.system()}
+
+
+def versions() -> dict[str, str]:
+    out = {"python": platform.python_version()}
+    for package in ("torch", "transformers", "numpy", "prts"):
+        try:
+            out[package] = version(package)
+        except PackageNotFoundError:
+            out[package] = "not installed"
+    return out

@@ -1,0 +1,29 @@
+"""`prts bench <name>`: run one benchmark of the project. Knows their names only."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from pathlib import Path
+
+from rich.console import Console
+
+from prts_core.errors import lookup
+
+BENCHMARKS = {"backbone": "prts_core.bench.backbone"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", help=f"one of: {', '.join(BENCHMARKS)} (default: all)")
+    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where bench/<name>.json goes")
+
+
+def main(args: argparse.Namespace) -> int:
+    from prts_core.bench.report import show
+
+    console = Console(soft_wrap=True)
+    for name in [args.name] if args.name else list(BENCHMARKS):
+        module = importlib.import_module(lookup(BENCHMARKS, name, "benchmark"))
+        path = show(name, module.run(console), args.outputs, console)
+        console.print(str(path), highlight=False)
+    return 0
