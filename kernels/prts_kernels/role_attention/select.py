@@ -22,9 +22,10 @@ IMPLEMENTATIONS: dict[str, str] = {
     "reference": "prts_kernels.role_attention.reference",
     "sdpa": "prts_kernels.role_attention.sdpa",
     "triton": "prts_kernels.role_attention.triton",
+    "flash": "prts_kernels.role_attention.flash",
 }
 # In order of preference. Not yet from a measured table: no GPU has run these kernels.
-AUTO = {"cuda": ("triton", "sdpa")}
+AUTO = {"cuda": ("triton", "flash", "sdpa")}
 AUTO_ELSEWHERE = ("sdpa",)
 
 
