@@ -1,4 +1,4 @@
-"""Build the environment of the conformance partner lerobot 0.3.3 (LeRobot v2.1): `python tests/conformance/lerobot_venv.py`.
+"""Build the environment of the conformance partner lerobot 0.3.3: `python tests/conformance/lerobot_venv.py`.
 
 lerobot's pins can never share an environment with ours, so it lives in a venv of its own under the user's cache. This
 script does not know what is tested with it; it prints the path of the venv's interpreter.

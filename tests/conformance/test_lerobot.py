@@ -1,0 +1,100 @@
+"""lerobot 0.3.3 itself opens the datasets we write and import, and sees the same numbers and pictures."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prts_core.config.load import shared_folder
+from prts_core.config.schema import LeRobotSource, VideoConfig
+from prts_core.data.import_lerobot import import_dataset
+from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from tests.conformance import lerobot_venv
+from tests.data.conftest import convert_toy, write_raw
+
+pytestmark = [pytest.mark.conformance, pytest.mark.timeout(900)]
+CHUNK = 5
+
+
+@pytest.fixture(scope="module")
+def python() -> Path:
+    if not lerobot_venv.ready():
+        pytest.skip("lerobot's environment is not built: python tests/conformance/lerobot_venv.py (make conformance)")
+    return lerobot_venv.interpreter()
+
+
+def read(python: Path, root: Path, out: Path) -> dict[str, np.ndarray]:
+    """What lerobot reads, frame by frame, without any network."""
+    script = Path(__file__).with_name("read_with_lerobot.py")
+    env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+    env |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(out.parent / "cache"), "HF_HOME": str(out.parent / "hf")}
+    done = subprocess.run([python, script, root, out, str(CHUNK)], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    with np.load(out) as arrays:
+        return dict(arrays)
+
+
+def compare(root: Path, theirs: dict[str, np.ndarray]) -> None:
+    ours = LeRobotDataset.open(root)
+    assert int(theirs["fps"]) == ours.fps and int(theirs["episodes"]) == len(ours.rows)
+    assert len(theirs["index"]) == ours.info.total_frames
+    keys = ["timestamp", "frame_index", "episode_index", "index", "task_index"]
+    start = 0
+    for row in ours.rows:
+        part = slice(start, start + row.length)
+        columns = ours.columns(row.episode_index, keys)
+        assert all(np.array_equal(theirs[key][part].ravel(), columns[key]) for key in keys)
+        assert np.array_equal(theirs["observation.state"][part], ours.states(row.episode_index))
+        actions = ours.actions(row.episode_index)
+        ahead = np.arange(row.length)[:, None] + np.arange(CHUNK)
+        assert np.array_equal(theirs["action"][part], actions[np.minimum(ahead, row.length - 1)])
+        assert np.array_equal(theirs["action_is_pad"][part], ahead >= row.length)
+        assert set(theirs["task"][part]) == set(row.tasks)
+        for camera in ours.camera_keys:
+            # two builds of the same decoders: YUV to RGB may round differently
+            pictures = ours.frames(row.episode_index, camera).astype(int)
+            assert np.abs(theirs[camera][part] - pictures).max() <= 2
+        start += row.length
+    pooled = ours.all_columns(ours.episodes(), ["action"])["action"]
+    assert np.allclose(theirs["stats/action/mean"], pooled.mean(0), atol=1e-5)
+    assert np.allclose(theirs["stats/action/std"], pooled.std(0), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "video", [VideoConfig(), VideoConfig(codec="libsvtav1", crf=30, preset="10")], ids=["h264", "av1"]
+)
+def test_lerobot_reads_what_we_convert(python: Path, tmp_path: Path, video: VideoConfig) -> None:
+    made = convert_toy(tmp_path, write_raw(tmp_path / "raw"), video=video)
+    theirs = read(python, made.root, tmp_path / "read.npz")
+    compare(made.root, theirs)
+    assert theirs["next.success"].sum() == 3 * 6  # rows from success on, in each of six episodes
+
+
+def test_lerobot_reads_a_renumbered_import(python: Path, tmp_path: Path) -> None:
+    root = shared_folder() / "data/g1_bottle"
+    if not root.is_dir():
+        pytest.skip("g1_bottle is not on this machine ($PRTS_SHARED)")
+    source = LeRobotSource(kind="lerobot", root=str(root), episodes=(2, 1), heldout_episodes=1)
+    import_dataset(root, tmp_path / "ours", dataset="g1", source=source, robot=None)
+    ours = LeRobotDataset.open(tmp_path / "ours")
+    info = ours.info
+    assert info.splits == {"train": "0:1", "heldout": "1:2"}
+    slim = _without_video(tmp_path / "ours", tmp_path / "slim")
+    compare(slim, read(python, slim, tmp_path / "read.npz"))
+
+
+def _without_video(root: Path, slim: Path) -> Path:
+    """The same dataset without its camera: decoding 700 AV1 frames one by one would take minutes."""
+    import shutil
+
+    from prts_core.files import read_json, write_json
+
+    shutil.copytree(root, slim, ignore=shutil.ignore_patterns("videos"))
+    info = read_json(slim / "meta/info.json")
+    info["features"].pop("observation.images.cam_high")
+    write_json(slim / "meta/info.json", info | {"video_path": None, "total_videos": 0})
+    return slim

@@ -1,0 +1,108 @@
+"""The stages convert, validate and stats as the chain calls them, on tiny recordings and on the real G1 folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from prts_core.config.load import load_plan, shared_folder
+from prts_core.config.schema import ConvertConfig, MetaworldSource, StatsConfig, ValidateConfig, VideoConfig
+from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from prts_core.data.normalize import NormStats
+from prts_core.data.validation import ValidationFailed
+from prts_core.files import digest_tree, read_json
+from prts_core.manifest import Manifest
+from prts_core.stages import chain
+from prts_core.stages.base import StageContext
+from prts_core.stages.convert import convert
+from prts_core.stages.stats import stats
+from prts_core.stages.validate import validate
+from tests.data.conftest import ROBOT, Converted, write_raw
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def context(outputs: Path, stage: str) -> StageContext:
+    made = StageContext(
+        outputs, outputs / "runs" / stage / "toy" / "work-1", seed=7, recipe="quickstart", partition="toy"
+    )
+    made.output.mkdir(parents=True)
+    return made
+
+
+def manifest(outputs: Path, kind: str, folder: Path) -> Manifest:
+    path = folder.relative_to(outputs).as_posix()
+    return Manifest(kind, "quickstart", "toy", path, digest_tree(folder), "sha256:0", {}, 7)
+
+
+def test_convert_validate_stats(tmp_path: Path) -> None:
+    raw = write_raw(tmp_path / "raw")
+    source = MetaworldSource(kind="metaworld", tasks=(), action_repeat=4, workers=2)
+    made = context(tmp_path, "convert")
+    result = convert(
+        ConvertConfig("toy", source, ROBOT, VideoConfig()), {"collect": manifest(tmp_path, "collect", raw)}, made
+    )
+    assert result.metrics == {"episodes": 6, "train_episodes": 4, "frames": 74, "tasks": 2, "cameras": 2}
+    dataset = LeRobotDataset.open(made.output)
+    assert dataset.contract.control_hz == 20.0 and result.contracts == {"toy": dataset.contract.fingerprint}
+    assert not list(made.output.rglob(".*"))
+
+    inputs = {"convert": manifest(tmp_path, "convert", made.output)}
+    checked = context(tmp_path, "validate")
+    result = validate(ValidateConfig("toy"), inputs, checked)
+    assert result.metrics["errors"] == 0 and result.contracts == {"toy": dataset.contract.fingerprint}
+    assert read_json(checked.output / "report.json")["ok"] and "sound" in (checked.output / "report.md").read_text()
+
+    described = context(tmp_path, "stats")
+    result = stats(StatsConfig("toy"), inputs, described)
+    assert result.artifacts[0] == "norm_stats.png" and (described.output / "norm_stats.png").stat().st_size > 5_000
+    assert NormStats.load(described.output / "norm_stats.json").count == result.metrics["rows"] == 50
+    assert set(read_json(described.output / "norm_stats.json")) == {"norm_stats", "count", "split", "fingerprint"}
+
+
+def test_failed_validation_leaves_its_report(tmp_path: Path, toy: Converted) -> None:
+    import shutil
+
+    root = tmp_path / "data"
+    shutil.copytree(toy.root, root)
+    (root / "videos/chunk-000/observation.images.top/episode_000001.mp4").unlink()
+    (root / "data/chunk-000/episode_000003.parquet").write_bytes(b"PAR1")
+    before = digest_tree(root)
+    made = context(tmp_path, "validate")
+    inputs = {"convert": manifest(tmp_path, "convert", root)}
+    with pytest.raises(ValidationFailed, match=r"1 more errors.*episode_000003\.parquet.*failed-report\.md") as error:
+        validate(ValidateConfig("toy"), inputs, made)
+    assert len(error.value.report.errors) == 2 and "\n" not in str(error.value)
+    page = made.work.parent / "failed-report.md"
+    assert "2 errors" in page.read_text() and read_json(page.with_suffix(".json"))["errors"] == 2
+    assert not (made.output / "report.json").exists() and digest_tree(root) == before
+
+    good = {"convert": manifest(tmp_path, "convert", shutil.copytree(toy.root, tmp_path / "good"))}
+    validate(ValidateConfig("toy"), good, made)
+    assert not page.exists(), "a report of the past must not look like one of today"
+
+
+def test_g1_through_the_chain(tmp_path: Path) -> None:
+    if not (shared_folder() / "data/g1_bottle").is_dir():
+        pytest.skip("g1_bottle is not on this machine ($PRTS_SHARED)")
+    plan = load_plan(CONFIGS / "quickstart.yaml")
+    made = {name: chain.run(name, plan, "g1_bottle", tmp_path) for name in ("collect", "convert", "validate", "stats")}
+    assert (
+        made["convert"].metrics["frames"]
+        == made["validate"].metrics["rows_checked"]
+        == made["stats"].metrics["rows"]
+        == 1093
+    )
+    fingerprints = {manifest.contracts.get("g1_bottle") for name, manifest in made.items() if name != "collect"}
+    assert len(fingerprints) == 1 and None not in fingerprints
+    again = {name: chain.run(name, plan, "g1_bottle", tmp_path).digest for name in made}
+    assert again == {name: manifest.digest for name, manifest in made.items()}
+
+
+def test_absent_g1_is_skipped_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRTS_SHARED", str(tmp_path / "nowhere"))
+    plan = load_plan(CONFIGS / "quickstart.yaml")
+    for name in ("collect", "convert"):
+        skipped = chain.run(name, plan, "g1_bottle", tmp_path).skipped
+        assert skipped is not None and "not on this machine" in skipped
