@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from prts_core.errors import ServeError, require
 
@@ -111,7 +112,11 @@ def main(args: argparse.Namespace) -> int:
     def ready(port: int) -> None:
         host = f"[{args.host}]" if ":" in args.host else args.host
         key = f"API key from ${args.api_key_env}" if config.api_key else "no API key"
-        console.print(f"serving on ws://{host}:{port}  ({key}; health: http://{host}:{port}/healthz)", highlight=False)
+        console.print(
+            f"serving on ws://{host}:{port}  ({key}; health: http://{host}:{port}/healthz)",
+            highlight=False,
+            markup=False,
+        )
 
     asyncio.run(_until_told(server, ready))
     console.print("stopped")
@@ -147,7 +152,7 @@ def summary(
 ) -> Table:
     """What is served, as a table: the contract's meaning in words, and latency beside the package's budget."""
     own = contract.contract
-    table = Table(title=f"{reference}" + (f" (version {version})" if version else ""), show_header=False)
+    table = Table(title=Text(reference + (f" (version {version})" if version else "")), show_header=False)
     relative = [d.name for d in own.action if d.relative]
     rows = [
         (
@@ -164,7 +169,7 @@ def summary(
         ("latency", _latency(manifest, warm_ms)),
     ]
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # units in brackets are no markup
     return table
 
 

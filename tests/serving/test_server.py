@@ -15,7 +15,6 @@ from dataclasses import replace
 import msgpack
 import numpy as np
 import pytest
-from fake_policy import CONTRACT, FakePolicy, observation
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import connect
 
@@ -25,6 +24,7 @@ from prts_core.serving.client import PolicyClient
 from prts_core.serving.codec import Limits, pack, unpack
 from prts_core.serving.inference import Inference
 from prts_core.serving.server import PolicyServer, ServerConfig, running
+from tests.serving.fake_policy import CONTRACT, FakePolicy, observation
 
 OTHER = replace(
     CONTRACT,

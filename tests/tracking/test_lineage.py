@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from toy_package import CONTRACT, make, named, outcomes, register
-from toy_stages import ToyConfig, toy_stage
 
 from prts_core.cli.main import main
 from prts_core.errors import CheckpointError, StageError
 from prts_core.files import list_tree, write_json
 from prts_core.stages.base import Parent, Stage, StageResult, run_stage
 from prts_core.tracking.lineage import trace
+from tests.tracking.toy_package import CONTRACT, make, named, outcomes, register
+from tests.tracking.toy_stages import ToyConfig, toy_stage
 
 CHAIN = {"collect": (), "convert": ("collect",), "stats": ("convert",), "sft": ("convert", "stats")}
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_package import CONTRACT, load_toy_policy, make, named, outcomes, register
 
 from prts_core.errors import CheckpointError, StageError
 from prts_core.files import read_json
@@ -21,6 +20,7 @@ from prts_core.packaging.manifest import PackageManifest
 from prts_core.packaging.verify import verify_package
 from prts_core.tracking import registry
 from prts_core.tracking.store import client, tracking_uri
+from tests.tracking.toy_package import CONTRACT, load_toy_policy, make, named, outcomes, register
 
 
 def registration(outputs: Path, recipe: str) -> dict:
@@ -120,8 +120,8 @@ def test_an_old_answer_does_not_throw_out_a_newer_champion(plan, outputs):
 CUT = """
 import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, {here!r})
-from toy_package import named, register
+sys.path.insert(0, {root!r})
+from tests.tracking.toy_package import named, register
 from prts_core.config.load import load_plan
 from mlflow import MlflowClient
 
@@ -151,7 +151,7 @@ def test_a_kill_at_any_moment_leaves_one_version_in_the_end(plan, outputs, metho
     renamed = named(plan, recipe)
     make(renamed, outputs, "w1", outcomes(118))
     code = CUT.format(
-        here=str(Path(__file__).parent),
+        root=str(Path(__file__).parents[2]),
         method=method,
         after=after,
         outputs=str(outputs),
@@ -235,7 +235,7 @@ def test_wrong_references_and_names_are_told(plan, outputs):
     ],
 )
 def test_a_damaged_package_is_refused_by_name(tmp_path, damage, told):
-    from toy_package import write_package
+    from tests.tracking.toy_package import write_package
 
     write_package(tmp_path / "p", "w1")
     verify_package(tmp_path / "p")

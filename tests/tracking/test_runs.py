@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from toy_stages import toy_stage, write_and_report
 
 from prts_core.errors import MissingExtraError, StageError
 from prts_core.files import read_json
@@ -21,6 +20,7 @@ from prts_core.stages.base import StageResult, run_stage
 from prts_core.tracking import runs
 from prts_core.tracking.runs import flatten
 from prts_core.tracking.store import client, run_url, tracking_uri
+from tests.tracking.toy_stages import toy_stage, write_and_report
 
 
 def provenance(outputs: Path, stage: str) -> dict:
@@ -115,8 +115,8 @@ def test_a_failed_stage_ends_failed_and_its_retry_goes_on_in_the_same_run(plan, 
 KILLED = """
 import sys, time
 from pathlib import Path
-sys.path.insert(0, {here!r})
-from toy_stages import toy_stage
+sys.path.insert(0, {root!r})
+from tests.tracking.toy_stages import toy_stage
 from prts_core.config.load import load_plan
 from prts_core.stages.base import StageResult, run_stage
 
@@ -135,7 +135,7 @@ run_stage(toy_stage("slow", slow), load_plan(Path({config!r})), None, Path({outp
 
 
 def test_a_killed_stage_goes_on_in_the_same_run(plan, outputs):
-    code = KILLED.format(here=str(Path(__file__).parent), config=str(plan.path), outputs=str(outputs))
+    code = KILLED.format(root=str(Path(__file__).parents[2]), config=str(plan.path), outputs=str(outputs))
     process = subprocess.Popen([sys.executable, "-c", code])
     folder = outputs / "runs" / "slow" / "quickstart"
     try:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from toy_stages import toy_stage
 
 from prts_core.config.load import Plan
 from prts_core.contract import Camera, Contract, Dimension, PolicyContract
@@ -16,6 +15,7 @@ from prts_core.manifest import Manifest
 from prts_core.packaging.manifest import LatencyBudget, PackageManifest
 from prts_core.stages.base import Stage, StageResult, run_stage
 from prts_core.stages.chain import STAGES
+from tests.tracking.toy_stages import toy_stage
 
 CONTRACT = PolicyContract(
     embodiment_tag="toy",

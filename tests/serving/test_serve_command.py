@@ -1,0 +1,107 @@
+"""`prts serve` as a user runs it: it verifies a package, prints where it listens, serves, and ends on SIGTERM."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from prts_core.cli.main import main
+from prts_core.errors import CheckpointError
+from prts_core.serving.client import PolicyClient
+from prts_core.serving.resolve import resolve
+from tests.serving.fake_policy import observation
+from tests.tracking.toy_package import CONTRACT, make, named, outcomes, register, write_package
+
+# Only what reads the weights is replaced; the command, verification, server and sockets are real.
+SERVE = """
+import sys, types
+sys.path.insert(0, {root!r})
+from prts_core.contract import PolicyContract
+from tests.serving.fake_policy import FakePolicy
+policy = types.ModuleType("prts_core.policy")
+policy.load_policy = lambda folder: FakePolicy(PolicyContract.load(folder / "policy_contract.json"))
+sys.modules["prts_core.policy"] = policy
+from prts_core.cli.main import main
+sys.exit(main(["serve", "--port", "0", *sys.argv[1:]]))
+"""
+
+
+@pytest.fixture
+def package(tmp_path) -> Path:
+    write_package(tmp_path / "package", "w1")
+    return tmp_path / "package"
+
+
+def serve(*args: str):
+    code = SERVE.format(root=str(Path(__file__).parents[2]))
+    process = subprocess.Popen([sys.executable, "-u", "-c", code, *args], stdout=subprocess.PIPE, text=True)
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if found := re.search(r"serving on (ws://\S+)", line):
+            return process, found[1], "".join(said)
+    raise AssertionError(f"the server ended with {process.wait()}: {''.join(said)}")
+
+
+def test_a_folder_is_served_until_sigterm(package):
+    process, url, said = serve("--model", str(package), "--value")
+    try:
+        for told in ("toy, 20 Hz", "x [m], y [m], gripper [1]", "chunks of 4", CONTRACT.fingerprint, "budget 100 ms"):
+            assert told in said
+        with PolicyClient(url, contract=CONTRACT) as client:
+            assert client.metadata["package_digest"] == resolve(str(package)).package_digest
+            assert "value" in client.infer(observation())
+        with urllib.request.urlopen(url.replace("ws:", "http:") + "/healthz", timeout=5) as reply:
+            assert reply.read() == b"OK\n"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=20)
+    assert process.returncode == 0 and "stopped" in out
+
+
+def test_a_registered_model_is_served_by_its_alias(tmp_path):
+    from prts_core.config.load import load_plan
+
+    pytest.importorskip("mlflow")
+    plan = named(load_plan(Path(__file__).parents[2] / "configs" / "quickstart.yaml"), "served")
+    made = make(plan, tmp_path, "w1", outcomes(118))
+    register(plan, tmp_path)
+    model = resolve("models:/served@champion", tmp_path)
+    assert model.version == "1" and model.package_digest == made["package"].content_digest
+    process, url, _ = serve("--model", "models:/served@champion", "--outputs", str(tmp_path))
+    try:
+        with PolicyClient(url) as client:
+            assert (client.metadata["model"], client.metadata["model_version"]) == ("models:/served@champion", "1")
+            assert client.infer(observation())["actions"].shape == (4, 2)
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+    # another package, whole in itself, in the registered one's place is found out
+    shutil.rmtree(model.folder)
+    write_package(model.folder, "w2")
+    with pytest.raises(CheckpointError, match="not the one that was registered"):
+        resolve("models:/served@champion", tmp_path)
+
+
+def test_faults_are_told_before_weights_are_read(package, capsys, monkeypatch):
+    def refused(*args: str) -> str:
+        assert main(["serve", *args]) == 1
+        return capsys.readouterr().err
+
+    monkeypatch.delenv("PRTS_API_KEY", raising=False)
+    assert "API key" in refused("--model", str(package), "--host", "0.0.0.0")
+    assert "no PRTS package" in refused("--model", str(package.parent))
+    assert "client_key=camera" in refused("--model", str(package), "--camera", "image")
+    assert "positive" in refused("--model", str(package), "--max-clients", "0")
+    (package / "model.safetensors").write_text("edited")
+    assert "model.safetensors" in refused("--model", str(package))
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    assert "openpi_client" in capsys.readouterr().out
