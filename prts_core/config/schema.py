@@ -54,7 +54,7 @@ class TaskSpec:
     name: str
     instruction: str
     max_steps: int
-    expert_noise: tuple[float, ...] = (0.0, 0.3, 0.6)
+    expert_noise: tuple[float, ...] = (0.0, 0.2, 0.4)
 
 
 @dataclass(frozen=True)

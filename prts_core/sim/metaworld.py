@@ -38,18 +38,21 @@ _HIDDEN_BODIES = ("base", "controller_box", "pedestal_feet", "pedestal", "torso"
 
 @dataclass(frozen=True)
 class Phases:
-    """How an expert's phases are told apart: the hand against a point beside the object (metres), and what each is
-    called."""
+    """How an expert's phases are told apart: the hand against a point beside the object, and what each is called.
+
+    offset, xy, z in metres; axes: those along which the hand must be lined up first.
+    """
 
     offset: tuple[float, float, float]
     xy: float
     z: float
     sentences: tuple[str, ...]
+    axes: tuple[int, ...] = (0, 1)
 
     def at(self, privileged: np.ndarray) -> int:
         """0 while the hand is not over the point, 1 while it is over it but not at its height, 2 at work."""
         gap = privileged[:3] - (privileged[4:7] + np.asarray(self.offset))
-        if np.hypot(gap[0], gap[1]) > self.xy:
+        if np.linalg.norm(gap[list(self.axes)]) > self.xy:
             return 0
         return 1 if len(self.sentences) == 3 and abs(gap[2]) > self.z else len(self.sentences) - 1
 
@@ -64,6 +67,7 @@ PHASES: dict[str, Phases] = {
     "handle-pull": Phases((0.0, -0.04, 0.0), 0.02, 0.02, ("reach under the handle", "close in on it", "pull it up")),
     "dial-turn": Phases((0.05, 0.02, 0.09), 0.02, 0.02, ("reach the dial", _BESIDE, "turn it")),
     "button-press-topdown": Phases((0.0, 0.0, 0.0), 0.04, 0.04, ("reach above the button", "press it down")),
+    "coffee-button": Phases((0.0, 0.0, -0.07), 0.02, 0.02, ("line up with the button", "press it"), (0,)),
     "door-unlock": Phases((-0.04, -0.02, -0.03), 0.06, 0.04, ("reach the lock", _BESIDE, "turn it open")),
 }
 

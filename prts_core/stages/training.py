@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from prts_core.config.schema import PretrainConfig, SftConfig
+from prts_core.errors import ConfigError
 from prts_core.files import explain_os_errors, write_text
 from prts_core.models.prts import PrtsModel, count_parameters
 from prts_core.progress import Bar
@@ -29,6 +30,11 @@ def train(
 ) -> tuple[dict[str, Tensor], dict[str, float], Path | None]:  # fmt: skip
     """Train (or resume) and return (averaged weights, last metrics, snapshot file of the early weights or none)."""
     recipe = config.train
+    if recipe.deepspeed_stage:
+        raise ConfigError(
+            "Stages train in one process", field="train.deepspeed_stage", found=recipe.deepspeed_stage, expected=0,
+            cure="for several processes use prts_core.training.deepspeed.DeepSpeedTrainer under torchrun",
+        )  # fmt: skip
     torch.set_num_threads(recipe.threads)
     total, trainable = count_parameters(model)
     print(f"{total:,} parameters, {trainable:,} trainable ({trainable / total:.0%})", flush=True)

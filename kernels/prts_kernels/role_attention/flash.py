@@ -83,7 +83,10 @@ def sequences(key_end: Tensor) -> Sequences:
     mask comes
     from the parts of a sample."""
     length = key_end.shape[1]
-    query_at, key_at, query_lengths, key_lengths = [], [], [], []
+    query_at: list[int] = []
+    key_at: list[int] = []
+    query_lengths: list[int] = []
+    key_lengths: list[int] = []
     for row, ends in enumerate(key_end.tolist()):
         cuts = [0, *(i for i in range(1, length) if ends[i] != ends[i - 1]), length]
         runs = [(start, stop, ends[start]) for start, stop in pairwise(cuts)]
