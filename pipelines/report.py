@@ -78,8 +78,8 @@ def show(path: Path, console: Console) -> None:
     for name, figure in report["value"].items():
         figures.add_row(f"value: {name.replace('_', ' ')}", _number(figure))
     figures.add_section()
-    for stage, spent in report["seconds"].items():
-        figures.add_row(f"{stage} [s]", f"{spent:.1f}")
+    for stage in chain.STAGES:
+        figures.add_row(f"{stage} [s]", f"{report['seconds'][stage]:.1f}")
     figures.add_row("all stages [s]", f"{report['seconds_total']:.1f}")
     figures.add_section()
     figures.add_row("model", f"{report['model_uri']} {' '.join('@' + alias for alias in report['aliases'])}")

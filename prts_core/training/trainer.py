@@ -63,7 +63,8 @@ class Trainer:
             self.finished = self.load(checkpoint)
         self.model.train()
         tick = time.monotonic()
-        with ThreadPoolExecutor(max_workers=1) as ahead:
+        # The batch thread gets no OpenMP team of its own: two teams spin against each other and cost a third of a step.
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as ahead:
             waiting: Future[Batch] = ahead.submit(self.batches, self.finished)
             while self.finished < self.config.steps:
                 step = self.finished
