@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import polars as pl
 import torch
@@ -31,6 +33,7 @@ def value(config: ValueConfig, inputs: dict[str, Manifest], context: StageContex
         **curves_of.rollout_auroc(episodes),
         "episodes": len(curves),
     }
+    figures = {k: v for k, v in report.items() if math.isfinite(v)}  # without failures there is no AUROC: null, not NaN
     # Without a failed or without a successful rollout there is no AUROC: null in the report, no metric.
     defined = {name: figure for name, figure in report.items() if np.isfinite(figure)}
     write_json(

@@ -1,0 +1,159 @@
+"""A policy folder: reloads to the same actions, refuses what does not fit, draws noise from seeds alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from prts_core.contract import Camera, Contract, Dimension, PolicyContract
+from prts_core.data.normalize import FeatureStats, NormStats
+from prts_core.errors import CheckpointError, ConfigError, ContractError, DataError
+from prts_core.files import digest_file, read_json, write_json
+from prts_core.policy import POLICY_FILES, Policy, load_policy, policy_digest, save_policy, untrained_policy
+from prts_core.processor import Processor, load_statistics
+
+KEYS = ("observation.images.top", "observation.images.wrist")
+
+
+@pytest.fixture
+def processor(tmp_path, tiny, tokenizer, fast) -> Processor:
+    def stats(width: int) -> FeatureStats:
+        one = np.ones(width)
+        return FeatureStats(mean=0 * one, std=one, min=-2 * one, max=2 * one, q01=-one, q99=one)
+
+    path = tmp_path / "norm_stats.json"
+    write_json(path, NormStats(stats(3), stats(3), 10, "train", "sha256:x").to_json())
+    dims = tuple(Dimension(name, "m") for name in "xyz")
+    contract = Contract(
+        "toy", 20, dims, dims, (Camera(KEYS[0], "Camera top", 32, 32), Camera(KEYS[1], "Camera wrist", 32, 32))
+    )
+    return Processor(
+        PolicyContract("toy", contract, tiny.chunk_length, "QUANTILE", digest_file(path)), load_statistics(path), path,
+        tokenizer, fast, tiny,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path, model, tiny, processor):
+    out = tmp_path / "policy"
+    save_policy(out, model.state_dict(), tiny, processor)
+    return out
+
+
+@pytest.fixture
+def inputs():
+    rng = np.random.default_rng(0)
+    images = {key: rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8) for key in KEYS}
+    return images, rng.uniform(-1, 1, (2, 3)).astype(np.float32), ["open the faucet", "close the faucet"]
+
+
+def test_a_reloaded_policy_acts_alike(folder, model, processor, inputs):
+    ours, theirs = Policy(model, processor), load_policy(folder)
+    chunk = ours.act(*inputs, seeds=[1, 2])
+    assert chunk.shape == (2, 4, 3) and chunk.dtype == np.float32 and np.isfinite(chunk).all()
+    assert np.array_equal(chunk, theirs.act(*inputs, seeds=[1, 2]))
+    value = ours.value(inputs[0], inputs[1], chunk, inputs[2])
+    assert value.shape == (2,) and np.array_equal(value, theirs.value(inputs[0], inputs[1], chunk, inputs[2]))
+
+
+def test_noise_comes_from_the_seed_and_a_neighbour_does_not_matter(folder, inputs):
+    policy = load_policy(folder)
+    images, state, text = inputs
+    both = policy.act(images, state, text, seeds=[1, 2])
+    again = policy.act(images, state, text, seeds=[1, 3])
+    assert np.array_equal(both[0], again[0]) and not np.allclose(both[1], again[1])
+    alone = policy.act({k: v[:1] for k, v in images.items()}, state[:1], text[:1], seeds=[1])
+    np.testing.assert_allclose(alone[0], both[0], atol=1e-4)
+
+
+def test_the_sentence_matters(folder, inputs):
+    policy = load_policy(folder)
+    images, state, _ = inputs
+    left, right = (
+        policy.act(images, state, [text] * 2, seeds=[1, 1]) for text in ("open the faucet", "close the faucet")
+    )
+    assert not np.allclose(left, right)
+
+
+def test_untrained_is_the_same_network_with_other_weights(folder, inputs):
+    assert not np.allclose(
+        untrained_policy(folder, 0).act(*inputs, seeds=[1, 2]), load_policy(folder).act(*inputs, seeds=[1, 2])
+    )
+    assert np.array_equal(
+        untrained_policy(folder, 3).act(*inputs, [1, 2]), untrained_policy(folder, 3).act(*inputs, [1, 2])
+    )
+
+
+def test_bad_input_is_named(folder, inputs):
+    policy = load_policy(folder)
+    images, state, text = inputs
+    with pytest.raises(DataError, match="wrong width"):
+        policy.act(images, state[:, :2], text, [0, 0])
+    with pytest.raises(DataError, match="not finite"):
+        policy.act(images, state * np.nan, text, [0, 0])
+    with pytest.raises(DataError, match=r"camera is missing.*images\.wrist"):
+        policy.act({KEYS[0]: images[KEYS[0]]}, state, text, [0, 0])
+    with pytest.raises(DataError, match="wrong width"):
+        policy.value(images, state, np.zeros((2, 4, 2), np.float32), text)
+
+
+@pytest.mark.parametrize("name", POLICY_FILES)
+def test_every_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=rf"missing {name}"):
+        load_policy(folder)
+
+
+def test_foreign_statistics_are_refused(folder):
+    raw = read_json(folder / "norm_stats.json")
+    raw["norm_stats"]["action"]["q99"][0] = 9.0
+    write_json(folder / "norm_stats.json", raw)
+    with pytest.raises(CheckpointError, match="not those the policy was trained with"):
+        load_policy(folder)
+
+
+def test_a_truncated_weight_file_is_refused(folder):
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_policy(folder)
+
+
+def test_the_digest_covers_what_decides_and_nothing_else(folder, model, tiny, processor):
+    before = policy_digest(folder)
+    (folder / "README.md").write_text("a card")
+    assert policy_digest(folder) == before
+    weights = {k: v.clone() for k, v in model.state_dict().items()}
+    weights["crl_logit_scale"] += 1
+    save_policy(folder, weights, tiny, processor)
+    assert policy_digest(folder) != before
+
+
+def test_a_dataset_of_another_contract_is_refused(processor, tmp_path):
+    from types import SimpleNamespace
+
+    from prts_core.data.training_set import load_training_set
+
+    meant = processor.contract.contract
+    other = Contract(meant.embodiment, 30, meant.state, meant.action, meant.cameras)
+    with pytest.raises(ContractError, match=r"control_hz: 30\.0 in dataset toy, 20\.0 in policy"):
+        load_training_set("toy", SimpleNamespace(contract=other), processor)
+
+
+def test_state_relative_actions_are_refused_for_now(processor, tiny, tokenizer, fast):
+    meant = processor.contract.contract
+    relative = Contract(
+        meant.embodiment, 20, meant.state, (Dimension("x", "m", True), *meant.action[1:]), meant.cameras
+    )
+    with pytest.raises(ConfigError, match="State-relative"):
+        Processor(
+            PolicyContract("toy", relative, 4, "QUANTILE", "sha256:x"), processor.statistics, processor.statistics_file,
+            tokenizer, fast, tiny,
+        )  # fmt: skip
+
+
+def test_weights_are_loaded_without_gradients_left_on(folder, inputs):
+    policy = load_policy(folder)
+    policy.act(*inputs, seeds=[0, 0])
+    assert all(p.grad is None for p in policy.model.parameters()) and not torch.is_inference_mode_enabled()
