@@ -55,4 +55,4 @@ bench: setup  ## ours beside the peer's: make bench NAME=<name>
 	@prts bench $(NAME)
 
 ui: setup  ## Dagster on port 3000 and MLflow on port 5000, this machine only
-	@scripts/ui.sh
+	@python -m pipelines.ui

@@ -128,24 +128,24 @@ def _pass_on_skip(context: dg.AssetExecutionContext, skipped: Manifest, plan: Pl
 def metadata(manifest: Manifest, outputs: Path) -> dict[str, Any]:
     """What the asset's page shows. Pictures are inline; times and links come from provenance.json."""
     provenance = load_provenance(outputs, manifest)
-    folder = manifest.folder(outputs)
-    shown: dict[str, Any] = {
-        "manifest_digest": manifest.digest,
-        "content_digest": manifest.content_digest,
-        "content": dg.MetadataValue.path(str(folder)),
-        "seconds": float(provenance.get("seconds", 0.0)),
-        **{name: float(value) for name, value in manifest.metrics.items()},
-        **{f"contract/{name}": value for name, value in manifest.contracts.items()},
-    }
-    links = provenance.get("mlflow", {})
-    if url := links.get("url"):
-        shown["mlflow_run"] = dg.MetadataValue.url(url)
-    for name, value in links.items():  # run_id, fault, git.sha, dvc.rev, ...
-        if value and name not in ("url", "tracking_uri", "experiment_id"):
-            shown[name if name.startswith(("git.", "dvc.")) else f"mlflow_{name}"] = str(value)
+    folder, links = manifest.folder(outputs), provenance.get("mlflow", {})
+    shown: dict[str, Any] = {}
     picture = next((folder / a for a in provenance.get("artifacts", []) if a.lower().endswith(PICTURES)), None)
     if picture is not None and picture.is_file():
         shown["plot"] = dg.MetadataValue.md(inline_picture(picture))
+    if url := links.get("url"):
+        shown["mlflow_run"] = dg.MetadataValue.url(url)
+    shown |= {name: float(value) for name, value in manifest.metrics.items()}
+    shown |= {
+        "seconds": float(provenance.get("seconds", 0.0)),
+        "content": dg.MetadataValue.path(str(folder)),
+        "content_digest": manifest.content_digest,
+        "manifest_digest": manifest.digest,
+        **{f"contract/{name}": value for name, value in manifest.contracts.items()},
+    }
+    for name, value in links.items():  # run_id, fault, git.sha, dvc.rev, ...
+        if value and name not in ("url", "tracking_uri", "experiment_id"):
+            shown[name if name.startswith(("git.", "dvc.")) else f"mlflow_{name}"] = str(value)
     return shown
 
 

@@ -48,13 +48,12 @@ def _absent(plan: Plan, dataset: str) -> bool:
     return isinstance(source, LeRobotSource) and not source_root(source).is_dir()
 
 
-def open_instance(outputs: Path) -> dg.DagsterInstance:
-    """Dagster's persistent instance under DAGSTER_HOME (default `<outputs>/dagster`), made where it is missing."""
+def prepare_home(outputs: Path) -> None:
+    """DAGSTER_HOME (default `<outputs>/dagster`) with our settings, made where it is missing."""
     home = Path(os.environ.setdefault("DAGSTER_HOME", str((outputs / "dagster").resolve())))
     home.mkdir(parents=True, exist_ok=True)
     if not (home / "dagster.yaml").exists():
         shutil.copyfile(DAGSTER_YAML, home / "dagster.yaml")
-    return dg.DagsterInstance.get()
 
 
 def close_killed_runs(instance: dg.DagsterInstance) -> None:
@@ -106,7 +105,8 @@ def main(argv: list[str] | None = None) -> int:
             console.print("Everything is finished and intact: nothing to do.")
         else:
             others = [name for name in plan.datasets if name != plan.recipe.deploy]
-            with open_instance(outputs) as instance:
+            prepare_home(outputs)
+            with dg.DagsterInstance.get() as instance:
                 close_killed_runs(instance)
                 run_job("demo", plan.recipe.deploy, instance)
                 for name in others:

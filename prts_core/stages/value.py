@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import polars as pl
 import torch
@@ -33,7 +31,6 @@ def value(config: ValueConfig, inputs: dict[str, Manifest], context: StageContex
         **curves_of.rollout_auroc(episodes),
         "episodes": len(curves),
     }
-    figures = {k: v for k, v in report.items() if math.isfinite(v)}  # without failures there is no AUROC: null, not NaN
     # Without a failed or without a successful rollout there is no AUROC: null in the report, no metric.
     defined = {name: figure for name, figure in report.items() if np.isfinite(figure)}
     write_json(
