@@ -40,7 +40,12 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class ExpertConfig:
-    """Mixture-of-transformers flow-matching action expert: one block per language-model layer."""
+    """Mixture-of-transformers flow-matching action expert: one block per language-model layer.
+
+    noise_scale: of the noise that sampling starts from. 1 samples the learned distribution; 0 takes its centre,
+    which is
+    steadier where demonstrations were shaken on purpose.
+    """
 
     __pydantic_config__ = {"extra": "forbid"}
     hidden_size: int = 128
@@ -48,6 +53,7 @@ class ExpertConfig:
     intermediate_size: int = 256
     dropout: float = 0.0
     denoise_steps: int = 4
+    noise_scale: float = 1.0
 
 
 @dataclass(frozen=True)

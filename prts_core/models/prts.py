@@ -109,8 +109,9 @@ class PrtsModel(nn.Module):
 
     def sample(self, encoded: Encoded, noise: Tensor, dof_mask: Tensor) -> Tensor:
         """(B, T, A) noise -> normalised action chunk."""
+        expert = self.config.expert
         return sample_actions(
-            lambda x, time: self.velocity(encoded, x, dof_mask, time), noise, self.config.expert.denoise_steps
+            lambda x, time: self.velocity(encoded, x, dof_mask, time), noise * expert.noise_scale, expert.denoise_steps
         )
 
     def embed_state_actions(self, encoded: Encoded, phi_at: Tensor) -> Tensor:

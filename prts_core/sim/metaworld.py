@@ -63,10 +63,12 @@ PHASES: dict[str, Phases] = {
     "faucet-open": Phases((-0.04, 0.0, 0.03), 0.04, 0.04, ("reach the faucet handle", _BESIDE, "turn it open")),
     "faucet-close": Phases((0.04, 0.0, 0.03), 0.04, 0.04, ("reach the faucet handle", _BESIDE, "turn it closed")),
     "window-open": Phases((-0.03, -0.03, -0.08), 0.04, 0.02, ("reach the window handle", _BESIDE, "slide it open")),
+    "window-close": Phases((0.03, -0.03, -0.08), 0.04, 0.02, ("reach the window handle", _BESIDE, "slide it closed")),
     "plate-slide": Phases((0.0, -0.055, 0.03), 0.03, 0.04, ("reach behind the plate", "lower the hand", "push it in")),
     "handle-pull": Phases((0.0, -0.04, 0.0), 0.02, 0.02, ("reach under the handle", "close in on it", "pull it up")),
     "dial-turn": Phases((0.05, 0.02, 0.09), 0.02, 0.02, ("reach the dial", _BESIDE, "turn it")),
-    "button-press-topdown": Phases((0.0, 0.0, 0.0), 0.04, 0.04, ("reach above the button", "press it down")),
+    "button-press-topdown": Phases((0.0, 0.0, 0.0), 0.04, 0.04, ("reach over the button", "press it down")),
+    "button-press-topdown-wall": Phases((0.0, -0.06, 0.0), 0.04, 0.04, ("reach over the wall", "press it down")),
     "coffee-button": Phases((0.0, 0.0, -0.07), 0.02, 0.02, ("line up with the button", "press it"), (0,)),
     "door-unlock": Phases((-0.04, -0.02, -0.03), 0.06, 0.04, ("reach the lock", _BESIDE, "turn it open")),
 }
