@@ -50,6 +50,7 @@ class DvcResource(dg.ConfigurableResource):
             return "DVC is switched off"
         if not (root / "dvc.yaml").is_file() or not (root / ".dvc").is_dir():
             return "this folder is no DVC repository"
+        from dvc.dependency.param import MissingParamsError
         from dvc.exceptions import DvcException
         from dvc.repo import Repo
         from dvc.stage.exceptions import StageFileDoesNotExistError, StageNotFound
@@ -68,6 +69,13 @@ class DvcResource(dg.ConfigurableResource):
                 if wanted not in {str(out.fs_path) for out in stage.outs}:
                     return f"DVC stage {name!r} is about another recipe's folder"
                 repo.commit(name, force=True)
+        except MissingParamsError as err:
+            raise StageError(
+                f"dvc.yaml watches a section that the recipe lacks (stage {name!r})",
+                file=root / "dvc.yaml",
+                found=str(err),
+                cure="write the section into the recipe; an empty one, such as `value: {}`, takes every default",
+            ) from err
         except DvcException as err:
             raise StageError(
                 "DVC could not take over a finished output; the output itself is in place",

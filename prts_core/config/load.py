@@ -180,7 +180,6 @@ def dataset_from_public_release(raw: dict[str, Any], path: Path) -> list[Dataset
                     "name": str(entry["repo_id"]).replace("/", "__"),
                     "source": {"kind": "lerobot", "root": entry["root"], "episodes": entry.get("episodes")},
                     "embodiment_tag": entry.get("embodiment_tag"),
-                    "normalization": entry.get("state_mode", "QUANTILE"),
                 },
                 where,
             )

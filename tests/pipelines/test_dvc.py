@@ -164,3 +164,16 @@ def test_the_lock_holds_what_was_run(project, run_job):
     assert {out["path"].rsplit("/", 1)[1] for out in lock["package"]["outs"]} == {"output", "manifest.json"}
     manifest = read_json(project.outputs / "runs" / "package" / "quickstart" / "manifest.json")
     assert manifest["kind"] == "package"
+
+
+def test_a_recipe_without_a_watched_section_is_told(project, run_job):
+    recipe = project.folder / "configs" / "quickstart.yaml"
+    plain = yaml.safe_load(recipe.read_text())
+    del plain["value"]
+    recipe.write_text(yaml.safe_dump(plain, sort_keys=False))
+    (failed,) = run_job("demo", "metaworld").get_step_failure_events()
+    said = failed.step_failure_data.user_failure_data.description
+    assert failed.step_key == "value"
+    assert "Parameters 'value' are missing" in said and "`value: {}`" in said
+    recipe.write_text(recipe.read_text() + "value: {}\n")
+    assert run_job("demo", "metaworld").success
