@@ -30,7 +30,7 @@ def collect(config: CollectConfig, inputs: dict[str, Manifest], context: StageCo
             )
         files = list_tree(root)
         write_json(context.output / "files.json", files)
-        return StageResult(metrics={"files": len(files), "bytes": sum(f["size"] for f in files)})
+        return StageResult({"files": len(files), "bytes": sum(f["size"] for f in files)}, artifacts=("files.json",))
 
     from prts_core.sim.demonstrations import record_task
 
@@ -57,5 +57,6 @@ def collect(config: CollectConfig, inputs: dict[str, Manifest], context: StageCo
             "tasks": len(source.tasks),
             "episodes": len(source.tasks) * sum(count.values()),
             "dropped_attempts": sum(failures.values()),
-        }
+        },
+        artifacts=("files.json",),  # lineage finds the raw files' digests in MLflow even when the files are gone
     )
