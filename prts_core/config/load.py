@@ -16,7 +16,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from prts_core.config.schema import DatasetConfig, LeRobotSource, Recipe, RobotConfig, SftSection
-from prts_core.errors import ConfigError, lookup, suggest
+from prts_core.errors import ConfigError, UnavailableError, lookup, suggest
 from prts_core.models.config import ModelConfig
 
 T = TypeVar("T")
@@ -140,6 +140,19 @@ def expand(text: str, where: object) -> str:
 def source_root(source: LeRobotSource) -> Path:
     """The folder of an external dataset. Expanded only when read: configuration digests hold no machine's paths."""
     return Path(expand(source.root, "the dataset's source.root")).expanduser()
+
+
+def present_root(dataset: str, source: LeRobotSource) -> Path:
+    """`source_root`, or an UnavailableError that says the dataset is not on this machine."""
+    root = source_root(source)
+    if not root.is_dir():
+        raise UnavailableError(
+            f"Dataset {dataset!r} is not on this machine",
+            file=source.root,
+            field="source.root",
+            cure="point source.root (or PRTS_SHARED) at the folder; everything else runs without it",
+        )
+    return root
 
 
 def shared_folder() -> Path:

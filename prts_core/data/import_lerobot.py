@@ -23,7 +23,7 @@ from prts_core.data.embodiment import build_contract
 from prts_core.data.lerobot_v21.reader import LeRobotDataset, read_parquet
 from prts_core.data.lerobot_v21.schema import ACTION, CHUNKS_SIZE, DATA_PATH, STATE, VIDEO_PATH, Info
 from prts_core.data.lerobot_v21.writer import remove_strays, write_meta
-from prts_core.errors import ConfigError, DataError, UnavailableError
+from prts_core.errors import ConfigError, DataError
 from prts_core.files import atomic_path, digest_file, explain_os_errors, read_json, read_jsonl
 from prts_core.progress import track
 
@@ -39,16 +39,9 @@ def import_dataset(
 ) -> Contract:
     """Import the dataset at `root` into `output` and write meta/contract.json there.
 
-    listed: what collect saw ([{path, size, sha256}]); a file that differs now is refused. Raises UnavailableError where
-    `root` is absent, DataError for an incomplete source, ConfigError for a subset or split that does not fit.
+    listed: what collect saw ([{path, size, sha256}]); a file that differs now is refused. Raises DataError for an
+    absent or incomplete source, ConfigError for a subset or split that does not fit.
     """
-    if not root.is_dir():
-        raise UnavailableError(
-            f"Dataset {dataset!r} is not on this machine",
-            file=source.root,
-            field="source.root",
-            cure="point source.root (or PRTS_SHARED) at the folder; everything else runs without it",
-        )
     opened = LeRobotDataset.open(root)
     info = opened.info
     chosen = _chosen(opened, source, dataset)

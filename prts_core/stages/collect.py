@@ -8,9 +8,8 @@ from __future__ import annotations
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
-from prts_core.config.load import source_root
+from prts_core.config.load import present_root
 from prts_core.config.schema import CollectConfig, LeRobotSource
-from prts_core.errors import UnavailableError
 from prts_core.files import list_tree, read_json, write_json
 from prts_core.manifest import Manifest
 from prts_core.progress import track
@@ -20,14 +19,7 @@ from prts_core.stages.base import StageContext, StageResult
 def collect(config: CollectConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
     source = config.source
     if isinstance(source, LeRobotSource):
-        root = source_root(source)
-        if not root.is_dir():
-            raise UnavailableError(
-                f"Dataset {config.dataset!r} is not on this machine",
-                file=source.root,
-                field="source.root",
-                cure="point source.root (or PRTS_SHARED) at the folder; everything else runs without it",
-            )
+        root = present_root(config.dataset, source)
         files = list_tree(root)
         write_json(context.output / "files.json", files)
         return StageResult({"files": len(files), "bytes": sum(f["size"] for f in files)}, artifacts=("files.json",))

@@ -5,7 +5,7 @@ Finished episodes are kept across interruptions: their records lie in the work f
 
 from __future__ import annotations
 
-from prts_core.config.load import source_root
+from prts_core.config.load import present_root
 from prts_core.config.schema import ConvertConfig, LeRobotSource
 from prts_core.data.convert_hdf5 import convert as convert_hdf5
 from prts_core.data.import_lerobot import import_dataset
@@ -22,7 +22,7 @@ def convert(config: ConvertConfig, inputs: dict[str, Manifest], context: StageCo
     raw = inputs["collect"].folder(context.outputs)
     if isinstance(config.source, LeRobotSource):
         contract = import_dataset(
-            source_root(config.source),
+            present_root(config.dataset, config.source),
             context.output,
             dataset=config.dataset,
             source=config.source,

@@ -13,18 +13,22 @@ from prts_core.config.load import shared_folder
 from prts_core.config.schema import LeRobotSource, VideoConfig
 from prts_core.data.import_lerobot import import_dataset
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
-from tests.conformance import lerobot_venv
+from tests.conformance.venvs import ensure_venv
 from tests.data.conftest import convert_toy, write_raw
 
 pytestmark = [pytest.mark.conformance, pytest.mark.timeout(900)]
 CHUNK = 5
+# torchvision and lerobot come without dependencies: their pins contradict the torch that is known to install here.
+LEROBOT = [
+    ["torch==2.13.0", "numpy==2.2.6", "datasets==3.6.0", "huggingface-hub==0.36.*", "av==15.1.0", "jsonlines"],
+    ["packaging", "einops", "pillow"],
+    ["--no-deps", "lerobot==0.3.3", "torchvision==0.28.0"],
+]
 
 
 @pytest.fixture(scope="module")
 def python() -> Path:
-    if not lerobot_venv.ready():
-        pytest.skip("lerobot's environment is not built: python tests/conformance/lerobot_venv.py (make conformance)")
-    return lerobot_venv.interpreter()
+    return ensure_venv("lerobot-0.3.3", LEROBOT)
 
 
 def read(python: Path, root: Path, out: Path) -> dict[str, np.ndarray]:

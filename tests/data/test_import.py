@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prts_core.config.load import shared_folder
+from prts_core.config.load import present_root, shared_folder
 from prts_core.config.schema import DimensionSpec, LeRobotSource, RobotConfig
 from prts_core.contract import Contract
 from prts_core.data import statistics
@@ -148,7 +148,7 @@ def test_bad_sources(tmp_path: Path, theirs: Path, change: dict, error: type, wo
 
 def test_absent_source_is_unavailable(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match=r"not on this machine.*source\.root"):
-        take(tmp_path / "nowhere", tmp_path / "ours")
+        present_root("theirs", LeRobotSource(kind="lerobot", root=str(tmp_path / "nowhere")))
 
 
 def test_real_g1_recording(tmp_path: Path) -> None:
