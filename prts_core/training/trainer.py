@@ -75,13 +75,16 @@ class Trainer:
                 metrics = self.step(batch, step)
                 self.finished += 1
                 last = self.finished == self.config.steps
-                if snapshots and self.finished in snapshots:
-                    self.snapshot(snapshots[self.finished])
-                if self.finished % self.config.checkpoint_every == 0 or last:
-                    self.save(checkpoint)
-                if step % self.config.log_every == 0 or last:
+                saves = self.finished % self.config.checkpoint_every == 0 or last
+                logs = step % self.config.log_every == 0 or last
+                if saves or logs:  # refused before it is saved: a checkpoint with NaN in it could never be resumed
                     values = {k: float(v) for k, v in metrics.items()}
                     self._refuse_nan(values, batch, step)
+                if snapshots and self.finished in snapshots:
+                    self.snapshot(snapshots[self.finished])
+                if saves:
+                    self.save(checkpoint)
+                if logs:
                     now = time.monotonic()
                     seconds, tick = now - tick, now
                     on_step(step, values | {
@@ -126,9 +129,9 @@ class Trainer:
         torch._foreach_lerp_([self.average[k] for k in names], [state[k] for k in names], 1 - decay)
 
     def _refuse_nan(self, values: dict[str, float], batch: Batch, step: int) -> None:
-        if not math.isfinite(values["loss"]):
+        if not all(math.isfinite(values[k]) for k in ("loss", "grad_norm") if k in values):
             raise StageError(
-                "The loss is not finite; training stopped, the last checkpoint is kept",
+                "The loss or its gradient is not finite; training stopped, the last checkpoint is kept",
                 field=f"step {step}, dataset {batch.dataset}",
                 found={k: round(v, 4) for k, v in values.items()},
                 expected="a finite loss",

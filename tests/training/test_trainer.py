@@ -88,6 +88,22 @@ def test_nan_stops_with_the_rows_named(tmp_path, tiny, tokenizer, data):
     assert not (tmp_path / "c.safetensors").exists()
 
 
+def test_nan_between_two_logs_is_never_saved(tmp_path, tiny, tokenizer, data):
+    trainer = make(tiny, tokenizer, data, replace(CONFIG, log_every=1000))
+    clean = trainer.batches
+
+    def poisoned(step):
+        batch = clean(step)
+        if step >= 1:
+            batch.actions[:] = float("nan")
+        return batch
+
+    trainer.batches = poisoned
+    with pytest.raises(StageError, match="not finite"):
+        trainer.fit(tmp_path / "c.safetensors", lambda step, m: None)
+    assert not (tmp_path / "c.safetensors").exists()
+
+
 def test_batches_depend_on_seed_and_step_only(data):
     source = BatchSource([data], [1.0], 6, 7, max_action_dim=8, response=False, contrastive=True)
     assert np.array_equal(source(3).rows, source(3).rows)
