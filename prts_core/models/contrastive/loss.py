@@ -16,9 +16,18 @@ from prts_core.errors import DataError
 
 
 def contrastive_loss(
-    phi: Tensor, psi: Tensor, log_scale: Tensor, weight: Tensor, task_id: Tensor, logsumexp_weight: float = 0.0
+    phi: Tensor,
+    psi: Tensor,
+    log_scale: Tensor,
+    weight: Tensor,
+    task_id: Tensor,
+    logsumexp_weight: float = 0.0,
+    terms: tuple[float, float] = (1.0, 1.0),
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """phi, psi (N, E); weight (N,) discounts in (0, 1]; task_id (N,) int64 -> (loss, metrics).
+
+    terms: weights of L_sa->l and L_l->sa. Theorem 1 speaks of the second alone; the first adds goal discrimination and
+    bends the slope, but keeps the order. The metrics are the terms before their weights.
 
     Raises DataError when all samples share one task: there is nothing to contrast.
     """
@@ -39,7 +48,7 @@ def contrastive_loss(
     share = torch.where(same, weight[None, :], 0.0)
     share = share / share.sum(1, keepdim=True)
     loss_to_state = -(share * logits.T.log_softmax(1)).sum(1).mean()
-    loss = loss_to_goal + loss_to_state
+    loss = terms[0] * loss_to_goal + terms[1] * loss_to_state
     if logsumexp_weight:
         loss = loss + logsumexp_weight * normalizer.square().mean()
     accuracy = (to_goal.argmax(1) == torch.arange(len(phi), device=phi.device)).float().mean()
