@@ -6,6 +6,11 @@ Names follow the released PRTS-4B configuration (facts: hidden sizes of Qwen3-VL
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
+
+# "prts": what the public release computes, defects included, for its checkpoints only. One value, kept in the processor's
+# configuration; "none" is everybody else.
+Compat = Literal["none", "prts"]
 
 
 @dataclass(frozen=True)

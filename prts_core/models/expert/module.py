@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prts_core.models.config import ExpertConfig
+from prts_core.models.tokens import Prefix
 
 TIME_BUCKETS = 1000
 
@@ -106,8 +107,7 @@ class ExpertStack(nn.Module):
 class ActionExpert(nn.Module):
     """Velocity field of a chunk given the language model's keys and values of every layer.
 
-    forward(x_BTA, dof_mask_BTA, time_B, keys and values [(B, G, L, d)] per layer, visible_BL bool) -> velocity (B,
-    T, A).
+    forward(x_BTA, dof_mask_BTA, time_B, prefix: see models/tokens.py) -> velocity (B, T, A).
     """
 
     def __init__(
@@ -138,17 +138,15 @@ class ActionExpert(nn.Module):
         x_BTA: Tensor,
         dof_mask_BTA: Tensor,
         time_B: Tensor,
-        keys: list[Tensor],
-        values: list[Tensor],
-        visible_BL: Tensor,
+        prefix: Prefix,
     ) -> Tensor:
         batch, steps, _ = x_BTA.shape
         cond = self.time_condition(time_B)
         x = self.action_in_proj(torch.cat([x_BTA, dof_mask_BTA], dim=-1))
         x = x + self.position_embedding.weight[:steps]
-        own = visible_BL.new_ones(batch, steps)
-        visible = torch.cat([visible_BL, own], dim=1)[:, None, None, :].expand(batch, 1, steps, -1)
-        for block, key, value in zip(self.dit.blocks, keys, values, strict=True):
+        own = prefix.visible.new_ones(batch, steps)
+        visible = torch.cat([prefix.visible, own], dim=1)[:, None, None, :].expand(batch, 1, steps, -1)
+        for block, key, value in zip(self.dit.blocks, prefix.keys, prefix.values, strict=True):
             x = block(x, cond, key, value, visible)
         normed, _ = self.dit.final_norm(x, cond)
         return self.action_out_proj(normed)

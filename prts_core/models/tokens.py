@@ -1,0 +1,123 @@
+"""What the backbone reads and what it leaves behind, as plain records of tensors. Knows no network and no text.
+
+B rows of L tokens hold S samples: one a row, right-padded, or many a row, packed. Everything said of a sample is (S,) and
+names its place by `row` and by columns of that row; `key_end` keeps packed samples apart (prts_kernels.role_attention).
+
+Shape legend: B rows, L tokens a row, S samples, P tokens of the longest prompt, G key/value heads, d head_dim, H hidden.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Tokens:
+    """One batch of sequences (made by prts_core.text.collate).
+
+    ids, labels (B, L) int64, labels -100 where nothing is predicted; text_label (B, L) bool: labels that are words, the
+    others are FAST action tokens; sample (B, L) int64: the sample a token belongs to, -1 for padding; positions (3, B, L)
+    int64; key_end (B, L) int32 role mask; pixels (patches, C*P*P or C*2*P*P) float32 and grid (images, 3) int64 for all
+    images in order.
+    Per sample, (S,) int64: row; start and prompt_end, the columns an action head reads; phi_at, psi_at, the columns
+    where the contrastive embeddings are read (-1: none); dataset, an index into the batch's names.
+    prompt_width: P, max(prompt_end - start). packed: False promises S == B, row == arange and start == 0.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    key_end: Tensor
+    labels: Tensor
+    text_label: Tensor
+    sample: Tensor
+    pixels: Tensor
+    grid: Tensor
+    row: Tensor
+    start: Tensor
+    prompt_end: Tensor
+    phi_at: Tensor
+    psi_at: Tensor
+    dataset: Tensor
+    prompt_width: int
+    packed: bool
+    videos: Tensor | None = None
+    video_grid: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    @property
+    def count(self) -> int:
+        """Tokens that are no padding."""
+        return int((self.sample >= 0).sum())
+
+    def to(self, device: torch.device | str) -> Tokens:
+        return moved(self, device)
+
+
+@dataclass
+class Prefix:
+    """What an action head may read of each sample: keys and values per layer (S, G, P, d) after rotary embedding,
+    hidden (S, P, H) after the final norm, visible (S, P) bool, image (S, P) bool: which of them are visual tokens."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    hidden: Tensor
+    visible: Tensor
+    image: Tensor
+
+    def map(self, change: Any) -> Prefix:
+        """`change` applied to every tensor."""
+        return Prefix(
+            [change(k) for k in self.keys], [change(v) for v in self.values],
+            change(self.hidden), change(self.visible), change(self.image),
+        )  # fmt: skip
+
+    def repeat(self, times: int) -> Prefix:
+        """Each sample `times` times in a row, for several noise draws a sample."""
+        return self if times == 1 else self.map(lambda x: x.repeat_interleave(times, dim=0))
+
+
+@dataclass
+class Encoded:
+    """The backbone's result: hidden (B, L, H) after the final norm; keys and values of each layer (B, G, L, d)."""
+
+    tokens: Tokens
+    hidden: Tensor
+    keys: list[Tensor]
+    values: list[Tensor]
+    image: Tensor  # (B, L) bool
+
+    def prefix(self, insulate: bool = False) -> Prefix:
+        """The prompts, one sample a row. insulate: cut gradients, so that an action head cannot move the backbone
+        (knowledge insulation, pi0.5: action queries read stop-gradient keys and values)."""
+        tokens, width = self.tokens, self.tokens.prompt_width
+        column = torch.arange(width, device=self.hidden.device)
+        visible = column < (tokens.prompt_end - tokens.start)[:, None]
+        if tokens.packed:
+            row = tokens.row[:, None]
+            at = (tokens.start[:, None] + column).clamp(max=self.hidden.shape[1] - 1)
+            keys = [k.transpose(1, 2)[row, at].transpose(1, 2) for k in self.keys]
+            values = [v.transpose(1, 2)[row, at].transpose(1, 2) for v in self.values]
+            hidden, image = self.hidden[row, at], self.image[row, at]
+        else:
+            keys, values = [k[:, :, :width] for k in self.keys], [v[:, :, :width] for v in self.values]
+            hidden, image = self.hidden[:, :width], self.image[:, :width]
+        prefix = Prefix(keys, values, hidden, visible, image & visible)
+        return prefix.map(Tensor.detach) if insulate else prefix
+
+
+def moved(record: Any, device: torch.device | str) -> Any:
+    """A dataclass with its tensors (and records of tensors) on another device."""
+    changes = {}
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if isinstance(value, Tensor):
+            changes[field.name] = value.to(device, non_blocking=True)
+        elif isinstance(value, Tokens):
+            changes[field.name] = moved(value, device)
+    return replace(record, **changes)
