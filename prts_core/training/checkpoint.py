@@ -6,62 +6,14 @@ It does not know what the tensors mean. Random numbers and data order need no st
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from prts_core.errors import CheckpointError
+from prts_core.tensors import load_tensors, load_weights, save_tensors
 
-
-def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write under a temporary name, flush, rename."""
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(
-        {k: v.detach().contiguous() for k, v in tensors.items()}, partial, metadata={"format": "pt", **(metadata or {})}
-    )
-    with partial.open("rb") as handle:
-        os.fsync(handle.fileno())
-    partial.replace(path)
-
-
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata) of a safetensors file, or a CheckpointError for a missing or damaged one."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (OSError, SafetensorError) as err:
-        raise CheckpointError(
-            "Weights cannot be read", file=path, found=str(err), expected="a whole safetensors file",
-            cure="restore the file; a training run restarts from its last whole checkpoint",
-        ) from err  # fmt: skip
-
-
-def load_weights(model: nn.Module, tensors: dict[str, Tensor], where: object) -> None:
-    """Load strictly; missing, extra and mis-shaped tensors are named (first 20) with the likely cause."""
-    wanted = model.state_dict()
-    missing = sorted(wanted.keys() - tensors.keys())
-    extra = sorted(tensors.keys() - wanted.keys())
-    shapes = sorted(
-        f"{k}: {tuple(tensors[k].shape)} instead of {tuple(wanted[k].shape)}"
-        for k in wanted.keys() & tensors.keys()
-        if tensors[k].shape != wanted[k].shape
-    )
-    if missing or extra or shapes:
-        raise CheckpointError(
-            "Weights do not fit the model",
-            file=where,
-            found="; ".join(
-                f"{what} {len(names)}: {', '.join(names[:20])}"
-                for what, names in (("missing", missing), ("extra", extra), ("mis-shaped", shapes))
-                if names
-            ),
-            cure="the configuration beside the weights is of another model; use the folder the weights were saved in",
-        )
-    model.load_state_dict(tensors)
+__all__ = ["load_tensors", "load_training", "load_weights", "save_tensors", "save_training"]
 
 
 def save_training(

@@ -11,9 +11,9 @@ import torch
 
 from prts_core.errors import CheckpointError, StageError
 from prts_core.models.prts import PrtsModel
+from prts_core.tensors import load_weights, save_tensors
 from prts_core.text import prompt
 from prts_core.training.batch import BatchSource, TrainingSet, chunk_windows, pad_actions, task_id
-from prts_core.training.checkpoint import load_weights, save_tensors
 from prts_core.training.config import LossWeights, TrainConfig
 from prts_core.training.trainer import Trainer, learning_rate
 
@@ -131,9 +131,7 @@ def test_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "w.safetensors"
     save_tensors(path, {"a": torch.ones(2)})
     before = path.read_bytes()
-    monkeypatch.setattr(
-        "prts_core.training.checkpoint.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left"))
-    )
+    monkeypatch.setattr("prts_core.tensors.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(OSError, match="No space"):
         save_tensors(path, {"a": torch.zeros(9)})
     assert path.read_bytes() == before
