@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prts_core.contract import Contract
-from prts_core.data.images import letterbox
+from prts_core.data.images import fit
 from prts_core.data.lerobot_v21.schema import ACTION, STATE, EpisodeRow, Info, read_info, read_table
 from prts_core.errors import DataError, suggest
 
@@ -131,9 +131,17 @@ class LeRobotDataset:
 
     # ---- cameras ---------------------------------------------------------------------------------------------------
     def frames(
-        self, episode: int, camera: str, indices: Sequence[int] | None = None, size: int | None = None, threads: int = 1
+        self,
+        episode: int,
+        camera: str,
+        indices: Sequence[int] | None = None,
+        size: int | tuple[int, int] | None = None,
+        threads: int = 1,
     ) -> np.ndarray:
-        """RGB images of one camera, (N, H, W, 3) uint8: all or those at `indices`, letterboxed to `size` if given."""
+        """RGB images of one camera, (N, H, W, 3) uint8: all or those at `indices`.
+
+        size: letterboxed into a square (int) or resized to (height, width); none: as stored.
+        """
         self._known(episode)
         if camera not in self.camera_keys:
             raise DataError(
@@ -151,7 +159,7 @@ class LeRobotDataset:
             self._still(cells[index]["bytes"], episode) for index in (range(len(cells)) if indices is None else indices)
         ]
         stacked = np.stack(images)
-        return stacked if size is None else letterbox(stacked, size)
+        return stacked if size is None else fit(stacked, size)
 
     def _still(self, data: bytes | None, episode: int) -> np.ndarray:
         from PIL import Image, UnidentifiedImageError

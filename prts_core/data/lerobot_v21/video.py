@@ -16,7 +16,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from prts_core.config.schema import VideoConfig
-from prts_core.data.images import letterbox
+from prts_core.data.images import fit
 from prts_core.errors import ConfigError, DataError
 from prts_core.files import atomic_path
 
@@ -117,10 +117,16 @@ def decode_check(path: Path, every: bool, threads: int = 1) -> int:
     return count
 
 
-def decode(path: Path, indices: Sequence[int] | None = None, size: int | None = None, threads: int = 1) -> np.ndarray:
+def decode(
+    path: Path,
+    indices: Sequence[int] | None = None,
+    size: int | tuple[int, int] | None = None,
+    threads: int = 1,
+) -> np.ndarray:
     """RGB frames of `path` as (N, H, W, 3) uint8: all, or those at `indices` in that order (repeats allowed).
 
-    size: letterbox each frame to size x size while decoding, so that long videos stay small in memory.
+    size: letterbox each frame to size x size, or resize it to (height, width), while decoding, so that long videos
+    stay small in memory.
     Raises DataError for a missing or damaged file and for an index that the video does not have.
     """
     shape = VideoReformatter()  # one for all frames: making one costs more than decoding a small frame
@@ -146,13 +152,14 @@ def decode(path: Path, indices: Sequence[int] | None = None, size: int | None = 
         )
     if not wanted:
         facts = probe(path)
-        return np.zeros((0, size or facts.height, size or facts.width, 3), np.uint8)
+        empty = np.zeros((0, facts.height, facts.width, 3), np.uint8)
+        return empty if size is None else fit(empty, size)
     return np.stack([found[index] for index in indices])
 
 
-def _image(frame: av.VideoFrame, size: int | None, shape: VideoReformatter) -> np.ndarray:
+def _image(frame: av.VideoFrame, size: int | tuple[int, int] | None, shape: VideoReformatter) -> np.ndarray:
     image = shape.reformat(frame, format="rgb24", threads=_ONE).to_ndarray()
-    return image if size is None else letterbox(image[None], size)[0]
+    return image if size is None else fit(image[None], size)[0]
 
 
 def _pick(container: av.container.InputContainer, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
