@@ -1,0 +1,162 @@
+"""Which subtask a row of an episode shows, and what `train_subtask` makes of it: another sentence, another end.
+
+It knows neither files nor tokens. Subtasks come from the episode's metadata (`EpisodeRow.spans`: both public forms);
+an episode without any is its own single subtask (identity), as in the public LIBERO subtask recipe.
+
+Where public material is silent: `end_frame` is exclusive, so that the last row of a subtask has 0 steps to go like the
+last row of an episode (the release computes end - frame, one more, which scales all discount weights alike). A row in
+a gap belongs to the subtask that comes next, a row after the last one to the last. "cumulate" is read as the sentences
+of all subtasks up to the current one, in order, joined by ", ", with the current one's end as the goal.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from prts_core.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from prts_core.data.lerobot_v21.schema import EpisodeRow
+
+JOIN = ", "
+FORMS = 'false, true, "mixture:W" with W from 0 to 1 ("mix:W" is the same), or "cumulate"'
+
+
+@dataclass(frozen=True)
+class SubtaskMode:
+    """A checked `train_subtask`. weight: probability that a sample of "mixture" shows its subtask."""
+
+    kind: Literal["off", "replace", "mixture", "cumulate"] = "off"
+    weight: float = 1.0
+
+    @staticmethod
+    def parse(value: bool | str | None, where: object = None) -> SubtaskMode:
+        """false | true | "mixture:W" | "cumulate"; ConfigError for anything else.
+
+        "mix:W" is an alias: the public schema's comment writes it, the public code accepts "mixture" only.
+        """
+        text = str(value).strip().lower() if value is not None else "false"
+        if text in ("false", "true"):
+            return SubtaskMode("replace" if text == "true" else "off")
+        if text == "cumulate":
+            return SubtaskMode("cumulate")
+        name, colon, weight = text.partition(":")
+        if name in ("mixture", "mix") and colon:
+            try:
+                share = float(weight)
+            except ValueError:
+                share = float("nan")
+            if 0.0 <= share <= 1.0:
+                return SubtaskMode("mixture", share)
+        raise ConfigError(
+            "A value of train_subtask is not understood", file=where, field="train_subtask", found=value, expected=FORMS
+        )
+
+
+@dataclass(frozen=True)
+class Subtask:
+    """What one row shows. end_frame is exclusive; steps_to_end: rows until the subtask's last row, at least 0."""
+
+    index: int
+    text: str
+    end_frame: int
+    steps_to_end: int
+
+
+@dataclass(frozen=True)
+class Subtasks:
+    """The subtasks of one episode. Without annotation: texts and ends are empty, the instruction stands for itself."""
+
+    instruction: str
+    length: int
+    texts: tuple[str, ...] = ()
+    ends: tuple[int, ...] = ()
+
+    @staticmethod
+    def of_episode(row: EpisodeRow, where: object = None) -> Subtasks:
+        """From a line of meta/episodes.jsonl. DataError for spans that are malformed, out of order or too long."""
+        from pydantic import ValidationError
+
+        field = f"episode {row.episode_index}, action_config"
+        try:
+            spans = row.spans
+        except (ValidationError, AttributeError, TypeError) as err:
+            raise DataError(
+                "The subtasks of an episode are malformed", file=where, field=field,
+                found=" ".join(str(err).split())[:200],
+                expected="[{end_frame, action_text}] or {steps: [{end_frame, step_description}]}",
+            ) from err  # fmt: skip
+        ends = [span.end_frame for span in spans]
+        if ends != sorted(set(ends)) or (ends and not 0 < ends[0] <= ends[-1] <= row.length):
+            raise DataError(
+                "The subtasks of an episode are not in order", file=where, field=field, found=ends,
+                expected=f"rising end frames from 1 to {row.length}",
+                cure="correct meta/episodes.jsonl; `prts validate` names every such episode",
+            )  # fmt: skip
+        return Subtasks(row.tasks[0], row.length, tuple(span.action_text.strip() for span in spans), tuple(ends))
+
+    @property
+    def annotated(self) -> bool:
+        return bool(self.texts)
+
+    def at(self, row: int) -> Subtask:
+        """The subtask that row `row` shows; the instruction itself, to the episode's end, where there are none."""
+        if not 0 <= row < self.length:
+            raise DataError("An episode has no such row", found=row, expected=f"0 to {self.length - 1}")
+        if not self.texts:
+            return Subtask(0, self.instruction, self.length, self.length - 1 - row)
+        index = min(int(np.searchsorted(self.ends, row, side="right")), len(self.ends) - 1)
+        return Subtask(index, self.texts[index], self.ends[index], max(self.ends[index] - 1 - row, 0))
+
+    def target(
+        self, mode: SubtaskMode, row: int, steps_to_go: int, rng: np.random.Generator | None = None
+    ) -> tuple[str, int]:
+        """(instruction, steps_to_go) that a training sample of `row` gets under `mode`.
+
+        steps_to_go: to the episode's goal, used where the subtask is not. rng: of this very sample; drawn from once,
+        by "mixture" only, whether annotated or not, so that the draws after it do not depend on the annotation.
+        """
+        chosen = mode.kind in ("replace", "cumulate")
+        if mode.kind == "mixture":
+            if rng is None:
+                raise ConfigError("A mixture of tasks and subtasks needs a generator per sample", field="train_subtask")
+            chosen = bool(rng.random() < mode.weight)
+        if not chosen or not self.annotated:
+            return self.instruction, steps_to_go
+        subtask = self.at(row)
+        text = JOIN.join(t.rstrip(". ") for t in self.texts[: subtask.index + 1]) if mode.kind == "cumulate" else None
+        return text or subtask.text, subtask.steps_to_end
+
+
+def sentences(episodes: Iterable[Subtasks], mode: SubtaskMode) -> list[str]:
+    """Every instruction that `target` can give for `episodes` under `mode`, sorted: what a tokenizer is fitted on."""
+    out = set()
+    for episode in episodes:
+        starts = [0, *episode.ends[:-1]] if episode.annotated else [0]
+        if mode.kind in ("off", "mixture") or not episode.annotated:
+            out.add(episode.instruction)
+        if mode.kind != "off" and episode.annotated:
+            shown = SubtaskMode("replace") if mode.kind == "mixture" else mode
+            out.update(episode.target(shown, row, 0)[0] for row in starts)
+    return sorted(out)
+
+
+def commonest(episodes: Iterable[Subtasks]) -> dict[str, str]:
+    """The baseline "always the commonest subtask of the task": instruction -> subtask shown by most rows of it.
+
+    Ties go to the alphabetically first, so that equal data gives equal baselines.
+    """
+    counts: dict[str, Counter[str]] = {}
+    for episode in episodes:
+        count = counts.setdefault(episode.instruction, Counter())
+        start = 0
+        for end, text in zip(episode.ends, episode.texts, strict=True):
+            count[text] += end - start
+            start = end
+        count[episode.at(episode.length - 1).text] += episode.length - start
+    return {task: min(count, key=lambda text: (-count[text], text)) for task, count in counts.items()}
