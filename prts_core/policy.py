@@ -6,7 +6,7 @@ config.json, model.safetensors and the processor's files, nothing executable.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from prts_core.errors import CheckpointError
 from prts_core.files import digest_value, list_tree, read_json, write_json
 from prts_core.models.config import ModelConfig
 from prts_core.models.prts import PrtsModel
+from prts_core.observation import read_actions, read_observation, read_seeds
 from prts_core.processor import FILES, Processor
 from prts_core.text import prompt
 from prts_core.training.checkpoint import load_tensors, load_weights, save_tensors
@@ -42,41 +43,48 @@ class Policy:
 
     @torch.inference_mode()
     def act(
-        self, images: dict[str, np.ndarray], state: np.ndarray, instructions: Sequence[str], seeds: Sequence[int]
+        self, observation: Mapping[str, np.ndarray], instruction: str | Sequence[str], seeds: int | Sequence[int]
     ) -> np.ndarray:
-        """Action chunks (B, T, A) float32 in robot units.
+        """Action chunks (B, T, A) float32 in robot units, or (T, A) for an observation without a batch axis.
 
-        images: {camera key: (B, H, W, 3) uint8}; state (B, D); one instruction and one noise seed a sample. Raises
-        DataError where an input does not fit the contract.
+        observation: {"observation.state": (D,) or (B, D), camera key: (H, W, 3) or (B, H, W, 3) uint8}; one sentence,
+        or one a sample; one noise seed a sample. Raises DataError where an input does not fit the contract.
         """
-        tokens = self.processor.tokens(images, state, list(instructions))
+        batch = read_observation(observation, instruction, self.contract.contract)
+        tokens = self.processor.tokens(batch.images, batch.state, batch.instructions)
         encoded = self.model.encode(tokens)
         config = self.model.config
         width = len(self.contract.contract.action)
         noise = torch.stack(
             [
-                torch.randn(config.chunk_length, config.max_action_dim, generator=torch.Generator().manual_seed(int(s)))
-                for s in seeds
+                torch.randn(config.chunk_length, config.max_action_dim, generator=torch.Generator().manual_seed(seed))
+                for seed in read_seeds(seeds, batch)
             ]
         ).to(self.device)
         mask = torch.zeros_like(noise)
         mask[..., :width] = 1.0
         # Padded dimensions are noise the network never learned from: they enter as zeros and are cut off.
-        chunk = self.model.sample(encoded, noise * mask, mask)[..., :width]
-        return self.processor.unnormalize_actions(chunk.cpu().numpy())
+        chunk = self.model.sample(encoded.prefix(), noise * mask, mask)[..., :width]
+        actions = self.processor.unnormalize_actions(chunk.cpu().numpy())
+        return actions[0] if batch.single else actions
 
     @torch.inference_mode()
     def value(
-        self, images: dict[str, np.ndarray], state: np.ndarray, actions: np.ndarray, instructions: Sequence[str]
+        self, observation: Mapping[str, np.ndarray], actions: np.ndarray, instruction: str | Sequence[str]
     ) -> np.ndarray:
-        """Goal reachability (B,) in nats: exp(scale) phi(s, a) . psi(l), the log-discounted chance of reaching the
-        goal up
-        to a constant of the instruction (PRTS, theorem 1). actions: (B, T, A) in robot units."""
-        tokens = self.processor.tokens(images, state, list(instructions), actions)
+        """Goal reachability (B,) float32 in nats, or one number for an observation without a batch axis.
+
+        exp(scale) phi(s, a) . psi(l): the log-discounted chance of reaching the goal up to a constant of the
+        instruction (PRTS, arXiv:2604.27472, theorem 1). actions: (B, T, A) or (T, A) in robot units; the rest as in
+        `act`. Raises DataError where an input does not fit the contract.
+        """
+        batch = read_observation(observation, instruction, self.contract.contract)
+        tokens = self.processor.tokens(batch.images, batch.state, batch.instructions, read_actions(actions, batch))
         encoded = self.model.encode(tokens)
-        phi = self.model.embed_state_actions(encoded, tokens.phi_at)
-        psi = self.model.embed_goals(encoded, tokens.psi_at)
-        return (self.model.crl_logit_scale.exp() * (phi * psi).sum(-1)).float().cpu().numpy()
+        phi = self.model.embed_state_actions(encoded)
+        psi = self.model.embed_goals(encoded)
+        nats = (self.model.crl_logit_scale.exp() * (phi * psi).sum(-1)).float().cpu().numpy()
+        return nats[0] if batch.single else nats
 
 
 def save_policy(folder: Path, weights: dict[str, torch.Tensor], config: ModelConfig, processor: Processor) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from prts_core.config.schema import MetaworldSource
+from prts_core.observation import STATE
 from prts_core.sim.metaworld import CAMERAS, MetaworldEnv, ScriptedExpert
 
 
@@ -23,11 +24,11 @@ class ActsOnImages(Protocol):
     """What rollouts need of a policy (see prts_core.policy.Policy)."""
 
     def act(
-        self, images: dict[str, np.ndarray], state: np.ndarray, instructions: Sequence[str], seeds: Sequence[int]
+        self, observation: Mapping[str, np.ndarray], instruction: Sequence[str], seeds: Sequence[int]
     ) -> np.ndarray: ...
 
     def value(
-        self, images: dict[str, np.ndarray], state: np.ndarray, actions: np.ndarray, instructions: Sequence[str]
+        self, observation: Mapping[str, np.ndarray], actions: np.ndarray, instruction: Sequence[str]
     ) -> np.ndarray: ...
 
 
@@ -102,19 +103,15 @@ class Arena:
     @staticmethod
     def _look(lanes: list[_Lane], policy: ActsOnImages | None, row: int) -> None:
         assert policy is not None, "jobs with controller='policy' need a policy"
-        images, state = observe([lane.env for lane in lanes], [lane.job.black for lane in lanes])
+        seen = observe([lane.env for lane in lanes], [lane.job.black for lane in lanes])
         instructions = [lane.job.instruction for lane in lanes]
         begin = time.perf_counter()
-        chunks = policy.act(images, state, instructions, [noise_seed(lane.job.seed, row) for lane in lanes])
+        chunks = policy.act(seen, instructions, [noise_seed(lane.job.seed, row) for lane in lanes])
         latency = (time.perf_counter() - begin) * 1e3
         scored = [i for i, lane in enumerate(lanes) if lane.job.score_value]
         if scored:
-            values = policy.value(
-                {k: v[scored] for k, v in images.items()},
-                state[scored],
-                chunks[scored],
-                [instructions[i] for i in scored],
-            )
+            some = {key: array[scored] for key, array in seen.items()}
+            values = policy.value(some, chunks[scored], [instructions[i] for i in scored])
             for i, value in zip(scored, values, strict=True):
                 lanes[i].outcome.values.append((row, float(value)))
         for lane, chunk in zip(lanes, chunks, strict=True):
@@ -123,7 +120,7 @@ class Arena:
                 lane.outcome.frames.append(lane.env.film())
 
 
-def observe(envs: list[MetaworldEnv], black: list[bool]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def observe(envs: list[MetaworldEnv], black: list[bool]) -> dict[str, np.ndarray]:
     """What a policy sees of several environments: images by contract key (B, S, S, 3), proprioception (B, 4)."""
     pictures = [env.images() for env in envs]
     images = {
@@ -132,7 +129,7 @@ def observe(envs: list[MetaworldEnv], black: list[bool]) -> tuple[dict[str, np.n
         )
         for camera in CAMERAS
     }
-    return images, np.stack([env.proprioception() for env in envs])
+    return images | {STATE: np.stack([env.proprioception() for env in envs])}
 
 
 def noise_seed(seed: int, row: int) -> int:

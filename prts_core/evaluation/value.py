@@ -13,6 +13,7 @@ import polars as pl
 
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.training_set import success_rows
+from prts_core.observation import STATE
 from prts_core.policy import Policy
 from prts_core.progress import track
 from prts_core.training.batch import chunk_windows
@@ -41,7 +42,7 @@ def episode_curve(policy: Policy, dataset: LeRobotDataset, episode: int, instruc
         for start in range(0, rows, ROWS_AT_ONCE):
             part = slice(start, start + ROWS_AT_ONCE)
             some = {k: v[part] for k, v in images.items()}
-            values[i, part] = policy.value(some, state[part], chunks[:rows][part], [text] * len(state[part]))
+            values[i, part] = policy.value(some | {STATE: state[part]}, chunks[:rows][part], text)
     return Curve(episode, instructions, values)
 
 

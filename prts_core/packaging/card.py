@@ -68,7 +68,8 @@ Success is Meta-World's own flag, raised at any step within the limit.
 from pathlib import Path
 from prts_core.policy import load_policy
 policy = load_policy(Path("."))
-chunk = policy.act(images, state, ["open the faucet"], seeds=[0])  # (1, {contract.chunk_length}, {len(meant.action)})
-nats = policy.value(images, state, chunk, ["open the faucet"])
+observation = {{"observation.state": state, "{meant.cameras[0].key}": image}}  # and every other camera, uint8 (H, W, 3)
+chunk = policy.act(observation, "open the faucet", seeds=0)  # ({contract.chunk_length}, {len(meant.action)})
+nats = policy.value(observation, chunk, "open the faucet")  # a batch goes in, and comes out, with one more axis
 ```
 """

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,6 +18,7 @@ import numpy as np
 
 from prts_core.contract import PolicyContract
 from prts_core.errors import CheckpointError, ServeError
+from prts_core.observation import STATE
 from prts_core.serving.observations import Observation
 
 logger = logging.getLogger("prts.serve")
@@ -28,14 +30,11 @@ class Policy(Protocol):
     @property
     def contract(self) -> PolicyContract: ...
 
-    def act(
-        self, images: dict[str, np.ndarray], state: np.ndarray, instructions: list[str], seeds: list[int]
-    ) -> np.ndarray:
-        """(B, H, W, 3) uint8 per camera, (B, D) float32, B sentences, B seeds -> actions (B, chunk, A) float32."""
+    def act(self, observation: Mapping[str, np.ndarray], instruction: list[str], seeds: list[int]) -> np.ndarray:
+        """(B, H, W, 3) uint8 per camera, "observation.state" (B, D) float32, B sentences, B seeds -> actions
+        (B, chunk, A) float32."""
 
-    def value(
-        self, images: dict[str, np.ndarray], state: np.ndarray, actions: np.ndarray, instructions: list[str]
-    ) -> np.ndarray:
+    def value(self, observation: Mapping[str, np.ndarray], actions: np.ndarray, instruction: list[str]) -> np.ndarray:
         """How near these actions bring the robot to what the sentence asks: (B,)."""
 
 
@@ -138,10 +137,10 @@ class Inference:
         """actions (B, chunk, A), value or none for each row, milliseconds."""
         started = time.monotonic()
         contract = self.policy.contract
-        images = {c.key: np.stack([o.images[c.key] for o in observations]) for c in contract.contract.cameras}
-        state = np.stack([o.state for o in observations])
+        seen = {c.key: np.stack([o.images[c.key] for o in observations]) for c in contract.contract.cameras}
+        seen[STATE] = np.stack([o.state for o in observations])
         prompts = [o.prompt for o in observations]
-        actions = np.asarray(self.policy.act(images, state, prompts, seeds), dtype=np.float32)
+        actions = np.asarray(self.policy.act(seen, prompts, seeds), dtype=np.float32)
         expected = (len(observations), contract.chunk_length, len(contract.contract.action))
         if actions.shape != expected:
             raise ServeError("The policy returned actions of a wrong shape", found=actions.shape, expected=expected)
@@ -151,7 +150,7 @@ class Inference:
             )
         values: list[float | None] = [None] * len(observations)
         if self.always_value or any(o.value for o in observations):
-            found = np.asarray(self.policy.value(images, state, actions, prompts), dtype=np.float64).reshape(-1)
+            found = np.asarray(self.policy.value(seen, actions, prompts), dtype=np.float64).reshape(-1)
             values = [
                 float(v) if o.value or self.always_value else None for v, o in zip(found, observations, strict=True)
             ]

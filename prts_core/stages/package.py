@@ -17,6 +17,7 @@ from prts_core.config.schema import PackageConfig
 from prts_core.errors import StageError
 from prts_core.files import digest_file, read_json, write_json, write_text
 from prts_core.manifest import Manifest
+from prts_core.observation import STATE
 from prts_core.packaging.card import card
 from prts_core.packaging.manifest import Evaluation, LatencyBudget, PackageManifest
 from prts_core.policy import POLICY_FILES, Policy, load_policy, policy_digest
@@ -87,15 +88,15 @@ def require_equal_actions(left: Policy, right: Policy) -> float:
     one call."""
     rng = np.random.default_rng(0)
     meant = left.contract.contract
-    images = {c.key: rng.integers(0, 256, (1, c.height, c.width, 3), dtype=np.uint8) for c in meant.cameras}
+    seen = {c.key: rng.integers(0, 256, (c.height, c.width, 3), dtype=np.uint8) for c in meant.cameras}
     statistics = left.processor.statistics.state
-    state = rng.uniform(statistics.q01, statistics.q99)[None].astype(np.float32)
-    ours = left.act(images, state, ["open the faucet"], [0])
+    seen[STATE] = rng.uniform(statistics.q01, statistics.q99).astype(np.float32)
+    ours = left.act(seen, "open the faucet", 0)
     begin = time.perf_counter()
-    theirs = right.act(images, state, ["open the faucet"], [0])
+    theirs = right.act(seen, "open the faucet", 0)
     elapsed = (time.perf_counter() - begin) * 1e3
     same = np.array_equal(ours, theirs) and np.array_equal(
-        left.value(images, state, ours, ["open the faucet"]), right.value(images, state, ours, ["open the faucet"])
+        left.value(seen, ours, "open the faucet"), right.value(seen, ours, "open the faucet")
     )
     if not same:
         raise StageError(

@@ -38,12 +38,12 @@ class PrtsPolicyModel(PythonModel):
 
     def predict(self, context, model_input, params=None):
         """Actions (B, chunk, A) float32 for a dict of arrays as in the module's docstring."""
-        state = np.asarray(model_input["observation.state"], dtype=np.float32)
         cameras = [camera.key for camera in self.policy.contract.contract.cameras]
-        images = {key: np.asarray(model_input[key], dtype=np.uint8) for key in cameras}
+        seen = {key: np.asarray(model_input[key], dtype=np.uint8) for key in cameras}
+        seen["observation.state"] = np.asarray(model_input["observation.state"], dtype=np.float32)
         prompts = [str(text) for text in np.asarray(model_input["prompt"]).reshape(-1)]
         seed = int((params or {}).get("seed", 0))
-        return self.policy.act(images, state, prompts, [seed + row for row in range(len(state))])
+        return self.policy.act(seen, prompts, [seed + row for row in range(len(prompts))])
 
 
 set_model(PrtsPolicyModel())

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prts_core.observation import STATE
 from tests.conformance.venvs import ensure_venv
 from tests.serving.fake_policy import CONTRACT, FakePolicy
 
@@ -101,11 +102,9 @@ def test_the_real_client_gets_actions(openpi_python, key):
     assert told["keys"] == ["observation/state", "observation/top", "observation/wrist", "prompt"]
     assert (told["shape"], told["dtype"]) == ([4, 2], "float32")
     assert told["timing"] == ["infer_ms", "queue_ms"] and told["prev_total_ms"] > 0
-    images = {
-        f"observation.images.{name}": np.full((1, 8, 8, 3), n, np.uint8) for name, n in (("top", 3), ("wrist", 4))
-    }
-    state = np.array([[0.1, 0.2, 0.3]], np.float32)
-    expected = FakePolicy().act(images, state, ["open the faucet"], [5])
+    seen = {f"observation.images.{name}": np.full((1, 8, 8, 3), n, np.uint8) for name, n in (("top", 3), ("wrist", 4))}
+    seen[STATE] = np.array([[0.1, 0.2, 0.3]], np.float32)
+    expected = FakePolicy().act(seen, ["open the faucet"], [5])
     np.testing.assert_allclose(told["actions"], expected[0], rtol=1e-6)
-    assert told["value"] == pytest.approx(FakePolicy().value(images, state, expected, ["open the faucet"])[0], rel=1e-5)
+    assert told["value"] == pytest.approx(FakePolicy().value(seen, expected, ["open the faucet"])[0], rel=1e-5)
     assert "width of the contract" in told["refused"] and "Traceback" not in told["refused"]

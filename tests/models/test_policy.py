@@ -10,6 +10,7 @@ from prts_core.contract import Camera, Contract, Dimension, PolicyContract
 from prts_core.data.normalize import FeatureStats, NormStats
 from prts_core.errors import CheckpointError, ConfigError, ContractError, DataError
 from prts_core.files import digest_file, read_json, write_json
+from prts_core.observation import STATE
 from prts_core.policy import POLICY_FILES, Policy, load_policy, policy_digest, save_policy, untrained_policy
 from prts_core.processor import Processor, load_statistics
 
@@ -45,7 +46,8 @@ def folder(tmp_path, model, tiny, processor):
 def inputs():
     rng = np.random.default_rng(0)
     images = {key: rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8) for key in KEYS}
-    return images, rng.uniform(-1, 1, (2, 3)).astype(np.float32), ["open the faucet", "close the faucet"]
+    state = rng.uniform(-1, 1, (2, 3)).astype(np.float32)
+    return images | {STATE: state}, ["open the faucet", "close the faucet"]
 
 
 def test_a_reloaded_policy_acts_alike(folder, model, processor, inputs):
@@ -53,26 +55,42 @@ def test_a_reloaded_policy_acts_alike(folder, model, processor, inputs):
     chunk = ours.act(*inputs, seeds=[1, 2])
     assert chunk.shape == (2, 4, 3) and chunk.dtype == np.float32 and np.isfinite(chunk).all()
     assert np.array_equal(chunk, theirs.act(*inputs, seeds=[1, 2]))
-    value = ours.value(inputs[0], inputs[1], chunk, inputs[2])
-    assert value.shape == (2,) and np.array_equal(value, theirs.value(inputs[0], inputs[1], chunk, inputs[2]))
+    value = ours.value(inputs[0], chunk, inputs[1])
+    assert value.shape == (2,) and np.array_equal(value, theirs.value(inputs[0], chunk, inputs[1]))
 
 
 def test_noise_comes_from_the_seed_and_a_neighbour_does_not_matter(folder, inputs):
     policy = load_policy(folder)
-    images, state, text = inputs
-    both = policy.act(images, state, text, seeds=[1, 2])
-    again = policy.act(images, state, text, seeds=[1, 3])
+    seen, text = inputs
+    both = policy.act(seen, text, seeds=[1, 2])
+    again = policy.act(seen, text, seeds=[1, 3])
     assert np.array_equal(both[0], again[0]) and not np.allclose(both[1], again[1])
-    alone = policy.act({k: v[:1] for k, v in images.items()}, state[:1], text[:1], seeds=[1])
+    alone = policy.act({k: v[:1] for k, v in seen.items()}, text[:1], seeds=[1])
     np.testing.assert_allclose(alone[0], both[0], atol=1e-4)
+
+
+def test_without_a_batch_axis_in_there_is_none_out(folder, inputs):
+    policy = load_policy(folder)
+    seen, _ = inputs
+    one = {key: array[0] for key, array in seen.items()}
+    chunk = policy.act(one, "open the faucet", seeds=1)
+    assert chunk.shape == (4, 3)
+    batch = {key: array[:1] for key, array in seen.items()}
+    assert np.array_equal(chunk, policy.act(batch, ["open the faucet"], [1])[0])
+    value = policy.value(one, chunk, "open the faucet")
+    assert np.ndim(value) == 0 and value == policy.value(batch, chunk[None], "open the faucet")[0]
+
+
+def test_one_sentence_serves_a_whole_batch(folder, inputs):
+    policy = load_policy(folder)
+    seen, _ = inputs
+    text = "close the faucet"
+    assert np.array_equal(policy.act(seen, text, [1, 2]), policy.act(seen, [text, text], [1, 2]))
 
 
 def test_the_sentence_matters(folder, inputs):
     policy = load_policy(folder)
-    images, state, _ = inputs
-    left, right = (
-        policy.act(images, state, [text] * 2, seeds=[1, 1]) for text in ("open the faucet", "close the faucet")
-    )
+    left, right = (policy.act(inputs[0], text, seeds=[1, 1]) for text in ("open the faucet", "close the faucet"))
     assert not np.allclose(left, right)
 
 
@@ -87,15 +105,31 @@ def test_untrained_is_the_same_network_with_other_weights(folder, inputs):
 
 def test_bad_input_is_named(folder, inputs):
     policy = load_policy(folder)
-    images, state, text = inputs
+    seen, text = inputs
+    two = [0, 0]
+    faults = {
+        "wrong width": seen | {STATE: seen[STATE][:, :2]},
+        "not finite": seen | {STATE: seen[STATE] * np.nan},
+        r"camera is missing.*did you mean.*images\.wrists.*images\.wrist": {
+            STATE: seen[STATE], KEYS[0]: seen[KEYS[0]], "observation.images.wrists": seen[KEYS[1]],
+        },
+        r"The state is missing.*Expected: observation\.state": {key: seen[key] for key in KEYS},
+        r"image has the wrong form.*float32.*uint8 \(B, H, W, 3\)": seen | {KEYS[0]: seen[KEYS[0]].astype(np.float32)},
+        r"wrong form.*\(32, 32, 3\).*a batch axis": seen | {KEYS[0]: seen[KEYS[0]][0]},
+        "disagree on the batch": seen | {KEYS[0]: seen[KEYS[0]][:1]},
+        "state has the wrong form": seen | {STATE: seen[STATE][None]},
+    }  # fmt: skip
+    for said, wrong in faults.items():
+        with pytest.raises(DataError, match=said):
+            policy.act(wrong, text, two)
+    with pytest.raises(DataError, match="not one instruction for each sample"):
+        policy.act(seen, text[:1], two)
+    with pytest.raises(DataError, match="not one seed"):
+        policy.act(seen, text, [0])
     with pytest.raises(DataError, match="wrong width"):
-        policy.act(images, state[:, :2], text, [0, 0])
-    with pytest.raises(DataError, match="not finite"):
-        policy.act(images, state * np.nan, text, [0, 0])
-    with pytest.raises(DataError, match=r"camera is missing.*images\.wrist"):
-        policy.act({KEYS[0]: images[KEYS[0]]}, state, text, [0, 0])
-    with pytest.raises(DataError, match="wrong width"):
-        policy.value(images, state, np.zeros((2, 4, 2), np.float32), text)
+        policy.value(seen, np.zeros((2, 4, 2), np.float32), text)
+    with pytest.raises(DataError, match=r"do not fit their observation.*\(4, 3\).*\(2, T, A\)"):
+        policy.value(seen, np.zeros((4, 3), np.float32), text)
 
 
 @pytest.mark.parametrize("name", POLICY_FILES)

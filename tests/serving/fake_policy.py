@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from prts_core.contract import Camera, Contract, Dimension, PolicyContract
+from prts_core.observation import STATE
 
 CONTRACT = PolicyContract(
     embodiment_tag="toy",
@@ -34,24 +35,26 @@ class FakePolicy:
     batches: list[int] = field(default_factory=list)
     threads: set[str] = field(default_factory=set)
 
-    def act(self, images, state, instructions, seeds) -> np.ndarray:
+    def act(self, observation, instruction, seeds) -> np.ndarray:
+        state = observation[STATE]
+        images = {key: image for key, image in observation.items() if key != STATE}
         self.batches.append(len(state))
         self.threads.add(threading.current_thread().name)
         time.sleep(self.delay_s)
-        if "explode" in instructions:
+        if "explode" in instruction:
             raise RuntimeError("secret path /home/someone/weights")
         rows = []
         for i in range(len(state)):
             mean = sum(float(image[i].mean()) for image in images.values())
             noise = np.random.default_rng(seeds[i]).normal(size=(4, 2))
-            rows.append(state[i].sum() + mean + len(instructions[i].split()) + noise)
+            rows.append(state[i].sum() + mean + len(instruction[i].split()) + noise)
         out = np.asarray(rows, np.float32)
-        if "nan" in instructions:
+        if "nan" in instruction:
             out[0, 0, 0] = np.nan
-        return out[:, :2] if "short" in instructions else out
+        return out[:, :2] if "short" in instruction else out
 
-    def value(self, images, state, actions, instructions) -> np.ndarray:
-        return actions.mean(axis=(1, 2)) + state.sum(axis=1)
+    def value(self, observation, actions, instruction) -> np.ndarray:
+        return actions.mean(axis=(1, 2)) + observation[STATE].sum(axis=1)
 
 
 def observation(**changes) -> dict:

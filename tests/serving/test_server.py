@@ -20,6 +20,7 @@ from websockets.sync.client import connect
 
 from prts_core.contract import Dimension
 from prts_core.errors import CheckpointError, ContractError, ServeError
+from prts_core.observation import STATE
 from prts_core.serving.client import PolicyClient
 from prts_core.serving.codec import Limits, pack, unpack
 from prts_core.serving.inference import Inference
@@ -64,9 +65,9 @@ def test_an_answer_has_actions_timing_and_a_seed_that_repeats_it(url, policy):
         assert again["server_timing"]["prev_total_ms"] > 0
         assert again["value"] == pytest.approx(first["actions"].mean() + 0.6, abs=1e-5)
         assert not np.array_equal(client.infer(observation())["actions"], first["actions"])
-    images = {c.key: np.full((1, 8, 8, 3), 3 + i, np.uint8) for i, c in enumerate(CONTRACT.contract.cameras)}
-    state = observation()["observation/state"][None]
-    np.testing.assert_array_equal(policy.act(images, state, ["open the faucet"], [first["seed"]])[0], first["actions"])
+    seen = {c.key: np.full((1, 8, 8, 3), 3 + i, np.uint8) for i, c in enumerate(CONTRACT.contract.cameras)}
+    seen[STATE] = observation()["observation/state"][None]
+    np.testing.assert_array_equal(policy.act(seen, ["open the faucet"], [first["seed"]])[0], first["actions"])
     assert all(name.startswith("prts-policy") for name in policy.threads - {"MainThread"})
 
 
@@ -287,8 +288,8 @@ def test_a_slow_policy_runs_into_the_timeout():
 
 def test_a_policy_that_breaks_its_contract_is_found_before_the_first_client():
     class Short(FakePolicy):
-        def act(self, images, state, instructions, seeds):
-            return super().act(images, state, instructions, seeds)[:, :3]
+        def act(self, observation, instruction, seeds):
+            return super().act(observation, instruction, seeds)[:, :3]
 
     assert Inference(FakePolicy(), 1).warm_up() >= 0
     with pytest.raises(CheckpointError, match="does not do what its contract says"):

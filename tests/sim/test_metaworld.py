@@ -119,12 +119,12 @@ class Recorder:
     def __init__(self) -> None:
         self.seen: list[tuple[np.ndarray, tuple[str, ...]]] = []
 
-    def act(self, images, state, instructions, seeds):
-        self.seen.append((images["observation.images.top"].copy(), tuple(instructions)))
-        return np.zeros((len(state), 8, 4), np.float32)
+    def act(self, observation, instruction, seeds):
+        self.seen.append((observation["observation.images.top"].copy(), tuple(instruction)))
+        return np.zeros((len(seeds), 8, 4), np.float32)
 
-    def value(self, images, state, actions, instructions):
-        return np.arange(len(state), dtype=np.float32)
+    def value(self, observation, actions, instruction):
+        return np.arange(len(actions), dtype=np.float32)
 
 
 def test_rollouts_end_at_the_limit_and_respect_their_jobs():
@@ -143,6 +143,7 @@ def test_rollouts_end_at_the_limit_and_respect_their_jobs():
 
 def test_observation_keys_are_the_contracts(env):
     env.reset(0)
-    images, state = observe([env, env], [False, True])
-    assert set(images) == {"observation.images.top", "observation.images.wrist"} and state.shape == (2, 4)
+    images = observe([env, env], [False, True])
+    assert images.pop("observation.state").shape == (2, 4)
+    assert set(images) == {"observation.images.top", "observation.images.wrist"}
     assert images["observation.images.top"].dtype == np.uint8

@@ -190,11 +190,10 @@ def test_mlflow_itself_loads_the_version_and_enforces_its_signature(plan, output
         }
         actions = model.predict(observation, params={"seed": 5})
         assert actions.shape == (2, 4, 2) and actions.dtype == np.float32
-        images = {key: value for key, value in observation.items() if "images" in key}
         policy = load_toy_policy(registry.version_files(outputs, _champion(outputs, "pyfunc"), registry.PACKAGE))
-        np.testing.assert_array_equal(
-            actions, policy.act(images, observation["observation.state"], ["open the door", "close"], [5, 6])
-        )
+        prompts = observation.pop("prompt").tolist()
+        np.testing.assert_array_equal(actions, policy.act(observation, prompts, [5, 6]))
+        observation["prompt"] = np.array(prompts)
         with pytest.raises(mlflow.exceptions.MlflowException, match=r"observation\.state"):
             model.predict(observation | {"observation.state": np.ones((2, 4), np.float32)})
     finally:

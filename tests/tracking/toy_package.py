@@ -12,6 +12,7 @@ from prts_core.config.load import Plan
 from prts_core.contract import Camera, Contract, Dimension, PolicyContract
 from prts_core.files import list_tree, write_json
 from prts_core.manifest import Manifest
+from prts_core.observation import STATE
 from prts_core.packaging.manifest import LatencyBudget, PackageManifest
 from prts_core.stages.base import Stage, StageResult, run_stage
 from prts_core.stages.chain import STAGES
@@ -38,17 +39,19 @@ class ToyPolicy:
 
     contract: PolicyContract
 
-    def act(self, images, state, instructions, seeds) -> np.ndarray:
+    def act(self, observation, instruction, seeds) -> np.ndarray:
+        state = observation[STATE]
+        images = {key: image for key, image in observation.items() if key != STATE}
         chunk, width = self.contract.chunk_length, len(self.contract.contract.action)
         out = np.zeros((len(state), chunk, width), np.float32)
         for row in range(len(state)):
             bright = sum(float(image[row].mean()) for image in images.values())
-            out[row] = state[row].sum() + bright + len(instructions[row].split())
+            out[row] = state[row].sum() + bright + len(instruction[row].split())
             out[row] += np.random.default_rng(seeds[row]).normal(size=(chunk, width)).astype(np.float32)
         return out
 
-    def value(self, images, state, actions, instructions) -> np.ndarray:
-        return actions.mean(axis=(1, 2)) + state.sum(axis=1)
+    def value(self, observation, actions, instruction) -> np.ndarray:
+        return actions.mean(axis=(1, 2)) + observation[STATE].sum(axis=1)
 
 
 def load_toy_policy(folder: Path) -> ToyPolicy:
