@@ -88,14 +88,15 @@ def _allowed(kind: Any, loc: tuple) -> set[str]:
     """Names that may stand at `loc` inside dataclass `kind` (best effort: used for suggestions only)."""
     import typing
 
+    tagged: dict[Any, list] = {}  # after a field whose class is chosen by `kind`, pydantic names the kind in the path
     for part in loc:
         if not is_dataclass(kind):
             break
         hint = typing.get_type_hints(kind).get(str(part))
-        options = [o for o in (hint, *typing.get_args(hint)) if is_dataclass(o)]
+        options = [o for o in (hint, *typing.get_args(hint)) if is_dataclass(o)] or tagged.get(part, [])
         if not options:
             return set()
-        kind = options[0]
+        kind, tagged = options[0], {getattr(o, "kind", None): [o] for o in options}
     return {f.name for f in fields(kind)} if is_dataclass(kind) else set()
 
 

@@ -1,15 +1,20 @@
-"""The shape of a PRTS model as frozen dataclasses. Imports nothing: GPU machines without pydantic read it too.
+"""The shape of a PRTS model as frozen dataclasses. Imports nothing heavy: GPU machines without pydantic read it too.
 
-Names follow the released PRTS-4B configuration (facts: hidden sizes of Qwen3-VL-4B, MoT action expert, CRL heads).
+It does not know networks. Names follow the released PRTS-4B configuration; the heads' shapes stand beside the heads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-# "prts": what the public release computes, defects included, for its checkpoints only. One value, kept in the processor's
-# configuration; "none" is everybody else.
+from prts_core.models.heads.contrastive.config import ContrastiveConfig
+from prts_core.models.heads.dit.config import DitConfig
+from prts_core.models.heads.mot.config import MotConfig
+
+# "prts": what the public release computes, defects included, for its checkpoints only. One value, kept in the
+# processor's configuration; "none" is everybody else.
 Compat = Literal["none", "prts"]
 
 
@@ -43,47 +48,46 @@ class TextConfig:
     mrope_section: tuple[int, int, int] = (8, 4, 4)
 
 
-@dataclass(frozen=True)
-class ExpertConfig:
-    """Mixture-of-transformers flow-matching action expert: one block per language-model layer.
+class _ByKind:
+    """Tells pydantic, where it is, to choose the action head's class by `kind` ("mot" where none is said), so that a
+    fault is told in the terms of that head alone. An object of pydantic's own would have to be imported here."""
 
-    noise_scale: of the noise that sampling starts from. 1 samples the learned distribution; 0 takes its centre,
-    which is
-    steadier where demonstrations were shaken on purpose.
-    """
+    @staticmethod
+    def kind(value: Any) -> Any:
+        return value.get("kind", "mot") if isinstance(value, dict) else getattr(value, "kind", None)
 
-    __pydantic_config__ = {"extra": "forbid"}
-    hidden_size: int = 128
-    num_heads: int = 4
-    intermediate_size: int = 256
-    dropout: float = 0.0
-    denoise_steps: int = 4
-    noise_scale: float = 1.0
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        choices: dict[Hashable, Any] = {
+            "mot": handler.generate_schema(MotConfig),
+            "dit": handler.generate_schema(DitConfig),
+        }
+        return core_schema.tagged_union_schema(choices, discriminator=self.kind)
 
 
-@dataclass(frozen=True)
-class ContrastiveConfig:
-    """The two contrastive heads phi(s, a) and psi(l): four Linear-LayerNorm-SiLU layers and a projection each."""
-
-    __pydantic_config__ = {"extra": "forbid"}
-    hidden_size: int = 256
-    embed_dim: int = 64
-    normalize: bool = True
-    init_temperature: float = 0.2
+ActionHeadConfig = Annotated[MotConfig | DitConfig, _ByKind()]
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything `build_model` needs. `pretrained`: a Qwen3-VL folder or hub id to start from, or none for random."""
+    """Everything PrtsModel needs. pretrained: a Qwen3-VL folder or hub id to start from, or none for random. expert:
+    the action head, by its `kind`. contrastive: none where a model has no value heads.
+
+    Views are letterboxed into squares of image_size pixels; with min_view_tokens and max_view_tokens set, each camera
+    keeps its own proportions and takes that many visual tokens (the release: 64 to 144) instead.
+    """
 
     __pydantic_config__ = {"extra": "forbid"}
     name: str = "tiny"
     pretrained: str | None = None
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
-    expert: ExpertConfig = field(default_factory=ExpertConfig)
-    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    expert: ActionHeadConfig = field(default_factory=MotConfig)
+    contrastive: ContrastiveConfig | None = field(default_factory=ContrastiveConfig)
     image_size: int = 64
+    min_view_tokens: int | None = None
+    max_view_tokens: int | None = None
     chunk_length: int = 8
     max_action_dim: int = 32
     attention: str = "sdpa"

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from prts_core.models.expert.module import ActionExpert, AdaptiveRMSNorm
+from prts_core.models.heads.mot.module import AdaptiveRMSNorm
 from prts_core.models.prts import PrtsModel
 
 CODE_SCALE = 0.05  # about the spread of the other embeddings
@@ -30,9 +30,10 @@ def init_number_embeddings(model: PrtsModel, ids: list[int] | None) -> None:
 
 
 @torch.no_grad()
-def open_gates(expert: ActionExpert) -> None:
-    """Start the expert's residual gates at 1 instead of the released head's 0: hundreds of steps are saved."""
-    for module in expert.modules():
+def open_gates(head: nn.Module) -> None:
+    """Start the MoT head's residual gates at 1 instead of the released head's 0: hundreds of steps are saved. The DiT
+    head has no gates."""
+    for module in head.modules():
         if isinstance(module, AdaptiveRMSNorm):
             hidden = module.modulation.in_features
             nn.init.ones_(module.modulation.bias[2 * hidden :])

@@ -1,4 +1,4 @@
-"""The PRTS network: Qwen3-VL backbone, action expert, two contrastive heads. Tensors in, tensors out.
+"""The PRTS network: Qwen3-VL backbone, action head, two contrastive heads. Tensors in, tensors out.
 
 It does not know text, files, robots or losses' weights. Submodule names are the released checkpoint's key prefixes
 (`visual`, `language_model`, `dit_action_head`, `crl_action_encoder`, `crl_goal_encoder`, `crl_logit_scale`).
@@ -16,32 +16,41 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from prts_core.errors import CheckpointError
 from prts_core.models.backbone import build_backbone
 from prts_core.models.config import Compat, ModelConfig
-from prts_core.models.contrastive import ContrastiveEncoder
-from prts_core.models.expert import ActionExpert, sample_actions
+from prts_core.models.heads.contrastive.module import ContrastiveEncoder
+from prts_core.models.heads.dit.config import DitConfig
+from prts_core.models.heads.dit.module import DitHead
+from prts_core.models.heads.flow.loss import mask_noise
+from prts_core.models.heads.flow.sampler import sample_actions
+from prts_core.models.heads.mot.module import MotHead
 from prts_core.models.tokens import Encoded, Prefix, Tokens
 from prts_kernels.role_attention import RoleMask
 
 
 class PrtsModel(nn.Module):
-    def __init__(self, config: ModelConfig, vocab_size: int, image_token_id: int, compat: Compat = "none") -> None:
+    """compat: see heads/flow/loss.py. video_token_id: of a tokenizer that knows videos, else -1."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocab_size: int,
+        image_token_id: int,
+        compat: Compat = "none",
+        video_token_id: int = -1,
+    ) -> None:
         super().__init__()
-        self.config, self.image_token_id, self.compat = config, image_token_id, compat
+        self.config, self.compat = config, compat
+        self.image_token_id, self.video_token_id = image_token_id, video_token_id
         backbone = build_backbone(config, vocab_size, image_token_id)
         self.visual, self.language_model = backbone.visual, backbone.language_model
         text = self.language_model.config
-        self.dit_action_head = ActionExpert(
-            config.expert,
-            layers=text.num_hidden_layers,
-            kv_heads=text.num_key_value_heads,
-            head_dim=text.head_dim,
-            action_dim=config.max_action_dim,
-            chunk_length=config.chunk_length,
-        )
-        self.crl_action_encoder = ContrastiveEncoder(config.contrastive, text.hidden_size)
-        self.crl_goal_encoder = ContrastiveEncoder(config.contrastive, text.hidden_size)
-        self.crl_logit_scale = nn.Parameter(torch.tensor(math.log(1.0 / config.contrastive.init_temperature)))
+        self.dit_action_head = build_action_head(config, text)
+        if config.contrastive is not None:
+            self.crl_action_encoder = ContrastiveEncoder(config.contrastive, text.hidden_size)
+            self.crl_goal_encoder = ContrastiveEncoder(config.contrastive, text.hidden_size)
+            self.crl_logit_scale = nn.Parameter(torch.tensor(math.log(1.0 / config.contrastive.init_temperature)))
 
     def encode(self, tokens: Tokens) -> Encoded:
         """Run vision tower and language model once; everything else reads from the result."""
@@ -52,6 +61,8 @@ class PrtsModel(nn.Module):
             vision = self.visual(tokens.pixels.to(embeds.dtype), grid_thw=tokens.grid, return_dict=True)
             embeds = embeds.masked_scatter(seen[..., None], vision.pooler_output.to(embeds.dtype))
             deepstack = vision.deepstack_features
+        if tokens.videos is not None and tokens.video_grid is not None:
+            embeds, deepstack, seen = self._see_videos(tokens.videos, tokens.video_grid, tokens, embeds, deepstack)
         cache = DynamicCache()
         hidden = self.language_model(
             inputs_embeds=embeds,
@@ -65,38 +76,77 @@ class PrtsModel(nn.Module):
         layers: list[Any] = cache.layers
         return Encoded(tokens, hidden, [layer.keys for layer in layers], [layer.values for layer in layers], seen)
 
+    def _see_videos(
+        self, videos: Tensor, grid: Tensor, tokens: Tokens, embeds: Tensor, of_images: list[Tensor] | None
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Put videos into `embeds`; -> (embeds, deepstack features of all visual tokens in order, where they stand)."""
+        image, video = tokens.ids == self.image_token_id, tokens.ids == self.video_token_id
+        vision = self.visual(videos.to(embeds.dtype), grid_thw=grid, return_dict=True)
+        embeds = embeds.masked_scatter(video[..., None], vision.pooler_output.to(embeds.dtype))
+        seen = image | video
+        if of_images is None:
+            return embeds, vision.deepstack_features, seen
+        merged = []
+        for still, moving in zip(of_images, vision.deepstack_features, strict=True):
+            both = still.new_zeros(int(seen.sum()), still.shape[-1])
+            both = both.masked_scatter(image[seen][:, None], still).masked_scatter(video[seen][:, None], moving)
+            merged.append(both)
+        return embeds, merged, seen
+
     def velocity(self, prefix: Prefix, x: Tensor, dof_mask: Tensor, time: Tensor) -> Tensor:
-        """Velocity (R*S, T, A) for R noise draws a sample; x is sample-major: rows s*R .. s*R+R-1 belong to sample s."""
+        """Velocity (R*S, T, A) for R noise draws a sample; x is sample-major: s*R .. s*R+R-1 are of sample s."""
         return self.dit_action_head(x, dof_mask, time, prefix.repeat(len(x) // len(prefix.visible)))
 
     def sample(self, prefix: Prefix, noise: Tensor, dof_mask: Tensor) -> Tensor:
-        """(S, T, A) noise -> normalised action chunk."""
+        """(S, T, A) noise -> normalised action chunk; outside compat "prts" padded dimensions stay 0 throughout."""
         expert = self.config.expert
-        return sample_actions(
-            lambda x, time: self.velocity(prefix, x, dof_mask, time), noise * expert.noise_scale, expert.denoise_steps
-        )
+
+        def velocity(x: Tensor, time: Tensor) -> Tensor:
+            return mask_noise(self.velocity(prefix, x, dof_mask, time), dof_mask, self.compat)
+
+        start = mask_noise(noise * expert.noise_scale, dof_mask, self.compat)
+        return sample_actions(velocity, start, expert.denoise_steps)
 
     def embed_state_actions(self, encoded: Encoded) -> Tensor:
         """phi (S, E), read at each sample's `phi_at`; meaningless where that is -1."""
+        self._need_value_heads()
         return self.crl_action_encoder(encoded.hidden[encoded.tokens.row, encoded.tokens.phi_at])
 
     def embed_goals(self, encoded: Encoded) -> Tensor:
         """psi (S, E), read at each sample's `psi_at`."""
+        self._need_value_heads()
         return self.crl_goal_encoder(encoded.hidden[encoded.tokens.row, encoded.tokens.psi_at])
+
+    def _need_value_heads(self) -> None:
+        if self.config.contrastive is None:
+            raise CheckpointError(
+                "This model has no value: it was made without contrastive heads", field="contrastive", found=None,
+                cure="load a checkpoint that was pre-trained with the contrastive loss",
+            )  # fmt: skip
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., H) -> (..., vocabulary), by the head tied to the embeddings."""
         return F.linear(hidden, self.language_model.embed_tokens.weight)
 
     def token_losses(self, encoded: Encoded) -> tuple[Tensor, Tensor, Tensor]:
-        """Next-token cross-entropy (M,) float32, whether the guess was right (M,) bool, and (M, 2) row and column of the
-        M labels. Only hidden states that predict a label meet the head, so that unlabelled tokens cost no logits."""
+        """Next-token cross-entropy (M,) float32, whether the guess was right (M,) bool, and (M, 2) row and column
+        of the M labels. Only hidden states that predict a label meet the head, so that others cost no logits."""
         labels = encoded.tokens.labels
         at = (labels[:, 1:] != -100).nonzero()
         logits = self.logits(encoded.hidden[at[:, 0], at[:, 1]]).float()
         wanted = labels[at[:, 0], at[:, 1] + 1]
         right = logits.detach().argmax(-1) == wanted
         return F.cross_entropy(logits, wanted, reduction="none"), right, at + at.new_tensor([0, 1])
+
+
+def build_action_head(config: ModelConfig, text: Any) -> MotHead | DitHead:
+    """The head `config.expert` describes, fresh, for a language model of configuration `text`."""
+    sizes = {"action_dim": config.max_action_dim, "chunk_length": config.chunk_length}
+    if isinstance(config.expert, DitConfig):
+        return DitHead(config.expert, memory_width=text.hidden_size, **sizes)
+    return MotHead(
+        config.expert, layers=text.num_hidden_layers, kv_heads=text.num_key_value_heads, head_dim=text.head_dim, **sizes
+    )
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

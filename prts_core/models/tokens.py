@@ -1,9 +1,11 @@
 """What the backbone reads and what it leaves behind, as plain records of tensors. Knows no network and no text.
 
-B rows of L tokens hold S samples: one a row, right-padded, or many a row, packed. Everything said of a sample is (S,) and
-names its place by `row` and by columns of that row; `key_end` keeps packed samples apart (prts_kernels.role_attention).
+B rows of L tokens hold S samples: one a row, right-padded, or many a row, packed. Everything said of a sample is (S,)
+and names its place by `row` and by columns of that row; `key_end` keeps packed samples apart
+(prts_kernels.role_attention).
 
-Shape legend: B rows, L tokens a row, S samples, P tokens of the longest prompt, G key/value heads, d head_dim, H hidden.
+Shape legend: B rows, L tokens a row, S samples, P tokens of the longest prompt,
+G key/value heads, d head_dim, H hidden.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ class Tokens:
     """One batch of sequences (made by prts_core.text.collate).
 
     ids, labels (B, L) int64, labels -100 where nothing is predicted; text_label (B, L) bool: labels that are words, the
-    others are FAST action tokens; sample (B, L) int64: the sample a token belongs to, -1 for padding; positions (3, B, L)
-    int64; key_end (B, L) int32 role mask; pixels (patches, C*P*P or C*2*P*P) float32 and grid (images, 3) int64 for all
-    images in order.
+    others are FAST action tokens; sample (B, L) int64: the sample a token belongs to, -1 for padding; positions (3, B,
+    L) int64; key_end (B, L) int32 role mask; pixels (patches, C*P*P or C*2*P*P) float32 and grid (images, 3) int64 for
+    all images in order; videos and video_grid likewise, none where there are no videos.
     Per sample, (S,) int64: row; start and prompt_end, the columns an action head reads; phi_at, psi_at, the columns
     where the contrastive embeddings are read (-1: none); dataset, an index into the batch's names.
     prompt_width: P, max(prompt_end - start). packed: False promises S == B, row == arange and start == 0.

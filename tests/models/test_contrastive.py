@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prts_core.errors import DataError
-from prts_core.models.contrastive import contrastive_loss
+from prts_core.models.heads.contrastive.loss import contrastive_loss
 
 
 def test_tabular_chain_recovers_discounted_time():

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from prts_core.models.config import ContrastiveConfig, ExpertConfig, ModelConfig, TextConfig, VisionConfig
+from prts_core.models.config import ContrastiveConfig, ModelConfig, MotConfig, TextConfig, VisionConfig
 from prts_core.models.prts import PrtsModel
 from prts_core.text import prompt
 from prts_core.text.sequence import SequenceBuilder, View
@@ -39,7 +39,7 @@ MODEL = ModelConfig(
         intermediate_size=48,
         mrope_section=(2, 1, 1),
     ),
-    expert=ExpertConfig(hidden_size=32, num_heads=4, intermediate_size=48),
+    expert=MotConfig(hidden_size=32, num_heads=4, intermediate_size=48),
     contrastive=ContrastiveConfig(hidden_size=32, embed_dim=16),
     image_size=32,
     chunk_length=4,

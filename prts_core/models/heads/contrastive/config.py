@@ -1,0 +1,16 @@
+"""Shape of the contrastive heads. Imports nothing heavy, knows no network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig:
+    """The two contrastive heads phi(s, a) and psi(l): four Linear-LayerNorm-SiLU layers and a projection each."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+    hidden_size: int = 256
+    embed_dim: int = 64
+    normalize: bool = True
+    init_temperature: float = 0.2

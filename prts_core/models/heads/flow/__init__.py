@@ -1,0 +1,1 @@
+"""What both action heads share, flow matching: time.py the times, loss.py the objective, sampler.py the integration."""

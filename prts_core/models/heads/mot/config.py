@@ -1,0 +1,24 @@
+"""Shape of the mixture-of-transformers action head. Imports nothing heavy, knows no network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class MotConfig:
+    """Mixture-of-transformers flow-matching action head: one block per language-model layer.
+
+    noise_scale: of the noise that sampling starts from. 1 samples the learned distribution; 0 takes its centre, which
+    is steadier where demonstrations were shaken on purpose.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+    kind: Literal["mot"] = "mot"
+    hidden_size: int = 128
+    num_heads: int = 4
+    intermediate_size: int = 256
+    dropout: float = 0.0
+    denoise_steps: int = 4
+    noise_scale: float = 1.0
