@@ -10,20 +10,26 @@ from collections.abc import Sequence
 from prts_core.config.schema import DimensionSpec, RobotConfig
 from prts_core.contract import Camera, Contract, Dimension
 from prts_core.errors import ConfigError, ContractError, suggest
+from prts_core.models.config import Compat
 
 # What the public PRTS release calls its numbered cameras.
 _NUMBERED = {"image_0": "Camera top", "image_1": "Camera left wrist", "image_2": "Camera right wrist"}
 
 
-def camera_label(key: str) -> str:
+def camera_label(key: str, compat: Compat = "none") -> str:
     """The words a prompt uses for camera `key`: observation.images.cam_high -> "Camera high".
 
     The words image, images and cam mean camera (whole words only: "camera_x" stays); a name without any of them gets
-    the prefix "camera"; underscores become spaces; only the first letter is a capital.
+    the prefix "camera"; underscores become spaces; only the first letter is a capital. compat "prts": the public
+    release replaces them inside words too ("camera_front" -> "Cameraera front"), and its checkpoints read that.
     """
     name = key.removeprefix("observation.").removeprefix("images.")
     if name in _NUMBERED:
         return _NUMBERED[name]
+    if compat == "prts":
+        part = next((part for part in ("image", "cam") if part in name), None)
+        name = name.replace(part, "camera") if part else f"camera_{name}"
+        return name.replace("_", " ").capitalize()
     words = [
         "camera" if word in ("image", "images", "cam") else word
         for word in name.lower().replace(".", "_").split("_")

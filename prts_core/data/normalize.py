@@ -4,11 +4,13 @@ It does not know how statistics are computed (`prts_core.data.statistics`) nor w
 
 Formulas per dimension (PRTS): QUANTILE 2 (x - q01) / (q99 - q01) - 1, MIN_MAX 2 (x - min) / (max - min) - 1,
 MEAN_STD (x - mean) / std; nothing is clipped. A dimension whose spread is (nearly) zero has nothing to tell: it maps to
-0 and comes back as its constant, where adding a small number to the divisor would turn noise into thousands.
+0 and comes back as its constant. The public release adds 1e-8 to the divisor instead, in float32, which turns noise on
+such a dimension into millions; its checkpoints were trained so, and `compat="prts"` computes exactly that.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,11 @@ import numpy as np
 from prts_core.contract import Normalization
 from prts_core.errors import ContractError, DataError, lookup
 from prts_core.files import read_json
+from prts_core.models.config import Compat
 
 STATE, ACTION = "observation.state", "action"
+STATE_MODE: Normalization = "QUANTILE"  # the prompt's integers cover [-1, 1] only, whatever the actions are scaled by
+RELEASED_EPS, RELEASED_FAST_EPS, RELEASED_FAST_CLAMP = 1e-8, 1e-6, 50.0
 _NAMES = ("mean", "std", "min", "max", "q01", "q99")
 
 
@@ -97,7 +102,74 @@ class NormStats:
 
 def affine(stats: FeatureStats, mode: Normalization) -> tuple[np.ndarray, np.ndarray]:
     """(offset, scale), each (D,) float64: model = (robot - offset) / scale, and 0 where scale is 0 (constant)."""
-    low, high = lookup(
+    low, high = _bounds(stats, mode)
+    offset, scale = (low + high) / 2.0, (high - low) / 2.0
+    # Below what float32 resolves around the offset, a spread is rounding, not motion.
+    constant = scale <= 1e-8 + 1e-6 * np.abs(offset)
+    return offset, np.where(constant, 0.0, scale)
+
+
+def normalize(values: np.ndarray, stats: FeatureStats, mode: Normalization, compat: Compat = "none") -> np.ndarray:
+    """(..., D) in robot units to (..., D) float32 in model units. Refuses numbers that are not finite."""
+    values = _checked(values, stats, "to normalise")
+    if compat == "prts":
+        return _released(values, stats, mode, RELEASED_EPS)
+    offset, scale = affine(stats, mode)
+    moving = scale > 0
+    out = (values - offset) / np.where(moving, scale, 1.0)
+    return np.where(moving, out, 0.0).astype(np.float32)
+
+
+def unnormalize(values: np.ndarray, stats: FeatureStats, mode: Normalization, compat: Compat = "none") -> np.ndarray:
+    """(..., D) in model units to (..., D) float32 in robot units; constant dimensions come back as their constant."""
+    values = _checked(values, stats, "to bring back to robot units")
+    if compat == "prts":
+        x, (low, high) = values.astype(np.float32), _float32_bounds(stats, mode)
+        return x * high + low if mode == "MEAN_STD" else (x + np.float32(1)) / np.float32(2) * (high - low) + low
+    offset, scale = affine(stats, mode)
+    return (values * scale + offset).astype(np.float32)
+
+
+def normalize_for_fast(
+    values: np.ndarray, stats: FeatureStats, mode: Normalization, compat: Compat = "none"
+) -> np.ndarray:
+    """What FAST tokens are made of: the normalised actions, (..., D) float32. The public release makes a copy of its
+    own, QUANTILE whatever the mode, with another small number in the divisor, cut at +-50."""
+    if compat == "none":
+        return normalize(values, stats, mode)
+    copy = _released(_checked(values, stats, "to normalise"), stats, "QUANTILE", RELEASED_FAST_EPS)
+    return copy.clip(-RELEASED_FAST_CLAMP, RELEASED_FAST_CLAMP)
+
+
+def to_relative(actions: np.ndarray, state: np.ndarray, relative: Sequence[bool]) -> np.ndarray:
+    """Actions (..., T, A) minus the state (..., D) at the chunk's start on the dimensions marked relative (PRTS:
+    a[t + h] - s[t], action dimension i against state dimension i). Raises ContractError where the widths do not fit."""
+    return _shifted(actions, state, relative, -1)
+
+
+def to_absolute(actions: np.ndarray, state: np.ndarray, relative: Sequence[bool]) -> np.ndarray:
+    """The inverse of `to_relative`."""
+    return _shifted(actions, state, relative, 1)
+
+
+def _shifted(actions: np.ndarray, state: np.ndarray, relative: Sequence[bool], sign: int) -> np.ndarray:
+    mask = np.asarray(relative, bool)
+    if mask.shape != actions.shape[-1:] or (mask.any() and state.shape[-1] <= np.flatnonzero(mask)[-1]):
+        raise ContractError(
+            "Relative actions do not fit the state",
+            field="action.relative",
+            found=f"actions {actions.shape}, state {state.shape}, {mask.size} marks",
+            expected="one mark per action dimension, and a state dimension for each that is marked",
+            cure="correct relative: in the robot's YAML",
+        )
+    start = np.zeros((*state.shape[:-1], mask.size), actions.dtype)
+    start[..., mask] = state[..., np.flatnonzero(mask)]
+    return actions + sign * start[..., None, :]
+
+
+def _bounds(stats: FeatureStats, mode: Normalization) -> tuple[np.ndarray, np.ndarray]:
+    """The robot units that become -1 and 1, each (D,)."""
+    return lookup(
         {
             "QUANTILE": (stats.q01, stats.q99),
             "MIN_MAX": (stats.min, stats.max),
@@ -106,26 +178,20 @@ def affine(stats: FeatureStats, mode: Normalization) -> tuple[np.ndarray, np.nda
         mode,
         "normalization",
     )
-    offset, scale = (low + high) / 2.0, (high - low) / 2.0
-    # Below what float32 resolves around the offset, a spread is rounding, not motion.
-    constant = scale <= 1e-8 + 1e-6 * np.abs(offset)
-    return offset, np.where(constant, 0.0, scale)
 
 
-def normalize(values: np.ndarray, stats: FeatureStats, mode: Normalization) -> np.ndarray:
-    """(..., D) in robot units to (..., D) float32 in model units. Refuses numbers that are not finite."""
-    values = _checked(values, stats, "to normalise")
-    offset, scale = affine(stats, mode)
-    moving = scale > 0
-    out = (values - offset) / np.where(moving, scale, 1.0)
-    return np.where(moving, out, 0.0).astype(np.float32)
+def _float32_bounds(stats: FeatureStats, mode: Normalization) -> tuple[np.ndarray, np.ndarray]:
+    """Low and high, for MEAN_STD mean and std, as the public release holds them: float32."""
+    low, high = (stats.mean, stats.std) if mode == "MEAN_STD" else _bounds(stats, mode)
+    return low.astype(np.float32), high.astype(np.float32)
 
 
-def unnormalize(values: np.ndarray, stats: FeatureStats, mode: Normalization) -> np.ndarray:
-    """(..., D) in model units to (..., D) float32 in robot units; constant dimensions come back as their constant."""
-    values = _checked(values, stats, "to bring back to robot units")
-    offset, scale = affine(stats, mode)
-    return (values * scale + offset).astype(np.float32)
+def _released(values: np.ndarray, stats: FeatureStats, mode: Normalization, eps: float) -> np.ndarray:
+    """The public release's forward formula, operation by operation in float32: rounding is part of its numbers."""
+    x, (low, high), small = values.astype(np.float32), _float32_bounds(stats, mode), np.float32(eps)
+    if mode == "MEAN_STD":
+        return (x - low) / (high + small)
+    return np.float32(2) * (x - low) / (high - low + small) - np.float32(1)
 
 
 def _checked(values: np.ndarray, stats: FeatureStats, what: str) -> np.ndarray:

@@ -15,6 +15,7 @@ from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.normalize import ACTION, STATE, FeatureStats, NormStats, affine
 from prts_core.errors import ConfigError, DataError
 from prts_core.files import atomic_path, digest_file, digest_value
+from prts_core.models.config import Compat
 from prts_core.progress import track
 
 _METHOD = "population std, exact linear quantiles 0.01 and 0.99, pooled over frames"
@@ -48,11 +49,15 @@ def compute(root: Path, split: str = "train") -> tuple[NormStats, dict[str, np.n
     return stats, pooled
 
 
-def describe(values: np.ndarray) -> FeatureStats:
-    """FeatureStats of (rows, D) values, computed in float64."""
-    wide = values.astype(np.float64)
-    q01, q99 = np.quantile(wide, [0.01, 0.99], axis=0)
-    return FeatureStats(wide.mean(0), wide.std(0), wide.min(0), wide.max(0), q01, q99)
+def describe(values: np.ndarray, compat: Compat = "none") -> FeatureStats:
+    """FeatureStats of (rows, D) values, computed in float64.
+
+    compat "prts": in float32 as the public release does, where the std of a constant is not 0 but rounding.
+    """
+    wide = values.astype(np.float32 if compat == "prts" else np.float64)
+    q01, q99 = np.quantile(wide, 0.01, axis=0), np.quantile(wide, 0.99, axis=0)
+    parts = (wide.mean(0), wide.std(0), wide.min(0), wide.max(0), q01, q99)
+    return FeatureStats(*(part.astype(np.float64) for part in parts))
 
 
 def _check(values: np.ndarray, width: int, path: Path, key: str) -> None:

@@ -1,9 +1,8 @@
 """Text tokenizer: Qwen's own loaded from a folder or hub id, or a small one trained on the sentences at hand.
 
 It does not know images or actions beyond their placeholder tokens. The small one keeps what matters of Qwen's:
-byte-level
-BPE, the same control tokens. The prompt's fixed phrases and the integers 0 to 1000 are single tokens, so that a sample
-stays short on a CPU.
+byte-level BPE, the same control tokens. The prompt's fixed phrases and the integers 0 to 1000 are single tokens, so
+that a sample stays short on a CPU.
 """
 
 from __future__ import annotations
@@ -13,7 +12,10 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from prts_core.errors import CheckpointError, DataError
+from prts_core.hub import local_folder
 from prts_core.text import prompt
+
+_QWEN_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "added_tokens.json")
 
 
 class TextTokenizer:
@@ -32,6 +34,12 @@ class TextTokenizer:
         while tokenizer.token_to_id(prompt.fast_token(self.fast_size)) is not None:
             self.fast_size += 1
         self.fast_base = self.id(prompt.fast_token(0)) if self.fast_size else -1
+        last = self.fast_base + self.fast_size - 1
+        if self.fast_size and self.id(prompt.fast_token(self.fast_size - 1)) != last:
+            raise CheckpointError(
+                "The FAST tokens have no consecutive ids", field=prompt.fast_token(self.fast_size - 1),
+                found=self.id(prompt.fast_token(self.fast_size - 1)), expected=last,
+            )  # fmt: skip
 
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size()
@@ -53,10 +61,8 @@ class TextTokenizer:
 
     @staticmethod
     def load(path: Path) -> TextTokenizer:
-        try:
-            return TextTokenizer(Tokenizer.from_file(str(path)))
-        except Exception as err:
-            raise CheckpointError("A tokenizer cannot be read", file=path, found=str(err)) from err
+        """A tokenizer file, or a checkpoint folder that holds one, with the PRTS tokens in it."""
+        return TextTokenizer(read_tokenizer(path))
 
     @staticmethod
     def train(sentences: list[str], camera_labels: list[str], vocab_size: int, fast_size: int) -> TextTokenizer:
@@ -76,7 +82,8 @@ class TextTokenizer:
         )
         tokenizer.add_special_tokens([AddedToken(prompt.fast_token(i), special=True) for i in range(fast_size)])
         phrases = ["system\n", "user\n", "assistant\n", prompt.SYSTEM, prompt.STATE_INTRO, prompt.INSTRUCTION_INTRO,
-                   prompt.PREDICT, *(f"{label}: " for label in sorted(set(camera_labels)))]  # fmt: skip
+                   prompt.PREDICT, prompt.PREDICT_SUBTASK,
+                   *(f"{label}: " for label in sorted(set(camera_labels)))]  # fmt: skip
         tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases])
         # lstrip: an integer swallows the blank before it.
         numbers = [str(i) for i in range(-1, prompt.STATE_BINS + 1)]
@@ -87,3 +94,50 @@ class TextTokenizer:
         """Ids of the integers 0..1000 where each is one token, else None."""
         ids = [self.tokenizer.token_to_id(str(i)) for i in range(prompt.STATE_BINS + 1)]
         return None if any(i is None for i in ids) else ids  # type: ignore[return-value]
+
+
+def read_tokenizer(where: str | Path) -> Tokenizer:
+    """A tokenizer.json, or a folder or hub id with one, or with Qwen's vocab.json and merges.txt (and its added tokens
+    in tokenizer_config.json). Raises CheckpointError where there is none or it cannot be read."""
+    path = Path(where).expanduser()
+    if not path.is_file():
+        folder = local_folder(where, _QWEN_FILES)
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            return _from_vocabulary(folder)
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as err:  # the tokenizers package raises bare Exception for malformed files
+        raise CheckpointError("A tokenizer cannot be read", file=path, found=str(err)) from err
+
+
+def _from_vocabulary(folder: Path) -> Tokenizer:
+    missing = [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            "A folder holds no tokenizer", file=folder, found=f"no tokenizer.json and no {' and no '.join(missing)}",
+            expected="tokenizer.json, or vocab.json and merges.txt", cure="copy them from the Qwen3-VL checkpoint",
+        )  # fmt: skip
+    from transformers import Qwen2Tokenizer
+
+    try:
+        return Qwen2Tokenizer.from_pretrained(str(folder), local_files_only=True).backend_tokenizer
+    except Exception as err:  # whatever a malformed vocabulary breaks inside
+        raise CheckpointError("A tokenizer cannot be read", file=folder, found=f"{type(err).__name__}: {err}") from err
+
+
+def with_prts_tokens(tokenizer: Tokenizer, fast_size: int) -> TextTokenizer:
+    """Qwen's tokenizer plus what PRTS adds, in the released order of ids: action_start, action_pad, action_end,
+    goal_repr, obs_repr, then `fast_size` FAST tokens. Tokens that are there keep their ids.
+
+    Raises CheckpointError where it has other FAST tokens already, or is no Qwen tokenizer.
+    """
+    added = (*prompt.PRTS_TOKENS, *(prompt.fast_token(i) for i in range(fast_size)))
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in added])
+    made = TextTokenizer(tokenizer)
+    if made.fast_size != fast_size:
+        raise CheckpointError(
+            "The tokenizer was made for another FAST vocabulary", found=f"{made.fast_size} FAST tokens",
+            expected=fast_size, cure="load the FAST processor that the checkpoint was trained with",
+        )  # fmt: skip
+    return made
