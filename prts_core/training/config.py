@@ -5,47 +5,101 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+Group = Literal["llm", "vision", "merger", "action", "contrastive"]  # see prts_core.training.optim
+
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the four losses. `contrastive` 0 in fine-tuning is the behaviour of the public release."""
+    """Weights of the losses. fast: cross-entropy on FAST action tokens; text: on words (image-text data, subtasks);
+    flow: flow matching; contrastive: contrastive RL, 0 in fine-tuning is the behaviour of the public release."""
 
     __pydantic_config__ = {"extra": "forbid"}
     fast: float = 1.0
+    text: float = 1.0
     flow: float = 1.0
     contrastive: float = 1.0
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """One training run. Times in optimiser steps; `batch_size` samples a step over all processes.
+class LoraConfig:
+    """Low-rank adapters on the language model: W + (alpha / rank) B A (arXiv:2106.09685). targets: ends of the names of
+    the linear layers that get one."""
 
-    gamma: discount per dataset row of the contrastive targets. contrastive_every: the contrastive parts, 40 % of a
-    short
-    sequence, stand in every n-th batch only. flow_samples: noise draws per sample and step.
+    __pydantic_config__ = {"extra": "forbid"}
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. The public LIBERO recipe in these terms: configs/libero_posttraining.yaml.
+
+    Length. steps, warmup_steps, *_every: optimiser steps; 0 where an *_every may be off (eval_every, early_fraction).
+    batch_size: samples a step over all processes and micro-batches (packed rows, with pack_length).
+    accumulate: micro-batches a step. Cross-entropy and flow matching are those of the whole batch; contrastive
+    negatives come from the sample's own micro-batch only.
+
+    Rates. learning_rate: peak of the language model and, where vision_lr, merger_lr, action_lr or contrastive_lr is
+    none, of that group too. One schedule for all: linear warm-up, cosine down to min_learning_rate / learning_rate of
+    each peak. weight_decay: of matrices only. clip_norm: of the whole gradient. ema_decay: of the averaged weights
+    that are exported, warmed up.
+
+    What trains. freeze: groups that stay as they are. lora: adapters instead of the whole language model; the backbone
+    is frozen then. insulate: the action head sends no gradient into the backbone.
+
+    Losses. gamma: discount per dataset row of the contrastive targets. contrastive_every: the contrastive parts, 40 %
+    of a short sequence, stand in every n-th batch only. flow_samples: noise draws per sample and step.
+
+    Machine. precision "bf16": fp32 master weights, bf16 arithmetic (autocast). activation_checkpointing: layers are
+    computed again in the backward pass instead of kept. workers: loader processes; 0: a thread. threads: of one
+    process on a CPU. deepspeed_stage: 0 is the plain loop; 1 to 3 are ZeRO stages for more than one process.
+    pack_length: tokens of a packed row; 0: padded batches. pack_window: samples that are packed at a time.
+
+    Disk. checkpoint_every, keep: checkpoints are written that often and that many are kept. shard_mb: their files' size
+    at most, in 10^6 bytes. eval_every, eval_batches: held-out losses of the averaged weights, on that many batches.
     early_fraction: share of the steps after which the averaged weights are also kept as `early/` (0: not at all); a
-    benchmark draws failures from them. deepspeed_stage: 0 is the plain loop; 1 to 3 are ZeRO stages for more than
-    one process.
+    benchmark draws failures from them.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
     steps: int = 400
     batch_size: int = 64
+    accumulate: int = 1
     flow_samples: int = 2
     learning_rate: float = 1.5e-3
+    vision_lr: float | None = None
+    merger_lr: float | None = None
+    action_lr: float | None = None
+    contrastive_lr: float | None = None
     min_learning_rate: float = 1e-5
     warmup_steps: int = 50
     weight_decay: float = 0.02
     betas: tuple[float, float] = (0.9, 0.95)
+    adam_eps: float = 1e-8
     clip_norm: float = 1.0
     ema_decay: float = 0.995
+    freeze: tuple[Group, ...] = ()
+    lora: LoraConfig | None = None
+    insulate: bool = False
+    augment: bool = False
     gamma: float = 0.9
     contrastive_every: int = 1
     logsumexp_weight: float = 0.0
     weights: LossWeights = field(default_factory=LossWeights)
     normalization: Literal["QUANTILE", "MEAN_STD", "MIN_MAX"] = "QUANTILE"
-    checkpoint_every: int = 100
-    log_every: int = 20
+    precision: Literal["fp32", "bf16"] = "fp32"
+    activation_checkpointing: bool = False
+    workers: int = 0
     threads: int = 2
-    early_fraction: float = 0.0
+    pack_length: int = 0
+    pack_window: int = 2048
     deepspeed_stage: int = 0
+    checkpoint_every: int = 100
+    keep: int = 2
+    shard_mb: int = 5000
+    eval_every: int = 0
+    eval_batches: int = 4
+    log_every: int = 20
+    early_fraction: float = 0.0
