@@ -10,19 +10,19 @@ import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
-import torch
 
 from prts_core.contract import PolicyContract
-from prts_core.data.images import letterbox
-from prts_core.data.normalize import NormStats, normalize, unnormalize
+from prts_core.data.images import fit, smart_size
+from prts_core.data.normalize import STATE_MODE, NormStats, normalize, normalize_for_fast, unnormalize
 from prts_core.errors import CheckpointError, ConfigError, DataError
 from prts_core.files import digest_file, read_json, write_json
-from prts_core.models.backbone import patchify
-from prts_core.models.config import ModelConfig
-from prts_core.models.prts import Tokens
+from prts_core.models.config import Compat, ModelConfig
+from prts_core.models.tokens import Tokens
 from prts_core.text import prompt
+from prts_core.text.collate import collate, patches
 from prts_core.text.fast import FastTokenizer
 from prts_core.text.sequence import Sample, SequenceBuilder, View
 from prts_core.text.tokenizer import TextTokenizer
@@ -32,7 +32,11 @@ FILES = ("policy_contract.json", "norm_stats.json", "tokenizer.json", "fast_toke
 
 @dataclass(frozen=True)
 class Processor:
-    """contract: what goes in and comes out. statistics_file: the very norm_stats.json the contract names by digest."""
+    """contract: what goes in and comes out. statistics_file: the very norm_stats.json the contract names by digest.
+
+    compat: "prts" for a checkpoint in the released layout (only its loader sets it), whose words and numbers are then
+    those of the public release.
+    """
 
     contract: PolicyContract
     statistics: NormStats
@@ -40,6 +44,7 @@ class Processor:
     tokenizer: TextTokenizer
     fast: FastTokenizer
     model: ModelConfig
+    compat: Compat = "none"
 
     def __post_init__(self) -> None:
         relative = [d.name for d in self.contract.contract.action if d.relative]
@@ -49,12 +54,30 @@ class Processor:
                 field=", ".join(relative), cure="set relative: false in the robot's YAML",
             )  # fmt: skip
 
+    def view_size(self, height: int, width: int) -> int | tuple[int, int]:
+        """Pixels at which the model sees an image of that size: the side of a square, or (height, width)."""
+        model = self.model
+        if model.min_view_tokens is None or model.max_view_tokens is None:
+            return model.image_size
+        factor = model.vision.patch_size * model.vision.merge_size
+        return smart_size(
+            height, width, factor, model.min_view_tokens * factor**2, model.max_view_tokens * factor**2
+        )
+
+    @cached_property
+    def view_sizes(self) -> dict[str, int | tuple[int, int]]:
+        """`view_size` of every camera, in the contract's order."""
+        return {c.key: self.view_size(c.height, c.width) for c in self.contract.contract.cameras}
+
     @cached_property
     def builder(self) -> SequenceBuilder:
-        vision = self.model.vision
-        side = self.model.image_size // (vision.patch_size * vision.merge_size)
-        views = tuple(View(camera.label, side, side) for camera in self.contract.contract.cameras)
-        return SequenceBuilder(self.tokenizer, views, vision.merge_size)
+        factor = self.model.vision.patch_size * self.model.vision.merge_size
+        views = []
+        for camera in self.contract.contract.cameras:
+            size = self.view_sizes[camera.key]
+            height, width = (size, size) if isinstance(size, int) else size
+            views.append(View(camera.label, height // factor, width // factor))
+        return SequenceBuilder(self.tokenizer, tuple(views), self.compat)
 
     def state_bins(self, state: np.ndarray) -> np.ndarray:
         """(B, D) robot units -> (B, D) integers of the prompt. Refuses another width and non-finite values."""
@@ -67,7 +90,7 @@ class Processor:
             raise DataError(
                 "A state is not finite", field="observation.state", found=state[~np.isfinite(state).all(1)][0].tolist()
             )
-        return prompt.state_bins(normalize(state, self.statistics.state, self.contract.normalization))
+        return prompt.state_bins(normalize(state, self.statistics.state, STATE_MODE, self.compat), self.compat)
 
     def normalize_actions(self, actions: np.ndarray) -> np.ndarray:
         """(..., A) robot units -> normalised float32."""
@@ -76,19 +99,25 @@ class Processor:
             raise DataError(
                 "Actions have the wrong width", field="action", found=actions.shape, expected=f"(..., {wanted})"
             )
-        return normalize(actions, self.statistics.action, self.contract.normalization)
+        return normalize(actions, self.statistics.action, self.contract.normalization, self.compat)
 
     def unnormalize_actions(self, actions: np.ndarray) -> np.ndarray:
-        return unnormalize(actions, self.statistics.action, self.contract.normalization)
+        return unnormalize(actions, self.statistics.action, self.contract.normalization, self.compat)
 
-    def images(self, images: dict[str, np.ndarray]) -> torch.Tensor:
-        """{camera key: (B, H, W, 3) uint8} -> (B * cameras, S, S, 3) uint8 in the contract's camera order."""
+    def fast_tokens(self, chunks: np.ndarray) -> list[list[int]]:
+        """Action chunks (N, T, A) in robot units -> indices of FAST tokens."""
+        mode = self.contract.normalization
+        return self.fast.encode_many(normalize_for_fast(chunks, self.statistics.action, mode, self.compat))
+
+    def images(self, images: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """{camera key: (B, H, W, 3) uint8} -> B * cameras images at the model's sizes, sample by sample, in the
+        contract's camera order."""
         keys = [camera.key for camera in self.contract.contract.cameras]
         missing = [key for key in keys if key not in images]
         if missing:
             raise DataError("A camera is missing", field=missing[0], found=sorted(images), expected=keys)
-        stacked = np.stack([letterbox(images[key], self.model.image_size) for key in keys], axis=1)
-        return torch.from_numpy(stacked).flatten(0, 1)
+        views = [fit(images[key], self.view_sizes[key]) for key in keys]
+        return [view for sample in zip(*views, strict=True) for view in sample]
 
     def tokens(
         self,
@@ -96,19 +125,23 @@ class Processor:
         state: np.ndarray,
         instructions: list[str],
         actions: np.ndarray | None = None,
+        subtasks: list[str] | None = None,
     ) -> Tokens:
-        """A batch for inference; with `actions` (B, T, A) in robot units the contrastive parts are appended."""
+        """A batch for inference; with `actions` (B, T, A) in robot units the contrastive parts are appended; with
+        `subtasks` the policy has said them before it acts ("": it is about to)."""
         bins = self.state_bins(state)
-        fast: list[list[int]] | list[None] = [None] * len(bins)
-        if actions is not None:
-            fast = self.fast.encode_many(self.normalize_actions(actions))
-        samples = [
-            Sample(b, text, None if f is None else tuple(f))
-            for b, text, f in zip(bins, instructions, fast, strict=True)
-        ]
+        fast: list[list[int]] | list[None] = [None] * len(bins) if actions is None else self.fast_tokens(actions)
+        sequences = [
+            self.builder.sequence(
+                Sample(tokens, text, own, None if subtasks is None else subtasks[i]),
+                response=False, contrastive=actions is not None,
+            )
+            for i, (tokens, text, own) in enumerate(
+                zip(self.builder.encode_states(bins), instructions, fast, strict=True)
+            )
+        ]  # fmt: skip
         vision = self.model.vision
-        pixels = patchify(self.images(images), vision.patch_size, vision.merge_size)
-        return self.builder.build(samples, pixels, response=False, contrastive=actions is not None)
+        return collate(sequences, *patches(self.images(images), vision.patch_size, vision.merge_size))
 
     def save(self, folder: Path) -> None:
         self.contract.save(folder / "policy_contract.json")
@@ -116,16 +149,17 @@ class Processor:
             shutil.copyfile(self.statistics_file, folder / "norm_stats.json")
         self.tokenizer.save(folder / "tokenizer.json")
         self.fast.save(folder / "fast_tokenizer.json")
-        write_json(folder / "processor_config.json", {"compat": "none", "image_size": self.model.image_size})
+        write_json(folder / "processor_config.json", _settings(self.model, self.compat))
 
     @staticmethod
     def load(folder: Path, model: ModelConfig) -> Processor:
         """Read the processor's files and hold the statistics against the contract's digest."""
-        config = read_json(folder / "processor_config.json")
-        if config != {"compat": "none", "image_size": model.image_size}:
+        compat = load_compat(folder)
+        found, expected = read_json(folder / "processor_config.json"), _settings(model, compat)
+        if found != expected:
             raise CheckpointError(
                 "A processor configuration does not fit its model", file=folder / "processor_config.json",
-                found=config, expected={"compat": "none", "image_size": model.image_size},
+                found=found, expected=expected,
             )  # fmt: skip
         contract = PolicyContract.load(folder / "policy_contract.json")
         return Processor(
@@ -133,9 +167,28 @@ class Processor:
             load_statistics(folder / "norm_stats.json", contract.statistics_digest),
             folder / "norm_stats.json",
             TextTokenizer.load(folder / "tokenizer.json"),
-            FastTokenizer.load(folder / "fast_tokenizer.json"),
+            FastTokenizer.load(folder / "fast_tokenizer.json", compat),
             model,
+            compat,
         )
+
+
+def _settings(model: ModelConfig, compat: Compat) -> dict[str, Any]:
+    """What processor_config.json holds; all of it but `compat` follows from the model and must agree with it."""
+    return {"compat": compat, "image_size": model.image_size}
+
+
+def load_compat(folder: Path) -> Compat:
+    """`compat` of a checkpoint folder's processor_config.json: the one value that the model is made with, too."""
+    path = folder / "processor_config.json"
+    raw = read_json(path)
+    found: Any = raw.get("compat") if isinstance(raw, dict) else raw
+    if found not in get_args(Compat):
+        raise CheckpointError(
+            "A processor configuration has no valid compat", file=path, field="compat", found=found,
+            expected=" or ".join(get_args(Compat)), cure="restore the file from the package or the registry",
+        )  # fmt: skip
+    return found
 
 
 def load_statistics(path: Path, digest: str | None = None) -> NormStats:

@@ -10,10 +10,11 @@ from rich.console import Console
 from transformers import Qwen3VLModel
 
 from prts_core.bench.report import Row, interleaved
-from prts_core.models.backbone import patchify, qwen3vl_config
+from prts_core.models.backbone import qwen3vl_config
 from prts_core.models.config import ModelConfig
 from prts_core.models.prts import PrtsModel
 from prts_core.text import prompt
+from prts_core.text.collate import collate, patches
 from prts_core.text.fast import FastTokenizer
 from prts_core.text.sequence import Sample, SequenceBuilder, View
 from prts_core.text.tokenizer import TextTokenizer
@@ -38,12 +39,15 @@ def run(console: Console) -> list[Row]:
     vision = config.vision
     side = config.image_size // (vision.patch_size * vision.merge_size)
     builder = SequenceBuilder(
-        tokenizer, (View("Camera top", side, side), View("Camera wrist", side, side)), vision.merge_size
+        tokenizer, (View("Camera top", side, side), View("Camera wrist", side, side))
     )
     images = torch.randint(0, 256, (2 * BATCH, config.image_size, config.image_size, 3), dtype=torch.uint8)
-    samples = [Sample(rng.integers(0, 1001, 4), sentences[i % 2]) for i in range(BATCH)]
-    pixels = patchify(images, vision.patch_size, vision.merge_size)
-    tokens = builder.build(samples, pixels, response=False, contrastive=False)
+    states = builder.encode_states(rng.integers(0, 1001, (BATCH, 4)))
+    sequences = [
+        builder.sequence(Sample(states[i], sentences[i % 2]), response=False, contrastive=False) for i in range(BATCH)
+    ]
+    pixels, grid = patches(list(images.numpy()), vision.patch_size, vision.merge_size)
+    tokens = collate(sequences, pixels, grid)
     twice = pixels.view(-1, 3, 1, vision.patch_size**2).expand(-1, 3, 2, -1).reshape(len(pixels), -1)
     inside = (tokens.key_end > 0).long()
 

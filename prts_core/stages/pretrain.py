@@ -14,7 +14,9 @@ import torch
 from prts_core.config.schema import PretrainConfig
 from prts_core.contract import PolicyContract
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
-from prts_core.data.training_set import load_training_set
+from prts_core.data.llava import LlavaDataset
+from prts_core.data.normalize import normalize_for_fast
+from prts_core.data.training_set import ConversationSet, RobotSet
 from prts_core.errors import ConfigError
 from prts_core.files import digest_file, write_json
 from prts_core.manifest import Manifest
@@ -27,7 +29,7 @@ from prts_core.stages.training import train
 from prts_core.text import prompt
 from prts_core.text.fast import FastTokenizer
 from prts_core.text.tokenizer import TextTokenizer
-from prts_core.training.batch import chunk_windows
+from prts_core.training.batch import SampleSource, chunk_windows
 from prts_core.training.checkpoint import save_tensors
 
 
@@ -40,18 +42,27 @@ def pretrain(config: PretrainConfig, inputs: dict[str, Manifest], context: Stage
     statistics = {n: inputs[f"stats:{n}"].folder(context.outputs) / "norm_stats.json" for n in config.mixture}
     contracts = {n: policy_contract(d, statistics[n], config.model.chunk_length, config.train.normalization)
                  for n, d in datasets.items()}  # fmt: skip
-    tokenizer, fast = fit_tokenizers(config, datasets, contracts, statistics)
+    conversations = {name: open_image_text(source, context.seed) for name, source in config.image_text.items()}
+    tokenizer, fast, fast_errors = fit_tokenizers(config, datasets, contracts, statistics, conversations)
     processors = {
         n: Processor(contracts[n], load_statistics(statistics[n]), statistics[n], tokenizer, fast, config.model)
         for n in datasets
     }
-    sets = [load_training_set(n, d, processors[n]) for n, d in datasets.items()]
+    sets: list[SampleSource] = [
+        RobotSet(
+            n, d, processors[n], d.episodes("train"),
+            augmented=config.train.augment, train_subtask=config.train_subtask.get(n),
+        )
+        for n, d in datasets.items()
+    ]  # fmt: skip
+    sets += [ConversationSet(n, c, next(iter(processors.values()))) for n, c in conversations.items()]
+    weights = [*config.mixture.values(), *(source.weight for source in config.image_text.values())]
     torch.manual_seed(context.seed)
     model = PrtsModel(config.model, len(tokenizer), tokenizer.id(prompt.IMAGE_PAD))
     if config.model.pretrained is None:
         init_number_embeddings(model, tokenizer.number_ids())
         open_gates(model.dit_action_head)
-    average, metrics, _ = train(model, sets, [config.mixture[n] for n in datasets], config, context)
+    average, metrics, _ = train(model, sets, weights, config, context)
 
     write_json(context.output / "config.json", {"model_type": MODEL_TYPE, **asdict(config.model)})
     write_json(context.output / "train_config.json", asdict(config.train))
@@ -60,8 +71,7 @@ def pretrain(config: PretrainConfig, inputs: dict[str, Manifest], context: Stage
     save_tensors(context.output / "model.safetensors", average)
     for name, contract in contracts.items():
         contract.save(context.output / "contracts" / f"{name}.json")
-    metrics["fast_round_trip_rmse"] = max(fast.round_trip_error(s.chunks[:2000]) for s in sets)
-    return StageResult(metrics, {n: c.fingerprint for n, c in contracts.items()}, ("loss.png", "training.csv"))
+    return StageResult(metrics | fast_errors, {n: c.fingerprint for n, c in contracts.items()}, ("loss.png", "training.csv"))
 
 
 def policy_contract(dataset: LeRobotDataset, statistics: Path, chunk_length: int, normalization: str) -> PolicyContract:
@@ -73,25 +83,20 @@ def policy_contract(dataset: LeRobotDataset, statistics: Path, chunk_length: int
 
 def fit_tokenizers(
     config: PretrainConfig, datasets: dict[str, LeRobotDataset], contracts: dict[str, PolicyContract],
-    statistics: dict[str, Path],
-) -> tuple[TextTokenizer, FastTokenizer]:  # fmt: skip
-    """FAST on the mixture's action chunks (each embodiment flattened alike), text on its sentences and subtasks."""
-    from prts_core.data.normalize import normalize
-
-    chunks, sentences, labels = [], [], []
+    statistics: dict[str, Path], conversations: dict[str, LlavaDataset],
+) -> tuple[TextTokenizer, FastTokenizer, dict[str, float]]:  # fmt: skip
+    """FAST on the mixture's action chunks, text on its sentences and subtasks; and FAST's round-trip error, the root
+    mean square in normalised units, of every dataset."""
+    chunks, sentences, labels = {}, [], []
     for name, dataset in datasets.items():
         stats = load_statistics(statistics[name]).action
-        for episode in dataset.episodes("train"):
-            actions = normalize(dataset.actions(episode), stats, contracts[name].normalization)
-            chunks.append(chunk_windows(actions, config.model.chunk_length)[0])
+        windows = [chunk_windows(dataset.actions(e), config.model.chunk_length)[0] for e in dataset.episodes("train")]
+        chunks[name] = normalize_for_fast(np.concatenate(windows), stats, contracts[name].normalization)
         sentences += [prompt.clean_instruction(task) for task in dataset.tasks.values()]
         sentences += [prompt.clean_instruction(s.action_text) for row in dataset.rows for s in row.spans]
         labels += [camera.label for camera in dataset.contract.cameras]
-    width = {c.shape[-1] for c in chunks}
-    if len(width) > 1:
-        raise ConfigError(
-            "A mixture of embodiments with different action widths cannot share one FAST fit yet",
-            field="pretrain.mixture", found=sorted(width), cure="pre-train on datasets of one width",
-        )  # fmt: skip
-    fast = FastTokenizer.fit(np.concatenate(chunks), config.fast_vocab_size)
-    return TextTokenizer.train(sentences, labels, config.vocab_size, fast.vocab_size), fast
+    for conversation in conversations.values():
+        sentences += [text for entry in conversation for _, text in entry.turns]
+    fast = FastTokenizer.fit(list(chunks.values()), config.fast_vocab_size)
+    errors = {f"fast_round_trip/{name}": fast.round_trip_error(part) for name, part in chunks.items()}
+    return TextTokenizer.train(sentences, labels, config.vocab_size, fast.vocab_size), fast, errors

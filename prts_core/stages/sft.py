@@ -11,7 +11,7 @@ import torch
 
 from prts_core.config.schema import SftConfig
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
-from prts_core.data.training_set import load_training_set
+from prts_core.data.training_set import RobotSet
 from prts_core.files import write_json
 from prts_core.manifest import Manifest
 from prts_core.models.init import init_number_embeddings, open_gates
@@ -45,9 +45,11 @@ def sft(config: SftConfig, inputs: dict[str, Manifest], context: StageContext) -
     else:
         init_number_embeddings(model, tokenizer.number_ids())
         open_gates(model.dit_action_head)
-    average, metrics, early = train(
-        model, [load_training_set(config.dataset, dataset, processor)], [1.0], config, context
-    )
+    rows = RobotSet(
+        config.dataset, dataset, processor, dataset.episodes("train"),
+        augmented=config.train.augment, train_subtask=config.train_subtask,
+    )  # fmt: skip
+    average, metrics, early = train(model, [rows], [1.0], config, context)
     save_policy(context.output, average, model_config, processor)
     if early is not None:
         save_policy(context.output / "early", load_tensors(early)[0], model_config, processor)

@@ -1,33 +1,34 @@
-"""One sequence a sample: behaviour-cloning part, contrastive action copy, contrastive goal; ids, positions, role spans.
+"""The tokens of one sample: behaviour-cloning part, contrastive action copy, contrastive goal; ids, positions, roles.
 
-It does not know images beyond how many tokens each takes, nor losses. Layout (facts: PRTS role-aware mask):
+It does not know images beyond how many tokens each takes, nor losses or batches (collate.py). Layout of a robot's sample
+(facts: PRTS role-aware mask), every part after the prompt optional:
 
-    [system, camera lines, proprioception, <|obs_repr|>] [instruction <|goal_repr|>, prompt tail, (FAST response)]
-    [copy of <|action_start|> FAST <|action_end|>, positions of the response] [instruction <|goal_repr|>, positions
-    from 0]
+    [system, camera lines, proprioception, <|obs_repr|>] [instruction <|goal_repr|>, prompt tail]
+    [subtask text] [FAST response <|im_end|>]                                         the assistant's turn, labelled
+    [copy of <|action_start|> FAST <|action_end|>, positions as in a response]        phi(s, a) read at its last token
+    [instruction <|goal_repr|>, positions from 0]                                     psi(l) read at its last token
 
-phi(s, a) is read at the copy's <|action_end|>, psi(l) at the goal part's <|goal_repr|>.
+The action head reads the prompt and the subtask, never FAST tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import torch
 
-from prts_core.models.prts import Tokens
+from prts_core.models.config import Compat
 from prts_core.text import prompt
 from prts_core.text.tokenizer import TextTokenizer
-from prts_kernels.role_attention import role_key_end
 
 IGNORE = -100
 
 
 @dataclass(frozen=True)
 class View:
-    """One camera of a sample: the prompt's label and the image's grid of merged tokens (rows, columns)."""
+    """One image of a sample: the prompt's label and the image's grid of merged tokens (rows, columns)."""
 
     label: str
     rows: int
@@ -36,111 +37,145 @@ class View:
 
 @dataclass(frozen=True)
 class Sample:
-    """What the text of one sample is made of. fast: indices of FAST tokens, or none where no action is shown."""
+    """What the text of one robot sample is made of. state: tokens of the proprioception (`encode_states`). fast: indices
+    of FAST tokens, or none where no action is shown. subtask: what the policy should say before it acts, "" where it is
+    about to be generated, or none."""
 
-    state: np.ndarray  # (D,) integers
+    state: Sequence[int]
     instruction: str
-    fast: tuple[int, ...] | None = None
+    fast: Sequence[int] | None = None
+    subtask: str | None = None
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """One sample as arrays. ids, labels (n,) int64; text_label (n,) bool; positions (3, n) int64; ends: columns where
+    observation, BC part, contrastive action and contrastive goal end; phi_at, psi_at -1 where there is none."""
+
+    ids: np.ndarray
+    positions: np.ndarray
+    labels: np.ndarray
+    text_label: np.ndarray
+    ends: tuple[int, int, int, int]
+    prompt_end: int
+    phi_at: int = -1
+    psi_at: int = -1
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 class SequenceBuilder:
-    def __init__(self, tokenizer: TextTokenizer, views: tuple[View, ...], merge: int) -> None:
-        self.tokenizer, self.views, self.merge = tokenizer, views, merge
+    """Sequences of one embodiment: its views never change, so that the head is made once.
+
+    compat "prts": the released prompt, which has no <|obs_repr|> and <|goal_repr|> unless contrastive parts follow.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, views: tuple[View, ...], compat: Compat = "none") -> None:
+        self.tokenizer, self.views, self.compat = tokenizer, views, compat
         labels = tuple(v.label for v in views)
         self.head = tokenizer.encode(prompt.head_text(labels, tuple(v.rows * v.columns for v in views)))
-        self.head_positions = self._head_positions()  # (3, len(head))
+        self.head_positions = mrope_positions(self.head, tokenizer.id(prompt.IMAGE_PAD), views)
         self.tail = tokenizer.encode(prompt.tail_text())
+        self.subtask_tail = tokenizer.encode(prompt.tail_text(subtask=True))
         self.action_start = tokenizer.id(prompt.ACTION_START)
         self.action_end = tokenizer.id(prompt.ACTION_END)
-        self.after_response = tokenizer.encode(prompt.IM_END + "\n")
-        self.encode_instruction = lru_cache(maxsize=4096)(lambda text: tokenizer.encode(prompt.instruction_text(text)))
+        self.turn_end = tokenizer.encode(prompt.IM_END + "\n")
+        self.instruction = lru_cache(maxsize=4096)(lambda text: tokenizer.encode(prompt.instruction_text(text)))
+        self.subtask = lru_cache(maxsize=4096)(lambda text: tokenizer.encode(prompt.clean_instruction(text)))
 
-    def _head_positions(self) -> np.ndarray:
-        """Interleaved M-RoPE ids of the head: text counts up; an image is a block of (0, row, column) offsets."""
-        image = self.tokenizer.id(prompt.IMAGE_PAD)
-        out = np.zeros((3, len(self.head)), np.int64)
-        at, position, view = 0, 0, 0
-        while at < len(self.head):
-            if self.head[at] != image:
-                out[:, at] = position
-                at, position = at + 1, position + 1
-                continue
-            rows, columns = self.views[view].rows, self.views[view].columns
-            row, column = np.divmod(np.arange(rows * columns), columns)
-            out[:, at : at + rows * columns] = position + np.stack([np.zeros_like(row), row, column])
-            at, position, view = at + rows * columns, position + max(rows, columns), view + 1
-        return out
+    def encode_states(self, bins: np.ndarray) -> list[list[int]]:
+        """(N, D) integers of the proprioception -> tokens of each."""
+        return self.tokenizer.encode_many([prompt.state_text(row) for row in bins])
 
-    def grid(self, batch: int) -> torch.Tensor:
-        """(batch * views, 3) patch grids (t, h, w), in the order the backbone reads images."""
-        one = torch.tensor([[1, v.rows * self.merge, v.columns * self.merge] for v in self.views], dtype=torch.int64)
-        return one.repeat(batch, 1)
-
-    def build(self, samples: list[Sample], pixels: torch.Tensor, *, response: bool, contrastive: bool) -> Tokens:
-        """Assemble a right-padded batch. response: FAST tokens stand (labelled) in the assistant's turn.
-        contrastive: the
-        two extra parts follow. pixels: patches of all images, sample by sample."""
-        states = self.tokenizer.encode_many([prompt.state_text(s.state) for s in samples])
-        rows = [self._row(sample, state, response, contrastive) for sample, state in zip(samples, states, strict=True)]
-        width = max(len(row.ids) for row in rows)
-        ids = np.zeros((len(rows), width), np.int64)
-        positions = np.zeros((3, len(rows), width), np.int64)
-        labels = np.full((len(rows), width), IGNORE, np.int64)
-        for i, row in enumerate(rows):
-            ids[i, : len(row.ids)] = row.ids
-            positions[:, i, : len(row.ids)] = row.positions
-            labels[i, row.label_from : row.label_to] = ids[i, row.label_from : row.label_to]
-        ends = torch.tensor([row.ends for row in rows])
-        return Tokens(
-            ids=torch.from_numpy(ids),
-            positions=torch.from_numpy(positions),
-            key_end=role_key_end(width, *ends.unbind(1)),
-            pixels=pixels,
-            grid=self.grid(len(rows)),
-            prompt_end=torch.tensor([row.prompt_end for row in rows]),
-            phi_at=torch.tensor([row.ends[2] - 1 if contrastive else -1 for row in rows]),
-            psi_at=torch.tensor([row.ends[3] - 1 if contrastive else -1 for row in rows]),
-            labels=torch.from_numpy(labels),
-        )
-
-    def _row(self, sample: Sample, state: list[int], response: bool, contrastive: bool) -> _Row:
-        instruction = self.encode_instruction(sample.instruction)
-        observation_end = len(self.head) + len(state)
-        ids = [*self.head, *state, *instruction, *self.tail]
-        prompt_end = len(ids)
-        first = self.head_positions.max() + 1
-        text = np.arange(first, first + prompt_end - len(self.head))
+    def sequence(self, sample: Sample, *, response: bool, contrastive: bool) -> TokenSequence:
+        """response: FAST tokens stand, labelled, in the assistant's turn. contrastive: the two extra parts follow."""
+        instruction = self.instruction(sample.instruction)
+        tail = self.tail if sample.subtask is None else self.subtask_tail
+        observation_end = len(self.head) + len(sample.state)
+        ids = [*self.head, *sample.state, *instruction, *tail]
+        after = len(ids)
+        text_to = after
+        if sample.subtask:
+            ids += [*self.subtask(sample.subtask), *self.turn_end]
+            text_to = len(ids)
         action = [] if sample.fast is None else self._action(sample.fast)
-        positions = [self.head_positions, np.broadcast_to(text, (3, len(text)))]
-        after = first + len(text)  # where the response begins, present or not
         if response:
-            turn = [*action, *self.after_response]
-            ids += turn
-            positions.append(np.broadcast_to(np.arange(after, after + len(turn)), (3, len(turn))))
+            ids += [*action, *self.turn_end]
         bc_end = len(ids)
         if contrastive:
-            ids += action
-            positions.append(np.broadcast_to(np.arange(after, after + len(action)), (3, len(action))))
-            crl_action_end = len(ids)
-            ids += instruction
-            positions.append(np.broadcast_to(np.arange(len(instruction)), (3, len(instruction))))
-        else:
-            crl_action_end = bc_end
-        return _Row(
-            ids, np.concatenate(positions, axis=1), prompt_end, bc_end if response else prompt_end, prompt_end,
-            (observation_end, bc_end, crl_action_end, len(ids)),
+            ids += [*action, *instruction]
+        crl_action_end = bc_end + (len(action) if contrastive else 0)
+
+        tokens = np.array(ids, np.int64)
+        labels = np.full(len(tokens), IGNORE, np.int64)
+        labels[after:bc_end] = tokens[after:bc_end]
+        text_label = np.zeros(len(tokens), bool)
+        text_label[after:text_to] = True
+        first = int(self.head_positions.max()) + 1 - len(self.head)  # text counts on after the last image
+        positions = np.empty((3, len(tokens)), np.int64)
+        positions[:, : len(self.head)] = self.head_positions
+        positions[:, len(self.head) : bc_end] = first + np.arange(len(self.head), bc_end)
+        positions[:, bc_end:crl_action_end] = first + after + np.arange(crl_action_end - bc_end)
+        positions[:, crl_action_end:] = np.arange(len(tokens) - crl_action_end)
+        return TokenSequence(
+            tokens, positions, labels, text_label, (observation_end, bc_end, crl_action_end, len(tokens)), text_to,
+            crl_action_end - 1 if contrastive else -1, len(tokens) - 1 if contrastive else -1,
         )  # fmt: skip
 
-    def _action(self, fast: tuple[int, ...]) -> list[int]:
+    def lengths(
+        self, states: np.ndarray, fast: np.ndarray, instructions: np.ndarray, *, response: bool, contrastive: bool
+    ) -> np.ndarray:
+        """Tokens of many samples (without subtasks) from the token counts of their parts, each (N,) int64."""
+        actions = fast + 2
+        out = len(self.head) + states + instructions + len(self.tail)
+        out = out + (actions + len(self.turn_end) if response else 0)
+        return out + (actions + instructions if contrastive else 0)
+
+    def _action(self, fast: Sequence[int]) -> list[int]:
         base = self.tokenizer.fast_base
         return [self.action_start, *(base + index for index in fast), self.action_end]
 
 
-@dataclass(frozen=True)
-class _Row:
-    ids: list[int]
-    positions: np.ndarray  # (3, len(ids))
-    label_from: int
-    label_to: int
-    prompt_end: int
-    ends: tuple[int, int, int, int]  # observation, bc, crl action, goal
+class ConversationBuilder:
+    """Sequences of image-text conversations: the chat scaffold, the assistant's words labelled."""
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    def sequence(self, turns: Sequence[tuple[str, str]], views: Sequence[View]) -> TokenSequence:
+        """turns: (role, text), role system, user or assistant; `<image>` in a text stands for the next view. DataError where
+        their numbers differ."""
+        own_system = bool(turns) and turns[0][0] == "system"
+        ids: list[int] = [] if own_system else self.tokenizer.encode(prompt.system_text())
+        labelled: list[tuple[int, int]] = []
+        for opening, text, closing in prompt.conversation_texts(turns, tuple(v.rows * v.columns for v in views)):
+            ids += self.tokenizer.encode(opening)
+            begin = len(ids)
+            ids += self.tokenizer.encode(text + closing)
+            if opening.endswith("assistant\n"):
+                labelled.append((begin, len(ids)))
+        tokens = np.array(ids, np.int64)
+        labels = np.full(len(tokens), IGNORE, np.int64)
+        for begin, end in labelled:
+            labels[begin:end] = tokens[begin:end]
+        positions = mrope_positions(ids, self.tokenizer.id(prompt.IMAGE_PAD), views)
+        count = len(tokens)
+        return TokenSequence(tokens, positions, labels, labels != IGNORE, (0, count, count, count), 0)
+
+
+def mrope_positions(ids: Sequence[int], image_id: int, views: Sequence[View]) -> np.ndarray:
+    """(3, n) interleaved M-RoPE ids: text counts up; an image is a block of (0, row, column) offsets, after which text
+    goes on past the longer side (Qwen2-VL)."""
+    out = np.zeros((3, len(ids)), np.int64)
+    at, position, view = 0, 0, 0
+    while at < len(ids):
+        if ids[at] != image_id:
+            out[:, at] = position
+            at, position = at + 1, position + 1
+            continue
+        rows, columns = views[view].rows, views[view].columns
+        row, column = np.divmod(np.arange(rows * columns), columns)
+        out[:, at : at + rows * columns] = position + np.stack([np.zeros_like(row), row, column])
+        at, position, view = at + rows * columns, position + max(rows, columns), view + 1
+    return out

@@ -1,46 +1,60 @@
-"""Rows of demonstrations as training batches: a pure function of (data, seed, step), so that resume needs no state.
+"""Samples of a mixture as training batches: a pure function of (data, seed, position), so that resume is exact.
 
-It does not know disks: `TrainingSet` holds arrays, whoever fills it. Imports torch and numpy only.
+It does not know disks or images: a `SampleSource` hands out items, whoever fills it. Imports torch and numpy only.
 
-Shape legend: N rows, V cameras, S image size, T chunk length, A real action width, D state width.
+Shape legend: S samples, T chunk length, A action width.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prts_core.models.backbone import patchify
-from prts_core.models.prts import Tokens
-from prts_core.text.sequence import Sample, SequenceBuilder
+from prts_core.models.tokens import Tokens, moved
+from prts_core.text.collate import collate, packed, patches
+from prts_core.text.sequence import TokenSequence
+from prts_core.training.packing import fill, pack
+from prts_core.training.stream import Draw, Stream
+
+Cursor = dict[str, int]
 
 
-@dataclass
-class TrainingSet:
-    """One dataset, normalised and tokenised once. steps_to_go: rows until success, clipped at 0."""
+@dataclass(frozen=True)
+class Item:
+    """One sample, ready to be laid into a batch. images: (H, W, 3) uint8 each. chunk (T, A) normalised float32 and is_pad
+    (T,) bool, or none where there is no action."""
+
+    sequence: TokenSequence
+    images: Sequence[np.ndarray]
+    chunk: np.ndarray | None = None
+    is_pad: np.ndarray | None = None
+    steps_to_go: int = 0
+    task_id: int = 0
+
+
+class SampleSource(Protocol):
+    """A dataset as training sees it. name: its repo_id, as metrics name it. tasks: ids of its instructions, for the
+    contrastive loss; empty where there are no actions."""
 
     name: str
-    builder: SequenceBuilder
-    patch: int
-    merge: int
-    images: np.ndarray  # (N, V, S, S, 3) uint8
-    state_bins: np.ndarray  # (N, D) int64
-    chunks: np.ndarray  # (N, T, A) float32, normalised
-    is_pad: np.ndarray  # (N, T) bool: steps beyond the episode's end
-    fast: list[tuple[int, ...]]  # N
-    instructions: list[str]  # N
-    steps_to_go: np.ndarray  # (N,) int64
-    task_ids: np.ndarray = field(init=False)  # (N,) int64
+    tasks: frozenset[int]
 
-    def __post_init__(self) -> None:
-        self.task_ids = np.array([task_id(text) for text in self.instructions], np.int64)
+    def __len__(self) -> int: ...
 
-    def __len__(self) -> int:
-        return len(self.chunks)
+    def lengths(self, *, response: bool, contrastive: bool) -> np.ndarray:
+        """(rows,) int64: at least the tokens of each row's sample, known without reading an image."""
+        ...
+
+    def item(self, row: int, rng: np.random.Generator, *, response: bool, contrastive: bool) -> Item:
+        """rng: the sample's own, for augmentation and whatever else is drawn."""
+        ...
 
 
 def task_id(instruction: str) -> int:
@@ -51,62 +65,171 @@ def task_id(instruction: str) -> int:
 
 @dataclass
 class Batch:
-    """tokens: see Tokens. actions, dof_mask (B, T, Amax); is_pad (B, T); weight (B,) discounts; task_id (B,)."""
+    """tokens: see Tokens. actions, dof_mask (S, T, Amax) float32; is_pad (S, T) and has_action (S,) bool; steps_to_go and
+    task_id (S,) int64; at (S,) int64: each sample's place in the joint batch of `joint` samples over all processes.
+
+    names: datasets, indexed by tokens.dataset. ids: "dataset:row" of each sample. begin, cursor: the position in the
+    data before and after this batch.
+    """
 
     tokens: Tokens
     actions: Tensor
     dof_mask: Tensor
     is_pad: Tensor
+    has_action: Tensor
     steps_to_go: Tensor
     task_id: Tensor
-    dataset: str
-    rows: np.ndarray
+    at: Tensor
+    joint: int
+    names: list[str]
+    ids: list[str]
+    begin: Cursor
+    cursor: Cursor
+
+    def to(self, device: torch.device | str) -> Batch:
+        return moved(self, device)
 
 
-def pad_actions(chunks: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """(B, T, A) -> zero-padded (B, T, width) and the mask of real dimensions, 1 or 0."""
-    batch, steps, real = chunks.shape
-    if real > width:
-        raise ValueError(f"actions have {real} dimensions, the model takes at most {width}; raise max_action_dim")
-    padded, mask = chunks.new_zeros(batch, steps, width), chunks.new_zeros(batch, steps, width)
-    padded[..., :real], mask[..., :real] = chunks, 1.0
-    return padded, mask
+@dataclass(frozen=True)
+class Plan:
+    """Which samples a batch is made of: rows of draws (one draw a row when unpacked), those of all processes."""
+
+    rows: list[list[Draw]]
+    contrastive: bool
+    begin: Cursor
+    cursor: Cursor
 
 
 class BatchSource:
-    """Batches of a mixture: step -> Batch. Each batch comes from one dataset, drawn by weight times rows.
+    """Batches of a mixture over `world` processes; this one gets every `world`-th row from `rank` on.
 
-    contrastive: the contrastive parts stand in every n-th batch; 0: in none.
+    batch_size: rows of a joint batch: samples, or packed rows of `pack_length` tokens. response: FAST tokens stand in the
+    answer. contrastive: the contrastive parts stand in every n-th batch; 0: in none. pack_window: samples that are packed
+    at a time; the order within a window changes, nothing else.
     """
 
     def __init__(
-        self, sets: list[TrainingSet], weights: list[float], batch_size: int, seed: int, *,
-        max_action_dim: int, response: bool, contrastive: int, rank: int = 0, world: int = 1,
+        self, sources: Sequence[SampleSource], weights: Sequence[float], batch_size: int, seed: int, *,
+        chunk_length: int, max_action_dim: int, patch: int, merge: int, response: bool, contrastive: int,
+        pack_length: int = 0, pack_window: int = 2048, rank: int = 0, world: int = 1,
     ) -> None:  # fmt: skip
-        share = np.array([len(s) * w for s, w in zip(sets, weights, strict=True)], np.float64)
-        self.sets, self.share, self.seed = sets, share / share.sum(), seed
-        self.batch_size, self.rank, self.world = batch_size, rank, world
-        self.max_action_dim, self.response, self.contrastive = max_action_dim, response, contrastive
+        self.sources, self.batch_size, self.seed, self.rank, self.world = sources, batch_size, seed, rank, world
+        self.chunk_length, self.max_action_dim, self.patch, self.merge = chunk_length, max_action_dim, patch, merge
+        self.response, self.contrastive = response, contrastive
+        self.pack_length, self.pack_window = pack_length, pack_window
+        self.stream = Stream([len(s) for s in sources], weights, seed)
+        if pack_length and contrastive > 1:
+            raise ValueError(f"packed rows hold the contrastive parts always or never; found every {contrastive}th batch")
+        self._lengths = (
+            [s.lengths(response=response, contrastive=contrastive > 0) for s in sources] if pack_length else []
+        )
 
-    def rows(self, step: int) -> tuple[TrainingSet, np.ndarray]:
-        """The joint batch's rows of one step; a process takes every `world`-th of them, from its rank on."""
-        rng = np.random.default_rng([self.seed, step])
-        chosen = self.sets[rng.choice(len(self.sets), p=self.share)]
-        size = min(self.batch_size, len(chosen))
-        return chosen, rng.choice(len(chosen), size=size, replace=False)[self.rank :: self.world]
+    def start(self) -> Cursor:
+        return {"window": 0, "row": 0} if self.pack_length else {"sample": 0}
 
-    def __call__(self, step: int) -> Batch:
-        data, rows = self.rows(step)
-        samples = [Sample(data.state_bins[r], data.instructions[r], data.fast[r]) for r in rows]
-        images = torch.from_numpy(data.images[rows]).flatten(0, 1)
-        contrastive = self.contrastive > 0 and step % self.contrastive == 0
-        pixels = patchify(images, data.patch, data.merge)
-        tokens = data.builder.build(samples, pixels, response=self.response, contrastive=contrastive)
-        actions, dof_mask = pad_actions(torch.from_numpy(data.chunks[rows]), self.max_action_dim)
+    def plans(self, cursor: Cursor) -> Iterator[Plan]:
+        """What batches from `cursor` on are made of, without end."""
+        return self._packed_plans(cursor) if self.pack_length else self._plans(cursor)
+
+    def _plans(self, cursor: Cursor) -> Iterator[Plan]:
+        number = cursor["sample"]
+        while True:
+            rows = [[self.stream.draw(number + i)] for i in range(self.batch_size)]
+            contrastive = self.contrastive > 0 and number // self.batch_size % self.contrastive == 0
+            yield Plan(rows, contrastive, {"sample": number}, {"sample": number + self.batch_size})
+            number += self.batch_size
+
+    def _packed_plans(self, cursor: Cursor) -> Iterator[Plan]:
+        window, row = cursor["window"], cursor["row"]
+        rows = self.window(window)
+        while True:
+            begin, chosen = {"window": window, "row": row}, []
+            while len(chosen) < self.batch_size:
+                if row == len(rows):
+                    window, row = window + 1, 0
+                    rows = self.window(window)
+                chosen.append(rows[row])
+                row += 1
+            yield Plan(chosen, self.contrastive > 0, begin, {"window": window, "row": row})
+
+    def window(self, index: int) -> list[list[Draw]]:
+        """The packed rows of window `index`."""
+        draws = [self.stream.draw(index * self.pack_window + i) for i in range(self.pack_window)]
+        lengths = [int(self._lengths[d.source][d.row]) for d in draws]
+        return [[draws[i] for i in row] for row in pack(lengths, self.pack_length)]
+
+    def pack_fill(self) -> float:
+        """Share of the first window's places that hold a token."""
+        rows = self.window(0)
+        return fill([int(self._lengths[d.source][d.row]) for row in rows for d in row], rows, self.pack_length)
+
+    def __getitem__(self, plan: Plan) -> Batch:
+        """This process's part of a planned batch."""
+        rows = plan.rows[self.rank :: self.world]
+        draws = [d for row in rows for d in row]
+        items = [
+            self.sources[d.source].item(
+                d.row, np.random.default_rng([self.seed, 3, d.number]), response=self.response,
+                contrastive=plan.contrastive,
+            )
+            for d in draws
+        ]  # fmt: skip
+        sequences = [item.sequence for item in items]
+        place = None
+        if self.pack_length:
+            sizes = iter(len(s) for s in sequences)
+            place = packed([[next(sizes) for _ in row] for row in rows], self.pack_length)
+        pixels, grid = patches([image for item in items for image in item.images], self.patch, self.merge)
+        tokens = collate(sequences, pixels, grid, place=place, dataset=np.array([d.source for d in draws]))
+        actions, dof_mask = np.zeros((2, len(items), self.chunk_length, self.max_action_dim), np.float32)
+        is_pad = np.zeros((len(items), self.chunk_length), bool)
+        for i, item in enumerate(items):
+            if item.chunk is not None and item.is_pad is not None:
+                width = item.chunk.shape[1]
+                if width > self.max_action_dim or len(item.chunk) != self.chunk_length:
+                    raise ValueError(
+                        f"{self.sources[draws[i].source].name} has chunks of {item.chunk.shape}, the model takes "
+                        f"{self.chunk_length} steps of at most {self.max_action_dim}: raise max_action_dim"
+                    )
+                actions[i, :, :width], dof_mask[i, :, :width], is_pad[i] = item.chunk, 1.0, item.is_pad
+        counts = np.cumsum([0, *(len(row) for row in plan.rows)])
+        at = [int(counts[r]) + i for r in range(self.rank, len(plan.rows), self.world) for i in range(len(plan.rows[r]))]
+        names = [s.name for s in self.sources]
         return Batch(
-            tokens, actions, dof_mask, torch.from_numpy(data.is_pad[rows]), torch.from_numpy(data.steps_to_go[rows]),
-            torch.from_numpy(data.task_ids[rows]), data.name, rows,
+            tokens, torch.from_numpy(actions), torch.from_numpy(dof_mask), torch.from_numpy(is_pad),
+            torch.tensor([item.chunk is not None for item in items]),
+            torch.tensor([item.steps_to_go for item in items]), torch.tensor([item.task_id for item in items]),
+            torch.tensor(at), int(counts[-1]), names, [f"{names[d.source]}:{d.row}" for d in draws],
+            plan.begin, plan.cursor,
         )  # fmt: skip
+
+    def batches(self, cursor: Cursor, workers: int = 0) -> Iterator[Batch]:
+        """Batches from `cursor` on, made ahead: by one thread, or by that many loader processes; the same either way."""
+        if workers:
+            loader = torch.utils.data.DataLoader(
+                self,  # type: ignore[arg-type]
+                sampler=_Plans(self, cursor),  # type: ignore[arg-type]
+                batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(),
+            )  # fmt: skip
+            yield from loader
+        # The thread gets no OpenMP team of its own: two teams spin against each other and cost a third of a step.
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as ahead:
+            plans = self.plans(cursor)
+            waiting: Future[Batch] = ahead.submit(self.__getitem__, next(plans))
+            while True:
+                batch = waiting.result()
+                waiting = ahead.submit(self.__getitem__, next(plans))
+                yield batch
+
+
+class _Plans:
+    """The plans from a cursor on, as the sampler a DataLoader wants."""
+
+    def __init__(self, source: BatchSource, cursor: Cursor) -> None:
+        self.source, self.cursor = source, cursor
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.source.plans(self.cursor)
 
 
 def chunk_windows(actions: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:

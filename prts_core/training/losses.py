@@ -1,58 +1,124 @@
-"""The PRTS objective: FAST cross-entropy + flow matching + contrastive RL on one encoded batch. Knows no optimiser."""
+"""The PRTS objective: token cross-entropy + flow matching + contrastive RL on one encoded batch. Knows no optimiser.
+
+    L = w_fast CE(FAST tokens) + w_text CE(words) + w_flow ||v(x_t, t) - (a - eps)||^2 + w_crl (L_sa->l + L_l->sa)
+
+(PRTS, arXiv:2604.27472; each term in prts_core/models/heads). Every term is a mean over its own items of the joint batch.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from prts_core.models.contrastive import contrastive_loss
-from prts_core.models.expert import draw_time, flow_loss, mix_noise
+from prts_core.models.heads.contrastive.loss import contrastive_loss
+from prts_core.models.heads.flow.loss import flow_loss, mask_noise, mix_noise
+from prts_core.models.heads.flow.time import draw_time
 from prts_core.models.prts import PrtsModel
+from prts_core.models.tokens import Encoded
 from prts_core.training.batch import Batch
 from prts_core.training.config import TrainConfig
 from prts_core.training.ranks import ALONE, Ranks
 
+Metrics = dict[str, Tensor]
+
 
 def prts_loss(
     model: PrtsModel, batch: Batch, config: TrainConfig, generator: torch.Generator, ranks: Ranks = ALONE
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, Metrics]:
     """Weighted sum of the losses whose weight is not 0, and each of them by the field's names.
 
-    ranks: how the batch is spread over processes; all of them get the joint batch's loss (see ranks.py).
+    generator: for noise and times, alike in every process. ranks: how the batch is spread over processes; all of them
+    get the joint batch's loss (see ranks.py).
     """
     weights = config.weights
     encoded = model.encode(batch.tokens)
-    total = encoded.hidden.new_zeros(())
-    metrics: dict[str, Tensor] = {}
-    if weights.fast:
-        cross_entropy, accuracy = model.token_loss(encoded, batch.tokens.labels)
-        labelled = int((batch.tokens.labels[:, 1:] != -100).sum()) if ranks.world > 1 else 1
-        cross_entropy, accuracy = ranks.mean(cross_entropy, labelled), ranks.mean(accuracy, labelled)
-        total = total + weights.fast * cross_entropy
-        metrics |= {"cross_entropy_loss": cross_entropy.detach(), "action_accuracy": accuracy}
+    total, metrics = token_terms(model, encoded, batch, config, ranks)
     if weights.flow:
-        draws = config.flow_samples
-        actions, dof_mask, is_pad = (
-            x.repeat_interleave(draws, 0) for x in (batch.actions, batch.dof_mask, batch.is_pad)
-        )
-        # Padded dimensions stay 0, in training as in sampling, so that the network never meets noise it cannot explain.
-        joint = ranks.total(len(batch.actions)) * draws  # noise is drawn for the joint batch, alike in every process
-        noise = torch.randn((joint, *actions.shape[1:]), generator=generator, device=generator.device)
-        time = draw_time(joint, generator, generator.device)
-        noise, time = (ranks.own(x.unflatten(0, (-1, draws))).flatten(0, 1).to(actions) for x in (noise, time))
-        noise = noise * dof_mask
-        x, target = mix_noise(actions, noise, time)
-        flow = flow_loss(model.velocity(encoded, x, dof_mask, time), target, dof_mask, is_pad)
-        flow = ranks.mean(flow, len(actions))
-        total = total + weights.flow * flow
-        metrics["flow_loss"] = flow.detach()
-    if weights.contrastive and int(batch.tokens.phi_at[0]) >= 0:
-        phi = ranks.gather(model.embed_state_actions(encoded, batch.tokens.phi_at))
-        psi = ranks.gather(model.embed_goals(encoded, batch.tokens.psi_at))
-        discount = config.gamma ** ranks.gather(batch.steps_to_go).to(phi.dtype)
-        task_id, log_scale = ranks.gather(batch.task_id), ranks.shared(model.crl_logit_scale)
-        contrastive, parts = contrastive_loss(phi, psi, log_scale, discount, task_id, config.logsumexp_weight)
-        total = total + weights.contrastive * contrastive
-        metrics |= {"crl_loss": contrastive.detach(), **parts, "crl_scale": model.crl_logit_scale.detach().exp()}
+        flow, parts = flow_term(model, encoded, batch, config, generator, ranks)
+        total, metrics = total + weights.flow * flow, metrics | parts
+    if weights.contrastive and (batch.tokens.phi_at >= 0).any():
+        contrastive, parts = contrastive_term(model, encoded, batch, config, ranks)
+        total, metrics = total + weights.contrastive * contrastive, metrics | parts
     metrics["loss"] = total.detach()
     return total, metrics
+
+
+def token_terms(
+    model: PrtsModel, encoded: Encoded, batch: Batch, config: TrainConfig, ranks: Ranks
+) -> tuple[Tensor, Metrics]:
+    """Cross-entropy on FAST tokens (`cross_entropy_loss`, `action_accuracy`, `fast/<dataset>`) and on words
+    (`text_loss`, `text_accuracy`, `vqa/<dataset>`)."""
+    weights, metrics = config.weights, Metrics()
+    total = encoded.hidden.new_zeros((), dtype=torch.float32)
+    if not (weights.fast or weights.text):
+        return total, metrics
+    losses, right, at = model.token_losses(encoded)
+    words = batch.tokens.text_label[at[:, 0], at[:, 1]]
+    dataset = batch.tokens.dataset[batch.tokens.sample[at[:, 0], at[:, 1]]]
+    for kind, chosen, weight, loss_name, accuracy_name, group in (
+        ("fast", ~words, weights.fast, "cross_entropy_loss", "action_accuracy", "fast"),
+        ("text", words, weights.text, "text_loss", "text_accuracy", "vqa"),
+    ):
+        count = int(chosen.sum())
+        if not weight or ranks.total(count) == 0:
+            continue
+        loss = ranks.mean(losses[chosen].mean(), count, kind)
+        total = total + weight * loss
+        metrics[loss_name] = loss.detach()
+        metrics[accuracy_name] = ranks.mean(right[chosen].float().mean(), count, kind)
+        metrics |= by_dataset(group, losses[chosen].detach(), dataset[chosen], batch.names, ranks)
+    return total, metrics
+
+
+def flow_term(
+    model: PrtsModel, encoded: Encoded, batch: Batch, config: TrainConfig, generator: torch.Generator, ranks: Ranks
+) -> tuple[Tensor, Metrics]:
+    """Flow matching on the samples that have an action, `config.flow_samples` draws each."""
+    draws, compat = config.flow_samples, model.compat
+    # Noise is drawn for the joint batch, so that it does not depend on how samples are spread over processes.
+    shape = (batch.joint, draws, *batch.actions.shape[1:])
+    noise = torch.randn(shape, generator=generator, device=generator.device)
+    time = draw_time(batch.joint * draws, generator, generator.device).unflatten(0, (-1, draws))
+    acting = batch.has_action.nonzero()[:, 0]
+    at = batch.at[acting]
+    noise, time = (x[at.to(x.device)].flatten(0, 1).to(batch.actions) for x in (noise, time))
+    actions, dof_mask, is_pad = (
+        x[acting].repeat_interleave(draws, 0) for x in (batch.actions, batch.dof_mask, batch.is_pad)
+    )
+    x, target = mix_noise(actions, mask_noise(noise, dof_mask, compat), time)
+    prefix = encoded.prefix(config.insulate)
+    if len(acting) < len(batch.has_action):
+        prefix = prefix.map(lambda y: y[acting])
+    velocity = model.velocity(prefix, x, dof_mask, time).float()
+    flow = ranks.mean(flow_loss(velocity, target, dof_mask, is_pad, compat), len(actions), "flow")
+    weight = dof_mask * (~is_pad)[..., None]
+    with torch.no_grad():
+        each = ((velocity - target).square() * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)
+    dataset = batch.tokens.dataset[acting].repeat_interleave(draws, 0)
+    return flow, {"flow_loss": flow.detach()} | by_dataset("flow_matching", each, dataset, batch.names, ranks)
+
+
+def contrastive_term(
+    model: PrtsModel, encoded: Encoded, batch: Batch, config: TrainConfig, ranks: Ranks
+) -> tuple[Tensor, Metrics]:
+    """Contrastive RL over the samples of all processes; a joint batch of one task has no negatives and counts 0."""
+    chosen = (batch.tokens.phi_at >= 0).nonzero()[:, 0]
+    phi = ranks.gather(model.embed_state_actions(encoded)[chosen]).float()
+    psi = ranks.gather(model.embed_goals(encoded)[chosen]).float()
+    weight = config.gamma ** ranks.gather(batch.steps_to_go[chosen]).to(phi.dtype)
+    task_id, log_scale = ranks.gather(batch.task_id[chosen]), ranks.shared(model.crl_logit_scale)
+    if bool((task_id == task_id[0]).all()):
+        # A zero that still reaches every parameter: engines wait for the gradients of all of them.
+        return 0.0 * (phi.sum() + psi.sum() + log_scale), {}
+    loss, parts = contrastive_loss(phi, psi, log_scale, weight, task_id, config.logsumexp_weight)
+    loss = ranks.whole(loss)
+    return loss, {"crl_loss": loss.detach(), **parts, "crl_scale": model.crl_logit_scale.detach().exp()}
+
+
+def by_dataset(group: str, values: Tensor, dataset: Tensor, names: list[str], ranks: Ranks) -> Metrics:
+    """`<group>/<dataset>`: the mean of (M,) values over each dataset of the joint batch that has any."""
+    sums = values.new_zeros(2, len(names), dtype=torch.float32)
+    sums[0].index_add_(0, dataset, values.float())
+    sums[1].index_add_(0, dataset, torch.ones_like(values, dtype=torch.float32))
+    total, count = ranks.sum(sums)
+    return {f"{group}/{name}": total[i] / count[i] for i, name in enumerate(names) if count[i] > 0}

@@ -19,21 +19,25 @@ class Ranks:
 
     rank, world = 0, 1
 
-    def own(self, joint: Tensor) -> Tensor:
-        """This process's rows of a tensor made for the joint batch: every `world`-th from `rank` on."""
-        return joint
-
     def total(self, count: int) -> int:
         """The sum of a count over processes."""
         return count
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over processes of a tensor without gradient."""
+        return values
 
     def gather(self, rows: Tensor) -> Tensor:
         """(n, ...) of each process -> (N, ...), in order of ranks."""
         return rows
 
-    def mean(self, local: Tensor, count: int) -> Tensor:
-        """The joint mean from each process's own mean over `count` items."""
+    def mean(self, local: Tensor, count: int, kind: str) -> Tensor:
+        """The joint mean from each process's own mean over `count` items of a `kind` ("fast", "text" or "flow")."""
         return local
+
+    def whole(self, loss: Tensor) -> Tensor:
+        """A loss that is no mean over items: every process has computed it from everybody's."""
+        return loss
 
     def shared(self, parameter: Tensor) -> Tensor:
         """A parameter used in a computation that every process repeats."""
@@ -50,16 +54,18 @@ class ProcessRanks(Ranks):
         self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self.device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
 
-    def own(self, joint: Tensor) -> Tensor:
-        return joint[self.rank :: self.world]
-
     def total(self, count: int) -> int:
         return sum(self._counts(count))
+
+    def sum(self, values: Tensor) -> Tensor:
+        total = values.clone()
+        torch.distributed.all_reduce(total)
+        return total
 
     def gather(self, rows: Tensor) -> Tensor:
         return _Gather.apply(rows, self._counts(len(rows)), self.rank)
 
-    def mean(self, local: Tensor, count: int) -> Tensor:
+    def mean(self, local: Tensor, count: int, kind: str) -> Tensor:
         # A process without any item has the mean of nothing, NaN; it must not reach the sum.
         part = local * (count / max(1, self.total(count))) if count else local.new_zeros(())
         return _Sum.apply(part)

@@ -13,12 +13,12 @@ def pixels_of(images: torch.Tensor, tiny) -> torch.Tensor:
     return patchify(images, tiny.vision.patch_size, tiny.vision.merge_size)
 
 
-def test_plain_prompt_equals_the_stock_model(model, tiny, tokenizer, builder, samples):
+def test_plain_prompt_equals_the_stock_model(model, tiny, tokenizer, build, samples):
     images = torch.randint(
         0, 256, (len(samples) * 2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
-    pixels = pixels_of(images, tiny)
-    tokens = builder.build(samples, pixels, response=False, contrastive=False)
+    tokens = build(samples, images.numpy(), response=False, contrastive=False)
+    pixels = tokens.pixels
     ours = model.encode(tokens).hidden
 
     stock = Qwen3VLModel._from_config(
@@ -49,13 +49,12 @@ def test_images_of_two_sizes_take_the_stock_path(model, tiny):
     torch.testing.assert_close(both.pooler_output[4:], alone.pooler_output, atol=1e-5, rtol=1e-4)
 
 
-def test_roles_are_isolated(model, tiny, builder, samples):
+def test_roles_are_isolated(model, build, samples):
     """phi ignores the instruction and the answer; psi sees only the sentence; the prompt ignores the appended parts."""
     images = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
-    pixels = pixels_of(images, tiny)
 
-    def encode(sample, some_pixels=pixels, **kinds):
-        tokens = builder.build([sample], some_pixels, **kinds)
+    def encode(sample, some_images=images, **kinds):
+        tokens = build([sample], some_images.numpy(), **kinds)
         return tokens, model.encode(tokens)
 
     kinds = {"response": True, "contrastive": True}
@@ -68,7 +67,7 @@ def test_roles_are_isolated(model, tiny, builder, samples):
     torch.testing.assert_close(phi, encoded2.hidden[0, tokens2.phi_at[0]])
     assert not torch.allclose(psi, encoded2.hidden[0, tokens2.psi_at[0]])
 
-    darker = (pixels * 0.5).clone()
+    darker = images // 2
     tokens3, encoded3 = encode(first, darker, **kinds)
     torch.testing.assert_close(psi, encoded3.hidden[0, tokens3.psi_at[0]])
     assert not torch.allclose(phi, encoded3.hidden[0, tokens3.phi_at[0]])
@@ -78,14 +77,12 @@ def test_roles_are_isolated(model, tiny, builder, samples):
     torch.testing.assert_close(encoded.hidden[0, :end], encoded4.hidden[0, :end])
 
 
-def test_padding_does_not_change_a_sample(model, tiny, builder, samples):
+def test_padding_does_not_change_a_sample(model, build, samples):
     images = torch.randint(0, 256, (6, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
-    pixels = pixels_of(images, tiny)
     kinds = {"response": True, "contrastive": True}
-    together = builder.build(samples, pixels, **kinds)
+    together = build(samples, images.numpy(), **kinds)
     hidden = model.encode(together).hidden
     for i, sample in enumerate(samples):
-        per = len(pixels) // 3
-        alone = builder.build([sample], pixels[i * per : (i + 1) * per], **kinds)
+        alone = build([sample], images[2 * i : 2 * i + 2].numpy(), **kinds)
         length = alone.ids.shape[1]
         torch.testing.assert_close(hidden[i, :length], model.encode(alone).hidden[0], atol=1e-5, rtol=1e-4)

@@ -73,10 +73,11 @@ def test_fast_refuses_what_is_no_chunk(fast, tmp_path):
     )
 
 
-def test_layout_of_a_sample(builder, tokenizer, samples):
+def test_layout_of_a_sample(build, tokenizer, samples):
     import torch
 
-    tokens = builder.build(samples[:1], torch.zeros(0), response=True, contrastive=True)
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    tokens = build(samples[:1], images, response=True, contrastive=True)
     ids, positions = tokens.ids[0].tolist(), tokens.positions[:, 0]
     end, start = tokenizer.id(prompt.ACTION_END), tokenizer.id(prompt.ACTION_START)
     first, second = [i for i, t in enumerate(ids) if t == start]

@@ -1,0 +1,96 @@
+"""Sequences of single samples laid into one batch of rows: right-padded, one a row, or packed, many a row.
+
+It does not know what the tokens say; packed samples are kept apart by `key_end` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prts_core.models.backbone import patchify
+from prts_core.models.tokens import Tokens
+from prts_core.text.sequence import IGNORE, TokenSequence
+from prts_kernels.role_attention import packed_key_end
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where samples lie: row and first column of each, (S,) int64, in rows of `length` tokens."""
+
+    row: np.ndarray
+    start: np.ndarray
+    rows: int
+    length: int
+
+
+def one_a_row(lengths: Sequence[int]) -> Placement:
+    count = len(lengths)
+    return Placement(np.arange(count), np.zeros(count, np.int64), count, max(lengths))
+
+
+def packed(rows: Sequence[Sequence[int]], length: int) -> Placement:
+    """rows: for each row the lengths of its samples, in order."""
+    row = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
+    start = np.concatenate([np.cumsum([0, *r[:-1]]) for r in rows]).astype(np.int64)
+    return Placement(row, start, len(rows), length)
+
+
+def collate(
+    sequences: Sequence[TokenSequence], pixels: Tensor, grid: Tensor, *, place: Placement | None = None,
+    dataset: np.ndarray | None = None,
+) -> Tokens:  # fmt: skip
+    """pixels, grid: of all images, sample by sample. place: default one sample a row. dataset: (S,) indices."""
+    lengths = np.array([len(s) for s in sequences])
+    unpacked = place is None
+    place = place or one_a_row(lengths.tolist())
+    first = place.row * place.length + place.start
+    at = np.repeat(first - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())  # flat columns
+
+    def laid(parts: list[np.ndarray], fill: int | bool, dtype: type) -> Tensor:
+        out = np.full(place.rows * place.length, fill, dtype)
+        out[at] = np.concatenate(parts)
+        return torch.from_numpy(out.reshape(place.rows, place.length))
+
+    positions = np.zeros((3, place.rows * place.length), np.int64)
+    positions[:, at] = np.concatenate([s.positions for s in sequences], axis=1)
+    spans = place.start[:, None] + np.array([(0, *s.ends) for s in sequences])
+    prompts = np.array([s.prompt_end for s in sequences])
+
+    def column(name: str) -> Tensor:
+        own = np.array([getattr(s, name) for s in sequences])
+        return torch.from_numpy(np.where(own < 0, -1, own + place.start))
+
+    row = torch.from_numpy(place.row.astype(np.int64))
+    return Tokens(
+        ids=laid([s.ids for s in sequences], 0, np.int64),
+        positions=torch.from_numpy(positions.reshape(3, place.rows, place.length)),
+        key_end=packed_key_end(place.length, row, torch.from_numpy(spans), place.rows),
+        labels=laid([s.labels for s in sequences], IGNORE, np.int64),
+        text_label=laid([s.text_label for s in sequences], False, bool),
+        sample=laid([np.full(n, i) for i, n in enumerate(lengths)], -1, np.int64),
+        pixels=pixels,
+        grid=grid,
+        row=row,
+        start=torch.from_numpy(place.start),
+        prompt_end=torch.from_numpy(place.start + prompts),
+        phi_at=column("phi_at"),
+        psi_at=column("psi_at"),
+        dataset=torch.from_numpy(np.zeros(len(row), np.int64) if dataset is None else dataset.astype(np.int64)),
+        prompt_width=int(prompts.max()),
+        packed=not unpacked,
+    )
+
+
+def patches(images: Sequence[np.ndarray], patch: int, merge: int) -> tuple[Tensor, Tensor]:
+    """(H, W, 3) uint8 images, each a multiple of patch * merge -> pixels of all, in order, and their (n, 3) grids."""
+    if not images:
+        return torch.zeros(0, 3 * patch * patch), torch.zeros(0, 3, dtype=torch.int64)
+    grid = torch.tensor([[1, i.shape[0] // patch, i.shape[1] // patch] for i in images])
+    if len({i.shape for i in images}) == 1:
+        return patchify(torch.from_numpy(np.stack(images)), patch, merge), grid
+    return torch.cat([patchify(torch.from_numpy(np.ascontiguousarray(i))[None], patch, merge) for i in images]), grid
