@@ -30,7 +30,7 @@ def of_datasets(asset: str, *names: str) -> dg.AssetDep:
 
 def of_mixture(asset: str) -> dg.AssetDep:
     """Pre-training depends on the datasets of its mixture, not on every dataset there is."""
-    return of_datasets(asset, *PLAN.recipe.pretrain.mixture)
+    return of_datasets(asset, *PLAN.mixture)
 
 
 def of_deployed(asset: str) -> dg.AssetDep:

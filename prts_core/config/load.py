@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from prts_core.config.schema import DatasetConfig, LeRobotSource, Recipe, RobotConfig, SftSection
-from prts_core.errors import ConfigError, UnavailableError, lookup, suggest
+from prts_core.config.schema import DatasetConfig, ImageTextSource, LeRobotSource, Recipe, RobotConfig, SftSection
+from prts_core.errors import ConfigError, UnavailableError, lookup, require, suggest
+from prts_core.files import digest_file
 from prts_core.models.config import ModelConfig
 
 T = TypeVar("T")
@@ -139,66 +140,81 @@ def expand(text: str, where: object) -> str:
 
 
 def source_root(source: LeRobotSource) -> Path:
-    """The folder of an external dataset. Expanded only when read: configuration digests hold no machine's paths."""
-    return Path(expand(source.root, "the dataset's source.root")).expanduser()
+    """The folder of an external dataset. Expanded only when read: configuration digests hold no machine's paths.
+
+    Of a dataset from the hub: where its download lies, or a path that does not exist. Downloads nothing.
+    """
+    if source.root is not None:
+        return Path(expand(source.root, "the dataset's source.root")).expanduser()
+    assert source.repo_id is not None  # LeRobotSource holds one of the two
+    return _hub_snapshot(source.repo_id, download=False) or Path(f"hub:{source.repo_id}")
 
 
 def present_root(dataset: str, source: LeRobotSource) -> Path:
-    """`source_root`, or an UnavailableError that says the dataset is not on this machine."""
+    """`source_root`, downloaded from the hub where it has to be, or an UnavailableError that says what is missing."""
     root = source_root(source)
+    if not root.is_dir() and source.root is None and source.repo_id is not None:
+        root = _hub_snapshot(source.repo_id, download=True) or root
     if not root.is_dir():
         raise UnavailableError(
             f"Dataset {dataset!r} is not on this machine",
-            file=source.root,
+            file=source.root or str(root),
             field="source.root",
             cure="point source.root (or PRTS_SHARED) at the folder; everything else runs without it",
         )
     return root
 
 
+def _hub_snapshot(repo_id: str, download: bool) -> Path | None:
+    """The local copy of a hub dataset, fetched if `download`; none where there is none and it cannot be fetched."""
+    hub = require("huggingface_hub", "train")
+    errors = require("huggingface_hub.errors", "train")
+    try:
+        return Path(hub.snapshot_download(repo_id, repo_type="dataset", local_files_only=not download))
+    except errors.HFValidationError as err:
+        raise ConfigError(
+            "This is no dataset of the hub", field="repo_id", found=repo_id, expected="owner/name"
+        ) from err
+    except errors.LocalEntryNotFoundError:
+        return None
+    except (errors.HfHubHTTPError, OSError) as err:
+        raise UnavailableError(
+            f"Dataset {repo_id!r} cannot be downloaded from the hub", field="repo_id",
+            found=f"{type(err).__name__}: {str(err).splitlines()[0] if str(err) else ''}",
+            cure="check the name and the network, or set source.root to a folder that holds it",
+        ) from err  # fmt: skip
+
+
+def with_digest(name: str, source: ImageTextSource) -> ImageTextSource:
+    """`source` with its file's digest, so that another file is another stage. A digest that stands is checked.
+
+    A file that is not on this machine leaves the digest as it is: the stage that opens it says so.
+    """
+    path = image_text_paths(source)[0]
+    if not path.is_file():
+        return source
+    digest = digest_file(path)
+    if source.digest not in (None, digest):
+        raise ConfigError(
+            f"The file of image-text data {name!r} is not the one that is meant", file=path, field="digest",
+            found=digest, expected=source.digest, cure="restore the file, or correct the digest",
+        )  # fmt: skip
+    return replace(source, digest=digest)
+
+
+def image_text_paths(source: ImageTextSource) -> tuple[Path, Path | None]:
+    """(json file, folder of the images or none), environment variables replaced."""
+    where = "image-text data"
+    root = source.vision_base_path
+    return (
+        Path(expand(source.json_path, where)).expanduser(),
+        None if root is None else Path(expand(root, where)).expanduser(),
+    )
+
+
 def shared_folder() -> Path:
     """Where reference data lies: $PRTS_SHARED, by default the folder `shared` beside the project."""
     return Path(os.environ.get("PRTS_SHARED", DEFAULT_SHARED))
-
-
-def dataset_from_public_release(raw: dict[str, Any], path: Path) -> list[DatasetConfig]:
-    """The dataset YAML of the public PRTS release (`lerobot_datasets:`), accepted as it is."""
-    made = []
-    for index, entry in enumerate(raw["lerobot_datasets"]):
-        where = f"{path}: lerobot_datasets[{index}]"
-        known = {
-            "repo_id",
-            "root",
-            "episodes",
-            "state_mode",
-            "state_relative_action",
-            "embodiment_tag",
-            "train_subtask",
-            "select_video_keys",
-            "select_state_keys",
-            "select_action_keys",
-            "load_quantile_stats",
-            "weight",
-        }
-        for key in entry:
-            if key not in known:
-                raise ConfigError(
-                    f"Unknown key {key!r}{suggest(key, known)}", file=where, field=key, expected=sorted(known)
-                )
-        if "root" not in entry or "repo_id" not in entry:
-            raise ConfigError("A dataset needs repo_id and root", file=where, found=sorted(entry))
-        made.append(
-            check(
-                DatasetConfig,
-                {
-                    "name": str(entry["repo_id"]).replace("/", "__"),
-                    "source": {"kind": "lerobot", "root": entry["root"], "episodes": entry.get("episodes")},
-                    "embodiment_tag": entry.get("embodiment_tag"),
-                },
-                where,
-            )
-        )
-    return made
 
 
 @dataclass(frozen=True)
@@ -216,20 +232,45 @@ class Plan:
         return self.path.parent
 
     @cached_property
-    def datasets(self) -> dict[str, DatasetConfig]:
+    def _dataset_files(self) -> tuple[dict[str, DatasetConfig], dict[str, ImageTextSource]]:
+        """The recipe's dataset files, each one dataset of ours or a YAML of the public release with several."""
+        from prts_core.config.public_release import is_public_release, read_public_release
+        from prts_core.data.subtasks import SubtaskMode
+
         out: dict[str, DatasetConfig] = {}
+        image_text: dict[str, ImageTextSource] = {}
         for name in self.recipe.datasets:
             path = self.folder / "datasets" / f"{name}.yaml"
             raw = read_yaml(path)
-            made = (
-                dataset_from_public_release(raw, path)
-                if "lerobot_datasets" in raw
-                else [check(DatasetConfig, raw, path)]
-            )
+            if is_public_release(raw):
+                public = read_public_release(raw, path)
+                made, more = public.datasets, public.image_text
+            else:
+                made, more = (check(DatasetConfig, raw, path),), {}
+            for dataset in made:
+                SubtaskMode.parse(dataset.train_subtask, path)
+            double = [name for name in (*(d.name for d in made), *more) if name in out or name in image_text]
+            if double:
+                raise ConfigError("Two dataset files bring one name", file=path, field="name", found=double[0])
             out |= {dataset.name: dataset for dataset in made}
-        if self.recipe.deploy not in out:
-            lookup(out, self.recipe.deploy, "deploy dataset")
-        return out
+            image_text |= more
+        lookup(out, self.recipe.deploy, "deploy dataset")
+        return out, image_text
+
+    @property
+    def datasets(self) -> dict[str, DatasetConfig]:
+        return self._dataset_files[0]
+
+    @property
+    def mixture(self) -> dict[str, float]:
+        """What pre-training draws from: the recipe's mixture, or every dataset with its own weight."""
+        return dict(self.recipe.pretrain.mixture) or {name: d.weight for name, d in self.datasets.items()}
+
+    @cached_property
+    def image_text(self) -> dict[str, ImageTextSource]:
+        """Image-text data of the recipe and of its public dataset files, with the digests of the files."""
+        named = self._dataset_files[1] | self.recipe.pretrain.image_text
+        return {name: with_digest(name, source) for name, source in named.items()}
 
     @cached_property
     def model(self) -> ModelConfig:
@@ -241,7 +282,11 @@ class Plan:
         if tag is None:
             return None
         path = self.folder / "robots" / f"{tag}.yaml"
-        return check(RobotConfig, read_yaml(path), path)
+        robot = check(RobotConfig, read_yaml(path), path)
+        if self.datasets[dataset].state_relative is False:
+            absolute = tuple(replace(dimension, relative=False) for dimension in robot.action)
+            robot = replace(robot, relative=(), action=absolute)
+        return robot
 
     def sft(self, dataset: str) -> SftSection:
         """The recipe's `sft` with the dataset's own changes laid over it."""

@@ -29,16 +29,25 @@ class RobotConfig:
     """`configs/robots/<embodiment_tag>.yaml`: what the numbers of one embodiment mean.
 
     `cameras` maps dataset keys to the words of the prompt. An empty `state` or `action` list takes the names that the
-    dataset's own `info.json` gives, with unknown units.
+    dataset's own `info.json` gives, with unknown units. relative: which action dimensions are trained relative to the
+    state, where no `action` list says it for each. truncate: `relative` may be longer than the data's actions are wide.
     """
 
     __pydantic_config__ = FORBID_EXTRA
     embodiment_tag: str
     state: tuple[DimensionSpec, ...] = ()
     action: tuple[DimensionSpec, ...] = ()
+    relative: tuple[bool, ...] = ()
+    truncate: bool = False
     cameras: dict[str, str] = field(default_factory=dict)
     rotation: str = "none"
     gripper: str = "unknown"
+
+    def __post_init__(self) -> None:
+        if self.relative and self.action:
+            raise ValueError("say `relative` for each entry of `action`, or give the list `relative` alone, not both")
+        if self.truncate and not self.relative:
+            raise ValueError("`truncate` cuts the list `relative`, which is empty")
 
 
 # ---- datasets ----------------------------------------------------------------------------------------------------
@@ -81,15 +90,25 @@ class MetaworldSource:
 
 @dataclass(frozen=True)
 class LeRobotSource:
-    """A LeRobot v2.1 folder recorded by others. `root` may hold environment variables; `link`: how files are taken
-    over."""
+    """A LeRobot v2.1 folder recorded by others. `root` may hold environment variables; without it the dataset `repo_id`
+    is downloaded from the Hugging Face hub. `link`: how files are taken over. select_*: the columns and cameras that
+    become state, action and views, columns one after another (none: `observation.state`, or where there is no such
+    column all that begin so; `action`; every camera)."""
 
     __pydantic_config__ = FORBID_EXTRA
     kind: Literal["lerobot"]
-    root: str
+    root: str | None = None
+    repo_id: str | None = None
     episodes: tuple[int, ...] | None = None
     heldout_episodes: int = 0
     link: Literal["copy", "hardlink"] = "copy"
+    select_video: tuple[str, ...] | None = None
+    select_state: tuple[str, ...] | None = None
+    select_action: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.root and not self.repo_id:
+            raise ValueError("give root (a folder) or repo_id (a dataset of the Hugging Face hub)")
 
 
 @dataclass(frozen=True)
@@ -110,6 +129,8 @@ class DatasetConfig:
     """`configs/datasets/<name>.yaml`: where one dataset comes from and which robot it shows.
 
     embodiment_tag none: the contract is inferred from the dataset's own names. sft: changes to the recipe's `sft`.
+    train_subtask: false, true, "mixture:W" or "cumulate" (prts_core.data.subtasks). weight: share in a mixture that the
+    recipe does not spell out. state_relative: false trains absolute actions whatever the robot's YAML says.
     """
 
     __pydantic_config__ = FORBID_EXTRA
@@ -118,6 +139,27 @@ class DatasetConfig:
     embodiment_tag: str | None = None
     video: VideoConfig = field(default_factory=VideoConfig)
     sft: dict[str, object] = field(default_factory=dict)
+    train_subtask: bool | str = False
+    weight: float = 1.0
+    state_relative: bool | None = None
+
+
+@dataclass(frozen=True)
+class ImageTextSource:
+    """One LLaVA-style file (json, jsonl) that pre-training mixes in. Paths may hold environment variables.
+
+    vision_base_path: where its images lie (none: the file's own folder). sampling_strategy: all, first:N, end:N,
+    random:N or N%. weight: sample count times weight is its share beside the robot datasets. digest: SHA-256 of the
+    file; filled in from the file, and held against it where the YAML gives one.
+    """
+
+    __pydantic_config__ = FORBID_EXTRA
+    json_path: str
+    vision_base_path: str | None = None
+    sampling_strategy: str = "all"
+    weight: float = 1.0
+    max_tokens: int | None = None
+    digest: str | None = None
 
 
 # ---- sections of a recipe and what each stage gets -----------------------------------------------------------------
@@ -147,17 +189,22 @@ class ValidateConfig:
 
 @dataclass(frozen=True)
 class StatsConfig:
+    """chunk_length: of the policies to be trained, where the robot has state-relative actions; else none."""
+
     __pydantic_config__ = FORBID_EXTRA
     dataset: str
     split: str = "train"
+    chunk_length: int | None = None
 
 
 @dataclass(frozen=True)
 class PretrainSection:
-    """`mixture`: dataset name -> weight; row counts times weight give the share of samples."""
+    """`mixture`: dataset name -> weight; row counts times weight give the share of samples. Empty: all datasets of the
+    recipe with their own weights. image_text: name -> LLaVA-style data beside them."""
 
     __pydantic_config__ = FORBID_EXTRA
     mixture: dict[str, float] = field(default_factory=dict)
+    image_text: dict[str, ImageTextSource] = field(default_factory=dict)
     vocab_size: int = 1536
     fast_vocab_size: int = 256
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -165,8 +212,11 @@ class PretrainSection:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(PretrainSection):
+    """train_subtask: dataset -> mode, for those datasets of the mixture where it is on."""
+
     __pydantic_config__ = FORBID_EXTRA
     model: ModelConfig
+    train_subtask: dict[str, bool | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -182,6 +232,7 @@ class SftSection:
 class SftConfig(SftSection):
     __pydantic_config__ = FORBID_EXTRA
     dataset: str
+    train_subtask: bool | str = False
 
 
 @dataclass(frozen=True)

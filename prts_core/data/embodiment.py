@@ -6,6 +6,7 @@ It knows no file format; widths that disagree are refused here, before any numbe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from prts_core.config.schema import DimensionSpec, RobotConfig
 from prts_core.contract import Camera, Contract, Dimension
@@ -70,11 +71,23 @@ def build_contract(
                     cure="correct the key, or remove it",
                 )
     labels = robot.cameras if robot else {}
+    action = _dimensions("action", robot.action if robot else (), action_names, action_width, dataset, robot_file)
+    if robot and robot.relative:
+        action = _relative(action, robot, dataset, robot_file)
+    beyond = [dim.name for dim in action[state_width:] if dim.relative]
+    if beyond:
+        raise ContractError(
+            f"A relative action of dataset {dataset!r} has no state to be relative to",
+            file=robot_file,
+            field="relative",
+            found=f"{beyond[0]}: action dimension i is relative to state dimension i; the state has {state_width}",
+            cure="mark it absolute, or put the matching state dimensions first (select_state)",
+        )
     return Contract(
         embodiment=robot.embodiment_tag if robot else (robot_type or dataset),
         control_hz=float(control_hz),
         state=_dimensions("state", robot.state if robot else (), state_names, state_width, dataset, robot_file),
-        action=_dimensions("action", robot.action if robot else (), action_names, action_width, dataset, robot_file),
+        action=action,
         cameras=tuple(
             Camera(key=key, label=labels.get(key) or camera_label(key), height=height, width=width)
             for key, (height, width) in cameras.items()
@@ -106,3 +119,20 @@ def _dimensions(
     if not names or len(names) != width:
         names = [f"{what}_{index}" for index in range(width)]
     return tuple(Dimension(name=name) for name in names)
+
+
+def _relative(
+    action: tuple[Dimension, ...], robot: RobotConfig, dataset: str, robot_file: str | None
+) -> tuple[Dimension, ...]:
+    """The robot's list `relative` laid over dimensions that the dataset names; `truncate` cuts a longer list."""
+    flags = robot.relative[: len(action)] if robot.truncate else robot.relative
+    if len(flags) != len(action):
+        raise ContractError(
+            f"The robot and dataset {dataset!r} disagree on the width of action",
+            file=robot_file,
+            field="relative",
+            found=f"{len(robot.relative)} flags in the robot's YAML, {len(action)} dimensions in the data",
+            expected="one flag per dimension" + (", or more" if robot.truncate else ""),
+            cure="correct the list, choose the columns with select_action, or copy the file under a tag of your own",
+        )
+    return tuple(replace(dim, relative=flag) for dim, flag in zip(action, flags, strict=True))

@@ -62,20 +62,32 @@ def _convert_config(plan: Plan, partition: str | None) -> ConvertConfig:
 
 
 def _pretrain_config(plan: Plan, _: str | None) -> PretrainConfig:
-    return PretrainConfig(model=plan.model, **_section(plan.recipe.pretrain))
+    subtasks = {name: lookup(plan.datasets, name, "dataset of the mixture").train_subtask for name in plan.mixture}
+    filled = {
+        "mixture": plan.mixture,
+        "image_text": plan.image_text,
+        "train_subtask": {name: mode for name, mode in subtasks.items() if mode is not False},
+    }
+    return PretrainConfig(model=plan.model, **(_section(plan.recipe.pretrain) | filled))
 
 
 def _pretrain_parents(plan: Plan, _: str | None) -> list[Parent]:
     return [
-        Parent(f"{stage}:{name}", stage, name)
-        for name in plan.recipe.pretrain.mixture
-        for stage in ("convert", "validate", "stats")
+        Parent(f"{stage}:{name}", stage, name) for name in plan.mixture for stage in ("convert", "validate", "stats")
     ]
+
+
+def _stats_config(plan: Plan, partition: str | None) -> StatsConfig:
+    """Statistics depend on the model's chunk length only where actions are relative to the state."""
+    name = _dataset(plan, partition).name
+    robot = plan.robot(name)
+    relative = robot is not None and (any(robot.relative) or any(d.relative for d in robot.action))
+    return StatsConfig(dataset=name, chunk_length=plan.model.chunk_length if relative else None)
 
 
 def _sft_config(plan: Plan, partition: str | None) -> SftConfig:
     dataset = _dataset(plan, partition)
-    return SftConfig(dataset=dataset.name, **_section(plan.sft(dataset.name)))
+    return SftConfig(dataset=dataset.name, train_subtask=dataset.train_subtask, **_section(plan.sft(dataset.name)))
 
 
 def _sft_parents(plan: Plan, partition: str | None) -> list[Parent]:
@@ -121,7 +133,7 @@ STAGES: dict[str, Stage] = {
             "stats",
             "norm statistics (mean, std, min, max, q01, q99) pooled over frames, from parquet only",
             True,
-            lambda plan, partition: StatsConfig(dataset=_dataset(plan, partition).name),
+            _stats_config,
             lambda plan, partition: [
                 Parent("convert", "convert", partition),
                 Parent("validate", "validate", partition),

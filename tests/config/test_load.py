@@ -8,7 +8,6 @@ import pytest
 
 from prts_core.config.load import (
     check,
-    dataset_from_public_release,
     expand,
     load_plan,
     merge,
@@ -36,7 +35,7 @@ def written(folder: Path, text: str, name: str = "recipe.yaml") -> Path:
 def test_committed_recipes_load_with_every_file_they_name(path: Path):
     plan = load_plan(path)
     assert plan.recipe.name == path.stem  # dvc.yaml finds the recipe by its name
-    assert set(plan.recipe.pretrain.mixture) <= set(plan.datasets)
+    assert set(plan.mixture) <= set(plan.datasets)
     assert plan.model.chunk_length > 0
     for name in plan.datasets:
         plan.robot(name)
@@ -123,32 +122,6 @@ def test_override_without_key_or_value_is_refused(pair: str):
 def test_unknown_override_is_refused_like_any_key():
     with pytest.raises(ConfigError, match=r"sft\.train\.step: unknown key; did you mean 'steps'"):
         load_plan(ROOT / "configs" / "quickstart.yaml", ["sft.train.step=3"])
-
-
-def test_the_public_release_yaml_is_accepted_as_it_is(tmp_path: Path):
-    written(
-        tmp_path,
-        "lerobot_datasets:\n"
-        "  - repo_id: lab/pour_water\n    root: /data/pour_water\n    load_quantile_stats: true\n"
-        "    state_relative_action: true\n    embodiment_tag: unitree_g1_inspire\n"
-        "  - repo_id: lab/fold\n    root: ${PRTS_SHARED}/fold\n    episodes: [0, 1]\n",
-        "datasets/lab.yaml",
-    )
-    recipe = written(tmp_path, "name: r\ndatasets: [lab]\ndeploy: lab__pour_water\nmodel: tiny\n")
-    datasets = load_plan(recipe).datasets
-    assert list(datasets) == ["lab__pour_water", "lab__fold"]
-    assert datasets["lab__pour_water"].embodiment_tag == "unitree_g1_inspire"
-    source = datasets["lab__fold"].source
-    assert isinstance(source, LeRobotSource)
-    assert source.episodes == (0, 1)
-
-
-def test_the_public_release_yaml_is_checked(tmp_path: Path):
-    path = tmp_path / "d.yaml"
-    with pytest.raises(ConfigError, match="did you mean 'embodiment_tag'"):
-        dataset_from_public_release({"lerobot_datasets": [{"repo_id": "a", "root": "b", "embodiement_tag": "c"}]}, path)
-    with pytest.raises(ConfigError, match="needs repo_id and root"):
-        dataset_from_public_release({"lerobot_datasets": [{"repo_id": "a"}]}, path)
 
 
 def test_deploying_an_unknown_dataset_is_refused(tmp_path: Path):
