@@ -72,7 +72,7 @@ ActionHeadConfig = Annotated[MotConfig | DitConfig, _ByKind()]
 @dataclass(frozen=True)
 class ModelConfig:
     """Everything PrtsModel needs. pretrained: a Qwen3-VL folder or hub id to start from, or none for random. expert:
-    the action head, by its `kind`. contrastive: none where a model has no value heads.
+    the action head, by its `kind`. expert, contrastive: null where a model has no such head.
 
     Views are letterboxed into squares of image_size pixels; with min_view_tokens and max_view_tokens set, each camera
     keeps its own proportions and takes that many visual tokens (the release: 64 to 144) instead.
@@ -83,7 +83,7 @@ class ModelConfig:
     pretrained: str | None = None
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
-    expert: ActionHeadConfig = field(default_factory=MotConfig)
+    expert: ActionHeadConfig | None = field(default_factory=MotConfig)
     contrastive: ContrastiveConfig | None = field(default_factory=ContrastiveConfig)
     image_size: int = 64
     min_view_tokens: int | None = None

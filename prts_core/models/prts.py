@@ -9,6 +9,7 @@ Shape legend: B rows, L tokens a row, S samples, T chunk length, A padded action
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from transformers import DynamicCache
 
 from prts_core.errors import CheckpointError
 from prts_core.models.backbone import build_backbone
-from prts_core.models.config import Compat, ModelConfig
+from prts_core.models.config import ActionHeadConfig, Compat, ModelConfig
 from prts_core.models.heads.contrastive.module import ContrastiveEncoder
 from prts_core.models.heads.dit.config import DitConfig
 from prts_core.models.heads.dit.module import DitHead
@@ -45,8 +46,11 @@ class PrtsModel(nn.Module):
         self.image_token_id, self.video_token_id = image_token_id, video_token_id
         backbone = build_backbone(config, vocab_size, image_token_id)
         self.visual, self.language_model = backbone.visual, backbone.language_model
+        # For inputs that come with ids but no positions (stock.py).
+        self.rope_index: Callable[..., tuple[Tensor, Tensor]] = backbone.get_rope_index
         text = self.language_model.config
-        self.dit_action_head = build_action_head(config, text)
+        if config.expert is not None:
+            self.dit_action_head = build_action_head(config.expert, config, text)
         if config.contrastive is not None:
             self.crl_action_encoder = ContrastiveEncoder(config.contrastive, text.hidden_size)
             self.crl_goal_encoder = ContrastiveEncoder(config.contrastive, text.hidden_size)
@@ -95,11 +99,12 @@ class PrtsModel(nn.Module):
 
     def velocity(self, prefix: Prefix, x: Tensor, dof_mask: Tensor, time: Tensor) -> Tensor:
         """Velocity (R*S, T, A) for R noise draws a sample; x is sample-major: s*R .. s*R+R-1 are of sample s."""
+        self._action_head()
         return self.dit_action_head(x, dof_mask, time, prefix.repeat(len(x) // len(prefix.visible)))
 
     def sample(self, prefix: Prefix, noise: Tensor, dof_mask: Tensor) -> Tensor:
         """(S, T, A) noise -> normalised action chunk; outside compat "prts" padded dimensions stay 0 throughout."""
-        expert = self.config.expert
+        expert = self._action_head()
 
         def velocity(x: Tensor, time: Tensor) -> Tensor:
             return mask_noise(self.velocity(prefix, x, dof_mask, time), dof_mask, self.compat)
@@ -116,6 +121,14 @@ class PrtsModel(nn.Module):
         """psi (S, E), read at each sample's `psi_at`."""
         self._need_value_heads()
         return self.crl_goal_encoder(encoded.hidden[encoded.tokens.row, encoded.tokens.psi_at])
+
+    def _action_head(self) -> ActionHeadConfig:
+        if self.config.expert is None:
+            raise CheckpointError(
+                "This model cannot act: it was made without an action head", field="expert", found=None,
+                cure="post-train it (stage sft), or load a checkpoint that was post-trained",
+            )  # fmt: skip
+        return self.config.expert
 
     def _need_value_heads(self) -> None:
         if self.config.contrastive is None:
@@ -139,13 +152,13 @@ class PrtsModel(nn.Module):
         return F.cross_entropy(logits, wanted, reduction="none"), right, at + at.new_tensor([0, 1])
 
 
-def build_action_head(config: ModelConfig, text: Any) -> MotHead | DitHead:
-    """The head `config.expert` describes, fresh, for a language model of configuration `text`."""
+def build_action_head(head: ActionHeadConfig, config: ModelConfig, text: Any) -> MotHead | DitHead:
+    """The head described, fresh, for a language model of configuration `text`."""
     sizes = {"action_dim": config.max_action_dim, "chunk_length": config.chunk_length}
-    if isinstance(config.expert, DitConfig):
-        return DitHead(config.expert, memory_width=text.hidden_size, **sizes)
+    if isinstance(head, DitConfig):
+        return DitHead(head, memory_width=text.hidden_size, **sizes)
     return MotHead(
-        config.expert, layers=text.num_hidden_layers, kv_heads=text.num_key_value_heads, head_dim=text.head_dim, **sizes
+        head, layers=text.num_hidden_layers, kv_heads=text.num_key_value_heads, head_dim=text.head_dim, **sizes
     )
 
 

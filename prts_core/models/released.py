@@ -1,0 +1,182 @@
+"""Checkpoint folders of others: the released PRTS layout and plain Qwen3-VL, local or from the hub; none of it is run.
+
+It does not know training, text or robots. Released: the public `save_pretrained`, model_type "prts_qwen3_vl"; weights
+`visual.*`, `language_model.*` (or with `model.` before them), `dit_action_head.*`, `crl_*`; `lm_head.weight` tied,
+written or not. Official: model_type "qwen3_vl", weights `model.visual.*`, `model.language_model.*`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prts_core.errors import CheckpointError, DataError
+from prts_core.files import read_json
+from prts_core.models.config import ModelConfig
+from prts_core.models.prts import PrtsModel
+from prts_core.models.released_config import Section, TokenIds, model_config, qwen3vl_shapes, token_ids
+from prts_core.tensors import load_sharded, load_weights
+
+RELEASED, OFFICIAL = "prts_qwen3_vl", "qwen3_vl"
+FILES = ["*.json", "*.safetensors"]
+BACKBONE = ("visual.", "language_model.")
+ACTION_HEAD = "dit_action_head."
+EMBEDDINGS, HEAD = "language_model.embed_tokens.weight", "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Released:
+    """A checkpoint of the released layout, read and checked. weights: by the names of PrtsModel."""
+
+    folder: Path
+    config: ModelConfig
+    vocab_size: int
+    tokens: TokenIds
+    weights: dict[str, Tensor]
+
+    @property
+    def has_action_head(self) -> bool:
+        """Pre-trained checkpoints have none: it is made fresh, and learns in post-training."""
+        return any(name.startswith(ACTION_HEAD) for name in self.weights)
+
+
+def fetch(source: str | Path, revision: str | None = None) -> Path:
+    """The folder itself, or that of a hub id `owner/name`: only JSON and safetensors are downloaded."""
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or folder.is_absolute():
+        raise CheckpointError(
+            "There is no such checkpoint", file=source, expected="a folder, or a hub id owner/name",
+            cure="check the path; outputs of this project load with load_policy",
+        )  # fmt: skip
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=FILES))
+    except (OSError, ValueError) as err:  # the hub's own errors, and requests', are of these two
+        raise CheckpointError(
+            "The checkpoint is neither a folder here nor can it be fetched from the hub", file=source,
+            found=f"{type(err).__name__}: {err}"[:300], cure="download it where there is a network and give its folder",
+        ) from err  # fmt: skip
+
+
+def read_released(source: str | Path, revision: str | None = None) -> Released:
+    """Configuration, token ids and weights of a checkpoint in the released layout, else CheckpointError."""
+    folder = fetch(source, revision)
+    section = _config(folder, RELEASED)
+    tensors = backbone_names(load_sharded(folder), folder)
+    config = model_config(section, value_heads=any(name.startswith("crl_") for name in tensors))
+    text = section.section("text_config")
+    vocabulary = _vocabulary(
+        tensors, {text.whole("vocab_size"), section.whole("vocab_size", text.whole("vocab_size"))}, folder
+    )
+    return Released(folder, config, vocabulary, token_ids(section), _rounded(tensors))
+
+
+def load_released(
+    source: str | Path, revision: str | None = None, fresh_head: bool = False
+) -> tuple[PrtsModel, Released]:
+    """The model with compat "prts", in eval mode.
+
+    fresh_head: where the checkpoint has no action head, make the one that its configuration describes; else the model
+    has none either.
+    """
+    released = read_released(source, revision)
+    if not (released.has_action_head or fresh_head):
+        released = replace(released, config=replace(released.config, expert=None))
+    tokens = released.tokens
+    model = PrtsModel(released.config, released.vocab_size, tokens.image, compat="prts", video_token_id=tokens.video)
+    weights = dict(released.weights)
+    if fresh_head and not released.has_action_head:
+        weights |= {k: v for k, v in model.state_dict().items() if k.startswith(ACTION_HEAD)}
+    load_weights(model, weights, released.folder)
+    return model.eval(), released
+
+
+def resolve_pretrained(config: ModelConfig, revision: str | None = None) -> ModelConfig:
+    """`config` with the vision and text shapes of the folder or hub id it starts from, if any."""
+    if config.pretrained is None:
+        return config
+    section = _config(fetch(config.pretrained, revision), OFFICIAL, RELEASED)
+    vision, text = qwen3vl_shapes(section)
+    return replace(config, vision=vision, text=text)
+
+
+def load_backbone(model: PrtsModel, source: str | Path, revision: str | None = None) -> None:
+    """Put vision tower and language model of a Qwen3-VL (or released PRTS) folder into `model`; heads stay.
+
+    Token rows beyond the checkpoint's vocabulary, those of added tokens, start at the mean of its rows, so
+    that they neither win nor lose against the others; a larger vocabulary than the model's is cut.
+    """
+    folder = fetch(source, revision)
+    _config(folder, OFFICIAL, RELEASED)
+    tensors = backbone_names(load_sharded(folder), folder)
+    weights = {name: tensor for name, tensor in tensors.items() if name.startswith(BACKBONE)}
+    wanted = model.language_model.embed_tokens.weight
+    if EMBEDDINGS in weights and weights[EMBEDDINGS].shape[1:] == wanted.shape[1:]:
+        rows, size = weights[EMBEDDINGS], len(wanted)
+        added = rows.float().mean(0, keepdim=True).to(rows.dtype).expand(max(0, size - len(rows)), -1)
+        weights[EMBEDDINGS] = torch.cat([rows[:size], added])
+    load_weights(nn.ModuleDict({"visual": model.visual, "language_model": model.language_model}), weights, folder)
+
+
+def backbone_names(tensors: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]:
+    """Tensors by the names of PrtsModel: without `model.`, without a head that is the embeddings once more."""
+    renamed = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    if len(renamed) < len(tensors):
+        twice = sorted(n for n in tensors if n.startswith("model.") and n.removeprefix("model.") in tensors)
+        raise CheckpointError("Tensors stand twice, with and without 'model.'", file=where, found=twice[:20])
+    head = renamed.pop(HEAD, None)
+    embeddings = renamed.get(EMBEDDINGS)
+    if head is not None and embeddings is not None and not torch.equal(head, embeddings):
+        raise CheckpointError(
+            "The output head differs from the embeddings; only tied ones are supported", file=where, field=HEAD,
+            found=tuple(head.shape), expected=f"equal to {EMBEDDINGS}", cure="take a model with tied embeddings",
+        )  # fmt: skip
+    return renamed
+
+
+def _config(folder: Path, *kinds: str) -> Section:
+    path = folder / "config.json"
+    try:
+        raw: Any = read_json(path)
+    except DataError as err:
+        raise CheckpointError("A checkpoint's configuration cannot be read", file=path, found=str(err)) from err
+    found = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
+    if found not in kinds or "text_config" not in raw:
+        raise CheckpointError(
+            "This folder holds no checkpoint of the layout asked for", file=path, field="model_type", found=found,
+            expected=f"{' or '.join(kinds)}, with text_config and vision_config",
+            cure="a policy folder of this project loads with load_policy",
+        )  # fmt: skip
+    return Section(raw, path)
+
+
+def _vocabulary(tensors: Mapping[str, Tensor], said: set[int], where: Path) -> int:
+    """Rows of the embeddings. After a resize the public code writes the new size in one place of two, or in both."""
+    if EMBEDDINGS not in tensors:
+        return max(said)  # load_weights will name it as missing
+    rows = len(tensors[EMBEDDINGS])
+    if rows not in said:
+        raise CheckpointError(
+            "Weights and configuration disagree on the vocabulary", file=where, field="text_config.vocab_size",
+            found=f"{rows} rows of {EMBEDDINGS}, vocab_size {sorted(said)}", expected="one number",
+            cure="take config.json and weights from one save",
+        )  # fmt: skip
+    return rows
+
+
+def _rounded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The public code keeps the language model's RMSNorm scales in bfloat16 whatever it loads: outputs depend on it."""
+
+    def is_text_norm(name: str) -> bool:
+        return name.startswith("language_model.") and name.endswith("norm.weight")
+
+    return {n: t.to(torch.bfloat16).to(t.dtype) if is_text_norm(n) else t for n, t in tensors.items()}
