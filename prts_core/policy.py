@@ -20,8 +20,8 @@ from prts_core.models.config import ModelConfig
 from prts_core.models.prts import PrtsModel
 from prts_core.observation import read_actions, read_observation, read_seeds
 from prts_core.processor import FILES, Processor
+from prts_core.tensors import load_tensors, load_weights, save_tensors
 from prts_core.text import prompt
-from prts_core.training.checkpoint import load_tensors, load_weights, save_tensors
 
 MODEL_TYPE = "prts_qwen3_vl"
 POLICY_FILES = ("config.json", "model.safetensors", *FILES)

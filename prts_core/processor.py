@@ -60,9 +60,7 @@ class Processor:
         if model.min_view_tokens is None or model.max_view_tokens is None:
             return model.image_size
         factor = model.vision.patch_size * model.vision.merge_size
-        return smart_size(
-            height, width, factor, model.min_view_tokens * factor**2, model.max_view_tokens * factor**2
-        )
+        return smart_size(height, width, factor, model.min_view_tokens * factor**2, model.max_view_tokens * factor**2)
 
     @cached_property
     def view_sizes(self) -> dict[str, int | tuple[int, int]]:

@@ -133,11 +133,12 @@ class RobotSet:
 
     def lengths(self, *, response: bool, contrastive: bool) -> np.ndarray:
         builder, told = self.processor.builder, []
+        shown = SubtaskMode("cumulate" if self.mode.kind == "cumulate" else "replace")
         for position, row in self.of_row:
             task = self.subtasks[position]
             texts = {task.instruction}
             if self.mode.kind != "off":  # which one is drawn is the sample's own matter; the longer one is room enough
-                texts.add(task.target(SubtaskMode("cumulate" if self.mode.kind == "cumulate" else "replace"), row, 0)[0])
+                texts.add(task.target(shown, row, 0)[0])
             told.append(max(len(builder.instruction(text)) for text in texts))
         counts = [np.array([len(tokens) for tokens in part]) for part in (self.states, self.fast)]
         return builder.lengths(counts[0], counts[1], np.array(told), response=response, contrastive=contrastive)

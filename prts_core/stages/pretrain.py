@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from prts_core.config.schema import PretrainConfig
+from prts_core.config.load import expand
+from prts_core.config.schema import ImageTextSource, PretrainConfig
 from prts_core.contract import PolicyContract
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.llava import LlavaDataset
@@ -26,11 +27,11 @@ from prts_core.policy import MODEL_TYPE
 from prts_core.processor import Processor, load_statistics
 from prts_core.stages.base import StageContext, StageResult
 from prts_core.stages.training import train
+from prts_core.tensors import save_tensors
 from prts_core.text import prompt
 from prts_core.text.fast import FastTokenizer
 from prts_core.text.tokenizer import TextTokenizer
 from prts_core.training.batch import SampleSource, chunk_windows
-from prts_core.training.checkpoint import save_tensors
 
 
 def pretrain(config: PretrainConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
@@ -71,7 +72,16 @@ def pretrain(config: PretrainConfig, inputs: dict[str, Manifest], context: Stage
     save_tensors(context.output / "model.safetensors", average)
     for name, contract in contracts.items():
         contract.save(context.output / "contracts" / f"{name}.json")
-    return StageResult(metrics | fast_errors, {n: c.fingerprint for n, c in contracts.items()}, ("loss.png", "training.csv"))
+    fingerprints = {n: c.fingerprint for n, c in contracts.items()}
+    return StageResult(metrics | fast_errors, fingerprints, ("loss.png", "training.csv"))
+
+
+def open_image_text(source: ImageTextSource, seed: int) -> LlavaDataset:
+    """The image-text data that a recipe names, checked."""
+    where = "pretrain.image_text"
+    root = None if source.vision_base_path is None else Path(expand(source.vision_base_path, where)).expanduser()
+    path = Path(expand(source.json_path, where)).expanduser()
+    return LlavaDataset.open(path, root, source.sampling_strategy, seed, source.max_tokens)
 
 
 def policy_contract(dataset: LeRobotDataset, statistics: Path, chunk_length: int, normalization: str) -> PolicyContract:
@@ -96,7 +106,7 @@ def fit_tokenizers(
         sentences += [prompt.clean_instruction(s.action_text) for row in dataset.rows for s in row.spans]
         labels += [camera.label for camera in dataset.contract.cameras]
     for conversation in conversations.values():
-        sentences += [text for entry in conversation for _, text in entry.turns]
+        sentences += [text for record in conversation.records for _, text in record.turns]
     fast = FastTokenizer.fit(list(chunks.values()), config.fast_vocab_size)
     errors = {f"fast_round_trip/{name}": fast.round_trip_error(part) for name, part in chunks.items()}
     return TextTokenizer.train(sentences, labels, config.vocab_size, fast.vocab_size), fast, errors

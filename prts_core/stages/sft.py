@@ -21,10 +21,10 @@ from prts_core.processor import Processor, load_statistics
 from prts_core.stages.base import StageContext, StageResult
 from prts_core.stages.pretrain import policy_contract
 from prts_core.stages.training import train
+from prts_core.tensors import load_tensors, load_weights
 from prts_core.text import prompt
 from prts_core.text.fast import FastTokenizer
 from prts_core.text.tokenizer import TextTokenizer
-from prts_core.training.checkpoint import load_tensors, load_weights
 
 
 def sft(config: SftConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:

@@ -52,7 +52,7 @@ def collate(
     at = np.repeat(first - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())  # flat columns
 
     def laid(parts: list[np.ndarray], fill: int | bool, dtype: type) -> Tensor:
-        out = np.full(place.rows * place.length, fill, dtype)
+        out: np.ndarray = np.full(place.rows * place.length, fill, dtype)
         out[at] = np.concatenate(parts)
         return torch.from_numpy(out.reshape(place.rows, place.length))
 

@@ -28,7 +28,8 @@ Cursor = dict[str, int]
 
 @dataclass(frozen=True)
 class Item:
-    """One sample, ready to be laid into a batch. images: (H, W, 3) uint8 each. chunk (T, A) normalised float32 and is_pad
+    """One sample, ready to be laid into a batch. images: (H, W, 3) uint8 each. chunk (T, A) normalised float32 and
+    is_pad
     (T,) bool, or none where there is no action."""
 
     sequence: TokenSequence
@@ -40,11 +41,13 @@ class Item:
 
 
 class SampleSource(Protocol):
-    """A dataset as training sees it. name: its repo_id, as metrics name it. tasks: ids of its instructions, for the
-    contrastive loss; empty where there are no actions."""
+    """A dataset as training sees it. name: its repo_id, as metrics name it. tasks: task ids of its instructions, which
+    the contrastive loss tells apart; empty where there are no actions."""
 
     name: str
-    tasks: frozenset[int]
+
+    @property
+    def tasks(self) -> frozenset[int]: ...
 
     def __len__(self) -> int: ...
 
@@ -65,7 +68,8 @@ def task_id(instruction: str) -> int:
 
 @dataclass
 class Batch:
-    """tokens: see Tokens. actions, dof_mask (S, T, Amax) float32; is_pad (S, T) and has_action (S,) bool; steps_to_go and
+    """tokens: see Tokens. actions, dof_mask (S, T, Amax) float32; is_pad (S, T) and has_action (S,) bool;
+    steps_to_go and
     task_id (S,) int64; at (S,) int64: each sample's place in the joint batch of `joint` samples over all processes.
 
     names: datasets, indexed by tokens.dataset. ids: "dataset:row" of each sample. begin, cursor: the position in the
@@ -103,8 +107,10 @@ class Plan:
 class BatchSource:
     """Batches of a mixture over `world` processes; this one gets every `world`-th row from `rank` on.
 
-    batch_size: rows of a joint batch: samples, or packed rows of `pack_length` tokens. response: FAST tokens stand in the
-    answer. contrastive: the contrastive parts stand in every n-th batch; 0: in none. pack_window: samples that are packed
+    batch_size: rows of a joint batch: samples, or packed rows of `pack_length` tokens. response: FAST tokens stand
+    in the
+    answer. contrastive: the contrastive parts stand in every n-th batch; 0: in none. pack_window: samples that are
+    packed
     at a time; the order within a window changes, nothing else.
     """
 
@@ -119,7 +125,9 @@ class BatchSource:
         self.pack_length, self.pack_window = pack_length, pack_window
         self.stream = Stream([len(s) for s in sources], weights, seed)
         if pack_length and contrastive > 1:
-            raise ValueError(f"packed rows hold the contrastive parts always or never; found every {contrastive}th batch")
+            raise ValueError(
+                f"packed rows hold the contrastive parts always or never; found every {contrastive}th batch"
+            )
         self._lengths = (
             [s.lengths(response=response, contrastive=contrastive > 0) for s in sources] if pack_length else []
         )
@@ -143,7 +151,8 @@ class BatchSource:
         window, row = cursor["window"], cursor["row"]
         rows = self.window(window)
         while True:
-            begin, chosen = {"window": window, "row": row}, []
+            begin = {"window": window, "row": row}
+            chosen: list[list[Draw]] = []
             while len(chosen) < self.batch_size:
                 if row == len(rows):
                     window, row = window + 1, 0
@@ -193,7 +202,9 @@ class BatchSource:
                     )
                 actions[i, :, :width], dof_mask[i, :, :width], is_pad[i] = item.chunk, 1.0, item.is_pad
         counts = np.cumsum([0, *(len(row) for row in plan.rows)])
-        at = [int(counts[r]) + i for r in range(self.rank, len(plan.rows), self.world) for i in range(len(plan.rows[r]))]
+        at = [
+            int(counts[r]) + i for r in range(self.rank, len(plan.rows), self.world) for i in range(len(plan.rows[r]))
+        ]
         names = [s.name for s in self.sources]
         return Batch(
             tokens, torch.from_numpy(actions), torch.from_numpy(dof_mask), torch.from_numpy(is_pad),
@@ -204,11 +215,12 @@ class BatchSource:
         )  # fmt: skip
 
     def batches(self, cursor: Cursor, workers: int = 0) -> Iterator[Batch]:
-        """Batches from `cursor` on, made ahead: by one thread, or by that many loader processes; the same either way."""
+        """Batches from `cursor` on, made ahead: by one thread, or by that many loader processes; the same either
+        way."""
         if workers:
-            loader = torch.utils.data.DataLoader(
+            loader: Any = torch.utils.data.DataLoader(
                 self,  # type: ignore[arg-type]
-                sampler=_Plans(self, cursor),  # type: ignore[arg-type]
+                sampler=_Plans(self, cursor),
                 batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(),
             )  # fmt: skip
             yield from loader

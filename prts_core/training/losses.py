@@ -2,7 +2,8 @@
 
     L = w_fast CE(FAST tokens) + w_text CE(words) + w_flow ||v(x_t, t) - (a - eps)||^2 + w_crl (L_sa->l + L_l->sa)
 
-(PRTS, arXiv:2604.27472; each term in prts_core/models/heads). Every term is a mean over its own items of the joint batch.
+(PRTS, arXiv:2604.27472; each term in prts_core/models/heads). Every term is a mean over its own items of the joint
+batch.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """Samples of unequal length into rows of fixed length, nearly full. Knows lengths only.
 
-Rows are filled one after another: the oldest waiting sample always goes in, and of the next POOL samples those whose sum
+Rows are filled one after another: the oldest waiting sample always goes in, and of the next POOL samples those whose
+sum
 comes nearest to what is left (subset sum by dynamic programming over bits). First-fit and best-fit decreasing waste up
 to a whole sample a row where lengths are alike, as a robot's are; choosing sums fills them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 import numpy as np
 
@@ -36,7 +37,8 @@ def pack(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
 
 
 def _best_subset(sizes: list[int], room: int) -> list[int]:
-    """Indices whose sizes sum to the largest reachable number <= room. Bit s of `reach[i]`: s is a sum of the first i."""
+    """Indices whose sizes sum to the largest reachable number <= room. Bit s of `reach[i]`: s is a sum of the first
+    i."""
     everything = (1 << (room + 1)) - 1
     reach = [1]
     for size in sizes:
@@ -49,6 +51,6 @@ def _best_subset(sizes: list[int], room: int) -> list[int]:
     return chosen[::-1]
 
 
-def fill(lengths: Sequence[int] | np.ndarray, rows: list[list[int]], capacity: int) -> float:
+def fill(lengths: Sequence[int] | np.ndarray, rows: Sequence[Sized], capacity: int) -> float:
     """Share of the rows' places that hold a token."""
     return float(np.sum(lengths)) / (len(rows) * capacity) if rows else 1.0
