@@ -22,6 +22,7 @@ from prts_core.contract import Contract
 from prts_core.data.embodiment import build_contract
 from prts_core.data.lerobot_v21.reader import LeRobotDataset, read_parquet
 from prts_core.data.lerobot_v21.schema import ACTION, CHUNKS_SIZE, DATA_PATH, STATE, VIDEO_PATH, Info
+from prts_core.data.lerobot_v21.select import Selection, select
 from prts_core.data.lerobot_v21.writer import remove_strays, write_meta
 from prts_core.errors import ConfigError, DataError
 from prts_core.files import atomic_path, digest_file, explain_os_errors, read_json, read_jsonl
@@ -46,7 +47,9 @@ def import_dataset(
     info = opened.info
     chosen = _chosen(opened, source, dataset)
     splits = _splits(info, len(opened.rows), len(chosen), source, dataset)
-    contract = contract_of(info, dataset, robot, root)
+    selection = select(info, source, root)
+    info = selection.info(info)
+    contract = contract_of(info, dataset, robot)
     files = [path for episode in chosen for path in info.episode_files(episode)]
     _complete(root, files)
     if listed is not None:
@@ -60,14 +63,16 @@ def import_dataset(
         length = opened.rows[old].length
         target = DATA_PATH.format(episode_chunk=new // CHUNKS_SIZE, episode_index=new)
         wanted.append(target)
-        index_stats = _take_table(root / info.data_file(old), output / target, new, start, length, source.link)
+        index_stats = _take_table(
+            root / info.data_file(old), output / target, new, start, length, source.link, selection
+        )
         for key in info.video_keys:
             path = VIDEO_PATH.format(episode_chunk=new // CHUNKS_SIZE, episode_index=new, video_key=key)
             wanted.append(path)
             take_file(root / info.video_file(old, key), output / path, source.link)
         kept.append(raw_rows[old] | {"episode_index": new})
         if old in raw_stats:
-            stats.append({"episode_index": new, "stats": raw_stats[old]["stats"] | index_stats})
+            stats.append({"episode_index": new, "stats": selection.stats(raw_stats[old]["stats"]) | index_stats})
         start += length
     remove_strays(output, wanted)
     write_meta(
@@ -76,17 +81,9 @@ def import_dataset(
     return contract
 
 
-def contract_of(info: Info, dataset: str, robot: RobotConfig | None, root: Path) -> Contract:
-    """The Contract of an existing dataset: widths and names from its info.json, meaning from the robot's YAML."""
-    for key in (STATE, ACTION):
-        if key not in info.features or len(info.features[key].shape) != 1:
-            raise DataError(
-                "A dataset needs one state and one action vector",
-                file=root / "meta" / "info.json",
-                field=f"features.{key}",
-                found=", ".join(info.features) if key not in info.features else str(info.features[key].shape),
-                expected=f"{key} of shape (n,)",
-            )
+def contract_of(info: Info, dataset: str, robot: RobotConfig | None) -> Contract:
+    """The Contract of an existing dataset: widths and names from its (selected) info.json, meaning from the robot's
+    YAML."""
     state, action = info.features[STATE], info.features[ACTION]
     return build_contract(
         dataset=dataset,
@@ -194,9 +191,15 @@ def take_file(old: Path, new: Path, link: Literal["copy", "hardlink"]) -> None:
 
 
 def _take_table(
-    old: Path, new: Path, episode: int, start: int, length: int, link: Literal["copy", "hardlink"]
+    old: Path,
+    new: Path,
+    episode: int,
+    start: int,
+    length: int,
+    link: Literal["copy", "hardlink"],
+    selection: Selection,
 ) -> dict[str, dict[str, list]]:
-    """Take over one table; where its numbering differs, rewrite the columns episode_index and index.
+    """Take over one table; where its numbering differs, rewrite the columns episode_index and index; select columns.
 
     Returns new statistics of the rewritten columns, {} for an untouched file.
     """
@@ -216,9 +219,12 @@ def _take_table(
             expected=f"{length} (episodes.jsonl)",
             cure="restore the file from its source, or leave the episode out with source.episodes",
         )
-    if all(table.column(key).to_numpy().tolist() == values.tolist() for key, values in numbering.items()):
+    numbered = all(table.column(key).to_numpy().tolist() == values.tolist() for key, values in numbering.items())
+    if numbered and not selection.rewrites_tables:
         take_file(old, new, link)
         return {}
+    if selection.rewrites_tables:
+        table = selection.table(table, old)
     for key, values in numbering.items():
         table = table.set_column(table.column_names.index(key), table.schema.field(key), pa.array(values))
     with atomic_path(new) as partial:
@@ -238,10 +244,13 @@ def _take_table(
 def _info(info: Info, root: Path, episodes: int, frames: int, tasks: int, splits: dict[str, str]) -> dict[str, Any]:
     """info.json as the source has it, with totals, splits and paths made true and nested `names` made flat."""
     raw: dict[str, Any] = read_json(root / "meta" / "info.json")
+    features = {}
     for key, feature in info.features.items():
+        features[key] = dict(raw["features"].get(key, {}))
         if not feature.is_camera:
-            raw["features"][key]["names"] = feature.flat_names
+            features[key] |= {"dtype": feature.dtype, "shape": list(feature.shape), "names": feature.flat_names}
     return raw | {
+        "features": features,
         "total_episodes": episodes,
         "total_frames": frames,
         "total_tasks": tasks,

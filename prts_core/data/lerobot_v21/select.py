@@ -1,0 +1,135 @@
+"""Which columns and cameras of a foreign LeRobot dataset become state, action and views: chosen, joined, renamed.
+
+It knows names and widths; the files are taken over by `prts_core.data.import_lerobot`. Where the choice is what a
+dataset already has, its tables stay byte for byte as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from prts_core.config.schema import LeRobotSource
+from prts_core.data.lerobot_v21.reader import column_array
+from prts_core.data.lerobot_v21.schema import ACTION, STATE, Feature, Info
+from prts_core.errors import ConfigError, DataError, suggest
+
+
+@dataclass(frozen=True)
+class Selection:
+    """state, action: columns that are laid side by side; cameras: those kept; dropped: features left out."""
+
+    state: tuple[str, ...]
+    action: tuple[str, ...]
+    cameras: tuple[str, ...]
+    dropped: frozenset[str]
+
+    @property
+    def rewrites_tables(self) -> bool:
+        return self.state != (STATE,) or self.action != (ACTION,) or bool(self.dropped)
+
+    def info(self, info: Info) -> Info:
+        """info.json's features as they are after the selection; joined columns keep their names in order."""
+        features: dict[str, Feature] = {}
+        joined = {STATE: self.state, ACTION: self.action}
+        for key, feature in info.features.items():
+            new = next((name for name, parts in joined.items() if key in parts), None)
+            if new is not None and joined[new] != (new,):
+                features.setdefault(new, _joined([info.features[part] for part in joined[new]], joined[new]))
+            elif key not in self.dropped:
+                features[key] = feature
+        return info.model_copy(update={"features": features})
+
+    def table(self, table: pa.Table, path: Path) -> pa.Table:
+        """An episode's table with joined columns under the names state and action, and without what is dropped."""
+        table = table.replace_schema_metadata(None)  # Hugging Face's own list of the columns would be wrong
+        table = table.drop_columns([key for key in self.dropped if key in table.column_names])
+        for new, parts in ((STATE, self.state), (ACTION, self.action)):
+            if parts == (new,):
+                continue
+            arrays = [column_array(table.column(part), path, part) for part in parts]
+            values = np.concatenate([a.reshape(len(a), -1).astype(np.float32, copy=False) for a in arrays], axis=1)
+            made = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+            place = min(table.column_names.index(part) for part in parts)
+            table = table.drop_columns([part for part in parts if part in table.column_names])
+            table = table.add_column(min(place, table.num_columns), new, made.cast(pa.list_(pa.float32())))
+        return table
+
+    def stats(self, stats: dict[str, Any]) -> dict[str, Any]:
+        """One episode's statistics after the selection."""
+        out = {key: value for key, value in stats.items() if key not in self.dropped}
+        for new, parts in ((STATE, self.state), (ACTION, self.action)):
+            if parts == (new,) or not all(part in stats for part in parts):
+                continue
+            whole = {name: [x for part in parts for x in stats[part][name]] for name in ("min", "max", "mean", "std")}
+            for part in parts:
+                out.pop(part, None)
+            out[new] = whole | {"count": stats[parts[0]]["count"]}
+        return out
+
+
+def select(info: Info, source: LeRobotSource, root: Path) -> Selection:
+    """The choice of `source`; by default observation.state (else every column that begins so), action, all cameras.
+
+    Raises ConfigError for a key that the dataset does not have, DataError where there is no state or action vector.
+    """
+    where = root / "meta" / "info.json"
+    numbers = [key for key, feature in info.features.items() if not feature.is_camera]
+    states = [STATE] if STATE in numbers else [key for key in numbers if key.startswith(STATE)]
+    chosen = {
+        "select_state": tuple(states) if source.select_state is None else source.select_state,
+        "select_action": (ACTION,) if source.select_action is None else source.select_action,
+        "select_video": tuple(info.camera_keys) if source.select_video is None else source.select_video,
+    }
+    for field, keys in chosen.items():
+        allowed = info.camera_keys if field == "select_video" else numbers
+        for key in keys:
+            if key not in allowed:
+                if getattr(source, field) is None:
+                    break
+                raise ConfigError(
+                    f"A selected key is not in the dataset{suggest(key, allowed)}", file=where, field=field, found=key,
+                    expected=", ".join(allowed),
+                )  # fmt: skip
+        if len(set(keys)) != len(keys):
+            raise ConfigError("A key is selected twice", file=where, field=field, found=", ".join(keys))
+    for name, keys in ((STATE, chosen["select_state"]), (ACTION, chosen["select_action"])):
+        wrong = [key for key in keys if key not in numbers or len(info.features[key].shape) != 1]
+        if not keys or wrong:
+            raise DataError(
+                "A dataset needs one state and one action vector", file=where, field=f"features.{(wrong or [name])[0]}",
+                found=", ".join(info.features) if not keys or wrong[0] not in numbers
+                else str(info.features[wrong[0]].shape),
+                expected=f"{name} of shape (n,), or columns chosen with source.select_state and select_action",
+            )  # fmt: skip
+    used = {*chosen["select_state"], *chosen["select_action"]}
+    replaced = {key for key in (STATE, ACTION) if key in numbers} - used  # a join takes its name
+    lost = {key for key in info.camera_keys if key not in chosen["select_video"]}
+    return Selection(
+        chosen["select_state"], chosen["select_action"], chosen["select_video"], frozenset(replaced | lost)
+    )
+
+
+def _joined(features: list[Feature], keys: tuple[str, ...]) -> Feature:
+    names: list[str] = []
+    for feature, key in zip(features, keys, strict=True):
+        own = feature.flat_names
+        short = key.removeprefix("observation.")
+        many = feature.shape[0] > 1
+        names += (
+            own
+            if own and len(own) == feature.shape[0]
+            else [f"{short}_{i}" if many else short for i in range(feature.shape[0])]
+        )
+    if len(set(names)) != len(names):  # two grippers may both call it "gripper"
+        names = [f"{key}.{name}" for key, part in zip(keys, features, strict=True) for name in _own(part, key)]
+    return Feature(dtype="float32", shape=(len(names),), names=names)
+
+
+def _own(feature: Feature, key: str) -> list[str]:
+    own = feature.flat_names
+    return own if own and len(own) == feature.shape[0] else [str(i) for i in range(feature.shape[0])]
