@@ -145,7 +145,7 @@ class ActionEncoder(nn.Module):
         self.layer3 = nn.Linear(width, width)
 
     def forward(self, x: Tensor, time_S: Tensor) -> Tensor:
-        x = self.layer1(x)
+        x = self.layer1(x.to(self.layer1.weight.dtype))
         code = sinusoid(time_bucket(time_S), x.shape[-1]).to(x.dtype)[:, None].expand_as(x)
         return self.layer3(F.silu(self.layer2(torch.cat([x, code], dim=-1))))
 

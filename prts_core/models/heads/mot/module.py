@@ -128,7 +128,7 @@ class MotHead(nn.Module):
 
     def embed_chunk(self, x_STA: Tensor, dof_mask_STA: Tensor) -> Tensor:
         """[x_t, mask] and learned positions -> action tokens (S, T, H)."""
-        tokens = self.action_in_proj(torch.cat([x_STA, dof_mask_STA], dim=-1))
+        tokens = self.action_in_proj(torch.cat([x_STA, dof_mask_STA], dim=-1).to(self.action_in_proj.weight.dtype))
         return tokens + self.position_embedding.weight[: x_STA.shape[1]]
 
     def forward(self, x_STA: Tensor, dof_mask_STA: Tensor, time_S: Tensor, prefix: Prefix) -> Tensor:
