@@ -104,8 +104,10 @@ def affine(stats: FeatureStats, mode: Normalization) -> tuple[np.ndarray, np.nda
     """(offset, scale), each (D,) float64: model = (robot - offset) / scale, and 0 where scale is 0 (constant)."""
     low, high = _bounds(stats, mode)
     offset, scale = (low + high) / 2.0, (high - low) / 2.0
-    # Below what float32 resolves around the offset, a spread is rounding, not motion.
-    constant = scale <= 1e-8 + 1e-6 * np.abs(offset)
+    # Below what float32 resolves around the offset, a spread is rounding, not motion. The std that others computed in
+    # float32 can be more than that on a dimension that never moved: its range tells.
+    smallest = 1e-8 + 1e-6 * np.abs(offset)
+    constant = np.minimum(scale, (stats.max - stats.min) / 2.0) <= smallest
     return offset, np.where(constant, 0.0, scale)
 
 

@@ -21,8 +21,9 @@ from prts_core.data.subtasks import SubtaskMode, Subtasks
 from prts_core.errors import DataError
 from prts_core.processor import Processor
 from prts_core.progress import track
+from prts_core.text import prompt
 from prts_core.text.sequence import ConversationBuilder, Sample, TokenSequence, View
-from prts_core.training.batch import Item, chunk_windows, task_id
+from prts_core.training.batch import Item, chunk_windows
 
 MEMORY_GIB = 4.0  # images of one dataset that are kept decoded; beyond it they are decoded when drawn
 
@@ -129,7 +130,7 @@ class RobotSet:
         texts = {task.instruction for task in self.subtasks}
         if self.mode.kind != "off":
             texts |= {text for task in self.subtasks for text in task.texts}
-        return frozenset(task_id(text) for text in texts)
+        return frozenset(prompt.task_id(text, self.processor.compat) for text in texts)
 
     def lengths(self, *, response: bool, contrastive: bool) -> np.ndarray:
         builder, told = self.processor.builder, []
@@ -152,7 +153,8 @@ class RobotSet:
         if self.augmented:
             images = [fit(augment(image, rng)[None], image.shape[:2])[0] for image in images]
         sequence = self.processor.builder.sequence(sample, response=response, contrastive=contrastive)
-        return Item(sequence, images, self.chunks[row], self.is_pad[row], to_go, task_id(text))
+        task_id = prompt.task_id(text, self.processor.compat)
+        return Item(sequence, images, self.chunks[row], self.is_pad[row], to_go, task_id)
 
 
 class ConversationSet:

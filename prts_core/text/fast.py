@@ -80,7 +80,7 @@ class FastTokenizer:
 
         Raises DataError when there is no chunk or the coefficients alone need more than `vocab_size`.
         """
-        parts = [_coefficients(c, scale).reshape(len(c), -1) for c in _arrays(chunks) if len(c)]
+        parts = [dct_coefficients(c, scale).reshape(len(c), -1) for c in _arrays(chunks) if len(c)]
         if not parts:
             raise DataError("FAST cannot be fitted without action chunks", field="action", found="no chunk")
         low, high = min(int(p.min()) for p in parts), max(int(p.max()) for p in parts)
@@ -104,7 +104,7 @@ class FastTokenizer:
         """(N, T, D), or a list of such arrays -> the token indices of every chunk, in order."""
         texts = []
         for part in _arrays(chunks):
-            coefficients = _coefficients(part, self.scale).reshape(len(part), -1)
+            coefficients = dct_coefficients(part, self.scale).reshape(len(part), -1)
             offsets = (self._nearest(coefficients) if self.compat == "none" else coefficients) - self.min_token
             texts += [_write(row) for row in offsets.clip(min=0)]
         return [encoding.ids for encoding in self.bpe.encode_batch(texts, add_special_tokens=False)]
@@ -190,7 +190,7 @@ def _write(offsets: np.ndarray) -> str:
     return "".join(map(chr, offsets))
 
 
-def _coefficients(chunks: np.ndarray, scale: float) -> np.ndarray:
+def dct_coefficients(chunks: np.ndarray, scale: float) -> np.ndarray:
     """(N, T, D) -> rounded DCT coefficients (N, T, D), lowest frequency first."""
     if chunks.ndim != 3 or not np.isfinite(chunks).all():
         raise DataError("Action chunks must be finite and (N, T, D)", field="action", found=str(chunks.shape))

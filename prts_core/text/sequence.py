@@ -70,7 +70,8 @@ class TokenSequence:
 class SequenceBuilder:
     """Sequences of one embodiment: its views never change, so that the head is made once.
 
-    compat "prts": the released prompt, which has no <|obs_repr|> and <|goal_repr|> unless contrastive parts follow.
+    compat "prts": the released prompt, which has no <|obs_repr|> and <|goal_repr|> unless contrastive parts follow
+    (`prompt.has_markers`); instruction and tail are then one text, since Qwen's tokenizer joins ".\\n".
     """
 
     def __init__(self, tokenizer: TextTokenizer, views: tuple[View, ...], compat: Compat = "none") -> None:
@@ -83,19 +84,34 @@ class SequenceBuilder:
         self.action_start = tokenizer.id(prompt.ACTION_START)
         self.action_end = tokenizer.id(prompt.ACTION_END)
         self.turn_end = tokenizer.encode(prompt.IM_END + "\n")
-        self.instruction = lru_cache(maxsize=4096)(lambda text: tokenizer.encode(prompt.instruction_text(text)))
-        self.subtask = lru_cache(maxsize=4096)(lambda text: tokenizer.encode(prompt.clean_instruction(text)))
+        self.obs = tokenizer.id(prompt.OBS)
+        self.instruction = lru_cache(maxsize=4096)(
+            lambda text: tokenizer.encode(prompt.instruction_text(text, compat=compat))
+        )
+        self.unmarked = lru_cache(maxsize=4096)(
+            lambda text, subtask: tokenizer.encode(
+                prompt.instruction_text(text, markers=False, compat=compat) + prompt.tail_text(subtask)
+            )
+        )
+        self.subtask = lru_cache(maxsize=4096)(
+            lambda text: tokenizer.encode(prompt.clean_instruction(text, compat=compat))
+        )
 
     def encode_states(self, bins: np.ndarray) -> list[list[int]]:
-        """(N, D) integers of the proprioception -> tokens of each."""
-        return self.tokenizer.encode_many([prompt.state_text(row) for row in bins])
+        """(N, D) integers of the proprioception -> tokens of each, without the marker that follows them."""
+        return self.tokenizer.encode_many([prompt.state_text(row, markers=False) for row in bins])
 
     def sequence(self, sample: Sample, *, response: bool, contrastive: bool) -> TokenSequence:
         """response: FAST tokens stand, labelled, in the assistant's turn. contrastive: the two extra parts follow."""
         instruction = self.instruction(sample.instruction)
-        tail = self.tail if sample.subtask is None else self.subtask_tail
-        observation_end = len(self.head) + len(sample.state)
-        ids = [*self.head, *sample.state, *instruction, *tail]
+        ids = [*self.head, *sample.state]
+        if prompt.has_markers(contrastive, self.compat):
+            ids.append(self.obs)
+            observation_end = len(ids)
+            ids += [*instruction, *(self.tail if sample.subtask is None else self.subtask_tail)]
+        else:
+            observation_end = len(ids)
+            ids += self.unmarked(sample.instruction, sample.subtask is not None)
         after = len(ids)
         text_to = after
         if sample.subtask:
@@ -128,9 +144,10 @@ class SequenceBuilder:
     def lengths(
         self, states: np.ndarray, fast: np.ndarray, instructions: np.ndarray, *, response: bool, contrastive: bool
     ) -> np.ndarray:
-        """Tokens of many samples (without subtasks) from the token counts of their parts, each (N,) int64."""
+        """Tokens of many samples (without subtasks) from the token counts of their parts, each (N,) int64; without
+        markers there are a few less."""
         actions = fast + 2
-        out = len(self.head) + states + instructions + len(self.tail)
+        out = len(self.head) + states + 1 + instructions + len(self.tail)
         out = out + (actions + len(self.turn_end) if response else 0)
         return out + (actions + instructions if contrastive else 0)
 

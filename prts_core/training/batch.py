@@ -7,7 +7,6 @@ Shape legend: S samples, T chunk length, A action width.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -58,12 +57,6 @@ class SampleSource(Protocol):
     def item(self, row: int, rng: np.random.Generator, *, response: bool, contrastive: bool) -> Item:
         """rng: the sample's own, for augmentation and whatever else is drawn."""
         ...
-
-
-def task_id(instruction: str) -> int:
-    """Signed 64-bit id of an instruction: first 8 bytes, little endian, of the MD5 of its lower-case, stripped text."""
-    digest = hashlib.md5(instruction.lower().strip().encode(), usedforsecurity=False).digest()
-    return int.from_bytes(digest[:8], "little", signed=True)
 
 
 @dataclass
@@ -200,7 +193,7 @@ class BatchSource:
                         f"{self.sources[draws[i].source].name} has chunks of {item.chunk.shape}, the model takes "
                         f"{self.chunk_length} steps of at most {self.max_action_dim}: raise max_action_dim"
                     )
-                actions[i, :, :width], dof_mask[i, :, :width], is_pad[i] = item.chunk, 1.0, item.is_pad
+                (actions[i], dof_mask[i]), is_pad[i] = pad_chunk(item.chunk, self.max_action_dim), item.is_pad
         counts = np.cumsum([0, *(len(row) for row in plan.rows)])
         at = [
             int(counts[r]) + i for r in range(self.rank, len(plan.rows), self.world) for i in range(len(plan.rows[r]))
@@ -222,6 +215,7 @@ class BatchSource:
                 self,  # type: ignore[arg-type]
                 sampler=_Plans(self, cursor),
                 batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(),
+                generator=torch.Generator(),  # a seed drawn from torch's own would shift dropout after a resume
             )  # fmt: skip
             yield from loader
         # The thread gets no OpenMP team of its own: two teams spin against each other and cost a third of a step.
@@ -242,6 +236,13 @@ class _Plans:
 
     def __iter__(self) -> Iterator[Any]:
         return self.source.plans(self.cursor)
+
+
+def pad_chunk(chunk: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """(T, A) -> zero-padded (T, width) and the mask of real dimensions, 1 or 0, both float32."""
+    padded, mask = np.zeros((2, len(chunk), width), np.float32)
+    padded[:, : chunk.shape[1]], mask[:, : chunk.shape[1]] = chunk, 1.0
+    return padded, mask
 
 
 def chunk_windows(actions: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
