@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from prts_core.config.load import Plan, load_plan, source_root
-from prts_core.config.schema import LeRobotSource
-from prts_core.errors import ConfigError
+from prts_core.config.load import Plan, check, load_plan, read_yaml, source_root
+from prts_core.config.schema import LeRobotSource, RobotConfig
+from prts_core.data.embodiment import build_contract
+from prts_core.errors import ConfigError, ContractError
 from prts_core.stages.chain import config_json
 
+ROBOTS = Path(__file__).resolve().parents[2] / "configs" / "robots"
 PUBLIC = """\
 lerobot_datasets:
   - repo_id: lab/pour_water
@@ -139,3 +141,47 @@ def test_a_hub_dataset_is_looked_for_without_a_download(tmp_path: Path, monkeypa
     assert not source_root(source).exists()
     with pytest.raises(ConfigError, match="owner/name"):
         source_root(LeRobotSource(kind="lerobot", repo_id="../lab//x"))
+
+
+MASKS = {
+    "libero_panda": "TTTTTTF",
+    "flexiv": "TTTTTTTF",
+    "realman_dual_arm": "T" * 14 + "FF",
+    "arx_dual_arm": "TTTTTTF" * 2,
+    "galaxea_r1_pro": "TTTTTTTF" * 2,
+    "agibot_g2": "T" * 14 + "F" * 7,
+    "full_state_relative": "T" * 32,
+    "full_absolute": "F" * 32,
+}
+
+
+@pytest.mark.parametrize("tag", MASKS)
+def test_the_eight_public_tags(tag: str) -> None:
+    path = ROBOTS / f"{tag}.yaml"
+    robot = check(RobotConfig, read_yaml(path), path)
+    assert robot.embodiment_tag == tag and robot.truncate == tag.startswith("full_")
+    flags = tuple(flag == "T" for flag in MASKS[tag])
+    assert (robot.relative or tuple(dim.relative for dim in robot.action)) == flags
+    width = 9 if robot.truncate else len(flags)
+    state = len(robot.state) or width
+    contract = build_contract(
+        dataset="d", robot=robot, robot_type=None, control_hz=20, state_names=None, state_width=state,
+        action_names=None, action_width=width, cameras={},
+    )  # fmt: skip
+    assert tuple(dim.relative for dim in contract.action) == flags[:width]
+    with pytest.raises(ContractError, match="disagree on the width"):
+        build_contract(
+            dataset="d", robot=robot, robot_type=None, control_hz=20, state_names=None, state_width=40,
+            action_names=None, action_width=33, cameras={},
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["libero", "my_robot"])
+def test_the_committed_public_datasets(tmp_path: Path, name: str) -> None:
+    (tmp_path / "r.yaml").write_text(f"name: r\ndatasets: [{name}]\ndeploy: {name}\nmodel: tiny\n")
+    for folder in ("datasets", "robots", "models"):
+        (tmp_path / folder).symlink_to(ROBOTS.parent / folder)
+    plan = load_plan(tmp_path / "r.yaml")
+    robot = plan.robot(name)
+    assert robot is not None and len(robot.action) == 7 and not any(dim.relative for dim in robot.action)
+    assert plan.mixture == {name: 1.0}
