@@ -14,16 +14,19 @@ import torch
 
 from prts_core.config.load import check
 from prts_core.contract import PolicyContract
-from prts_core.errors import CheckpointError
+from prts_core.errors import CheckpointError, DataError
 from prts_core.files import digest_value, list_tree, read_json, write_json
 from prts_core.models.config import ModelConfig
+from prts_core.models.generate import generate
 from prts_core.models.prts import PrtsModel
-from prts_core.observation import read_actions, read_observation, read_seeds
+from prts_core.models.tokens import Prefix
+from prts_core.observation import Batch, read_actions, read_observation, read_seeds, sentences
 from prts_core.processor import FILES, Processor
 from prts_core.tensors import load_tensors, load_weights, save_tensors
 from prts_core.text import prompt
 
 MODEL_TYPE = "prts_qwen3_vl"
+MAX_SUBTASK_TOKENS = 32  # public forks cut at 20 to 52
 POLICY_FILES = ("config.json", "model.safetensors", *FILES)
 
 
@@ -43,16 +46,21 @@ class Policy:
 
     @torch.inference_mode()
     def act(
-        self, observation: Mapping[str, np.ndarray], instruction: str | Sequence[str], seeds: int | Sequence[int]
+        self,
+        observation: Mapping[str, np.ndarray],
+        instruction: str | Sequence[str],
+        seeds: int | Sequence[int],
+        subtask: str | Sequence[str] | None = None,
     ) -> np.ndarray:
         """Action chunks (B, T, A) float32 in robot units, or (T, A) for an observation without a batch axis.
 
         observation: {"observation.state": (D,) or (B, D), camera key: (H, W, 3) or (B, H, W, 3) uint8}; one sentence,
-        or one a sample; one noise seed a sample. Raises DataError where an input does not fit the contract.
+        or one a sample; one noise seed a sample. subtask: what a policy that reasons in subtasks has said (from
+        `subtask`, kept for a while); none lets it say the next one first. Raises DataError where an input does not fit
+        the contract.
         """
         batch = read_observation(observation, instruction, self.contract.contract)
-        tokens = self.processor.tokens(batch.images, batch.state, batch.instructions)
-        encoded = self.model.encode(tokens)
+        prefix = self._prefix(batch, None if subtask is None else sentences(subtask, len(batch)))
         config = self.model.config
         width = len(self.contract.contract.action)
         noise = torch.stack(
@@ -63,10 +71,41 @@ class Policy:
         ).to(self.device)
         mask = torch.zeros_like(noise)
         mask[..., :width] = 1.0
-        # Padded dimensions are noise the network never learned from: they enter as zeros and are cut off.
-        chunk = self.model.sample(encoded.prefix(), noise * mask, mask)[..., :width]
+        chunk = self.model.sample(prefix, noise, mask)[..., :width]
         actions = self.processor.unnormalize_actions(chunk.cpu().numpy())
         return actions[0] if batch.single else actions
+
+    def _prefix(self, batch: Batch, subtasks: list[str] | None) -> Prefix:
+        """What the action head reads: the prompt, and the subtask where the policy says one."""
+        if self.processor.subtasks and subtasks is None:
+            return self._speak(batch)[1]
+        if subtasks is not None and not self.processor.subtasks:
+            raise DataError(
+                "This policy does not reason in subtasks", field="subtask", found=subtasks[0], expected="none",
+                cure="give the instruction alone, or fine-tune the policy by stage subtask",
+            )  # fmt: skip
+        tokens = self.processor.tokens(batch.images, batch.state, batch.instructions, subtasks=subtasks)
+        return self.model.encode(tokens).prefix()
+
+    @torch.inference_mode()
+    def subtask(self, observation: Mapping[str, np.ndarray], instruction: str | Sequence[str]) -> str | list[str]:
+        """The next subtask in words, greedily decoded: one, or one a sample; arguments as in `act`. DataError for a
+        policy that was not fine-tuned to say any."""
+        if not self.processor.subtasks:
+            raise DataError("This policy does not reason in subtasks", cure="fine-tune it by stage subtask")
+        batch = read_observation(observation, instruction, self.contract.contract)
+        said = self._speak(batch)[0]
+        return said[0] if batch.single else said
+
+    def _speak(self, batch: Batch) -> tuple[list[str], Prefix]:
+        tokenizer, closing = self.processor.tokenizer, self.processor.builder.turn_end
+        tokens = self.processor.tokens(batch.images, batch.state, batch.instructions, subtasks=[""] * len(batch))
+        allowed = torch.from_numpy(tokenizer.ascii_ids.copy()).to(self.device)
+        allowed[closing[0]] = True
+        words, prefix = generate(
+            self.model, tokens.to(self.device), allowed=allowed, closing=closing, max_words=MAX_SUBTASK_TOKENS
+        )
+        return [tokenizer.decode(own).strip() for own in words], prefix
 
     @torch.inference_mode()
     def value(

@@ -34,7 +34,8 @@ FILES = ("policy_contract.json", "norm_stats.json", "tokenizer.json", "fast_toke
 class Processor:
     """contract: what goes in and comes out. statistics_file: the very norm_stats.json the contract names by digest.
 
-    compat: "prts" for a checkpoint in the released layout (only its loader sets it), whose words and numbers are then
+    subtasks: the policy says the next subtask before it acts (stage subtask). compat: "prts" for a checkpoint in the
+    released layout (only its loader sets it), whose words and numbers are then
     those of the public release.
     """
 
@@ -45,6 +46,7 @@ class Processor:
     fast: FastTokenizer
     model: ModelConfig
     compat: Compat = "none"
+    subtasks: bool = False
 
     def __post_init__(self) -> None:
         relative = [d.name for d in self.contract.contract.action if d.relative]
@@ -147,13 +149,15 @@ class Processor:
             shutil.copyfile(self.statistics_file, folder / "norm_stats.json")
         self.tokenizer.save(folder / "tokenizer.json")
         self.fast.save(folder / "fast_tokenizer.json")
-        write_json(folder / "processor_config.json", _settings(self.model, self.compat))
+        write_json(folder / "processor_config.json", _settings(self.model, self.compat, self.subtasks))
 
     @staticmethod
     def load(folder: Path, model: ModelConfig) -> Processor:
         """Read the processor's files and hold the statistics against the contract's digest."""
         compat = load_compat(folder)
-        found, expected = read_json(folder / "processor_config.json"), _settings(model, compat)
+        found = read_json(folder / "processor_config.json")
+        subtasks = bool(found.get("subtasks"))
+        expected = _settings(model, compat, subtasks)
         if found != expected:
             raise CheckpointError(
                 "A processor configuration does not fit its model", file=folder / "processor_config.json",
@@ -168,12 +172,13 @@ class Processor:
             FastTokenizer.load(folder / "fast_tokenizer.json", compat),
             model,
             compat,
+            subtasks,
         )
 
 
-def _settings(model: ModelConfig, compat: Compat) -> dict[str, Any]:
-    """What processor_config.json holds; all of it but `compat` follows from the model and must agree with it."""
-    return {"compat": compat, "image_size": model.image_size}
+def _settings(model: ModelConfig, compat: Compat, subtasks: bool) -> dict[str, Any]:
+    """What processor_config.json holds; image_size follows from the model and must agree with it."""
+    return {"compat": compat, "image_size": model.image_size, "subtasks": subtasks}
 
 
 def load_compat(folder: Path) -> Compat:

@@ -1,6 +1,7 @@
 """Role-aware attention inside `transformers`: registered once, used by the stock Qwen3-VL text model, no patched file.
 
-The mask is one int32 per key (`key_end`, see prts_kernels.role_attention), handed once to `language_model(..., key_end=)`
+The mask is one int32 per key (`key_end`, see prts_kernels.role_attention), handed once to `language_model(...,
+key_end=)`
 and passed on by transformers to every layer. It does not know what the roles are.
 """
 

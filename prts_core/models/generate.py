@@ -8,6 +8,8 @@ Shape legend: S samples, L tokens of the longest prompt, W words generated, V vo
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import DynamicCache
@@ -69,7 +71,7 @@ def generate(
         hidden.append(out)
         state = torch.where(live[:, None], out[:, 0], state)
     image = torch.nn.functional.pad(encoded.image, (0, visible.shape[1] - encoded.image.shape[1]))
-    layers = cache.layers
+    layers: list[Any] = cache.layers
     prefix = Prefix(
         [layer.keys for layer in layers], [layer.values for layer in layers], torch.cat(hidden, 1), visible,
         image & visible,

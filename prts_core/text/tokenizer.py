@@ -7,8 +7,11 @@ that a sample stays short on a CPU.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from prts_core.errors import CheckpointError, DataError
@@ -55,6 +58,22 @@ class TextTokenizer:
 
     def encode_many(self, texts: list[str]) -> list[list[int]]:
         return [e.ids for e in self.tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    @cached_property
+    def ascii_ids(self) -> np.ndarray:
+        """(len(self),) bool: tokens that stand for printable ASCII and nothing else: what a policy may say aloud.
+
+        Control, PRTS and FAST tokens, line breaks and pieces of multi-byte characters are none of them.
+        """
+        special = {*prompt.CONTROL_TOKENS, *prompt.PRTS_TOKENS, *map(prompt.fast_token, range(self.fast_size))}
+        out = np.zeros(len(self), bool)
+        for token, index in self.tokenizer.get_vocab(with_added_tokens=True).items():
+            text = self.decode([index])
+            out[index] = bool(text) and token not in special and all(" " <= c <= "~" for c in text)
+        return out
 
     def save(self, path: Path) -> None:
         self.tokenizer.save(str(path))
