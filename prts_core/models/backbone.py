@@ -1,4 +1,4 @@
-"""The Qwen3-VL backbone from `transformers`, made from our ModelConfig or loaded from a folder or hub id.
+"""The Qwen3-VL backbone from `transformers`, made from our ModelConfig.
 
 It does not know actions or values. Two CPU speed-ups leave weights and results alone (a test compares with the stock
 modules): images of one size go through the vision attention as one batch (stock loops image by image), and the patch
@@ -59,14 +59,8 @@ def qwen3vl_config(config: ModelConfig, vocab_size: int, image_token_id: int) ->
 
 
 def build_backbone(config: ModelConfig, vocab_size: int, image_token_id: int) -> Qwen3VLModel:
-    """Qwen3VLModel with role-aware text attention; random unless `config.pretrained` names a folder or hub id."""
-    if config.pretrained is not None:
-        model = Qwen3VLModel.from_pretrained(config.pretrained, attn_implementation="sdpa", trust_remote_code=False)
-        model.resize_token_embeddings(vocab_size)
-    else:
-        model = Qwen3VLModel._from_config(
-            qwen3vl_config(config, vocab_size, image_token_id), attn_implementation="sdpa"
-        )
+    """Qwen3VLModel with role-aware text attention, random; released.load_backbone fills it where training starts."""
+    model = Qwen3VLModel._from_config(qwen3vl_config(config, vocab_size, image_token_id), attn_implementation="sdpa")
     # Text layers read this at every call; the vision tower keeps stock attention.
     model.language_model.config._attn_implementation = attention.NAME
     model.visual.patch_embed.forward = types.MethodType(_patch_embed_as_linear, model.visual.patch_embed)
