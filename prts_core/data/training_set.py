@@ -23,7 +23,7 @@ from prts_core.processor import Processor
 from prts_core.progress import track
 from prts_core.text import prompt
 from prts_core.text.sequence import ConversationBuilder, Sample, TokenSequence, View
-from prts_core.training.batch import Item, chunk_windows
+from prts_core.training.batch import Item, chunk_windows, steps_to_go
 
 MEMORY_GIB = 4.0  # images of one dataset that are kept decoded; beyond it they are decoded when drawn
 
@@ -101,7 +101,7 @@ class RobotSet:
             states.append(processor.state_bins(dataset.states(episode)))
             chunks.append(processor.normalize_actions(windows))
             pads.append(is_pad)
-            to_go.append(np.clip(success_rows(dataset, episode) - np.arange(len(actions)), 0, None))
+            to_go.append(steps_to_go(success_rows(dataset, episode), len(actions)))
             self.of_row += [(position, row) for row in range(len(actions))]
         self.chunks, self.is_pad, self.steps_to_go = np.concatenate(chunks), np.concatenate(pads), np.concatenate(to_go)
         self.states = processor.builder.encode_states(np.concatenate(states))

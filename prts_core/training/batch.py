@@ -249,3 +249,8 @@ def chunk_windows(actions: np.ndarray, length: int) -> tuple[np.ndarray, np.ndar
     """One episode (T_ep, A) -> windows (T_ep, length, A), clamped to the last row, and the flags of clamped steps."""
     index = np.arange(len(actions))[:, None] + np.arange(length)[None]
     return actions[index.clip(max=len(actions) - 1)], index >= len(actions)
+
+
+def steps_to_go(goal_row: int, rows: int) -> np.ndarray:
+    """(rows,) int64: how many steps each row is before `goal_row`, 0 from there on."""
+    return np.clip(goal_row - np.arange(rows), 0, None)
