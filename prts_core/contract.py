@@ -57,6 +57,11 @@ class Contract:
     def fingerprint(self) -> str:
         return digest_value(asdict(self))
 
+    @property
+    def relative(self) -> tuple[bool, ...]:
+        """Of each action dimension: is it trained relative to the state?"""
+        return tuple(dimension.relative for dimension in self.action)
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -6,6 +6,7 @@ does not know who normalises with them (`prts_core.data.normalize`).
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,6 @@ def compute(root: Path, split: str = "train") -> tuple[NormStats, dict[str, np.n
     """
     dataset = LeRobotDataset.open(root)
     contract = dataset.contract
-    _refuse_relative(contract)
     episodes = dataset.episodes(split)
     if not episodes:
         raise DataError("A split has no episodes", file=root / "meta" / "info.json", field=f"splits.{split}")
@@ -82,18 +82,39 @@ def _check(values: np.ndarray, width: int, path: Path, key: str) -> None:
         )
 
 
-def _refuse_relative(contract: Contract) -> None:
-    """Statistics of a[t+h] - s[t] depend on the chunk length; those of absolute actions would be silently wrong."""
-    relative = [dim.name for dim in contract.action if dim.relative]
-    if relative:
+def compute_relative(root: Path, chunk_length: int, absolute: NormStats) -> NormStats:
+    """Statistics of what a policy with chunks of `chunk_length` steps is trained on where actions are state-relative:
+    a[t + h] - s[t], pooled over all rows t of the split and all steps h that the episode still has.
+
+    absolute: `compute` of the same dataset and split; its state, and its actions where they are not relative, stay.
+    One dimension is held at a time: memory is rows x chunk_length float32.
+    """
+    dataset = LeRobotDataset.open(root)
+    relative = [index for index, dim in enumerate(dataset.contract.action) if dim.relative]
+    if chunk_length < 1 or not relative:
         raise ConfigError(
-            "Statistics of state-relative actions are not there yet",
-            file=f"configs/robots/{contract.embodiment}.yaml",
-            field="action.relative",
-            found=", ".join(relative),
-            expected="relative: false",
-            cure="train this robot on absolute actions",
-        )
+            "There is nothing to be relative", file=root / "meta" / "contract.json", field="action.relative",
+            found=f"{len(relative)} relative dimensions, chunks of {chunk_length}", expected="at least one of each",
+        )  # fmt: skip
+    episodes = [(dataset.actions(e), dataset.states(e)) for e in dataset.episodes(absolute.split)]
+    arrays = {part.name: getattr(absolute.action, part.name).copy() for part in fields(FeatureStats)}
+    for index in relative:
+        steps = [
+            actions[h:, index] - states[: len(actions) - h, index]
+            for actions, states in episodes
+            for h in range(min(chunk_length, len(actions)))
+        ]
+        described = describe(np.concatenate(steps)[:, None])
+        for name, array in arrays.items():
+            array[index] = getattr(described, name)[0]
+    fingerprint = digest_value({"absolute": absolute.fingerprint, "chunk_length": chunk_length, "relative": relative})
+    return NormStats(absolute.state, FeatureStats(**arrays), absolute.count, absolute.split, fingerprint)
+
+
+def statistics_name(contract: Contract, chunk_length: int) -> str:
+    """The file of stage stats that a policy with this contract and chunk length is normalised by."""
+    relative = any(dim.relative for dim in contract.action)
+    return f"state_relative_ck{chunk_length}_norm_stats.json" if relative else "norm_stats.json"
 
 
 def constant_dimensions(stats: FeatureStats) -> int:

@@ -11,11 +11,15 @@ from prts_core.stages.base import StageContext, StageResult
 
 
 def stats(config: StatsConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
-    """Write norm_stats.json and norm_stats.png."""
+    """Write norm_stats.json and norm_stats.png; where actions are trained relative to the state, also the statistics of
+    chunks of the model's length, state_relative_ck<length>_norm_stats.json."""
     root = inputs["convert"].folder(context.outputs)
     made, pooled = statistics.compute(root, config.split)
     contract = Contract.load(root / "meta" / "contract.json")
     write_json(context.output / "norm_stats.json", made.to_json())
+    if config.chunk_length is not None:
+        relative = statistics.compute_relative(root, config.chunk_length, made)
+        write_json(context.output / statistics.statistics_name(contract, config.chunk_length), relative.to_json())
     statistics.plot(made, pooled, contract, context.output / "norm_stats.png")
     return StageResult(
         metrics={

@@ -107,11 +107,33 @@ def test_unknown_split_and_missing_file(toy: Converted, tmp_path: Path) -> None:
         statistics.compute(root)
 
 
-def test_relative_actions_are_refused_not_mistaken(toy: Converted, tmp_path: Path) -> None:
-    robot = replace(ROBOT, action=(DimensionSpec("dx", "m", relative=True), *ROBOT.action[1:]))
+def test_state_relative_statistics_are_of_chunks(toy: Converted, tmp_path: Path) -> None:
+    robot = replace(ROBOT, action=(ROBOT.action[0], DimensionSpec("dy", "m", relative=True), *ROBOT.action[2:]))
     made = convert_toy(tmp_path, toy.raw, robot=robot)
-    with pytest.raises(ConfigError, match=r"configs/robots/toy\.yaml.*dx"):
-        statistics.compute(made.root)
+    absolute = statistics.compute(made.root)[0]
+    chunks = statistics.compute_relative(made.root, 5, absolute)
+    assert np.array_equal(absolute.action.q01, statistics.compute(toy.root)[0].action.q01)  # the recording's own
+    dataset = LeRobotDataset.open(made.root)
+    wanted = [
+        dataset.actions(e)[t + h, 1] - dataset.states(e)[t, 1]
+        for e in dataset.episodes("train")
+        for t in range(dataset.length(e))
+        for h in range(5)
+        if t + h < dataset.length(e)
+    ]
+    assert np.allclose(chunks.action.mean[1], np.mean(wanted)) and np.allclose(chunks.action.max[1], np.max(wanted))
+    assert np.allclose(chunks.action.q99[1], np.quantile(np.float64(wanted), 0.99))
+    assert np.array_equal(chunks.action.q01[[0, 2, 3]], absolute.action.q01[[0, 2, 3]])
+    assert np.array_equal(chunks.state.q01, absolute.state.q01)
+    assert (
+        len({absolute.fingerprint, chunks.fingerprint, statistics.compute_relative(made.root, 4, absolute).fingerprint})
+        == 3
+    )
+    assert statistics.statistics_name(dataset.contract, 5) == "state_relative_ck5_norm_stats.json"
+    plain = LeRobotDataset.open(toy.root).contract
+    assert statistics.statistics_name(plain, 5) == "norm_stats.json"
+    with pytest.raises(ConfigError, match="nothing to be relative"):
+        statistics.compute_relative(toy.root, 5, absolute)
 
 
 def test_constant_dimension_is_finite(tmp_path: Path) -> None:
