@@ -80,7 +80,7 @@ class FastTokenizer:
 
         Raises DataError when there is no chunk or the coefficients alone need more than `vocab_size`.
         """
-        parts = [dct_coefficients(c, scale).reshape(len(c), -1) for c in _arrays(chunks) if len(c)]
+        parts = [dct_coefficients(c, scale) for c in _arrays(chunks) if len(c)]
         if not parts:
             raise DataError("FAST cannot be fitted without action chunks", field="action", found="no chunk")
         low, high = min(int(p.min()) for p in parts), max(int(p.max()) for p in parts)
@@ -97,16 +97,16 @@ class FastTokenizer:
             vocab_size=vocab_size, min_frequency=2, show_progress=False, max_token_length=10_000, special_tokens=[],
             initial_alphabet=[chr(i) for i in range(high - low + 1)],
         )  # fmt: skip
-        bpe.train_from_iterator((_write(row - low) for part in parts for row in part), trainer)
+        bpe.train_from_iterator((_write(chunk - low) for part in parts for chunk in part), trainer)
         return FastTokenizer(bpe, low, scale, vocab_size if compat == "prts" else None, compat)
 
     def encode_many(self, chunks: np.ndarray | Sequence[np.ndarray]) -> list[list[int]]:
         """(N, T, D), or a list of such arrays -> the token indices of every chunk, in order."""
         texts = []
         for part in _arrays(chunks):
-            coefficients = dct_coefficients(part, self.scale).reshape(len(part), -1)
+            coefficients = dct_coefficients(part, self.scale)
             offsets = (self._nearest(coefficients) if self.compat == "none" else coefficients) - self.min_token
-            texts += [_write(row) for row in offsets.clip(min=0)]
+            texts += [_write(chunk) for chunk in offsets.clip(min=0)]
         return [encoding.ids for encoding in self.bpe.encode_batch(texts, add_special_tokens=False)]
 
     def _nearest(self, coefficients: np.ndarray) -> np.ndarray:
@@ -187,7 +187,8 @@ def _arrays(chunks: np.ndarray | Sequence[np.ndarray]) -> Sequence[np.ndarray]:
 
 
 def _write(offsets: np.ndarray) -> str:
-    return "".join(map(chr, offsets))
+    """A chunk's coefficients (T, D), counted from the lowest, as characters: all of the lowest frequency first."""
+    return "".join(map(chr, offsets.ravel()))
 
 
 def dct_coefficients(chunks: np.ndarray, scale: float) -> np.ndarray:

@@ -13,20 +13,7 @@ from prts_core.text.fast import FastTokenizer, dct_matrix
 from prts_core.text.tokenizer import TextTokenizer
 
 
-@pytest.mark.parametrize(
-    ("raw", "clean"),
-    [
-        ("open it", "Open it."),
-        ("  OPEN it. ", "Open it."),
-        ("", prompt.DEFAULT_INSTRUCTION),
-        (None, prompt.DEFAULT_INSTRUCTION),
-    ],
-)
-def test_instruction(raw, clean):
-    assert prompt.clean_instruction(raw) == clean
-
-
-def test_state_bins_truncate_and_clamp():
+def test_state_bins_are_cut_and_clamped():
     assert prompt.state_bins(np.array([-1.5, -1.0, 0.0, 0.9999, 1.5])).tolist() == [-1, 0, 500, 999, 1000]
     with pytest.raises(DataError, match="not finite"):
         prompt.state_bins(np.array([np.nan]))
