@@ -72,7 +72,7 @@ class Policy:
         mask = torch.zeros_like(noise)
         mask[..., :width] = 1.0
         chunk = self.model.sample(prefix, noise, mask)[..., :width]
-        actions = self.processor.unnormalize_actions(chunk.cpu().numpy())
+        actions = self.processor.unnormalize_actions(chunk.cpu().numpy(), batch.state)
         return actions[0] if batch.single else actions
 
     def _prefix(self, batch: Batch, subtasks: list[str] | None) -> Prefix:

@@ -16,8 +16,16 @@ import numpy as np
 
 from prts_core.contract import PolicyContract
 from prts_core.data.images import fit, smart_size
-from prts_core.data.normalize import STATE_MODE, NormStats, normalize, normalize_for_fast, unnormalize
-from prts_core.errors import CheckpointError, ConfigError, DataError
+from prts_core.data.normalize import (
+    STATE_MODE,
+    NormStats,
+    normalize,
+    normalize_for_fast,
+    to_absolute,
+    to_relative,
+    unnormalize,
+)
+from prts_core.errors import CheckpointError, DataError
 from prts_core.files import digest_file, read_json, write_json
 from prts_core.models.config import Compat, ModelConfig
 from prts_core.models.tokens import Tokens
@@ -47,14 +55,6 @@ class Processor:
     model: ModelConfig
     compat: Compat = "none"
     subtasks: bool = False
-
-    def __post_init__(self) -> None:
-        relative = [d.name for d in self.contract.contract.action if d.relative]
-        if relative:
-            raise ConfigError(
-                "State-relative actions need statistics per chunk length, which stage stats does not compute yet",
-                field=", ".join(relative), cure="set relative: false in the robot's YAML",
-            )  # fmt: skip
 
     def view_size(self, height: int, width: int) -> int | tuple[int, int]:
         """Pixels at which the model sees an image of that size: the side of a square, or (height, width)."""
@@ -92,22 +92,29 @@ class Processor:
             )
         return prompt.state_bins(normalize(state, self.statistics.state, STATE_MODE, self.compat), self.compat)
 
-    def normalize_actions(self, actions: np.ndarray) -> np.ndarray:
-        """(..., A) robot units -> normalised float32."""
+    def normalize_actions(self, actions: np.ndarray, state: np.ndarray) -> np.ndarray:
+        """Chunks (N, T, A) and the states (N, D) they begin at, robot units -> normalised (N, T, A) float32; relative
+        dimensions as their distance from the state."""
+        moved = self._relative(actions, state)
+        return normalize(moved, self.statistics.action, self.contract.normalization, self.compat)
+
+    def unnormalize_actions(self, actions: np.ndarray, state: np.ndarray) -> np.ndarray:
+        """The inverse of `normalize_actions`: absolute actions in robot units."""
+        moved = unnormalize(actions, self.statistics.action, self.contract.normalization, self.compat)
+        return to_absolute(moved, state, self.contract.contract.relative)
+
+    def fast_tokens(self, chunks: np.ndarray, state: np.ndarray) -> list[list[int]]:
+        """Action chunks (N, T, A) and their states (N, D), robot units -> indices of FAST tokens."""
+        moved, mode = self._relative(chunks, state), self.contract.normalization
+        return self.fast.encode_many(normalize_for_fast(moved, self.statistics.action, mode, self.compat))
+
+    def _relative(self, actions: np.ndarray, state: np.ndarray) -> np.ndarray:
         wanted = len(self.contract.contract.action)
         if actions.shape[-1] != wanted:
             raise DataError(
                 "Actions have the wrong width", field="action", found=actions.shape, expected=f"(..., {wanted})"
             )
-        return normalize(actions, self.statistics.action, self.contract.normalization, self.compat)
-
-    def unnormalize_actions(self, actions: np.ndarray) -> np.ndarray:
-        return unnormalize(actions, self.statistics.action, self.contract.normalization, self.compat)
-
-    def fast_tokens(self, chunks: np.ndarray) -> list[list[int]]:
-        """Action chunks (N, T, A) in robot units -> indices of FAST tokens."""
-        mode = self.contract.normalization
-        return self.fast.encode_many(normalize_for_fast(chunks, self.statistics.action, mode, self.compat))
+        return to_relative(actions, state, self.contract.contract.relative)
 
     def images(self, images: dict[str, np.ndarray]) -> list[np.ndarray]:
         """{camera key: (B, H, W, 3) uint8} -> B * cameras images at the model's sizes, sample by sample, in the
@@ -130,7 +137,7 @@ class Processor:
         """A batch for inference; with `actions` (B, T, A) in robot units the contrastive parts are appended; with
         `subtasks` the policy has said them before it acts ("": it is about to)."""
         bins = self.state_bins(state)
-        fast: list[list[int]] | list[None] = [None] * len(bins) if actions is None else self.fast_tokens(actions)
+        fast: list[list[int]] | list[None] = [None] * len(bins) if actions is None else self.fast_tokens(actions, state)
         sequences = [
             self.builder.sequence(
                 Sample(tokens, text, own, None if subtasks is None else subtasks[i]),

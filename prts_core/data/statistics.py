@@ -54,7 +54,7 @@ def describe(values: np.ndarray, compat: Compat = "none") -> FeatureStats:
 
     compat "prts": in float32 as the public release does, where the std of a constant is not 0 but rounding.
     """
-    wide = values.astype(np.float32 if compat == "prts" else np.float64)
+    wide: np.ndarray = values.astype(np.float32 if compat == "prts" else np.float64)
     q01, q99 = np.quantile(wide, 0.01, axis=0), np.quantile(wide, 0.99, axis=0)
     parts = (wide.mean(0), wide.std(0), wide.min(0), wide.max(0), q01, q99)
     return FeatureStats(*(part.astype(np.float64) for part in parts))

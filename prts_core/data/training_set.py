@@ -97,9 +97,10 @@ class RobotSet:
         for position, episode in enumerate(self.episodes):
             actions = dataset.actions(episode)
             windows, is_pad = chunk_windows(actions, processor.contract.chunk_length)
-            self.fast += processor.fast_tokens(windows)
-            states.append(processor.state_bins(dataset.states(episode)))
-            chunks.append(processor.normalize_actions(windows))
+            own = dataset.states(episode)
+            self.fast += processor.fast_tokens(windows, own)
+            states.append(processor.state_bins(own))
+            chunks.append(processor.normalize_actions(windows, own))
             pads.append(is_pad)
             to_go.append(steps_to_go(success_rows(dataset, episode), len(actions)))
             self.of_row += [(position, row) for row in range(len(actions))]

@@ -16,7 +16,8 @@ from prts_core.config.schema import ImageTextSource, PretrainConfig
 from prts_core.contract import PolicyContract
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.llava import LlavaDataset
-from prts_core.data.normalize import normalize_for_fast
+from prts_core.data.normalize import normalize_for_fast, to_relative
+from prts_core.data.statistics import statistics_name
 from prts_core.data.training_set import ConversationSet, RobotSet
 from prts_core.errors import ConfigError
 from prts_core.files import digest_file, write_json
@@ -40,7 +41,9 @@ def pretrain(config: PretrainConfig, inputs: dict[str, Manifest], context: Stage
             "Pre-training needs data", field="pretrain.mixture", found="nothing", expected="dataset: weight"
         )
     datasets = {n: LeRobotDataset.open(inputs[f"convert:{n}"].folder(context.outputs)) for n in config.mixture}
-    statistics = {n: inputs[f"stats:{n}"].folder(context.outputs) / "norm_stats.json" for n in config.mixture}
+    length = config.model.chunk_length
+    statistics = {n: inputs[f"stats:{n}"].folder(context.outputs) / statistics_name(d.contract, length)
+                  for n, d in datasets.items()}  # fmt: skip
     contracts = {n: policy_contract(d, statistics[n], config.model.chunk_length, config.train.normalization)
                  for n, d in datasets.items()}  # fmt: skip
     conversations = {name: open_image_text(source, context.seed) for name, source in config.image_text.items()}
@@ -100,7 +103,13 @@ def fit_tokenizers(
     chunks, sentences, labels = {}, [], []
     for name, dataset in datasets.items():
         stats = load_statistics(statistics[name]).action
-        windows = [chunk_windows(dataset.actions(e), config.model.chunk_length)[0] for e in dataset.episodes("train")]
+        windows = [
+            to_relative(
+                chunk_windows(dataset.actions(e), config.model.chunk_length)[0], dataset.states(e),
+                dataset.contract.relative,
+            )
+            for e in dataset.episodes("train")
+        ]  # fmt: skip
         chunks[name] = normalize_for_fast(np.concatenate(windows), stats, contracts[name].normalization)
         sentences += [prompt.clean_instruction(task) for task in dataset.tasks.values()]
         sentences += [prompt.clean_instruction(s.action_text) for row in dataset.rows for s in row.spans]

@@ -11,6 +11,7 @@ import torch
 
 from prts_core.config.schema import SftConfig
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from prts_core.data.statistics import statistics_name
 from prts_core.data.training_set import RobotSet
 from prts_core.files import write_json
 from prts_core.manifest import Manifest
@@ -31,7 +32,7 @@ def sft(config: SftConfig, inputs: dict[str, Manifest], context: StageContext) -
     base = inputs["pretrain"].folder(context.outputs)
     model_config = read_model_config(base)
     dataset = LeRobotDataset.open(inputs["convert"].folder(context.outputs))
-    statistics = inputs["stats"].folder(context.outputs) / "norm_stats.json"
+    statistics = inputs["stats"].folder(context.outputs) / statistics_name(dataset.contract, model_config.chunk_length)
     contract = policy_contract(dataset, statistics, model_config.chunk_length, config.train.normalization)
     tokenizer = TextTokenizer.load(base / "tokenizer.json")
     processor = Processor(
