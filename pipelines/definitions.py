@@ -16,6 +16,7 @@ from assets import (
     register,
     sft,
     stats,
+    subtask,
     validate,
     value,
 )
@@ -28,6 +29,7 @@ ASSETS = [
     stats.stats,
     pretrain.pretrain,
     sft.sft,
+    subtask.subtask,
     benchmark.benchmark,
     value.value,
     package.package,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from prts_core.models.config import ModelConfig
-from prts_core.training.config import TrainConfig
+from prts_core.training.config import LossWeights, TrainConfig
 
 FORBID_EXTRA = {"extra": "forbid"}
 
@@ -236,6 +236,40 @@ class SftConfig(SftSection):
 
 
 @dataclass(frozen=True)
+class SubtaskSection:
+    """Subtask reasoning on top of a fine-tuned policy: it says the next subtask, then acts (pi0.5, arXiv:2504.16054).
+
+    episodes: how many of the training split, spread evenly over it; none: all. export: the averaged weights or those of
+    the last step. score_every: every n-th row of the held-out episodes is asked for its subtask. The defaults are the
+    public 100-step recipe, but for its warm-up, which is longer than the run.
+    """
+
+    __pydantic_config__ = FORBID_EXTRA
+    episodes: int | None = 30
+    export: Literal["average", "last"] = "average"
+    score_every: int = 4
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            steps=100,
+            batch_size=8,
+            learning_rate=5e-5,
+            min_learning_rate=5e-6,
+            warmup_steps=10,
+            ema_decay=0.999,
+            flow_samples=1,
+            weights=LossWeights(fast=0.0, text=1.0, flow=1.0, contrastive=0.0),
+            insulate=True,
+        )  # fmt: skip
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubtaskConfig(SubtaskSection):
+    __pydantic_config__ = FORBID_EXTRA
+    dataset: str
+
+
+@dataclass(frozen=True)
 class BenchmarkSection:
     """Closed loop on held-out seeds. execute_steps: rows of a chunk executed before the policy looks again.
 
@@ -314,6 +348,7 @@ class Recipe:
     seed: int = 7
     pretrain: PretrainSection = field(default_factory=PretrainSection)
     sft: SftSection = field(default_factory=SftSection)
+    subtask: SubtaskSection = field(default_factory=SubtaskSection)
     benchmark: BenchmarkSection = field(default_factory=BenchmarkSection)
     value: ValueSection = field(default_factory=ValueSection)
     package: PackageSection = field(default_factory=PackageSection)

@@ -19,6 +19,7 @@ from prts_core.config.schema import (
     PretrainConfig,
     SftConfig,
     StatsConfig,
+    SubtaskConfig,
     ValidateConfig,
     ValueConfig,
 )
@@ -150,6 +151,14 @@ STAGES: dict[str, Stage] = {
         ),
         Stage("sft", "flow-matching fine-tuning on one dataset", True, _sft_config, _sft_parents, _late("sft")),
         Stage(
+            "subtask",
+            "the fine-tuned policy learns to say the next subtask before it acts, with knowledge insulation",
+            False,
+            lambda plan, _: SubtaskConfig(dataset=plan.recipe.deploy, **_section(plan.recipe.subtask)),
+            lambda plan, _: _deployed(plan, "convert", "sft"),
+            _late("subtask"),
+        ),
+        Stage(
             "benchmark",
             "closed loop in simulation on held-out seeds, with ablations and blind replay",
             False,
@@ -206,7 +215,7 @@ def steps(plan: Plan) -> list[tuple[str, str | None]]:
     own = ("collect", "convert", "validate", "stats")
     out += [(stage, name) for name in plan.datasets for stage in own]
     out += [("pretrain", None)] + [("sft", name) for name in plan.datasets]
-    return out + [(stage, None) for stage in ("benchmark", "value", "package", "register")]
+    return out + [(stage, None) for stage in ("subtask", "benchmark", "value", "package", "register")]
 
 
 def config_json(name: str, plan: Plan, partition: str | None = None) -> dict[str, Any]:

@@ -48,17 +48,18 @@ def token_terms(
     model: PrtsModel, encoded: Encoded, batch: Batch, config: TrainConfig, ranks: Ranks
 ) -> tuple[Tensor, Metrics]:
     """Cross-entropy on FAST tokens (`cross_entropy_loss`, `action_accuracy`, `fast/<dataset>`) and on words
-    (`text_loss`, `text_accuracy`, `vqa/<dataset>`)."""
+    (`text_loss`, `text_accuracy`, `subtask/<dataset>` of robots, `vqa/<dataset>` of image-text data)."""
     weights, metrics = config.weights, Metrics()
     total = encoded.hidden.new_zeros((), dtype=torch.float32)
     if not (weights.fast or weights.text):
         return total, metrics
     losses, right, at = model.token_losses(encoded)
     words = batch.tokens.text_label[at[:, 0], at[:, 1]]
-    dataset = batch.tokens.dataset[batch.tokens.sample[at[:, 0], at[:, 1]]]
-    for kind, chosen, weight, loss_name, accuracy_name, group in (
-        ("fast", ~words, weights.fast, "cross_entropy_loss", "action_accuracy", "fast"),
-        ("text", words, weights.text, "text_loss", "text_accuracy", "vqa"),
+    sample = batch.tokens.sample[at[:, 0], at[:, 1]]
+    dataset, robot = batch.tokens.dataset[sample], batch.has_action[sample]
+    for kind, chosen, weight, loss_name, accuracy_name, groups in (
+        ("fast", ~words, weights.fast, "cross_entropy_loss", "action_accuracy", {"fast": ~words}),
+        ("text", words, weights.text, "text_loss", "text_accuracy", {"subtask": words & robot, "vqa": words & ~robot}),
     ):
         count = int(chosen.sum())
         if not weight or ranks.total(count) == 0:
@@ -67,7 +68,8 @@ def token_terms(
         total = total + weight * loss
         metrics[loss_name] = loss.detach()
         metrics[accuracy_name] = ranks.mean(right[chosen].float().mean(), count, kind)
-        metrics |= by_dataset(group, losses[chosen].detach(), dataset[chosen], batch.names, ranks)
+        for group, own in groups.items():
+            metrics |= by_dataset(group, losses[own].detach(), dataset[own], batch.names, ranks)
     return total, metrics
 
 

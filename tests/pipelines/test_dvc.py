@@ -14,7 +14,7 @@ from prts_core.files import read_json
 from prts_core.stages import chain
 from prts_core.stages.base import load_manifest
 
-DVC_STAGES = ("collect", "convert", "validate", "stats", "pretrain", "sft", "benchmark", "value", "package")
+DVC_STAGES = ("collect", "convert", "validate", "stats", "pretrain", "sft", "subtask", "benchmark", "value", "package")
 
 
 def versions(project) -> dict[str, str]:

@@ -1,0 +1,65 @@
+"""Stage subtask: a fine-tuned policy learns to say the next subtask before it acts (pi0.5 with knowledge insulation).
+
+pi(a, l^ | o, l) = pi(a | o, l^) pi(l^ | o, l): cross-entropy on the subtask's words and flow matching on actions, whose
+gradient stops at the backbone. It does not know where subtasks come from (prts_core.data.subtasks): an episode without
+any says its own instruction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import numpy as np
+
+from prts_core.config.schema import SubtaskConfig
+from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from prts_core.data.training_set import RobotSet
+from prts_core.evaluation.subtasks import Score, score_subtasks
+from prts_core.files import write_json
+from prts_core.manifest import Manifest
+from prts_core.policy import Policy, load_policy, policy_digest, save_policy
+from prts_core.stages.base import StageContext, StageResult
+from prts_core.stages.training import train
+from prts_core.tensors import load_weights
+
+
+def subtask(config: SubtaskConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
+    policy = load_policy(inputs["sft"].folder(context.outputs))
+    dataset = LeRobotDataset.open(inputs["convert"].folder(context.outputs))
+    processor = replace(policy.processor, subtasks=True)
+    episodes = spread(dataset.episodes("train"), config.episodes)
+    rows = RobotSet(config.dataset, dataset, processor, episodes, augmented=config.train.augment, say_subtask=True)
+    model = policy.model.train()
+    average, metrics, _ = train(model, [rows], [1.0], config, context)
+    weights = average if config.export == "average" else dict(model.state_dict())
+    load_weights(model, weights, "training")
+    spoken = Policy(model, processor)
+    score = score_subtasks(spoken, dataset, episodes, config.score_every)
+
+    save_policy(context.output, weights, model.config, processor)
+    write_json(context.output / "train_config.json", asdict(config.train))
+    write_json(context.output / "report.json", report(config, episodes, score) | {
+        "policy_digest": policy_digest(context.output)
+    })  # fmt: skip
+    figures = {} if score is None else {"exact_match": score.exact_match, "baseline_commonest": score.baseline}
+    return StageResult(
+        metrics | figures, {"policy": processor.contract.fingerprint}, ("loss.png", "report.json", "training.csv")
+    )
+
+
+def spread(episodes: list[int], count: int | None) -> list[int]:
+    """`count` of the episodes at even distances, so that every task of an ordered dataset is met; all if fewer."""
+    if count is None or count >= len(episodes):
+        return episodes
+    return [episodes[int(i)] for i in np.linspace(0, len(episodes) - 1, count).round()]
+
+
+def report(config: SubtaskConfig, episodes: list[int], score: Score | None) -> dict[str, object]:
+    """What was trained on, which weights were exported, and how often the held-out words were exactly right."""
+    start = 1.0
+    for step in range(config.train.steps):
+        start *= min(config.train.ema_decay, (1 + step) / (10 + step))
+    exported: dict[str, object] = {"weights": config.export}
+    if config.export == "average":
+        exported["share_of_the_starting_weights"] = start
+    return {"exported": exported, "episodes": episodes, "heldout": None if score is None else score.to_json()}
