@@ -121,10 +121,29 @@ def find_finished(stage: Stage, plan: Plan, partition: str | None, outputs: Path
     return _finished(folder, digest_value(_plain(stage.config(plan, partition))), parents, plan.recipe.seed, outputs)
 
 
-def run_stage(
-    stage: Stage, plan: Plan, partition: str | None, outputs: Path, caller: dict[str, str] | None = None
-) -> Manifest:
-    """Return the stage's verified manifest, running or resuming the stage only where it must."""
+@dataclass(frozen=True)
+class Prepared:
+    """What a stage would run with: its configuration, its verified-to-exist parents and its folders."""
+
+    partition: str | None
+    config: Any
+    config_digest: str
+    inputs: dict[str, Manifest]
+    folder: Path
+    key: str
+
+    @property
+    def parents(self) -> dict[str, str]:
+        """Digests by role."""
+        return {role: manifest.digest for role, manifest in self.inputs.items()}
+
+    @property
+    def work(self) -> Path:
+        return self.folder / f"work-{self.key}"
+
+
+def prepare(stage: Stage, plan: Plan, partition: str | None, outputs: Path) -> Prepared:
+    """Resolve a stage's configuration, parents and folders; changes nothing. StageError for a missing parent."""
     recipe = plan.recipe
     if stage.partitioned and partition is None:
         partition = recipe.deploy
@@ -136,8 +155,21 @@ def run_stage(
     config_digest = digest_value(_plain(config))
     inputs = {p.role: load_manifest(outputs, p.stage, recipe.name, p.partition) for p in stage.parents(plan, partition)}
     parents = {role: manifest.digest for role, manifest in inputs.items()}
-    folder = run_folder(outputs, stage.name, recipe.name, partition)
     key = digest_value([config_digest, parents, recipe.seed])[len("sha256:") :][:12]
+    folder = run_folder(outputs, stage.name, recipe.name, partition)
+    return Prepared(partition, config, config_digest, inputs, folder, key)
+
+
+def run_stage(
+    stage: Stage, plan: Plan, partition: str | None, outputs: Path, caller: dict[str, str] | None = None
+) -> Manifest:
+    """Return the stage's verified manifest, running or resuming the stage only where it must."""
+    recipe = plan.recipe
+    ready = prepare(stage, plan, partition, outputs)
+    partition, config, config_digest, inputs, folder = (
+        ready.partition, ready.config, ready.config_digest, ready.inputs, ready.folder,
+    )  # fmt: skip
+    parents, key = ready.parents, ready.key
 
     with explain_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

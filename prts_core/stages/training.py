@@ -1,4 +1,4 @@
-"""What stages pretrain and sft share: run the trainer in a stage's folders, keep its curve, draw it.
+"""What the stages that train share: run the trainer in a stage's folders, keep its curve, draw it.
 
 It does not know which losses are on. Curves hold no times, so that equal work has equal bytes.
 """
@@ -6,44 +6,58 @@ It does not know which losses are on. Curves hold no times, so that equal work h
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from prts_core.config.schema import PretrainConfig, SftConfig
-from prts_core.errors import ConfigError
+from prts_core.errors import ConfigError, DataError
 from prts_core.files import explain_os_errors, write_text
-from prts_core.models.prts import PrtsModel, count_parameters
+from prts_core.models.prts import PrtsModel
 from prts_core.progress import Bar
 from prts_core.stages.base import StageContext
-from prts_core.training.batch import BatchSource, TrainingSet
+from prts_core.stages.processes import Followed
+from prts_core.tensors import load_tensors, save_tensors
+from prts_core.training.adapters import adapter_tensors, add_adapters, merged, remove_adapters
+from prts_core.training.batch import BatchSource, SampleSource
+from prts_core.training.config import TrainConfig
+from prts_core.training.meter import TIMES
+from prts_core.training.optim import Count, count, freeze
+from prts_core.training.ranks import ALONE, Ranks
 from prts_core.training.trainer import Trainer
 
-TIMES = ("step_time_s", "data_wait_s")
+CHECKPOINTS = "checkpoints"
+
+
+class Trains(Protocol):
+    """A stage's configuration that says how to train."""
+
+    @property
+    def train(self) -> TrainConfig: ...
 
 
 def train(
-    model: PrtsModel, sets: list[TrainingSet], weights: list[float], config: PretrainConfig | SftConfig,
-    context: StageContext,
+    model: PrtsModel, sets: Sequence[SampleSource], weights: Sequence[float], config: Trains, context: StageContext,
+    *, average: bool = True, held_out: Sequence[SampleSource] = (),
 ) -> tuple[dict[str, Tensor], dict[str, float], Path | None]:  # fmt: skip
-    """Train (or resume) and return (averaged weights, last metrics, snapshot file of the early weights or none)."""
+    """Train (or resume) and return (weights, last metrics, snapshot file of the early weights or none).
+
+    average: the averaged weights, not those of the last step. With LoRA its adapters are merged in, taken off `model`,
+    and kept as `adapter.safetensors` in the stage's output. held_out: data of `eval_every`. Under a launcher, processes
+    other than the first leave here by `Followed`.
+    """
     recipe = config.train
-    if recipe.deepspeed_stage:
-        raise ConfigError(
-            "Stages train in one process", field="train.deepspeed_stage", found=recipe.deepspeed_stage, expected=0,
-            cure="for several processes use prts_core.training.deepspeed.DeepSpeedTrainer under torchrun",
-        )  # fmt: skip
+    refuse_what_cannot_train(recipe, sets)
     torch.set_num_threads(recipe.threads)
-    total, trainable = count_parameters(model)
-    print(f"{total:,} parameters, {trainable:,} trainable ({trainable / total:.0%})", flush=True)
-    batches = BatchSource(
-        sets, weights, recipe.batch_size, context.seed,
-        max_action_dim=model.config.max_action_dim, response=bool(recipe.weights.fast),
-        contrastive=recipe.contrastive_every if recipe.weights.contrastive else 0,
-    )  # fmt: skip
-    trainer = Trainer(model, batches, recipe, context.seed)
+    freeze(model, recipe.freeze)
+    if recipe.lora is not None:
+        add_adapters(model, recipe.lora)
+    model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    trainer = make_trainer(model, sets, weights, recipe, context.seed, held_out)
+    if trainer.ranks.rank == 0:
+        show_parameters(count(model))
     curve = context.work / "curve.jsonl"
     early = context.work / "early.safetensors"
     snapshots = {max(1, int(recipe.early_fraction * recipe.steps)): early} if recipe.early_fraction else {}
@@ -55,11 +69,81 @@ def train(
             with curve.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **metrics}) + "\n")
 
-        trainer.fit(context.work / "checkpoint.safetensors", on_step, snapshots)
+        trainer.fit(context.work / CHECKPOINTS, on_step, snapshots)
+    made = trainer.weights(average)
+    if trainer.ranks.rank:
+        raise Followed
     rows = read_curve(curve)
     write_curve(context.output, rows)
+    if recipe.lora is not None:
+        about = {"rank": str(recipe.lora.rank), "alpha": str(recipe.lora.alpha)}
+        save_tensors(context.output / "adapter.safetensors", adapter_tensors(made), about)
+        made = merged(made, recipe.lora)
+        remove_adapters(model)
+        if snapshots:
+            save_tensors(early, merged(load_tensors(early)[0], recipe.lora))
     last = {k: v for k, v in rows[-1].items() if k not in ("step", "learning_rate", *TIMES)}
-    return trainer.average, last, early if snapshots else None
+    return made, last, early if snapshots else None
+
+
+def make_trainer(
+    model: PrtsModel, sets: Sequence[SampleSource], weights: Sequence[float], recipe: TrainConfig, seed: int,
+    held_out: Sequence[SampleSource] = (),
+) -> Trainer:  # fmt: skip
+    """The plain trainer, or DeepSpeed's where the recipe names a stage, over the processes that a launcher started."""
+    ranks: Ranks = ALONE
+    if recipe.deepspeed_stage:
+        from prts_core.training.deepspeed import DeepSpeedTrainer, join_processes
+
+        ranks = join_processes()
+
+    def source(of: Sequence[SampleSource], shares: Sequence[float]) -> BatchSource:
+        vision = model.config.vision
+        return BatchSource(
+            of, shares, recipe.batch_size // recipe.accumulate, seed,
+            chunk_length=model.config.chunk_length, max_action_dim=model.config.max_action_dim,
+            patch=vision.patch_size, merge=vision.merge_size, response=bool(recipe.weights.fast),
+            contrastive=recipe.contrastive_every if recipe.weights.contrastive else 0,
+            pack_length=recipe.pack_length, pack_window=recipe.pack_window, rank=ranks.rank, world=ranks.world,
+        )  # fmt: skip
+
+    kind = DeepSpeedTrainer if recipe.deepspeed_stage else Trainer
+    evaluated = source(held_out, [1.0] * len(held_out)) if held_out else None
+    return kind(model, source(sets, weights), recipe, seed, evaluated)
+
+
+def refuse_what_cannot_train(recipe: TrainConfig, sets: Sequence[SampleSource]) -> None:
+    """ConfigError or DataError: a batch that does not split, an empty dataset, a contrastive loss without negatives."""
+    if recipe.batch_size % recipe.accumulate:
+        raise ConfigError(
+            "The batch does not split evenly into micro-batches", field="train.batch_size", found=recipe.batch_size,
+            expected=f"a multiple of train.accumulate, {recipe.accumulate}",
+        )  # fmt: skip
+    for each in sets:
+        if not len(each):
+            raise DataError("A dataset has no samples to train on", field=each.name, found=0, expected="one at least")
+    tasks = frozenset().union(*(each.tasks for each in sets))
+    if recipe.weights.contrastive and len(tasks) < 2:
+        raise DataError(
+            "Contrastive RL needs samples of other tasks as negatives, and there are none",
+            field=", ".join(each.name for each in sets), found=f"{len(tasks)} different instructions",
+            expected="at least 2", cure="add a dataset or tasks, or set train.weights.contrastive to 0",
+        )  # fmt: skip
+
+
+def show_parameters(rows: list[Count]) -> None:
+    """Total and trainable parameters and the share, a line a group."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("group", title="parameters", title_justify="left")
+    for heading in ("total", "trainable", "share"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            row.group, f"{row.total:,}", f"{row.trainable:,}", f"{row.share:.1%}", end_section=row is rows[-2]
+        )
+    Console(highlight=False).print(table)
 
 
 def read_curve(path: Path) -> list[dict[str, float]]:
@@ -76,7 +160,7 @@ def read_curve(path: Path) -> list[dict[str, float]]:
 
 def write_curve(folder: Path, rows: list[dict[str, float]]) -> None:
     """training.csv and loss.png."""
-    names = [k for k in rows[-1] if k not in TIMES]
+    names = [k for k in dict.fromkeys(k for row in reversed(rows) for k in row) if k not in TIMES]
     lines = [",".join(names), *(",".join(f"{row.get(k, float('nan')):.6g}" for k in names) for row in rows)]
     write_text(folder / "training.csv", "\n".join(lines) + "\n")
     plot_losses(folder / "loss.png", rows, [k for k in names if k.endswith("loss")])
@@ -90,7 +174,8 @@ def plot_losses(path: Path, rows: list[dict[str, float]], names: Iterable[str]) 
 
     figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
     for name in names:
-        axes.plot([row["step"] for row in rows], [row.get(name, float("nan")) for row in rows], label=name)
+        seen = [(row["step"], row[name]) for row in rows if name in row]
+        axes.plot(*zip(*seen, strict=True), label=name)
     axes.set(xlabel="optimiser step", ylabel="loss", yscale="log")
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110, metadata={"Software": None})

@@ -1,11 +1,18 @@
-"""The trainer over many processes by DeepSpeed ZeRO-1/2/3: the same steps, loss and checkpoint file as the plain one.
+"""The trainer over many processes by DeepSpeed ZeRO-1/2/3: the same steps, losses and checkpoints as the plain one.
 
-Launched by `torchrun` (or `deepspeed`), one process a device. It does not know losses: `ranks.py` makes the parts of a
-batch one loss. Checkpoints hold whole tensors, so that a run goes on with another number of processes or another stage.
+It does not know losses: `ranks.py` makes the parts of a batch one loss. One process a device, started by a launcher:
+    torchrun --nproc-per-node 8 -m prts_core.cli.main sft --config X --set sft.train.deepspeed_stage=2
+    deepspeed --no_local_rank --module prts_core.cli.main sft --config X --set sft.train.deepspeed_stage=2
+and over many machines by the launchers' own flags, with the run's folder on a disk that all of them share:
+    torchrun --nnodes 4 --node-rank N --master-addr HOST --nproc-per-node 8 -m prts_core.cli.main ...
+    deepspeed --no_local_rank --hostfile HOSTS --module prts_core.cli.main ...
+Checkpoints hold whole tensors, so that a run goes on with another number of processes or another stage.
+Precision "bf16": weights in bf16, their fp32 master copies, moments and average split over the processes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,18 +23,21 @@ from torch import Tensor, nn
 
 from prts_core.errors import ConfigError, require
 from prts_core.models.prts import PrtsModel
-from prts_core.training.batch import Batch
-from prts_core.training.checkpoint import load_tensors, load_weights, save_tensors
+from prts_core.tensors import load_weights, save_tensors
+from prts_core.training import checkpoint as disk
+from prts_core.training.accumulate import micro_batches
+from prts_core.training.batch import Batch, BatchSource
 from prts_core.training.config import TrainConfig
-from prts_core.training.losses import prts_loss
-from prts_core.training.ranks import ProcessRanks
-from prts_core.training.trainer import OnStep, Trainer, learning_rate, parameter_groups
+from prts_core.training.optim import parameter_groups, set_rates
+from prts_core.training.ranks import ProcessRanks, Ranks
+from prts_core.training.trainer import OnStep, Trainer, joined
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+BUCKET = int(5e8)  # elements, as in the public recipe
 
 
-def deepspeed_config(config: TrainConfig, world: int, bf16: bool = False) -> dict[str, Any]:
-    """DeepSpeed's own configuration for one of our recipes.
+def deepspeed_config(config: TrainConfig, world: int) -> dict[str, Any]:
+    """DeepSpeed's own configuration for one of our recipes, with the public release's ZeRO settings.
 
     world: processes. ConfigError if `deepspeed_stage` is none of 1, 2, 3 or the batch does not split evenly.
     """
@@ -36,18 +46,27 @@ def deepspeed_config(config: TrainConfig, world: int, bf16: bool = False) -> dic
             "Not a ZeRO stage", field="train.deepspeed_stage", found=config.deepspeed_stage, expected="1, 2 or 3",
             cure="0 is the plain loop of one process",
         )  # fmt: skip
-    if config.batch_size % world:
+    if config.batch_size % (world * config.accumulate):
         raise ConfigError(
-            "The batch does not split evenly over the processes", field="train.batch_size", found=config.batch_size,
-            expected=f"a multiple of {world}", cure="change train.batch_size or the number of processes",
+            "The batch does not split evenly over processes and micro-batches", field="train.batch_size",
+            found=config.batch_size, expected=f"a multiple of {world} x {config.accumulate}",
+            cure="change train.batch_size, train.accumulate or the number of processes",
         )  # fmt: skip
+    zero: dict[str, Any] = {
+        "stage": config.deepspeed_stage,
+        "overlap_comm": torch.cuda.is_available(),
+        "reduce_bucket_size": BUCKET,
+        "allgather_bucket_size": BUCKET,
+    }
+    if config.deepspeed_stage > 1:
+        zero |= {"contiguous_gradients": True, "sub_group_size": int(1e9)}
     return {
         "train_batch_size": config.batch_size,
-        "train_micro_batch_size_per_gpu": config.batch_size // world,
-        "gradient_accumulation_steps": 1,
+        "train_micro_batch_size_per_gpu": config.batch_size // (world * config.accumulate),
+        "gradient_accumulation_steps": config.accumulate,
         "gradient_clipping": config.clip_norm,
-        "zero_optimization": {"stage": config.deepspeed_stage, "overlap_comm": torch.cuda.is_available()},
-        "bf16": {"enabled": bf16},
+        "zero_optimization": zero,
+        "bf16": {"enabled": config.precision == "bf16"},
         "steps_per_print": 2**31 - 1,  # the curve is ours to log
         "wall_clock_breakdown": False,
     }
@@ -81,58 +100,68 @@ def _soften(deepspeed: Any, model: nn.Module) -> set[str]:
 class _Loss(nn.Module):
     """The model with its loss as `forward`: DeepSpeed hooks forward calls."""
 
-    def __init__(self, model: PrtsModel, config: TrainConfig, ranks: ProcessRanks) -> None:
+    def __init__(self, model: PrtsModel, loss: Callable[..., Any]) -> None:
         super().__init__()
-        self.model, self.config, self.ranks = model, config, ranks
+        self.model, self.loss = model, loss
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        return prts_loss(self.model, batch, self.config, generator, self.ranks)
+    def forward(self, batch: Batch, step: int, ranks: Ranks) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.loss(batch, step, ranks)
 
 
 class DeepSpeedTrainer(Trainer):
     """A Trainer whose optimiser state (stage 1), gradients (2) and weights (3) are split over the processes.
 
-    batches: step -> this process's rows of the joint batch (BatchSource with rank and world). After `fit`, `average`
-    holds the averaged weights on process 0 and nothing elsewhere. The average is kept as one more fp32 optimiser state,
-    split like the others. Every process must call every method; only process 0 writes files and calls `on_step`.
+    batches: this process's part of the data (BatchSource with rank and world). The average is kept as one more fp32
+    optimiser state, split like the others; `average` is empty, `weights()` gathers it. Held-out losses are those of the
+    current weights: gathering the average would cost more than they do. Every process must call every method; only
+    process 0 writes checkpoints and calls `on_step`.
     """
 
-    def __init__(self, model: PrtsModel, batches: Callable[[int], Batch], config: TrainConfig, seed: int) -> None:
+    def __init__(
+        self, model: PrtsModel, batches: BatchSource, config: TrainConfig, seed: int,
+        held_out: BatchSource | None = None,
+    ) -> None:  # fmt: skip
         deepspeed = require("deepspeed", "train")
         self.ranks = join_processes()
-        self.model, self.batches, self.config, self.seed, self.finished = model, batches, config, seed, 0
+        made = deepspeed_config(config, self.ranks.world)
+        self._take(model, batches, config, seed, held_out)
         self.average: dict[str, Tensor] = {}
-        self.buffers = {k: v.detach().clone() for k, v in model.named_buffers() if k in model.state_dict()}
-        groups = parameter_groups(model, config.weight_decay)
-        self.order = [parameter for group in groups for parameter in group["params"]]  # as the plain checkpoint counts
-        self.names = {parameter: name for name, parameter in model.named_parameters()}
-        bf16 = next(model.parameters()).dtype == torch.bfloat16
-        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
-        self.scalars = _soften(deepspeed, model)
-        self.engine, *_ = deepspeed.initialize(
-            model=_Loss(model, config, self.ranks),
-            optimizer=self.optimizer,
-            config=deepspeed_config(config, self.ranks.world, bf16),
+        buffers = {k: v.detach().clone() for k, v in model.named_buffers()}
+        self.buffers = {k: v for k, v in buffers.items() if k in model.state_dict()}
+        groups = parameter_groups(model, config)
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=config.learning_rate, betas=config.betas, eps=config.adam_eps, fused=True
         )
+        self.scalars = _soften(deepspeed, model)
+        self.engine, *_ = deepspeed.initialize(model=_Loss(model, super().loss), optimizer=self.optimizer, config=made)
+        self.device = self.engine.device
+        for name, buffer in model.named_buffers():  # bf16 took the rotary frequencies along, which then turn wrongly
+            if buffer.dtype != buffers[name].dtype:
+                buffer.data = buffers[name].to(buffer.device)
         self._start_states()
+        self._seed_dropout()
 
-    def fit(self, checkpoint: Path, on_step: OnStep, snapshots: dict[int, Path] | None = None) -> None:
+    def fit(self, root: Path, on_step: OnStep, snapshots: dict[int, Path] | None = None) -> None:
         """As Trainer.fit."""
-        super().fit(checkpoint, on_step if self.ranks.rank == 0 else lambda step, metrics: None, snapshots)
-        self.average = self._weights("average")
+        super().fit(root, on_step if self.ranks.rank == 0 else lambda step, metrics: None, snapshots)
 
-    def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def step(self, batches: list[Batch], step: int) -> dict[str, Tensor]:
         """One update of all processes; the metrics are those of the joint batch, the same everywhere."""
-        device = self.engine.device
-        generator = torch.Generator(device).manual_seed((self.seed << 32) + step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, step)
-        loss, metrics = self.engine(batch, generator)
-        self.engine.backward(loss * self.ranks.world)  # DeepSpeed averages gradients; ours are parts of one sum
-        self.engine.step()
+        set_rates(self.optimizer.param_groups, self.config, step)
+        parts = []
+        for batch, ranks in micro_batches(batches, self.config.flow_samples, self.ranks):
+            loss, metrics = self.loss(batch, step, ranks)
+            # DeepSpeed averages gradients over processes and micro-batches; ours are parts of one sum.
+            self.engine.backward(loss * (self.ranks.world * self.config.accumulate))
+            self.engine.step()  # updates after the last micro-batch only
+            parts.append(metrics)
+        metrics = joined(parts)
         metrics["grad_norm"] = torch.as_tensor(self.engine.get_global_grad_norm())
         self._update_average(step)
         return metrics
+
+    def loss(self, batch: Batch, step: int, ranks: Ranks) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.engine(batch, step, ranks)
 
     @torch.no_grad()
     def _update_average(self, step: int) -> None:
@@ -140,41 +169,61 @@ class DeepSpeedTrainer(Trainer):
         for flat in self._flat():
             self.optimizer.state[flat]["average"].lerp_(flat, 1 - decay)
 
-    def save(self, checkpoint: Path) -> None:
-        """The plain trainer's file, gathered tensor by tensor."""
-        tensors = {f"model.{k}": v for k, v in self._weights(None).items()}
-        tensors |= {f"average.{k}": v for k, v in self._weights("average").items()}
-        for index, parameter in enumerate(self.order):
-            for key in MOMENTS:
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        yield
+
+    def _seed_dropout(self) -> None:
+        """Processes share no generator state in a checkpoint: each starts anew from (seed, step, rank) after one."""
+        torch.manual_seed(((self.seed << 32) + self.finished) * self.ranks.world + self.ranks.rank)
+
+    def save(self, root: Path) -> None:
+        """The plain trainer's checkpoint, gathered tensor by tensor on process 0."""
+        parts: dict[str, dict[str, Tensor]] = {"model": self._weights(None), "average": {}, "optimizer": {}}
+        for parameter, name in self._trains():
+            for key in (*MOMENTS, "average"):
                 whole = self._whole(parameter, key)
                 if self.ranks.rank == 0:
-                    tensors[f"optimizer.{index}.{key}"] = whole
-            tensors[f"optimizer.{index}.step"] = torch.tensor(float(self.finished))
+                    if key == "average":
+                        parts["average"][name] = whole
+                    else:
+                        parts["optimizer"][f"{name}.{key}"] = whole
+            parts["optimizer"][f"{name}.step"] = torch.tensor(float(self.finished))
         if self.ranks.rank == 0:
-            save_tensors(checkpoint, tensors, {"step": str(self.finished)})
+            parts["average"] |= self.buffers
+            disk.save_checkpoint(root, self._state(), parts, keep=self.config.keep, shard_mb=self.config.shard_mb)
         torch.distributed.barrier()
+        self._seed_dropout()
+
+    def weights(self, average: bool = True) -> dict[str, Tensor]:
+        """As Trainer.weights on process 0, empty elsewhere."""
+        return self._weights("average" if average else None)
 
     def snapshot(self, path: Path) -> None:
-        weights = self._weights("average")
+        weights = self.weights()
         if self.ranks.rank == 0:
             save_tensors(path, weights)
 
-    def load(self, checkpoint: Path) -> int:
-        """Restore from a file of any number of processes, or of the plain trainer."""
-        tensors, metadata = load_tensors(checkpoint)
-        model = {k[len("model.") :]: v for k, v in tensors.items() if k.startswith("model.")}
-        model |= {name: model[name].reshape(1) for name in self.scalars & model.keys()}
+    def load(self, folder: Path) -> None:
+        """Restore from a checkpoint of any number of processes, or of the plain trainer."""
+        state = disk.read_state(folder)
+        disk.check_same_run(state, self.config, self.seed, folder)
+        model, average, moments = (disk.load_part(folder, part) for part in ("model", "average", "optimizer"))
+        shaped = model | {name: model[name].reshape(1) for name in self.scalars & model.keys()}
         with self._gathered(list(self.model.parameters())):
-            load_weights(self.model, model, checkpoint)
-        for index, parameter in enumerate(self.order):
-            name = self.names[parameter]
+            load_weights(self.model, shaped, folder)
+        for parameter, name in self._trains():
             self._spread(parameter, model[name], None)
-            self._spread(parameter, tensors[f"average.{name}"], "average")
+            self._spread(parameter, average[name], "average")
             for key in MOMENTS:
-                self._spread(parameter, tensors[f"optimizer.{index}.{key}"], key)
+                self._spread(parameter, moments[f"{name}.{key}"], key)
         for flat in self._flat():
-            self.optimizer.state[flat]["step"].fill_(float(metadata["step"]))
-        return int(metadata["step"])
+            self.optimizer.state[flat]["step"].fill_(float(state.step))
+        self.finished, self.cursor = state.step, state.cursor
+        self._seed_dropout()
+
+    def _trains(self) -> Iterator[tuple[nn.Parameter, str]]:
+        return ((p, name) for p, name in self.names.items() if p.requires_grad)
 
     def _start_states(self) -> None:
         """Make the optimiser's states now (torch makes them at the first step), the averaged weights among them."""

@@ -1,139 +1,276 @@
 """The training loop: plain PyTorch, one step after another, resumable to the bit on one process.
 
-It does not know data, disks beyond its checkpoint, MLflow or progress bars: the last two are the callback `on_step`.
+It does not know data, disks beyond its checkpoints, MLflow or progress bars: the last two are the callback `on_step`.
+Precision: weights, averages and moments are fp32 always; under "bf16" the arithmetic is (torch.autocast), and losses
+are taken in fp32. Random numbers: noise is a function of (seed, step), dropout's generator is in the checkpoint.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prts_core.errors import StageError
+from prts_core.errors import CheckpointError, StageError
+from prts_core.files import write_json
 from prts_core.models.prts import PrtsModel
-from prts_core.training.batch import Batch
-from prts_core.training.checkpoint import load_training, save_tensors, save_training
+from prts_core.tensors import save_tensors
+from prts_core.training import checkpoint as disk
+from prts_core.training.accumulate import micro_batches
+from prts_core.training.batch import Batch, BatchSource
 from prts_core.training.config import TrainConfig
 from prts_core.training.losses import prts_loss
+from prts_core.training.meter import Meter
+from prts_core.training.optim import learning_rate, make_optimizer, set_rates, trainable
+from prts_core.training.ranks import ALONE, Ranks
+from prts_core.training.recompute import recompute_activations
 
 OnStep = Callable[[int, dict[str, float]], None]
+NAN_FILE = "nan_batch.json"
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, then a cosine down to `min_learning_rate`."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    low = config.min_learning_rate
-    return low + 0.5 * (config.learning_rate - low) * (1 + math.cos(math.pi * min(1.0, done)))
+@dataclass(frozen=True)
+class Done:
+    """A step that was made: the data position it began at, its samples, its loss and gradient norm (on the device)."""
 
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Matrices decay; norms, biases, embeddings and the temperature do not."""
-    decay: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (decay if parameter.ndim >= 2 and "embed" not in name else rest).append(parameter)
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    step: int
+    begin: dict[str, Any]
+    ids: list[str]
+    loss: Tensor
+    norm: Tensor
 
 
 class Trainer:
-    """Owns model, averaged weights and optimiser. `average` is what is exported."""
+    """Owns model, averaged weights and optimiser. `average` is what is exported: name -> tensor of the whole model,
+    what does not train being the model's own.
 
-    def __init__(self, model: PrtsModel, batches: Callable[[int], Batch], config: TrainConfig, seed: int) -> None:
-        self.model, self.batches, self.config, self.seed = model, batches, config, seed
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=config.betas, fused=True
-        )
-        self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
-        self.finished = 0
+    batches: the training data, `batch_size / accumulate` samples a batch. held_out: data for `eval_every`.
+    """
 
-    def fit(self, checkpoint: Path, on_step: OnStep, snapshots: dict[int, Path] | None = None) -> None:
-        """Train to `config.steps`, from `checkpoint` where it exists; a NaN loss stops the run with the rows named.
+    ranks: Ranks = ALONE
 
+    def __init__(
+        self, model: PrtsModel, batches: BatchSource, config: TrainConfig, seed: int,
+        held_out: BatchSource | None = None,
+    ) -> None:  # fmt: skip
+        self._take(model, batches, config, seed, held_out)
+        self.device = next(model.parameters()).device
+        self.optimizer = make_optimizer(model, config)
+        moving = {name for name, _ in trainable(model)} | {k for k, _ in model.named_buffers()}
+        self.average = {k: v.detach().clone() if k in moving else v for k, v in model.state_dict().items()}
+        self.moving = [k for k in self.average if k in moving and self.average[k].is_floating_point()]
+
+    def _take(
+        self, model: PrtsModel, batches: BatchSource, config: TrainConfig, seed: int, held_out: BatchSource | None
+    ) -> None:
+        self.model, self.batches, self.config, self.seed, self.held_out = model, batches, config, seed, held_out
+        self.names = {parameter: name for name, parameter in model.named_parameters()}
+        self.finished, self.cursor = 0, batches.start()
+        if config.activation_checkpointing:
+            recompute_activations(model)
+
+    # ---- the loop --------------------------------------------------------------------------------------------------
+    def fit(self, root: Path, on_step: OnStep, snapshots: dict[int, Path] | None = None) -> None:
+        """Train to `config.steps`, from the newest whole checkpoint under `root` where there is one.
+
+        A loss or gradient that is not finite stops the run: StageError, with the sample ids in `root/nan_batch.json`.
         snapshots: number of finished steps -> file that gets the averaged weights of that moment.
         """
-        if checkpoint.exists():
-            self.finished = self.load(checkpoint)
+        found = disk.newest(root)
+        if found is not None:
+            self.load(found)
         self.model.train()
-        tick = time.monotonic()
-        # The batch thread gets no OpenMP team of its own: two teams spin against each other and cost a third of a step.
-        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as ahead:
-            waiting: Future[Batch] = ahead.submit(self.batches, self.finished)
+        meter = Meter(self.device, self.ranks)
+        unseen: list[Done] = []  # steps whose loss nobody has looked at yet
+        with contextlib.closing(self._steps()) as stream:
             while self.finished < self.config.steps:
                 step = self.finished
-                wait_from = time.monotonic()
-                batch = waiting.result()
-                waited = time.monotonic() - wait_from
-                waiting = ahead.submit(self.batches, step + 1)
-                metrics = self.step(batch, step)
-                self.finished += 1
+                with meter.waiting():
+                    batches = next(stream)
+                metrics = self.step(batches, step)
+                self.finished, self.cursor = step + 1, batches[-1].cursor
+                meter.count(batches)
+                ids = [i for batch in batches for i in batch.ids]
+                unseen.append(Done(step, batches[0].begin, ids, metrics["loss"], metrics["grad_norm"]))
                 last = self.finished == self.config.steps
                 saves = self.finished % self.config.checkpoint_every == 0 or last
-                logs = step % self.config.log_every == 0 or last
-                if saves or logs:  # refused before it is saved: a checkpoint with NaN in it could never be resumed
-                    values = {k: float(v) for k, v in metrics.items()}
-                    self._refuse_nan(values, batch, step)
+                evaluates = self.held_out is not None and self.config.eval_every > 0 and (
+                    self.finished % self.config.eval_every == 0 or last
+                )  # fmt: skip
+                logs = step % self.config.log_every == 0 or last or evaluates
+                # Looked at every step where that is free; on a GPU before a log or a save, which NaN must not reach.
+                if saves or logs or self.device.type == "cpu":
+                    self._refuse_nan(unseen, root)
+                    unseen.clear()
                 if snapshots and self.finished in snapshots:
                     self.snapshot(snapshots[self.finished])
                 if saves:
-                    self.save(checkpoint)
+                    self.save(root)
                 if logs:
-                    now = time.monotonic()
-                    seconds, tick = now - tick, now
-                    on_step(step, values | {
-                        "learning_rate": learning_rate(self.config, step),
-                        "step_time_s": seconds / (self.config.log_every if step else 1),
-                        "data_wait_s": waited,
-                    })  # fmt: skip
+                    values = {k: float(v) for k, v in metrics.items()} | meter.read()
+                    values["learning_rate"] = learning_rate(self.config, step)
+                    on_step(step, values | (self.evaluate() if evaluates else {}))
+                    meter.restart()
 
-    def save(self, checkpoint: Path) -> None:
-        """Everything a resumed run needs."""
-        save_training(checkpoint, self.model, self.average, self.optimizer, self.finished)
+    def _steps(self) -> Generator[list[Batch]]:
+        """The micro-batches of each step from here on, on the model's device."""
+        stream = self.batches.batches(self.cursor, self.config.workers)
+        with contextlib.closing(stream):  # type: ignore[type-var]
+            while True:
+                yield [next(stream).to(self.device) for _ in range(self.config.accumulate)]
 
-    def snapshot(self, path: Path) -> None:
-        """The averaged weights of this moment."""
-        save_tensors(path, self.average)
-
-    def load(self, checkpoint: Path) -> int:
-        """Restore in place; returns the number of finished steps."""
-        return load_training(checkpoint, self.model, self.average, self.optimizer)
-
-    def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """One update; noise is drawn from (seed, step)."""
-        device = next(self.model.parameters()).device
-        generator = torch.Generator(device).manual_seed((self.seed << 32) + step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, step)
-        loss, metrics = prts_loss(self.model, batch, self.config, generator)
+    def step(self, batches: list[Batch], step: int) -> dict[str, Tensor]:
+        """One update from the step's micro-batches; noise is drawn from (seed, step)."""
+        set_rates(self.optimizer.param_groups, self.config, step)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        parts = []
+        for batch, ranks in micro_batches(batches, self.config.flow_samples, self.ranks):
+            loss, metrics = self.loss(batch, step, ranks)
+            loss.backward()
+            parts.append(metrics)
+        metrics = joined(parts)
+        parameters = [p for _, p in trainable(self.model)]
         metrics["grad_norm"] = nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
         self.optimizer.step()
         self._update_average(step)
         return metrics
+
+    def loss(self, batch: Batch, step: int, ranks: Ranks) -> tuple[Tensor, dict[str, Tensor]]:
+        """(loss, metrics) of one micro-batch in the recipe's precision."""
+        generator = torch.Generator(self.device).manual_seed((self.seed << 32) + step)
+        with self.autocast():
+            return prts_loss(self.model, batch, self.config, generator, ranks)
+
+    def autocast(self) -> Any:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     @torch.no_grad()
     def _update_average(self, step: int) -> None:
         """Exponential moving average with warm-up: decay = min(d, (1 + t) / (10 + t))."""
         decay = min(self.config.ema_decay, (1 + step) / (10 + step))
         state = self.model.state_dict()
-        names = [k for k, v in state.items() if v.is_floating_point()]
-        torch._foreach_lerp_([self.average[k] for k in names], [state[k] for k in names], 1 - decay)
+        torch._foreach_lerp_([self.average[k] for k in self.moving], [state[k] for k in self.moving], 1 - decay)
 
-    def _refuse_nan(self, values: dict[str, float], batch: Batch, step: int) -> None:
-        if not all(math.isfinite(values[k]) for k in ("loss", "grad_norm") if k in values):
+    # ---- held-out losses -------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Losses of the averaged weights on the first `eval_batches` held-out batches, named `eval/<metric>`.
+
+        Noise is the same at every evaluation, so that two of them differ by the weights alone.
+        """
+        assert self.held_out is not None
+        rows: list[dict[str, Tensor]] = []
+        self.model.eval()
+        with self._averaged(), contextlib.closing(self.held_out.batches(self.held_out.start())) as stream:  # type: ignore[type-var]
+            for index in range(self.config.eval_batches):
+                rows.append(self.loss(next(stream).to(self.device), index, self.ranks)[1])
+        self.model.train()
+        return {f"eval/{k}": float(v) for k, v in joined(rows, mean=True).items()}
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The averaged weights in the model's place; nothing is copied."""
+
+        def swap() -> None:
+            for parameter, name in self.names.items():
+                parameter.data, self.average[name] = self.average[name], parameter.data
+
+        swap()
+        try:
+            yield
+        finally:
+            swap()
+
+    # ---- disk --------------------------------------------------------------------------------------------------------
+    def save(self, root: Path) -> None:
+        """Everything a resumed run needs, as a checkpoint folder under `root`."""
+        parts = {
+            "model": self.model.state_dict(),
+            "average": {k: self.average[k] for k in self.moving},
+            "optimizer": disk.optimizer_tensors(self.optimizer, self.names),
+            "rng": disk.generators(),
+        }
+        disk.save_checkpoint(root, self._state(), parts, keep=self.config.keep, shard_mb=self.config.shard_mb)
+
+    def _state(self) -> disk.State:
+        return disk.State(self.finished, self.cursor, self.seed, self.ranks.world, disk.fixed(self.config))
+
+    def load(self, folder: Path) -> None:
+        """Restore in place from a checkpoint folder of the same recipe; CheckpointError where it does not fit."""
+        state = disk.read_state(folder)
+        disk.check_same_run(state, self.config, self.seed, folder)
+        disk.load_training(folder, self.model, self.average, self.optimizer, self.names)
+        self.finished, self.cursor = state.step, state.cursor
+
+    def weights(self, average: bool = True) -> dict[str, Tensor]:
+        """The whole model's averaged or last weights, on the CPU."""
+        state = self.average if average else self.model.state_dict()
+        return {name: tensor.detach().cpu() for name, tensor in state.items()}
+
+    def snapshot(self, path: Path) -> None:
+        """The averaged weights of this moment."""
+        save_tensors(path, self.average)
+
+    def _refuse_nan(self, unseen: list[Done], root: Path) -> None:
+        """Stop at the first step whose loss or gradient is not finite and keep what its batch held for `replay`."""
+        for done in unseen:
+            values = {"loss": float(done.loss), "grad_norm": float(done.norm)}
+            if all(math.isfinite(v) for v in values.values()):
+                continue
+            own = NAN_FILE if self.ranks.rank == 0 else NAN_FILE.replace(".", f"-{self.ranks.rank}.")
+            shown = {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
+            root.mkdir(parents=True, exist_ok=True)
+            note = {"step": done.step, "seed": self.seed, "cursor": done.begin, "ids": done.ids}
+            write_json(root / own, note | shown)
             raise StageError(
                 "The loss or its gradient is not finite; training stopped, the last checkpoint is kept",
-                field=f"step {step}, dataset {batch.dataset}",
-                found={k: round(v, 4) for k, v in values.items()},
-                expected="a finite loss",
-                cure=f"look at rows {batch.rows[:16].tolist()} of that dataset, or lower train.learning_rate",
-            )
+                file=root / own, field=f"step {done.step}", found=shown, expected="a finite loss",
+                cure=f"look at samples {done.ids[:16]} (Trainer.replay computes their losses again), or "
+                "lower train.learning_rate",
+            )  # fmt: skip
+
+    def replay(self, root: Path) -> dict[str, float]:
+        """Losses of the step that `root/nan_batch.json` names, from the newest checkpoint's weights, for debugging.
+
+        The same samples with the same augmentation and noise. CheckpointError if the data has changed since.
+        """
+        note = disk.read_json(root / NAN_FILE)
+        found = disk.newest(root)
+        if found is not None:
+            self.load(found)
+        self.cursor = note["cursor"]
+        with contextlib.closing(self._steps()) as stream:
+            batches = next(stream)
+        ids = [i for batch in batches for i in batch.ids]
+        if ids != note["ids"]:
+            raise CheckpointError(
+                "The data is not what it was", file=root / NAN_FILE, field="ids", found=ids[:16],
+                expected=str(note["ids"][:16]), cure="replay with the recipe and the data of that run",
+            )  # fmt: skip
+        with torch.no_grad():
+            made = micro_batches(batches, self.config.flow_samples, self.ranks)
+            parts = [self.loss(batch, note["step"], ranks)[1] for batch, ranks in made]
+        return {k: float(v) for k, v in joined(parts).items()}
+
+
+def joined(parts: list[dict[str, Tensor]], mean: bool = False) -> dict[str, Tensor]:
+    """Metrics of micro-batches as those of the step. Losses and accuracies are already shares of the step's mean and
+    add up; what says something of each batch alone (per dataset, the contrastive parts) is averaged. mean: average all.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    out = {}
+    for key in dict.fromkeys(k for part in parts for k in part):
+        values = [part[key] for part in parts if key in part]
+        total = torch.stack([torch.as_tensor(v) for v in values]).sum()
+        out[key] = total if key in SHARES and not mean else total / len(values)
+    return out
+
+
+SHARES = ("loss", "cross_entropy_loss", "action_accuracy", "text_loss", "text_accuracy", "flow_loss")

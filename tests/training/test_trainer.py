@@ -1,64 +1,60 @@
-"""The loop: a killed and resumed run is bit-identical to an uninterrupted one; NaN stops it; batches are pure
-functions."""
+"""The loop: a killed and resumed run is bit-identical to an uninterrupted one, to SIGKILL too; NaN stops it; a step in
+micro-batches is the step of the big batch; precision and recomputation leave the losses what they are."""
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from prts_core.errors import CheckpointError, StageError
-from prts_core.models.prts import PrtsModel
-from prts_core.tensors import load_weights, save_tensors
-from prts_core.text import prompt
-from prts_core.training.batch import BatchSource, TrainingSet, chunk_windows, pad_actions, task_id
+from prts_core.models.config import MotConfig
+from prts_core.tensors import load_weights
 from prts_core.training.config import LossWeights, TrainConfig
-from prts_core.training.trainer import Trainer, learning_rate
+from prts_core.training.meter import TIMES
+from prts_core.training.trainer import Trainer
+from tests.training.runs import CONFIG, MODEL, batches, network, text_tokenizer, toy
 
-SENTENCES = ["open the faucet", "close the faucet", "press the button"]
-CONFIG = TrainConfig(
-    steps=6, batch_size=6, warmup_steps=2, checkpoint_every=3, log_every=1, weights=LossWeights(1.0, 1.0, 0.5)
-)
-
-
-@pytest.fixture
-def data(tiny, builder, fast) -> TrainingSet:
-    rng = np.random.default_rng(0)
-    rows = 24
-    chunks = rng.uniform(-1, 1, (rows, 4, 3)).astype(np.float32)
-    return TrainingSet(
-        "toy",
-        builder,
-        tiny.vision.patch_size,
-        tiny.vision.merge_size,
-        rng.integers(0, 256, (rows, 2, 32, 32, 3), dtype=np.uint8),
-        rng.integers(0, 1001, (rows, 3)),
-        chunks,
-        np.zeros((rows, 4), bool),
-        [tuple(t) for t in fast.encode_many(chunks)],
-        [SENTENCES[i % 3] for i in range(rows)],
-        rng.integers(0, 9, rows),
-    )
+HERE = Path(__file__).parent
 
 
-def make(tiny, tokenizer, data, config=CONFIG) -> Trainer:
-    torch.manual_seed(0)
-    model = PrtsModel(tiny, len(tokenizer), tokenizer.id(prompt.IMAGE_PAD))
-    batches = BatchSource([data], [1.0], config.batch_size, 7, max_action_dim=8, response=True, contrastive=True)
-    return Trainer(model, batches, config, seed=7)
+def make(config: TrainConfig = CONFIG, model=MODEL, **change) -> Trainer:
+    tokenizer = text_tokenizer()
+    made = network(tokenizer, model)
+    return Trainer(made, batches([toy(tokenizer)], config), config, 7, **change)
+
+
+def losses_of(trainer: Trainer, root: Path) -> dict[int, float]:
+    out: dict[int, float] = {}
+    trainer.fit(root, lambda step, m: out.__setitem__(step, m["loss"]))
+    return out
 
 
 class Killed(BaseException):
     pass
 
 
-def test_resumed_run_is_bit_identical(tmp_path, tiny, tokenizer, data):
-    straight: dict[int, float] = {}
-    whole = make(tiny, tokenizer, data)
-    whole.fit(tmp_path / "whole.safetensors", lambda step, m: straight.__setitem__(step, m["loss"]))
-
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG, replace(CONFIG, accumulate=2, precision="bf16"),
+        replace(CONFIG, pack_length=300, pack_window=24, workers=2),
+    ],
+    ids=["plain", "accumulated bf16", "packed workers"],
+)  # fmt: skip
+def test_resumed_run_is_bit_identical(tmp_path, config):
+    dropout = replace(MODEL, expert=MotConfig(hidden_size=32, num_heads=2, intermediate_size=48, dropout=0.3))
+    whole = make(config, dropout)
+    straight = losses_of(whole, tmp_path / "whole")
     resumed: dict[int, float] = {}
 
     def dies(step, metrics):
@@ -67,95 +63,192 @@ def test_resumed_run_is_bit_identical(tmp_path, tiny, tokenizer, data):
             raise Killed
 
     with pytest.raises(Killed):
-        make(tiny, tokenizer, data).fit(tmp_path / "cut.safetensors", dies)
-    again = make(tiny, tokenizer, data)
-    again.fit(tmp_path / "cut.safetensors", lambda step, m: resumed.__setitem__(step, m["loss"]))
+        make(config, dropout).fit(tmp_path / "cut", dies)
+    again = make(config, dropout)
+    resumed |= losses_of(again, tmp_path / "cut")
     assert resumed == straight
     assert all(torch.equal(a, b) for a, b in zip(whole.average.values(), again.average.values(), strict=True))
 
 
-def test_it_learns(tmp_path, tiny, tokenizer, data):
+def test_after_sigkill_the_loss_curve_is_that_of_an_uninterrupted_run(tmp_path):
+    """A real kill -9 at whatever step the process happens to be in, twice, then a run to the end."""
+    rng = np.random.default_rng()
+    command = [sys.executable, str(HERE / "kill_driver.py"), str(tmp_path)]
+    curve = tmp_path / "curve.jsonl"
+
+    def rows() -> int:
+        return len(curve.read_text().splitlines()) if curve.exists() else 0
+
+    killed = []
+    for _ in range(2):
+        wanted = rows() + int(rng.integers(2, 7))
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            while rows() < wanted and process.poll() is None:
+                time.sleep(0.002)
+            time.sleep(float(rng.uniform(0, 0.05)))
+            process.send_signal(signal.SIGKILL)
+        killed.append(process.returncode)
+    assert killed == [-signal.SIGKILL] * 2
+    subprocess.run(command, check=True, timeout=120, stdout=subprocess.DEVNULL)
+    curve_rows = [json.loads(line) for line in curve.read_text().splitlines() if line.endswith("}")]
+    from tests.training.kill_driver import KILLED
+
+    straight = losses_of(make(KILLED), tmp_path / "straight")
+    assert {row["step"] for row in curve_rows} == set(straight)
+    assert all(row["loss"] == straight[row["step"]] for row in curve_rows)
+
+
+def test_it_learns_and_says_what_it_cost(tmp_path):
     config = replace(CONFIG, steps=40, learning_rate=3e-3, checkpoint_every=1000)
-    losses: list[float] = []
-    make(tiny, tokenizer, data, config).fit(tmp_path / "c.safetensors", lambda step, m: losses.append(m["loss"]))
-    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    rows: list[dict[str, float]] = []
+    make(config).fit(tmp_path, lambda step, m: rows.append(m))
+    losses = [row["loss"] for row in rows]
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    assert rows[3].keys() >= {"loss", "grad_norm", "learning_rate", "cross_entropy_loss", "flow_loss", *TIMES}
+    assert rows[3].keys() >= {"action_accuracy", "crl_loss", "flow_matching/toy", "fast/toy"}
+    assert rows[3]["samples_per_s"] == pytest.approx(6 / rows[3]["step_time_s"])
+    assert 0 <= rows[3]["data_wait_share"] <= 1 and 0.05 < rows[3]["memory_gb"] < 100
+    assert rows[3]["tokens_per_s"] > 10 * rows[3]["samples_per_s"]
 
 
-def test_nan_stops_with_the_rows_named(tmp_path, tiny, tokenizer, data):
-    data.chunks[:] = np.nan
-    with pytest.raises(StageError, match=r"not finite.*rows \["):
-        make(tiny, tokenizer, data).fit(tmp_path / "c.safetensors", lambda step, m: None)
-    assert not (tmp_path / "c.safetensors").exists()
+# ---- NaN ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("log_every", [1, 1000])
+def test_nan_stops_before_it_is_saved_and_can_be_replayed(tmp_path, log_every):
+    config = replace(CONFIG, log_every=log_every, checkpoint_every=2)
+    trainer = make(config)
+    source = trainer.batches.sources[0]
+    poisoned = list(islice(trainer.batches.batches(trainer.batches.start()), 4))[3].ids
+    for each in poisoned:
+        source.chunks[int(each.rpartition(":")[2])] = np.nan
+    with pytest.raises(StageError, match="not finite") as caught:
+        trainer.fit(tmp_path, lambda step, m: None)
+    note = json.loads((tmp_path / "nan_batch.json").read_text())
+    bad = {i for i in note["ids"] if not np.isfinite(source.chunks[int(i.rpartition(":")[2])]).all()}
+    assert bad and str(tmp_path / "nan_batch.json") in str(caught.value) and note["ids"][0] in str(caught.value)
+    assert note["step"] <= 3 and note["seed"] == 7
+    again = make(config)
+    again.batches.sources = [source]
+    replayed = again.replay(tmp_path)
+    assert not np.isfinite(replayed["loss"])
+    assert np.isfinite(make(config).replay(tmp_path)["loss"]), "the same samples, healthy"
 
 
-def test_nan_between_two_logs_is_never_saved(tmp_path, tiny, tokenizer, data):
-    trainer = make(tiny, tokenizer, data, replace(CONFIG, log_every=1000))
-    clean = trainer.batches
-
-    def poisoned(step):
-        batch = clean(step)
-        if step >= 1:
-            batch.actions[:] = float("nan")
-        return batch
-
-    trainer.batches = poisoned
-    with pytest.raises(StageError, match="not finite"):
-        trainer.fit(tmp_path / "c.safetensors", lambda step, m: None)
-    assert not (tmp_path / "c.safetensors").exists()
+# ---- micro-batches, precision, recomputation -----------------------------------------------------------------------
+def one_step(config: TrainConfig, **change) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Metrics and gradients of the first step (clipping off)."""
+    trainer = make(replace(config, clip_norm=1e9), **change)
+    trainer.model.train()
+    with_batches = next(trainer._steps())
+    metrics = trainer.step(with_batches, 0)
+    gradients = {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
+    return {k: float(v) for k, v in metrics.items()}, gradients
 
 
-def test_batches_depend_on_seed_and_step_only(data):
-    source = BatchSource([data], [1.0], 6, 7, max_action_dim=8, response=False, contrastive=True)
-    assert np.array_equal(source(3).rows, source(3).rows)
-    assert not np.array_equal(source(3).rows, source(4).rows)
-    halves = [
-        BatchSource([data], [1.0], 6, 7, max_action_dim=8, response=False, contrastive=True, rank=r, world=2)
-        for r in (0, 1)
-    ]
-    assert sorted(np.concatenate([h(3).rows for h in halves])) == sorted(source(3).rows)
+def close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], tolerance: float) -> None:
+    assert left.keys() == right.keys()
+    scale = max(float(g.abs().max()) for g in left.values())
+    for name, value in left.items():
+        torch.testing.assert_close(value, right[name], atol=tolerance * scale, rtol=tolerance, msg=name)
 
 
-def test_wrong_weights_are_named(tiny, tokenizer, data, tmp_path):
-    model = make(tiny, tokenizer, data).model
-    tensors = dict(model.state_dict())
-    tensors.pop("crl_logit_scale")
-    tensors["stranger"] = torch.zeros(1)
-    tensors["dit_action_head.action_out_proj.bias"] = torch.zeros(3)
-    with pytest.raises(
-        CheckpointError, match=r"missing 1: crl_logit_scale; extra 1: stranger; mis-shaped 1: dit_action_head"
-    ):
-        load_weights(model, tensors, "x")
+def test_micro_batches_add_up_to_the_big_batch():
+    config = replace(CONFIG, weights=LossWeights(fast=1.0, flow=1.0, contrastive=0.0))
+    whole, gradients = one_step(config)
+    parts, split = one_step(replace(config, accumulate=3))
+    for name in ("loss", "cross_entropy_loss", "flow_loss", "action_accuracy", "grad_norm"):
+        assert parts[name] == pytest.approx(whole[name], rel=1e-5), name
+    close(gradients, split, 1e-5)
 
 
-def test_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "w.safetensors"
-    save_tensors(path, {"a": torch.ones(2)})
-    before = path.read_bytes()
-    monkeypatch.setattr("prts_core.tensors.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
-    with pytest.raises(OSError, match="No space"):
-        save_tensors(path, {"a": torch.zeros(9)})
-    assert path.read_bytes() == before
+def test_contrastive_negatives_stay_in_their_micro_batch():
+    config = replace(CONFIG, batch_size=12, weights=LossWeights(fast=0.0, flow=0.0, contrastive=1.0))
+    whole, _ = one_step(config)
+    parts, _ = one_step(replace(config, accumulate=2))
+    assert parts["crl_loss"] > 0 and abs(parts["crl_loss"] - whole["crl_loss"]) > 1e-3
+    assert parts["loss"] == pytest.approx(2 * parts["crl_loss"], rel=1e-5) or parts["loss"] < whole["loss"]
 
 
-def test_windows_clamp_and_flag():
-    windows, is_pad = chunk_windows(np.arange(3, dtype=np.float32)[:, None], 2)
-    assert windows[..., 0].tolist() == [[0, 1], [1, 2], [2, 2]]
-    assert is_pad.tolist() == [[False, False], [False, False], [False, True]]
+def test_recomputed_activations_change_nothing():
+    """Losses and gradients to the bit, through the keys and values that the action head reads."""
+    plain, gradients = one_step(CONFIG)
+    again, recomputed = one_step(replace(CONFIG, activation_checkpointing=True))
+    assert plain == again
+    close(gradients, recomputed, 0.0)
 
 
-def test_padding_and_ids():
-    padded, mask = pad_actions(torch.ones(1, 2, 3), 5)
-    assert padded[0, 0].tolist() == [1, 1, 1, 0, 0] and mask[0, 1].tolist() == [1, 1, 1, 0, 0]
-    with pytest.raises(ValueError, match="raise max_action_dim"):
-        pad_actions(torch.ones(1, 2, 6), 5)
-    assert task_id(" Open the faucet") == task_id("open the faucet") != task_id("close the faucet")
+def test_recomputed_activations_are_not_kept():
+    """What the backward pass keeps beside weights, in bytes, is less than half."""
+    from torch.autograd.graph import saved_tensors_hooks
+
+    kept = {}
+    for on in (False, True):
+        trainer = make(replace(CONFIG, activation_checkpointing=on))
+        trainer.model.train()
+        batch = next(trainer._steps())[0]
+        weights = {p.untyped_storage().data_ptr() for p in trainer.model.parameters()}
+        seen: dict[int, int] = {}
+
+        def pack(tensor, seen=seen, weights=weights):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                seen[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with saved_tensors_hooks(pack, lambda tensor: tensor):
+            encoded = trainer.model.encode(batch.tokens)
+        kept[on] = sum(seen.values())
+        del encoded
+    assert kept[True] < 0.5 * kept[False]
 
 
-def test_schedule_warms_up_and_comes_down():
-    config = TrainConfig(steps=100, warmup_steps=10, learning_rate=1.0, min_learning_rate=0.1)
-    rates = [learning_rate(config, s) for s in range(100)]
-    assert (
-        rates[0] == pytest.approx(0.1)
-        and max(rates) == pytest.approx(1.0)
-        and rates[-1] == pytest.approx(0.1, abs=0.01)
-    )
+def test_bf16_keeps_fp32_weights_and_comes_near():
+    plain, gradients = one_step(CONFIG)
+    trainer = make(replace(CONFIG, precision="bf16"))
+    half, other = one_step(replace(CONFIG, precision="bf16"))
+    assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
+    assert all(g.dtype == torch.float32 for g in other.values())
+    for name in ("loss", "cross_entropy_loss", "flow_loss"):
+        assert half[name] != plain[name] and half[name] == pytest.approx(plain[name], rel=0.05), name
+    left, right = (torch.cat([g.flatten() for g in grads.values()]) for grads in (gradients, other))
+    assert float(torch.nn.functional.cosine_similarity(left, right, dim=0)) > 0.98
+
+
+# ---- evaluation --------------------------------------------------------------------------------------------------
+def test_held_out_losses_are_those_of_the_averaged_weights(tmp_path):
+    tokenizer = text_tokenizer()
+    held_out = batches([toy(tokenizer, "held", seed=5)], CONFIG)
+    config = replace(CONFIG, eval_every=2, eval_batches=2)
+    trainer = make(config, held_out=held_out)
+    rows: dict[int, dict[str, float]] = {}
+    trainer.fit(tmp_path, lambda step, m: rows.__setitem__(step, m))
+    assert [s for s, m in rows.items() if "eval/loss" in m] == [1, 3, 5]
+    assert "eval/flow_matching/held" in rows[1] and rows[1]["eval/loss"] != rows[3]["eval/loss"]
+    assert {s: m["loss"] for s, m in rows.items()} == losses_of(make(CONFIG), tmp_path / "plain"), "it leaves no trace"
+    assert trainer.evaluate() == {k: v for k, v in rows[5].items() if k.startswith("eval/")}
+    load_weights(trainer.model, trainer.average, "the average")
+    with trainer._averaged():
+        pass
+    assert trainer.evaluate() == {k: v for k, v in rows[5].items() if k.startswith("eval/")}
+
+
+# ---- checkpoints -------------------------------------------------------------------------------------------------
+def test_frozen_parts_have_no_state_and_do_not_move(tmp_path):
+    config = replace(CONFIG, weights=LossWeights(fast=1.0, flow=1.0, contrastive=0.0))
+    tokenizer = text_tokenizer()
+    model = network(tokenizer)
+    from prts_core.training.optim import freeze
+
+    freeze(model, ("vision", "merger", "contrastive"))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    trainer = Trainer(model, batches([toy(tokenizer)], config), config, 7)
+    trainer.fit(tmp_path, lambda step, m: None)
+    moved = {k.partition(".")[0] for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved == {"language_model", "dit_action_head"}
+    assert not any(trainer.names[p].startswith("visual") for p in trainer.optimizer.state)
+    assert trainer.average["visual.patch_embed.proj.weight"] is not None and len(trainer.average) == len(before)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
+    losses_of(make(CONFIG), tmp_path)
+    with pytest.raises(CheckpointError, match=r"learning_rate: 0.0015 then, 0.001 now"):
+        make(replace(CONFIG, learning_rate=1e-3, log_every=3)).fit(tmp_path, lambda step, m: None)

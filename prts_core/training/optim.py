@@ -1,0 +1,147 @@
+"""Parameter groups, learning rates, freezing: what of a PRTS trains, and how fast. Knows names, no losses and no data.
+
+Groups as in the public recipe: the language model, the vision tower, the merger between them (with its DeepStack
+copies), the action head, the contrastive heads. Each is split in what decays (matrices) and what does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from prts_core.errors import ConfigError, suggest
+from prts_core.training.config import TrainConfig
+
+# The first prefix that fits a parameter's name decides its group.
+PREFIXES = (
+    ("visual.merger.", "merger"),
+    ("visual.deepstack_merger_list.", "merger"),
+    ("visual.", "vision"),
+    ("language_model.", "llm"),
+    ("lm_head.", "llm"),
+    ("dit_action_head.", "action"),
+    ("crl_", "contrastive"),
+)
+GROUPS = ("llm", "vision", "merger", "action", "contrastive")
+
+
+def group_of(name: str) -> str:
+    """The group of a parameter, by its name."""
+    for prefix, group in PREFIXES:
+        if name.startswith(prefix):
+            return group
+    raise ConfigError(
+        "A parameter belongs to no group", field="parameter", found=name,
+        expected=f"a name that starts with {', '.join(prefix for prefix, _ in PREFIXES)}",
+    )  # fmt: skip
+
+
+def peak_rates(config: TrainConfig) -> dict[str, float]:
+    """Highest learning rate of each group."""
+    given = {"vision": config.vision_lr, "merger": config.merger_lr, "action": config.action_lr,
+             "contrastive": config.contrastive_lr}  # fmt: skip
+    return {g: config.learning_rate if given.get(g) is None else float(given[g]) for g in GROUPS}  # type: ignore[arg-type]
+
+
+def schedule(config: TrainConfig, step: int) -> float:
+    """Share of the peak at `step`: linear warm-up, then a cosine down to min_learning_rate / learning_rate."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    low = config.min_learning_rate / config.learning_rate
+    return low + 0.5 * (1 - low) * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Of the language model, at `step`."""
+    return config.learning_rate * schedule(config, step)
+
+
+def set_rates(groups: Iterable[dict[str, Any]], config: TrainConfig, step: int) -> None:
+    """Give every optimiser group its rate at `step`."""
+    share = schedule(config, step)
+    for group in groups:
+        group["lr"] = group["peak_lr"] * share
+
+
+def freeze(model: nn.Module, groups: Iterable[str]) -> None:
+    """Let the parameters of `groups` stay as they are. ConfigError for a name that is no group."""
+    wanted = set(groups)
+    for name in sorted(wanted - set(GROUPS)):
+        raise ConfigError(
+            f"No such parameter group{suggest(name, GROUPS)}", field="train.freeze", found=name,
+            expected=", ".join(GROUPS),
+        )  # fmt: skip
+    for name, parameter in model.named_parameters():
+        if group_of(name) in wanted:
+            parameter.requires_grad_(False)
+
+
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """torch.optim groups of what trains. Matrices decay; norms, biases, embeddings and the temperature do not.
+
+    Each has `group` ("llm", "llm/no_decay", ...) and `peak_lr` beside torch's own keys. ConfigError if nothing trains.
+    """
+    rates = peak_rates(config)
+    members: dict[str, list[nn.Parameter]] = {f"{g}{end}": [] for g in GROUPS for end in ("", "/no_decay")}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decays = parameter.ndim >= 2 and "embed" not in name
+            members[group_of(name) + ("" if decays else "/no_decay")].append(parameter)
+    groups = [
+        {"params": parameters, "group": name, "peak_lr": rates[name.partition("/")[0]],
+         "lr": rates[name.partition("/")[0]], "weight_decay": 0.0 if name.endswith("no_decay") else config.weight_decay}
+        for name, parameters in members.items()
+        if parameters
+    ]  # fmt: skip
+    if not groups:
+        raise ConfigError(
+            "Nothing is left to train", field="train.freeze", found=", ".join(config.freeze) or "a frozen model",
+            expected=f"at least one of {', '.join(GROUPS)} that trains",
+        )  # fmt: skip
+    return groups
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """Fused AdamW over `parameter_groups`; frozen parameters have no state in it."""
+    return torch.optim.AdamW(
+        parameter_groups(model, config), lr=config.learning_rate, betas=config.betas, eps=config.adam_eps, fused=True
+    )
+
+
+@dataclass(frozen=True)
+class Count:
+    """Parameters of one group (or of all): how many there are and how many of them train."""
+
+    group: str
+    total: int
+    trainable: int
+
+    @property
+    def share(self) -> float:
+        return self.trainable / max(1, self.total)
+
+
+def count(model: nn.Module) -> list[Count]:
+    """One row a group that the model has, and "all" last. Tied weights count once."""
+    rows = {group: [0, 0] for group in GROUPS}
+    for name, parameter in model.named_parameters():
+        size = _size(parameter)
+        rows[group_of(name)][0] += size
+        rows[group_of(name)][1] += size if parameter.requires_grad else 0
+    made = [Count(group, *row) for group, row in rows.items() if row[0]]
+    return [*made, Count("all", sum(r.total for r in made), sum(r.trainable for r in made))]
+
+
+def _size(parameter: nn.Parameter) -> int:
+    return getattr(parameter, "ds_numel", parameter.numel())  # under ZeRO-3 a process holds a part
+
+
+def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Names and parameters that train."""
+    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)

@@ -1,0 +1,34 @@
+"""Trains on random rows in FOLDER, from its newest checkpoint: called, and killed, by test_trainer.py."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+
+from prts_core.training.trainer import Trainer
+from tests.training.runs import CONFIG, batches, network, text_tokenizer, toy
+
+KILLED = replace(CONFIG, steps=24, checkpoint_every=2)
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    tokenizer = text_tokenizer()
+    trainer = Trainer(network(tokenizer), batches([toy(tokenizer)], KILLED), KILLED, 7)
+    with (folder / "curve.jsonl").open("a") as curve:
+
+        def on_step(step: int, metrics: dict[str, float]) -> None:
+            curve.write(json.dumps({"step": step, "loss": metrics["loss"]}) + "\n")
+            curve.flush()
+
+        trainer.fit(folder / "checkpoints", on_step)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
