@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from prts_core.contract import Camera, Contract, Dimension, PolicyContract
 from prts_core.data.normalize import FeatureStats, NormStats
-from prts_core.errors import CheckpointError, ConfigError, ContractError, DataError
+from prts_core.errors import CheckpointError, ContractError, DataError
 from prts_core.files import digest_file, read_json, write_json
 from prts_core.observation import STATE
 from prts_core.policy import POLICY_FILES, Policy, load_policy, policy_digest, save_policy, untrained_policy
@@ -167,24 +169,31 @@ def test_the_digest_covers_what_decides_and_nothing_else(folder, model, tiny, pr
 def test_a_dataset_of_another_contract_is_refused(processor, tmp_path):
     from types import SimpleNamespace
 
-    from prts_core.data.training_set import load_training_set
+    from prts_core.data.training_set import RobotSet
 
     meant = processor.contract.contract
     other = Contract(meant.embodiment, 30, meant.state, meant.action, meant.cameras)
     with pytest.raises(ContractError, match=r"control_hz: 30\.0 in dataset toy, 20\.0 in policy"):
-        load_training_set("toy", SimpleNamespace(contract=other), processor)
+        RobotSet("toy", SimpleNamespace(contract=other), processor, [0])  # type: ignore[arg-type]
 
 
-def test_state_relative_actions_are_refused_for_now(processor, tiny, tokenizer, fast):
+def test_state_relative_actions_are_absolute_outside(processor, model, inputs):
     meant = processor.contract.contract
-    relative = Contract(
-        meant.embodiment, 20, meant.state, (Dimension("x", "m", True), *meant.action[1:]), meant.cameras
+    contract = replace(meant, action=(*meant.action[:1], Dimension("y", "m", True), *meant.action[2:]))
+    relative = replace(processor, contract=replace(processor.contract, contract=contract))
+    state = inputs[0][STATE]
+    chunks = np.random.default_rng(3).normal(size=(2, 4, 3)).astype(np.float32)
+    inward = relative.normalize_actions(chunks, state)
+    assert np.allclose(inward[..., 1], chunks[..., 1] - state[:, None, 1], atol=1e-6)  # q01, q99 are -1 and 1
+    assert np.array_equal(inward[..., [0, 2]], processor.normalize_actions(chunks, state)[..., [0, 2]])
+    assert np.allclose(relative.unnormalize_actions(inward, state), chunks, atol=1e-6)
+    # the same network, the same noise: the policy's relative dimension comes back on top of the state
+    plain, moved = (
+        Policy(model, processor).act(*inputs, seeds=[1, 2]),
+        Policy(model, relative).act(*inputs, seeds=[1, 2]),
     )
-    with pytest.raises(ConfigError, match="State-relative"):
-        Processor(
-            PolicyContract("toy", relative, 4, "QUANTILE", "sha256:x"), processor.statistics, processor.statistics_file,
-            tokenizer, fast, tiny,
-        )  # fmt: skip
+    assert np.allclose(moved[..., 1] - plain[..., 1], state[:, None, 1], atol=1e-6)
+    assert np.array_equal(moved[..., [0, 2]], plain[..., [0, 2]])
 
 
 def test_weights_are_loaded_without_gradients_left_on(folder, inputs):
