@@ -21,6 +21,7 @@ RATES = (
     "swapped_success_rate",
     "black_image_success_rate",
 )
+SUBTASK = ("exact_match", "baseline_commonest")
 VALUES = ("spearman", "right_over_wrong", "auroc", "n_failed", "n_success")
 
 
@@ -29,6 +30,7 @@ def write(plan: Plan, outputs: Path) -> Path:
     manifests = {(s, p): load_manifest(outputs, s, plan.recipe.name, p) for s, p in chain.steps(plan)}
     benchmark = _json(manifests["benchmark", None], "report.json", outputs)
     value = _json(manifests["value", None], "report.json", outputs)
+    said = _json(manifests["subtask", None], "report.json", outputs)["heldout"] or {}
     package = manifests["package", None]
     registered = _json(manifests["register", None], "registration.json", outputs)
     seconds: dict[str, float] = {}
@@ -40,6 +42,7 @@ def write(plan: Plan, outputs: Path) -> Path:
         **{name: benchmark[name] for name in RATES},
         "tasks": benchmark["tasks"],
         "value": {name: value[name] for name in VALUES},
+        "subtask": {name: said.get(name) for name in SUBTASK},
         "seconds": seconds,
         "seconds_total": round(sum(seconds.values()), 3),
         "model_uri": registered["model_uri"],
@@ -77,6 +80,8 @@ def show(path: Path, console: Console) -> None:
         figures.add_row(name.replace("_", " "), _number(report[name]))
     for name, figure in report["value"].items():
         figures.add_row(f"value: {name.replace('_', ' ')}", _number(figure))
+    for name, figure in report["subtask"].items():
+        figures.add_row(f"subtask: {name.replace('_', ' ')}", _number(figure))
     figures.add_section()
     for stage in chain.STAGES:
         figures.add_row(f"{stage} [s]", f"{report['seconds'][stage]:.1f}")

@@ -235,6 +235,12 @@ class SftConfig(SftSection):
     train_subtask: bool | str = False
 
 
+PUBLIC_SUBTASK = TrainConfig(
+    steps=100, batch_size=8, learning_rate=5e-5, min_learning_rate=5e-6, warmup_steps=10, ema_decay=0.999,
+    flow_samples=1, weights=LossWeights(fast=0.0, text=1.0, flow=1.0, contrastive=0.0), insulate=True,
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class SubtaskSection:
     """Subtask reasoning on top of a fine-tuned policy: it says the next subtask, then acts (pi0.5, arXiv:2504.16054).
@@ -248,19 +254,7 @@ class SubtaskSection:
     episodes: int | None = 30
     export: Literal["average", "last"] = "average"
     score_every: int = 4
-    train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(
-            steps=100,
-            batch_size=8,
-            learning_rate=5e-5,
-            min_learning_rate=5e-6,
-            warmup_steps=10,
-            ema_decay=0.999,
-            flow_samples=1,
-            weights=LossWeights(fast=0.0, text=1.0, flow=1.0, contrastive=0.0),
-            insulate=True,
-        )  # fmt: skip
-    )
+    train: TrainConfig = field(default_factory=lambda: PUBLIC_SUBTASK)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,10 @@ class Score:
     def to_json(self) -> dict[str, object]:
         return {
             "frames": self.frames, "exact_match": self.exact_match, "baseline_commonest": self.baseline,
-            "tasks": {t: {"frames": n, "exact_match": e, "baseline_commonest": b} for t, (n, e, b) in self.tasks.items()},
+            "tasks": {
+                task: {"frames": n, "exact_match": match, "baseline_commonest": plain}
+                for task, (n, match, plain) in self.tasks.items()
+            },
             "confusions": [{"wanted": w, "said": s, "frames": n} for w, s, n in self.confusions],
         }  # fmt: skip
 
