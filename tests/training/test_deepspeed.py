@@ -59,7 +59,7 @@ def test_the_loss_is_that_of_the_joint_batch(runs: Path, run: str, steps: set[in
     assert split.keys() == steps
     for step in steps:
         for name in SAME:
-            near = FIRST if step == min(steps) else LATER
+            near = LATER if step > min(steps) else 1e-5 if name == "grad_norm" else FIRST
             assert split[step][name] == pytest.approx(plain[step][name], rel=near, abs=near), (step, name)
 
 
