@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -156,6 +157,12 @@ class RobotSet:
         sequence = self.processor.builder.sequence(sample, response=response, contrastive=contrastive)
         task_id = prompt.task_id(text, self.processor.compat)
         return Item(sequence, images, self.chunks[row], self.is_pad[row], to_go, task_id)
+
+
+def held_out_set(name: str, dataset: LeRobotDataset, processor: Processor, **options: Any) -> list[RobotSet]:
+    """The episodes of split "heldout" for evaluation during training; nothing where the dataset has none."""
+    episodes = dataset.episodes("heldout") if "heldout" in dataset.info.split_ranges else []
+    return [RobotSet(name, dataset, processor, episodes, **options)] if episodes else []
 
 
 class ConversationSet:

@@ -5,7 +5,7 @@ The processor's tokenizers are born here, fitted on the mixture. The output is a
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +18,13 @@ from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.llava import LlavaDataset
 from prts_core.data.normalize import normalize_for_fast, to_relative
 from prts_core.data.statistics import statistics_name
-from prts_core.data.training_set import ConversationSet, RobotSet
+from prts_core.data.training_set import ConversationSet, RobotSet, held_out_set
 from prts_core.errors import ConfigError
 from prts_core.files import digest_file, write_json
 from prts_core.manifest import Manifest
 from prts_core.models.init import init_number_embeddings, open_gates
 from prts_core.models.prts import PrtsModel
+from prts_core.models.released import load_backbone, resolve_pretrained
 from prts_core.policy import MODEL_TYPE
 from prts_core.processor import Processor, load_statistics
 from prts_core.stages.base import StageContext, StageResult
@@ -40,6 +41,7 @@ def pretrain(config: PretrainConfig, inputs: dict[str, Manifest], context: Stage
         raise ConfigError(
             "Pre-training needs data", field="pretrain.mixture", found="nothing", expected="dataset: weight"
         )
+    config = replace(config, model=resolve_pretrained(config.model))
     datasets = {n: LeRobotDataset.open(inputs[f"convert:{n}"].folder(context.outputs)) for n in config.mixture}
     length = config.model.chunk_length
     statistics = {n: inputs[f"stats:{n}"].folder(context.outputs) / statistics_name(d.contract, length)
@@ -66,7 +68,12 @@ def pretrain(config: PretrainConfig, inputs: dict[str, Manifest], context: Stage
     if config.model.pretrained is None:
         init_number_embeddings(model, tokenizer.number_ids())
         open_gates(model.dit_action_head)
-    average, metrics, _ = train(model, sets, weights, config, context)
+    else:
+        load_backbone(model, config.model.pretrained)
+    held_out: list[SampleSource] = []
+    for name, dataset in datasets.items() if config.train.eval_every else ():
+        held_out += held_out_set(name, dataset, processors[name], train_subtask=config.train_subtask.get(name))
+    average, metrics, _ = train(model, sets, weights, config, context, held_out=held_out)
 
     write_json(context.output / "config.json", {"model_type": MODEL_TYPE, **asdict(config.model)})
     write_json(context.output / "train_config.json", asdict(config.train))

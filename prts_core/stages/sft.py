@@ -12,7 +12,7 @@ import torch
 from prts_core.config.schema import SftConfig
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.statistics import statistics_name
-from prts_core.data.training_set import RobotSet
+from prts_core.data.training_set import RobotSet, held_out_set
 from prts_core.files import write_json
 from prts_core.manifest import Manifest
 from prts_core.models.init import init_number_embeddings, open_gates
@@ -50,7 +50,9 @@ def sft(config: SftConfig, inputs: dict[str, Manifest], context: StageContext) -
         config.dataset, dataset, processor, dataset.episodes("train"),
         augmented=config.train.augment, train_subtask=config.train_subtask,
     )  # fmt: skip
-    average, metrics, early = train(model, [rows], [1.0], config, context)
+    options = {"train_subtask": config.train_subtask}
+    held_out = held_out_set(config.dataset, dataset, processor, **options) if config.train.eval_every else []
+    average, metrics, early = train(model, [rows], [1.0], config, context, held_out=held_out)
     save_policy(context.output, average, model_config, processor)
     if early is not None:
         save_policy(context.output / "early", load_tensors(early)[0], model_config, processor)

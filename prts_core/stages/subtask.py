@@ -13,7 +13,7 @@ import numpy as np
 
 from prts_core.config.schema import SubtaskConfig
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
-from prts_core.data.training_set import RobotSet
+from prts_core.data.training_set import RobotSet, held_out_set
 from prts_core.evaluation.subtasks import Score, score_subtasks
 from prts_core.files import write_json
 from prts_core.manifest import Manifest
@@ -30,8 +30,10 @@ def subtask(config: SubtaskConfig, inputs: dict[str, Manifest], context: StageCo
     episodes = spread(dataset.episodes("train"), config.episodes)
     rows = RobotSet(config.dataset, dataset, processor, episodes, augmented=config.train.augment, say_subtask=True)
     model = policy.model.train()
-    average, metrics, _ = train(model, [rows], [1.0], config, context)
-    weights = average if config.export == "average" else dict(model.state_dict())
+    held_out = held_out_set(config.dataset, dataset, processor, say_subtask=True) if config.train.eval_every else []
+    weights, metrics, _ = train(
+        model, [rows], [1.0], config, context, average=config.export == "average", held_out=held_out
+    )
     load_weights(model, weights, "training")
     spoken = Policy(model, processor)
     score = score_subtasks(spoken, dataset, episodes, config.score_every)

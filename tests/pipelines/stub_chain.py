@@ -31,6 +31,18 @@ REPORTS = {
     },
     "value": {"spearman": 0.97, "right_over_wrong": 1.0, "auroc": 0.9, "n_failed": 31, "n_success": 90},
 }
+RANKING = {
+    "verdicts": [
+        {
+            "episode": 7,
+            "instruction": "open the faucet",
+            "score": -0.4,
+            "flag": {"reason": "reversed", "detail": "falls by 1.42 nats, peers rise by 1.10"},
+        },
+        {"episode": 3, "instruction": "open the faucet", "score": 0.99, "flag": None},
+    ],
+    "unsure": {},
+}
 REGISTRATION = {
     "model_uri": "models:/prts-stub/1",
     "aliases": ["challenger", "champion"],
@@ -50,6 +62,8 @@ def stub(name: str):
         write_text(context.output / "data" / "content.txt", f"{name} {context.partition} {sorted(inputs)} {config}\n")
         if name in REPORTS:
             write_json(context.output / "report.json", REPORTS[name])
+        if name == "value":
+            write_json(context.output / "ranking.json", RANKING)
         if name == "register":
             write_json(context.output / "registration.json", REGISTRATION)
         artifacts: tuple[str, ...] = ()
