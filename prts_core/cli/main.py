@@ -24,6 +24,8 @@ TOOLS = {
     "lineage": "prts_core.cli.lineage",
     "bench": "prts_core.cli.bench",
 }
+# Stages that are tools as well: the module also has `wanted(args) -> bool`, by which it takes over from the stage.
+STAGE_TOOLS = {"value": "prts_core.cli.value"}
 TOOL_HELP = {
     "chain": "run every stage in order, without Dagster",
     "config": "print a recipe with every default filled in",
@@ -57,6 +59,8 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
         add_plan_arguments(sub)
         if stage.partitioned:
             sub.add_argument("--dataset", help="which dataset (default: the one the recipe deploys)")
+        if stage.name in STAGE_TOOLS:
+            importlib.import_module(STAGE_TOOLS[stage.name]).add_arguments(sub)
     for name, module in TOOLS.items():
         sub = commands.add_parser(name, help=TOOL_HELP[name], description=TOOL_HELP[name])
         if name == chosen:
@@ -89,6 +93,8 @@ def main(argv: list[str] | None = None) -> int:
         args = build_parser(chosen).parse_args(argv)
         if args.command in TOOLS:
             return importlib.import_module(TOOLS[args.command]).main(args)
+        if args.command in STAGE_TOOLS and (tool := importlib.import_module(STAGE_TOOLS[args.command])).wanted(args):
+            return tool.main(args)
         return run_stage_command(args, console)
     except PrtsError as err:
         Console(stderr=True, soft_wrap=True).print(f"error: {err}", style="red", highlight=False, markup=False)

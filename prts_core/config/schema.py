@@ -290,11 +290,14 @@ class BenchmarkConfig(BenchmarkSection):
 
 @dataclass(frozen=True)
 class ValueSection:
-    """episodes: held-out expert episodes that are scored, spread over the tasks."""
+    """episodes: held-out expert episodes that are scored, spread over the tasks. curve_rows: rows of each at which the
+    value is asked for, at most. rank_episodes: training episodes that are ranked beside the held-out ones."""
 
     __pydantic_config__ = FORBID_EXTRA
     episodes: int = 48
+    curve_rows: int = 20
     plot_episodes: int = 6
+    rank_episodes: int = 96
 
 
 @dataclass(frozen=True, kw_only=True)

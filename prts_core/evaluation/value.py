@@ -1,12 +1,12 @@
-"""Goal-reachability value along episodes: curves under right and wrong sentences, their three figures, the picture.
+"""Goal-reachability value along episodes: curves under right and wrong sentences, and their three figures.
 
-It does not know stages or how policies are made. A curve is the value of the demonstrated action chunk at every row.
+It does not know stages, pictures or how policies are made. A curve is the value of demonstrated action chunks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -21,43 +21,53 @@ from prts_core.training.batch import chunk_windows
 ROWS_AT_ONCE = 64
 
 
-@dataclass
+@dataclass(frozen=True)
 class Curve:
-    """values (instructions, rows): row 0 is the right sentence. Rows run to the episode's success."""
+    """values (instructions, rows): nats at `rows` of an episode under each sentence. own: the episode's sentence."""
 
     episode: int
+    own: str
+    rows: np.ndarray
     instructions: list[str]
     values: np.ndarray
 
 
-def episode_curve(policy: Policy, dataset: LeRobotDataset, episode: int, instructions: list[str]) -> Curve:
-    """The value of every row of a demonstration under each sentence; `instructions[0]` is the episode's own."""
-    rows = success_rows(dataset, episode) + 1
-    chunks, _ = chunk_windows(dataset.actions(episode), policy.contract.chunk_length)
-    state = dataset.states(episode)[:rows]
-    size = policy.model.config.image_size
-    images = {c.key: dataset.frames(episode, c.key, range(rows), size=size) for c in policy.contract.contract.cameras}
-    values = np.empty((len(instructions), rows), np.float32)
+def spread_rows(length: int, count: int) -> np.ndarray:
+    """At most `count` row indices of an episode, evenly spread, first and last among them."""
+    return np.unique(np.linspace(0, length - 1, min(length, count)).round().astype(int))
+
+
+def episode_curve(
+    policy: Policy, dataset: LeRobotDataset, episode: int, instructions: Sequence[str], rows: np.ndarray
+) -> Curve:
+    """The value of the demonstrated actions at `rows` under each sentence."""
+    chunks = chunk_windows(dataset.actions(episode), policy.contract.chunk_length)[0][rows]
+    seen = {c.key: dataset.frames(episode, c.key, rows.tolist()) for c in policy.contract.contract.cameras}
+    seen[STATE] = dataset.states(episode)[rows]
+    values = np.empty((len(instructions), len(rows)), np.float32)
     for i, text in enumerate(instructions):
-        for start in range(0, rows, ROWS_AT_ONCE):
+        for start in range(0, len(rows), ROWS_AT_ONCE):
             part = slice(start, start + ROWS_AT_ONCE)
-            some = {k: v[part] for k, v in images.items()}
-            values[i, part] = policy.value(some | {STATE: state[part]}, chunks[:rows][part], text)
-    return Curve(episode, instructions, values)
+            values[i, part] = policy.value({k: v[part] for k, v in seen.items()}, chunks[part], text)
+    return Curve(episode, dataset.instruction(episode), rows, list(instructions), values)
 
 
-def heldout_curves(policy: Policy, dataset: LeRobotDataset, count: int) -> list[Curve]:
-    """Curves of up to `count` held-out episodes, spread over the tasks, under every sentence of the dataset."""
+def one_of_each(dataset: LeRobotDataset, episodes: Sequence[int], count: int) -> list[int]:
+    """Up to `count` of these episodes, spread over the instructions, in order."""
+    by_task: dict[str, list[int]] = {}
+    for episode in episodes:
+        by_task.setdefault(dataset.instruction(episode), []).append(episode)
+    share = max(1, count // max(1, len(by_task)))
+    return sorted(e for own in by_task.values() for e in own[:share])
+
+
+def heldout_curves(policy: Policy, dataset: LeRobotDataset, count: int, rows: int) -> list[Curve]:
+    """Curves of up to `count` held-out episodes until their success, under every sentence of the dataset."""
     sentences = sorted(set(dataset.tasks.values()))
-    by_task: dict[str, list[int]] = {text: [] for text in sentences}
-    for episode in dataset.episodes("heldout"):
-        by_task[dataset.instruction(episode)].append(episode)
-    share = max(1, count // max(1, len(sentences)))
-    chosen = sorted(e for episodes in by_task.values() for e in episodes[:share])
     curves = []
-    for episode in track(chosen, what="value curves"):
-        own = dataset.instruction(episode)
-        curves.append(episode_curve(policy, dataset, episode, [own, *(s for s in sentences if s != own)]))
+    for episode in track(one_of_each(dataset, dataset.episodes("heldout"), count), what="value curves"):
+        at = spread_rows(success_rows(dataset, episode) + 1, rows)
+        curves.append(episode_curve(policy, dataset, episode, sentences, at))
     return curves
 
 
@@ -70,14 +80,20 @@ def spearman(values: np.ndarray) -> float:
     return float(spearmanr(values, np.arange(len(values))).statistic)
 
 
+def own_and_others(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
+    """(rows,) under the episode's own sentence, (others, rows) under the rest."""
+    at = curve.instructions.index(curve.own)
+    return curve.values[at], np.delete(curve.values, at, axis=0)
+
+
 def right_over_wrong(curves: list[Curve]) -> float:
     """Share of last-quarter rows in which the right sentence lies above every wrong one."""
-    wins = [c.values[0, -quarter(c) :] > c.values[1:, -quarter(c) :].max(0) for c in curves if len(c.values) > 1]
+    wins = []
+    for own, others in map(own_and_others, curves):
+        quarter = max(1, -(-len(own) // 4))
+        if len(others):
+            wins.append(own[-quarter:] > others[:, -quarter:].max(0))
     return float(np.concatenate(wins).mean()) if wins else float("nan")
-
-
-def quarter(curve: Curve) -> int:
-    return max(1, -(-curve.values.shape[1] // 4))
 
 
 def rollout_auroc(episodes: pl.DataFrame) -> dict[str, float]:
@@ -106,40 +122,3 @@ def rollout_auroc(episodes: pl.DataFrame) -> dict[str, float]:
         "n_failed": n_failed,
         "n_success": len(scored) - n_failed,
     }
-
-
-def plot_curves(path: Path, curves: list[Curve], dataset: LeRobotDataset, camera: str, count: int) -> None:
-    """One panel a task: the right sentence bold, wrong ones thin, frames of the episode under the curve."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    chosen = list({c.instructions[0]: c for c in reversed(curves)}.values())[::-1][:count]
-    columns = min(3, len(chosen))
-    lines = -(-len(chosen) // columns)
-    figure = plt.figure(figsize=(4.6 * columns, 3.9 * lines), layout="constrained")
-    colours = {text: f"C{i}" for i, text in enumerate(sorted({t for c in chosen for t in c.instructions}))}
-    for part, curve in zip(figure.subfigures(lines, columns, squeeze=False).flat, chosen, strict=False):
-        axes = part.add_gridspec(2, 1, height_ratios=(3, 1)).subplots()
-        seconds = np.arange(curve.values.shape[1]) / dataset.fps
-        for text, values in list(zip(curve.instructions, curve.values, strict=True))[::-1]:
-            right = text == curve.instructions[0]
-            axes[0].plot(
-                seconds, values, color=colours[text], lw=2.6 if right else 0.9, alpha=1 if right else 0.7, label=text
-            )
-        axes[0].set_title(curve.instructions[0], fontsize=10, fontweight="bold", color=colours[curve.instructions[0]])
-        axes[0].set_ylabel("value (nats)", fontsize=8)
-        axes[0].tick_params(labelsize=7)
-        axes[0].spines[["top", "right"]].set_visible(False)
-        at = np.linspace(0, curve.values.shape[1] - 1, 6).round().astype(int)
-        frames = dataset.frames(curve.episode, camera, at.tolist())
-        axes[1].imshow(np.concatenate(list(frames), axis=1), extent=(seconds[0], seconds[-1], 0, 1), aspect="auto")
-        axes[1].set_yticks([])
-        axes[1].set_xlabel("time (s)", fontsize=8)
-        axes[1].tick_params(labelsize=7)
-    handles = [plt.Line2D([], [], color=c, label=t) for t, c in colours.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    figure.suptitle("Goal-reachability value along held-out expert episodes, under every instruction", fontsize=12)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    plt.close(figure)

@@ -1,6 +1,9 @@
-"""Stage value: how well the goal-reachability value tells time, instruction and failure, as numbers and as a plot."""
+"""Stage value: how well the goal-reachability value tells time, instruction, failure and bad demonstrations."""
 
 from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -8,46 +11,88 @@ import torch
 
 from prts_core.config.schema import ValueConfig
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from prts_core.evaluation import ranking as ranks
 from prts_core.evaluation import value as curves_of
+from prts_core.evaluation.value_pictures import plot_curves, plot_ranking
 from prts_core.files import write_json
 from prts_core.manifest import Manifest
-from prts_core.policy import load_policy, policy_digest
+from prts_core.policy import Policy, load_policy, policy_digest
+from prts_core.progress import track
 from prts_core.stages.base import StageContext, StageResult
 
 
 def value(config: ValueConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
     folder = inputs["sft"].folder(context.outputs)
     torch.set_num_threads(2)
-    policy = load_policy(folder)
+    policy, digest = load_policy(folder), policy_digest(folder)
     dataset = LeRobotDataset.open(inputs["convert"].folder(context.outputs))
-    curves = curves_of.heldout_curves(policy, dataset, config.episodes)
+    camera = policy.contract.contract.cameras[0].key
+    curves = curves_of.heldout_curves(policy, dataset, config.episodes, config.curve_rows)
+    measured = measure_some(policy, dataset, config.rank_episodes)
+    ranking = ranks.rank(measured)
     episodes = pl.read_parquet(inputs["benchmark"].folder(context.outputs) / "episodes.parquet")
-    scored = episodes.filter(pl.col("values").list.len() > 0)
-    sources = scored.group_by("condition").agg(pl.len().alias("n"), (~pl.col("success")).sum().alias("failed"))
-    report = {
-        "spearman": float(np.mean([curves_of.spearman(c.values[0]) for c in curves])),
-        "spearman_wrong": float(np.mean([curves_of.spearman(v) for c in curves for v in c.values[1:]])),
-        "right_over_wrong": curves_of.right_over_wrong(curves),
-        **curves_of.rollout_auroc(episodes),
-        "episodes": len(curves),
+    figures = figures_of(curves, episodes) | {
+        "ranked": len(ranking.verdicts),
+        "flagged": len(ranking.flagged),
     }
     # Without a failed or without a successful rollout there is no AUROC: null in the report, no metric.
-    defined = {name: figure for name, figure in report.items() if np.isfinite(figure)}
+    defined = {name: figure for name, figure in figures.items() if np.isfinite(figure)}
     write_json(
         context.output / "report.json",
-        {name: defined.get(name) for name in report}
+        {name: defined.get(name) for name in figures}
         | {
-            "policy_digest": policy_digest(folder),
-            "rollouts": {
-                r["condition"]: {"n": r["n"], "failed": r["failed"]}
-                for r in sources.sort("condition").iter_rows(named=True)
-            },
+            "policy_digest": digest,
+            "rollouts": rollouts_of(episodes),
             "curves": [
-                {"episode": c.episode, "instructions": c.instructions, "values": np.round(c.values, 4).tolist()}
+                {
+                    "episode": c.episode,
+                    "own": c.own,
+                    "rows": c.rows.tolist(),
+                    "instructions": c.instructions,
+                    "values": np.round(c.values, 4).tolist(),
+                }
                 for c in curves
             ],
         },
     )
-    camera = policy.contract.contract.cameras[0].key
-    curves_of.plot_curves(context.output / "value_curves.png", curves, dataset, camera, config.plot_episodes)
-    return StageResult(defined, dict(inputs["sft"].contracts), ("value_curves.png", "report.json"))
+    write_json(
+        context.output / "ranking.json",
+        {"policy_digest": digest, **ranking.to_json(), "measured": [asdict(one) for one in measured]},
+    )
+    one_each = list({c.own: c for c in reversed(curves)}.values())[::-1][: config.plot_episodes]
+    title = "Goal-reachability value along held-out expert episodes, under every instruction"
+    plot_curves(context.output / "value_curves.png", one_each, dataset, camera, title)
+    artifacts = ["value_curves.png", "report.json", "ranking.json"]
+    if ranking.flagged:
+        plot_ranking(context.output / "ranking.png", ranking, measured, dataset, camera)
+        artifacts.append("ranking.png")
+    return StageResult(defined, dict(inputs["sft"].contracts), tuple(artifacts))
+
+
+def measure_some(policy: Policy, dataset: LeRobotDataset, count: int) -> list[ranks.Measured]:
+    """The held-out episodes and `count` training episodes, evenly spread, as the ranking sees them."""
+    train = dataset.episodes("train")
+    chosen = sorted({*(train[row] for row in curves_of.spread_rows(len(train), count)), *dataset.episodes("heldout")})
+    sentences, scale = sorted(set(dataset.tasks.values())), ranks.state_scale(dataset, chosen)
+    return [ranks.measure(policy, dataset, episode, sentences, scale) for episode in track(chosen, what="ranking")]
+
+
+def figures_of(curves: list[curves_of.Curve], episodes: pl.DataFrame) -> dict[str, float]:
+    """The figures of the README's table; nan where there is nothing to compare."""
+    split = [curves_of.own_and_others(curve) for curve in curves]
+    return {
+        "spearman": float(np.mean([curves_of.spearman(own) for own, _ in split])),
+        "spearman_wrong": float(np.mean([curves_of.spearman(v) for _, others in split for v in others])),
+        "right_over_wrong": curves_of.right_over_wrong(curves),
+        **curves_of.rollout_auroc(episodes),
+        "episodes": len(curves),
+    }
+
+
+def rollouts_of(episodes: pl.DataFrame) -> dict[str, Any]:
+    """How many scored rollouts each condition gave, and how many of them failed."""
+    scored = episodes.filter(pl.col("values").list.len() > 0)
+    counted = scored.group_by("condition").agg(pl.len().alias("n"), (~pl.col("success")).sum().alias("failed"))
+    return {
+        r["condition"]: {"n": r["n"], "failed": r["failed"]} for r in counted.sort("condition").iter_rows(named=True)
+    }

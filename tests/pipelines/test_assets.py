@@ -145,6 +145,23 @@ def test_a_low_success_rate_warns_and_stops_nothing(project, run_job, monkeypatc
     assert rate.severity == dg.AssetCheckSeverity.WARN
 
 
+def test_flagged_demonstrations_are_listed_as_a_warning(project, run_job, monkeypatch):
+    result = run_job("demo", "metaworld")
+    assert result.success
+    check = checks(result)["demonstrations_rise"]
+    assert not check.passed and not check.blocking and check.severity == dg.AssetCheckSeverity.WARN
+    assert check.description == "1 of 2 demonstrations are flagged: episodes 7"
+    assert "| 7 | open the faucet | reversed | falls by 1.42 nats, peers rise by 1.10 | -0.40 |" in (
+        check.metadata["demonstrations"].value
+    )
+
+
+def test_good_demonstrations_pass(project, run_job, monkeypatch):
+    monkeypatch.setitem(stub_chain.RANKING, "verdicts", stub_chain.RANKING["verdicts"][1:])
+    check = checks(run_job("demo", "metaworld"))["demonstrations_rise"]
+    assert check.passed and check.metadata["ranked"].value == 1 and "demonstrations" not in check.metadata
+
+
 def test_a_bug_is_tried_again_only_where_it_may_help(project, run_job, monkeypatch):
     monkeypatch.setenv("PRTS_STUB_BREAK", "stats")
     assert not run_job("demo", "metaworld").success

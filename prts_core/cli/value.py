@@ -1,0 +1,303 @@
+"""`prts value` on any policy and dataset: curves with frames under them, or the episodes ranked. Prints and draws.
+
+It does not know how values are made or judged (prts_core.evaluation). Without --policy it is the stage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from prts_core.errors import ConfigError, DataError, suggest
+
+if TYPE_CHECKING:
+    from prts_core.data.lerobot_v21.reader import LeRobotDataset
+    from prts_core.evaluation.ranking import Measured, Ranking, Verdict
+    from prts_core.policy import Policy
+
+EPISODES, CURVE_ROWS, SENTENCES = 6, 120, 12  # drawn where none are named; rows a curve; other sentences asked
+SHOWN = 20  # rows of the table on screen
+EPILOG = """\
+With --policy and --data this is a tool and runs no stage:
+
+  prts value --policy models:/prts-quickstart@champion --data outputs/runs/convert/quickstart/metaworld/output
+      curves of a few held-out episodes under every sentence of the dataset, with frames under them: value.png
+  prts value --policy P --data D --episode 3 --episode 7 --instruction "open the faucet" --instruction "wave"
+      these episodes under these sentences, whether or not the dataset knows them
+  prts value --policy P --data D --rank
+      all episodes, worst first: value that falls (reversed), does not move (frozen), fits another sentence better
+      (mislabelled); the picture shows the worst ones over the band of their peers. Interrupted, it goes on.
+
+Values are nats: exp(scale) phi(s, a) . psi(l) = log of the discounted chance to reach the goal, up to a constant of the
+sentence. Along a good demonstration they rise by about -log gamma a row. The numbers are JSON beside the picture.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    tool = parser.add_argument_group("as a tool")
+    tool.add_argument(
+        "--policy", metavar="POLICY", help="a policy or package folder, models:/<name>@<alias> or /<version>"
+    )
+    tool.add_argument("--data", type=Path, metavar="FOLDER", help="a LeRobot v2.1 dataset")
+    tool.add_argument(
+        "--episode", type=int, action="append", metavar="N", dest="episodes",
+        help="which episode; may be repeated (default: a few held-out ones; with --rank: all)",
+    )  # fmt: skip
+    tool.add_argument(
+        "--instruction", action="append", metavar="TEXT", dest="instructions",
+        help="under which sentence; may be repeated (default: the dataset's own)",
+    )  # fmt: skip
+    tool.add_argument("--camera", metavar="KEY", help="whose frames are drawn (default: the policy's first)")
+    tool.add_argument("--rank", action="store_true", help="rank the episodes and flag bad demonstrations")
+    tool.add_argument(
+        "--out", type=Path, metavar="PNG", help="the picture (default: value.png, with --rank ranking.png)"
+    )
+
+
+def wanted(args: argparse.Namespace) -> bool:
+    """Whether the command line asks for the tool, not for the stage."""
+    tool = ("policy", "data", "episodes", "instructions", "camera", "out")
+    return args.rank or any(getattr(args, name) is not None for name in tool)
+
+
+def main(args: argparse.Namespace) -> int:
+    console = Console(soft_wrap=True)
+    for name in ("policy", "data"):
+        if getattr(args, name) is None:
+            raise ConfigError(
+                "Value as a tool needs a policy and a dataset", field=f"--{name}", found="nothing",
+                cure="give both --policy and --data, or neither to run the stage; `prts value --help` shows examples",
+            )  # fmt: skip
+    out = args.out or Path("ranking.png" if args.rank else "value.png")
+    if out.suffix != ".png":
+        raise ConfigError("The picture is a PNG", field="--out", found=str(out), expected=f"{out.with_suffix('.png')}")
+    from prts_core.data.lerobot_v21.reader import LeRobotDataset
+
+    dataset = LeRobotDataset.open(args.data)
+    episodes = choose_episodes(dataset, args.episodes, args.rank)
+    folder, policy = open_policy(args.policy, args.outputs)
+    require_fits(dataset, policy, args.data, console)
+    cameras = [camera.key for camera in policy.contract.contract.cameras]
+    camera = args.camera or cameras[0]
+    if camera not in dataset.camera_keys:
+        raise DataError(
+            f"The dataset has no camera {camera!r}{suggest(camera, dataset.camera_keys)}", field="--camera",
+            expected=", ".join(dataset.camera_keys),
+        )  # fmt: skip
+    sentences = choose_sentences(dataset, args.instructions, args.rank)
+    draw = rank_episodes if args.rank else draw_curves
+    draw(policy, folder, dataset, episodes, sentences, camera, out, console)
+    console.print(f"{out}  {out.with_suffix('.json')}", highlight=False, markup=False)
+    return 0
+
+
+# ---- what is asked -----------------------------------------------------------------------------------------------
+def open_policy(reference: str, outputs: Path) -> tuple[Path, Policy]:
+    """The policy of a folder (a package is verified first) or of a registered model."""
+    from prts_core.packaging.manifest import FILE
+    from prts_core.policy import load_policy
+    from prts_core.serving.resolve import resolve
+    from prts_core.tracking.registry import is_reference
+
+    folder = Path(reference).expanduser()
+    if is_reference(reference) or (folder / FILE).is_file():
+        folder = resolve(reference, outputs).folder
+    return folder, load_policy(folder)
+
+
+def choose_episodes(dataset: LeRobotDataset, named: list[int] | None, rank: bool) -> list[int]:
+    from prts_core.evaluation.value import one_of_each
+
+    if named:
+        wrong = [episode for episode in named if not 0 <= episode < len(dataset.rows)]
+        if wrong:
+            raise DataError(
+                "No such episode", file=dataset.root, field="--episode", found=wrong[0],
+                expected=f"0 to {len(dataset.rows) - 1}",
+            )  # fmt: skip
+        return list(dict.fromkeys(named))
+    if rank:
+        return dataset.episodes()
+    heldout = dataset.episodes("heldout") if "heldout" in dataset.info.split_ranges else []
+    return one_of_each(dataset, heldout or dataset.episodes(), EPISODES)[:EPISODES]
+
+
+def choose_sentences(dataset: LeRobotDataset, named: list[str] | None, rank: bool) -> list[str]:
+    """The sentences named, or the commonest of the dataset. For a ranking they come on top of the dataset's."""
+    from collections import Counter
+
+    blank = [text for text in named or [] if not text.strip()]
+    if blank:
+        raise ConfigError("An instruction is empty", field="--instruction", found=blank[0])
+    if named and not rank:
+        return list(dict.fromkeys(named))
+    common = Counter(dataset.instruction(episode) for episode in dataset.episodes()).most_common(SENTENCES)
+    return list(dict.fromkeys([*(text for text, _ in common), *(named or [])]))
+
+
+def require_fits(dataset: LeRobotDataset, policy: Policy, path: Path, console: Console) -> None:
+    """The dataset's contract is the policy's; a dataset that was never imported has none, and is told so."""
+    from prts_core.contract import require_equal
+
+    if (dataset.root / "meta" / "contract.json").exists():
+        require_equal(dataset.contract, policy.contract.contract, left_name=f"dataset {path}", right_name="policy")
+        return
+    lacking = [c.key for c in policy.contract.contract.cameras if c.key not in dataset.camera_keys]
+    if lacking:
+        raise DataError(
+            "The dataset lacks a camera of the policy",
+            file=path,
+            field=lacking[0],
+            found=", ".join(dataset.camera_keys),
+        )
+    console.print(
+        "[yellow]note:[/] the dataset has no meta/contract.json: cameras and widths are compared with the policy's, "
+        "units and order are not (`prts convert` writes one)",
+        highlight=False,
+    )
+
+
+# ---- curves ------------------------------------------------------------------------------------------------------
+def draw_curves(
+    policy: Policy, folder: Path, dataset: LeRobotDataset, episodes: list[int], sentences: list[str], camera: str,
+    out: Path, console: Console,
+) -> None:  # fmt: skip
+    from prts_core.evaluation.value import episode_curve, spearman, spread_rows
+    from prts_core.evaluation.value_pictures import plot_curves
+    from prts_core.files import write_json
+    from prts_core.policy import policy_digest
+    from prts_core.progress import track
+
+    curves = [
+        episode_curve(policy, dataset, episode, sentences, spread_rows(dataset.length(episode), CURVE_ROWS))
+        for episode in track(episodes, what="value curves")
+    ]
+    plot_curves(out, curves, dataset, camera, "Goal-reachability value, own sentence bold")
+    table = Table(box=None, header_style="bold")
+    for name in ("episode", "sentence", "first", "last", "nats/s", "Spearman"):
+        table.add_column(name, justify="left" if name == "sentence" else "right")
+    rows = []
+    for curve in curves:
+        seconds = max(float(curve.rows[-1] - curve.rows[0]), 1.0) / dataset.fps
+        for text, values in zip(curve.instructions, curve.values, strict=True):
+            first, last = float(values[0]), float(values[-1])
+            table.add_row(
+                str(curve.episode), Text(text, "bold" if text == curve.own else ""), f"{first:.2f}", f"{last:.2f}",
+                f"{(last - first) / seconds:+.2f}", f"{spearman(values):+.2f}",
+            )  # fmt: skip
+        rows.append(
+            {
+                "episode": curve.episode,
+                "own": curve.own,
+                "rows": curve.rows.tolist(),
+                "values": {
+                    text: [round(float(v), 4) for v in values]
+                    for text, values in zip(curve.instructions, curve.values, strict=True)
+                },
+            }
+        )
+    console.print(table)
+    write_json(
+        out.with_suffix(".json"),
+        {"policy_digest": policy_digest(folder), "fps": dataset.fps, "unit": "nats", "curves": rows},
+    )
+
+
+# ---- ranking -----------------------------------------------------------------------------------------------------
+def rank_episodes(
+    policy: Policy, folder: Path, dataset: LeRobotDataset, episodes: list[int], sentences: list[str], camera: str,
+    out: Path, console: Console,
+) -> None:  # fmt: skip
+    from prts_core.evaluation.ranking import rank
+    from prts_core.evaluation.value_pictures import plot_ranking
+    from prts_core.files import digest_file, digest_value, write_json
+    from prts_core.policy import policy_digest
+
+    digest = policy_digest(folder)
+    described = {path.name: digest_file(path) for path in sorted((dataset.root / "meta").glob("*.json*"))}
+    key = digest_value([digest, described, sentences])
+    partial = out.with_suffix(".partial.jsonl")
+    measured = sorted(measure_all(policy, dataset, episodes, sentences, partial, key), key=lambda one: one.episode)
+    ranking = rank(measured)
+    show_ranking(ranking, console)
+    plot_ranking(out, ranking, measured, dataset, camera)
+    write_json(
+        out.with_suffix(".json"),
+        {
+            "policy_digest": digest,
+            "sentences": sentences,
+            **ranking.to_json(),
+            "measured": [asdict(m) for m in measured],
+        },
+    )
+    partial.unlink(missing_ok=True)
+
+
+def measure_all(
+    policy: Policy, dataset: LeRobotDataset, episodes: list[int], sentences: list[str], partial: Path, key: str
+) -> Iterator[Measured]:
+    """Measurements of all episodes; those that an interrupted run left in `partial` are not made again."""
+    from prts_core.evaluation.ranking import Measured, measure, state_scale
+    from prts_core.progress import track
+
+    done = {row["episode"]: Measured(**row) for row in _left_over(partial, key)}
+    yield from (done[episode] for episode in episodes if episode in done)
+    todo: Iterable[int] = [episode for episode in episodes if episode not in done]
+    scale = state_scale(dataset, episodes)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with partial.open("a" if done else "w", encoding="utf-8") as file:
+        if not done:
+            print(json.dumps({"key": key}), file=file)
+        for episode in track(todo, what="ranking"):
+            one = measure(policy, dataset, episode, sentences, scale)
+            print(json.dumps(asdict(one)), file=file, flush=True)
+            yield one
+
+
+def _left_over(partial: Path, key: str) -> list[dict[str, Any]]:
+    """Rows of an interrupted ranking of the same policy, data and sentences; a cut last line does not count."""
+    if not partial.exists():
+        return []
+    rows = []
+    for line in partial.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows[1:] if rows and rows[0] == {"key": key} else []
+
+
+def show_ranking(ranking: Ranking, console: Console) -> None:
+    table = Table(box=None, header_style="bold", title_justify="left", title="worst first", title_style="dim")
+    for name in ("episode", "score", "Spearman", "rise", "margin", "sentence", "flag"):
+        table.add_column(name, justify="left" if name in ("sentence", "flag") else "right")
+    flagged = ranking.flagged
+    lowest = [verdict for verdict in ranking.verdicts if not verdict.flag][: max(3, SHOWN - len(flagged))]
+    for verdict in [*flagged[:SHOWN], *lowest]:
+        table.add_row(*_cells(verdict))
+    console.print(table)
+    if len(flagged) > SHOWN:
+        console.print(f"... and {len(flagged) - SHOWN} more flagged, in the JSON", style="dim")
+    for sentence, why in ranking.unsure.items():
+        console.print(Text(f"unsure of {sentence!r}: {why}", style="yellow"))
+    colour = "yellow" if flagged else "green"
+    console.print(f"[{colour}]{len(flagged)} of {len(ranking.verdicts)} demonstrations are flagged[/]", highlight=False)
+
+
+def _cells(verdict: Verdict) -> list[Any]:
+    flag = f"{verdict.flag.reason}: {verdict.flag.detail}" if verdict.flag else ""
+    return [
+        str(verdict.episode), f"{verdict.score:+.2f}", f"{verdict.spearman:+.2f}", f"{verdict.rise:+.2f}",
+        "-" if verdict.margin is None else f"{verdict.margin:+.2f}", Text(verdict.instruction),
+        Text(flag, style="yellow"),
+    ]  # fmt: skip
