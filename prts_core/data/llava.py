@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from prts_core.errors import ConfigError, DataError
 from prts_core.files import digest_file, digest_value, read_json
 from prts_core.text.prompt import CONTROL_TOKENS, PRTS_TOKENS
 
+T = TypeVar("T")
 IMAGE = "<image>"
 _NOT_TAKEN = {"<video>": "video", "<action>": "action"}
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -97,14 +98,22 @@ class LlavaDataset:
 
     def __getitem__(self, index: int) -> LlavaSample:
         record = self.records[index]
-        return LlavaSample(record.turns, [self._image(record, name) for name in record.images])
+        return LlavaSample(
+            record.turns,
+            [self._read(record, name, lambda image: np.asarray(image.convert("RGB"))) for name in record.images],
+        )
 
-    def _image(self, record: _Record, name: str) -> np.ndarray:
+    def image_sizes(self, index: int) -> list[tuple[int, int]]:
+        """(height, width) of a sample's images, from the files' headers alone."""
+        record = self.records[index]
+        return [self._read(record, name, lambda image: (image.height, image.width)) for name in record.images]
+
+    def _read(self, record: _Record, name: str, take: Callable[[Any], T]) -> T:
         from PIL import Image, UnidentifiedImageError
 
         try:
             with Image.open(self.root / name) as image:
-                return np.asarray(image.convert("RGB"))
+                return take(image)
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as err:
             raise DataError(
                 "An image of an image-text sample cannot be read", file=self.root / name,

@@ -179,14 +179,19 @@ class ConversationSet:
 
     def lengths(self, *, response: bool, contrastive: bool) -> np.ndarray:
         made = track(range(len(self)), total=len(self), what=f"measuring {self.name}")
-        return np.array([len(self._sequence(row)[0]) for row in made], np.int64)
+        return np.array([len(self._sequence(row, self.dataset.image_sizes(row))) for row in made], np.int64)
 
     def item(self, row: int, rng: np.random.Generator, *, response: bool, contrastive: bool) -> Item:
-        return Item(*self._sequence(row))
+        images = self.dataset[row].images
+        sized = [fit(image[None], self.processor.view_size(*image.shape[:2]))[0] for image in images]
+        return Item(self._sequence(row, [image.shape[:2] for image in images]), sized)
 
-    def _sequence(self, row: int) -> tuple[TokenSequence, list[np.ndarray]]:
-        entry = self.dataset[row]
-        images = [fit(image[None], self.processor.view_size(*image.shape[:2]))[0] for image in entry.images]
+    def _sequence(self, row: int, sizes: Sequence[tuple[int, ...]]) -> TokenSequence:
+        """The words of `row` around images of (height, width) pixels."""
         factor = self.processor.model.vision.patch_size * self.processor.model.vision.merge_size
-        views = [View("", image.shape[0] // factor, image.shape[1] // factor) for image in images]
-        return self.builder.sequence(entry.turns, views), images
+        views = []
+        for height, width in sizes:
+            seen = self.processor.view_size(height, width)
+            rows, columns = (seen, seen) if isinstance(seen, int) else seen
+            views.append(View("", rows // factor, columns // factor))
+        return self.builder.sequence(self.dataset.records[row].turns, views)

@@ -50,7 +50,7 @@ def test_turns_and_images(root: Path, name: str) -> None:
     assert first.turns == (("user", "<image>\nWhat is it?"), ("assistant", "A cup."))
     assert [image.shape for image in data[1].images] == [(6, 8, 3), (10, 12, 3)]
     assert first.images[0].dtype == np.uint8 and (first.images[0] == (0, 9, 200)).all()
-    assert data[2].images == []
+    assert data[2].images == [] and data.image_sizes(1) == [(6, 8), (10, 12)]
 
 
 def test_what_cannot_be_taken_is_counted(root: Path) -> None:
