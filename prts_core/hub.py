@@ -5,28 +5,34 @@ It does not know what the files mean. Nothing that is fetched is ever executed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from prts_core.errors import CheckpointError
 
 
-def local_folder(where: str | Path, patterns: Sequence[str]) -> Path:
-    """`where`: a folder, or a hub id ("owner/name"), whose files matching `patterns` are fetched into the user's cache.
+def local_folder(source: str | Path, patterns: Sequence[str], revision: str | None = None) -> Path:
+    """`source`: a folder, or a hub id `owner/name`, whose files matching `patterns` are fetched into the user's cache.
 
     Raises CheckpointError where neither is to be had, with what the hub's client said.
     """
-    folder = Path(where).expanduser()
+    folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or folder.is_absolute():
+        raise CheckpointError(
+            "There is no such checkpoint",
+            file=source,
+            expected="a folder, or a hub id owner/name",
+            cure="check the path",
+        )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(snapshot_download(str(where), allow_patterns=list(patterns)))
-    except (HfHubHTTPError, HFValidationError, OSError) as err:  # LocalEntryNotFoundError is an OSError
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=list(patterns)))
+    except (OSError, ValueError) as err:  # the hub's own errors, and its client's, are of these two
         raise CheckpointError(
-            "Neither a folder on this disk nor files on the hub", file=where, found=f"{type(err).__name__}: {err}",
-            expected="an existing folder, or a hub id that can be reached",
-            cure="correct the path, or download it while online and give the folder",
+            "The checkpoint is neither a folder here nor can it be fetched from the hub", file=source,
+            found=f"{type(err).__name__}: {err}"[:300], cure="download it where there is a network and give its folder",
         ) from err  # fmt: skip

@@ -22,12 +22,13 @@ from prts_core.models.prts import PrtsModel
 from prts_core.models.tokens import Prefix
 from prts_core.observation import Batch, read_actions, read_observation, read_seeds, sentences
 from prts_core.processor import FILES, Processor
-from prts_core.tensors import load_tensors, load_weights, save_tensors
+from prts_core.tensors import MAX_SHARD_BYTES, load_sharded, load_weights, save_sharded, weight_files
 from prts_core.text import prompt
 
 MODEL_TYPE = "prts_qwen3_vl"
+EMBEDDINGS = "language_model.embed_tokens.weight"
 MAX_SUBTASK_TOKENS = 32  # public forks cut at 20 to 52
-POLICY_FILES = ("config.json", "model.safetensors", *FILES)
+POLICY_FILES = ("config.json", "model.safetensors", *FILES)  # large weights are in shards: see policy_files
 
 
 class Policy:
@@ -42,7 +43,7 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
-        return self.model.crl_logit_scale.device
+        return next(self.model.parameters()).device
 
     @torch.inference_mode()
     def act(
@@ -126,14 +127,20 @@ class Policy:
         return nats[0] if batch.single else nats
 
 
-def save_policy(folder: Path, weights: dict[str, torch.Tensor], config: ModelConfig, processor: Processor) -> None:
-    """Write a policy folder (the files of POLICY_FILES)."""
+def save_policy(
+    folder: Path,
+    weights: Mapping[str, torch.Tensor],
+    config: ModelConfig,
+    processor: Processor,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write a policy folder (the files of `policy_files`)."""
     from dataclasses import asdict
 
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", {"model_type": MODEL_TYPE, **asdict(config)})
     processor.save(folder)
-    save_tensors(folder / "model.safetensors", weights)
+    save_sharded(folder, weights, max_bytes=max_shard_bytes)
 
 
 def read_model_config(folder: Path) -> ModelConfig:
@@ -147,20 +154,26 @@ def read_model_config(folder: Path) -> ModelConfig:
 
 def load_policy(folder: Path) -> Policy:
     """Load a policy folder; missing files, foreign weights and changed statistics are one CheckpointError."""
-    missing = [name for name in POLICY_FILES if not (folder / name).exists()]
+    missing = [name for name in policy_files(folder) if not (folder / name).exists()]
     if missing:
         raise CheckpointError(
             "A policy folder is not complete",
             file=folder,
             found=f"missing {', '.join(missing)}",
-            expected=", ".join(POLICY_FILES),
+            expected=", ".join(policy_files(folder)),
             cure="point at the output of stage sft or package, or at models:/name@alias",
         )
     config = read_model_config(folder)
-    processor = Processor.load(folder, config)
-    model = PrtsModel(config, len(processor.tokenizer), processor.tokenizer.id(prompt.IMAGE_PAD))
-    load_weights(model, load_tensors(folder / "model.safetensors")[0], folder / "model.safetensors")
+    processor, weights = Processor.load(folder, config), dict(load_sharded(folder))
+    model = _network(config, processor, len(weights.get(EMBEDDINGS, ())))
+    load_weights(model, weights, folder)
     return Policy(model, processor)
+
+
+def _network(config: ModelConfig, processor: Processor, rows: int = 0) -> PrtsModel:
+    """rows: of the embeddings, which Qwen's own checkpoints have more of than tokens."""
+    tokenizer = processor.tokenizer
+    return PrtsModel(config, max(rows, len(tokenizer)), tokenizer.id(prompt.IMAGE_PAD), processor.compat)
 
 
 def untrained_policy(folder: Path, seed: int) -> Policy:
@@ -168,9 +181,15 @@ def untrained_policy(folder: Path, seed: int) -> Policy:
     config = read_model_config(folder)
     processor = Processor.load(folder, config)
     torch.manual_seed(seed)
-    return Policy(PrtsModel(config, len(processor.tokenizer), processor.tokenizer.id(prompt.IMAGE_PAD)), processor)
+    return Policy(_network(config, processor), processor)
+
+
+def policy_files(folder: Path) -> tuple[str, ...]:
+    """Names of the files a policy folder consists of."""
+    return ("config.json", *weight_files(folder), *FILES)
 
 
 def policy_digest(folder: Path) -> str:
     """Digest of exactly the files that decide what a policy does; the same in sft's output and in the package."""
-    return digest_value([entry for entry in list_tree(folder) if entry["path"] in POLICY_FILES])
+    files = policy_files(folder)
+    return digest_value([entry for entry in list_tree(folder) if entry["path"] in files])

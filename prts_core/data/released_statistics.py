@@ -7,6 +7,7 @@ first dataset. The other: {feature: {min, max, mean, std, q01, q99}}.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 from prts_core.contract import Normalization
 from prts_core.data.normalize import ACTION, STATE, FeatureStats, NormStats
 from prts_core.errors import CheckpointError, DataError, lookup
-from prts_core.files import digest_value, read_json, write_json
+from prts_core.files import digest_value, read_json, write_json, write_text
 
 _NAMES = ("mean", "std", "min", "max", "q01", "q99")
 
@@ -79,11 +80,13 @@ def read_statistics(path: Path) -> ReleasedStatistics:
 
 
 def write_statistics(path: Path, statistics: ReleasedStatistics) -> None:
+    """Features keep their order: it is the order of the cameras in the prompt."""
     entries = {
         name: {"features": one.features, "stats": {key: stats.to_json() for key, stats in one.stats.items()}}
         for name, one in statistics.datasets.items()
     }
-    write_json(path, {"state_mode": statistics.state_mode, **next(iter(entries.values())), "datasets": entries})
+    record = {"state_mode": statistics.state_mode, **next(iter(entries.values())), "datasets": entries}
+    write_text(path, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_norm_stats(path: Path) -> dict[str, FeatureStats]:

@@ -7,7 +7,6 @@ written or not. Official: model_type "qwen3_vl", weights `model.visual.*`, `mode
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,13 +17,14 @@ from torch import Tensor, nn
 
 from prts_core.errors import CheckpointError, DataError
 from prts_core.files import read_json
+from prts_core.hub import local_folder
 from prts_core.models.config import ModelConfig
 from prts_core.models.prts import PrtsModel
 from prts_core.models.released_config import Section, TokenIds, model_config, qwen3vl_shapes, token_ids
 from prts_core.tensors import load_sharded, load_weights
 
 RELEASED, OFFICIAL = "prts_qwen3_vl", "qwen3_vl"
-FILES = ["*.json", "*.safetensors"]
+FILES = ("*.json", "*.safetensors")
 BACKBONE = ("visual.", "language_model.")
 ACTION_HEAD = "dit_action_head."
 EMBEDDINGS, HEAD = "language_model.embed_tokens.weight", "lm_head.weight"
@@ -48,23 +48,7 @@ class Released:
 
 def fetch(source: str | Path, revision: str | None = None) -> Path:
     """The folder itself, or that of a hub id `owner/name`: only JSON and safetensors are downloaded."""
-    folder = Path(source)
-    if folder.is_dir():
-        return folder
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or folder.is_absolute():
-        raise CheckpointError(
-            "There is no such checkpoint", file=source, expected="a folder, or a hub id owner/name",
-            cure="check the path; outputs of this project load with load_policy",
-        )  # fmt: skip
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(str(source), revision=revision, allow_patterns=FILES))
-    except (OSError, ValueError) as err:  # the hub's own errors, and requests', are of these two
-        raise CheckpointError(
-            "The checkpoint is neither a folder here nor can it be fetched from the hub", file=source,
-            found=f"{type(err).__name__}: {err}"[:300], cure="download it where there is a network and give its folder",
-        ) from err  # fmt: skip
+    return local_folder(source, FILES, revision)
 
 
 def read_released(source: str | Path, revision: str | None = None) -> Released:

@@ -79,5 +79,5 @@ def test_damaged_published_files_are_named(tmp_path: Path, name: str, change: ob
 
 
 def test_an_unknown_name_is_told() -> None:
-    with pytest.raises(CheckpointError, match="Neither a folder on this disk nor files on the hub"):
+    with pytest.raises(CheckpointError, match="neither a folder here nor can it be fetched"):
         FastTokenizer.from_published("no/such-processor")
