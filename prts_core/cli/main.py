@@ -20,6 +20,7 @@ DEFAULT_CONFIG = Path("configs/quickstart.yaml")
 TOOLS = {
     "chain": "prts_core.cli.chain",
     "config": "prts_core.cli.config",
+    "dryrun": "prts_core.cli.dryrun",
     "serve": "prts_core.cli.serve",
     "lineage": "prts_core.cli.lineage",
     "bench": "prts_core.cli.bench",
@@ -29,6 +30,7 @@ STAGE_TOOLS = {"value": "prts_core.cli.value"}
 TOOL_HELP = {
     "chain": "run every stage in order, without Dagster",
     "config": "print a recipe with every default filled in",
+    "dryrun": "count a recipe's parameters and estimate its memory on each GPU, without data or weights",
     "serve": "serve a policy over openpi's websocket protocol",
     "lineage": "print the path from a registered model back to the raw files",
     "bench": "run a benchmark of the project and print ours beside the peer's",
@@ -71,10 +73,16 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
 def run_stage_command(args: argparse.Namespace, console: Console) -> int:
     from prts_core.config.load import load_plan
     from prts_core.stages import chain
+    from prts_core.stages.processes import launched, run_stage_together
 
-    manifest = chain.run(
-        args.command, load_plan(args.config, args.overrides), getattr(args, "dataset", None), args.outputs
-    )
+    plan, partition = load_plan(args.config, args.overrides), getattr(args, "dataset", None)
+    if launched() > 1:
+        together = run_stage_together(chain.STAGES[args.command], plan, partition, args.outputs)
+        if together is None:
+            return 0
+        manifest = together
+    else:
+        manifest = chain.run(args.command, plan, partition, args.outputs)
     if manifest.skipped:
         console.print(f"[yellow]{args.command} skipped:[/] {manifest.skipped}", highlight=False)
         return 0

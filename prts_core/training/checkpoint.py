@@ -9,6 +9,7 @@ A folder appears under its name by one rename, after every byte is on the disk; 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from prts_core.errors import CheckpointError, DataError
-from prts_core.files import digest_value, explain_os_errors, read_json, write_json
+from prts_core.files import canonical_json, digest_value, explain_os_errors, read_json, write_json
 from prts_core.tensors import load_sharded, load_weights, save_sharded
 from prts_core.training.config import TrainConfig
 
@@ -52,8 +53,7 @@ class State:
 
 def fixed(config: TrainConfig) -> dict[str, Any]:
     """The part of a configuration that a resumed run must share, as plain JSON."""
-    plain = {key: value for key, value in asdict(config).items() if key not in FREE}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
+    return json.loads(canonical_json({key: value for key, value in asdict(config).items() if key not in FREE}))
 
 
 def save_checkpoint(

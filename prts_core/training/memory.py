@@ -1,0 +1,114 @@
+"""An estimate of what training one model needs on each device, before anybody rents it. Knows sizes, runs nothing.
+
+States, in bytes a parameter, P all and T those that train, N processes, ZeRO stage s (Rajbhandari et al.,
+arXiv:1910.02054, section 3: stage 1 splits the optimiser's states, 2 gradients too, 3 weights too):
+                weights                 gradients          optimiser                    average
+    plain fp32  4 P                     4 T                8 T                          4 T
+    plain bf16  4 P + 2 T (autocast)    4 T                8 T                          4 T
+    ZeRO bf16   2 P (s = 3: / N)        2 T (s >= 2: / N)  12 T / N (master, moments)   4 T / N
+    ZeRO fp32   4 P (s = 3: / N)        4 T (s >= 2: / N)  12 T / N                     4 T / N
+Activations: what each layer keeps for its backward pass, a tensor at a time, attention without its score matrix. Not
+counted: communication buckets, fragmentation, the loader, what libraries reserve. So an estimate: rent some 20 % more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prts_core.models.config import ModelConfig
+from prts_core.models.heads.dit.config import DitConfig
+from prts_core.models.heads.mot.config import MotConfig
+from prts_core.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Load:
+    """One process's micro-batch. samples; tokens and visual tokens of one sample (all views); answer: FAST tokens that
+    are predicted; vocabulary of the head."""
+
+    samples: int
+    tokens: int
+    visual_tokens: int
+    answer: int
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each device."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    average: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.gradients + self.optimizer + self.average + self.activations
+
+
+def estimate(total: int, trainable: int, model: ModelConfig, config: TrainConfig, world: int, load: Load) -> Memory:
+    """Memory of one of `world` processes; total, trainable: parameters."""
+    half, stage = config.precision == "bf16", config.deepspeed_stage
+    kept = activations(model, config, load)
+    if not stage:
+        return Memory(4.0 * total + (2.0 * trainable if half else 0), 4.0 * trainable, 8.0 * trainable,
+                      4.0 * trainable, kept)  # fmt: skip
+    size = 2.0 if half else 4.0
+    weights = size * total / (world if stage == 3 else 1)
+    gradients = size * trainable / (world if stage >= 2 else 1)
+    return Memory(weights, gradients, 12.0 * trainable / world, 4.0 * trainable / world, kept)
+
+
+def activations(model: ModelConfig, config: TrainConfig, load: Load) -> float:
+    """Bytes kept for one backward pass."""
+    size = 2 if config.precision == "bf16" else 4
+    recomputed = config.activation_checkpointing
+    text, vision = model.text, model.vision
+    tokens = load.samples * load.tokens
+    patches = load.samples * load.visual_tokens * vision.merge_size**2
+    cache = 2 * text.num_kv_heads * text.head_dim  # keys and values of a token, which the action head reads
+    parts = [
+        _stack(tokens, text.num_layers, language_layer(model), text.hidden_size + cache, recomputed),
+        _stack(patches, vision.depth, vision_block(model), vision.hidden_size, recomputed),
+    ]
+    if config.weights.flow and model.expert is not None:
+        parts.append(_head(model, config, load, recomputed))
+    logits = load.samples * load.answer * load.vocabulary if config.weights.fast else 0
+    return size * sum(parts) + (size + 8) * logits  # logits, their fp32 copy and its softmax
+
+
+def _stack(items: int, layers: int, inside: float, between: float, recomputed: bool) -> float:
+    """Elements that `layers` layers keep: all inside, or what passes between them and the inside of one."""
+    return items * ((layers * between + inside) if recomputed else layers * inside)
+
+
+def language_layer(model: ModelConfig) -> float:
+    """Elements a token keeps in one layer: input and norm of both halves; queries and keys as projected, normed and
+    rotated; values; the attention's result; gate, up, activation and product of the SwiGLU."""
+    t = model.text
+    queries, keys = t.num_heads * t.head_dim, t.num_kv_heads * t.head_dim
+    return 6 * t.hidden_size + 5 * queries + 5 * keys + 4 * t.intermediate_size
+
+
+def vision_block(model: ModelConfig) -> float:
+    """Elements a patch keeps in one block: input and norm of both halves; queries, keys, values, the first two rotated;
+    the attention's result; before and after the GELU."""
+    v = model.vision
+    return 10 * v.hidden_size + 2 * v.intermediate_size
+
+
+def _head(model: ModelConfig, config: TrainConfig, load: Load, recomputed: bool) -> float:
+    """Elements that the action head keeps for all noise draws."""
+    head, steps, draws = model.expert, model.chunk_length, load.samples * config.flow_samples
+    if isinstance(head, MotConfig):
+        text = model.text
+        queries, keys = head.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
+        inside = steps * (8 * head.hidden_size + 2 * queries + 4 * head.intermediate_size)
+        inside += 2 * (load.tokens + steps) * keys  # the prompt's keys and values with the head's own behind them
+        return _stack(draws, text.num_layers, inside, steps * head.hidden_size, recomputed)
+    assert isinstance(head, DitConfig)
+    width = head.num_heads * head.head_dim
+    inside = steps * (8 * width + 2 * 4 * width) + 2 * load.tokens * width
+    return _stack(draws, head.num_layers, inside, steps * width, recomputed)
