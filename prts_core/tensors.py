@@ -62,9 +62,25 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: object)
                 for what, names in (("missing", missing), ("extra", extra), ("mis-shaped", shapes))
                 if names
             ),
-            cure="the configuration beside the weights is of another model; use the folder the weights were saved in",
+            cure=_likely_cause(missing, extra, shapes),
         )
     model.load_state_dict(tensors)
+
+
+def _likely_cause(missing: list[str], extra: list[str], shapes: list[str]) -> str:
+    """In words, for the mismatches that are met in practice; the names are PrtsModel's."""
+    parts = {name.partition(":")[0].partition(".")[0] for name in (*missing, *extra, *shapes)}
+    if missing and [n.rpartition(".")[2] for n in missing] == [n.rpartition(".")[2] for n in extra]:
+        return "the names differ, not the tensors: they were saved from inside a wrapper, or by another program"
+    if shapes and all("embed_tokens" in name for name in shapes) and not (missing or extra):
+        return "the vocabulary differs: take tokenizer and weights from one save"
+    if parts == {"dit_action_head"}:
+        return "only the action head differs: the configuration describes another one than was saved, or none"
+    if all(part.startswith("crl_") for part in parts):
+        return "only the contrastive heads differ: the configuration describes others than were saved, or none"
+    if missing and not (extra or shapes):
+        return "part of the weights is lost: fetch or save the folder again, every shard of it"
+    return "the configuration beside the weights is of another model; use the folder the weights were saved in"
 
 
 def save_sharded(
@@ -109,6 +125,12 @@ def _split(tensors: Mapping[str, Tensor], max_bytes: int) -> list[list[str]]:
         shards[-1].append(key)
         size += own
     return shards
+
+
+def weight_files(folder: Path, name: str = "model") -> list[str]:
+    """Names of the files that `save_sharded` wrote to `folder`, the index first where there is one."""
+    index = folder / f"{name}.safetensors.index.json"
+    return [index.name, *_index_files(index)] if index.exists() else [f"{name}.safetensors"]
 
 
 def load_sharded(folder: Path, name: str = "model") -> ShardedTensors:

@@ -20,7 +20,7 @@ from prts_core.manifest import Manifest
 from prts_core.observation import STATE
 from prts_core.packaging.card import card
 from prts_core.packaging.manifest import Evaluation, LatencyBudget, PackageManifest
-from prts_core.policy import POLICY_FILES, Policy, load_policy, policy_digest
+from prts_core.policy import Policy, load_policy, policy_digest, policy_files
 from prts_core.stages.base import StageContext, StageResult
 
 RECORDS = ("train_config.json", "benchmark.json", "value.json")
@@ -35,7 +35,7 @@ def package(config: PackageConfig, inputs: dict[str, Manifest], context: StageCo
     source = inputs["sft"].folder(context.outputs)
     benchmark = read_json(inputs["benchmark"].folder(context.outputs) / "report.json")
     value = read_json(inputs["value"].folder(context.outputs) / "report.json")
-    for name in (*POLICY_FILES, "train_config.json"):
+    for name in (*policy_files(source), "train_config.json"):
         shutil.copyfile(source / name, context.output / name)
     digest = policy_digest(context.output)
     for who, measured in (("benchmark", benchmark["policy_digest"]), ("value", value["policy_digest"])):
@@ -62,7 +62,7 @@ def package(config: PackageConfig, inputs: dict[str, Manifest], context: StageCo
         latency_budget=LatencyBudget(per_chunk_ms=config.latency_budget_ms),
         contract_fingerprint=contract.contract_fingerprint,
         policy_digest=digest,
-        files={name: digest_file(context.output / name) for name in (*POLICY_FILES, *RECORDS)},
+        files={name: digest_file(context.output / name) for name in (*policy_files(context.output), *RECORDS)},
         evaluations=(
             Evaluation(
                 suite="metaworld",

@@ -13,7 +13,15 @@ from prts_core.data.normalize import FeatureStats, NormStats
 from prts_core.errors import CheckpointError, ContractError, DataError
 from prts_core.files import digest_file, read_json, write_json
 from prts_core.observation import STATE
-from prts_core.policy import POLICY_FILES, Policy, load_policy, policy_digest, save_policy, untrained_policy
+from prts_core.policy import (
+    POLICY_FILES,
+    Policy,
+    load_policy,
+    policy_digest,
+    policy_files,
+    save_policy,
+    untrained_policy,
+)
 from prts_core.processor import Processor, load_statistics
 
 KEYS = ("observation.images.top", "observation.images.wrist")
@@ -200,3 +208,19 @@ def test_weights_are_loaded_without_gradients_left_on(folder, inputs):
     policy = load_policy(folder)
     policy.act(*inputs, seeds=[0, 0])
     assert all(p.grad is None for p in policy.model.parameters()) and not torch.is_inference_mode_enabled()
+
+
+def test_a_policy_in_shards_is_the_same_policy(folder, tmp_path, model, tiny, processor, inputs):
+    """Large weights lie in shards; the digest covers every one of them, and a lost one is named."""
+    out = tmp_path / "sharded"
+    save_policy(out, model.state_dict(), tiny, processor, max_shard_bytes=50_000)
+    shards = sorted(out.glob("model-*.safetensors"))
+    assert len(shards) > 1 and not (out / "model.safetensors").exists()
+    assert {*policy_files(out)} >= {"model.safetensors.index.json", *(s.name for s in shards)}
+    assert np.array_equal(load_policy(out).act(*inputs, seeds=[1, 2]), load_policy(folder).act(*inputs, seeds=[1, 2]))
+    before = policy_digest(out)
+    shards[0].write_bytes(shards[0].read_bytes()[:-1] + b"\0")
+    assert policy_digest(out) != before
+    shards[0].unlink()
+    with pytest.raises(CheckpointError, match=shards[0].name):
+        load_policy(out)

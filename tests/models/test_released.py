@@ -192,6 +192,25 @@ def test_damaged_weights_name_the_tensors(folder, network):
         load_released(folder)
 
 
+@pytest.mark.parametrize(
+    ("change_names", "told"),
+    [
+        (lambda n: f"module.{n}", "inside a wrapper"),
+        (lambda n: None if n.startswith("dit_action_head.") else n, "only the action head"),
+        (lambda n: None if n.startswith("crl_") else n, "only the contrastive heads"),
+        (lambda n: None if n.startswith("visual.") else n, "part of the weights is lost"),
+    ],
+)
+def test_the_likely_cause_is_told(network, change_names, told):
+    changed = {change_names(name): tensor for name, tensor in _weights(network)}
+    changed.pop(None, None)
+    with pytest.raises(CheckpointError, match=told):
+        load_weights(network, changed, "here")
+    rows = dict(_weights(network)) | {"language_model.embed_tokens.weight": torch.zeros(VOCABULARY + 1, 24)}
+    with pytest.raises(CheckpointError, match="the vocabulary differs"):
+        load_weights(network, rows, "here")
+
+
 def test_a_head_of_its_own_is_refused(folder, network):
     save_file(dict(_weights(network)) | {"lm_head.weight": torch.zeros(VOCABULARY, 24)}, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match="only tied ones"):
