@@ -255,9 +255,9 @@ def measure_all(
     todo: Iterable[int] = [episode for episode in episodes if episode not in done]
     scale = state_scale(dataset, episodes)
     partial.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("a" if done else "w", encoding="utf-8") as file:
-        if not done:
-            print(json.dumps({"key": key}), file=file)
+    with partial.open("w", encoding="utf-8") as file:
+        for row in ({"key": key}, *map(asdict, done.values())):
+            print(json.dumps(row), file=file, flush=True)
         for episode in track(todo, what="ranking"):
             one = measure(policy, dataset, episode, sentences, scale)
             print(json.dumps(asdict(one)), file=file, flush=True)

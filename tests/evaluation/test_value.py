@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from prts_core.evaluation.value import Curve, right_over_wrong, rollout_auroc, spearman
+from prts_core.evaluation.value import Curve, right_over_wrong, rollout_auroc, spearman, spread_rows
 
 
 def test_spearman_tells_direction_only():
@@ -18,7 +18,7 @@ def test_spearman_tells_direction_only():
 def test_right_over_wrong_looks_at_the_last_quarter():
     right = np.array([0, 0, 0, 0, 0, 0, 5.0, 5.0])
     wrong = np.array([9, 9, 9, 9, 9, 9, 1.0, 6.0])
-    assert right_over_wrong([Curve(0, ["a", "b"], np.stack([right, wrong]))]) == 0.5
+    assert right_over_wrong([Curve(0, "a", np.arange(8), ["b", "a"], np.stack([wrong, right]))]) == 0.5
 
 
 def frame(rows: list[tuple[str, bool, list[int], list[float]]]) -> pl.DataFrame:
@@ -46,3 +46,10 @@ def test_auroc_compares_at_equal_elapsed_rows_of_one_task():
 def test_without_failures_there_is_no_auroc():
     out = rollout_auroc(frame([("a", True, [0], [1.0])]))
     assert np.isnan(out["auroc"]) and out["n_failed"] == 0
+
+
+@pytest.mark.parametrize(("length", "count"), [(1, 5), (2, 5), (37, 12), (12, 12), (1000, 20)])
+def test_rows_are_spread_from_first_to_last(length, count):
+    rows = spread_rows(length, count)
+    assert rows[0] == 0 and rows[-1] == length - 1 and len(rows) == min(length, count)
+    assert len(rows) < 3 or np.ptp(np.diff(rows)) <= 1

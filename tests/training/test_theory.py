@@ -1,7 +1,7 @@
 """The theory of the value, held against the project's own loss: tables in place of networks, trained to convergence.
 
-PRTS (arXiv:2604.27472), theorem 1: at the optimum of the contrastive objective phi(s, a) . psi(l) = log Q_l(s, a) + C(l)
-with Q_l the discounted reachability, so that along a demonstration of length T the value is (T - t) log gamma + C(l).
+PRTS (arXiv:2604.27472), theorem 1: at the optimum of the contrastive objective phi(s, a) . psi(l) = log Q_l(s, a) +
+C(l), Q_l the discounted reachability: along a demonstration of length T the value is (T - t) log gamma + C(l).
 """
 
 from __future__ import annotations
