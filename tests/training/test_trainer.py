@@ -73,7 +73,7 @@ def test_resumed_run_is_bit_identical(tmp_path, config):
 def test_after_sigkill_the_loss_curve_is_that_of_an_uninterrupted_run(tmp_path):
     """A real kill -9 at whatever step the process happens to be in, twice, then a run to the end."""
     rng = np.random.default_rng()
-    command = [sys.executable, str(HERE / "kill_driver.py"), str(tmp_path)]
+    command = [sys.executable, str(HERE / "trainer_kill_driver.py"), str(tmp_path)]
     curve = tmp_path / "curve.jsonl"
 
     def rows() -> int:
@@ -91,7 +91,7 @@ def test_after_sigkill_the_loss_curve_is_that_of_an_uninterrupted_run(tmp_path):
     assert killed == [-signal.SIGKILL] * 2
     subprocess.run(command, check=True, timeout=120, stdout=subprocess.DEVNULL)
     curve_rows = [json.loads(line) for line in curve.read_text().splitlines() if line.endswith("}")]
-    from tests.training.kill_driver import KILLED
+    from tests.training.trainer_kill_driver import KILLED
 
     straight = losses_of(make(KILLED), tmp_path / "straight")
     assert {row["step"] for row in curve_rows} == set(straight)
