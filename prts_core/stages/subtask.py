@@ -17,10 +17,9 @@ from prts_core.data.training_set import RobotSet, held_out_set
 from prts_core.evaluation.subtasks import Score, score_subtasks
 from prts_core.files import write_json
 from prts_core.manifest import Manifest
-from prts_core.policy import Policy, load_policy, policy_digest, save_policy
+from prts_core.policy import load_policy, policy_digest, save_policy
 from prts_core.stages.base import StageContext, StageResult
 from prts_core.stages.training import train
-from prts_core.tensors import load_weights
 
 
 def subtask(config: SubtaskConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
@@ -34,11 +33,9 @@ def subtask(config: SubtaskConfig, inputs: dict[str, Manifest], context: StageCo
     weights, metrics, _ = train(
         model, [rows], [1.0], config, context, average=config.export == "average", held_out=held_out
     )
-    load_weights(model, weights, "training")
-    spoken = Policy(model, processor)
-    score = score_subtasks(spoken, dataset, episodes, config.score_every)
-
     save_policy(context.output, weights, model.config, processor)
+    # What was saved is scored: the trained module may lie on a GPU, or in parts over several.
+    score = score_subtasks(load_policy(context.output), dataset, episodes, config.score_every)
     write_json(context.output / "train_config.json", asdict(config.train))
     write_json(context.output / "report.json", report(config, episodes, score) | {
         "policy_digest": policy_digest(context.output)

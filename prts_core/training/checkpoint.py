@@ -158,11 +158,10 @@ def load_optimizer(
     for key, value in tensors.items():
         name, _, state = key.rpartition(".")
         states.setdefault(name, {})[state] = value
-    missing, extra = sorted(set(order) - states.keys()), sorted(states.keys() - set(order))
-    if tensors and (missing or extra):
+    extra = sorted(states.keys() - set(order))  # none missing counts: what got no gradient yet has no state
+    if extra:
         raise CheckpointError(
-            "The optimiser's states do not fit what trains", file=where,
-            found=f"missing {len(missing)}: {missing[:20]}; extra {len(extra)}: {extra[:20]}",
+            "The optimiser's states do not fit what trains", file=where, found=f"extra {len(extra)}: {extra[:20]}",
             cure="train the same groups as before (train.freeze, train.lora), or start anew from the weights",
         )  # fmt: skip
     kept = optimizer.state_dict()

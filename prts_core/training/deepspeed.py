@@ -216,7 +216,8 @@ class DeepSpeedTrainer(Trainer):
             self._spread(parameter, model[name], None)
             self._spread(parameter, average[name], "average")
             for key in MOMENTS:
-                self._spread(parameter, moments[f"{name}.{key}"], key)
+                # The plain trainer keeps no state of what never got a gradient.
+                self._spread(parameter, moments.get(f"{name}.{key}", torch.zeros_like(model[name])), key)
         for flat in self._flat():
             self.optimizer.state[flat]["step"].fill_(float(state.step))
         self.finished, self.cursor = state.step, state.cursor

@@ -62,7 +62,8 @@ class Trainer:
         self._take(model, batches, config, seed, held_out)
         self.device = next(model.parameters()).device
         self.optimizer = make_optimizer(model, config)
-        moving = {name for name, _ in trainable(model)} | {k for k, _ in model.named_buffers()}
+        self.parameters = [p for _, p in trainable(model)]
+        moving = {self.names[p] for p in self.parameters} | {k for k, _ in model.named_buffers()}
         self.average = {k: v.detach().clone() if k in moving else v for k, v in model.state_dict().items()}
         self.moving = [k for k in self.average if k in moving and self.average[k].is_floating_point()]
 
@@ -110,13 +111,13 @@ class Trainer:
                     unseen.clear()
                 if snapshots and self.finished in snapshots:
                     self.snapshot(snapshots[self.finished])
-                if saves:
-                    self.save(root)
-                if logs:
+                if logs:  # before the save: a run that dies between the two makes the step, and its row, again
                     values = {k: float(v) for k, v in metrics.items()} | meter.read()
                     values["learning_rate"] = learning_rate(self.config, step)
                     on_step(step, values | (self.evaluate() if evaluates else {}))
                     meter.restart()
+                if saves:
+                    self.save(root)
 
     def _steps(self) -> Generator[list[Batch]]:
         """The micro-batches of each step from here on, on the model's device."""
@@ -135,8 +136,7 @@ class Trainer:
             loss.backward()
             parts.append(metrics)
         metrics = joined(parts)
-        parameters = [p for _, p in trainable(self.model)]
-        metrics["grad_norm"] = nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
+        metrics["grad_norm"] = nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
         self.optimizer.step()
         self._update_average(step)
         return metrics

@@ -1,4 +1,4 @@
-"""Small training runs on random rows: made by tests in their own process, and by trainer_kill_driver.py in one that dies."""
+"""Small training runs on random rows: made by tests in their own process, and by trainer_kill_driver.py."""
 
 from __future__ import annotations
 

@@ -48,8 +48,9 @@ class Killed(BaseException):
     [
         CONFIG, replace(CONFIG, accumulate=2, precision="bf16"),
         replace(CONFIG, pack_length=300, pack_window=24, workers=2),
+        replace(CONFIG, weights=LossWeights(fast=0.0, flow=1.0, contrastive=0.0)),
     ],
-    ids=["plain", "accumulated bf16", "packed workers"],
+    ids=["plain", "accumulated bf16", "packed workers", "heads without gradient"],
 )  # fmt: skip
 def test_resumed_run_is_bit_identical(tmp_path, config):
     dropout = replace(MODEL, expert=MotConfig(hidden_size=32, num_heads=2, intermediate_size=48, dropout=0.3))
@@ -70,6 +71,7 @@ def test_resumed_run_is_bit_identical(tmp_path, config):
     assert all(torch.equal(a, b) for a, b in zip(whole.average.values(), again.average.values(), strict=True))
 
 
+@pytest.mark.slow
 def test_after_sigkill_the_loss_curve_is_that_of_an_uninterrupted_run(tmp_path):
     """A real kill -9 at whatever step the process happens to be in, twice, then a run to the end."""
     rng = np.random.default_rng()
