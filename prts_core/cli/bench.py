@@ -10,7 +10,7 @@ from rich.console import Console
 
 from prts_core.errors import lookup
 
-BENCHMARKS = {"backbone": "prts_core.bench.backbone"}
+BENCHMARKS = {"backbone": "prts_core.bench.backbone", "train": "prts_core.bench.train"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
