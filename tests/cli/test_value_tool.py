@@ -6,22 +6,18 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from prts_core.cli import value as tool
 from prts_core.cli.main import main
-from prts_core.contract import PolicyContract
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
-from prts_core.data.normalize import FeatureStats, NormStats
 from prts_core.errors import ConfigError, ContractError, DataError
-from prts_core.files import digest_file, read_json, write_json
+from prts_core.files import read_json, write_json
 from prts_core.observation import STATE
 from prts_core.policy import load_policy, save_policy
-from prts_core.processor import Processor, load_statistics
 from prts_core.training.batch import chunk_windows
-from tests.fixtures.reaching import CAMERA, CONTRACT, write_reaching
+from tests.fixtures.reaching import CAMERA, reaching_processor, write_reaching
 from tests.fixtures.tiny_network import SENTENCES
 
 
@@ -32,12 +28,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> LeRobotDataset:
 
 @pytest.fixture
 def policy(tmp_path, model, tiny, tokenizer, fast) -> Path:
-    one = np.ones(3)
-    stats = FeatureStats(mean=0 * one, std=one, min=-2 * one, max=2 * one, q01=-one, q99=one)
-    path = tmp_path / "norm_stats.json"
-    write_json(path, NormStats(stats, stats, 10, "train", "sha256:x").to_json())
-    contract = PolicyContract("toy", CONTRACT, tiny.chunk_length, "QUANTILE", digest_file(path))
-    processor = Processor(contract, load_statistics(path), path, tokenizer, fast, tiny)
+    processor = reaching_processor(tmp_path, tiny, tokenizer, fast)
     save_policy(tmp_path / "policy", model.state_dict(), tiny, processor)
     return tmp_path / "policy"
 

@@ -6,10 +6,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from prts_core.data.training_set import RobotSet
 from prts_core.evaluation.ranking import Measured, Ranking, Thresholds, Values, measure, rank, state_scale
-from tests.fixtures.reaching import HonestPolicy, write_reaching
+from prts_core.models.init import init_number_embeddings
+from prts_core.models.prts import PrtsModel
+from prts_core.policy import Policy
+from prts_core.stages.training import make_trainer
+from prts_core.text import prompt
+from prts_core.training.config import LossWeights, TrainConfig
+from tests.fixtures.reaching import HonestPolicy, reaching_processor, write_reaching
 from tests.fixtures.tiny_network import SENTENCES
 
 PLANTED = {
@@ -124,3 +132,24 @@ def test_measurements_are_what_the_policy_says(spoiled):
     np.testing.assert_allclose(
         one.moves["observation.state"], np.linalg.norm(np.diff(states[one.rows], axis=0), axis=1), atol=1e-4
     )
+
+
+@pytest.mark.slow
+def test_a_trained_value_finds_them_among_its_own_training_episodes(tmp_path, tiny, tokenizer, fast):
+    """A tiny network trained by contrastive RL alone on the good episodes ranks all of them and the planted ones."""
+    planted = {episode: kind for episode, kind in PLANTED.items() if kind != "wandering"}  # none it could know of
+    dataset = write_reaching(tmp_path, per_goal=14, bad=planted)
+    good = [episode for episode in dataset.episodes() if episode not in planted]
+    processor = reaching_processor(tmp_path, tiny, tokenizer, fast)
+    torch.manual_seed(0)
+    model = PrtsModel(tiny, len(tokenizer), tokenizer.id(prompt.IMAGE_PAD))
+    init_number_embeddings(model, tokenizer.number_ids())
+    recipe = TrainConfig(
+        steps=200, batch_size=32, learning_rate=2e-3, gamma=0.9, warmup_steps=20, threads=1, checkpoint_every=1000,
+        weights=LossWeights(fast=0.0, flow=0.0, contrastive=1.0),
+    )  # fmt: skip
+    trainer = make_trainer(model, [RobotSet("reaching", dataset, processor, good)], [1.0], recipe, 0)
+    trainer.fit(tmp_path / "checkpoints", lambda step, metrics: None)
+    model.load_state_dict(trainer.weights(True))
+    flags = found(rank(measured(Policy(model, processor), dataset)))
+    assert flags == {episode: FLAGS.get(kind, kind) for episode, kind in planted.items()}
