@@ -8,6 +8,7 @@ import dagster as dg
 from assets.common import declare, materialize
 from assets.partitions import of_mixture
 from assets.resources import DvcResource, PlanResource
+from prts_core.stages.chain import needs_pretrain
 
 
 @dg.asset(
@@ -21,4 +22,7 @@ from assets.resources import DvcResource, PlanResource
     retry_policy=dg.RetryPolicy(max_retries=1, delay=5),  # a crash goes on from the last checkpoint
 )
 def pretrain(context: dg.AssetExecutionContext, plan: PlanResource, dvc: DvcResource) -> Iterator[Any]:
-    yield from materialize(context, plan, dvc)
+    if needs_pretrain(plan.load()):
+        yield from materialize(context, plan, dvc)
+    else:
+        context.log.info("not needed: every fine-tuning of this recipe starts from a checkpoint (sft.checkpoint)")

@@ -6,7 +6,9 @@ from typing import Any
 import dagster as dg
 
 from assets.common import declare, materialize
+from assets.partitions import PLAN
 from assets.resources import DvcResource, PlanResource
+from prts_core.stages.chain import needs_pretrain
 
 
 @dg.asset(
@@ -15,7 +17,7 @@ from assets.resources import DvcResource, PlanResource
         group="training",
         team="learning",
         kinds={"huggingface", "pytorch"},
-        deps=["convert", "validate", "stats", "pretrain"],
+        deps=["convert", "validate", "stats", *(["pretrain"] if needs_pretrain(PLAN) else [])],
     ),
     retry_policy=dg.RetryPolicy(max_retries=1, delay=5),  # a crash goes on from the last checkpoint
 )

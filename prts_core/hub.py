@@ -5,11 +5,16 @@ It does not know what the files mean. Nothing that is fetched is ever executed.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from prts_core.errors import CheckpointError
+from prts_core.files import digest_bytes, digest_file, digest_value
+
+_SAMPLE = 4096  # bytes
 
 
 def local_folder(source: str | Path, patterns: Sequence[str], revision: str | None = None) -> Path:
@@ -36,3 +41,34 @@ def local_folder(source: str | Path, patterns: Sequence[str], revision: str | No
             "The checkpoint is neither a folder here nor can it be fetched from the hub", file=source,
             found=f"{type(err).__name__}: {err}"[:300], cure="download it where there is a network and give its folder",
         ) from err  # fmt: skip
+
+
+def checkpoint_digest(source: str | Path) -> str | None:
+    """What identifies the files of a local checkpoint folder; none for a hub id (its name does) and for what is not
+    here. Downloads nothing.
+
+    Small files count in full. Of safetensors: size, header, and of every tensor the first and last 4 KiB, so that a
+    checkpoint of many gigabytes costs no more than a second, and other weights of the same shapes are told apart.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        return None
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".txt", ".safetensors") and p.is_file())
+    return digest_value({p.name: _sampled(p) if p.suffix == ".safetensors" else digest_file(p) for p in files})
+
+
+def _sampled(path: Path) -> str:
+    size, found = path.stat().st_size, hashlib.sha256()
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length) if length < size else b""
+        found.update(f"{size} {length} ".encode() + header)
+        try:
+            tensors = [entry["data_offsets"] for name, entry in json.loads(header).items() if name != "__metadata__"]
+            for start, end in sorted(tensors):
+                for at in (start, max(start, end - _SAMPLE)):
+                    file.seek(8 + length + at)
+                    found.update(file.read(min(_SAMPLE, end - at)))
+        except (ValueError, KeyError, TypeError, AttributeError):  # no safetensors; whoever loads it says so
+            return digest_file(path)
+    return digest_bytes(found.digest())

@@ -16,7 +16,7 @@ from prts_core.config.load import check
 from prts_core.contract import PolicyContract
 from prts_core.errors import CheckpointError, DataError
 from prts_core.files import digest_value, list_tree, read_json, write_json
-from prts_core.models.config import ModelConfig
+from prts_core.models.config import Compat, ModelConfig
 from prts_core.models.generate import generate
 from prts_core.models.prts import PrtsModel
 from prts_core.models.tokens import Prefix
@@ -24,6 +24,7 @@ from prts_core.observation import Batch, read_actions, read_observation, read_se
 from prts_core.processor import FILES, Processor
 from prts_core.tensors import MAX_SHARD_BYTES, load_sharded, load_weights, save_sharded, weight_files
 from prts_core.text import prompt
+from prts_core.text.tokenizer import TextTokenizer
 
 MODEL_TYPE = "prts_qwen3_vl"
 EMBEDDINGS = "language_model.embed_tokens.weight"
@@ -101,7 +102,9 @@ class Policy:
     def _speak(self, batch: Batch) -> tuple[list[str], Prefix]:
         tokenizer, closing = self.processor.tokenizer, self.processor.builder.turn_end
         tokens = self.processor.tokens(batch.images, batch.state, batch.instructions, subtasks=[""] * len(batch))
-        allowed = torch.from_numpy(tokenizer.ascii_ids.copy()).to(self.device)
+        rows = len(self.model.language_model.embed_tokens.weight)  # Qwen's own: more than tokens
+        allowed = torch.zeros(rows, dtype=torch.bool, device=self.device)
+        allowed[: len(tokenizer)] = torch.from_numpy(tokenizer.ascii_ids.copy())
         allowed[closing[0]] = True
         words, prefix = generate(
             self.model, tokens.to(self.device), allowed=allowed, closing=closing, max_words=MAX_SUBTASK_TOKENS
@@ -164,16 +167,17 @@ def load_policy(folder: Path) -> Policy:
             cure="point at the output of stage sft or package, or at models:/name@alias",
         )
     config = read_model_config(folder)
-    processor, weights = Processor.load(folder, config), dict(load_sharded(folder))
-    model = _network(config, processor, len(weights.get(EMBEDDINGS, ())))
+    processor = Processor.load(folder, config)
+    return Policy(load_network(folder, config, processor.tokenizer, processor.compat), processor)
+
+
+def load_network(folder: Path, config: ModelConfig, tokenizer: TextTokenizer, compat: Compat) -> PrtsModel:
+    """The network whose weights lie in `folder`; its embeddings may have more rows than there are tokens."""
+    weights = load_sharded(folder)
+    rows = weights.shapes.get(EMBEDDINGS, (0,))[0]
+    model = PrtsModel(config, max(rows, len(tokenizer)), tokenizer.id(prompt.IMAGE_PAD), compat, empty=True)
     load_weights(model, weights, folder)
-    return Policy(model, processor)
-
-
-def _network(config: ModelConfig, processor: Processor, rows: int = 0) -> PrtsModel:
-    """rows: of the embeddings, which Qwen's own checkpoints have more of than tokens."""
-    tokenizer = processor.tokenizer
-    return PrtsModel(config, max(rows, len(tokenizer)), tokenizer.id(prompt.IMAGE_PAD), processor.compat)
+    return model
 
 
 def untrained_policy(folder: Path, seed: int) -> Policy:
@@ -181,7 +185,8 @@ def untrained_policy(folder: Path, seed: int) -> Policy:
     config = read_model_config(folder)
     processor = Processor.load(folder, config)
     torch.manual_seed(seed)
-    return Policy(_network(config, processor), processor)
+    tokenizer = processor.tokenizer
+    return Policy(PrtsModel(config, len(tokenizer), tokenizer.id(prompt.IMAGE_PAD), processor.compat), processor)
 
 
 def policy_files(folder: Path) -> tuple[str, ...]:

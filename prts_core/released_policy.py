@@ -53,8 +53,7 @@ def import_released(
     own = output / "norm_stats.json"
     write_json(own, dataset.norm_stats().to_json())
     action_tokens = FastTokenizer.from_published(fast, "prts")
-    tokenizer = with_prts_tokens(read_tokenizer(folder), action_tokens.vocab_size)
-    _check_ids(released, tokenizer)
+    tokenizer = released_tokenizer(released, action_tokens)
     config = replace(model.config, min_view_tokens=view_tokens[0], max_view_tokens=view_tokens[1])
     contract = PolicyContract(
         embodiment_tag, _contract(dataset, embodiment_tag, control_hz, relative, folder), config.chunk_length,
@@ -107,8 +106,10 @@ def _size(feature: dict[str, Any], key: str, where: Path) -> tuple[int, int]:
         ) from err  # fmt: skip
 
 
-def _check_ids(released: Released, tokenizer: TextTokenizer) -> None:
-    """A tokenizer whose special tokens have other ids than the weights were trained with reads noise."""
+def released_tokenizer(released: Released, fast: FastTokenizer) -> TextTokenizer:
+    """The checkpoint's tokenizer with the tokens that PRTS adds, held against the ids in its configuration: with others
+    than the weights were trained with it would read noise. Raises CheckpointError."""
+    tokenizer = with_prts_tokens(read_tokenizer(released.folder), fast.vocab_size)
     tokens = released.tokens
     wanted = {
         prompt.IMAGE_PAD: tokens.image, prompt.VISION_START: tokens.vision_start, prompt.VISION_END: tokens.vision_end,
@@ -123,3 +124,4 @@ def _check_ids(released: Released, tokenizer: TextTokenizer) -> None:
             expected=", ".join(f"{t} is {b}" for t, (_, b) in wrong.items()) or f"at most {released.vocab_size}",
             cure="take tokenizer files and FAST processor that the checkpoint was trained with",
         )  # fmt: skip
+    return tokenizer

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -44,14 +45,18 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: object) -> None:
-    """Load strictly; missing, extra and mis-shaped tensors are named (first 20) with the likely cause."""
+    """Load strictly; missing, extra and mis-shaped tensors are named (first 20) with the likely cause.
+
+    Parameters on the meta device get memory here, one after another: a model built there never takes it twice.
+    """
     wanted = model.state_dict()
     missing = sorted(wanted.keys() - tensors.keys())
     extra = sorted(tensors.keys() - wanted.keys())
+    found = tensors.shapes if isinstance(tensors, ShardedTensors) else {k: tuple(t.shape) for k, t in tensors.items()}
     shapes = sorted(
-        f"{k}: {tuple(tensors[k].shape)} instead of {tuple(wanted[k].shape)}"
-        for k in wanted.keys() & tensors.keys()
-        if tensors[k].shape != wanted[k].shape
+        f"{k}: {found[k]} instead of {tuple(wanted[k].shape)}"
+        for k in wanted.keys() & found.keys()
+        if found[k] != tuple(wanted[k].shape)
     )
     if missing or extra or shapes:
         raise CheckpointError(
@@ -64,7 +69,19 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: object)
             ),
             cure=_likely_cause(missing, extra, shapes),
         )
-    model.load_state_dict(tensors)
+    with torch.no_grad():
+        for name, target in wanted.items():
+            if target.is_meta:
+                _materialise(model, name, tensors[name].to(target.dtype, copy=True))
+            else:
+                target.copy_(tensors[name])
+
+
+def _materialise(model: nn.Module, name: str, value: Tensor) -> None:
+    parent, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(parent)
+    stood = getattr(owner, leaf)
+    setattr(owner, leaf, nn.Parameter(value, stood.requires_grad) if isinstance(stood, nn.Parameter) else value)
 
 
 def _likely_cause(missing: list[str], extra: list[str], shapes: list[str]) -> str:

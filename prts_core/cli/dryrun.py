@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from prts_core.training.memory import Load
 
 QWEN_TOKENS = 151_669 + 5  # Qwen3-VL's tokenizer and PRTS' five control tokens; FAST's come on top
+PUBLISHED_FAST = 2048  # tokens of the published FAST processor
 WORDS = 160  # tokens of a sample that are no image: chat frame, state, instruction
 ANSWER = 50  # FAST tokens of a chunk, about
 
@@ -79,7 +80,8 @@ def parameters(plan: Plan, config: TrainConfig) -> list[Any]:
 def vocabulary(plan: Plan) -> int:
     """Rows of the embedding, but for the few that the data adds."""
     recipe = plan.recipe.pretrain
-    return (QWEN_TOKENS if plan.model.pretrained else recipe.vocab_size) + recipe.fast_vocab_size
+    fast = PUBLISHED_FAST if recipe.fast or plan.sft(plan.recipe.deploy).fast else recipe.fast_vocab_size
+    return (QWEN_TOKENS if plan.model.pretrained else recipe.vocab_size) + fast
 
 
 def load_of(plan: Plan, config: TrainConfig, gpus: int, tokens: int | None, cameras: int | None) -> Load:

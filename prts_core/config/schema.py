@@ -200,39 +200,62 @@ class StatsConfig:
 @dataclass(frozen=True)
 class PretrainSection:
     """`mixture`: dataset name -> weight; row counts times weight give the share of samples. Empty: all datasets of the
-    recipe with their own weights. image_text: name -> LLaVA-style data beside them."""
+    recipe with their own weights. image_text: name -> LLaVA-style data beside them.
+
+    fast: the published FAST processor, a folder or hub id; none: one is fitted on the mixture, with `fast_vocab_size`
+    tokens. vocab_size: of the text tokenizer that is trained here; a model with `pretrained` keeps its own."""
 
     __pydantic_config__ = FORBID_EXTRA
     mixture: dict[str, float] = field(default_factory=dict)
     image_text: dict[str, ImageTextSource] = field(default_factory=dict)
     vocab_size: int = 1536
     fast_vocab_size: int = 256
+    fast: str | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(PretrainSection):
-    """train_subtask: dataset -> mode, for those datasets of the mixture where it is on."""
+    """train_subtask: dataset -> mode, for those datasets of the mixture where it is on. files: digest of each local
+    folder that training starts from (prts_core.hub.checkpoint_digest), so that other files are another stage."""
 
     __pydantic_config__ = FORBID_EXTRA
     model: ModelConfig
     train_subtask: dict[str, bool | str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class SftSection:
-    """`from_pretrained` false starts from random weights."""
+    """Starts from stage pretrain's output; `from_pretrained` false: with its processor, but from random weights.
+
+    checkpoint: start from this folder or hub id instead, of the public release's layout or a policy folder of ours;
+    stage pretrain is not needed then. fast: the published FAST processor, folder or hub id, that a checkpoint of the
+    public release was trained with. Both may hold environment variables.
+    """
 
     __pydantic_config__ = FORBID_EXTRA
     from_pretrained: bool = True
+    checkpoint: str | None = None
+    fast: str | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        if self.checkpoint is not None and not self.from_pretrained:
+            raise ValueError("`checkpoint` names weights to start from, and `from_pretrained: false` wants random ones")
+        if self.fast is not None and self.checkpoint is None:
+            raise ValueError("`fast` belongs to a `checkpoint` of the public release; pretrain has a `fast` of its own")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SftConfig(SftSection):
+    """model: what the recipe says of it, where a checkpoint is given. files: as in PretrainConfig."""
+
     __pydantic_config__ = FORBID_EXTRA
     dataset: str
     train_subtask: bool | str = False
+    model: ModelConfig | None = None
+    files: dict[str, str] = field(default_factory=dict)
 
 
 PUBLIC_SUBTASK = TrainConfig(

@@ -18,7 +18,7 @@ from prts_core.data.augment import augment
 from prts_core.data.images import fit
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.llava import LlavaDataset
-from prts_core.data.subtasks import SubtaskMode, Subtasks
+from prts_core.data.subtasks import SubtaskMode, Subtasks, sentences
 from prts_core.errors import DataError
 from prts_core.processor import Processor
 from prts_core.progress import track
@@ -129,10 +129,8 @@ class RobotSet:
 
     @cached_property
     def tasks(self) -> frozenset[int]:
-        texts = {task.instruction for task in self.subtasks}
-        if self.mode.kind != "off":
-            texts |= {text for task in self.subtasks for text in task.texts}
-        return frozenset(prompt.task_id(text, self.processor.compat) for text in texts)
+        told = sentences(self.subtasks, self.mode)
+        return frozenset(prompt.task_id(text, self.processor.compat) for text in told)
 
     def lengths(self, *, response: bool, contrastive: bool) -> np.ndarray:
         builder, told = self.processor.builder, []

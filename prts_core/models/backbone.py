@@ -7,7 +7,9 @@ convolution, whose two time slices see the same picture, is one matrix product.
 
 from __future__ import annotations
 
+import contextlib
 import types
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -58,15 +60,30 @@ def qwen3vl_config(config: ModelConfig, vocab_size: int, image_token_id: int) ->
     )
 
 
-def build_backbone(config: ModelConfig, vocab_size: int, image_token_id: int) -> Qwen3VLModel:
-    """Qwen3VLModel with role-aware text attention, random; released.load_backbone fills it where training starts."""
-    model = Qwen3VLModel._from_config(qwen3vl_config(config, vocab_size, image_token_id), attn_implementation="sdpa")
+def build_backbone(config: ModelConfig, vocab_size: int, image_token_id: int, empty: bool = False) -> Qwen3VLModel:
+    """Qwen3VLModel with role-aware text attention, random. empty: without memory for its parameters, for whoever loads
+    weights into it (tensors.load_weights)."""
+    shape = qwen3vl_config(config, vocab_size, image_token_id)
+    with torch.device("meta") if empty else contextlib.nullcontext():
+        model = Qwen3VLModel._from_config(shape, attn_implementation="sdpa")
+    if empty and torch.get_default_device().type != "meta":
+        _fill_buffers(model, config)
     # Text layers read this at every call; the vision tower keeps stock attention.
     model.language_model.config._attn_implementation = attention.NAME
     model.visual.patch_embed.forward = types.MethodType(_patch_embed_as_linear, model.visual.patch_embed)
     for block in model.visual.blocks:
         block.attn.forward = types.MethodType(_batched_vision_attention(block.attn.forward), block.attn)
     return model
+
+
+def _fill_buffers(model: Qwen3VLModel, config: ModelConfig) -> None:
+    """Rotary frequencies, which no checkpoint brings: those of a backbone of one small layer are the same."""
+    vision = replace(config.vision, depth=1, intermediate_size=8, num_position_embeddings=4, deepstack_indexes=())
+    small = replace(config, vision=vision, text=replace(config.text, num_layers=1, intermediate_size=8))
+    computed = dict(Qwen3VLModel._from_config(qwen3vl_config(small, 8, 0)).named_buffers())
+    for name, _ in list(model.named_buffers()):
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, computed[name])
 
 
 def _patch_embed_as_linear(self: Any, patches: Tensor) -> Tensor:

@@ -31,7 +31,10 @@ from prts_kernels.role_attention import RoleMask
 
 
 class PrtsModel(nn.Module):
-    """compat: see heads/flow/loss.py. video_token_id: of a tokenizer that knows videos, else -1."""
+    """compat: see heads/flow/loss.py. video_token_id: of a tokenizer that knows videos, else -1.
+
+    empty: the backbone has no memory until weights are loaded; the heads are random as ever.
+    """
 
     def __init__(
         self,
@@ -40,11 +43,12 @@ class PrtsModel(nn.Module):
         image_token_id: int,
         compat: Compat = "none",
         video_token_id: int = -1,
+        empty: bool = False,
     ) -> None:
         super().__init__()
         self.config, self.compat = config, compat
         self.image_token_id, self.video_token_id = image_token_id, video_token_id
-        backbone = build_backbone(config, vocab_size, image_token_id)
+        backbone = build_backbone(config, vocab_size, image_token_id, empty)
         self.visual, self.language_model = backbone.visual, backbone.language_model
         # For inputs that come with ids but no positions (stock.py).
         self.rope_index: Callable[..., tuple[Tensor, Tensor]] = backbone.get_rope_index

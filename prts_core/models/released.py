@@ -24,9 +24,10 @@ from prts_core.models.released_config import Section, TokenIds, model_config, qw
 from prts_core.tensors import load_sharded, load_weights
 
 RELEASED, OFFICIAL = "prts_qwen3_vl", "qwen3_vl"
-FILES = ("*.json", "*.safetensors")
+FILES = ("*.json", "*.safetensors", "merges.txt")
 BACKBONE = ("visual.", "language_model.")
 ACTION_HEAD = "dit_action_head."
+NEW_ROW_NOISE = 0.1
 EMBEDDINGS, HEAD = "language_model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -47,7 +48,7 @@ class Released:
 
 
 def fetch(source: str | Path, revision: str | None = None) -> Path:
-    """The folder itself, or that of a hub id `owner/name`: only JSON and safetensors are downloaded."""
+    """The folder itself, or that of a hub id `owner/name`: only JSON, safetensors and merges.txt are downloaded."""
     return local_folder(source, FILES, revision)
 
 
@@ -75,13 +76,20 @@ def load_released(
     released = read_released(source, revision)
     if not (released.has_action_head or fresh_head):
         released = replace(released, config=replace(released.config, expert=None))
+    return released_network(released).eval(), released
+
+
+def released_network(released: Released) -> PrtsModel:
+    """The network that `released.config` describes, filled; an action head that the checkpoint lacks stays random."""
     tokens = released.tokens
-    model = PrtsModel(released.config, released.vocab_size, tokens.image, compat="prts", video_token_id=tokens.video)
+    model = PrtsModel(
+        released.config, released.vocab_size, tokens.image, compat="prts", video_token_id=tokens.video, empty=True
+    )
     weights = dict(released.weights)
-    if fresh_head and not released.has_action_head:
+    if not released.has_action_head:
         weights |= {k: v for k, v in model.state_dict().items() if k.startswith(ACTION_HEAD)}
     load_weights(model, weights, released.folder)
-    return model.eval(), released
+    return model
 
 
 def resolve_pretrained(config: ModelConfig, revision: str | None = None) -> ModelConfig:
@@ -93,11 +101,14 @@ def resolve_pretrained(config: ModelConfig, revision: str | None = None) -> Mode
     return replace(config, vision=vision, text=text)
 
 
-def load_backbone(model: PrtsModel, source: str | Path, revision: str | None = None) -> None:
+def load_backbone(
+    model: PrtsModel, source: str | Path, revision: str | None = None, added_from: int | None = None
+) -> None:
     """Put vision tower and language model of a Qwen3-VL (or released PRTS) folder into `model`; heads stay.
 
-    Token rows beyond the checkpoint's vocabulary, those of added tokens, start at the mean of its rows, so
-    that they neither win nor lose against the others; a larger vocabulary than the model's is cut.
+    added_from: the first id of tokens that the checkpoint was not trained with, by default its number of rows. Rows of
+    such tokens start at the mean of the others, so that they neither win nor lose against them, plus a little noise
+    (torch's global generator), so that they are not all one. A larger vocabulary than the model's is cut.
     """
     folder = fetch(source, revision)
     _config(folder, OFFICIAL, RELEASED)
@@ -105,10 +116,18 @@ def load_backbone(model: PrtsModel, source: str | Path, revision: str | None = N
     weights = {name: tensor for name, tensor in tensors.items() if name.startswith(BACKBONE)}
     wanted = model.language_model.embed_tokens.weight
     if EMBEDDINGS in weights and weights[EMBEDDINGS].shape[1:] == wanted.shape[1:]:
-        rows, size = weights[EMBEDDINGS], len(wanted)
-        added = rows.float().mean(0, keepdim=True).to(rows.dtype).expand(max(0, size - len(rows)), -1)
-        weights[EMBEDDINGS] = torch.cat([rows[:size], added])
+        weights[EMBEDDINGS] = _grown(weights[EMBEDDINGS], len(wanted), added_from)
     load_weights(nn.ModuleDict({"visual": model.visual, "language_model": model.language_model}), weights, folder)
+
+
+def _grown(rows: Tensor, size: int, added_from: int | None) -> Tensor:
+    """(rows, H) -> (size, H) float32; noise: a tenth of each column's standard deviation."""
+    old = min(len(rows), size, len(rows) if added_from is None else added_from)
+    out = torch.empty(size, rows.shape[1])
+    out[:old] = rows[:old]
+    spread, mean = torch.std_mean(out[:old], dim=0)
+    out[old:] = mean + NEW_ROW_NOISE * spread * torch.randn(size - old, rows.shape[1])
+    return out
 
 
 def backbone_names(tensors: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]:
@@ -141,6 +160,21 @@ def _config(folder: Path, *kinds: str) -> Section:
             cure="a policy folder of this project loads with load_policy",
         )  # fmt: skip
     return Section(raw, path)
+
+
+def is_released(folder: Path) -> bool:
+    """Whether config.json is of the released layout; our own folders write the same model_type."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return False
+    raw = read_json(path)
+    return isinstance(raw, dict) and raw.get("model_type") == RELEASED and "text_config" in raw
+
+
+def vocabulary_rows(source: str | Path, revision: str | None = None) -> int:
+    """Rows of a checkpoint's embeddings, from the header of its file; Qwen's own are more than its tokens."""
+    shapes = load_sharded(fetch(source, revision)).shapes
+    return max((shape[0] for name, shape in shapes.items() if name.endswith(EMBEDDINGS)), default=0)
 
 
 def _vocabulary(tensors: Mapping[str, Tensor], said: set[int], where: Path) -> int:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prts_core.config.load import Plan
+from prts_core.config.load import Plan, expand
 from prts_core.config.schema import (
     BenchmarkConfig,
     CollectConfig,
@@ -24,6 +24,7 @@ from prts_core.config.schema import (
     ValueConfig,
 )
 from prts_core.errors import lookup
+from prts_core.hub import checkpoint_digest
 from prts_core.manifest import Manifest
 from prts_core.stages.base import Parent, Stage, StageContext, StageResult, run_stage
 
@@ -68,8 +69,15 @@ def _pretrain_config(plan: Plan, _: str | None) -> PretrainConfig:
         "mixture": plan.mixture,
         "image_text": plan.image_text,
         "train_subtask": {name: mode for name, mode in subtasks.items() if mode is not False},
+        "files": _digests({"model.pretrained": plan.model.pretrained, "pretrain.fast": plan.recipe.pretrain.fast}),
     }
     return PretrainConfig(model=plan.model, **(_section(plan.recipe.pretrain) | filled))
+
+
+def _digests(named: dict[str, str | None]) -> dict[str, str]:
+    """Field -> digest of the local checkpoint folder that it names. A hub id's name is identity enough."""
+    found = {field: checkpoint_digest(expand(source, field)) for field, source in named.items() if source is not None}
+    return {field: digest for field, digest in found.items() if digest is not None}
 
 
 def _pretrain_parents(plan: Plan, _: str | None) -> list[Parent]:
@@ -88,13 +96,21 @@ def _stats_config(plan: Plan, partition: str | None) -> StatsConfig:
 
 def _sft_config(plan: Plan, partition: str | None) -> SftConfig:
     dataset = _dataset(plan, partition)
-    return SftConfig(dataset=dataset.name, train_subtask=dataset.train_subtask, **_section(plan.sft(dataset.name)))
+    section = plan.sft(dataset.name)
+    return SftConfig(
+        dataset=dataset.name, train_subtask=dataset.train_subtask,
+        model=None if section.checkpoint is None else plan.model,
+        files=_digests({"sft.checkpoint": section.checkpoint, "sft.fast": section.fast}),
+        **_section(section),
+    )  # fmt: skip
 
 
 def _sft_parents(plan: Plan, partition: str | None) -> list[Parent]:
     # The processor (tokenizers, prompt) is born in pre-training, so that sft needs it even when it starts from
-    # random weights.
+    # random weights. A checkpoint brings its own.
     own = [Parent(stage, stage, partition) for stage in ("convert", "validate", "stats")]
+    if plan.sft(_dataset(plan, partition).name).checkpoint is not None:
+        return own
     return [*own, Parent("pretrain", "pretrain", None)]
 
 
@@ -214,8 +230,15 @@ def steps(plan: Plan) -> list[tuple[str, str | None]]:
     out: list[tuple[str, str | None]] = []
     own = ("collect", "convert", "validate", "stats")
     out += [(stage, name) for name in plan.datasets for stage in own]
-    out += [("pretrain", None)] + [("sft", name) for name in plan.datasets]
+    if needs_pretrain(plan):
+        out.append(("pretrain", None))
+    out += [("sft", name) for name in plan.datasets]
     return out + [(stage, None) for stage in ("subtask", "benchmark", "value", "package", "register")]
+
+
+def needs_pretrain(plan: Plan) -> bool:
+    """Whether any fine-tuning of the recipe starts from stage pretrain."""
+    return any(parent.stage == "pretrain" for name in plan.datasets for parent in _sft_parents(plan, name))
 
 
 def config_json(name: str, plan: Plan, partition: str | None = None) -> dict[str, Any]:

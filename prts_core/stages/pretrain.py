@@ -1,6 +1,7 @@
 """Stage pretrain: a PRTS from random weights (or a Qwen3-VL folder) by behaviour cloning and contrastive RL.
 
-The processor's tokenizers are born here, fitted on the mixture. The output is a base to fine-tune, not yet a policy.
+The processor's tokenizers are born here: fitted on the mixture, or Qwen's own and the published FAST, with the tokens
+of PRTS. The output is a base to fine-tune, not yet a policy.
 """
 
 from __future__ import annotations
@@ -22,14 +23,12 @@ from prts_core.data.training_set import ConversationSet, RobotSet, held_out_set
 from prts_core.errors import ConfigError
 from prts_core.files import digest_file, write_json
 from prts_core.manifest import Manifest
-from prts_core.models.init import init_number_embeddings, open_gates
-from prts_core.models.prts import PrtsModel
-from prts_core.models.released import load_backbone, resolve_pretrained
 from prts_core.policy import MODEL_TYPE
 from prts_core.processor import Processor, load_statistics
 from prts_core.stages.base import StageContext, StageResult
+from prts_core.stages.start import pretrained_shapes, qwen_network, qwen_tokenizer, random_network
 from prts_core.stages.training import train
-from prts_core.tensors import save_tensors
+from prts_core.tensors import save_sharded
 from prts_core.text import prompt
 from prts_core.text.fast import FastTokenizer
 from prts_core.text.tokenizer import TextTokenizer
@@ -41,7 +40,7 @@ def pretrain(config: PretrainConfig, inputs: dict[str, Manifest], context: Stage
         raise ConfigError(
             "Pre-training needs data", field="pretrain.mixture", found="nothing", expected="dataset: weight"
         )
-    config = replace(config, model=resolve_pretrained(config.model))
+    config = replace(config, model=pretrained_shapes(config.model))
     datasets = {n: LeRobotDataset.open(inputs[f"convert:{n}"].folder(context.outputs)) for n in config.mixture}
     length = config.model.chunk_length
     statistics = {n: inputs[f"stats:{n}"].folder(context.outputs) / statistics_name(d.contract, length)
@@ -49,7 +48,7 @@ def pretrain(config: PretrainConfig, inputs: dict[str, Manifest], context: Stage
     contracts = {n: policy_contract(d, statistics[n], config.model.chunk_length, config.train.normalization)
                  for n, d in datasets.items()}  # fmt: skip
     conversations = {name: open_image_text(source, context.seed) for name, source in config.image_text.items()}
-    tokenizer, fast, fast_errors = fit_tokenizers(config, datasets, contracts, statistics, conversations)
+    tokenizer, added_from, fast, fast_errors = make_tokenizers(config, datasets, contracts, statistics, conversations)
     processors = {
         n: Processor(contracts[n], load_statistics(statistics[n]), statistics[n], tokenizer, fast, config.model)
         for n in datasets
@@ -64,12 +63,10 @@ def pretrain(config: PretrainConfig, inputs: dict[str, Manifest], context: Stage
     sets += [ConversationSet(n, c, next(iter(processors.values()))) for n, c in conversations.items()]
     weights = [*config.mixture.values(), *(source.weight for source in config.image_text.values())]
     torch.manual_seed(context.seed)
-    model = PrtsModel(config.model, len(tokenizer), tokenizer.id(prompt.IMAGE_PAD))
     if config.model.pretrained is None:
-        init_number_embeddings(model, tokenizer.number_ids())
-        open_gates(model.dit_action_head)
+        model = random_network(config.model, tokenizer)
     else:
-        load_backbone(model, config.model.pretrained)
+        model = qwen_network(config.model, tokenizer, added_from)
     held_out: list[SampleSource] = []
     for name, dataset in datasets.items() if config.train.eval_every else ():
         held_out += held_out_set(name, dataset, processors[name], train_subtask=config.train_subtask.get(name))
@@ -79,7 +76,7 @@ def pretrain(config: PretrainConfig, inputs: dict[str, Manifest], context: Stage
     write_json(context.output / "train_config.json", asdict(config.train))
     tokenizer.save(context.output / "tokenizer.json")
     fast.save(context.output / "fast_tokenizer.json")
-    save_tensors(context.output / "model.safetensors", average)
+    save_sharded(context.output, average)
     for name, contract in contracts.items():
         contract.save(context.output / "contracts" / f"{name}.json")
     fingerprints = {n: c.fingerprint for n, c in contracts.items()}
@@ -101,12 +98,15 @@ def policy_contract(dataset: LeRobotDataset, statistics: Path, chunk_length: int
     return PolicyContract(contract.embodiment, contract, chunk_length, normalization, digest_file(statistics))  # type: ignore[arg-type]
 
 
-def fit_tokenizers(
+def make_tokenizers(
     config: PretrainConfig, datasets: dict[str, LeRobotDataset], contracts: dict[str, PolicyContract],
     statistics: dict[str, Path], conversations: dict[str, LlavaDataset],
-) -> tuple[TextTokenizer, FastTokenizer, dict[str, float]]:  # fmt: skip
-    """FAST on the mixture's action chunks, text on its sentences and subtasks; and FAST's round-trip error, the root
-    mean square in normalised units, of every dataset."""
+) -> tuple[TextTokenizer, int, FastTokenizer, dict[str, float]]:  # fmt: skip
+    """Text tokenizer, its first token that a pretrained backbone does not know, FAST, and FAST's round-trip error of
+    every dataset, the root mean square in normalised units.
+
+    FAST is the published one or fitted on the mixture's action chunks; text Qwen's own or trained on the sentences.
+    """
     chunks, sentences, labels = {}, [], []
     for name, dataset in datasets.items():
         stats = load_statistics(statistics[name]).action
@@ -123,6 +123,12 @@ def fit_tokenizers(
         labels += [camera.label for camera in dataset.contract.cameras]
     for conversation in conversations.values():
         sentences += [text for record in conversation.records for _, text in record.turns]
-    fast = FastTokenizer.fit(list(chunks.values()), config.fast_vocab_size)
+    if config.fast is None:
+        fast = FastTokenizer.fit(list(chunks.values()), config.fast_vocab_size)
+    else:
+        fast = FastTokenizer.from_published(expand(config.fast, "pretrain.fast"))
     errors = {f"fast_round_trip/{name}": fast.round_trip_error(part) for name, part in chunks.items()}
-    return TextTokenizer.train(sentences, labels, config.vocab_size, fast.vocab_size), fast, errors
+    if config.model.pretrained is not None:
+        return *qwen_tokenizer(config.model, fast.vocab_size), fast, errors
+    text = TextTokenizer.train(sentences, labels, config.vocab_size, fast.vocab_size)
+    return text, len(text), fast, errors

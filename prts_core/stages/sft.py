@@ -1,11 +1,12 @@
-"""Stage sft: flow-matching fine-tuning of the pre-trained base on one dataset; the output is a policy folder.
+"""Stage sft: flow-matching fine-tuning of the pre-trained base, or a checkpoint, on one dataset; the output is a policy
+folder.
 
 The contrastive loss may stay on at a small weight, so that the value does not go stale while the backbone moves.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 
@@ -14,38 +15,35 @@ from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.statistics import statistics_name
 from prts_core.data.training_set import RobotSet, held_out_set
 from prts_core.files import write_json
+from prts_core.hub import checkpoint_digest
 from prts_core.manifest import Manifest
-from prts_core.models.init import init_number_embeddings, open_gates
-from prts_core.models.prts import PrtsModel
-from prts_core.policy import policy_digest, read_model_config, save_policy
+from prts_core.policy import policy_digest, save_policy
 from prts_core.processor import Processor, load_statistics
 from prts_core.stages.base import StageContext, StageResult
 from prts_core.stages.pretrain import policy_contract
+from prts_core.stages.start import checkpoint_start, own_start
 from prts_core.stages.training import train
-from prts_core.tensors import load_tensors, load_weights
-from prts_core.text import prompt
-from prts_core.text.fast import FastTokenizer
-from prts_core.text.tokenizer import TextTokenizer
+from prts_core.tensors import load_tensors
 
 
 def sft(config: SftConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
-    base = inputs["pretrain"].folder(context.outputs)
-    model_config = read_model_config(base)
-    dataset = LeRobotDataset.open(inputs["convert"].folder(context.outputs))
-    statistics = inputs["stats"].folder(context.outputs) / statistics_name(dataset.contract, model_config.chunk_length)
-    contract = policy_contract(dataset, statistics, model_config.chunk_length, config.train.normalization)
-    tokenizer = TextTokenizer.load(base / "tokenizer.json")
-    processor = Processor(
-        contract, load_statistics(statistics), statistics, tokenizer,
-        FastTokenizer.load(base / "fast_tokenizer.json"), model_config,
-    )  # fmt: skip
     torch.manual_seed(context.seed)
-    model = PrtsModel(model_config, len(tokenizer), tokenizer.id(prompt.IMAGE_PAD))
-    if config.from_pretrained:
-        load_weights(model, load_tensors(base / "model.safetensors")[0], base / "model.safetensors")
+    if config.checkpoint is None:
+        start = own_start(inputs["pretrain"].folder(context.outputs), random=not config.from_pretrained)
     else:
-        init_number_embeddings(model, tokenizer.number_ids())
-        open_gates(model.dit_action_head)
+        start = checkpoint_start(config)
+    model, model_config = start.model, start.model.config
+    dataset = LeRobotDataset.open(inputs["convert"].folder(context.outputs))
+    name = statistics_name(dataset.contract, model_config.chunk_length)
+    own = start.statistics(dataset.contract, config.train.normalization)
+    statistics = own or inputs["stats"].folder(context.outputs) / name
+    contract = policy_contract(dataset, statistics, model_config.chunk_length, config.train.normalization)
+    processor = Processor(
+        contract, load_statistics(statistics), statistics, start.tokenizer, start.fast, model_config, model.compat
+    )
+    if not config.train.weights.contrastive:  # heads without a loss stay what they are, as in the public release
+        frozen = tuple(dict.fromkeys((*config.train.freeze, "contrastive")))
+        config = replace(config, train=replace(config.train, freeze=frozen))
     rows = RobotSet(
         config.dataset, dataset, processor, dataset.episodes("train"),
         augmented=config.train.augment, train_subtask=config.train_subtask,
@@ -57,5 +55,8 @@ def sft(config: SftConfig, inputs: dict[str, Manifest], context: StageContext) -
     if early is not None:
         save_policy(context.output / "early", load_tensors(early)[0], model_config, processor)
     write_json(context.output / "train_config.json", asdict(config.train))
+    if config.checkpoint is not None:
+        record = {"checkpoint": config.checkpoint, "files": checkpoint_digest(start.folder)}
+        write_json(context.output / "start.json", record)
     write_json(context.output / "policy_digest.json", {"policy_digest": policy_digest(context.output)})
     return StageResult(metrics, {"policy": contract.fingerprint}, ("loss.png", "training.csv"))

@@ -253,7 +253,7 @@ def test_our_own_layout_round_trips_in_shards(tmp_path, shapes, kind):
 
 
 def test_an_official_folder_gives_the_backbone(tmp_path, shapes, network):
-    """Saved by transformers itself; our model on it equals transformers' own, and added tokens start at the mean."""
+    """Saved by transformers itself; our model on it equals transformers' own, and added tokens start near the mean."""
     torch.manual_seed(2)
     stock = Qwen3VLForConditionalGeneration._from_config(
         qwen3vl_config(shapes, VOCABULARY - 4, IMAGE), attn_implementation="eager"
@@ -267,7 +267,9 @@ def test_an_official_folder_gives_the_backbone(tmp_path, shapes, network):
     load_backbone(network, tmp_path)
     assert torch.equal(network.dit_action_head.action_in_proj.weight, before)
     rows = network.language_model.embed_tokens.weight
-    torch.testing.assert_close(rows[VOCABULARY - 4 :], rows[: VOCABULARY - 4].mean(0).expand(4, -1))
+    spread, mean = torch.std_mean(rows[: VOCABULARY - 4], dim=0)
+    away = (rows[VOCABULARY - 4 :] - mean) / spread
+    assert 0.05 < away.std() < 0.2 and away.abs().max() < 0.6 and len(away.unique(dim=0)) == 4
 
     ids = torch.tensor([[1, 2, IMAGE, 3, 4, 5], [6, IMAGE, 7, 0, 0, 0]])
     mask = torch.tensor([[1] * 6, [1, 1, 1, 0, 0, 0]])
@@ -282,6 +284,26 @@ def test_an_official_folder_gives_the_backbone(tmp_path, shapes, network):
         ).logits  # fmt: skip
     inside = mask.bool()
     torch.testing.assert_close(ours[inside][:, : VOCABULARY - 4], theirs[inside], atol=2e-5, rtol=1e-4)
+
+
+def test_a_network_without_memory_is_filled_and_is_the_same(tmp_path, shapes):
+    """Frequencies of rotary positions are in no checkpoint: they must be there all the same."""
+    torch.manual_seed(3)
+    model = PrtsModel(shapes, VOCABULARY, IMAGE).eval()
+    save_sharded(tmp_path, model.state_dict())
+    empty = PrtsModel(shapes, VOCABULARY, IMAGE, empty=True).eval()
+    assert (
+        empty.language_model.embed_tokens.weight.is_meta and not empty.dit_action_head.position_embedding.weight.is_meta
+    )
+    load_weights(empty, load_sharded(tmp_path), tmp_path)
+    same(empty, model)
+    buffers = dict(empty.named_buffers())
+    assert buffers and all(torch.equal(buffers[n], b) and not b.is_meta for n, b in model.named_buffers())
+    ids, mask = torch.tensor([[1, 2, IMAGE, 3]]), torch.ones(1, 4, dtype=torch.long)
+    seen = {"pixel_values": torch.randn(4, 96), "image_grid_thw": torch.tensor([[1, 2, 2]])}
+    with torch.no_grad():
+        left, right = (m.encode(stock_tokens(m, ids, mask, **seen)).hidden for m in (model, empty))
+    assert torch.equal(left, right) and all(p.requires_grad for p in empty.parameters())
 
 
 def _weights(model: PrtsModel) -> list[tuple[str, torch.Tensor]]:
