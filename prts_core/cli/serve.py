@@ -64,6 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--value", action="store_true", help="send the value with every reply, not only where asked for"
     )
     parser.add_argument(
+        "--subtask-looks", type=int, default=1, metavar="N",
+        help="a policy that reasons in subtasks says one for N action chunks of the same prompt (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
         "--camera", action="append", default=[], metavar="CLIENT_KEY=CAMERA",
         help="accept another name for a camera, such as observation/image=observation.images.top; may be repeated",
     )  # fmt: skip
@@ -101,8 +105,10 @@ def main(args: argparse.Namespace) -> int:
     )
 
     from prts_core.policy import load_policy
+    from prts_core.serving.subtask_cache import SubtaskCache
 
-    policy = load_policy(model.folder)
+    loaded = load_policy(model.folder)
+    policy = loaded if args.subtask_looks == 1 else SubtaskCache(loaded, args.subtask_looks)
     server = PolicyServer(policy, config)
     warm_ms = Inference(policy, 1, args.value).warm_up()
     console.print(

@@ -10,7 +10,7 @@ import torch
 
 from prts_core.contract import Camera, Contract, Dimension, PolicyContract
 from prts_core.data.normalize import FeatureStats, NormStats
-from prts_core.errors import CheckpointError, ContractError, DataError
+from prts_core.errors import CheckpointError, ConfigError, ContractError, DataError
 from prts_core.files import digest_file, read_json, write_json
 from prts_core.observation import STATE
 from prts_core.policy import (
@@ -23,6 +23,7 @@ from prts_core.policy import (
     untrained_policy,
 )
 from prts_core.processor import Processor, load_statistics
+from prts_core.serving.subtask_cache import SubtaskCache
 
 KEYS = ("observation.images.top", "observation.images.wrist")
 
@@ -224,3 +225,54 @@ def test_a_policy_in_shards_is_the_same_policy(folder, tmp_path, model, tiny, pr
     shards[0].unlink()
     with pytest.raises(CheckpointError, match=shards[0].name):
         load_policy(out)
+
+
+# ---- subtasks ----------------------------------------------------------------------------------------------------
+@pytest.fixture
+def speaking(model, processor) -> Policy:
+    return Policy(model, replace(processor, subtasks=True))
+
+
+def test_a_policy_speaks_then_acts_on_its_own_words(speaking, inputs):
+    said = speaking.subtask(*inputs)
+    assert len(said) == 2 and all(" " <= letter <= "~" for words in said for letter in words)
+    own = speaking.act(*inputs, seeds=[1, 2])
+    mute = speaking.act(*inputs, seeds=[1, 2], subtask="press the button")
+    assert own.shape == mute.shape and not np.allclose(own, mute), "the words reach the action head"
+    single = {k: v[0] for k, v in inputs[0].items()}
+    assert speaking.subtask(single, inputs[1][0]) == said[0]
+
+
+def test_a_policy_without_subtasks_says_so(folder, inputs, speaking, tmp_path, tiny):
+    silent = load_policy(folder)
+    with pytest.raises(DataError, match="does not reason in subtasks"):
+        silent.subtask(*inputs)
+    with pytest.raises(DataError, match="does not reason in subtasks"):
+        silent.act(*inputs, seeds=[1, 2], subtask="press the button")
+    save_policy(tmp_path / "speaking", speaking.model.state_dict(), tiny, speaking.processor)
+    assert load_policy(tmp_path / "speaking").subtask(*inputs) == speaking.subtask(*inputs)
+
+
+def test_words_are_kept_for_some_looks(speaking, inputs, monkeypatch):
+    asked: list[list[str]] = []
+    subtask = Policy.subtask
+
+    def counted(self, observation, instruction):
+        asked.append(list(instruction))
+        return [f"{text} {len(asked)}" for text in subtask(self, observation, instruction)]
+
+    given: list[list[str]] = []
+    act = Policy.act
+    monkeypatch.setattr(Policy, "subtask", counted)
+    monkeypatch.setattr(
+        Policy, "act", lambda self, o, t, s, subtask: given.append(subtask) or act(self, o, t, s, subtask)
+    )
+    cache = SubtaskCache(speaking, looks=2)
+    seen, texts = inputs
+    for _ in range(3):
+        cache.act(seen, texts, [1, 2])
+    cache.act({k: v[:1] for k, v in seen.items()}, ["press the button"], [3])
+    assert asked == [texts, texts, ["press the button"]]
+    assert given[0] == given[1] and given[1] != given[2]
+    with pytest.raises(ConfigError, match="no subtasks to keep"):
+        SubtaskCache(Policy(speaking.model, replace(speaking.processor, subtasks=False)), 2)

@@ -1,0 +1,62 @@
+"""Keeps what a policy said for a prompt and lets it act on those words for some looks before it speaks again.
+
+Decoding words costs many times an action chunk, and a subtask outlives several looks. It knows no sockets. The
+prompt is
+the key, as in public forks: two robots that were given the same sentence share what was said, so a server of several
+robots keeps words for one look only, or gives each robot its own prompt.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from prts_core.contract import PolicyContract
+from prts_core.errors import ConfigError
+from prts_core.policy import Policy
+
+PROMPTS = 256  # kept at most; the one unused for longest goes first
+
+
+class SubtaskCache:
+    """A policy that reasons in subtasks, to be held like any other (prts_core.serving.inference.Policy).
+
+    looks: action chunks that are made with the same words; 1 keeps nothing.
+    """
+
+    def __init__(self, policy: Policy, looks: int) -> None:
+        if looks < 1 or not policy.processor.subtasks:
+            raise ConfigError(
+                "There are no subtasks to keep", field="--subtask-looks", found=looks,
+                expected="at least 1, and a policy fine-tuned by stage subtask",
+            )  # fmt: skip
+        self.policy, self.looks = policy, looks
+        self._said: OrderedDict[str, tuple[str, int]] = OrderedDict()  # prompt -> words, looks left
+
+    @property
+    def contract(self) -> PolicyContract:
+        return self.policy.contract
+
+    def act(
+        self, observation: Mapping[str, np.ndarray], instruction: Sequence[str], seeds: Sequence[int]
+    ) -> np.ndarray:
+        """As `Policy.act` of a batch: prompts without words, or whose words have served, are asked first."""
+        stale = [i for i, text in enumerate(instruction) if self._said.get(text, ("", 0))[1] == 0]
+        if stale:
+            words = self.policy.subtask({k: v[stale] for k, v in observation.items()}, [instruction[i] for i in stale])
+            for i, own in zip(stale, words, strict=True):
+                self._said[instruction[i]] = (own, self.looks)
+        subtasks = [self._said[text][0] for text in instruction]
+        for text in set(instruction):
+            self._said[text] = (self._said[text][0], self._said[text][1] - 1)
+            self._said.move_to_end(text)
+        while len(self._said) > PROMPTS:
+            self._said.popitem(last=False)
+        return self.policy.act(observation, instruction, seeds, subtask=subtasks)
+
+    def value(
+        self, observation: Mapping[str, np.ndarray], actions: np.ndarray, instruction: Sequence[str]
+    ) -> np.ndarray:
+        return self.policy.value(observation, actions, instruction)
