@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from prts_core.config.load import shared_folder
+from prts_core.cli import main as cli
 from prts_core.data.normalize import normalize
 from prts_core.errors import CheckpointError, ContractError
 from prts_core.files import read_json, write_json
@@ -21,58 +18,17 @@ from prts_core.policy import load_policy
 from prts_core.processor import load_compat
 from prts_core.released_policy import import_released
 from prts_core.text import prompt
-from prts_core.text.fast import FastTokenizer
-
-CASE = shared_folder() / "golden" / "prts" / "flow_mot"
-needs_case = pytest.mark.skipif(not CASE.is_dir(), reason=f"golden case {CASE.name} is not on this machine")
-CAMERAS = ("observation.images.image_0", "observation.images.camera_front")
-WIDTH = 5  # of the actions; the network takes more
-
-
-def stats(width: int, constant: int = -1) -> dict[str, list[float]]:
-    low, high = -np.arange(1.0, width + 1), np.arange(1.0, width + 1)
-    if constant >= 0:
-        low[constant] = high[constant] = 0.5
-    mean, std = (low + high) / 2, (high - low) / 4
-    made = {"min": low, "max": high, "mean": mean, "std": std, "q01": low, "q99": high}
-    return {name: values.tolist() for name, values in made.items()}
+from tests.fixtures.released import CAMERAS, WIDTH, needs_case, write_checkpoint, write_fast
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """The golden weights with the files that lie beside them in a released folder."""
-    folder = tmp_path / "released"
-    folder.mkdir()
-    for name in ("config.json", "model.safetensors"):
-        shutil.copyfile(CASE / name, folder / name)
-    names = ["height", "width", "channel"]
-    images = {key: {"dtype": "video", "shape": [32, 48, 3], "names": names} for key in CAMERAS}
-    entry = {
-        "features": {**images, "observation.state": {"dtype": "float32"}, "action": {"dtype": "float32"}},
-        "stats": {"observation.state": stats(3, constant=1), "action": stats(WIDTH)},
-    }
-    record = {"state_mode": "MIN_MAX", **entry, "datasets": {"some/robot": entry}}
-    (folder / "statistics.json").write_text(json.dumps(record))  # features in the order of the prompt
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(list(prompt.CONTROL_TOKENS))  # the golden ids follow 256 bytes, in this order
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
+    return write_checkpoint(tmp_path / "released")
 
 
 @pytest.fixture
 def fast(tmp_path: Path) -> Path:
-    """A published FAST processor whose vocabulary fits the golden one."""
-    room = json.loads((CASE / "config.json").read_text())["text_config"]["vocab_size"] - 256 - 12
-    chunks = np.random.default_rng(0).uniform(-0.5, 0.5, (100, 6, WIDTH))
-    made = FastTokenizer.fit(chunks, room - 2, scale=4, compat="prts")
-    folder = tmp_path / "fast"
-    folder.mkdir()
-    write_json(folder / "processor_config.json", {"scale": 4, "min_token": made.min_token, "vocab_size": room - 2})
-    made.bpe.save(str(folder / "tokenizer.json"))
-    return folder
+    return write_fast(tmp_path / "fast")
 
 
 def imported(checkpoint: Path, fast: Path, output: Path, **changes: Any) -> Any:
@@ -147,3 +103,25 @@ def test_an_unknown_compat_is_refused(tmp_path: Path) -> None:
         write_json(tmp_path / "processor_config.json", raw)
         with pytest.raises(CheckpointError, match="no valid compat"):
             load_compat(tmp_path)
+
+
+@needs_case
+def test_golden_the_command_imports_and_says_what_it_made(
+    checkpoint: Path, fast: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    robots, out = tmp_path / "robots", tmp_path / "policy"
+    robots.mkdir()
+    (robots / "arm.yaml").write_text(
+        "embodiment_tag: arm\ntruncate: true\nrelative: [true, true, true, true, false, true]\n"
+    )
+    command = ["import-policy", str(checkpoint), "--fast", str(fast), "--robot", "arm", "--robots", str(robots)]
+    command += ["--out", str(out), "--view-tokens", "4", "9", "--hz"]
+    assert cli.main([*command, "0"]) == 1 and "above 0" in capsys.readouterr().err and not out.exists()
+    assert cli.main([*command, "20", "--dataset", "no/such"]) == 1 and not out.exists()
+    assert cli.main([*command, "20", "--state-relative"]) == 0
+    told = capsys.readouterr().out
+    assert "arm, 20 Hz, MIN_MAX" in told and f"x {WIDTH}, 4 relative" in told and "called 'Camera top'" in told
+    policy = load_policy(out)
+    assert policy.processor.compat == "prts" and policy.contract.contract.relative == (True, True, True, True, False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fast", "policy", "released", "robots"]
+    assert cli.main([*command, "20"]) == 1 and "something at --out" in capsys.readouterr().err
