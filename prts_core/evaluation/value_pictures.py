@@ -92,6 +92,7 @@ def _draw_verdict(axis: Any, verdict: Verdict, by_episode: dict[int, Measured], 
         axis.annotate(
             verdict.best, (seconds[one.looks[-1]], one.others[verdict.best][-1]), xytext=(0, 5),
             textcoords="offset points", ha="right", fontsize=8, color=colour,
+            bbox={"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1},
         )  # fmt: skip
         axis.margins(y=0.15)
     reason = verdict.flag.reason if verdict.flag else "not flagged"
