@@ -73,7 +73,7 @@ class Project:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("start")
-    toy = convert_toy(folder, write_raw(folder / "raw", train=1, heldout=0, rows=8))
+    toy = convert_toy(folder, write_raw(folder / "raw", train=1, heldout=1, rows=8))
     (toy.root / "meta/contract.json").unlink()
     for name in ("models", "datasets"):
         (folder / name).mkdir()
