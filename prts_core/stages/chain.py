@@ -23,7 +23,7 @@ from prts_core.config.schema import (
     ValidateConfig,
     ValueConfig,
 )
-from prts_core.errors import lookup
+from prts_core.errors import ConfigError, lookup
 from prts_core.hub import checkpoint_digest
 from prts_core.manifest import Manifest
 from prts_core.stages.base import Parent, Stage, StageContext, StageResult, run_stage
@@ -75,9 +75,17 @@ def _pretrain_config(plan: Plan, _: str | None) -> PretrainConfig:
 
 
 def _digests(named: dict[str, str | None]) -> dict[str, str]:
-    """Field -> digest of the local checkpoint folder that it names. A hub id's name is identity enough."""
-    found = {field: checkpoint_digest(expand(source, field)) for field, source in named.items() if source is not None}
-    return {field: digest for field, digest in found.items() if digest is not None}
+    """Field -> digest of the local checkpoint folder that it names. A hub id's name is identity enough; of what is not
+    on this machine the stage itself tells."""
+    found = {}
+    for field, source in named.items():
+        try:
+            digest = None if source is None else checkpoint_digest(expand(source, field))
+        except ConfigError:  # a variable that is not set
+            continue
+        if digest is not None:
+            found[field] = digest
+    return found
 
 
 def _pretrain_parents(plan: Plan, _: str | None) -> list[Parent]:
