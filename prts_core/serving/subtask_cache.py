@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from prts_core.contract import PolicyContract
 from prts_core.errors import ConfigError
-from prts_core.policy import Policy
+
+if TYPE_CHECKING:
+    from prts_core.policy import Policy
 
 PROMPTS = 256  # kept at most; the one unused for longest goes first
 

@@ -20,6 +20,7 @@ from prts_core.stages.base import Stage, StageResult
 
 TASKS = {"faucet-open": {"n": 20, "successes": 19, "expert": 1.0, "blind_replay": 0.1, "max_steps": 84}}
 REPORTS = {
+    "subtask": {"heldout": {"exact_match": 0.95, "baseline_commonest": 0.4}},
     "benchmark": {
         "success_rate": 0.95,
         "untrained_success_rate": 0.0,

@@ -31,7 +31,7 @@ def runs(project) -> list[dg.DagsterRun]:
 
 def test_the_demo_makes_everything_once_and_reports_it(project, capsys):
     assert demo.main([]) == 0
-    assert len(project.calls()) == 15
+    assert len(project.calls()) == 16
     made = read_json(project.outputs / "demo" / "report.json")
     for name in report.RATES:
         assert made[name] == stub_chain.REPORTS["benchmark"][name]

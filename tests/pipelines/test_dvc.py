@@ -38,17 +38,17 @@ def dagster_versions(*results) -> dict[str, str]:
 def test_dvc_repro_after_a_dagster_run_executes_nothing(project, run_job):
     assert run_job("demo", "metaworld").success
     assert run_job("import_dataset", "g1_bottle").success
-    assert len(project.calls()) == 15
+    assert len(project.calls()) == 16
     assert "up to date" in project.run("dvc", "status").stdout
     said = project.run("dvc", "repro").stdout
     assert "Running stage" not in said
-    assert said.count("didn't change, skipping") == 14
+    assert said.count("didn't change, skipping") == 15
     assert project.calls() == []
 
 
 def test_a_dagster_run_after_dvc_repro_runs_nothing_and_has_the_same_versions(project, run_job):
     project.run("dvc", "repro")
-    assert len(project.calls()) == 14  # everything but register
+    assert len(project.calls()) == 15  # everything but register
     before, lock = versions(project), (project.folder / "dvc.lock").read_text()
     results = run_job("demo", "metaworld"), run_job("import_dataset", "g1_bottle")
     assert all(result.success for result in results)
