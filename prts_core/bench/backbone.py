@@ -38,9 +38,7 @@ def run(console: Console) -> list[Row]:
 
     vision = config.vision
     side = config.image_size // (vision.patch_size * vision.merge_size)
-    builder = SequenceBuilder(
-        tokenizer, (View("Camera top", side, side), View("Camera wrist", side, side))
-    )
+    builder = SequenceBuilder(tokenizer, (View("Camera top", side, side), View("Camera wrist", side, side)))
     images = torch.randint(0, 256, (2 * BATCH, config.image_size, config.image_size, 3), dtype=torch.uint8)
     states = builder.encode_states(rng.integers(0, 1001, (BATCH, 4)))
     sequences = [

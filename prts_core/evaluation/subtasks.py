@@ -72,7 +72,8 @@ def score_subtasks(policy: Policy, dataset: LeRobotDataset, trained: Sequence[in
 def said_along(policy: Policy, dataset: LeRobotDataset, episode: int, every: int) -> dict[int, str]:
     """row -> what the policy says there, for every `every`-th row of an episode."""
     rows = list(range(0, dataset.length(episode), every))
-    states, out = dataset.states(episode), {}
+    states = dataset.states(episode)
+    out: dict[int, str] = {}
     for start in range(0, len(rows), ROWS_AT_ONCE):
         part = rows[start : start + ROWS_AT_ONCE]
         observation = {STATE: states[part]}
