@@ -3,13 +3,16 @@
     torchrun ... deepspeed_driver.py FOLDER JOB ...
 
 JOB: NAME,STAGE[,key=value ...][,from=CHECKPOINT] with keys of TrainConfig. Each writes, from process 0, losses.json
-(one row a step), average.safetensors and the checkpoints after two and four steps to FOLDER/NAME. from: go on there.
+(one row a step), average.safetensors and the checkpoints after two and four steps to FOLDER/NAME. from: go on there;
+die=STEP: process 0 is killed (SIGKILL) right after that step.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +35,7 @@ BASE = TrainConfig(
 )  # fmt: skip
 
 
-def train(folder: Path, stage: int, resume: Path | None = None, **change: Any) -> None:
+def train(folder: Path, stage: int, resume: Path | None = None, die: int = -1, **change: Any) -> None:
     """stage 0: the plain trainer."""
     folder.mkdir(parents=True, exist_ok=True)
     config = replace(BASE, deepspeed_stage=stage, **change)
@@ -47,7 +50,13 @@ def train(folder: Path, stage: int, resume: Path | None = None, **change: Any) -
     if stage:
         torch.distributed.barrier()
     log: list[dict[str, float]] = []
-    trainer.fit(checkpoints, lambda step, metrics: log.append({"step": step, **metrics}))
+
+    def on_step(step: int, metrics: dict[str, float]) -> None:
+        log.append({"step": step, **metrics})
+        if step == die:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    trainer.fit(checkpoints, on_step)
     average = trainer.weights()
     if ranks.rank == 0:
         save_tensors(folder / "average.safetensors", average)

@@ -42,13 +42,18 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"again,2,from={folder / 'zero2' / 'checkpoints' / 'checkpoint-2'}",
         "micro,2,accumulate=2,activation_checkpointing=true",
     ]  # fmt: skip
-    done = subprocess.run(
+    done = launch(folder, *jobs)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
+    return folder
+
+
+def launch(folder: Path, *jobs: str) -> subprocess.CompletedProcess[str]:
+    """The driver's jobs on two processes."""
+    return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
          str(HERE / "deepspeed_driver.py"), str(folder), *jobs],
         env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True, timeout=580,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
-    return folder
 
 
 @pytest.mark.slow
@@ -67,6 +72,21 @@ def test_the_loss_is_that_of_the_joint_batch(runs: Path, run: str, steps: set[in
 @pytest.mark.timeout(600)
 def test_two_resumed_processes_go_on_as_two_that_were_not_stopped(runs: Path) -> None:
     straight, resumed = losses(runs / "zero2"), losses(runs / "again")
+    assert resumed.keys() == {2, 3}
+    for step, row in resumed.items():
+        for name in SAME:
+            assert row[name] == pytest.approx(straight[step][name], rel=1e-6, abs=1e-6), (step, name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_killed_processes_go_on_to_the_same_curve(runs: Path) -> None:
+    """kill -9 of process 0 between two checkpoints; the launcher takes the other one down."""
+    assert launch(runs, "killed,2,die=2").returncode != 0
+    assert not (runs / "killed" / "losses.json").exists()
+    done = launch(runs, "killed,2")
+    assert done.returncode == 0, done.stderr[-4000:]
+    straight, resumed = losses(runs / "zero2"), losses(runs / "killed")
     assert resumed.keys() == {2, 3}
     for step, row in resumed.items():
         for name in SAME:
