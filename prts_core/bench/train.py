@@ -141,10 +141,9 @@ class Rows:
     def item(self, row: int, rng: np.random.Generator, *, response: bool, contrastive: bool) -> Item:
         images: Sequence[np.ndarray] = self.images[row]
         if self.heavy:
-            from prts_core.data.augment import augment
-            from prts_core.data.images import fit
+            from prts_core.data.augment import augment_view
 
-            images = [fit(augment(image, rng)[None], image.shape[:2])[0] for image in images]
+            images = [augment_view(image, rng) for image in images]
         sample = Sample(self.states[row], self.texts[row], self.fast[row])
         sequence = self.builder.sequence(sample, response=response, contrastive=contrastive)
         return Item(sequence, images, self.chunks[row], np.zeros(8, bool), row % 40, prompt.task_id(self.texts[row]))

@@ -10,7 +10,7 @@ rotation fills its corners: here with black, resampled bilinearly.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -81,18 +81,10 @@ def augment(image: np.ndarray, rng: np.random.Generator, names: Sequence[str] | 
     return np.asarray(picture)
 
 
-def augment_each(images: Iterable[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
-    """Every image (H, W, 3) on its own draws, one after another: the cameras of one sample. Sizes may change."""
-    return [augment(image, rng) for image in images]
-
-
-def augment_batch(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(N, H, W, 3) uint8 -> the same shape: each image augmented on its own, a cropped one resized back.
-
-    For images that have the model's size already. (torch: `torch.from_numpy(augment_batch(images.numpy(), rng))`.)
-    """
-    height, width = images.shape[1:3]
-    return np.concatenate([resize(changed[None], height, width) for changed in augment_each(images, rng)])
+def augment_view(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """`augment` of an image that has the model's size already: a cropped one is resized back."""
+    height, width = image.shape[:2]
+    return resize(augment(image, rng)[None], height, width)[0]
 
 
 def preview(images: Sequence[np.ndarray], rng: np.random.Generator, draws: int = 4) -> np.ndarray:

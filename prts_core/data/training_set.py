@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from prts_core.contract import require_equal
-from prts_core.data.augment import augment
+from prts_core.data.augment import augment_view
 from prts_core.data.images import fit
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.llava import LlavaDataset
@@ -151,7 +151,7 @@ class RobotSet:
         sample = Sample(self.states[row], text, self.fast[row], task.at(at).text if self.say_subtask else None)
         images = [camera[row] for camera in self.frames]
         if self.augmented:
-            images = [fit(augment(image, rng)[None], image.shape[:2])[0] for image in images]
+            images = [augment_view(image, rng) for image in images]
         sequence = self.processor.builder.sequence(sample, response=response, contrastive=contrastive)
         task_id = prompt.task_id(text, self.processor.compat)
         return Item(sequence, images, self.chunks[row], self.is_pad[row], to_go, task_id)

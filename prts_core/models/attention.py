@@ -7,7 +7,6 @@ and passed on by transformers to every layer. It does not know what the roles ar
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
@@ -56,9 +55,3 @@ def _no_dense_mask(*args: object, **kwargs: object) -> None:
 
 AttentionInterface.register(NAME, role_attention_forward)
 AttentionMaskInterface.register(NAME, _no_dense_mask)
-
-
-def causal_key_end(lengths: Tensor, width: int) -> Tensor:
-    """Plain causal attention over right-padded rows: (B,) lengths -> (B, width) int32."""
-    inside = torch.arange(width, device=lengths.device)[None, :] < lengths[:, None]
-    return torch.where(inside, lengths[:, None], 0).to(torch.int32)

@@ -165,9 +165,3 @@ def build_action_head(head: ActionHeadConfig, config: ModelConfig, text: Any) ->
     return MotHead(
         head, layers=text.num_hidden_layers, kv_heads=text.num_key_value_heads, head_dim=text.head_dim, **sizes
     )
-
-
-def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """(total, trainable), tied weights counted once."""
-    parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)

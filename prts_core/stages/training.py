@@ -10,9 +10,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from prts_core.data.augment import preview
+from prts_core.data.training_set import RobotSet
 from prts_core.errors import ConfigError, DataError
 from prts_core.files import explain_os_errors, write_text
 from prts_core.models.prts import PrtsModel
@@ -75,6 +78,9 @@ def train(
         raise Followed
     rows = read_curve(curve)
     write_curve(context.output, rows)
+    robots = [each for each in sets if isinstance(each, RobotSet)]
+    if recipe.augment and robots:
+        draw_augmentations(context.output, robots[0], context.seed)
     if recipe.lora is not None:
         about = {"rank": str(recipe.lora.rank), "alpha": str(recipe.lora.alpha)}
         save_tensors(context.output / "adapter.safetensors", adapter_tensors(made), about)
@@ -144,6 +150,17 @@ def show_parameters(rows: list[Count]) -> None:
             row.group, f"{row.total:,}", f"{row.trainable:,}", f"{row.share:.1%}", end_section=row is rows[-2]
         )
     Console(highlight=False).print(table)
+
+
+def draw_augmentations(folder: Path, rows: RobotSet, seed: int) -> None:
+    """augmentations.png: views of three samples, each augmentation alone and four of the draws that training sees."""
+    from PIL import Image
+
+    chosen = np.linspace(0, len(rows) - 1, 3).astype(int)
+    sheet = preview(
+        [rows.frames[i % len(rows.frames)][int(row)] for i, row in enumerate(chosen)], np.random.default_rng(seed)
+    )
+    Image.fromarray(sheet).save(folder / "augmentations.png")
 
 
 def read_curve(path: Path) -> list[dict[str, float]]:

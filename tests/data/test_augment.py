@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from prts_core.data.augment import AUGMENTATIONS, augment, augment_batch, augment_each, preview
+from prts_core.data.augment import AUGMENTATIONS, augment, augment_view, preview
 from prts_core.errors import ConfigError, DataError
 
 
@@ -73,15 +73,11 @@ def test_each_changes_the_image_within_its_range(scene: np.ndarray, name: str) -
         assert any((d[0, 0] == 0).all() or (d[-1, 0] == 0).all() for d in draws)
 
 
-def test_cameras_are_augmented_independently(scene: np.ndarray) -> None:
-    views = augment_each([scene, scene], np.random.default_rng(7))
-    assert len(views) == 2 and (views[0].shape != views[1].shape or (views[0] != views[1]).any())
-
-
-def test_a_batch_keeps_its_shape(scene: np.ndarray) -> None:
-    images = np.stack([scene] * 6)
-    out = augment_batch(images, np.random.default_rng(0))
-    assert out.shape == images.shape and out.dtype == np.uint8 and (out != images).any()
+def test_views_keep_their_shape_and_differ(scene: np.ndarray) -> None:
+    rng = np.random.default_rng(7)
+    views = [augment_view(scene, rng) for _ in range(6)]
+    assert all(view.shape == scene.shape and view.dtype == np.uint8 for view in views)
+    assert any((view != scene).any() for view in views) and (views[0] != views[1]).any()
 
 
 def test_bad_input_is_named(scene: np.ndarray) -> None:
