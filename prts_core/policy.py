@@ -87,7 +87,7 @@ class Policy:
                 cure="give the instruction alone, or fine-tune the policy by stage subtask",
             )  # fmt: skip
         tokens = self.processor.tokens(batch.images, batch.state, batch.instructions, subtasks=subtasks)
-        return self.model.encode(tokens).prefix()
+        return self.model.encode(tokens.to(self.device)).prefix()
 
     @torch.inference_mode()
     def subtask(self, observation: Mapping[str, np.ndarray], instruction: str | Sequence[str]) -> str | list[str]:
@@ -123,7 +123,7 @@ class Policy:
         """
         batch = read_observation(observation, instruction, self.contract.contract)
         tokens = self.processor.tokens(batch.images, batch.state, batch.instructions, read_actions(actions, batch))
-        encoded = self.model.encode(tokens)
+        encoded = self.model.encode(tokens.to(self.device))
         phi = self.model.embed_state_actions(encoded)
         psi = self.model.embed_goals(encoded)
         nats = (self.model.crl_logit_scale.exp() * (phi * psi).sum(-1)).float().cpu().numpy()
@@ -156,7 +156,8 @@ def read_model_config(folder: Path) -> ModelConfig:
 
 
 def load_policy(folder: Path) -> Policy:
-    """Load a policy folder; missing files, foreign weights and changed statistics are one CheckpointError."""
+    """Load a policy folder onto the GPU where there is one; missing files, foreign weights and changed statistics are
+    one CheckpointError."""
     missing = [name for name in policy_files(folder) if not (folder / name).exists()]
     if missing:
         raise CheckpointError(
@@ -168,7 +169,8 @@ def load_policy(folder: Path) -> Policy:
         )
     config = read_model_config(folder)
     processor = Processor.load(folder, config)
-    return Policy(load_network(folder, config, processor.tokenizer, processor.compat), processor)
+    model = load_network(folder, config, processor.tokenizer, processor.compat)
+    return Policy(model.to("cuda" if torch.cuda.is_available() else "cpu"), processor)
 
 
 def load_network(folder: Path, config: ModelConfig, tokenizer: TextTokenizer, compat: Compat) -> PrtsModel:
