@@ -183,7 +183,7 @@ def contrastive_rows(console: Console, batch_size: int = 8) -> list[Row]:
         f"contrastive parts: {lengths[0]:.0f} against {lengths[1]:.0f} tokens a sample, vision "
         f"{(vision + patches / 3.5) / whole:.0%} of a sample's forward FLOPs; FLOP ratio {more:.3f}"
     )
-    times = interleaved(*calls, 9)
+    times = interleaved(*calls, 15)
     slower = times[0] / times[1]
     console.print(f"time ratio {slower:.3f} ({times[0]:.0f} against {times[1]:.0f} ms)")
     return [

@@ -122,6 +122,7 @@ class RoleMask:
         self.key_end = key_end.to(torch.int32).clamp(max=self.length).contiguous()
         self._tiles: dict[int, tuple[Tensor, Tensor]] = {}
         self._visits: dict[tuple[int, int], TileVisits] = {}
+        self._stripes: dict[int, list[Stripe]] = {}
 
     @cached_property
     def dense(self) -> Tensor:
@@ -151,6 +152,18 @@ class RoleMask:
         """Whether any key is dead or any query blind (one device synchronisation)."""
         return bool((self.dead_keys | self.blind_rows).any())
 
+    def stripes(self, size: int) -> list[Stripe]:
+        """The queries in stripes of `size`, each with the range of keys that any of them sees in any row; made once."""
+        if size not in self._stripes:
+            made = []
+            for start in range(0, self.length, size):
+                stop = min(start + size, self.length)
+                seen = self.dense[:, start:stop].any((0, 1)).nonzero()
+                first, last = (int(seen[0]), int(seen[-1]) + 1) if len(seen) else (0, 1)
+                made.append(Stripe(start, stop, first, last, self.dense[:, None, start:stop, first:last].contiguous()))
+            self._stripes[size] = made
+        return self._stripes[size]
+
     def tiles(self, block: int) -> tuple[Tensor, Tensor]:
         """(min, max) of key_end over tiles of `block` keys, each (B, ceil(L / block)) int32, made once a block size.
 
@@ -177,6 +190,18 @@ class RoleMask:
             whole = seen & (first_key + block_k - 1 <= first_query[:, None]) & (low[:, None] > last_query[:, None])
             self._visits[block_q, block_k] = TileVisits(*_listed(whole), *_listed(seen & ~whole))
         return self._visits[block_q, block_k]
+
+
+@dataclass(frozen=True)
+class Stripe:
+    """Queries [start, stop) and the keys [first, last) they may see; visible (B, 1, stop - start, last - first)
+    bool."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+    visible: Tensor
 
 
 @dataclass(frozen=True)
