@@ -151,7 +151,9 @@ def test_golden_none_constant_dimensions_stay_finite(mode: Normalization) -> Non
     assert len(constant), "the case has a constant dimension"
     ours = normalize(inputs()["action"], action, mode)
     theirs = outputs()[f"{mode}.action_normalized"]
-    assert (ours[:, constant] == 0).all() and np.abs(theirs[:, constant]).max() > 0.9
+    assert (ours[:, constant] == 0).all()
+    if mode != "MEAN_STD":  # there it depends on how the constant rounds
+        assert np.abs(theirs[:, constant]).max() > 0.9
     moving = np.setdiff1d(np.arange(action.width), constant)
     np.testing.assert_allclose(ours[:, moving], theirs[:, moving], rtol=2e-4, atol=1e-5)
     # Whatever the model says of it, the dimension comes back as its constant.
@@ -167,7 +169,8 @@ def test_golden_none_statistics_of_a_constant_are_its_own() -> None:
     population = inputs()["population_action"]
     constant = np.flatnonzero(population.std(0) < 1e-5)
     ours, theirs = describe(population), describe(population, "prts")
-    assert (ours.std[constant] < 1e-12).all() and (theirs.std[constant] > 1e-8).all()
+    assert (ours.std[constant] < 1e-12).all()
+    np.testing.assert_allclose(theirs.std[constant], outputs()["stats.action.std"][constant], rtol=1e-6)
     np.testing.assert_array_equal(ours.mean[constant], population[0, constant].astype(np.float64))
 
 
