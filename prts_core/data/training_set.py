@@ -83,7 +83,8 @@ class RobotSet:
                 "A dataset has no episodes to train on", file=dataset.root, field="split train", found=0,
                 expected="at least one episode", cure="look at splits in meta/info.json",
             )  # fmt: skip
-        self.name, self.processor, self.episodes = name, processor, tuple(episodes)
+        self.name = name.replace("__", "/")  # metrics say the repo_id, whose slash no partition name can hold
+        self.processor, self.episodes = processor, tuple(episodes)
         self.augmented, self.say_subtask = augmented, say_subtask
         self.mode = SubtaskMode.parse(train_subtask, dataset.root)
         self._read_numbers(dataset)

@@ -8,8 +8,6 @@ import torch
 from prts_core.models.stock import rope_positions
 from tests.models.golden_case import ACTIVATIONS, LOSSES, Case, load_case, meet, token_loss
 
-pytestmark = pytest.mark.golden
-
 
 @pytest.fixture(scope="module")
 def images() -> Case:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
 
 from tests.models.golden_case import ACTIVATIONS, load_case, meet
-
-pytestmark = pytest.mark.golden
 
 
 @torch.no_grad()

@@ -13,8 +13,6 @@ from prts_core.models.heads.flow.time import time_from_beta
 from prts_core.models.tokens import Prefix
 from tests.models.golden_case import LOSSES, Case, load_case
 
-pytestmark = pytest.mark.golden
-
 
 @pytest.fixture(scope="module", params=["flow_mot", "flow_dit"])
 def case(request) -> Case:

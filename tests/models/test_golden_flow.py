@@ -13,8 +13,6 @@ from prts_core.models.heads.flow.loss import flow_loss, mask_noise, mix_noise
 from prts_core.models.heads.flow.time import time_bucket, time_from_beta
 from tests.models.golden_case import ACTIVATIONS, GRADIENTS, LOSSES, Case, load_case, meet, token_loss
 
-pytestmark = pytest.mark.golden
-
 
 @pytest.fixture(scope="module", params=["flow_mot", "flow_dit"])
 def case(request) -> Case:

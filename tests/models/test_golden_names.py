@@ -14,7 +14,6 @@ from prts_core.models.config import ModelConfig
 from prts_core.models.prts import PrtsModel
 from tests.models.golden_case import golden_folder
 
-pytestmark = pytest.mark.golden
 CONFIGS = Path(__file__).parents[2] / "configs" / "models"
 TIED = "lm_head.weight"
 

@@ -89,7 +89,7 @@ def test_the_public_yaml_trains_as_it_is(tmp_path: Path, monkeypatch: pytest.Mon
     pretrained = chain.run("pretrain", plan, None, outputs)
     assert np.isfinite(pretrained.metrics["loss"])
     curve = (outputs / "runs/pretrain/r/output/training.csv").read_text().splitlines()[0].split(",")
-    assert {"vqa/captions", "flow_matching/lab__faucet", "flow_matching/lab__dial"} <= set(curve)
+    assert {"vqa/captions", "flow_matching/lab/faucet", "flow_matching/lab/dial"} <= set(curve)
     chain.run("sft", plan, "lab__faucet", outputs)
     folder = outputs / "runs/sft/r/lab__faucet/output"
     policy = load_policy(folder)

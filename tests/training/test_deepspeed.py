@@ -68,14 +68,19 @@ def test_the_loss_is_that_of_the_joint_batch(runs: Path, run: str, steps: set[in
             assert split[step][name] == pytest.approx(plain[step][name], rel=near, abs=near), (step, name)
 
 
+def goes_on_as_zero2(runs: Path, name: str) -> None:
+    """Steps 2 and 3 of a resumed run are those of the run that was not stopped."""
+    straight, resumed = losses(runs / "zero2"), losses(runs / name)
+    assert resumed.keys() == {2, 3}
+    for step, row in resumed.items():
+        for metric in SAME:
+            assert row[metric] == pytest.approx(straight[step][metric], rel=1e-6, abs=1e-6), (step, metric)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_resumed_processes_go_on_as_two_that_were_not_stopped(runs: Path) -> None:
-    straight, resumed = losses(runs / "zero2"), losses(runs / "again")
-    assert resumed.keys() == {2, 3}
-    for step, row in resumed.items():
-        for name in SAME:
-            assert row[name] == pytest.approx(straight[step][name], rel=1e-6, abs=1e-6), (step, name)
+    goes_on_as_zero2(runs, "again")
 
 
 @pytest.mark.slow
@@ -86,11 +91,7 @@ def test_two_killed_processes_go_on_to_the_same_curve(runs: Path) -> None:
     assert not (runs / "killed" / "losses.json").exists()
     done = launch(runs, "killed,2")
     assert done.returncode == 0, done.stderr[-4000:]
-    straight, resumed = losses(runs / "zero2"), losses(runs / "killed")
-    assert resumed.keys() == {2, 3}
-    for step, row in resumed.items():
-        for name in SAME:
-            assert row[name] == pytest.approx(straight[step][name], rel=1e-6, abs=1e-6), (step, name)
+    goes_on_as_zero2(runs, "killed")
 
 
 @pytest.mark.slow
