@@ -47,7 +47,7 @@ def run(console: Console) -> list[Row]:
     pixels, grid = patches(list(images.numpy()), vision.patch_size, vision.merge_size)
     tokens = collate(sequences, pixels, grid)
     twice = pixels.view(-1, 3, 1, vision.patch_size**2).expand(-1, 3, 2, -1).reshape(len(pixels), -1)
-    inside = (tokens.key_end > 0).long()
+    inside = (tokens.sample >= 0).long()
 
     def run_ours() -> None:
         ours.encode(tokens).hidden.square().mean().backward()

@@ -197,9 +197,8 @@ def attention_flops(model: PrtsModel, batch: Batch) -> float:
 
     2 products of 2 FLOP a pair, head and dimension. A kernel that skips nothing does more; none needs less.
     """
-    text, key_end = model.config.text, batch.tokens.key_end
-    pairs = (key_end - torch.arange(key_end.shape[1])).clamp(min=0).sum().item()
-    return 4.0 * pairs * text.num_layers * text.num_heads * text.head_dim
+    text = model.config.text
+    return 4.0 * batch.tokens.mask.visible_pairs * text.num_layers * text.num_heads * text.head_dim
 
 
 def vision_attention_flops(model: PrtsModel, batch: Batch) -> float:

@@ -41,7 +41,7 @@ def generate(
     hidden = [encoded.hidden]
     state = encoded.hidden[samples, last]
     position = tokens.positions[0, samples, last]  # text counts alike in all three axes
-    visible = (tokens.key_end > 0) & (torch.arange(tokens.ids.shape[1], device=samples.device) <= last[:, None])
+    visible = (tokens.sample >= 0) & (torch.arange(tokens.ids.shape[1], device=samples.device) <= last[:, None])
     cache = _cache(encoded)
     words: list[list[int]] = [[] for _ in range(len(tokens))]
     forced: list[list[int] | None] = [None] * len(tokens)  # the rest of the closing, once a sample is done

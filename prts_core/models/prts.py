@@ -15,9 +15,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from prts_core.errors import CheckpointError
+from prts_core.models.attention import kept_layers
 from prts_core.models.backbone import build_backbone
 from prts_core.models.config import ActionHeadConfig, Compat, ModelConfig
 from prts_core.models.heads.contrastive.module import ContrastiveEncoder
@@ -27,7 +27,6 @@ from prts_core.models.heads.flow.loss import mask_noise
 from prts_core.models.heads.flow.sampler import sample_actions
 from prts_core.models.heads.mot.module import MotHead
 from prts_core.models.tokens import Encoded, Prefix, Tokens
-from prts_kernels.role_attention import RoleMask
 
 
 class PrtsModel(nn.Module):
@@ -71,7 +70,7 @@ class PrtsModel(nn.Module):
             deepstack = vision.deepstack_features
         if tokens.videos is not None and tokens.video_grid is not None:
             embeds, deepstack, seen = self._see_videos(tokens.videos, tokens.video_grid, tokens, embeds, deepstack)
-        cache = DynamicCache()
+        cache = kept_layers()
         hidden = self.language_model(
             inputs_embeds=embeds,
             position_ids=tokens.positions,
@@ -79,7 +78,7 @@ class PrtsModel(nn.Module):
             use_cache=True,
             visual_pos_masks=seen if deepstack is not None else None,
             deepstack_visual_embeds=deepstack,
-            key_end=RoleMask(tokens.key_end),
+            role_mask=tokens.mask,
         ).last_hidden_state
         layers: list[Any] = cache.layers
         return Encoded(tokens, hidden, [layer.keys for layer in layers], [layer.values for layer in layers], seen)

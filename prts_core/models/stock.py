@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prts_core.models.prts import PrtsModel
 from prts_core.models.tokens import Tokens
+from prts_kernels.role_attention import RoleMask
 
 IGNORED = -100
 IMAGE, VIDEO = 1, 2  # transformers' token types; 0 is text
@@ -66,7 +67,7 @@ def stock_tokens(
         ids=input_ids,
         positions=rope_positions(model, input_ids, attention_mask, image_grid_thw, video_grid_thw)[0],
         # Padding asks too, as in the public code, though nobody reads its answer.
-        key_end=torch.where(inside, width, 0).to(torch.int32),
+        mask=RoleMask(torch.where(inside, (row[:, None] + 1) * width, 0).flatten(), rows=rows),
         labels=torch.full_like(input_ids, IGNORED) if labels is None else labels,
         text_label=torch.zeros_like(inside),
         sample=torch.where(inside, row[:, None], -1),

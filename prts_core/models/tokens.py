@@ -1,8 +1,7 @@
 """What the backbone reads and what it leaves behind, as plain records of tensors. Knows no network and no text.
 
 B rows of L tokens hold S samples: one a row, right-padded, or many a row, packed. Everything said of a sample is (S,)
-and names its place by `row` and by columns of that row; `key_end` keeps packed samples apart
-(prts_kernels.role_attention).
+and names its place by `row` and by columns of that row; `mask` keeps packed samples apart.
 
 Shape legend: B rows, L tokens a row, S samples, P tokens of the longest prompt,
 G key/value heads, d head_dim, H hidden.
@@ -16,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prts_kernels.role_attention import RoleMask
+
 
 @dataclass
 class Tokens:
@@ -23,7 +24,8 @@ class Tokens:
 
     ids, labels (B, L) int64, labels -100 where nothing is predicted; text_label (B, L) bool: labels that are words, the
     others are FAST action tokens; sample (B, L) int64: the sample a token belongs to, -1 for padding; positions (3, B,
-    L) int64; key_end (B, L) int32 role mask; pixels (patches, C*P*P or C*2*P*P) float32 and grid (images, 3) int64 for
+    L) int64; mask: who sees whom, of all B * L tokens end to end; pixels (patches, C*P*P or C*2*P*P) float32 and
+    grid (images, 3) int64 for
     all images in order; videos and video_grid likewise, none where there are no videos.
     Per sample, (S,) int64: row; start and prompt_end, the columns an action head reads; phi_at, psi_at, the columns
     where the contrastive embeddings are read (-1: none); dataset, an index into the batch's names.
@@ -32,7 +34,7 @@ class Tokens:
 
     ids: Tensor
     positions: Tensor
-    key_end: Tensor
+    mask: RoleMask
     labels: Tensor
     text_label: Tensor
     sample: Tensor
@@ -118,7 +120,7 @@ def moved(record: Any, device: torch.device | str) -> Any:
     changes = {}
     for field in fields(record):
         value = getattr(record, field.name)
-        if isinstance(value, Tensor):
+        if isinstance(value, (Tensor, RoleMask)):
             changes[field.name] = value.to(device, non_blocking=True)
         elif isinstance(value, Tokens):
             changes[field.name] = moved(value, device)

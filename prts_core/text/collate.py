@@ -1,6 +1,6 @@
 """Sequences of single samples laid into one batch of rows: right-padded, one a row, or packed, many a row.
 
-It does not know what the tokens say; packed samples are kept apart by `key_end` alone.
+It does not know what the tokens say; packed samples are kept apart by the mask alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from prts_core.models.backbone import patchify
 from prts_core.models.tokens import Tokens
 from prts_core.text.sequence import IGNORE, TokenSequence
-from prts_kernels.role_attention import packed_key_end
+from prts_kernels.role_attention import RoleMask
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def collate(
 
     positions = np.zeros((3, place.rows * place.length), np.int64)
     positions[:, at] = np.concatenate([s.positions for s in sequences], axis=1)
-    spans = place.start[:, None] + np.array([(0, *s.ends) for s in sequences])
+    spans = first[:, None] + np.array([(0, *s.ends) for s in sequences])
     prompts = np.array([s.prompt_end for s in sequences])
 
     def column(name: str) -> Tensor:
@@ -69,7 +69,7 @@ def collate(
     return Tokens(
         ids=laid([s.ids for s in sequences], 0, np.int64),
         positions=torch.from_numpy(positions.reshape(3, place.rows, place.length)),
-        key_end=packed_key_end(place.length, row, torch.from_numpy(spans), place.rows),
+        mask=RoleMask.from_spans(spans, place.rows * place.length, place.rows),
         labels=laid([s.labels for s in sequences], IGNORE, np.int64),
         text_label=laid([s.text_label for s in sequences], False, bool),
         sample=laid([np.full(n, i) for i, n in enumerate(lengths)], -1, np.int64),

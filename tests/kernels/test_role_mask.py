@@ -1,47 +1,112 @@
-"""key_end says exactly what the role table says."""
+"""The mask says exactly what the role table says, by key and by query."""
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from role_layouts import Pack, packs
+from role_layouts import Pack, ends, packs
 
-from prts_kernels.role_attention import RoleMask, packed_key_end, role_key_end
-from prts_kernels.role_attention.mask import ROLE_TABLE, ROLES, table_mask
+from prts_kernels.role_attention import RoleMask
+from prts_kernels.role_attention.mask import ROLE_TABLE, ROLES, spans_of, table_mask
+
+
+def flat_dense(mask: RoleMask) -> torch.Tensor:
+    """(T, T) bool from key_end alone."""
+    position = torch.arange(mask.total)
+    return (position[None, :] <= position[:, None]) & (position[:, None] < mask.key_end[None, :])
+
+
+def by_query(mask: RoleMask) -> torch.Tensor:
+    """(T, T) bool from the other three rows of the table."""
+    _, first, hole_start, hole_end = mask.table[:, :, None]
+    key = torch.arange(mask.total)[None, :]
+    hole = (hole_start <= key) & (key < hole_end)
+    return (first <= key) & (key <= torch.arange(mask.total)[:, None]) & ~hole
 
 
 @settings(max_examples=60, deadline=None)
 @given(packs())
-def test_key_end_is_the_role_table(pack: Pack) -> None:
-    key_end = packed_key_end(pack.length, pack.rows, pack.spans, pack.batch)
-    assert key_end.dtype == torch.int32 and key_end.shape == (pack.batch, pack.length)
-    mask, expected = RoleMask(key_end), table_mask(*pack.roles_and_samples())
-    assert torch.equal(mask.dense, expected)
-    padding = pack.roles_and_samples()[1] < 0
-    assert torch.equal(key_end == 0, padding)
-    assert torch.equal(mask.blind_rows, padding) and torch.equal(mask.dead_keys, padding)
+def test_the_mask_is_the_role_table(pack: Pack) -> None:
+    mask = pack.mask
+    roles, samples = pack.roles_and_samples()
+    assert mask.key_end.dtype == torch.int32 and mask.key_end.shape == (pack.total,)
+    expected = table_mask(roles, samples)
+    assert torch.equal(flat_dense(mask), expected)
+    assert torch.equal(by_query(mask), expected)
+    in_rows = table_mask(roles.view(pack.rows, -1), samples.view(pack.rows, -1))
+    assert torch.equal(mask.dense, in_rows)
+    assert mask.visible_pairs == int(expected.sum())
+    padding = samples < 0
+    assert torch.equal(mask.key_end == 0, padding)
+    assert torch.equal(mask.blind_rows.flatten(), padding) and torch.equal(mask.dead_keys.flatten(), padding)
     assert mask.padded == bool(padding.any())
+    assert bool((mask.table[1].diff() >= 0).all()), "`first` never falls"
+    real = mask.samples.real if mask.padded else torch.arange(pack.total)
+    assert torch.equal(real, (~padding).nonzero()[:, 0])
 
 
 @settings(max_examples=60, deadline=None)
-@given(packs(max_samples=1, sizes=st.integers(0, 9)))
-def test_one_sample_a_row_is_the_packed_form(pack: Pack) -> None:
-    shift = pack.spans[:, :1]
-    ends = (pack.spans - shift)[:, 1:].unbind(1)
-    batched = role_key_end(pack.length, *ends)
-    packed = packed_key_end(pack.length, torch.arange(len(shift)), pack.spans - shift, len(shift))
-    assert torch.equal(batched, packed)
-    for row in range(len(shift)):
-        assert torch.equal(role_key_end(pack.length, *(int(end[row]) for end in ends)), batched[row])
+@given(packs())
+def test_parts_and_crossings_are_the_mask(pack: Pack) -> None:
+    """Causal parts, and CRL actions over their observations: together all that is visible, and nothing twice."""
+    mask = pack.mask
+    real = mask.samples.real if mask.padded else torch.arange(pack.total)
+    seen = torch.zeros(pack.total, pack.total, dtype=torch.int64)
+    bounds = mask.samples.parts.tolist()
+    assert bounds[-1] == len(real) and mask.samples.longest_part == max(np.diff(bounds), default=0)
+    for low, high in pairwise(bounds):
+        assert high > low
+        part = real[low:high]
+        seen[part[:, None], part[None, :]] += torch.ones(high - low, high - low, dtype=torch.int64).tril()
+    for q0, q1, k0, k1 in mask.samples.crossings.tolist():
+        assert q1 > q0 and k1 > k0 and q1 - q0 <= mask.samples.most_queries and k1 - k0 <= mask.samples.most_keys
+        seen[q0:q1, k0:k1] += 1
+    assert torch.equal(seen, flat_dense(mask).long())
+
+
+@settings(max_examples=60, deadline=None)
+@given(packs())
+def test_from_key_end_alone_it_is_the_same_mask(pack: Pack) -> None:
+    mask, again = pack.mask, RoleMask(pack.mask.key_end, rows=pack.rows)
+    assert torch.equal(by_query(again), by_query(mask))
+    bounds = torch.tensor([0, *[int(s[4]) for s in pack.spans]]) if len(pack.spans) else torch.tensor([0, 0])
+    assert torch.equal(RoleMask(mask.key_end, bounds).key_end, mask.key_end)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 9), max_size=9))
+def test_any_other_key_end_keeps_its_meaning(key_end: list[int]) -> None:
+    given_ = torch.tensor(key_end, dtype=torch.int32)
+    mask = RoleMask(given_)
+    assert torch.equal(mask.key_end, given_.clamp(max=len(key_end)))
+    if mask.spans is None:
+        assert not mask.table[1:].any()
+    else:
+        assert torch.equal(by_query(mask), flat_dense(mask))
+
+
+def test_a_key_end_that_is_no_sample() -> None:
+    # the second key is seen longer than the first, but not by the end of the first's sample
+    assert spans_of(np.array([2, 4, 3, 4])) is None
+    assert RoleMask(torch.tensor([2, 4, 3, 4], dtype=torch.int32)).spans is None
 
 
 def test_the_issue_example_by_hand() -> None:
     # 3 observation, 2 instruction + action, 2 contrastive action, 2 goal, 1 padding
-    assert role_key_end(10, 3, 5, 7, 9).tolist() == [7, 7, 7, 5, 5, 7, 7, 9, 9, 0]
+    mask = ends(10, (3, 5, 7, 9))
+    assert mask.table.tolist() == [
+        [7, 7, 7, 5, 5, 7, 7, 9, 9, 0],
+        [0, 0, 0, 0, 0, 0, 0, 7, 7, 10],
+        [0, 0, 0, 0, 0, 3, 3, 0, 0, 0],
+        [0, 0, 0, 0, 0, 5, 5, 0, 0, 0],
+    ]
     # without contrastive parts the observation ends with the behaviour-cloning part: plain causal
-    assert role_key_end(6, 3, 5, 5, 5).tolist() == [5, 5, 5, 5, 5, 0]
+    assert ends(6, (3, 5, 5, 5)).key_end.tolist() == [5, 5, 5, 5, 5, 0]
 
 
 def test_the_table_is_the_published_one() -> None:
@@ -58,32 +123,48 @@ def test_the_table_is_the_published_one() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(packs(sizes=st.integers(0, 20)), st.sampled_from((1, 4, 16, 64)))
-def test_tiles_bound_what_can_be_seen(pack: Pack, block: int) -> None:
-    mask = RoleMask(packed_key_end(pack.length, pack.rows, pack.spans, pack.batch))
-    low, high = mask.tiles(block)
-    assert low is mask.tiles(block)[0]  # made once
-    for tile in range(low.shape[1]):
-        keys = mask.key_end[:, tile * block : (tile + 1) * block]
-        assert torch.equal(low[:, tile], keys.amin(1)) and torch.equal(high[:, tile], keys.amax(1))
+@given(packs(sizes=st.integers(0, 20)), st.sampled_from((1, 4, 16, 64)), st.booleans())
+def test_stripes_hold_all_that_is_visible(pack: Pack, size: int, blind_see: bool) -> None:
+    mask = pack.mask
+    stripes = mask.stripes(size, blind_see)
+    assert stripes is mask.stripes(size, blind_see)  # made once
+    seen = torch.zeros_like(mask.dense)
+    for s in stripes:
+        assert s.first < s.stop
+        seen[:, s.start : s.stop, s.first : s.stop] = s.visible[:, 0]
+    blind = mask.blind_rows[:, :, None]
+    assert torch.equal(seen & ~blind, mask.dense)
+    assert torch.equal(seen.any(-1), ~mask.blind_rows | blind_see)
+
+
+def test_it_travels_and_is_made_once() -> None:
+    mask = ends(10, (3, 5, 7, 9))
+    again = mask.to("cpu")
+    assert torch.equal(again.table, mask.table) and np.array_equal(again.spans, mask.spans) and again.rows == 1
+    assert mask.dense is mask.dense
 
 
 @pytest.mark.parametrize(
-    ("spans", "law"),
+    ("spans", "rows", "law"),
     [
-        ([[0, 3, 2, 4, 5]], "observation_end <= bc_end"),
-        ([[0, 1, 2, 3, 11]], "goal_end <= 10"),
-        ([[-1, 1, 2, 3, 4]], "0 <= start"),
-        ([[0, 1, 2, 3, 6], [5, 6, 7, 8, 9]], "overlap"),
+        ([[0, 3, 2, 4, 5]], 1, "observation_end <= bc_end"),
+        ([[0, 1, 2, 3, 11]], 1, "goal_end <= 10"),
+        ([[-1, 1, 2, 3, 4]], 1, "0 <= start"),
+        ([[0, 1, 2, 3, 6], [5, 6, 7, 8, 9]], 1, "overlap"),
+        ([[0, 1, 2, 3, 6]], 2, "within one row of 5 tokens"),
     ],
 )
-def test_impossible_spans_are_refused(spans: list[list[int]], law: str) -> None:
+def test_impossible_spans_are_refused(spans: list[list[int]], rows: int, law: str) -> None:
     with pytest.raises(ValueError, match=law):
-        packed_key_end(10, torch.zeros(len(spans), dtype=torch.int64), torch.tensor(spans))
+        RoleMask.from_spans(np.array(spans), 10, rows)
 
 
-def test_a_row_outside_the_batch_is_refused() -> None:
-    with pytest.raises(ValueError, match="0 <= row < 1"):
-        packed_key_end(10, torch.tensor([1]), torch.tensor([[0, 1, 2, 3, 4]]), batch=1)
-    with pytest.raises(ValueError, match="key_end must be"):
-        RoleMask(torch.zeros(2, 3))
+def test_a_query_that_looks_across_segments_is_refused() -> None:
+    key_end = torch.tensor([4, 4, 4, 4], dtype=torch.int32)
+    assert RoleMask(key_end, torch.tensor([0, 4])).total == 4
+    with pytest.raises(ValueError, match=r"key_end\[0\] is 4, beyond its segment, which ends at 2"):
+        RoleMask(key_end, torch.tensor([0, 2, 4]))
+    with pytest.raises(ValueError, match="must rise from 0"):
+        RoleMask(key_end, torch.tensor([0, 3, 2]))
+    with pytest.raises(ValueError, match="no 3 rows of equal length"):
+        RoleMask(key_end, rows=3)

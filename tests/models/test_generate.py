@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from prts_core.models.generate import generate
+from prts_kernels.role_attention import RoleMask
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def longer(tokens, row: int, words: list[int]):
     per = len(tokens.pixels) // len(tokens)
     return replace(
         tokens, ids=ids, positions=torch.cat([tokens.positions[:, row : row + 1, :end], more], 2),
-        key_end=torch.full_like(ids, ids.shape[1], dtype=torch.int32), labels=torch.full_like(ids, -100),
+        mask=RoleMask.from_spans([[0] + 4 * [ids.shape[1]]], ids.shape[1]), labels=torch.full_like(ids, -100),
         text_label=torch.zeros_like(ids, dtype=torch.bool), sample=torch.zeros_like(ids),
         pixels=tokens.pixels[row * per : (row + 1) * per], grid=tokens.grid[2 * row : 2 * row + 2],
         row=torch.zeros(1, dtype=torch.int64), start=torch.zeros(1, dtype=torch.int64),

@@ -1,11 +1,11 @@
-"""Role-aware causal attention: key j is visible to query i iff j <= i and i < key_end[b, j].
+"""Role-aware causal attention: key j is visible to query i iff j <= i and i < key_end[j].
 
 One int32 a key holds segments, padding and roles at once; `mask.py` builds it. It does not know what tokens mean.
 """
 
 from __future__ import annotations
 
-from prts_kernels.role_attention.mask import RoleMask, packed_key_end, role_key_end
+from prts_kernels.role_attention.mask import RoleMask
 from prts_kernels.role_attention.select import IMPLEMENTATIONS, role_attention
 
-__all__ = ["IMPLEMENTATIONS", "RoleMask", "packed_key_end", "role_attention", "role_key_end"]
+__all__ = ["IMPLEMENTATIONS", "RoleMask", "role_attention"]

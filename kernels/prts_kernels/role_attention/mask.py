@@ -2,15 +2,16 @@
 
     visible(i, j) = j <= i and i < key_end[j]
 
-`key_end` counts positions of the row the key lies in, so that several samples packed in one row, padding (key_end 0)
-and roles need nothing else. This module does not know tokens; it takes the ends of the parts of a sample:
+i, j and `key_end` count tokens of the whole batch laid end to end, so that samples, rows, padding (key_end 0) and
+roles need nothing else. This module does not know tokens; it takes the ends of the parts of a sample:
 
     [start : observation_end)           observation: images, state text, everything before the instruction
     [observation_end : bc_end)          instruction, prompt, autoregressive action
     [bc_end : crl_action_end)           contrastive copy of the action   (may be empty)
     [crl_action_end : goal_end)         contrastive goal                 (may be empty)
 
-Shapes: B rows, L positions a row, N samples.
+The same mask by query: first <= j <= i, but not hole_start <= j < hole_end. Only a CRL action has a hole, what stands
+between its observation and itself. Shapes: T tokens, N samples, B rows of L = T / B tokens.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +34,8 @@ ROLE_TABLE = (
     (True, True, False, False, True, False),
     (False, False, False, False, False, True),
 )
+SPAN = ("start", "observation_end", "bc_end", "crl_action_end", "goal_end")
+TABLE = ("key_end", "first", "hole_start", "hole_end")  # rows of RoleMask.table
 
 
 def table_mask(roles: Tensor, samples: Tensor) -> Tensor:
@@ -47,177 +51,255 @@ def table_mask(roles: Tensor, samples: Tensor) -> Tensor:
     return allowed & same & (position[None, :] <= position[:, None])
 
 
-def role_key_end(
-    length: int,
-    observation_end: int | Tensor,
-    bc_end: int | Tensor,
-    crl_action_end: int | Tensor,
-    goal_end: int | Tensor,
-) -> Tensor:
-    """`key_end` of rows that hold one sample each, from position 0.
-
-    length: L, positions a row. The ends: int64 tensors (B,), or plain ints for one sample. Returns (B, L) int32, or
-    (L,) for ints. ValueError unless 0 <= observation_end <= bc_end <= crl_action_end <= goal_end <= length in all rows.
-    """
-    ends = [torch.as_tensor(end) for end in (observation_end, bc_end, crl_action_end, goal_end)]
-    spans = torch.stack([end.reshape(-1) for end in ends], dim=-1)  # (B, 4)
-    start = torch.zeros_like(spans[:, :1])
-    key_end = packed_key_end(length, torch.arange(len(spans), device=spans.device), torch.cat([start, spans], 1))
-    return key_end[0] if ends[0].ndim == 0 else key_end
-
-
-def packed_key_end(length: int, rows: Tensor, spans: Tensor, batch: int | None = None) -> Tensor:
-    """`key_end` of rows that hold any number of samples each.
-
-    rows: (N,) int64, the row each sample lies in. spans: (N, 5) int64, (start, observation_end, bc_end, crl_action_end,
-    goal_end) of each sample as positions in its row. batch: B, by default the last row named plus one.
-    Returns (B, length) int32 on the device of `spans`. ValueError for spans out of order, overlapping or too long.
-    """
-    if spans.ndim != 2 or spans.shape[1] != 5 or rows.shape != spans.shape[:1]:
-        raise ValueError(f"rows must be (N,) and spans (N, 5), found {tuple(rows.shape)} and {tuple(spans.shape)}")
-    order = torch.argsort(rows * (length + 1) + spans[:, 0], stable=True)
-    rows, spans = rows[order], spans[order]
-    if batch is None:
-        batch = int(rows[-1]) + 1 if len(rows) else 0
-    _check_spans(length, batch, rows, spans)
-    start, observation, bc, crl_action, goal = spans.unbind(1)
-    # Runs of equal key_end, in the order they lie in memory: gap before the sample (0), then its four parts.
-    flat = rows * length
-    first = torch.stack([flat + start, flat + observation, flat + bc, flat + crl_action, flat + goal], 1)  # (N, 5)
-    before = torch.cat([first.new_zeros(1), first[:-1, 4]]) if len(first) else first.new_zeros(0)
-    counts = torch.cat([(first[:, 0] - before)[:, None], first.diff(dim=1)], 1).reshape(-1)
-    values = torch.stack([torch.zeros_like(goal), crl_action, bc, crl_action, goal], 1).reshape(-1)
-    used = torch.repeat_interleave(values.to(torch.int32), counts)
-    tail = used.new_zeros(batch * length - len(used))
-    return torch.cat([used, tail]).view(batch, length)
-
-
-def _check_spans(length: int, batch: int, rows: Tensor, spans: Tensor) -> None:
-    ordered = (spans.diff(dim=1) >= 0).all(1) & (spans[:, 0] >= 0) & (spans[:, 4] <= length)
-    in_batch = (rows >= 0) & (rows < batch)
-    free = torch.ones_like(ordered)
-    free[1:] = (rows[1:] != rows[:-1]) | (spans[1:, 0] >= spans[:-1, 4])
-    for good, law in (
-        (ordered, f"0 <= start <= observation_end <= bc_end <= crl_action_end <= goal_end <= {length}"),
-        (in_batch, f"0 <= row < {batch}"),
-        (free, "samples of one row must not overlap"),
-    ):
-        if not bool(good.all()):
-            bad = int((~good).nonzero()[0])
-            raise ValueError(
-                f"Spans of a sample break a law ({law}): row {int(rows[bad])}, spans {spans[bad].tolist()}"
-            )
-
-
 class RoleMask:
-    """`key_end` with what implementations derive from it, each made once and shared by all layers of a model.
+    """The mask of one batch, with what implementations derive from it, each made once and shared by all layers.
 
-    key_end: (B, L) int32.
+    key_end: (T,) int32, on the device of the batch. table: (4, T) int32, key_end and the mask by query (`TABLE`); the
+    last three rows are 0 when the mask does not consist of sample parts (`spans` is None then).
+    spans: (N, 5) int64 on the host, in order, as positions among the T tokens (`SPAN`). samples: what follows from
+    them.
+    rows: B; no sample crosses from one row into the next, so that rows may be computed side by side.
     """
 
-    def __init__(self, key_end: Tensor):
-        if key_end.ndim != 2 or key_end.dtype not in (torch.int32, torch.int64):
-            raise ValueError(f"key_end must be (B, L) int32, found {tuple(key_end.shape)} {key_end.dtype}")
-        self.length = key_end.shape[1]
-        self.key_end = key_end.to(torch.int32).clamp(max=self.length).contiguous()
-        self._tiles: dict[int, tuple[Tensor, Tensor]] = {}
-        self._visits: dict[tuple[int, int], TileVisits] = {}
-        self._stripes: dict[int, list[Stripe]] = {}
+    def __init__(self, key_end: Tensor, cu_seqlens: Tensor | None = None, rows: int = 1):
+        """From `key_end` itself; reads it back to the host once. `from_spans` needs no such thing.
+
+        cu_seqlens: (S + 1,) bounds of segments that no query looks across; checked, ValueError where one does.
+        """
+        if key_end.ndim != 1 or key_end.dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"key_end must be (T,) int32, found {tuple(key_end.shape)} {key_end.dtype}")
+        ends = np.minimum(key_end.cpu().numpy().astype(np.int64), len(key_end))
+        if cu_seqlens is not None:
+            _check_segments(ends, cu_seqlens.cpu().numpy().astype(np.int64))
+        spans = spans_of(ends)
+        if spans is None:
+            table = np.zeros((4, len(ends)), np.int32)
+            table[0] = ends
+        else:
+            table = _table(spans, len(ends))
+        self._set(torch.from_numpy(table).to(key_end.device), spans, rows)
+
+    @classmethod
+    def from_spans(cls, spans: np.ndarray, total: int, rows: int = 1) -> RoleMask:
+        """On the CPU, vectorised, from the packer's spans: (N, 5) integers (`SPAN`), positions among `total` tokens.
+
+        Samples may have gaps of padding between them. ValueError for spans out of order, overlapping, too long, or
+        crossing from one of the `rows` rows into the next.
+        """
+        mask = cls.__new__(cls)
+        spans = np.asarray(spans, np.int64).reshape(-1, 5)
+        spans = spans[np.argsort(spans[:, 0] * (total + 1) + spans[:, 4], kind="stable")]
+        _check_spans(spans, total, rows)
+        mask._set(torch.from_numpy(_table(spans, total)), spans, rows)
+        return mask
+
+    def _set(self, table: Tensor, spans: np.ndarray | None, rows: int) -> None:
+        if table.shape[1] % rows:
+            raise ValueError(f"{table.shape[1]} tokens are no {rows} rows of equal length")
+        self.table, self.spans, self.rows = table, spans, rows
+        self.key_end = table[0]
+        self.total = table.shape[1]
+        self._stripes: dict[tuple[int, bool], list[Stripe]] = {}
+        # Plain attributes, not made when first asked for: Dynamo reads them, but would not run what makes them.
+        self.samples = None if spans is None else Samples.of(spans, self.total, table.device)
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> RoleMask:
+        """The same mask on another device."""
+        if torch.device(device) == self.table.device:
+            return self
+        moved = RoleMask.__new__(RoleMask)
+        moved._set(self.table.to(device, non_blocking=non_blocking), self.spans, self.rows)
+        return moved
+
+    def __len__(self) -> int:
+        return self.total
+
+    # What a dense or striped implementation reads: rows side by side.
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """(B, L) int32: key_end counted within the row, 0 for padding."""
+        length = self.total // self.rows
+        start = torch.arange(self.rows, device=self.key_end.device, dtype=torch.int32)[:, None] * length
+        return (self.key_end.view(self.rows, length) - start).clamp(min=0)
 
     @cached_property
     def dense(self) -> Tensor:
         """(B, L, L) bool, True where query (second axis) sees key (third axis)."""
-        position = torch.arange(self.length, device=self.key_end.device)
+        position = torch.arange(self.ends.shape[1], device=self.ends.device)
         causal = position[None, :] <= position[:, None]
-        return causal & (position[:, None] < self.key_end[:, None, :])
+        return causal & (position[:, None] < self.ends[:, None, :])
 
     @cached_property
     def dense_open(self) -> Tensor:
         """`dense`, except that a blind query sees itself: no softmax over nothing, whose gradient is NaN."""
-        eye = torch.eye(self.length, dtype=torch.bool, device=self.key_end.device)
+        eye = torch.eye(self.ends.shape[1], dtype=torch.bool, device=self.ends.device)
         return self.dense | (eye & self.blind_rows[:, :, None])
 
     @cached_property
     def dead_keys(self) -> Tensor:
         """(B, L) bool: keys that no query sees, not even their own; padding is of these."""
-        return self.key_end <= torch.arange(self.length, device=self.key_end.device)
+        return self.ends <= torch.arange(self.ends.shape[1], device=self.ends.device)
 
     @cached_property
     def blind_rows(self) -> Tensor:
         """(B, L) bool: queries that see no key; their output is 0."""
-        return ~self.dense.any(-1)
+        furthest = self.ends.cummax(1).values  # of all keys up to the query
+        return furthest <= torch.arange(self.ends.shape[1], device=self.ends.device)
 
     @cached_property
     def padded(self) -> bool:
-        """Whether any key is dead or any query blind (one device synchronisation)."""
+        """Whether any key is dead or any query blind."""
+        if self.samples is not None:
+            return self.samples.real is not None
         return bool((self.dead_keys | self.blind_rows).any())
 
-    def stripes(self, size: int) -> list[Stripe]:
-        """The queries in stripes of `size`, each with the range of keys that any of them sees in any row; made once."""
-        if size not in self._stripes:
-            made = []
-            for start in range(0, self.length, size):
-                stop = min(start + size, self.length)
-                seen = self.dense[:, start:stop].any((0, 1)).nonzero()
-                first, last = (int(seen[0]), int(seen[-1]) + 1) if len(seen) else (0, 1)
-                made.append(Stripe(start, stop, first, last, self.dense[:, None, start:stop, first:last].contiguous()))
-            self._stripes[size] = made
-        return self._stripes[size]
+    def stripes(self, size: int, blind_see: bool = False) -> list[Stripe]:
+        """The queries of a row in stripes of `size`, each with the range of keys that any of them sees in any row.
 
-    def tiles(self, block: int) -> tuple[Tensor, Tensor]:
-        """(min, max) of key_end over tiles of `block` keys, each (B, ceil(L / block)) int32, made once a block size.
-
-        A tile of keys is invisible to queries from `max` on; of queries before `min` it hides what the diagonal hides.
-        Positions past L count neither in `min` nor in `max`.
+        blind_see: a blind query sees the first key of its range, so that no softmax is over nothing.
         """
-        if block not in self._tiles:
-            spare = -self.length % block
-            low = torch.nn.functional.pad(self.key_end, (0, spare), value=self.length)
-            high = torch.nn.functional.pad(self.key_end, (0, spare), value=0)
-            shape = (self.key_end.shape[0], -1, block)
-            self._tiles[block] = (low.view(shape).amin(-1).contiguous(), high.view(shape).amax(-1).contiguous())
-        return self._tiles[block]
+        if (size, blind_see) not in self._stripes:
+            length, ends = self.ends.shape[1], self.ends.cpu()
+            position, blind = torch.arange(length), self.blind_rows.cpu()
+            made = []
+            for start in range(0, length, size):
+                stop = min(start + size, length)
+                seen = ((ends[:, :stop] > start) & (position[:stop] < ends[:, :stop])).any(0).nonzero()
+                first = int(seen[0]) if len(seen) else start
+                query, key = position[start:stop, None], position[first:stop]
+                visible = (key <= query) & (query < ends[:, None, first:stop])
+                if blind_see:
+                    visible[:, :, 0] |= blind[:, start:stop]
+                made.append(Stripe(start, stop, first, visible[:, None].to(self.key_end.device)))
+            self._stripes[size, blind_see] = made
+        return self._stripes[size, blind_see]
 
-    def visits(self, block_q: int, block_k: int) -> TileVisits:
-        """Which tiles of keys each tile of queries must visit, made once a pair of block sizes."""
-        if (block_q, block_k) not in self._visits:
-            low, high = self.tiles(block_k)
-            first_query = torch.arange(0, self.length, block_q, device=low.device, dtype=torch.int32)
-            last_query = (first_query + block_q).clamp(max=self.length) - 1
-            first_key = torch.arange(low.shape[1], device=low.device, dtype=torch.int32) * block_k
-            # (B, query tiles, key tiles)
-            seen = (first_key <= last_query[:, None]) & (high[:, None] > first_query[:, None])
-            whole = seen & (first_key + block_k - 1 <= first_query[:, None]) & (low[:, None] > last_query[:, None])
-            self._visits[block_q, block_k] = TileVisits(*_listed(whole), *_listed(seen & ~whole))
-        return self._visits[block_q, block_k]
+    @property
+    def visible_pairs(self) -> int:
+        """How many (query, key) pairs see each other: what the work of one head is measured by."""
+        position = torch.arange(self.total, device=self.key_end.device)
+        return int((self.key_end.long() - position).clamp(min=0).sum())
 
 
 @dataclass(frozen=True)
 class Stripe:
-    """Queries [start, stop) and the keys [first, last) they may see; visible (B, 1, stop - start, last - first)
-    bool."""
+    """Queries [start, stop), which see keys of [first, stop) only; visible (B, 1, stop - start, stop - first) bool."""
 
     start: int
     stop: int
     first: int
-    last: int
     visible: Tensor
 
 
 @dataclass(frozen=True)
-class TileVisits:
-    """For each tile of queries the tiles of keys it sees: wholly, without any masking, or in part.
+class Samples:
+    """The mask as attention that is plainly causal within parts, and what CRL actions see beyond their own part.
 
-    whole, part: (B, query tiles, key tiles) int32, tile numbers in rising order, of which the first n_whole, n_part
-    (B, query tiles) int32 count.
+    parts: (P + 1,) int32, bounds of the parts BC, CRL action and goal, end to end without the padding; longest_part: in
+    tokens. real: (M,) int64, the tokens that are no padding; None when all are real. crossings: (K, 4) int32,
+    CRL-action
+    queries [0, 1) and the observation keys [2, 3) that all of them see, among the T tokens; most_queries, most_keys:
+    the
+    longest of each.
     """
 
-    whole: Tensor
-    n_whole: Tensor
-    part: Tensor
-    n_part: Tensor
+    parts: Tensor
+    longest_part: int
+    real: Tensor | None
+    crossings: Tensor
+    most_queries: int
+    most_keys: int
+
+    @classmethod
+    def of(cls, spans: np.ndarray, total: int, device: torch.device) -> Samples:
+        start, observation, bc, crl_action, goal = spans.T
+        lengths = np.stack([bc - start, crl_action - bc, goal - crl_action], 1).reshape(-1)
+        lengths = lengths[lengths > 0]
+        parts = np.zeros(len(lengths) + 1, np.int32)
+        np.cumsum(lengths, out=parts[1:])
+        crossings = np.stack([bc, crl_action, start, observation], 1)[(observation > start) & (crl_action > bc)]
+        real = None
+        if parts[-1] < total:
+            own = goal - start
+            real = torch.from_numpy(np.repeat(start - np.cumsum(own) + own, own) + np.arange(parts[-1])).to(device)
+        return cls(
+            torch.from_numpy(parts).to(device),
+            int(lengths.max(initial=0)),
+            real,
+            torch.from_numpy(crossings.astype(np.int32)).to(device),
+            int((crossings[:, 1] - crossings[:, 0]).max(initial=0)),
+            int((crossings[:, 3] - crossings[:, 2]).max(initial=0)),
+        )
 
 
-def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    order = torch.argsort(~chosen, dim=-1, stable=True)
-    return order.to(torch.int32).contiguous(), chosen.sum(-1, dtype=torch.int32).contiguous()
+def spans_of(key_end: np.ndarray) -> np.ndarray | None:
+    """(T,) ends in order of their keys -> the (N, 5) spans they were made of, or equivalent ones; None: of no such.
+
+    A sample's goal comes back as a sample of its own, which says the same.
+    """
+    total, position = len(key_end), np.arange(len(key_end))
+    furthest = np.concatenate([[0], np.maximum.accumulate(key_end)[:-1]]) if total else position
+    # A sample starts where no earlier key is still seen; padding is a start of its own with nothing in it.
+    starts = np.flatnonzero((furthest <= position) & (key_end > position))
+    stops = key_end[starts]
+    if not len(starts):
+        return np.zeros((0, 5), np.int64) if not key_end.any() else None
+    whose = np.searchsorted(starts, position, "right") - 1
+    whole = key_end == stops[np.maximum(whose, 0)]
+    inside = (whose >= 0) & (position < stops[np.maximum(whose, 0)])
+    # The hole: keys of the sample that end before it does, one run; its end is theirs.
+    early = np.flatnonzero(inside & ~whole)
+    observation, bc = stops.copy(), stops.copy()
+    if len(early):
+        samples, at = np.unique(whose[early], return_index=True)
+        observation[samples], bc[samples] = early[at], key_end[early[at]]
+    spans = np.stack([starts, observation, bc, stops, stops], 1)
+    lawful = (np.diff(spans, axis=1) >= 0).all() and (spans[1:, 0] >= spans[:-1, 4]).all()
+    return spans if lawful and np.array_equal(_table(spans, total)[0], key_end) else None
+
+
+def _table(spans: np.ndarray, total: int) -> np.ndarray:
+    """(4, total) int32 (`TABLE`) of lawful spans in order."""
+    start, observation, bc, crl_action, goal = spans.T
+    # Runs of equal values, in the order they lie in memory: the gap before a sample, then its four parts.
+    before = np.concatenate([[0], goal[:-1]])[: len(spans)]
+    edges = np.stack([before, start, observation, bc, crl_action, goal], 1)
+    counts = np.append(np.diff(edges, axis=1).reshape(-1), total - (goal[-1] if len(goal) else 0))
+    none = np.zeros_like(start)
+    values = np.zeros((4, len(counts)), np.int32)
+    values[:, :-1] = np.stack([
+        np.stack([none, crl_action, bc, crl_action, goal], 1),
+        np.stack([none, start, start, start, crl_action], 1),
+        np.stack([none, none, none, observation, none], 1),
+        np.stack([none, none, none, bc, none], 1),
+    ]).reshape(4, -1)  # fmt: skip
+    table = values.repeat(counts, axis=1)
+    gaps = np.flatnonzero(table[0] == 0)
+    table[1, gaps] = gaps + 1  # sees nothing, and leaves the order of `first` whole
+    return table
+
+
+def _check_spans(spans: np.ndarray, total: int, rows: int) -> None:
+    length = total // rows
+    ordered = (np.diff(spans, axis=1) >= 0).all(1) & (spans[:, 0] >= 0) & (spans[:, 4] <= total)
+    free = np.ones(len(spans), bool)
+    free[1:] = spans[1:, 0] >= spans[:-1, 4]
+    in_row = (spans[:, 0] // max(length, 1) == (spans[:, 4] - 1) // max(length, 1)) | (spans[:, 0] == spans[:, 4])
+    for good, law in (
+        (ordered, f"0 <= {' <= '.join(SPAN)} <= {total}"),
+        (free, "samples must not overlap"),
+        (in_row, f"a sample lies within one row of {length} tokens"),
+    ):
+        if not good.all():
+            raise ValueError(f"Spans of a sample break a law ({law}): found {spans[np.flatnonzero(~good)[0]].tolist()}")
+
+
+def _check_segments(key_end: np.ndarray, bounds: np.ndarray) -> None:
+    if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] > len(key_end) or (np.diff(bounds) < 0).any():
+        raise ValueError(f"cu_seqlens must rise from 0 to at most {len(key_end)}, found {bounds.tolist()}")
+    end_of = np.repeat(bounds[1:], np.diff(bounds))
+    across = np.flatnonzero(key_end[: len(end_of)] > end_of)
+    if len(across):
+        key = int(across[0])
+        raise ValueError(f"key_end[{key}] is {key_end[key]}, beyond its segment, which ends at {end_of[key]}")

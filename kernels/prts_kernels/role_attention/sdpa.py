@@ -1,7 +1,7 @@
-"""Role-aware attention by torch's scaled_dot_product_attention with a dense mask: any device, any dtype.
+"""Role-aware attention by torch's scaled_dot_product_attention: any device, any dtype.
 
-On a CPU, long rows go in stripes of queries against the keys that a stripe sees, which skips most of what the mask
-hides; elsewhere nothing is skipped and the cost is that of full attention.
+Long rows go in stripes of queries against the keys that a stripe sees, which skips most of what the mask hides; short
+rows go side by side with a dense mask.
 """
 
 from __future__ import annotations
@@ -10,37 +10,46 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from prts_kernels.role_attention.mask import RoleMask
+from prts_kernels.role_attention.case import Case
+from prts_kernels.role_attention.mask import RoleMask, Stripe
 
-STRIPE = 64  # queries; of 32 to 128 about alike
+STRIPE = {"cpu": 64}  # queries; on a CPU 32 to 128 are about alike
+STRIPE_ELSEWHERE = 1024
 
 
-def unfit(q: Tensor, k: Tensor, v: Tensor) -> str | None:
-    """Why these tensors cannot be computed here, or None."""
+def unfit(case: Case) -> str | None:
+    """Why this cannot be computed here, or None."""
     return None
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, mask: RoleMask, scale: float) -> Tensor:
-    """q (B, Hq, L, D), k and v (B, Hkv, L, D) -> (B, Hq, L, D) in q's dtype."""
+    """q (T, Hq, D), k and v (T, Hkv, D) -> (T, Hq, D) in q's dtype."""
+    q, k, v = (x.reshape(mask.rows, -1, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))  # (B, H, L, D)
+    stripe = STRIPE.get(q.device.type, STRIPE_ELSEWHERE)
+    striped = q.shape[2] >= 2 * stripe
     if not mask.padded or (q.device.type == "cpu" and _padding_is_finite(q, k, v, mask)):
         # torch's CPU kernels give 0 and zero gradients for blind rows
-        if q.device.type == "cpu" and mask.length >= 2 * STRIPE:
-            return _attend_in_stripes(q, k, v, mask, scale)
-        return _attend(q, k, v, mask.dense, scale)
-    # Values in padding (NaN included) must reach neither sums nor gradients, and CUDA backends differ on blind rows.
-    blind, dead = mask.blind_rows[:, None, :, None], mask.dead_keys[:, None, :, None]
-    clean = q.masked_fill(blind, 0), k.masked_fill(dead, 0), v.masked_fill(dead, 0)
-    return _attend(*clean, mask.dense_open, scale).masked_fill(blind, 0)
+        out = _in_stripes(q, k, v, mask.stripes(stripe), scale) if striped else _attend(q, k, v, mask.dense, scale)
+    else:
+        # Values in padding (NaN too) must reach neither sums nor gradients, and CUDA backends differ on blind rows.
+        blind, dead = mask.blind_rows[:, None, :, None], mask.dead_keys[:, None, :, None]
+        q, k, v = q.masked_fill(blind, 0), k.masked_fill(dead, 0), v.masked_fill(dead, 0)
+        if striped:
+            out = _in_stripes(q, k, v, mask.stripes(stripe, blind_see=True), scale)
+        else:
+            out = _attend(q, k, v, mask.dense_open, scale)
+        out = out.masked_fill(blind, 0)
+    return out.transpose(1, 2).flatten(0, 1)
 
 
-def _attend_in_stripes(q: Tensor, k: Tensor, v: Tensor, mask: RoleMask, scale: float) -> Tensor:
+def _in_stripes(q: Tensor, k: Tensor, v: Tensor, stripes: list[Stripe], scale: float) -> Tensor:
     gqa = q.shape[1] != k.shape[1]
     out = [
         scaled_dot_product_attention(
-            q[:, :, s.start : s.stop], k[:, :, s.first : s.last], v[:, :, s.first : s.last], attn_mask=s.visible,
+            q[:, :, s.start : s.stop], k[:, :, s.first : s.stop], v[:, :, s.first : s.stop], attn_mask=s.visible,
             scale=scale, enable_gqa=gqa,
         )
-        for s in mask.stripes(STRIPE)
+        for s in stripes
     ]  # fmt: skip
     return torch.cat(out, dim=2)
 

@@ -10,9 +10,13 @@ import importlib
 import logging
 from functools import cache
 from types import ModuleType
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from prts_kernels.role_attention import measured
+from prts_kernels.role_attention.case import Case, device_name
 from prts_kernels.role_attention.mask import RoleMask
 
 log = logging.getLogger(__name__)
@@ -21,32 +25,32 @@ log = logging.getLogger(__name__)
 IMPLEMENTATIONS: dict[str, str] = {
     "reference": "prts_kernels.role_attention.reference",
     "sdpa": "prts_kernels.role_attention.sdpa",
+    "flex": "prts_kernels.role_attention.flex",
+    "split": "prts_kernels.role_attention.split",
     "triton": "prts_kernels.role_attention.triton",
-    "flash": "prts_kernels.role_attention.flash",
 }
-# In order of preference. Not yet from a measured table: no GPU has run these kernels.
-AUTO = {"cuda": ("triton", "flash", "sdpa")}
-AUTO_ELSEWHERE = ("sdpa",)
+_LOADED: dict[str, ModuleType] = {}  # Dynamo follows a lookup, but no import by name
 
 
 def role_attention(
-    q: Tensor, k: Tensor, v: Tensor, key_end: Tensor | RoleMask, *, scale: float | None = None, impl: str = "auto"
-) -> Tensor:
-    """Softmax attention in which key j of row b is visible to query i iff j <= i and i < key_end[b, j].
+    q: Tensor, k: Tensor, v: Tensor, key_end: Tensor | RoleMask, cu_seqlens: Tensor | None = None, *,
+    scale: float | None = None, impl: str = "auto",
+) -> Tensor:  # fmt: skip
+    """Softmax attention over packed samples in which key j is visible to query i iff j <= i and i < key_end[j].
 
-    q: (B, Hq, L, D); k, v: (B, Hkv, L, D), Hq a multiple of Hkv (grouped queries). key_end: (B, L) int32, or a RoleMask
-    of it, which keeps what is derived from it for the next layer. scale: of the scores, default D ** -0.5.
-    impl: "auto" or one of IMPLEMENTATIONS. Returns (B, Hq, L, D) in q's dtype; queries that see no key give 0, and what
-    lies in keys that no query sees (padding) is never read as a number. Differentiable in q, k and v.
+    q: (T, Hq, D); k, v: (T, Hkv, D), Hq a multiple of Hkv (grouped queries), all samples of a batch end to end.
+    key_end: (T,) int32, or a RoleMask, which is made once a batch and keeps what is derived from it for the next layer
+    (a tensor is read back to the host in every call). cu_seqlens: (S + 1,) int32 bounds of segments, beside a tensor:
+    checked, not needed. scale: of the scores, default D ** -0.5. impl: "auto" or one of IMPLEMENTATIONS.
+    Returns (T, Hq, D) in q's dtype; queries that see no key give 0, and what lies in keys that no query sees (padding)
+    is never read as a number. Differentiable in q, k and v.
     ValueError: shapes that do not fit together, an unknown `impl`, or one that cannot compute these tensors.
     """
-    mask = key_end if isinstance(key_end, RoleMask) else RoleMask(key_end)
+    mask = key_end if isinstance(key_end, RoleMask) else RoleMask(key_end, cu_seqlens)
     _check(q, k, v, mask)
-    if impl == "auto":
-        impl = _choose(q, k, v)
-    else:
-        _refuse(impl, q, k, v)
-    return implementation(impl).forward(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale)
+    grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    name = _chosen(impl, q.device, (q.dtype, k.dtype, v.dtype), q.shape[2], mask.spans is not None, grad)
+    return _LOADED[name].forward(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale)
 
 
 def implementation(name: str) -> ModuleType:
@@ -59,41 +63,45 @@ def implementation(name: str) -> ModuleType:
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, mask: RoleMask) -> None:
-    batch, length = mask.key_end.shape
     good = (
-        q.ndim == k.ndim == 4
+        q.ndim == k.ndim == 3
         and k.shape == v.shape
-        and (q.shape[0], q.shape[2]) == (k.shape[0], k.shape[2]) == (batch, length)
-        and q.shape[3] == k.shape[3]
+        and q.shape[0] == k.shape[0] == mask.total
+        and q.shape[2] == k.shape[2]
         and q.shape[1] % k.shape[1] == 0
     )
     if not good:
         raise ValueError(
-            "role_attention takes q (B, Hq, L, D), k and v (B, Hkv, L, D) with Hq a multiple of Hkv, key_end (B, L); "
-            f"found q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, key_end {(batch, length)}"
+            "role_attention takes q (T, Hq, D), k and v (T, Hkv, D) with Hq a multiple of Hkv, key_end (T,); "
+            f"found q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, key_end {(mask.total,)}"
         )
 
 
-def _refuse(name: str, q: Tensor, k: Tensor, v: Tensor) -> None:
-    reason = implementation(name).unfit(q, k, v)
-    if reason:
-        raise ValueError(f"impl={name!r} cannot compute this: {reason}. impl='auto' picks one that can.")
-
-
-def _choose(q: Tensor, k: Tensor, v: Tensor) -> str:
-    why: list[str] = []
-    for name in AUTO.get(q.device.type, AUTO_ELSEWHERE):
-        if name not in IMPLEMENTATIONS:
-            continue
-        reason = implementation(name).unfit(q, k, v)
-        if reason is None:
-            _say_once(name, q.device.type, str(q.dtype), q.shape[-1], "; ".join(why))
-            return name
-        why.append(f"{name}: {reason}")
-    raise AssertionError("sdpa fits everything")
+@torch.compiler.assume_constant_result  # Dynamo asks once and does not look inside
+def _chosen(impl: str, *case: Any) -> str:
+    name = choose(impl, Case(*case))
+    _LOADED[name] = implementation(name)
+    return name
 
 
 @cache
-def _say_once(name: str, device: str, dtype: str, head_dim: int, passed_over: str) -> None:
-    note = f" (passed over {passed_over})" if passed_over else ""
-    log.info("role_attention: impl=auto is %s on %s, %s, head_dim %d%s", name, device, dtype, head_dim, note)
+def choose(impl: str, case: Case) -> str:
+    """The name of the implementation: `impl` itself where it can compute this, for "auto" the fastest that can."""
+    if impl != "auto":
+        reason = implementation(impl).unfit(case)
+        if reason:
+            raise ValueError(f"impl={impl!r} cannot compute this: {reason}. impl='auto' picks one that can.")
+        return impl
+    passed_over: list[str] = []
+    order, source = measured.order(device_name(case.device), case.head_dim)
+    for name in order:
+        reason = implementation(name).unfit(case)
+        if reason is None:
+            note = f" (passed over {'; '.join(passed_over)})" if passed_over else ""
+            log.info(
+                "role_attention: impl=auto is %s on %s, %s, head_dim %d: %s%s",
+                name, case.device.type, case.dtype, case.head_dim, source, note,
+            )  # fmt: skip
+            return name
+        passed_over.append(f"{name}: {reason}")
+    raise AssertionError("sdpa fits everything")
