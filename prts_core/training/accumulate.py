@@ -13,6 +13,7 @@ from torch import Tensor
 
 from prts_core.training.batch import Batch
 from prts_core.training.ranks import Ranks
+from prts_kernels.info_nce import Processes
 
 
 def item_counts(batch: Batch, draws: int) -> dict[str, int]:
@@ -40,11 +41,8 @@ class MicroRanks(Ranks):
     def sum(self, values: Tensor) -> Tensor:
         return self.inner.sum(values)
 
-    def gather(self, rows: Tensor) -> Tensor:
-        return self.inner.gather(rows)
-
-    def shared(self, parameter: Tensor) -> Tensor:
-        return self.inner.shared(parameter)
+    def processes(self, count: int) -> Processes:
+        return self.inner.processes(count)
 
     def mean(self, local: Tensor, count: int, kind: str) -> Tensor:
         share = self.inner.total(count) / max(1, self.totals[kind])

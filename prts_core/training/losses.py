@@ -106,16 +106,18 @@ def contrastive_term(
 ) -> tuple[Tensor, Metrics]:
     """Contrastive RL over the samples of all processes; a joint batch of one task has no negatives and counts 0."""
     chosen = (batch.tokens.phi_at >= 0).nonzero()[:, 0]
-    phi = ranks.gather(model.embed_state_actions(encoded)[chosen]).float()
-    psi = ranks.gather(model.embed_goals(encoded)[chosen]).float()
-    weight = config.gamma ** ranks.gather(batch.steps_to_go[chosen]).to(phi.dtype)
-    task_id, log_scale = ranks.gather(batch.task_id[chosen]), ranks.shared(model.crl_logit_scale)
+    phi, psi = (x[chosen].float() for x in (model.embed_state_actions(encoded), model.embed_goals(encoded)))
+    processes, log_scale = ranks.processes(len(chosen)), model.crl_logit_scale
+    task_id = processes.gather(batch.task_id[chosen])
     if bool((task_id == task_id[0]).all()):
         # A zero that still reaches every parameter: engines wait for the gradients of all of them.
         return 0.0 * (phi.sum() + psi.sum() + log_scale), {}
-    loss, parts = contrastive_loss(phi, psi, log_scale, weight, task_id, config.logsumexp_weight)
+    weight = config.gamma ** processes.gather(batch.steps_to_go[chosen]).to(phi.dtype)
+    loss, parts = contrastive_loss(
+        phi, psi, log_scale, weight, task_id, config.logsumexp_weight, processes=processes
+    )  # fmt: skip
     loss = ranks.whole(loss)
-    return loss, {"crl_loss": loss.detach(), **parts, "crl_scale": model.crl_logit_scale.detach().exp()}
+    return loss, {"crl_loss": loss.detach(), **parts, "crl_scale": log_scale.detach().exp()}
 
 
 def by_dataset(group: str, values: Tensor, dataset: Tensor, names: list[str], ranks: Ranks) -> Metrics:

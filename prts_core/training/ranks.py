@@ -3,7 +3,7 @@ one would on the joint batch. Knows torch.distributed, no optimiser and no engin
 
 The rule: every process computes the same joint loss, and its backward gives only the part of the gradient that flows
 through its own rows. The engine must therefore *sum* gradients over processes (an engine that averages gets the loss
-times `world`). Parameters applied after a gather, which every process would count in full, go through `shared`.
+times `world`). A loss over all pairs of rows keeps the rule by itself, given where the rows are: `processes`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from prts_kernels.info_nce import ALONE as ALL_HERE
+from prts_kernels.info_nce import Group, Processes
 
 
 class Ranks:
@@ -27,9 +30,9 @@ class Ranks:
         """The sum over processes of a tensor without gradient."""
         return values
 
-    def gather(self, rows: Tensor) -> Tensor:
-        """(n, ...) of each process -> (N, ...), in order of ranks."""
-        return rows
+    def processes(self, count: int) -> Processes:
+        """How the rows of the joint batch lie over processes, of which this one has `count`."""
+        return ALL_HERE
 
     def mean(self, local: Tensor, count: int, kind: str) -> Tensor:
         """The joint mean from each process's own mean over `count` items of a `kind` ("fast", "text" or "flow")."""
@@ -38,10 +41,6 @@ class Ranks:
     def whole(self, loss: Tensor) -> Tensor:
         """A loss that is no mean over items: every process has computed it from everybody's."""
         return loss
-
-    def shared(self, parameter: Tensor) -> Tensor:
-        """A parameter used in a computation that every process repeats."""
-        return parameter
 
 
 ALONE = Ranks()
@@ -62,40 +61,19 @@ class ProcessRanks(Ranks):
         torch.distributed.all_reduce(total)
         return total
 
-    def gather(self, rows: Tensor) -> Tensor:
-        return _Gather.apply(rows, self._counts(len(rows)), self.rank)
+    def processes(self, count: int) -> Processes:
+        return Group(self._counts(count), self.rank)
 
     def mean(self, local: Tensor, count: int, kind: str) -> Tensor:
         # A process without any item has the mean of nothing, NaN; it must not reach the sum.
         part = local * (count / max(1, self.total(count))) if count else local.new_zeros(())
         return _Sum.apply(part)
 
-    def shared(self, parameter: Tensor) -> Tensor:
-        part = parameter / self.world
-        return part + (parameter - part).detach()
-
     def _counts(self, count: int) -> list[int]:
         mine = torch.tensor([count], device=self.device)
         counts = [torch.empty_like(mine) for _ in range(self.world)]
         torch.distributed.all_gather(counts, mine)
         return [int(c) for c in counts]
-
-
-class _Gather(torch.autograd.Function):
-    """All-gather whose backward is this process's slice: the others' parts flow through the others."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, counts: list[int], rank: int) -> Tensor:
-        ctx.start, ctx.count = sum(counts[:rank]), counts[rank]
-        padded = rows.new_zeros((max(counts), *rows.shape[1:]))
-        padded[: len(rows)] = rows
-        parts = [torch.empty_like(padded) for _ in counts]
-        torch.distributed.all_gather(parts, padded)
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return grads[0][ctx.start : ctx.start + ctx.count], None, None
 
 
 class _Sum(torch.autograd.Function):

@@ -1,0 +1,37 @@
+"""Eager InfoNCE over the whole matrix of scores: the specification of every other implementation.
+
+It does not know speed, memory or processes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prts_kernels.info_nce.processes import Processes
+
+
+def unfit(phi: Tensor, processes: Processes) -> str | None:
+    """Why this cannot be computed here, or None."""
+    return "it computes in one process" if processes.world > 1 else None
+
+
+def forward(
+    phi: Tensor, psi: Tensor, log_scale: Tensor, weight: Tensor, task_id: Tensor, terms: tuple[float, float],
+    logsumexp_weight: float, processes: Processes,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """As select.info_nce, in the dtype of phi."""
+    logits = log_scale.exp() * phi @ psi.T
+    same = task_id[:, None] == task_id[None, :]
+    own = torch.eye(len(phi), dtype=torch.bool, device=phi.device)
+    masked = logits.masked_fill(same & ~own, float("-inf"))
+    normalizer = masked.logsumexp(1)
+    to_goal = (weight * (normalizer - logits.diagonal())).mean()
+    share = torch.where(same, weight[None, :], 0.0)
+    share = share / share.sum(1, keepdim=True)
+    to_state = -(share * logits.T.log_softmax(1)).sum(1).mean()
+    loss = terms[0] * to_goal + terms[1] * to_state
+    if logsumexp_weight:
+        loss = loss + logsumexp_weight * normalizer.square().mean()
+    accuracy = (logits.diagonal() > logits.masked_fill(same, float("-inf")).amax(1)).to(phi.dtype).mean()
+    return loss, to_goal.detach(), to_state.detach(), accuracy
