@@ -1,0 +1,112 @@
+"""Random packs of samples as PRTS's packer makes them, and tensors for them. It does not know kernels.
+
+A sample: an observation of about three quarters of its behaviour-cloning part, then instruction and action, then a
+contrastive copy of the action (about 50 tokens) and of the goal (about 30). Shapes: T tokens, Hq and Hkv heads, D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prts_kernels.role_attention import RoleMask
+
+CRL_ACTION, GOAL, OBSERVATION_SHARE = 50, 30, 0.75
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Heads of queries, heads of keys, head size, dtype by name."""
+
+    q_heads: int = 32
+    kv_heads: int = 8
+    head_dim: int = 128
+    dtype: str = "bfloat16"
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[self.dtype]
+
+    @property
+    def label(self) -> str:
+        return f"{self.dtype} head_dim {self.head_dim}"
+
+
+@dataclass(frozen=True)
+class Pack:
+    """spans: (N, 5) int64 as RoleMask takes them, no padding: the last ends at `total`."""
+
+    spans: np.ndarray
+    total: int
+
+    @cached_property
+    def causal_spans(self) -> np.ndarray:
+        """The same samples without roles: every one plain causal from its first to its last token."""
+        starts, ends = self.spans[:, :1], self.spans[:, 4:]
+        return np.concatenate([starts, *[ends] * 4], axis=1)
+
+    def mask(self, device: torch.device | str, causal: bool = False) -> RoleMask:
+        return RoleMask.from_spans(self.causal_spans if causal else self.spans, self.total).to(device)
+
+    def segments(self, device: torch.device | str) -> tuple[Tensor, int]:
+        """(N + 1,) int32 bounds of the samples, and the longest of them."""
+        bounds = np.append(self.spans[:, 0], self.total).astype(np.int32)
+        return torch.from_numpy(bounds).to(device), int(np.diff(bounds).max())
+
+    @property
+    def visible_pairs(self) -> int:
+        return self.mask("cpu").visible_pairs
+
+    @property
+    def causal_pairs(self) -> int:
+        lengths = self.spans[:, 4] - self.spans[:, 0]
+        return int((lengths * (lengths + 1) // 2).sum())
+
+
+def random_pack(total: int, mean: int, rng: np.random.Generator) -> Pack:
+    """Samples of about `mean` tokens, within 15 %, that fill `total` tokens exactly."""
+    count = max(1, round(total / mean))
+    cuts = np.cumsum(rng.uniform(0.85, 1.15, count))
+    return pack_of(np.diff(np.round(cuts / cuts[-1] * total).astype(np.int64), prepend=0).tolist(), rng)
+
+
+def pack_of(lengths: Sequence[int], rng: np.random.Generator, without_crl: Sequence[int] = ()) -> Pack:
+    """Samples of these lengths end to end; those numbered in `without_crl` have no contrastive parts."""
+    spans, at = [], 0
+    for number, length in enumerate(lengths):
+        crl = 0 if number in without_crl else 1
+        goal = crl * min(round(GOAL * rng.uniform(0.75, 1.25)), length // 8)
+        action = crl * min(round(CRL_ACTION * rng.uniform(0.8, 1.2)), length // 4)
+        bc = length - goal - action
+        observation = round(bc * OBSERVATION_SHARE * rng.uniform(0.9, 1.1))
+        spans.append([at, at + observation, at + bc, at + bc + action, at + length])
+        at += length
+    return Pack(np.array(spans, np.int64), at)
+
+
+def odd_pack(rng: np.random.Generator, tiny: bool = False) -> Pack:
+    """Lengths around a tile's edge, some without contrastive parts, in random order; about 2000 tokens."""
+    lengths = [1, 127, 128, 129, 1, 63, 65] if tiny else [1, 127, 128, 129, 128, 129, 1, 256, 300, 511, 2]
+    order = rng.permutation(len(lengths))
+    half = rng.permutation(len(lengths))[: len(lengths) // 2]
+    return pack_of([lengths[i] for i in order], rng, without_crl=half.tolist())
+
+
+def tensors(pack: Pack, shape: Shape, device: torch.device, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """q (T, Hq, D), k and v (T, Hkv, D), dout (T, Hq, D): unit normal, the same for the same seed and device type."""
+    rng = torch.Generator(device).manual_seed(seed)
+    heads = (shape.q_heads, shape.kv_heads, shape.kv_heads, shape.q_heads)
+    q, k, v, dout = (
+        torch.randn(pack.total, h, shape.head_dim, device=device, generator=rng).to(shape.torch_dtype) for h in heads
+    )
+    return q, k, v, dout
+
+
+def bytes_a_set(pack: Pack, shape: Shape) -> int:
+    size = torch.finfo(shape.torch_dtype).bits // 8
+    return pack.total * shape.head_dim * 2 * (shape.q_heads + shape.kv_heads) * size
