@@ -197,17 +197,16 @@ class Samples:
     """The mask as attention that is plainly causal within parts, and what CRL actions see beyond their own part.
 
     parts: (P + 1,) int32, bounds of the parts BC, CRL action and goal, end to end without the padding; longest_part: in
-    tokens. real: (M,) int64, the tokens that are no padding; None when all are real. crossings: (K, 4) int32,
-    CRL-action
-    queries [0, 1) and the observation keys [2, 3) that all of them see, among the T tokens; most_queries, most_keys:
-    the
-    longest of each.
+    tokens. real: (M,) int64, the tokens that are no padding; None when all are real. crossings: (K, 4) int32, queries
+    [0, 1) of CRL actions and the observation keys [2, 3) that all of them see, among the T tokens; crossings_of_real:
+    the same among the M. most_queries, most_keys: the longest of each.
     """
 
     parts: Tensor
     longest_part: int
     real: Tensor | None
     crossings: Tensor
+    crossings_of_real: Tensor
     most_queries: int
     most_keys: int
 
@@ -218,16 +217,19 @@ class Samples:
         lengths = lengths[lengths > 0]
         parts = np.zeros(len(lengths) + 1, np.int32)
         np.cumsum(lengths, out=parts[1:])
-        crossings = np.stack([bc, crl_action, start, observation], 1)[(observation > start) & (crl_action > bc)]
-        real = None
+        crosses = (observation > start) & (crl_action > bc)
+        crossings = np.stack([bc, crl_action, start, observation], 1)[crosses]
+        among_real, real = crossings, None
         if parts[-1] < total:
             own = goal - start
+            among_real = crossings - (start - np.cumsum(own) + own)[crosses, None]
             real = torch.from_numpy(np.repeat(start - np.cumsum(own) + own, own) + np.arange(parts[-1])).to(device)
         return cls(
             torch.from_numpy(parts).to(device),
             int(lengths.max(initial=0)),
             real,
             torch.from_numpy(crossings.astype(np.int32)).to(device),
+            torch.from_numpy(among_real.astype(np.int32)).to(device),
             int((crossings[:, 1] - crossings[:, 0]).max(initial=0)),
             int((crossings[:, 3] - crossings[:, 2]).max(initial=0)),
         )
@@ -275,8 +277,9 @@ def _table(spans: np.ndarray, total: int) -> np.ndarray:
         np.stack([none, none, none, bc, none], 1),
     ]).reshape(4, -1)  # fmt: skip
     table = values.repeat(counts, axis=1)
-    gaps = np.flatnonzero(table[0] == 0)
-    table[1, gaps] = gaps + 1  # sees nothing, and leaves the order of `first` whole
+    if counts[::5].any():
+        gaps = np.flatnonzero(table[0] == 0)
+        table[1, gaps] = gaps + 1  # sees nothing, and leaves the order of `first` whole
     return table
 
 
