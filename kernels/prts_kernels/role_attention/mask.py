@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prts_kernels.role_attention.tiles import Tiles
+
 # The specification (public PRTS): may a query of the row's role see a key of the column's role, in the same sample?
 # Always together with j <= i. Vision stands before state, state before the instruction, and so on in this order.
 ROLES = ("vision", "state", "instruction", "ar_action", "crl_action", "crl_goal")
@@ -102,6 +104,7 @@ class RoleMask:
         self._stripes: dict[tuple[int, bool], list[Stripe]] = {}
         # Plain attributes, not made when first asked for: Dynamo reads them, but would not run what makes them.
         self.samples = None if spans is None else Samples.of(spans, self.total, table.device)
+        self.tiles = None if spans is None else Tiles(spans, self.total, table.device)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> RoleMask:
         """The same mask on another device."""

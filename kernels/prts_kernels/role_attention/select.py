@@ -5,8 +5,6 @@ It does not compute; every implementation module has the same two functions, `un
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import logging
 from functools import cache
 from types import ModuleType
@@ -15,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prts_kernels import registry
 from prts_kernels.role_attention import measured
 from prts_kernels.role_attention.case import Case, device_name
 from prts_kernels.role_attention.mask import RoleMask
@@ -55,11 +54,7 @@ def role_attention(
 
 def implementation(name: str) -> ModuleType:
     """The module of an implementation, or a ValueError that lists the names and suggests one."""
-    if name not in IMPLEMENTATIONS:
-        close = difflib.get_close_matches(name, IMPLEMENTATIONS, n=1)
-        hint = f"; did you mean {close[0]!r}" if close else ""
-        raise ValueError(f"Unknown impl {name!r} of role_attention{hint}. Allowed: auto, {', '.join(IMPLEMENTATIONS)}.")
-    return importlib.import_module(IMPLEMENTATIONS[name])
+    return registry.implementation("role_attention", IMPLEMENTATIONS, name)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, mask: RoleMask) -> None:
@@ -95,7 +90,8 @@ def choose(impl: str, case: Case) -> str:
     passed_over: list[str] = []
     order, source = measured.order(device_name(case.device), case.head_dim)
     for name in order:
-        reason = implementation(name).unfit(case)
+        module = implementation(name)
+        reason = getattr(module, "unfit_for_auto", module.unfit)(case)  # what fits may still not be worth it
         if reason is None:
             note = f" (passed over {'; '.join(passed_over)})" if passed_over else ""
             log.info(
