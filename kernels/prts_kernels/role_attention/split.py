@@ -246,7 +246,8 @@ def default_blocks(head_dim: int) -> dict[str, Blocks]:
     """Tiles by kernel, by what compiles for sm_90 with tensor cores and no spills. Not measured on a GPU yet."""
     if _interpreted():
         return dict.fromkeys(("forward", "dq", "dkdv"), Blocks(16, 16, 1, 1))
-    return {"forward": Blocks(64, 64, 4, 3), "dq": Blocks(64, 64, 4, 2), "dkdv": Blocks(64, 64, 4, 2)}
+    rows = 32 if head_dim > 64 else 64  # of dK and dV, whose accumulators fill the registers
+    return {"forward": Blocks(64, 64, 4, 3), "dq": Blocks(64, 64, 4, 2), "dkdv": Blocks(rows, 64, 4, 2)}
 
 
 def _cross_triton(

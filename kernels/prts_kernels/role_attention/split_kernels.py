@@ -177,11 +177,11 @@ def dkdv_kernel(
     first_query = tl.load(span)
     rows_here = (tl.load(span + 1) - first_query) * G
     last_key = tl.load(span + 3)
-    at = tl.load(span + 2) + tl.program_id(0) * BN + tl.arange(0, BN)
-    if tl.load(span + 2) + tl.program_id(0) * BN < last_key:
+    first_key = tl.load(span + 2) + tl.program_id(0) * BN
+    if first_key < last_key:
         kv_head = tl.program_id(1).to(tl.int64)
+        at = (first_key + tl.arange(0, BN)).to(tl.int64)
         alive = at < last_key
-        at = at.to(tl.int64)
         dims = tl.arange(0, D)
         k_ptrs = K + kv_head * stride_kh + at[:, None] * stride_kt + dims[None, :]
         v_ptrs = V + kv_head * stride_vh + at[:, None] * stride_vt + dims[None, :]
