@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Row = dict[str, Any]
+NAME = "role_attention"  # of the results
 MODES = ("forward", "backward", "both")
 FLOP_SHARE = {"forward": 1.0, "backward": 2.5, "both": 3.5}  # of 4 * pairs * heads * head_dim
 PACKS = ((8192, 771), (8192, 1024), (16384, 771), (16384, 1024), (32768, 771), (32768, 1024))

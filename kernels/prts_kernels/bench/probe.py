@@ -6,6 +6,7 @@ compilers' caches on disk. It does not choose contenders, packs or order.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from prts_kernels.bench.contenders import CONTENDERS, Attend, Contender
 from prts_kernels.bench.correctness import NAMES, Four, Verdict, Yardstick, poisoned
 from prts_kernels.bench.goals import FLOP_SHARE, MODES
 from prts_kernels.bench.packs import Pack, Shape
-from prts_kernels.bench.timing import FAILURES, Call, Plan, captured, measure, one_line, sets_past_cache
+from prts_kernels.bench.timing import FAILURES, Call, Plan, captured, measure, one_line, percentile, sets_past_cache
 from prts_kernels.bench.worker import Emit
 from prts_kernels.role_attention import measured
 
@@ -97,10 +98,12 @@ def judge(
 def time_cells(arguments: dict[str, Any], emit: Emit) -> None:
     """Rows, cell by cell (pack and shape): {"row": {...}}; {"turn": contender} before it runs; {"failed": ...}.
 
-    arguments: contenders, cells, device, seed, plan (of timing.Plan), measured.
+    arguments: contenders, cells, device, seed, plan (of timing.Plan), measured, metadata (the cell for it, or None).
     """
     use_measured(arguments.get("measured"))
     device, plan = torch.device(arguments["device"]), Plan(**arguments["plan"])
+    if arguments["metadata"]:
+        emit({"metadata": metadata(pack_of(arguments["metadata"], arguments["seed"]), device)})
     for cell in arguments["cells"]:
         shape, pack = Shape(**cell["shape"]), pack_of(cell, arguments["seed"])
         count = sets_past_cache(packs.bytes_a_set(pack, shape), device)
@@ -133,6 +136,20 @@ def time_cells(arguments: dict[str, Any], emit: Emit) -> None:
                 emit({"row": row | timing.to_json()})
             del calls
         emit({"done": cell})
+
+
+def metadata(pack: Pack, device: torch.device) -> dict[str, float]:
+    """Microseconds that a step's mask costs: on the host, from the packer's spans until the device has been handed all
+    of it, and on the device, copies and whatever lies between them."""
+    seen = []
+    for _ in range(60):
+        begin = time.perf_counter()
+        pack.mask(device)
+        seen.append((time.perf_counter() - begin) * 1e6)
+    on_host = pack.mask("cpu")
+    timings, _ = measure({"copy": [lambda: on_host.to(device)]}, device, Plan(each_ms=10.0))
+    found = {"host_us": percentile(seen[10:], 0.5)}
+    return found | ({"gpu_us": timings["copy"].median_ms * 1e3} if device.type == "cuda" and timings else {})
 
 
 def _calls(

@@ -17,7 +17,7 @@ NO_PEER = "no Hopper peer"
 def console(results: dict[str, Any]) -> str:
     """Every contender in every cell, the peers' published figures, what was left out, and the goals."""
     rows: list[Row] = results["rows"]
-    parts = [_machine(results)]
+    parts = [machine(results)]
     header = (
         "pack / mean",
         "pass",
@@ -64,9 +64,7 @@ def markdown(results: dict[str, Any] | None) -> str:
     if results is None:
         head = "Not measured on a GPU yet: `python3 kernels/bench/role_attention.py` fills this table."
     else:
-        head = (
-            f"{_machine(results)}. Ours: `{chosen}`. Peer: the fastest of FA3, flash-attn-4 and cuDNN, varlen-causal."
-        )
+        head = f"{machine(results)}. Ours: `{chosen}`. Peer: the fastest of FA3, flash-attn-4 and cuDNN, varlen-causal."
     lines = []
     for pack, mean in PACKS:
         for mode in MODES:
@@ -105,7 +103,7 @@ def _comparison(rows: Sequence[Row]) -> str:
     return markdown_table(("contender", *(f"{pack // 1024}k {mode}" for pack, mode in cells)), lines)
 
 
-def _machine(results: dict[str, Any]) -> str:
+def machine(results: dict[str, Any]) -> str:
     device, versions = results["device"], results["versions"]
     if device["type"] == "cpu":
         name = f"CPU, {device['architecture']}, {device['cores']} cores"
