@@ -10,7 +10,11 @@ from rich.console import Console
 
 from prts_core.errors import lookup
 
-BENCHMARKS = {"backbone": "prts_core.bench.backbone", "train": "prts_core.bench.train"}
+BENCHMARKS = {
+    "backbone": "prts_core.bench.backbone",
+    "info_nce": "prts_core.bench.info_nce",
+    "train": "prts_core.bench.train",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
