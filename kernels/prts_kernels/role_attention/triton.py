@@ -1,4 +1,4 @@
-"""Role-aware attention by our own Triton kernels, mask inside: invisible tiles are never visited.
+"""Role-aware attention by our own Triton kernels, mask inside: what the mask hides is never visited.
 
 Cost follows the visible area (0.9 of varlen-causal); forward and backward give the same bits on every run. It does not
 know the role table. `TRITON_INTERPRET=1` in the environment before first use runs it on the CPU, for tests.
@@ -9,22 +9,24 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from prts_kernels.role_attention import measured
+from prts_kernels.role_attention.case import Case, device_name
 from prts_kernels.role_attention.mask import RoleMask
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 HEAD_DIMS = (16, 32, 64, 128)
+TINY = 1e-30  # in place of a scale of 0: -inf * 0 is no number
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Queries and keys a tile, warps and pipeline stages of one kernel."""
+    """Rows of queries (tokens times the query heads of a key head) and keys a tile, warps and pipeline stages."""
 
     queries: int
     keys: int
@@ -32,18 +34,38 @@ class Blocks:
     stages: int
 
 
-def unfit(q: Tensor, k: Tensor, v: Tensor) -> str | None:
-    """Why these tensors cannot be computed here, or None."""
+KERNELS = ("forward", "dkdv", "dq")
+# By kernel and head size, for fp16 and bf16; the first of each is the default where nothing has been measured.
+CANDIDATES: dict[str, dict[int, tuple[Blocks, ...]]] = {
+    "forward": {
+        64: (Blocks(128, 128, 4, 3), Blocks(128, 64, 4, 3), Blocks(128, 64, 8, 2), Blocks(128, 128, 8, 2)),
+        128: (Blocks(128, 64, 8, 3), Blocks(128, 64, 8, 2), Blocks(128, 64, 4, 2), Blocks(128, 128, 8, 2)),
+    },
+    "dkdv": {
+        64: (Blocks(64, 128, 8, 2), Blocks(64, 64, 4, 3), Blocks(32, 128, 8, 2), Blocks(64, 128, 4, 2)),
+        128: (Blocks(64, 128, 8, 2), Blocks(32, 128, 8, 2), Blocks(64, 64, 4, 2), Blocks(64, 128, 8, 3)),
+    },
+    "dq": {
+        64: (Blocks(128, 64, 8, 2), Blocks(128, 64, 4, 3), Blocks(128, 128, 8, 2), Blocks(64, 64, 4, 3)),
+        128: (Blocks(128, 64, 8, 2), Blocks(128, 64, 8, 3), Blocks(64, 64, 4, 2), Blocks(128, 32, 8, 3)),
+    },
+}
+
+
+def unfit(case: Case) -> str | None:
+    """Why this cannot be computed here, or None."""
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed (pip install triton)"
-    if q.device.type != "cuda" and not _interpreted():
-        return f"it runs on CUDA devices, found {q.device.type}"
-    if q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
-        found = ", ".join(sorted({str(x.dtype) for x in (q, k, v)}))
+    if case.device.type != "cuda" and not _interpreted():
+        return f"it runs on CUDA devices, found {case.device.type}"
+    if case.dtype not in DTYPES or len(set(case.dtypes)) > 1:
+        found = ", ".join(sorted({str(dtype) for dtype in case.dtypes}))
         return f"dtypes are one of {', '.join(map(str, DTYPES))} for q, k and v alike, found {found}"
-    if q.shape[-1] not in HEAD_DIMS:
-        return f"head_dim is one of {HEAD_DIMS}, found {q.shape[-1]}"
-    if q.device.type == "cuda" and torch.cuda.get_device_capability(q.device) < (8, 0):
+    if case.head_dim not in HEAD_DIMS:
+        return f"head_dim is one of {HEAD_DIMS}, found {case.head_dim}"
+    if not case.of_samples:
+        return "key_end does not consist of sample parts"
+    if case.device.type == "cuda" and torch.cuda.get_device_capability(case.device) < (8, 0):
         return "it needs compute capability 8.0"
     return None
 
@@ -51,86 +73,177 @@ def unfit(q: Tensor, k: Tensor, v: Tensor) -> str | None:
 def forward(
     q: Tensor, k: Tensor, v: Tensor, mask: RoleMask, scale: float, blocks: tuple[Blocks, Blocks, Blocks] | None = None
 ) -> Tensor:
-    """q (B, Hq, L, D), k and v (B, Hkv, L, D) -> (B, Hq, L, D) in q's dtype.
+    """q (T, Hq, D), k and v (T, Hkv, D) -> (T, Hq, D) in q's dtype.
 
-    blocks: tile sizes of the kernels (forward, dK and dV, dQ); by default chosen by head size and dtype.
+    blocks: tile sizes of the kernels (forward, dK and dV, dQ); by default measured ones, or by head size and dtype.
+    ValueError: more query heads share a key head than a tile has rows.
     """
     if q.numel() == 0:
         return q * 1.0
-    return _RoleAttention.apply(q, k, v, mask, scale, blocks or default_blocks(q))
+    if scale < 0:  # the running maximum is taken before scaling
+        q, scale = -q, -scale
+    blocks = blocks or default_blocks(q)
+    groups = q.shape[1] // k.shape[1]
+    lists = (_tiles("forward", blocks[0], mask, groups), _tiles("dkdv", blocks[1], mask, groups))
+    flat = [number for b in blocks for number in (b.queries, b.keys, b.warps, b.stages)]
+    return _attention(q, k, v, *lists, _tiles("dq", blocks[2], mask, groups), scale or TINY, flat)[0]
 
 
 def default_blocks(q: Tensor) -> tuple[Blocks, Blocks, Blocks]:
-    """Tile sizes by what compiles for sm_90 with tensor cores and few or no spills. Not measured on a GPU yet."""
+    """Tile sizes (forward, dK and dV, dQ): measured on this device, else what compiles best for sm_90 (CANDIDATES)."""
+    chosen = _chosen(q.device, q.dtype, q.shape[2])
+    return Blocks(*chosen[0:4]), Blocks(*chosen[4:8]), Blocks(*chosen[8:12])
+
+
+@torch.compiler.assume_constant_result  # Dynamo asks once and does not look inside
+def _chosen(device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[int, ...]:
+    """The numbers of three Blocks, end to end."""
     if _interpreted():
-        return (Blocks(16, 16, 1, 1),) * 3
-    if q.dtype == torch.float32:
-        return (Blocks(32, 32, 8, 1),) * 3
-    if q.shape[-1] > 64:
-        return (Blocks(128, 64, 8, 3), Blocks(32, 128, 8, 2), Blocks(128, 64, 8, 2))
-    return (Blocks(128, 64, 4, 3), Blocks(32, 128, 8, 2), Blocks(128, 64, 8, 2))
+        return (16, 16, 1, 1) * 3
+    if dtype == torch.float32:
+        return (32, 32, 8, 1) * 3
+    nearest = 64 if head_dim <= 64 else 128
+    tuned = measured.blocks(device_name(device), head_dim) or {}
+    return tuple(n for kernel in KERNELS for n in tuned.get(kernel, astuple(CANDIDATES[kernel][nearest][0])))
 
 
-def _interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"
+def run_forward(q: Tensor, k: Tensor, v: Tensor, mask: RoleMask, scale: float, blocks: Blocks) -> tuple[Tensor, Tensor]:
+    """One kernel by itself, for timing: (out (T, Hq, D), log-sum-exp in base 2 (Hkv, T, Hq / Hkv) fp32)."""
+    return _run_forward(q, k, v, _tiles("forward", blocks, mask, q.shape[1] // k.shape[1]), scale, blocks)
 
 
-class _RoleAttention(torch.autograd.Function):
-    """Keeps q, k, v, out and the base-2 log-sum-exp of each query for the backward."""
+def run_dq(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    dout: Tensor,
+    lse: Tensor,
+    mask: RoleMask,
+    scale: float,
+    blocks: Blocks,
+) -> tuple[Tensor, Tensor]:
+    """The backward's first kernel by itself: (dq, delta), delta (Hkv, T, Hq / Hkv) fp32 the row sums of out * dout."""
+    tiles = _tiles("dq", blocks, mask, q.shape[1] // k.shape[1])
+    return _run_dq(q, k, v, out, dout, lse, tiles, scale, blocks)
 
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: RoleMask, scale: float, blocks: tuple) -> Tensor:
-        from prts_kernels.role_attention import triton_kernels
 
-        q, k, v = (_unit_stride(x) for x in (q, k, v))
-        batch, heads, length, _ = q.shape
-        out = torch.empty_like(q)
-        lse = torch.empty((batch, heads, length), dtype=torch.float32, device=q.device)
-        tile = blocks[0]
-        visits = mask.visits(tile.queries, tile.keys)
-        triton_kernels.forward_kernel[visits.n_whole.shape[1], batch * heads](
-            q, k, v, mask.key_end, visits.whole, visits.n_whole, visits.part, visits.n_part, out, lse,
-            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
-            heads, length, visits.whole.shape[1], visits.whole.shape[2], scale * math.log2(math.e),
-            **_constants(q, k, tile),
+def run_dkdv(
+    q: Tensor, k: Tensor, v: Tensor, dout: Tensor, lse: Tensor, delta: Tensor, mask: RoleMask, scale: float,
+    blocks: Blocks,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The backward's second kernel by itself: (dk, dv)."""
+    tiles = _tiles("dkdv", blocks, mask, q.shape[1] // k.shape[1])
+    return _run_dkdv(q, k, v, dout, lse, delta, tiles, scale, blocks)
+
+
+def _tiles(kernel: str, blocks: Blocks, mask: RoleMask, groups: int) -> Tensor:
+    assert mask.tiles is not None, "unfit says so"
+    if kernel == "dkdv":
+        return mask.tiles.of("key", blocks.keys)
+    return mask.tiles.of("query", tokens_a_tile(blocks.queries, groups))
+
+
+def tokens_a_tile(rows: int, groups: int) -> int:
+    """The largest power of two of tokens of which `groups` query heads fit into the rows of a tile."""
+    if rows < groups:
+        raise ValueError(f"{groups} query heads share a key head, more than the {rows} rows of a tile")
+    return 1 << (rows // groups).bit_length() - 1
+
+
+@torch.library.custom_op("prts::role_attention_triton", mutates_args=())
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, forward_tiles: Tensor, dkdv_tiles: Tensor, dq_tiles: Tensor, scale: float,
+    blocks: list[int],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return _run_forward(q, k, v, forward_tiles, scale, Blocks(*blocks[0:4]))
+
+
+@torch.library.custom_op("prts::role_attention_triton_backward", mutates_args=())
+def _attention_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dkdv_tiles: Tensor, dq_tiles: Tensor,
+    scale: float, blocks: list[int],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dq, delta = _run_dq(q, k, v, out, dout, lse, dq_tiles, scale, Blocks(*blocks[8:12]))
+    dk, dv = _run_dkdv(q, k, v, dout, lse, delta, dkdv_tiles, scale, Blocks(*blocks[4:8]))
+    return dq, dk, dv
+
+
+@_attention.register_fake
+def _(q, k, v, forward_tiles, dkdv_tiles, dq_tiles, scale, blocks):
+    return q.new_empty(q.shape), q.new_empty(_lse_shape(q, k), dtype=torch.float32)
+
+
+@_attention_backward.register_fake
+def _(dout, q, k, v, out, lse, dkdv_tiles, dq_tiles, scale, blocks):
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, _, dkdv_tiles, dq_tiles, ctx.scale, ctx.blocks = inputs
+    ctx.save_for_backward(q, k, v, *output, dkdv_tiles, dq_tiles)
+    ctx.set_materialize_grads(False)  # no zeros for the log-sum-exp, which no one differentiates
+
+
+def _differentiate(ctx: Any, dout: Tensor | None, _dlse: Tensor | None) -> tuple[Tensor | None, ...]:
+    if dout is None:
+        return (None,) * 8
+    return *_attention_backward(dout, *ctx.saved_tensors, ctx.scale, ctx.blocks), *(None,) * 5
+
+
+_attention.register_autograd(_differentiate, setup_context=_keep)
+
+
+def _run_forward(q: Tensor, k: Tensor, v: Tensor, tiles: Tensor, scale: float, blocks: Blocks) -> tuple[Tensor, Tensor]:
+    from prts_kernels.role_attention import triton_kernels
+
+    q, k, v = (_unit_stride(x) for x in (q, k, v))
+    out = q.new_empty(q.shape)
+    lse = q.new_empty(_lse_shape(q, k), dtype=torch.float32)
+    with torch.cuda.device_of(q):
+        triton_kernels.forward_kernel[len(tiles), k.shape[1]](
+            q, k, v, tiles, out, lse, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], len(q),
+            scale * math.log2(math.e), **_constants(q, k, blocks),
         )  # fmt: skip
-        ctx.save_for_backward(q, k, v, out, lse)
-        ctx.mask, ctx.scale, ctx.blocks = mask, scale, blocks
-        return out
+    return out, lse
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        from prts_kernels.role_attention import triton_kernels
 
-        q, k, v, out, lse = ctx.saved_tensors
-        mask: RoleMask = ctx.mask
-        dout = _unit_stride(grads[0])
-        batch, heads, length, dim = q.shape
-        scale_log2 = ctx.scale * math.log2(math.e)
-        delta = torch.empty_like(lse)
-        triton_kernels.delta_kernel[_tiles(length, 64), batch * heads](
-            out, dout, lse, delta, *out.stride()[:3], *dout.stride()[:3], heads, length, D=dim, BM=64
-        )
-        strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *dout.stride()[:3])
-        _, dkdv_tile, dq_tile = ctx.blocks
+def _run_dq(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, dout: Tensor, lse: Tensor, tiles: Tensor, scale: float, blocks: Blocks
+) -> tuple[Tensor, Tensor]:
+    from prts_kernels.role_attention import triton_kernels
 
-        dk, dv = (torch.empty(k.shape, dtype=k.dtype, device=k.device) for _ in range(2))
-        low, high = mask.tiles(dkdv_tile.keys)
-        triton_kernels.dkdv_kernel[low.shape[1], batch * k.shape[1]](
-            q, k, v, dout, lse, delta, mask.key_end, low, high, dk, dv, *strides,
-            heads, length, _tiles(length, dkdv_tile.queries), low.shape[1], scale_log2, ctx.scale,
-            **_constants(q, k, dkdv_tile),
+    q, k, v, dout = (_unit_stride(x) for x in (q, k, v, dout))
+    dq, delta = q.new_empty(q.shape), torch.empty_like(lse)
+    with torch.cuda.device_of(q):
+        triton_kernels.dq_kernel[len(tiles), k.shape[1]](
+            q, k, v, out, dout, lse, tiles, delta, dq,
+            *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *dout.stride()[:2], len(q),
+            scale * math.log2(math.e), scale, **_constants(q, k, blocks),
         )  # fmt: skip
+    return dq, delta
 
-        dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        visits = mask.visits(dq_tile.queries, dq_tile.keys)
-        triton_kernels.dq_kernel[visits.n_whole.shape[1], batch * heads](
-            q, k, v, dout, lse, delta, mask.key_end, visits.whole, visits.n_whole, visits.part, visits.n_part, dq,
-            *strides, heads, length, visits.whole.shape[1], visits.whole.shape[2], scale_log2, ctx.scale,
-            **_constants(q, k, dq_tile),
+
+def _run_dkdv(
+    q: Tensor, k: Tensor, v: Tensor, dout: Tensor, lse: Tensor, delta: Tensor, tiles: Tensor, scale: float,
+    blocks: Blocks,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    from prts_kernels.role_attention import triton_kernels
+
+    q, k, v, dout = (_unit_stride(x) for x in (q, k, v, dout))
+    dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
+    with torch.cuda.device_of(q):
+        triton_kernels.dkdv_kernel[len(tiles), k.shape[1]](
+            q, k, v, dout, lse, delta, tiles, dk, dv,
+            *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *dout.stride()[:2], len(q),
+            scale * math.log2(math.e), scale, **_constants(q, k, blocks),
         )  # fmt: skip
-        return dq, dk, dv, None, None, None
+    return dk, dv
+
+
+def _lse_shape(q: Tensor, k: Tensor) -> tuple[int, int, int]:
+    """(key heads, T, query heads a key head): the rows of a tile lie side by side."""
+    return k.shape[1], q.shape[0], q.shape[1] // k.shape[1]
 
 
 def _unit_stride(x: Tensor) -> Tensor:
@@ -138,18 +251,20 @@ def _unit_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _tiles(length: int, block: int) -> int:
-    return -(-length // block)
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _constants(q: Tensor, k: Tensor, tile: Blocks) -> dict[str, Any]:
+def _constants(q: Tensor, k: Tensor, blocks: Blocks) -> dict[str, Any]:
+    groups = q.shape[1] // k.shape[1]
     interpreted = _interpreted()
     fixed: dict[str, Any] = {
-        "G": q.shape[1] // k.shape[1],
-        "D": q.shape[3],
-        "BM": tile.queries,
-        "BN": tile.keys,
+        "G": groups,
+        "D": q.shape[2],
+        "TOKENS": tokens_a_tile(blocks.queries, groups),
+        "BM": blocks.queries,
+        "BN": blocks.keys,
         "UPCAST": interpreted and q.dtype == torch.bfloat16,
         "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
     }
-    return fixed if interpreted else fixed | {"num_warps": tile.warps, "num_stages": tile.stages}
+    return fixed if interpreted else fixed | {"num_warps": blocks.warps, "num_stages": blocks.stages}

@@ -1,11 +1,14 @@
 """Triton kernels of role-aware attention: forward, and a backward without atomics (bitwise repeatable).
 
-Imported only by `triton.py` of this folder, when it is first used. They do not know the role table: of the mask they
-see key_end, its min and max over tiles of keys, and the lists of tiles to visit (`mask.py`).
+Imported only by `triton.py` of this folder, when it is first used. Of the mask they see one list of tiles (`tiles.py`):
+where a tile begins and the five numbers of its sample. They do not know padding: no tile of keys holds any.
 
-Legend: BM, BN queries and keys a tile; D head size; G query heads a key head; scores are in base 2 (LOG2E folded into
-their scale), so are the log-sum-exps, +inf for queries that see no key. Tiles in a `whole` list or range need no mask;
-only the others load key_end, and they alone wipe what lies in dead keys and blind rows, NaN included.
+Legend: BM rows of queries a tile: TOKENS tokens times the G query heads of one key head, token by token, so that one
+load of K and V serves all G and the diagonal wastes TOKENS, not BM (rows beyond TOKENS * G idle). BN keys a tile; D
+head size; at, stop: a tile's first token and the one behind its last. Scores are in base 2 (log2 e is folded into
+`scale`), so are the log-sum-exps LSE (key heads, T, G) fp32, +inf for queries that see no key. Tiles seen whole need no
+mask and come first; the masked ones follow in one loop whose counter gives their place by arithmetic, so that loads run
+ahead.
 """
 
 from __future__ import annotations
@@ -24,124 +27,271 @@ def _dot(a, b, acc, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _key_tiles(at, stop, start, observation, bc, crl, BN: tl.constexpr):
+    """The keys that queries [at, stop) see, as tiles: `near` of them from `first` on, `whole` of those without a mask,
+    then, if some of the queries are of a CRL action, tiles from bc on. Returns first, whole, near, all (counts).
+
+    A tile that begins in the CRL action sees nothing of [observation, bc), whatever else is in it; a goal sees itself.
+    """
+    mixed = (at < crl) & (stop > bc)
+    first = tl.where(at >= crl, crl, start)
+    near_end = tl.where(mixed, tl.where(at >= bc, observation, bc), stop)
+    near = tl.maximum(near_end - first + BN - 1, 0) // BN
+    far = tl.where(mixed, (stop - bc + BN - 1) // BN, 0)
+    # Whole: up to the diagonal, up to the hole if one of the queries has it, nothing if only some are a goal's.
+    whole_end = tl.where(mixed, tl.minimum(at + 1, observation), at + 1)
+    whole_end = tl.where((stop > crl) & (at < crl), first, whole_end)
+    whole = tl.maximum(whole_end - first, 0) // BN
+    return first, whole, near, near + far
+
+
+@triton.jit
+def _seen_keys(tokens, at, observation, bc, crl):
+    """Each query sees one run of the near keys, up to `near_until`, and one of the far keys, from `far_from` up to
+    itself; (near_until, far_from), exclusive and inclusive."""
+    near_until = tl.where(tokens < bc, tokens + 1, tl.where(tokens < crl, observation, 0))
+    near_until = tl.where(at >= crl, tokens + 1, near_until)
+    far_from = tl.where(tokens < crl, bc, crl)
+    return near_until, far_from
+
+
+@triton.jit
+def _visible(tokens, near_until, far_from, keys, is_near):
+    """(BM, BN): one unsigned comparison a score, keys - low < many."""
+    low = tl.where(is_near, 0, far_from)
+    many = tl.maximum(tl.where(is_near, near_until, tokens + 1) - low, 0)
+    return (keys[None, :] - low[:, None]).to(tl.uint32) < many.to(tl.uint32)[:, None]
+
+
+@triton.jit
+def _query_range(at, stop, start, observation, bc, crl, goal):
+    """Queries that see keys [at, stop): (until, whole_until); all from stop - 1 to whole_until see all the keys."""
+    has_hole = (at < bc) & (stop > observation)  # keys of the instruction, the prompt, the autoregressive action
+    until = tl.where((at < observation) | (stop > bc), crl, bc)
+    until = tl.where(stop > crl, goal, until)
+    whole_until = tl.where(has_hole, bc, tl.where(at < crl, crl, goal))
+    blind = start > at
+    return tl.where(blind, at, until), whole_until
+
+
+@triton.jit
+def _ends(keys, observation, bc, crl, goal):
+    """key_end of keys of one sample."""
+    return tl.where((keys >= observation) & (keys < bc), bc, tl.where(keys < crl, crl, goal))
+
+
+@triton.jit
 def _forward_tile(
-    acc, top, total, q, rows, tile, k_base, v_base, end_base, stride_kl, stride_vl, scale, length,
+    acc, top, total, q, tokens, near_until, far_from, key, is_near, stop, k_base, v_base, stride_kt, stride_vt, scale,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr,
     UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One tile of keys: online softmax in base 2. `top` running maximum, `total` running sum, (BM,) fp32."""
-    keys = tile * BN + tl.arange(0, BN)
+    """Keys from `key` on: online softmax in base 2. `top` running maximum before scaling, `total` running sum."""
+    columns = tl.arange(0, BN)
     dims = tl.arange(0, D)
-    k_ptrs = k_base + keys[None, :] * stride_kl + dims[:, None]
-    v_ptrs = v_base + keys[:, None] * stride_vl + dims[None, :]
+    k_ptrs = k_base + key.to(tl.int64) * stride_kt + (columns[None, :] * stride_kt + dims[:, None])
+    v_ptrs = v_base + key.to(tl.int64) * stride_vt + (columns[:, None] * stride_vt + dims[None, :])
     if MASKED:
-        ends = tl.load(end_base + keys, mask=keys < length, other=0)
-        alive = ends > keys
-        k = tl.load(k_ptrs, mask=alive[None, :], other=0.0)
-        v = tl.load(v_ptrs, mask=alive[:, None], other=0.0)
-        scores = _dot(q, k, tl.zeros([BM, BN], tl.float32), UPCAST, PRECISION) * scale
-        visible = (keys[None, :] <= rows[:, None]) & (rows[:, None] < ends[None, :])
-        scores = tl.where(visible, scores, float("-inf"))
+        k = tl.load(k_ptrs, mask=(key + columns < stop)[None, :], other=0.0)
     else:
         k = tl.load(k_ptrs)
-        v = tl.load(v_ptrs)
-        scores = _dot(q, k, tl.zeros([BM, BN], tl.float32), UPCAST, PRECISION) * scale
+    scores = _dot(q, k, tl.zeros([BM, BN], tl.float32), UPCAST, PRECISION)
+    if MASKED:
+        seen = _visible(tokens, near_until, far_from, key + columns, is_near)
+        scores = tl.where(seen, scores, float("-inf"))
     higher = tl.maximum(top, tl.max(scores, 1))
     if MASKED:
         finite = tl.where(higher == float("-inf"), 0.0, higher)  # a query that has seen nothing yet
     else:
         finite = higher
-    weights = tl.exp2(scores - finite[:, None])
-    shrink = tl.exp2(top - finite)
+    weights = tl.exp2(scores * scale - (finite * scale)[:, None])  # one fused multiply-add a score
+    shrink = tl.exp2((top - finite) * scale)
     total = total * shrink + tl.sum(weights, 1)
+    if MASKED:
+        v = tl.load(v_ptrs, mask=(key + columns < stop)[:, None], other=0.0)
+    else:
+        v = tl.load(v_ptrs)
     acc = _dot(weights.to(v.dtype), v, acc * shrink[:, None], UPCAST, PRECISION)
     return acc, higher, total
 
 
 @triton.jit
 def forward_kernel(
-    Q, K, V, KEY_END, WHOLE, N_WHOLE, PART, N_PART, OUT, LSE,
-    stride_qb, stride_qh, stride_ql, stride_kb, stride_kh, stride_kl, stride_vb, stride_vh, stride_vl,
-    stride_ob, stride_oh, stride_ol, heads, length, query_tiles, key_tiles, scale,
-    G: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    Q, K, V, TILES, OUT, LSE, stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, total_tokens, scale,
+    G: tl.constexpr, D: tl.constexpr, TOKENS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Grid (query tiles, B * heads). Writes OUT and LSE (B, heads, length) fp32."""
-    tile = query_tiles - 1 - tl.program_id(0)  # the longest rows first: no tail of late long ones
-    batch = (tl.program_id(1) // heads).to(tl.int64)
-    head = (tl.program_id(1) % heads).to(tl.int64)
-    rows = tile * BM + tl.arange(0, BM)
+    """Grid (tiles, key heads). Writes OUT (T, heads, D), contiguous, and LSE."""
+    at, start, observation, bc, crl, goal = _tile(TILES)
+    stop = tl.minimum(at + TOKENS, goal)
+    kv_head = tl.program_id(1)
+    row = tl.arange(0, BM)
     dims = tl.arange(0, D)
-    inside = rows < length
-    q_ptrs = Q + batch * stride_qb + head * stride_qh + rows[:, None] * stride_ql + dims[None, :]
+    tokens = at + row // G
+    inside = (tokens < stop) & (row < TOKENS * G)
+    q_ptrs = _rows(Q, at, kv_head, row, stride_qt, stride_qh, G)[:, None] + dims[None, :]
     q = tl.load(q_ptrs, mask=inside[:, None], other=0.0)
-    k_base = K + batch * stride_kb + (head // G) * stride_kh
-    v_base = V + batch * stride_vb + (head // G) * stride_vh
-    end_base = KEY_END + batch * length
-    visit = batch * query_tiles + tile
+    k_base = K + kv_head.to(tl.int64) * stride_kh
+    v_base = V + kv_head.to(tl.int64) * stride_vh
+    near_until, far_from = _seen_keys(tokens, at, observation, bc, crl)
+    first, whole, near, visits = _key_tiles(at, stop, start, observation, bc, crl, BN)
 
     top = tl.full([BM], float("-inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, D], tl.float32)
-    for n in range(0, tl.load(N_WHOLE + visit)):
+    for n in range(0, whole):
         acc, top, total = _forward_tile(
-            acc, top, total, q, rows, tl.load(WHOLE + visit * key_tiles + n), k_base, v_base, end_base,
-            stride_kl, stride_vl, scale, length, D, BM, BN, False, UPCAST, PRECISION,
+            acc, top, total, q, tokens, near_until, far_from, first + n * BN, True, stop, k_base, v_base,
+            stride_kt, stride_vt, scale, D, BM, BN, False, UPCAST, PRECISION,
         )  # fmt: skip
-    for n in range(0, tl.load(N_PART + visit)):
+    for n in range(whole, visits):
+        key = tl.where(n < near, first + n * BN, bc + (n - near) * BN)
         acc, top, total = _forward_tile(
-            acc, top, total, q, rows, tl.load(PART + visit * key_tiles + n), k_base, v_base, end_base,
-            stride_kl, stride_vl, scale, length, D, BM, BN, True, UPCAST, PRECISION,
+            acc, top, total, q, tokens, near_until, far_from, key, n < near, stop, k_base, v_base,
+            stride_kt, stride_vt, scale, D, BM, BN, True, UPCAST, PRECISION,
         )  # fmt: skip
 
     blind = total == 0.0
     safe = tl.where(blind, 1.0, total)
-    out = acc / safe[:, None]
-    lse = tl.where(blind, float("inf"), top + tl.log2(safe))
-    out_ptrs = OUT + batch * stride_ob + head * stride_oh + rows[:, None] * stride_ol + dims[None, :]
+    out = acc * (1.0 / safe)[:, None]
+    lse = tl.where(blind, float("inf"), top * scale + tl.log2(safe))
+    heads = tl.num_programs(1) * G
+    out_ptrs = _rows(OUT, at, kv_head, row, heads * D, D, G)[:, None] + dims[None, :]
     tl.store(out_ptrs, out.to(OUT.dtype.element_ty), mask=inside[:, None])
-    tl.store(LSE + (batch * heads + head) * length + rows, lse, mask=inside)
+    tl.store(_flat(LSE, at, kv_head, total_tokens, G) + row, lse, mask=inside)
 
 
 @triton.jit
-def delta_kernel(
-    OUT, DOUT, LSE, DELTA, stride_ob, stride_oh, stride_ol, stride_db, stride_dh, stride_dl, heads, length,
-    D: tl.constexpr, BM: tl.constexpr,
+def _tile(TILES):
+    """One row of the list, for this program."""
+    row = TILES + tl.program_id(0) * 6
+    return tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3), tl.load(row + 4), tl.load(row + 5)
+
+
+@triton.jit
+def _rows(X, at, kv_head, row, stride_t, stride_h, G: tl.constexpr):
+    """(BM,) pointers to the rows of a tile: token at + row // G, query head kv_head * G + row % G."""
+    base = X + at.to(tl.int64) * stride_t + (kv_head * G).to(tl.int64) * stride_h
+    return base + ((row // G) * stride_t + (row % G) * stride_h)
+
+
+@triton.jit
+def _flat(X, at, kv_head, total_tokens, G: tl.constexpr):
+    """Where a tile's rows begin in (key heads, T, G)."""
+    return X + (kv_head.to(tl.int64) * total_tokens + at) * G
+
+
+@triton.jit
+def _dq_tile(
+    dq, q, do, lse, delta, tokens, near_until, far_from, key, is_near, stop, k_base, v_base,
+    stride_kt, stride_vt, scale, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr,
+    UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Grid (query tiles, B * heads). DELTA (B, heads, length) fp32 = sum over D of OUT * DOUT; 0 for blind queries."""
-    batch = (tl.program_id(1) // heads).to(tl.int64)
-    head = (tl.program_id(1) % heads).to(tl.int64)
-    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    """Keys from `key` on against the program's queries."""
+    columns = tl.arange(0, BN)
     dims = tl.arange(0, D)
-    flat = (batch * heads + head) * length + rows
-    sees = tl.load(LSE + flat, mask=rows < length, other=float("inf")) < float("inf")
-    o_ptrs = OUT + batch * stride_ob + head * stride_oh + rows[:, None] * stride_ol + dims[None, :]
-    d_ptrs = DOUT + batch * stride_db + head * stride_dh + rows[:, None] * stride_dl + dims[None, :]
-    out = tl.load(o_ptrs, mask=sees[:, None], other=0.0).to(tl.float32)
-    dout = tl.load(d_ptrs, mask=sees[:, None], other=0.0).to(tl.float32)
-    tl.store(DELTA + flat, tl.sum(out * dout, 1), mask=rows < length)
+    k_ptrs = k_base + key.to(tl.int64) * stride_kt + (columns[:, None] * stride_kt + dims[None, :])
+    v_ptrs = v_base + key.to(tl.int64) * stride_vt + (columns[:, None] * stride_vt + dims[None, :])
+    if MASKED:
+        k = tl.load(k_ptrs, mask=(key + columns < stop)[:, None], other=0.0)
+        v = tl.load(v_ptrs, mask=(key + columns < stop)[:, None], other=0.0)
+    else:
+        k = tl.load(k_ptrs)
+        v = tl.load(v_ptrs)
+    scores = _dot(q, tl.trans(k), tl.zeros([BM, BN], tl.float32), UPCAST, PRECISION)
+    dweights = _dot(do, tl.trans(v), tl.zeros([BM, BN], tl.float32), UPCAST, PRECISION)
+    weights = tl.exp2(scores * scale - lse[:, None])
+    dscores = weights * (dweights - delta[:, None])
+    if MASKED:
+        seen = _visible(tokens, near_until, far_from, key + columns, is_near)
+        dscores = tl.where(seen, dscores, 0.0)
+    return _dot(dscores.to(k.dtype), k, dq, UPCAST, PRECISION)
+
+
+@triton.jit
+def dq_kernel(
+    Q, K, V, OUT, DOUT, LSE, TILES, DELTA, DQ,
+    stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_dt, stride_dh, total_tokens,
+    scale, sm_scale,
+    G: tl.constexpr, D: tl.constexpr, TOKENS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Grid (tiles, key heads); runs before `dkdv_kernel`. Visits what the forward visits.
+
+    Writes DQ (T, heads, D), contiguous, and DELTA, laid out as LSE: the sum over D of OUT * DOUT, 0 for blind queries.
+    """
+    at, start, observation, bc, crl, goal = _tile(TILES)
+    stop = tl.minimum(at + TOKENS, goal)
+    kv_head = tl.program_id(1)
+    heads = tl.num_programs(1) * G
+    row = tl.arange(0, BM)
+    dims = tl.arange(0, D)
+    tokens = at + row // G
+    inside = (tokens < stop) & (row < TOKENS * G)
+    sees = inside & (start <= at)  # what lies in padding, NaN too, is no one's business
+    q_ptrs = _rows(Q, at, kv_head, row, stride_qt, stride_qh, G)[:, None] + dims[None, :]
+    d_ptrs = _rows(DOUT, at, kv_head, row, stride_dt, stride_dh, G)[:, None] + dims[None, :]
+    o_ptrs = _rows(OUT, at, kv_head, row, heads * D, D, G)[:, None] + dims[None, :]
+    q = tl.load(q_ptrs, mask=sees[:, None], other=0.0)
+    do = tl.load(d_ptrs, mask=sees[:, None], other=0.0)
+    out = tl.load(o_ptrs, mask=sees[:, None], other=0.0)
+    delta = tl.sum(out.to(tl.float32) * do.to(tl.float32), 1)
+    tl.store(_flat(DELTA, at, kv_head, total_tokens, G) + row, delta, mask=inside)
+    lse = tl.load(_flat(LSE, at, kv_head, total_tokens, G) + row, mask=inside, other=float("inf"))
+    k_base = K + kv_head.to(tl.int64) * stride_kh
+    v_base = V + kv_head.to(tl.int64) * stride_vh
+    near_until, far_from = _seen_keys(tokens, at, observation, bc, crl)
+    first, whole, near, visits = _key_tiles(at, stop, start, observation, bc, crl, BN)
+
+    dq = tl.zeros([BM, D], tl.float32)
+    for n in range(0, whole):
+        dq = _dq_tile(
+            dq, q, do, lse, delta, tokens, near_until, far_from, first + n * BN, True, stop, k_base, v_base,
+            stride_kt, stride_vt, scale, D, BM, BN, False, UPCAST, PRECISION,
+        )  # fmt: skip
+    for n in range(whole, visits):
+        key = tl.where(n < near, first + n * BN, bc + (n - near) * BN)
+        dq = _dq_tile(
+            dq, q, do, lse, delta, tokens, near_until, far_from, key, n < near, stop, k_base, v_base,
+            stride_kt, stride_vt, scale, D, BM, BN, True, UPCAST, PRECISION,
+        )  # fmt: skip
+    dq_ptrs = _rows(DQ, at, kv_head, row, heads * D, D, G)[:, None] + dims[None, :]
+    tl.store(dq_ptrs, (dq * sm_scale).to(DQ.dtype.element_ty), mask=inside[:, None])
 
 
 @triton.jit
 def _dkdv_tile(
-    dk, dv, k, v, keys, ends, tile, q_base, do_base, lse_base, delta_base, stride_ql, stride_dl, scale, length,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr,
+    dk, dv, k, v, keys, ends, token, goal, q_base, do_base, lse_base, delta_base,
+    stride_qt, stride_qh, stride_dt, stride_dh, scale,
+    G: tl.constexpr, D: tl.constexpr, TOKENS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr,
     UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One tile of queries against the program's keys. Scores are transposed, (BN, BM)."""
-    rows = tile * BM + tl.arange(0, BM)
+    """Queries from `token` on against the program's keys. Scores are transposed, (BN, BM)."""
+    row = tl.arange(0, BM)
     dims = tl.arange(0, D)
-    lse = tl.load(lse_base + rows, mask=rows < length, other=float("inf"))
-    delta = tl.load(delta_base + rows, mask=rows < length, other=0.0)
-    good = rows < length
+    tokens = token + row // G
+    q_rows = (row // G) * stride_qt + (row % G) * stride_qh
+    d_rows = (row // G) * stride_dt + (row % G) * stride_dh
+    q_ptrs = q_base + token.to(tl.int64) * stride_qt + (q_rows[:, None] + dims[None, :])
+    d_ptrs = do_base + token.to(tl.int64) * stride_dt + (d_rows[:, None] + dims[None, :])
+    lse_ptrs = lse_base + token.to(tl.int64) * G + row
+    delta_ptrs = delta_base + token.to(tl.int64) * G + row
+    if MASKED or TOKENS * G != BM:
+        inside = (tokens < goal) & (row < TOKENS * G)
+        q = tl.load(q_ptrs, mask=inside[:, None], other=0.0)
+        do = tl.load(d_ptrs, mask=inside[:, None], other=0.0)
+        lse = tl.load(lse_ptrs, mask=inside, other=float("inf"))
+        delta = tl.load(delta_ptrs, mask=inside, other=0.0)
+    else:
+        q = tl.load(q_ptrs)
+        do = tl.load(d_ptrs)
+        lse = tl.load(lse_ptrs)
+        delta = tl.load(delta_ptrs)
+    scores = _dot(k, tl.trans(q), tl.zeros([BN, BM], tl.float32), UPCAST, PRECISION)
+    weights = tl.exp2(scores * scale - lse[None, :])
     if MASKED:
-        good = lse < float("inf")
-    q = tl.load(q_base + rows[:, None] * stride_ql + dims[None, :], mask=good[:, None], other=0.0)
-    do = tl.load(do_base + rows[:, None] * stride_dl + dims[None, :], mask=good[:, None], other=0.0)
-    scores = _dot(k, tl.trans(q), tl.zeros([BN, BM], tl.float32), UPCAST, PRECISION) * scale
-    weights = tl.exp2(scores - lse[None, :])
-    if MASKED:
-        visible = (keys[:, None] <= rows[None, :]) & (rows[None, :] < ends[:, None])
-        weights = tl.where(visible, weights, 0.0)
+        seen = (keys[:, None] <= tokens[None, :]) & (tokens[None, :] < ends[:, None])
+        weights = tl.where(seen, weights, 0.0)
     dv = _dot(weights.to(do.dtype), do, dv, UPCAST, PRECISION)
     dweights = _dot(v, tl.trans(do), tl.zeros([BN, BM], tl.float32), UPCAST, PRECISION)
     dscores = weights * (dweights - delta[None, :])
@@ -151,129 +301,54 @@ def _dkdv_tile(
 
 @triton.jit
 def dkdv_kernel(
-    Q, K, V, DOUT, LSE, DELTA, KEY_END, TILE_MIN, TILE_MAX, DK, DV,
-    stride_qb, stride_qh, stride_ql, stride_kb, stride_kh, stride_kl, stride_vb, stride_vh, stride_vl,
-    stride_db, stride_dh, stride_dl, heads, length, query_tiles, key_tiles, scale, sm_scale,
-    G: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Grid (key tiles, B * key heads). Writes DK, DV (B, key heads, length, D), contiguous.
-
-    The queries that see some key of a tile are one range [tile's first key, max key_end): masked at both of its ends
-    (diagonal, holes), whole between them.
-    """
-    tile = tl.program_id(0)
-    kv_heads = heads // G
-    batch = (tl.program_id(1) // kv_heads).to(tl.int64)
-    kv_head = (tl.program_id(1) % kv_heads).to(tl.int64)
-    keys = tile * BN + tl.arange(0, BN)
-    dims = tl.arange(0, D)
-    inside = keys < length
-    ends = tl.load(KEY_END + batch * length + keys, mask=inside, other=0)
-    alive = ends > keys
-    k_ptrs = K + batch * stride_kb + kv_head * stride_kh + keys[:, None] * stride_kl + dims[None, :]
-    v_ptrs = V + batch * stride_vb + kv_head * stride_vh + keys[:, None] * stride_vl + dims[None, :]
-    k = tl.load(k_ptrs, mask=alive[:, None], other=0.0)
-    v = tl.load(v_ptrs, mask=alive[:, None], other=0.0)
-
-    low = tl.load(TILE_MIN + batch * key_tiles + tile)
-    last = tl.cdiv(tl.load(TILE_MAX + batch * key_tiles + tile), BM)
-    first = tile * BN // BM
-    whole_start = tl.minimum(tl.cdiv(tile * BN + BN - 1, BM), last)
-    whole_end = tl.where(low >= length, query_tiles, low // BM)
-    whole_end = tl.maximum(tl.minimum(whole_end, last), whole_start)
-
-    dk = tl.zeros([BN, D], tl.float32)
-    dv = tl.zeros([BN, D], tl.float32)
-    for g in range(0, G):
-        head = kv_head * G + g
-        q_base = Q + batch * stride_qb + head * stride_qh
-        do_base = DOUT + batch * stride_db + head * stride_dh
-        lse_base = LSE + (batch * heads + head) * length
-        delta_base = DELTA + (batch * heads + head) * length
-        for m in range(first, whole_start):
-            dk, dv = _dkdv_tile(
-                dk, dv, k, v, keys, ends, m, q_base, do_base, lse_base, delta_base, stride_ql, stride_dl, scale, length,
-                D, BM, BN, True, UPCAST, PRECISION,
-            )  # fmt: skip
-        for m in range(whole_start, whole_end):
-            dk, dv = _dkdv_tile(
-                dk, dv, k, v, keys, ends, m, q_base, do_base, lse_base, delta_base, stride_ql, stride_dl, scale, length,
-                D, BM, BN, False, UPCAST, PRECISION,
-            )  # fmt: skip
-        for m in range(whole_end, last):
-            dk, dv = _dkdv_tile(
-                dk, dv, k, v, keys, ends, m, q_base, do_base, lse_base, delta_base, stride_ql, stride_dl, scale, length,
-                D, BM, BN, True, UPCAST, PRECISION,
-            )  # fmt: skip
-    flat = ((batch * kv_heads + kv_head) * length + keys[:, None]) * D + dims[None, :]
-    tl.store(DK + flat, (dk * sm_scale).to(DK.dtype.element_ty), mask=inside[:, None])
-    tl.store(DV + flat, dv.to(DV.dtype.element_ty), mask=inside[:, None])
-
-
-@triton.jit
-def _dq_tile(
-    dq, q, do, lse, delta, rows, tile, k_base, v_base, end_base, stride_kl, stride_vl, scale, length,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr,
+    Q, K, V, DOUT, LSE, DELTA, TILES, DK, DV,
+    stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_dt, stride_dh, total_tokens,
+    scale, sm_scale,
+    G: tl.constexpr, D: tl.constexpr, TOKENS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One tile of keys against the program's queries."""
-    keys = tile * BN + tl.arange(0, BN)
+    """Grid (tiles of keys, key heads). Writes DK, DV (T, key heads, D), contiguous.
+
+    The queries that see some key of a tile are one range: whole in the middle, masked before (diagonal) and behind
+    (keys whose end comes early). Steps begin at the tile's first token.
+    """
+    at, start, observation, bc, crl, goal = _tile(TILES)
+    stop = tl.minimum(at + BN, goal)
+    kv_head = tl.program_id(1)
+    kv_heads = tl.num_programs(1)
+    column = tl.arange(0, BN)
     dims = tl.arange(0, D)
-    k_ptrs = k_base + keys[:, None] * stride_kl + dims[None, :]
-    v_ptrs = v_base + keys[:, None] * stride_vl + dims[None, :]
-    if MASKED:
-        ends = tl.load(end_base + keys, mask=keys < length, other=0)
-        alive = ends > keys
-        k = tl.load(k_ptrs, mask=alive[:, None], other=0.0)
-        v = tl.load(v_ptrs, mask=alive[:, None], other=0.0)
-    else:
-        k = tl.load(k_ptrs)
-        v = tl.load(v_ptrs)
-    scores = _dot(q, tl.trans(k), tl.zeros([BM, BN], tl.float32), UPCAST, PRECISION) * scale
-    weights = tl.exp2(scores - lse[:, None])
-    dweights = _dot(do, tl.trans(v), tl.zeros([BM, BN], tl.float32), UPCAST, PRECISION)
-    dscores = weights * (dweights - delta[:, None])
-    if MASKED:
-        visible = (keys[None, :] <= rows[:, None]) & (rows[:, None] < ends[None, :])
-        dscores = tl.where(visible, dscores, 0.0)
-    return _dot(dscores.to(k.dtype), k, dq, UPCAST, PRECISION)
+    keys = at + column
+    inside = keys < stop
+    until, whole_until = _query_range(at, stop, start, observation, bc, crl, goal)
+    ends = _ends(keys, observation, bc, crl, goal)
+    alive = inside & (start <= at)
+    k_ptrs = _rows(K, at, kv_head, column, stride_kt, stride_kh, 1)[:, None] + dims[None, :]
+    v_ptrs = _rows(V, at, kv_head, column, stride_vt, stride_vh, 1)[:, None] + dims[None, :]
+    k = tl.load(k_ptrs, mask=alive[:, None], other=0.0)
+    v = tl.load(v_ptrs, mask=alive[:, None], other=0.0)
+    q_base = Q + (kv_head * G).to(tl.int64) * stride_qh
+    do_base = DOUT + (kv_head * G).to(tl.int64) * stride_dh
+    lse_base = LSE + kv_head.to(tl.int64) * total_tokens * G
+    delta_base = DELTA + kv_head.to(tl.int64) * total_tokens * G
 
-
-@triton.jit
-def dq_kernel(
-    Q, K, V, DOUT, LSE, DELTA, KEY_END, WHOLE, N_WHOLE, PART, N_PART, DQ,
-    stride_qb, stride_qh, stride_ql, stride_kb, stride_kh, stride_kl, stride_vb, stride_vh, stride_vl,
-    stride_db, stride_dh, stride_dl, heads, length, query_tiles, key_tiles, scale, sm_scale,
-    G: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Grid (query tiles, B * heads). Writes DQ (B, heads, length, D), contiguous; visits what the forward visits."""
-    tile = query_tiles - 1 - tl.program_id(0)
-    batch = (tl.program_id(1) // heads).to(tl.int64)
-    head = (tl.program_id(1) % heads).to(tl.int64)
-    rows = tile * BM + tl.arange(0, BM)
-    dims = tl.arange(0, D)
-    inside = rows < length
-    flat = (batch * heads + head) * length + rows
-    lse = tl.load(LSE + flat, mask=inside, other=float("inf"))
-    delta = tl.load(DELTA + flat, mask=inside, other=0.0)
-    q_ptrs = Q + batch * stride_qb + head * stride_qh + rows[:, None] * stride_ql + dims[None, :]
-    d_ptrs = DOUT + batch * stride_db + head * stride_dh + rows[:, None] * stride_dl + dims[None, :]
-    q = tl.load(q_ptrs, mask=inside[:, None], other=0.0)
-    do = tl.load(d_ptrs, mask=inside[:, None], other=0.0)
-    k_base = K + batch * stride_kb + (head // G) * stride_kh
-    v_base = V + batch * stride_vb + (head // G) * stride_vh
-    end_base = KEY_END + batch * length
-    visit = batch * query_tiles + tile
-
-    dq = tl.zeros([BM, D], tl.float32)
-    for n in range(0, tl.load(N_WHOLE + visit)):
-        dq = _dq_tile(
-            dq, q, do, lse, delta, rows, tl.load(WHOLE + visit * key_tiles + n), k_base, v_base, end_base,
-            stride_kl, stride_vl, scale, length, D, BM, BN, False, UPCAST, PRECISION,
+    steps = (until - at + TOKENS - 1) // TOKENS
+    low = tl.minimum((stop - 1 - at + TOKENS - 1) // TOKENS, steps)
+    high = tl.maximum((tl.minimum(whole_until, until) - at) // TOKENS, low)
+    dk = tl.zeros([BN, D], tl.float32)
+    dv = tl.zeros([BN, D], tl.float32)
+    for m in range(low, high):
+        dk, dv = _dkdv_tile(
+            dk, dv, k, v, keys, ends, at + m * TOKENS, goal, q_base, do_base, lse_base, delta_base,
+            stride_qt, stride_qh, stride_dt, stride_dh, scale, G, D, TOKENS, BM, BN, False, UPCAST, PRECISION,
         )  # fmt: skip
-    for n in range(0, tl.load(N_PART + visit)):
-        dq = _dq_tile(
-            dq, q, do, lse, delta, rows, tl.load(PART + visit * key_tiles + n), k_base, v_base, end_base,
-            stride_kl, stride_vl, scale, length, D, BM, BN, True, UPCAST, PRECISION,
+    for m in range(0, steps - (high - low)):
+        dk, dv = _dkdv_tile(
+            dk, dv, k, v, keys, ends, at + tl.where(m < low, m, m + high - low) * TOKENS, goal,
+            q_base, do_base, lse_base, delta_base, stride_qt, stride_qh, stride_dt, stride_dh, scale,
+            G, D, TOKENS, BM, BN, True, UPCAST, PRECISION,
         )  # fmt: skip
-    tl.store(DQ + flat[:, None] * D + dims[None, :], (dq * sm_scale).to(DQ.dtype.element_ty), mask=inside[:, None])
+    dk_ptrs = _rows(DK, at, kv_head, column, kv_heads * D, D, 1)[:, None] + dims[None, :]
+    dv_ptrs = _rows(DV, at, kv_head, column, kv_heads * D, D, 1)[:, None] + dims[None, :]
+    tl.store(dk_ptrs, (dk * sm_scale).to(DK.dtype.element_ty), mask=inside[:, None])
+    tl.store(dv_ptrs, dv.to(DV.dtype.element_ty), mask=inside[:, None])

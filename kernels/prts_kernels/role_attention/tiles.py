@@ -1,0 +1,83 @@
+"""Which tokens each program of the Triton kernels takes: tiles that begin where a sample begins, longest work first.
+
+Built on the host from the packer's spans, with numpy, once a batch. It does not know heads or head sizes.
+
+A tile that never crosses from one sample into the next visits 0.8 of the area that tiles of fixed places do (packs of
+samples of 771 tokens, tiles of 32 queries and 64 keys), meets no padding among its keys, and reads its whole mask
+as the five numbers of its sample.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Tokens a tile, made beforehand for both directions: grouped queries share a tile, so that 128 of its rows are 128
+# tokens at one query head a key head, 16 at eight. Other sizes are made when first asked for.
+QUERY_SIZES = (16, 32, 64, 128)
+KEY_SIZES = (64, 128)
+COLUMNS = ("at", "start", "observation_end", "bc_end", "crl_action_end", "goal_end")
+
+
+class Tiles:
+    """The lists of one batch; each (tiles, 6) int32 (`COLUMNS`): the first token of the tile, then its sample's span.
+
+    A tile ends `size` tokens on or at goal_end, whichever comes first. Padding is tiled too, so that its outputs are
+    written: its span has start beyond the tile, so that it sees nothing and nothing sees it.
+    """
+
+    def __init__(self, spans: np.ndarray, total: int, device: torch.device):
+        """spans: (N, 5) lawful and in order, among `total` tokens.
+
+        On a CUDA device the usual sizes are made and sent at once, in one copy: Dynamo reads them, but would not run
+        what makes them. Elsewhere no one may ever ask.
+        """
+        self.spans, self.total, self.device = spans, total, device
+        self._lists: dict[tuple[str, int], Tensor] = {}
+        if device.type == "cuda":
+            self.make()
+
+    def make(self) -> None:
+        """The usual sizes, all at once."""
+        keys = [("query", size) for size in QUERY_SIZES] + [("key", size) for size in KEY_SIZES]
+        made = [self._build(*key) for key in keys]
+        flat = torch.from_numpy(np.concatenate(made)).to(self.device, non_blocking=True)
+        self._lists |= dict(zip(keys, flat.split([len(m) for m in made]), strict=True))
+
+    def of(self, direction: str, size: int) -> Tensor:
+        """direction: "query", the work of a tile is the keys that its queries see; "key", the other way about."""
+        key = (direction, size)
+        if key not in self._lists:
+            self._lists[key] = torch.from_numpy(self._build(*key)).to(self.device)
+        return self._lists[key]
+
+    def _build(self, direction: str, size: int) -> np.ndarray:
+        begin, spans = self._segments
+        counts = -(-(spans[:, 4] - begin) // size)
+        of = np.repeat(np.arange(len(spans)), counts)
+        step = np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts)
+        at, (start, observation, bc, crl_action, goal) = begin[of] + step * size, spans[of].T
+        stop = np.minimum(at + size, goal)
+        if direction == "query":
+            hole = np.where((at >= bc) & (at < crl_action), bc - observation, 0)
+            work = stop - np.where(at < crl_action, start, crl_action) - hole
+        else:
+            inside = np.where((at < observation) | (stop > bc), crl_action, bc)
+            work = np.where(stop > crl_action, goal, inside) - at
+        work[start > at] = 0
+        # int16 sorts by radix. No ties are broken: neighbours in memory stay neighbours in time.
+        order = np.argsort((-np.minimum(-(-work // size), 32767)).astype(np.int16), kind="stable")
+        return np.stack([at, start, observation, bc, crl_action, goal], 1)[order].astype(np.int32)
+
+    @cached_property
+    def _segments(self) -> tuple[np.ndarray, np.ndarray]:
+        """(S,) first tokens and (S, 5) spans of the samples and of the gaps between them, none empty."""
+        real = self.spans[self.spans[:, 4] > self.spans[:, 0]]
+        after = np.append(real[:, 0], self.total)  # where each gap ends
+        before = np.concatenate([[0], real[:, 4]])
+        gap = after > before
+        begin = np.concatenate([before[gap], real[:, 0]])
+        return begin, np.concatenate([np.repeat(after[gap][:, None], 5, 1), real])
