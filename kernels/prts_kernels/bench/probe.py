@@ -33,7 +33,7 @@ def use_measured(path: str | None) -> None:
             cached.cache_clear()
 
 
-def pack_of(cell: dict[str, Any], seed: int) -> Pack:
+def cell_pack(cell: dict[str, Any], seed: int) -> Pack:
     """The same pack in every process of a run."""
     return packs.random_pack(cell["pack"], cell["mean"], np.random.default_rng([seed, cell["pack"], cell["mean"]]))
 
@@ -63,7 +63,7 @@ def check(arguments: dict[str, Any], emit: Emit) -> None:
     for number, cell in enumerate(arguments["cells"]):
         case = f"{cell['pack']} / {cell['mean']}, {Shape(**cell['shape']).label}"
         emit({"begin": case})
-        found = _checked(contender, pack_of(cell, seed), Shape(**cell["shape"]), device, seed + 100 + number)
+        found = _checked(contender, cell_pack(cell, seed), Shape(**cell["shape"]), device, seed + 100 + number)
         emit({"case": case, "cell": cell} | found)
 
 
@@ -103,9 +103,9 @@ def time_cells(arguments: dict[str, Any], emit: Emit) -> None:
     use_measured(arguments.get("measured"))
     device, plan = torch.device(arguments["device"]), Plan(**arguments["plan"])
     if arguments["metadata"]:
-        emit({"metadata": metadata(pack_of(arguments["metadata"], arguments["seed"]), device)})
+        emit({"metadata": metadata(cell_pack(arguments["metadata"], arguments["seed"]), device)})
     for cell in arguments["cells"]:
-        shape, pack = Shape(**cell["shape"]), pack_of(cell, arguments["seed"])
+        shape, pack = Shape(**cell["shape"]), cell_pack(cell, arguments["seed"])
         count = sets_past_cache(packs.bytes_a_set(pack, shape), device)
         sets = [packs.tensors(pack, shape, device, arguments["seed"] + 1000 + i) for i in range(count)]
         attends: dict[str, Attend] = {}

@@ -202,7 +202,7 @@ class Run:
 
         while left and names and self._remaining() > TIME_NEEDED_S:
             given = {
-                "contenders": names, "cells": left, "device": self.device, "seed": self.seed,
+                "contenders": list(names), "cells": list(left), "device": self.device, "seed": self.seed,
                 "plan": asdict(self.plan), "measured": self.measured,
                 "metadata": None if self.results["metadata"] else self.cells[0],
             }  # fmt: skip

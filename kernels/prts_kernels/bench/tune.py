@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prts_kernels.bench import packs
 from prts_kernels.bench.packs import Shape
-from prts_kernels.bench.probe import pack_of
+from prts_kernels.bench.probe import cell_pack
 from prts_kernels.bench.timing import FAILURES, Plan, measure, one_line
 from prts_kernels.bench.worker import Emit
 from prts_kernels.role_attention import triton as ours
@@ -80,7 +80,7 @@ class _Kernels:
     @classmethod
     def of(cls, arguments: dict[str, Any]) -> _Kernels:
         device, shape = torch.device(arguments["device"]), Shape(**arguments["cell"]["shape"])
-        pack = pack_of(arguments["cell"], arguments["seed"])
+        pack = cell_pack(arguments["cell"], arguments["seed"])
         return cls(*packs.tensors(pack, shape, device, arguments["seed"]), pack.mask(device))
 
     def tile(self, kernel: str, number: int) -> ours.Blocks:
