@@ -11,6 +11,7 @@ from rich.console import Console
 from prts_core.errors import lookup
 
 BENCHMARKS = {
+    "attention": "prts_core.bench.attention",
     "backbone": "prts_core.bench.backbone",
     "info_nce": "prts_core.bench.info_nce",
     "train": "prts_core.bench.train",
