@@ -162,7 +162,7 @@ def checked(name: str, **more) -> list[dict]:
     return [line for line in lines if "case" in line]
 
 
-@pytest.mark.parametrize("name", [n for n, c in CONTENDERS.items() if "cpu" in c.devices])
+@pytest.mark.parametrize("name", [n for n, c in CONTENDERS.items() if "cpu" in c.devices and n != "flex"])
 def test_every_contender_of_the_cpu_is_right(name: str) -> None:
     cases = checked(name)
     assert len(cases) == 2 and all(c["ok"] for c in cases), cases
@@ -181,6 +181,11 @@ def test_a_wrong_contender_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_for_a_gpu_says_why_it_is_left_out() -> None:
     [case] = checked("fa3 causal")
     assert case["unfit"] == "it is not timed on cpu"
+    lines: list[dict] = []
+    shape = {"q_heads": 4, "kv_heads": 2, "head_dim": 16, "dtype": "float32"}
+    probe.roll_call({"device": "cpu", "shape": shape, "contenders": ["flex", "sdpa"]}, lines.append)
+    assert lines[0]["machine"]["device"]["type"] == "cpu"
+    assert lines[1] == {"unfit": {"flex": "torch's flex_attention has no backward on a CPU"}}
 
 
 def test_cudnns_operators_take_what_is_handed_to_them() -> None:

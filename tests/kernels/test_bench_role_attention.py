@@ -151,10 +151,9 @@ def test_one_that_crashes_while_it_is_timed_is_left_out(tmp_path: Path, monkeypa
         found = {}
         for job in jobs:
             outcome = worker.Outcome(job.name)
-            if job.task.endswith("machine:task"):
-                outcome.lines = [
-                    {"device": {"name": "cpu", "type": "cpu", "architecture": "x", "cores": 1}, "versions": {}}
-                ]
+            if job.task.endswith("probe:roll_call"):
+                device = {"name": "cpu", "type": "cpu", "architecture": "x", "cores": 1}
+                outcome.lines = [{"machine": {"device": device, "versions": {}}}]
             elif job.task.endswith("probe:check"):
                 ok = job.arguments["contender"] != "reference"
                 outcome.lines = [{"case": "odd lengths", "ok": ok, "why": "wrong by the rule"}]
@@ -182,6 +181,93 @@ def test_one_that_crashes_while_it_is_timed_is_left_out(tmp_path: Path, monkeypa
     assert results["chosen"] == "sdpa" and len(results["rows"]) == 1
     [written] = tmp_path.glob("cpu-*.json")
     assert json.loads(written.read_text())["rows"] == results["rows"]
+
+
+def test_a_whole_run_on_a_gpu_by_pretended_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every phase: checks of every contender, tiles compiled, timed, checked again, all packs, the record."""
+    seen: dict[str, worker.Job] = {}
+    versions = {"torch": "2.11.0", "triton": "3.6.0"}
+
+    def answer(job: worker.Job, on_line) -> worker.Outcome:
+        given, lines, reason = job.arguments, [], None
+        if job.task.endswith("probe:roll_call"):
+            lines = [{"machine": {"device": {"name": "NVIDIA H200", "type": "cuda"}, "versions": versions}}]
+            lines.append({"unfit": {"fa3 causal": "flash-attn 3 is not installed"}})
+        elif job.task.endswith("probe:check"):
+            good = {"ok": True, "why": "", "errors": {"out": 0.01}, "same_bits": {"out": True, "dq": False}}
+            lines = [{"case": f"odd {i}"} | good for i in range(len(given["shapes"]))]
+            lines += [{"case": f"{c['pack']} / {c['mean']}, bfloat16 head_dim {c['shape']['head_dim']}"} | good
+                      for c in given["cells"]]  # fmt: skip
+            assert given["contender"] != "fa3 causal"
+            if given["contender"] == "flex flash":
+                lines, reason = [{"begin": "odd 0"}], "crashed with SIGABRT; last words: why"
+        elif job.task.endswith("tune:compile_one"):
+            tile = [128, 64, 8, given["number"]]
+            lines = [{"kernel": given["kernel"], "number": given["number"], "tile": tile, "ok": given["number"] != 3,
+                      "why": "out of resource", "head_dim": given["cell"]["shape"]["head_dim"]}]  # fmt: skip
+        elif job.task.endswith("tune:time_all"):
+            assert ["forward", 3] not in given["passed"] and len(given["passed"]) == 9
+            lines = [{"kernel": kernel, "tile": [128, 64, 8, n], "median_ms": 1 + abs(n - 1)}
+                     for kernel, n in given["passed"]]  # fmt: skip
+        else:
+            assert given["metadata"]["pack"] == 32768 and Path(given["measured"]).exists()
+            on_line(job.name, {"metadata": {"host_us": 50.0, "gpu_us": 12.0}})
+            for cell in given["cells"]:
+                for name in given["contenders"]:
+                    for mode in goals.MODES:
+                        timed = row(name, cell["pack"], cell["mean"], mode, 1.0, cell["shape"]["head_dim"])
+                        on_line(job.name, {"row": timed})
+                on_line(job.name, {"done": cell})
+        return worker.Outcome(job.name, lines, reason)
+
+    def pretend(jobs, folder, at_once, deadline, on_line=None, on_end=None):
+        assert len({j.name for j in jobs}) == len(jobs)
+        seen.update({j.name: j for j in jobs})
+        return {j.name: answer(j, on_line) for j in jobs}
+
+    monkeypatch.setattr(worker, "run", pretend)
+    results = Run("cuda", tmp_path, tmp_path, seed=1).all()
+    assert sum(name.startswith("tiles of") for name in seen) == 2 * 3 * 4
+    assert results["excluded"] == {
+        "flex flash": "crashed with SIGABRT; last words: why", "fa3 causal": "flash-attn 3 is not installed"
+    }  # fmt: skip
+    best = {kernel: [128, 64, 8, 1] for kernel in ("forward", "dkdv", "dq")}
+    assert results["tuning"]["blocks"] == {"128": best, "64": best} and len(results["tuning"]["refused"]) == 3
+    assert len(results["rows"]) == (len(CONTENDERS) - 6) * 7 * 3 and results["faults"] == []
+    assert [r["max_error"] for r in results["rows"]] == [0.01] * len(results["rows"])
+    assert results["same_bits"]["triton"] == "two runs differ in dq" and results["metadata"]["gpu_us"] == 12.0
+    assert {g["met"] for g in results["goals"]} >= {"must", "missed"} and "not measured" not in tables.markdown(results)
+    [written] = tmp_path.glob("nvidia-h200-*.json")
+    assert json.loads(written.read_text())["chosen"] == results["chosen"]
+    record(results, tmp_path / "record.json")
+    assert set(json.loads((tmp_path / "record.json").read_text())["NVIDIA H200"]["order"]) == {"64", "128"}
+
+
+@pytest.mark.slow
+def test_tiles_are_compiled_checked_and_timed_in_the_interpreter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    shape = {"q_heads": 2, "kv_heads": 1, "head_dim": 64, "dtype": "float16"}
+    given = {"cell": {"pack": 96, "mean": 48, "shape": shape}, "device": "cpu", "seed": 2}
+    jobs = [
+        worker.Job(
+            f"tiles of {kernel}", "prts_kernels.bench.tune:compile_one", given | {"kernel": kernel, "number": 1}, 60
+        )
+        for kernel in ("dq", "dkdv")
+    ]
+    plan = {"each_ms": 1, "rounds": 1, "warmup": 1}
+    passed = [["forward", 0], ["forward", 1], ["dq", 0]]
+    jobs.append(worker.Job("tune", "prts_kernels.bench.tune:time_all", given | {"plan": plan, "passed": passed}, 60))
+    found = worker.run(jobs, tmp_path, 2, time.monotonic() + 60)
+    assert all(o.reason is None for o in found.values()), found
+    for kernel in ("dq", "dkdv"):
+        [line] = found[f"tiles of {kernel}"].lines
+        assert line["ok"] and line["head_dim"] == 64 and len(line["tile"]) == 4
+    timed = [line for line in found["tune"].lines if "median_ms" in line]
+    assert [line["kernel"] for line in timed] == ["forward", "forward", "dq"]
+    assert timed[0]["tile"] != timed[1]["tile"]
 
 
 def test_the_options_that_need_no_device(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

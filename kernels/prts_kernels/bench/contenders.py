@@ -44,7 +44,7 @@ CONTENDERS = {
         Contender("split fa2", "ours", "split", "fa2"),
         Contender("split torch", "ours", "split", "torch"),
         Contender("split eager", "ours", "split", "eager", devices=("cpu",)),
-        Contender("flex", "ours", "flex", devices=("cuda",)),
+        Contender("flex", "ours", "flex", devices=("cuda", "cpu")),
         Contender("flex flash", "ours", "flex", "FLASH"),
         Contender("sdpa", "ours", "sdpa", devices=("cuda", "cpu")),
         Contender("reference", "ours", "reference", devices=("cpu",)),
@@ -76,8 +76,9 @@ def unfit(contender: Contender, q: Tensor) -> str | None:
     if q.device.type not in contender.devices:
         return f"it is not timed on {q.device.type}"
     case = Case(q.device, (q.dtype,) * 3, q.shape[-1], True, True)
-    if contender.backend in varlen.BACKENDS:
-        reason = varlen.BACKENDS[contender.backend].unfit(case)
+    stock = "fa4" if contender.backend == "FLASH" else contender.backend
+    if stock in varlen.BACKENDS:
+        reason = varlen.BACKENDS[stock].unfit(case)
         if reason:
             return reason
     if contender.module is not None:
@@ -93,7 +94,7 @@ def build(contender: Contender, pack: Pack, device: torch.device, head_dim: int)
         forward: Callable[..., Tensor] = implementation(contender.module).forward
         given = {"backend": contender.backend} if contender.backend else {}
         if contender.module == "flex":
-            _let_compiled_code_be_timed()
+            _let_backward_run_again()
         mask = pack.mask(device)
         return Differentiated(lambda q, k, v: forward(q, k, v, mask, scale, **given))
     if contender.name == "sdpa causal":
@@ -105,13 +106,10 @@ def build(contender: Contender, pack: Pack, device: torch.device, head_dim: int)
     return _Stock(varlen.BACKENDS[contender.backend], segments, longest, scale)
 
 
-def _let_compiled_code_be_timed() -> None:
-    """One graph a shape, so that caches on disk filled by another process fit, and a backward that may run again."""
-    import torch._dynamo.config
+def _let_backward_run_again() -> None:
+    """Compiled backwards may otherwise write over what they saved, and refuse a second run."""
     import torch._functorch.config
 
-    torch._dynamo.config.automatic_dynamic_shapes = False
-    torch._dynamo.config.recompile_limit = 64
     torch._functorch.config.donated_buffer = False
 
 

@@ -62,8 +62,3 @@ def _present(module: str) -> str | None:
     from importlib.util import find_spec
 
     return "present" if find_spec(module) else None
-
-
-def task(arguments: dict[str, Any], emit: Any) -> None:
-    """A job of `worker`: one line, `describe`."""
-    emit(describe(arguments["device"]))

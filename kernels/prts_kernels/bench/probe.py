@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prts_kernels.bench import contenders, packs
+from prts_kernels.bench import contenders, machine, packs
 from prts_kernels.bench.contenders import CONTENDERS, Attend, Contender
 from prts_kernels.bench.correctness import NAMES, Four, Verdict, Yardstick, poisoned
 from prts_kernels.bench.goals import FLOP_SHARE, MODES
@@ -36,6 +36,18 @@ def use_measured(path: str | None) -> None:
 def cell_pack(cell: dict[str, Any], seed: int) -> Pack:
     """The same pack in every process of a run."""
     return packs.random_pack(cell["pack"], cell["mean"], np.random.default_rng([seed, cell["pack"], cell["mean"]]))
+
+
+def roll_call(arguments: dict[str, Any], emit: Emit) -> None:
+    """{"machine": ...}, then {"unfit": {contender: reason}} of those that this machine lets compute nothing.
+
+    arguments: device, shape, contenders.
+    """
+    emit({"machine": machine.describe(arguments["device"])})
+    shape = Shape(**arguments["shape"])
+    q = torch.empty(1, shape.q_heads, shape.head_dim, device=arguments["device"], dtype=shape.torch_dtype)
+    reasons = {name: contenders.unfit(CONTENDERS[name], q) for name in arguments["contenders"]}
+    emit({"unfit": {name: reason for name, reason in reasons.items() if reason}})
 
 
 # ---- checking ------------------------------------------------------------------------------------------------------
@@ -165,6 +177,9 @@ def _calls(
             calls[name] = [_call(attend, mode, *inputs) for inputs in sets]
         except FAILURES as err:
             failed[name] = one_line(err)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # what went wrong on the device ends the process, in this one's turn
+        if name in failed:
             continue
         if CONTENDERS[name].graph and device.type == "cuda":
             try:

@@ -71,6 +71,8 @@ def record(results: dict[str, Any], path: Path) -> None:
 
     RuntimeError where no implementation was timed on every pack, or only some of the contenders were asked for.
     """
+    if results["name"] != NAME:
+        raise RuntimeError("nothing recorded: it takes a whole run, without --quick and --only")
     order: dict[str, list[str]] = {}
     for head_dim in sorted({row["head_dim"] for row in results["rows"]}):
         ranked = [CONTENDERS[name] for name in goals.ranking(results["rows"], head_dim)]

@@ -52,6 +52,7 @@ class Run:
         self.full = device == "cuda" and not quick
         if self.full:
             self.cells.append(self._cell(32768, 771, NARROW))
+        self.part = "-part" if quick or only is not None else ""  # beside the results of whole runs, not over them
         self.plan = Plan() if device == "cuda" else Plan(each_ms=100, rounds=3, most_s=1.0)
         if quick:
             self.plan = self.plan.quick()
@@ -60,8 +61,8 @@ class Run:
             raise ValueError(f"none of {', '.join(only or ())} is timed on {device}")
         self.measured: str | None = None  # a file with the tuned tiles, for the jobs that follow
         self.results: dict[str, Any] = {
-            "name": NAME, "date": datetime.now(UTC).isoformat(timespec="seconds"), "device": {}, "versions": {},
-            "seed": self.seed, "quick": quick, "rows": [], "ranking": [], "chosen": None, "goals": [], "metadata": {},
+            "name": NAME + self.part, "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "device": {}, "versions": {}, "seed": self.seed, "quick": quick, "rows": [], "ranking": [], "chosen": None, "goals": [], "metadata": {},
             "excluded": {}, "faults": [], "same_bits": {}, "tuning": {}, "checks": {}, "seconds": {},
         }  # fmt: skip
 
@@ -72,8 +73,10 @@ class Run:
     def all(self) -> dict[str, Any]:
         """RuntimeError without the device."""
         self.machine()
-        self.say(f"seed {self.seed}, {len(self.wanted)} contenders, {self.deadline - self.begin:.0f} s")
+        self.say(f"seed {self.seed}, {self.deadline - self.begin:.0f} s for {', '.join(self.wanted)}")
         passed, tiles = self.check()
+        if {"cudnn causal", "cudnn causal expanded"} <= set(passed):
+            passed.remove("cudnn causal expanded")  # only for a cuDNN that does not take grouped heads
         self._save("checks")
         if "triton" in passed and tiles:
             self.tune(tiles)
@@ -83,12 +86,17 @@ class Run:
         return self.results
 
     def machine(self) -> None:
-        [outcome] = self._jobs([Job("machine", f"{HERE}.machine:task", {"device": self.device}, 120)])
+        """Says what it is; who cannot compute here is left out. RuntimeError without the device."""
+        given = {"device": self.device, "shape": asdict(self.shape), "contenders": self.wanted}
+        [outcome] = self._jobs([Job("machine", f"{HERE}.probe:roll_call", given, 120)])
         if not outcome.lines:
             cure = "; without a GPU, --device cpu tries the machinery on tiny packs" if self.device == "cuda" else ""
             raise RuntimeError(f"the device {self.device} cannot be used: {outcome.reason}{cure}")
-        self.results |= outcome.lines[0]
+        self.results |= outcome.lines[0]["machine"]
         self.say(tables.machine(self.results))
+        for line in outcome.lines[1:]:
+            self.results["excluded"] |= line["unfit"]
+        self.wanted = [name for name in self.wanted if name not in self.results["excluded"]]
 
     # ---- checks, and compiling the candidates of tiles meanwhile ---------------------------------------------------
     def check(self) -> tuple[list[str], list[dict[str, Any]]]:
@@ -274,7 +282,7 @@ class Run:
         device = results["device"]["name"]
         results["goals"] = goals.evaluate(results["rows"], results["chosen"], device, results["metadata"])
         results["seconds"][phase] = round(time.monotonic() - self.begin, 1)
-        write_json(self.out / file_name(device, results["date"][:10]), results)
+        write_json(self.out / file_name(device, results["date"][:10] + self.part), results)
 
 
 def _by_weight(packs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -41,7 +41,7 @@ class Plan:
     rounds: int = 5
     warmup: int = 3
     pause_s: float = 0.005
-    most_s: float = 4.0  # of wall clock a contender, for one whose host or device is very slow
+    most_s: float = 1.5  # of wall clock a contender, for one whose host or device is very slow
 
     def quick(self) -> Plan:
         return replace(self, each_ms=self.each_ms / 4, rounds=2, warmup=2, most_s=1.0)
@@ -71,6 +71,7 @@ def measure(
             probe, host_s = clock.turn(each, 2, host_s * 2)
         except FAILURES as err:
             failed[name] = one_line(err)
+            clock.wait()  # raises where the device itself is lost: that ends the process, in this contender's turn
             continue
         device_s = max(sorted(probe)[0] / 1e3, 1e-6)
         wanted = plan.each_ms / 1e3 / plan.rounds / device_s
@@ -85,6 +86,7 @@ def measure(
                 seen, host_s = clock.turn(calls[name], counts[name], counts[name] * hosts[name])
             except FAILURES as err:
                 failed[name] = one_line(err)
+                clock.wait()
                 del times[name]
                 continue
             hosts[name] = min(hosts[name], host_s)
