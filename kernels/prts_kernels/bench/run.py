@@ -61,9 +61,9 @@ class Run:
             raise ValueError(f"none of {', '.join(only or ())} is timed on {device}")
         self.measured: str | None = None  # a file with the tuned tiles, for the jobs that follow
         self.results: dict[str, Any] = {
-            "name": NAME + self.part, "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "device": {}, "versions": {}, "seed": self.seed, "quick": quick, "rows": [], "ranking": [], "chosen": None, "goals": [], "metadata": {},
-            "excluded": {}, "faults": [], "same_bits": {}, "tuning": {}, "checks": {}, "seconds": {},
+            "name": NAME + self.part, "date": datetime.now(UTC).isoformat(timespec="seconds"), "seed": self.seed,
+            "quick": quick, "device": {}, "versions": {}, "rows": [], "ranking": [], "chosen": None, "goals": [],
+            "metadata": {}, "excluded": {}, "faults": [], "same_bits": {}, "tuning": {}, "checks": {}, "seconds": {},
         }  # fmt: skip
 
     @staticmethod
