@@ -43,7 +43,7 @@ print("compiled")
 
 @pytest.mark.conformance
 @pytest.mark.skipif(
-    not varlen._holds("flash_attn", "cute/interface.py") or not varlen._found("cutlass"),
+    not varlen._holds("flash_attn", "cute/interface.py"),
     reason="flash-attn-4 is not installed (pip install flash-attn-4==4.0.0b36: 100 MB)",
 )
 @pytest.mark.parametrize("mode", ["fast", "deterministic"])

@@ -9,6 +9,7 @@ logarithm; cu_seqlens (P + 1,) int32, from 0 to M; longest segment in tokens. Ne
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Callable
@@ -83,8 +84,14 @@ def _holds(package: str, file: str) -> bool:
     return any((Path(place) / file).exists() for place in places or [])
 
 
-def _found(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+@cache
+def _broken(module: str) -> str | None:
+    """Why an installed module does not import, say for another torch or for want of its own requirements; or None."""
+    try:
+        importlib.import_module(module)
+    except (ImportError, OSError, RuntimeError) as err:
+        return f"{module} does not import: {' '.join(str(err).split())}"
+    return None
 
 
 @cache
@@ -101,11 +108,9 @@ def _version(distribution: str) -> str:
 def _fa4_unfit(case: Case) -> str | None:
     if not _holds("flash_attn", "cute/interface.py"):
         return "flash-attn-4 is not installed"
-    if not _found("cutlass"):
-        return "flash-attn-4 is installed without nvidia-cutlass-dsl"
     if _version("nvidia-cutlass-dsl") in ("4.6.0", "4.6.1"):
         return "flash-attn-4's backward hangs with nvidia-cutlass-dsl 4.6.0 and 4.6.1"
-    return _unfit_for_cuda(case, (9, 0), (10, 9), 128)
+    return _unfit_for_cuda(case, (9, 0), (10, 9), 128) or _broken("flash_attn.cute.interface")
 
 
 def _fa4_forward(
@@ -137,9 +142,9 @@ def _fa4_backward(
 
 
 def _fa3_unfit(case: Case) -> str | None:
-    if not _found("flash_attn_interface"):
+    if importlib.util.find_spec("flash_attn_interface") is None:
         return "flash-attn 3 is not installed"
-    return _unfit_for_cuda(case, (9, 0), (9, 9), 256)
+    return _unfit_for_cuda(case, (9, 0), (9, 9), 256) or _broken("flash_attn_interface")
 
 
 def _fa3_forward(
@@ -180,7 +185,7 @@ def _fa3_backward(
 def _fa2_unfit(case: Case) -> str | None:
     if not _holds("flash_attn", "flash_attn_interface.py"):
         return "flash-attn 2 is not installed"
-    return _unfit_for_cuda(case, (8, 0), (12, 9), 256)
+    return _unfit_for_cuda(case, (8, 0), (12, 9), 256) or _broken("flash_attn.flash_attn_interface")
 
 
 def _fa2_forward(
