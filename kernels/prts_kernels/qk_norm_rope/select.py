@@ -1,10 +1,15 @@
 """The operation `qk_norm_rope` and the choice of its implementation by name.
 
-It does not compute; every implementation module has the same two functions, `unfit` and `forward`.
+It does not compute; every implementation module has the same two functions, `unfit` and `forward`. impl="auto" is the
+specification, except on devices for which measured.json beside this file names another: {device: {"impl", "date"}},
+written by `kernels/bench/qk_norm_rope.py --record`.
 """
 
 from __future__ import annotations
 
+import json
+from functools import cache
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -17,8 +22,7 @@ IMPLEMENTATIONS: dict[str, str] = {
     "reference": "prts_kernels.qk_norm_rope.reference",
     "triton": "prts_kernels.qk_norm_rope.triton",
 }
-# Nothing has been measured on a GPU, so nothing but the specification is chosen anywhere.
-AUTO = "reference"
+MEASURED = Path(__file__).with_name("measured.json")
 _LOADED: dict[str, ModuleType] = {}
 
 
@@ -43,12 +47,23 @@ def qk_norm_rope(
 
 @torch.compiler.assume_constant_result  # Dynamo asks once and does not look inside
 def _chosen(impl: str, device: torch.device, dtypes: tuple[torch.dtype, ...], head_dim: int) -> str:
-    name = AUTO if impl == "auto" else impl
+    name = _fastest(device) if impl == "auto" else impl
     _LOADED[name] = implementation("qk_norm_rope", IMPLEMENTATIONS, name)
     reason = _LOADED[name].unfit(device, dtypes, head_dim)
+    if reason and impl == "auto":
+        return _chosen("reference", device, dtypes, head_dim)
     if reason:
         raise ValueError(f"impl={name!r} cannot compute this: {reason}. impl='auto' picks one that can.")
     return name
+
+
+@cache
+def _fastest(device: torch.device) -> str:
+    """By name of the device; "reference" where nothing has been measured."""
+    if device.type != "cuda" or not MEASURED.exists():
+        return "reference"
+    table = json.loads(MEASURED.read_text(encoding="utf-8"))
+    return table.get(torch.cuda.get_device_name(device), {}).get("impl", "reference")
 
 
 def _check(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor) -> None:
