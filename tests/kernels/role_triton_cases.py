@@ -201,7 +201,7 @@ def test_the_operation_keeps_torchs_rules() -> None:
     mask = ends(24, (5, 9, 15, 18))
     q, k, v, _ = (x.requires_grad_() for x in inputs(24))
     lists = (mask.tiles.of("query", 8), mask.tiles.of("key", 16), mask.tiles.of("query", 8))
-    torch.library.opcheck(ours._attention, (q, k, v, *lists, 0.25, [16, 16, 1, 1] * 3), rtol=1e-3, atol=1e-4)
+    torch.library.opcheck(ours._attention, (q, k, v, *lists, 0.25, [16, 16, 1, 1, 0] * 3), rtol=1e-3, atol=1e-4)
 
 
 def test_one_kernel_at_a_time() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -26,30 +27,48 @@ TINY = 1e-30  # in place of a scale of 0: -inf * 0 is no number
 
 @dataclass(frozen=True)
 class Blocks:
-    """Rows of queries (tokens times the query heads of a key head) and keys a tile, warps and pipeline stages."""
+    """Rows of queries (tokens times the query heads of a key head) and keys a tile, warps and pipeline stages of one
+    kernel; registers: the most a thread may have, 0 for what the compiler takes."""
 
     queries: int
     keys: int
     warps: int
     stages: int
+    registers: int = 0
 
 
 KERNELS = ("forward", "dkdv", "dq")
-# By kernel and head size, for fp16 and bf16; the first of each is the default where nothing has been measured.
+# By kernel and head size, for fp16 and bf16; the first of each is the default where nothing has been measured. Chosen
+# by what ptxas makes for sm_90a (Triton 3.6 and 3.7 agree), in clocks of a multiprocessor for 128 rows and 64 keys:
+#   forward, head size 128: products 1024, exp2 544, issue slots 708 in tiles of 64 keys, 546 in tiles of 128. With two
+#   warpgroups in lockstep that is about 1270 or 1170; but at 32 tokens a tile (four query heads a key head) tiles of 64
+#   keys cover 1.04 of the causal area, of 128 keys 1.13. Equal, and 64 takes less shared memory. With 128 registers
+#   two programs run at once, at 15 reloads a turn: the benchmark shall judge. 64 rows read K and V twice as often,
+#   beyond what L2 gives, and 256 rows spill.
+#   forward, head size 64: products 512, exp2 544, issue 524: four warps a program, two programs at once, no spills.
+#   dK and dV: products 2048, issue 760 (64 rows, 128 keys); dQ: products 1536, issue 600: bound by products.
+# What that leaves open is as torch's FlexAttention found best on an H100. Loads are by pointer: descriptors (TMA) would
+# save 8 of 354 instructions a turn and refuse some strides.
 CANDIDATES: dict[str, dict[int, tuple[Blocks, ...]]] = {
     "forward": {
-        64: (Blocks(128, 128, 4, 3), Blocks(128, 64, 4, 3), Blocks(128, 64, 8, 2), Blocks(128, 128, 8, 2)),
-        128: (Blocks(128, 64, 8, 3), Blocks(128, 64, 8, 2), Blocks(128, 64, 4, 2), Blocks(128, 128, 8, 2)),
+        64: (
+            Blocks(128, 64, 4, 3), Blocks(128, 128, 4, 3), Blocks(128, 64, 8, 3, 128), Blocks(128, 128, 8, 3),
+            Blocks(64, 64, 4, 3),
+        ),
+        128: (
+            Blocks(128, 64, 8, 3), Blocks(128, 64, 8, 2, 128), Blocks(128, 128, 8, 2), Blocks(128, 64, 8, 2),
+            Blocks(64, 64, 4, 2),
+        ),
     },
     "dkdv": {
-        64: (Blocks(64, 128, 8, 2), Blocks(64, 64, 4, 3), Blocks(32, 128, 8, 2), Blocks(64, 128, 4, 2)),
-        128: (Blocks(64, 128, 8, 2), Blocks(32, 128, 8, 2), Blocks(64, 64, 4, 2), Blocks(64, 128, 8, 3)),
+        64: (Blocks(64, 128, 8, 3), Blocks(64, 128, 8, 2), Blocks(64, 64, 4, 3), Blocks(64, 64, 4, 2)),
+        128: (Blocks(64, 128, 8, 3), Blocks(64, 128, 8, 2), Blocks(32, 128, 8, 3), Blocks(64, 64, 8, 2)),
     },
     "dq": {
-        64: (Blocks(128, 64, 8, 2), Blocks(128, 64, 4, 3), Blocks(128, 128, 8, 2), Blocks(64, 64, 4, 3)),
-        128: (Blocks(128, 64, 8, 2), Blocks(128, 64, 8, 3), Blocks(64, 64, 4, 2), Blocks(128, 32, 8, 3)),
+        64: (Blocks(128, 64, 8, 3), Blocks(128, 64, 8, 2, 128), Blocks(64, 64, 4, 3), Blocks(128, 64, 8, 2)),
+        128: (Blocks(128, 64, 8, 3), Blocks(128, 64, 8, 2), Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 3)),
     },
-}
+}  # fmt: skip
 
 
 def unfit(case: Case) -> str | None:
@@ -85,26 +104,30 @@ def forward(
     blocks = blocks or default_blocks(q)
     groups = q.shape[1] // k.shape[1]
     lists = (_tiles("forward", blocks[0], mask, groups), _tiles("dkdv", blocks[1], mask, groups))
-    flat = [number for b in blocks for number in (b.queries, b.keys, b.warps, b.stages)]
+    flat = [number for b in blocks for number in (b.queries, b.keys, b.warps, b.stages, b.registers)]
     return _attention(q, k, v, *lists, _tiles("dq", blocks[2], mask, groups), scale or TINY, flat)[0]
 
 
 def default_blocks(q: Tensor) -> tuple[Blocks, Blocks, Blocks]:
     """Tile sizes (forward, dK and dV, dQ): measured on this device, else what compiles best for sm_90 (CANDIDATES)."""
-    chosen = _chosen(q.device, q.dtype, q.shape[2])
-    return Blocks(*chosen[0:4]), Blocks(*chosen[4:8]), Blocks(*chosen[8:12])
+    return _split(_chosen(q.device, q.dtype, q.shape[2]))
+
+
+def _split(numbers: Sequence[int]) -> tuple[Blocks, Blocks, Blocks]:
+    return Blocks(*numbers[0:5]), Blocks(*numbers[5:10]), Blocks(*numbers[10:15])
 
 
 @torch.compiler.assume_constant_result  # Dynamo asks once and does not look inside
 def _chosen(device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[int, ...]:
     """The numbers of three Blocks, end to end."""
     if _interpreted():
-        return (16, 16, 1, 1) * 3
+        return astuple(Blocks(16, 16, 1, 1)) * 3
     if dtype == torch.float32:
-        return (32, 32, 8, 1) * 3
+        return astuple(Blocks(32, 32, 8, 1)) * 3
     nearest = 64 if head_dim <= 64 else 128
     tuned = measured.blocks(device_name(device), head_dim) or {}
-    return tuple(n for kernel in KERNELS for n in tuned.get(kernel, astuple(CANDIDATES[kernel][nearest][0])))
+    chosen = (Blocks(*tuned[kernel]) if kernel in tuned else CANDIDATES[kernel][nearest][0] for kernel in KERNELS)
+    return tuple(number for blocks in chosen for number in astuple(blocks))
 
 
 def run_forward(q: Tensor, k: Tensor, v: Tensor, mask: RoleMask, scale: float, blocks: Blocks) -> tuple[Tensor, Tensor]:
@@ -156,7 +179,7 @@ def _attention(
     q: Tensor, k: Tensor, v: Tensor, forward_tiles: Tensor, dkdv_tiles: Tensor, dq_tiles: Tensor, scale: float,
     blocks: list[int],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return _run_forward(q, k, v, forward_tiles, scale, Blocks(*blocks[0:4]))
+    return _run_forward(q, k, v, forward_tiles, scale, _split(blocks)[0])
 
 
 @torch.library.custom_op("prts::role_attention_triton_backward", mutates_args=())
@@ -164,8 +187,8 @@ def _attention_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dkdv_tiles: Tensor, dq_tiles: Tensor,
     scale: float, blocks: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    dq, delta = _run_dq(q, k, v, out, dout, lse, dq_tiles, scale, Blocks(*blocks[8:12]))
-    dk, dv = _run_dkdv(q, k, v, dout, lse, delta, dkdv_tiles, scale, Blocks(*blocks[4:8]))
+    dq, delta = _run_dq(q, k, v, out, dout, lse, dq_tiles, scale, _split(blocks)[2])
+    dk, dv = _run_dkdv(q, k, v, dout, lse, delta, dkdv_tiles, scale, _split(blocks)[1])
     return dq, dk, dv
 
 
@@ -267,4 +290,7 @@ def _constants(q: Tensor, k: Tensor, blocks: Blocks) -> dict[str, Any]:
         "UPCAST": interpreted and q.dtype == torch.bfloat16,
         "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
     }
-    return fixed if interpreted else fixed | {"num_warps": blocks.warps, "num_stages": blocks.stages}
+    if interpreted:
+        return fixed
+    limit = {"maxnreg": blocks.registers} if blocks.registers else {}
+    return fixed | {"num_warps": blocks.warps, "num_stages": blocks.stages} | limit

@@ -56,11 +56,12 @@ def _seen_keys(tokens, at, observation, bc, crl):
 
 
 @triton.jit
-def _visible(tokens, near_until, far_from, keys, is_near):
-    """(BM, BN): one unsigned comparison a score, keys - low < many."""
+def _visible(tokens, near_until, far_from, key, is_near, BN: tl.constexpr):
+    """(BM, BN), keys from `key` on: one unsigned comparison a score, keys - low < many."""
     low = tl.where(is_near, 0, far_from)
     many = tl.maximum(tl.where(is_near, near_until, tokens + 1) - low, 0)
-    return (keys[None, :] - low[:, None]).to(tl.uint32) < many.to(tl.uint32)[:, None]
+    beyond = tl.arange(0, BN)[None, :] + (key - low)[:, None]
+    return beyond.to(tl.uint32) < many.to(tl.uint32)[:, None]
 
 
 @triton.jit
@@ -97,8 +98,7 @@ def _forward_tile(
         k = tl.load(k_ptrs)
     scores = _dot(q, k, tl.zeros([BM, BN], tl.float32), UPCAST, PRECISION)
     if MASKED:
-        seen = _visible(tokens, near_until, far_from, key + columns, is_near)
-        scores = tl.where(seen, scores, float("-inf"))
+        scores = tl.where(_visible(tokens, near_until, far_from, key, is_near, BN), scores, float("-inf"))
     higher = tl.maximum(top, tl.max(scores, 1))
     if MASKED:
         finite = tl.where(higher == float("-inf"), 0.0, higher)  # a query that has seen nothing yet
@@ -200,11 +200,10 @@ def _dq_tile(
         v = tl.load(v_ptrs)
     scores = _dot(q, tl.trans(k), tl.zeros([BM, BN], tl.float32), UPCAST, PRECISION)
     dweights = _dot(do, tl.trans(v), tl.zeros([BM, BN], tl.float32), UPCAST, PRECISION)
+    if MASKED:
+        scores = tl.where(_visible(tokens, near_until, far_from, key, is_near, BN), scores, float("-inf"))
     weights = tl.exp2(scores * scale - lse[:, None])
     dscores = weights * (dweights - delta[:, None])
-    if MASKED:
-        seen = _visible(tokens, near_until, far_from, key + columns, is_near)
-        dscores = tl.where(seen, dscores, 0.0)
     return _dot(dscores.to(k.dtype), k, dq, UPCAST, PRECISION)
 
 
@@ -288,10 +287,10 @@ def _dkdv_tile(
         lse = tl.load(lse_ptrs)
         delta = tl.load(delta_ptrs)
     scores = _dot(k, tl.trans(q), tl.zeros([BN, BM], tl.float32), UPCAST, PRECISION)
-    weights = tl.exp2(scores * scale - lse[None, :])
     if MASKED:
-        seen = (keys[:, None] <= tokens[None, :]) & (tokens[None, :] < ends[:, None])
-        weights = tl.where(seen, weights, 0.0)
+        seen = (tokens[None, :] - keys[:, None]).to(tl.uint32) < (ends - keys).to(tl.uint32)[:, None]
+        scores = tl.where(seen, scores, float("-inf"))
+    weights = tl.exp2(scores * scale - lse[None, :])
     dv = _dot(weights.to(do.dtype), do, dv, UPCAST, PRECISION)
     dweights = _dot(v, tl.trans(do), tl.zeros([BN, BM], tl.float32), UPCAST, PRECISION)
     dscores = weights * (dweights - delta[None, :])
