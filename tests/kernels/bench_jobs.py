@@ -18,7 +18,8 @@ def crash(arguments, emit) -> None:
 
 
 def fail(arguments, emit) -> None:
-    raise ValueError("this is why")
+    print("said before")
+    raise ValueError("this is why\nand advice\nand more advice")
 
 
 def hang(arguments, emit) -> None:

@@ -44,7 +44,7 @@ def test_a_hang_or_crash_costs_one_job(tmp_path: Path, own_jobs: None) -> None:
     }  # fmt: skip
     assert [line["word"] for line in found["talk"].lines] == ["a", "b"]
     assert found["crash"].lines == [{"word": "before"}] and "SIGSEGV" in str(found["crash"].reason)
-    assert found["fail"].reason == "ValueError: this is why"
+    assert found["fail"].reason == "ValueError: this is why and advice"
     assert "stopped: not ready after" in str(found["hang"].reason) and found["hang"].lines == [{"word": "before"}]
     assert "silent for" in str(found["silent"].reason)
     assert ("talk", "b") in heard and ("hang", "before") in heard

@@ -80,21 +80,27 @@ def check(arguments: dict[str, Any], emit: Emit) -> None:
 
 
 def _checked(contender: Contender, pack: Pack, shape: Shape, device: torch.device, seed: int) -> dict[str, Any]:
-    q, k, v, dout = packs.tensors(pack, shape, device, seed)
-    try:
-        attend = contenders.build(contender, pack, device, shape.head_dim)
-        spans = pack.spans if contender.group == "ours" else pack.causal_spans
-        verdict, same = judge(lambda: attend, Yardstick.of(spans, q, k, v, dout), q, k, v, dout)
-    except FAILURES as err:
-        return {"ok": False, "why": one_line(err)}
+    spans = pack.spans if contender.group == "ours" else pack.causal_spans
+    for last_try in (False, False, True):
+        try:
+            q, k, v, dout = packs.tensors(pack, shape, device, seed)
+            attend = contenders.build(contender, pack, device, shape.head_dim)
+            verdict, same = judge(attend, Yardstick.of(spans, q, k, v, dout), q, k, v, dout)
+            break
+        except torch.OutOfMemoryError as err:  # others are checked at the same time
+            if last_try:
+                return {"ok": False, "why": one_line(err)}
+            torch.cuda.empty_cache()
+            time.sleep(4)
+        except FAILURES as err:
+            return {"ok": False, "why": one_line(err)}
     return {"ok": verdict.ok, "why": verdict.why, "errors": verdict.errors, "limits": verdict.limits, "same_bits": same}
 
 
 def judge(
-    make: Callable[[], Attend], yardstick: Yardstick, q: Tensor, k: Tensor, v: Tensor, dout: Tensor
+    attend: Attend, yardstick: Yardstick, q: Tensor, k: Tensor, v: Tensor, dout: Tensor
 ) -> tuple[Verdict, dict[str, bool]]:
     """The rule's verdict on a run with poisoned outputs, and by name whether a second run gave the same bits."""
-    attend = make()
 
     def run() -> Four:
         with poisoned(q.device):
@@ -115,6 +121,7 @@ def time_cells(arguments: dict[str, Any], emit: Emit) -> None:
     use_measured(arguments.get("measured"))
     device, plan = torch.device(arguments["device"]), Plan(**arguments["plan"])
     if arguments["metadata"]:
+        emit({"turn": "metadata"})
         emit({"metadata": metadata(cell_pack(arguments["metadata"], arguments["seed"]), device)})
     for cell in arguments["cells"]:
         shape, pack = Shape(**cell["shape"]), cell_pack(cell, arguments["seed"])

@@ -26,7 +26,7 @@ HERE = "prts_kernels.bench"
 GPU_SHAPE, CPU_SHAPE = Shape(), Shape(4, 2, 32, "float32")
 NARROW = replace(GPU_SHAPE, head_dim=64)
 CPU_PACKS = ((512, 64), (2048, 96))
-AT_ONCE = {"cuda": 12, "cpu": 2}
+AT_ONCE = {"cuda": 10, "cpu": 2}
 TIME_NEEDED_S = 8.0  # to start a process on a device; with less left nothing is begun
 
 Cell = dict[str, Any]  # {"pack", "mean", "shape"}
@@ -202,7 +202,7 @@ class Run:
     def time(self, passed: list[str]) -> None:
         """Rows of all cells; a contender in whose turn the process ends or falls silent is left out from there on."""
         left, names = list(self.cells), list(passed)
-        turn = ""
+        turn, first = "", True
 
         def on_line(job: str, line: dict[str, Any]) -> None:
             nonlocal turn
@@ -213,15 +213,17 @@ class Run:
             given = {
                 "contenders": list(names), "cells": list(left), "device": self.device, "seed": self.seed,
                 "plan": asdict(self.plan), "measured": self.measured,
-                "metadata": None if self.results["metadata"] else self.cells[0],
+                "metadata": self.cells[0] if first else None,
             }  # fmt: skip
-            turn = ""
+            turn, first = "", False
             job = Job(f"time {len(names)} {len(left)}", f"{HERE}.probe:time_cells", given, self._remaining(), 90)
             [outcome] = self._jobs([job], on_line=on_line)
             if outcome.reason is None:
                 break
             if self._remaining() <= TIME_NEEDED_S:
                 self.results["faults"].append(f"no time for {len(left)} of {len(self.cells)} packs")
+            elif turn == "metadata":
+                self.results["faults"].append(f"mask metadata: {outcome.reason}")
             elif turn in names:
                 names.remove(turn)
                 self.results["excluded"][turn] = f"while it was timed: {outcome.reason}"

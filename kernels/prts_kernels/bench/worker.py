@@ -129,11 +129,16 @@ class _Running:
                 yield json.loads(raw)
 
     def _why(self, code: int) -> str:
-        said = [line.strip() for line in self.log.read_text("utf-8", errors="replace").splitlines() if line.strip()]
-        last = said[-1][:300] if said else "it said nothing"
+        said = [line for line in self.log.read_text("utf-8", errors="replace").splitlines() if line.strip()]
         if code < 0:
-            return f"crashed with {signal.Signals(-code).name}; last words: {last}"
-        return last
+            return f"crashed with {signal.Signals(-code).name}; last words: {_short(said[-1:])}"
+        starts = [i for i, line in enumerate(said) if line.startswith("Traceback (most recent call last)")]
+        raised = [i for i, line in enumerate(said) if starts and i > starts[-1] and not line.startswith(" ")]
+        return _short(said[raised[0] : raised[0] + 2] if raised else said[-1:])  # advice may follow what was raised
+
+
+def _short(lines: Sequence[str]) -> str:
+    return " ".join(line.strip() for line in lines)[:300] or "it said nothing"
 
 
 @contextmanager
