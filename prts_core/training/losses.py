@@ -37,7 +37,8 @@ def prts_loss(
     if weights.flow:
         flow, parts = flow_term(model, encoded, batch, config, generator, ranks)
         total, metrics = total + weights.flow * flow, metrics | parts
-    if weights.contrastive and (batch.tokens.phi_at >= 0).any():
+    # Asked of all processes: one that has no such sample still takes part in the others' loss.
+    if weights.contrastive and ranks.total(int((batch.tokens.phi_at >= 0).sum())):
         contrastive, parts = contrastive_term(model, encoded, batch, config, ranks)
         total, metrics = total + weights.contrastive * contrastive, metrics | parts
     metrics["loss"] = total.detach()
