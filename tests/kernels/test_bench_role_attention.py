@@ -16,6 +16,7 @@ from prts_kernels.bench.report import block, newest
 from prts_kernels.bench.role_attention import RESULTS, main, put_into, record
 from prts_kernels.bench.run import Run
 from prts_kernels.role_attention import IMPLEMENTATIONS, measured
+from prts_kernels.role_attention.triton import CANDIDATES, Blocks
 from prts_kernels.role_attention.varlen import BACKENDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -266,7 +267,7 @@ def test_tiles_are_compiled_checked_and_timed_in_the_interpreter(
     assert all(o.reason is None for o in found.values()), found
     for kernel in ("dq", "dkdv"):
         [line] = found[f"tiles of {kernel}"].lines
-        assert line["ok"] and line["head_dim"] == 64 and len(line["tile"]) == 4
+        assert line["ok"] and line["head_dim"] == 64 and Blocks(*line["tile"]) == CANDIDATES[kernel][64][1]
     timed = [line for line in found["tune"].lines if "median_ms" in line]
     assert [line["kernel"] for line in timed] == ["forward", "forward", "dq"]
     assert timed[0]["tile"] != timed[1]["tile"]
