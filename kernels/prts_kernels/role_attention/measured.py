@@ -37,6 +37,6 @@ def order(device: str, head_dim: int) -> tuple[tuple[str, ...], str]:
 
 
 def blocks(device: str, head_dim: int) -> dict[str, list[int]] | None:
-    """Tuned tiles of the Triton kernels, {kernel: [queries, keys, warps, stages]}, or None where nothing was tuned."""
+    """Tuned tiles of the Triton kernels, {kernel: the numbers of a triton.Blocks}, or None where nothing was tuned."""
     entry = table().get(device, {})
     return entry.get("blocks", {}).get(str(head_dim))

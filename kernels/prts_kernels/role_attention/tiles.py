@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 # Tokens a tile, made beforehand for both directions: grouped queries share a tile, so that 128 of its rows are 128
-# tokens at one query head a key head, 16 at eight. Other sizes are made when first asked for.
-QUERY_SIZES = (16, 32, 64, 128)
+# tokens at one query head a key head, 8 at sixteen. Other sizes are made when first asked for.
+QUERY_SIZES = (8, 16, 32, 64, 128)
 KEY_SIZES = (64, 128)
 COLUMNS = ("at", "start", "observation_end", "bc_end", "crl_action_end", "goal_end")
 
@@ -55,29 +55,29 @@ class Tiles:
         return self._lists[key]
 
     def _build(self, direction: str, size: int) -> np.ndarray:
-        begin, spans = self._segments
-        counts = -(-(spans[:, 4] - begin) // size)
-        of = np.repeat(np.arange(len(spans)), counts)
-        step = np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts)
-        at, (start, observation, bc, crl_action, goal) = begin[of] + step * size, spans[of].T
+        segments = self._segments
+        counts = -(-(segments[:, 5] - segments[:, 0]) // size)
+        of = np.repeat(np.arange(len(segments)), counts)
+        tiles = segments[of]
+        first = np.cumsum(counts) - counts  # of each segment, in this list
+        tiles[:, 0] += (np.arange(len(of)) - first[of]).astype(np.int32) * size
+        at, start, observation, bc, crl_action, goal = np.ascontiguousarray(tiles.T)
         stop = np.minimum(at + size, goal)
         if direction == "query":
-            hole = np.where((at >= bc) & (at < crl_action), bc - observation, 0)
-            work = stop - np.where(at < crl_action, start, crl_action) - hole
+            in_action = (at >= bc) & (at < crl_action)
+            work = stop - np.where(at < crl_action, start, crl_action) - in_action * (bc - observation)
         else:
             inside = np.where((at < observation) | (stop > bc), crl_action, bc)
             work = np.where(stop > crl_action, goal, inside) - at
-        work[start > at] = 0
+        work *= start <= at
         # int16 sorts by radix. No ties are broken: neighbours in memory stay neighbours in time.
-        order = np.argsort((-np.minimum(-(-work // size), 32767)).astype(np.int16), kind="stable")
-        return np.stack([at, start, observation, bc, crl_action, goal], 1)[order].astype(np.int32)
+        return tiles[np.argsort(-np.minimum(-(-work // size), 32767).astype(np.int16), kind="stable")]
 
     @cached_property
-    def _segments(self) -> tuple[np.ndarray, np.ndarray]:
-        """(S,) first tokens and (S, 5) spans of the samples and of the gaps between them, none empty."""
+    def _segments(self) -> np.ndarray:
+        """(S, 6) int32 `COLUMNS` of the samples and of the gaps between them, none empty, each as if one tile."""
         real = self.spans[self.spans[:, 4] > self.spans[:, 0]]
         after = np.append(real[:, 0], self.total)  # where each gap ends
         before = np.concatenate([[0], real[:, 4]])
-        gap = after > before
-        begin = np.concatenate([before[gap], real[:, 0]])
-        return begin, np.concatenate([np.repeat(after[gap][:, None], 5, 1), real])
+        gaps = np.stack([before, after, after, after, after, after], 1)[after > before]
+        return np.concatenate([gaps, np.concatenate([real[:, :1], real], 1)]).astype(np.int32)

@@ -119,15 +119,23 @@ def _split(numbers: Sequence[int]) -> tuple[Blocks, Blocks, Blocks]:
 
 @torch.compiler.assume_constant_result  # Dynamo asks once and does not look inside
 def _chosen(device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[int, ...]:
-    """The numbers of three Blocks, end to end."""
+    """The numbers of three Blocks, end to end. Tokens a tile are sizes that `tiles.py` makes beforehand."""
     if _interpreted():
-        return astuple(Blocks(16, 16, 1, 1)) * 3
-    if dtype == torch.float32:
-        return astuple(Blocks(32, 32, 8, 1)) * 3
-    nearest = 64 if head_dim <= 64 else 128
-    tuned = measured.blocks(device_name(device), head_dim) or {}
-    chosen = (Blocks(*tuned[kernel]) if kernel in tuned else CANDIDATES[kernel][nearest][0] for kernel in KERNELS)
-    return tuple(number for blocks in chosen for number in astuple(blocks))
+        blocks = [Blocks(32, 32, 1, 1), Blocks(32, 64, 1, 1), Blocks(32, 32, 1, 1)]
+    elif dtype == torch.float32:
+        blocks = [Blocks(32, 32, 8, 1), Blocks(16, 64, 8, 1), Blocks(32, 32, 8, 1)]
+    elif device.type == "cuda" and _shared_bytes(device) < 160 * 1024:
+        blocks = [Blocks(64, 64, 4, 2), Blocks(32, 64, 8, 2), Blocks(64, 32, 4, 2)]  # 56 KiB on sm_89
+    else:
+        tuned = measured.blocks(device_name(device), head_dim) or {}
+        candidates = (CANDIDATES[kernel][64 if head_dim <= 64 else 128][0] for kernel in KERNELS)
+        blocks = [Blocks(*tuned[k]) if k in tuned else c for k, c in zip(KERNELS, candidates, strict=True)]
+    return tuple(number for b in blocks for number in astuple(b))
+
+
+def _shared_bytes(device: torch.device) -> int:
+    """What one program may have; 227 KiB on Hopper, 99 on consumer cards."""
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
 
 
 def run_forward(q: Tensor, k: Tensor, v: Tensor, mask: RoleMask, scale: float, blocks: Blocks) -> tuple[Tensor, Tensor]:
