@@ -69,7 +69,7 @@ def collate(
     return Tokens(
         ids=laid([s.ids for s in sequences], 0, np.int64),
         positions=torch.from_numpy(positions.reshape(3, place.rows, place.length)),
-        mask=RoleMask.from_spans(spans, place.rows * place.length, place.rows),
+        mask=_mask(spans, place),
         labels=laid([s.labels for s in sequences], IGNORE, np.int64),
         text_label=laid([s.text_label for s in sequences], False, bool),
         sample=laid([np.full(n, i) for i, n in enumerate(lengths)], -1, np.int64),
@@ -84,6 +84,12 @@ def collate(
         prompt_width=int(prompts.max()),
         packed=not unpacked,
     )
+
+
+def _mask(spans: np.ndarray, place: Placement) -> RoleMask:
+    """Where there is a GPU, with what its kernels read, so that the training process only copies it."""
+    mask = RoleMask.from_spans(spans, place.rows * place.length, place.rows)
+    return mask.prepare() if torch.cuda.is_available() else mask
 
 
 def patches(images: Sequence[np.ndarray], patch: int, merge: int) -> tuple[Tensor, Tensor]:

@@ -69,8 +69,8 @@ def test_goals_say_how_far_they_are_met() -> None:
     assert met["forward, 32k / 771, H200"] == ("target", pytest.approx(0.384))
     assert met["backward, 32k / 771, H200"][0] == "stretch"
     assert met["forward, against FlexAttention Triton (stretch: at 8k)"][0] == "target"
-    assert met["mask metadata of a step, GPU"] == ("must", 15.0)
-    assert met["mask metadata of a step, host"] == ("missed", 60.0)
+    assert met["mask metadata of a step, on the GPU"] == ("must", 15.0)
+    assert met["mask metadata of a step, in the training process"] == ("missed", 60.0)
     slower = {g["what"]: g["met"] for g in a_run(triton=1.2, split=1.1)["goals"]}
     assert slower["forward, 32k pack"] == "missed"
     assert {g["met"] for g in goals.evaluate([], None, "", {})} == {"not measured"}

@@ -21,14 +21,6 @@ def flat_dense(mask: RoleMask) -> torch.Tensor:
     return (position[None, :] <= position[:, None]) & (position[:, None] < mask.key_end[None, :])
 
 
-def by_query(mask: RoleMask) -> torch.Tensor:
-    """(T, T) bool from the other three rows of the table."""
-    _, first, hole_start, hole_end = mask.table[:, :, None]
-    key = torch.arange(mask.total)[None, :]
-    hole = (hole_start <= key) & (key < hole_end)
-    return (first <= key) & (key <= torch.arange(mask.total)[:, None]) & ~hole
-
-
 @settings(max_examples=60, deadline=None)
 @given(packs())
 def test_the_mask_is_the_role_table(pack: Pack) -> None:
@@ -37,7 +29,6 @@ def test_the_mask_is_the_role_table(pack: Pack) -> None:
     assert mask.key_end.dtype == torch.int32 and mask.key_end.shape == (pack.total,)
     expected = table_mask(roles, samples)
     assert torch.equal(flat_dense(mask), expected)
-    assert torch.equal(by_query(mask), expected)
     in_rows = table_mask(roles.view(pack.rows, -1), samples.view(pack.rows, -1))
     assert torch.equal(mask.dense, in_rows)
     assert mask.visible_pairs == int(expected.sum())
@@ -45,7 +36,6 @@ def test_the_mask_is_the_role_table(pack: Pack) -> None:
     assert torch.equal(mask.key_end == 0, padding)
     assert torch.equal(mask.blind_rows.flatten(), padding) and torch.equal(mask.dead_keys.flatten(), padding)
     assert mask.padded == bool(padding.any())
-    assert bool((mask.table[1].diff() >= 0).all()), "`first` never falls"
     real = mask.samples.real if mask.padded else torch.arange(pack.total)
     assert torch.equal(real, (~padding).nonzero()[:, 0])
 
@@ -73,7 +63,7 @@ def test_parts_and_crossings_are_the_mask(pack: Pack) -> None:
 @given(packs())
 def test_from_key_end_alone_it_is_the_same_mask(pack: Pack) -> None:
     mask, again = pack.mask, RoleMask(pack.mask.key_end, rows=pack.rows)
-    assert torch.equal(by_query(again), by_query(mask))
+    assert torch.equal(again.key_end, mask.key_end) and again.spans is not None
     bounds = torch.tensor([0, *[int(s[4]) for s in pack.spans]]) if len(pack.spans) else torch.tensor([0, 0])
     assert torch.equal(RoleMask(mask.key_end, bounds).key_end, mask.key_end)
 
@@ -84,10 +74,8 @@ def test_any_other_key_end_keeps_its_meaning(key_end: list[int]) -> None:
     given_ = torch.tensor(key_end, dtype=torch.int32)
     mask = RoleMask(given_)
     assert torch.equal(mask.key_end, given_.clamp(max=len(key_end)))
-    if mask.spans is None:
-        assert not mask.table[1:].any()
-    else:
-        assert torch.equal(by_query(mask), flat_dense(mask))
+    if mask.spans is not None:
+        assert torch.equal(RoleMask.from_spans(mask.spans, len(key_end)).key_end, mask.key_end)
 
 
 def test_a_key_end_that_is_no_sample() -> None:
@@ -99,12 +87,8 @@ def test_a_key_end_that_is_no_sample() -> None:
 def test_the_issue_example_by_hand() -> None:
     # 3 observation, 2 instruction + action, 2 contrastive action, 2 goal, 1 padding
     mask = ends(10, (3, 5, 7, 9))
-    assert mask.table.tolist() == [
-        [7, 7, 7, 5, 5, 7, 7, 9, 9, 0],
-        [0, 0, 0, 0, 0, 0, 0, 7, 7, 10],
-        [0, 0, 0, 0, 0, 3, 3, 0, 0, 0],
-        [0, 0, 0, 0, 0, 5, 5, 0, 0, 0],
-    ]
+    assert mask.key_end.tolist() == [7, 7, 7, 5, 5, 7, 7, 9, 9, 0]
+    assert mask.samples.parts.tolist() == [0, 5, 7, 9] and mask.samples.crossings.tolist() == [[5, 7, 0, 3]]
     # without contrastive parts the observation ends with the behaviour-cloning part: plain causal
     assert ends(6, (3, 5, 5, 5)).key_end.tolist() == [5, 5, 5, 5, 5, 0]
 
@@ -137,11 +121,22 @@ def test_stripes_hold_all_that_is_visible(pack: Pack, size: int, blind_see: bool
     assert torch.equal(seen.any(-1), ~mask.blind_rows | blind_see)
 
 
-def test_it_travels_and_is_made_once() -> None:
+def test_it_is_made_once_and_travels_in_one_piece() -> None:
     mask = ends(10, (3, 5, 7, 9))
-    again = mask.to("cpu")
-    assert torch.equal(again.table, mask.table) and np.array_equal(again.spans, mask.spans) and again.rows == 1
-    assert mask.dense is mask.dense
+    assert mask.dense is mask.dense and mask.to("cpu") is mask
+    moved = mask.prepare().to("meta")  # as to a GPU
+    assert moved.rows == 1 and np.array_equal(moved.spans, mask.spans)
+    tensors = [moved.key_end, *moved.samples.tensors(), *moved.tiles.lists.values()]
+    assert all(x.device.type == "meta" and x._base is tensors[0]._base for x in tensors)
+    assert [x.shape for x in tensors] == [
+        x.shape for x in (mask.key_end, *mask.samples.tensors(), *mask.tiles.lists.values())
+    ]
+    assert moved.samples.real.device.type == "meta"
+    flat, at = mask._flat, 0
+    for own in (mask.key_end, *mask.samples.tensors(), *mask.tiles.lists.values()):
+        assert torch.equal(flat[at : at + own.numel()].view(own.shape), own)
+        at += own.numel()
+    assert at == len(flat)
 
 
 @pytest.mark.parametrize(

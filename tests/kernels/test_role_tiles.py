@@ -41,18 +41,18 @@ def test_every_token_is_in_one_tile_with_its_own_sample(pack: Pack, direction: s
     assert (np.diff(-(-done // size)) <= 0).all()  # most work first, to the grain of a tile
 
 
-def test_the_usual_sizes_are_views_of_one_tensor() -> None:
+def test_the_usual_sizes_are_made_at_once() -> None:
     mask = ends(300, (100, 200, 250, 280), (300, 300, 300, 300))
     assert mask.spans is not None
-    tiles, fresh = Tiles(mask.spans, 600, torch.device("cpu")), Tiles(mask.spans, 600, torch.device("cpu"))
+    tiles, fresh = Tiles(mask.spans, 600), Tiles(mask.spans, 600)
     tiles.make()
     usual = [("query", s) for s in QUERY_SIZES] + [("key", s) for s in KEY_SIZES]
-    assert len({tiles.of(*key).untyped_storage().data_ptr() for key in usual}) == 1
+    assert list(tiles.lists) == usual
     for key in usual:
-        assert torch.equal(tiles.of(*key), fresh.of(*key)) and tiles.of(*key).is_contiguous()
+        assert torch.equal(tiles.lists[key], fresh.of(*key)) and tiles.of(*key).is_contiguous()
 
 
 @pytest.mark.parametrize("total", [0, 7])
 def test_no_samples(total: int) -> None:
-    tiles = Tiles(np.zeros((0, 5), np.int64), total, torch.device("cpu"))
+    tiles = Tiles(np.zeros((0, 5), np.int64), total)
     assert tiles.of("query", 4)[:, 0].tolist() == list(range(0, total, 4))

@@ -56,7 +56,7 @@ def source(tiny: ModelConfig, sources, size: int = 6, **change) -> BatchSource:
 def same(a: Batch, b: Batch) -> bool:
     tensors = [(getattr(a, n), getattr(b, n)) for n in ("actions", "dof_mask", "is_pad", "task_id", "at")]
     tensors += [(getattr(a.tokens, n), getattr(b.tokens, n)) for n in ("ids", "positions", "pixels", "labels")]
-    tensors.append((a.tokens.mask.table, b.tokens.mask.table))
+    tensors.append((a.tokens.mask.key_end, b.tokens.mask.key_end))
     return a.ids == b.ids and a.cursor == b.cursor and all(torch.equal(x, y) for x, y in tensors)
 
 

@@ -10,13 +10,12 @@ roles need nothing else. This module does not know tokens; it takes the ends of 
     [bc_end : crl_action_end)           contrastive copy of the action   (may be empty)
     [crl_action_end : goal_end)         contrastive goal                 (may be empty)
 
-The same mask by query: first <= j <= i, but not hole_start <= j < hole_end. Only a CRL action has a hole, what stands
-between its observation and itself. Shapes: T tokens, N samples, B rows of L = T / B tokens.
+Shapes: T tokens, N samples, B rows of L = T / B tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -37,7 +36,6 @@ ROLE_TABLE = (
     (False, False, False, False, False, True),
 )
 SPAN = ("start", "observation_end", "bc_end", "crl_action_end", "goal_end")
-TABLE = ("key_end", "first", "hole_start", "hole_end")  # rows of RoleMask.table
 
 
 def table_mask(roles: Tensor, samples: Tensor) -> Tensor:
@@ -56,10 +54,8 @@ def table_mask(roles: Tensor, samples: Tensor) -> Tensor:
 class RoleMask:
     """The mask of one batch, with what implementations derive from it, each made once and shared by all layers.
 
-    key_end: (T,) int32, on the device of the batch. table: (4, T) int32, key_end and the mask by query (`TABLE`); the
-    last three rows are 0 when the mask does not consist of sample parts (`spans` is None then).
-    spans: (N, 5) int64 on the host, in order, as positions among the T tokens (`SPAN`). samples: what follows from
-    them.
+    key_end: (T,) int32, on the device of the batch. spans: (N, 5) int64 on the host, in order, as positions among the T
+    tokens (`SPAN`); None when `key_end` does not consist of sample parts. samples, tiles: what follows from them.
     rows: B; no sample crosses from one row into the next, so that rows may be computed side by side.
     """
 
@@ -73,13 +69,12 @@ class RoleMask:
         ends = np.minimum(key_end.cpu().numpy().astype(np.int64), len(key_end))
         if cu_seqlens is not None:
             _check_segments(ends, cu_seqlens.cpu().numpy().astype(np.int64))
+        on_host = torch.from_numpy(ends.astype(np.int32))
         spans = spans_of(ends)
-        if spans is None:
-            table = np.zeros((4, len(ends)), np.int32)
-            table[0] = ends
-        else:
-            table = _table(spans, len(ends))
-        self._set(torch.from_numpy(table).to(key_end.device), spans, rows)
+        samples, tiles = (None, None) if spans is None else (Samples.of(spans, len(ends)), Tiles(spans, len(ends)))
+        self._set(on_host, spans, rows, samples, tiles)
+        moved = self.to(key_end.device)
+        self._set(moved.key_end, spans, rows, moved.samples, moved.tiles)
 
     @classmethod
     def from_spans(cls, spans: np.ndarray, total: int, rows: int = 1) -> RoleMask:
@@ -92,26 +87,53 @@ class RoleMask:
         spans = np.asarray(spans, np.int64).reshape(-1, 5)
         spans = spans[np.argsort(spans[:, 0] * (total + 1) + spans[:, 4], kind="stable")]
         _check_spans(spans, total, rows)
-        mask._set(torch.from_numpy(_table(spans, total)), spans, rows)
+        key_end = torch.from_numpy(_key_end(spans, total))
+        mask._set(key_end, spans, rows, Samples.of(spans, total), Tiles(spans, total))
         return mask
 
-    def _set(self, table: Tensor, spans: np.ndarray | None, rows: int) -> None:
-        if table.shape[1] % rows:
-            raise ValueError(f"{table.shape[1]} tokens are no {rows} rows of equal length")
-        self.table, self.spans, self.rows = table, spans, rows
-        self.key_end = table[0]
-        self.total = table.shape[1]
-        self._stripes: dict[tuple[int, bool], list[Stripe]] = {}
+    def _set(
+        self, key_end: Tensor, spans: np.ndarray | None, rows: int, samples: Samples | None, tiles: Tiles | None
+    ) -> None:
+        if len(key_end) % rows:
+            raise ValueError(f"{len(key_end)} tokens are no {rows} rows of equal length")
         # Plain attributes, not made when first asked for: Dynamo reads them, but would not run what makes them.
-        self.samples = None if spans is None else Samples.of(spans, self.total, table.device)
-        self.tiles = None if spans is None else Tiles(spans, self.total, table.device)
+        self.key_end, self.spans, self.rows, self.samples, self.tiles = key_end, spans, rows, samples, tiles
+        self.total = len(key_end)
+        self._stripes: dict[tuple[int, bool], list[Stripe]] = {}
+        self._flat: Tensor | None = None
+
+    def prepare(self) -> RoleMask:
+        """Makes what kernels on a GPU read and lays it end to end, so that `to` is one copy; itself. On the host.
+
+        For the process that packs batches: the one that trains then waits for the copy only.
+        """
+        if self._flat is None and self.samples is not None and self.tiles is not None:
+            self.tiles.make()
+            parts = [self.key_end, *self.samples.tensors(), *self.tiles.lists.values()]
+            self._flat = torch.cat([part.reshape(-1) for part in parts])
+        return self
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> RoleMask:
-        """The same mask on another device."""
-        if torch.device(device) == self.table.device:
+        """The same mask on another device; to a GPU, everything in one copy (`prepare`)."""
+        device = torch.device(device)
+        if device.type == self.key_end.device.type and device.index in (None, self.key_end.device.index):
             return self
-        moved = RoleMask.__new__(RoleMask)
-        moved._set(self.table.to(device, non_blocking=non_blocking), self.spans, self.rows)
+        moved, samples, tiles = RoleMask.__new__(RoleMask), self.samples, self.tiles
+        if self.key_end.device.type == "cpu" and samples is not None and tiles is not None:
+            flat = self.prepare()._flat
+            assert flat is not None
+            there = flat.to(device, non_blocking=non_blocking)
+            kept = [self.key_end, *samples.tensors(), *tiles.lists.values()]
+            views = [x.view(own.shape) for x, own in zip(there.split([k.numel() for k in kept]), kept, strict=True)]
+            key_end, count = views[0], 1 + len(samples.tensors())
+            real = None if samples.real is None else samples.real.to(device, non_blocking=non_blocking)
+            samples = samples.replaced(real, *views[1:count])
+            tiles = tiles.replaced(device, views[count:])
+        else:
+            key_end = self.key_end.to(device, non_blocking=non_blocking)
+            if self.spans is not None:
+                samples, tiles = Samples.of(self.spans, self.total), Tiles(self.spans, self.total)
+        moved._set(key_end, self.spans, self.rows, samples, tiles)
         return moved
 
     def __len__(self) -> int:
@@ -214,7 +236,8 @@ class Samples:
     most_keys: int
 
     @classmethod
-    def of(cls, spans: np.ndarray, total: int, device: torch.device) -> Samples:
+    def of(cls, spans: np.ndarray, total: int) -> Samples:
+        """On the host. spans: lawful and in order, among `total` tokens."""
         start, observation, bc, crl_action, goal = spans.T
         lengths = np.stack([bc - start, crl_action - bc, goal - crl_action], 1).reshape(-1)
         lengths = lengths[lengths > 0]
@@ -226,16 +249,24 @@ class Samples:
         if parts[-1] < total:
             own = goal - start
             among_real = crossings - (start - np.cumsum(own) + own)[crosses, None]
-            real = torch.from_numpy(np.repeat(start - np.cumsum(own) + own, own) + np.arange(parts[-1])).to(device)
+            real = torch.from_numpy(np.repeat(start - np.cumsum(own) + own, own) + np.arange(parts[-1]))
         return cls(
-            torch.from_numpy(parts).to(device),
+            torch.from_numpy(parts),
             int(lengths.max(initial=0)),
             real,
-            torch.from_numpy(crossings.astype(np.int32)).to(device),
-            torch.from_numpy(among_real.astype(np.int32)).to(device),
+            torch.from_numpy(crossings.astype(np.int32)),
+            torch.from_numpy(among_real.astype(np.int32)),
             int((crossings[:, 1] - crossings[:, 0]).max(initial=0)),
             int((crossings[:, 3] - crossings[:, 2]).max(initial=0)),
         )
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Those of int32."""
+        return self.parts, self.crossings, self.crossings_of_real
+
+    def replaced(self, real: Tensor | None, parts: Tensor, crossings: Tensor, crossings_of_real: Tensor) -> Samples:
+        """The same with its tensors elsewhere."""
+        return replace(self, real=real, parts=parts, crossings=crossings, crossings_of_real=crossings_of_real)
 
 
 def spans_of(key_end: np.ndarray) -> np.ndarray | None:
@@ -261,29 +292,19 @@ def spans_of(key_end: np.ndarray) -> np.ndarray | None:
         observation[samples], bc[samples] = early[at], key_end[early[at]]
     spans = np.stack([starts, observation, bc, stops, stops], 1)
     lawful = (np.diff(spans, axis=1) >= 0).all() and (spans[1:, 0] >= spans[:-1, 4]).all()
-    return spans if lawful and np.array_equal(_table(spans, total)[0], key_end) else None
+    return spans if lawful and np.array_equal(_key_end(spans, total), key_end) else None
 
 
-def _table(spans: np.ndarray, total: int) -> np.ndarray:
-    """(4, total) int32 (`TABLE`) of lawful spans in order."""
+def _key_end(spans: np.ndarray, total: int) -> np.ndarray:
+    """(total,) int32 of lawful spans in order."""
     start, observation, bc, crl_action, goal = spans.T
-    # Runs of equal values, in the order they lie in memory: the gap before a sample, then its four parts.
-    before = np.concatenate([[0], goal[:-1]])[: len(spans)]
-    edges = np.stack([before, start, observation, bc, crl_action, goal], 1)
-    counts = np.append(np.diff(edges, axis=1).reshape(-1), total - (goal[-1] if len(goal) else 0))
-    none = np.zeros_like(start)
-    values = np.zeros((4, len(counts)), np.int32)
-    values[:, :-1] = np.stack([
-        np.stack([none, crl_action, bc, crl_action, goal], 1),
-        np.stack([none, start, start, start, crl_action], 1),
-        np.stack([none, none, none, observation, none], 1),
-        np.stack([none, none, none, bc, none], 1),
-    ]).reshape(4, -1)  # fmt: skip
-    table = values.repeat(counts, axis=1)
-    if counts[::5].any():
-        gaps = np.flatnonzero(table[0] == 0)
-        table[1, gaps] = gaps + 1  # sees nothing, and leaves the order of `first` whole
-    return table
+    # Runs of equal values, in the order they lie in memory: the gap before a sample, then its four parts; a last gap.
+    runs = np.zeros((2, 5 * len(spans) + 1), np.int64)  # values, and where they end
+    runs[0, 1:-1:5] = runs[0, 3:-1:5] = crl_action
+    runs[0, 2:-1:5], runs[0, 4:-1:5] = bc, goal
+    runs[1, :-1:5], runs[1, 1:-1:5], runs[1, 2:-1:5], runs[1, 3:-1:5] = start, observation, bc, crl_action
+    runs[1, 4:-1:5], runs[1, -1] = goal, total
+    return runs[0].astype(np.int32).repeat(np.diff(runs[1], prepend=0))
 
 
 def _check_spans(spans: np.ndarray, total: int, rows: int) -> None:

@@ -48,7 +48,7 @@ def role_attention(
     mask = key_end if isinstance(key_end, RoleMask) else RoleMask(key_end, cu_seqlens)
     _check(q, k, v, mask)
     grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    name = _chosen(impl, q.device, (q.dtype, k.dtype, v.dtype), q.shape[2], mask.spans is not None, grad)
+    name = _chosen(impl, q.device, (q.dtype, k.dtype, v.dtype), q.shape[2], mask.samples is not None, grad)
     return _LOADED[name].forward(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale)
 
 

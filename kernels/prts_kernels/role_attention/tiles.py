@@ -9,6 +9,7 @@ as the five numbers of its sample.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -29,30 +30,29 @@ class Tiles:
     written: its span has start beyond the tile, so that it sees nothing and nothing sees it.
     """
 
-    def __init__(self, spans: np.ndarray, total: int, device: torch.device):
-        """spans: (N, 5) lawful and in order, among `total` tokens.
-
-        On a CUDA device the usual sizes are made and sent at once, in one copy: Dynamo reads them, but would not run
-        what makes them. Elsewhere no one may ever ask.
-        """
-        self.spans, self.total, self.device = spans, total, device
-        self._lists: dict[tuple[str, int], Tensor] = {}
-        if device.type == "cuda":
-            self.make()
+    def __init__(self, spans: np.ndarray, total: int, device: torch.device | str = "cpu"):
+        """spans: (N, 5) lawful and in order, among `total` tokens."""
+        self.spans, self.total, self.device = spans, total, torch.device(device)
+        self.lists: dict[tuple[str, int], Tensor] = {}
 
     def make(self) -> None:
-        """The usual sizes, all at once."""
-        keys = [("query", size) for size in QUERY_SIZES] + [("key", size) for size in KEY_SIZES]
-        made = [self._build(*key) for key in keys]
-        flat = torch.from_numpy(np.concatenate(made)).to(self.device, non_blocking=True)
-        self._lists |= dict(zip(keys, flat.split([len(m) for m in made]), strict=True))
+        """The usual sizes, all at once: Dynamo reads lists, but would not run what makes them."""
+        for direction, sizes in (("query", QUERY_SIZES), ("key", KEY_SIZES)):
+            for size in sizes:
+                self.of(direction, size)
 
     def of(self, direction: str, size: int) -> Tensor:
         """direction: "query", the work of a tile is the keys that its queries see; "key", the other way about."""
         key = (direction, size)
-        if key not in self._lists:
-            self._lists[key] = torch.from_numpy(self._build(*key)).to(self.device)
-        return self._lists[key]
+        if key not in self.lists:
+            self.lists[key] = torch.from_numpy(self._build(*key)).to(self.device)
+        return self.lists[key]
+
+    def replaced(self, device: torch.device, lists: Sequence[Tensor]) -> Tiles:
+        """The same with its lists on another device."""
+        made = Tiles(self.spans, self.total, device)
+        made.lists = dict(zip(self.lists, lists, strict=True))
+        return made
 
     def _build(self, direction: str, size: int) -> np.ndarray:
         segments = self._segments
