@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from prts_core.config.load import present_root
 from prts_core.config.schema import ConvertConfig, LeRobotSource
-from prts_core.data.convert_hdf5 import convert as convert_hdf5
-from prts_core.data.import_lerobot import import_dataset
+from prts_core.data.convert.lerobot_v21 import import_dataset
+from prts_core.data.convert.robomimic import native_mapping
+from prts_core.data.convert.run import convert as convert_recording
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.files import read_json
 from prts_core.manifest import Manifest
@@ -30,13 +31,13 @@ def convert(config: ConvertConfig, inputs: dict[str, Manifest], context: StageCo
             listed=read_json(raw / "files.json"),
         )
     else:
-        contract = convert_hdf5(
+        contract = convert_recording(
             raw,
             context.output,
             context.work / "episodes",
+            mapping=native_mapping(raw, config.dataset, SIMULATOR_HZ / config.source.action_repeat),
             dataset=config.dataset,
             robot=config.robot,
-            control_hz=SIMULATOR_HZ / config.source.action_repeat,
             video=config.video,
             workers=config.source.workers,
         )

@@ -11,7 +11,7 @@ import pytest
 
 from prts_core.config.load import shared_folder
 from prts_core.config.schema import LeRobotSource, VideoConfig
-from prts_core.data.import_lerobot import import_dataset
+from prts_core.data.convert.lerobot_v21 import import_dataset
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from tests.conformance.venvs import ensure_venv
 from tests.data.conftest import convert_toy, write_raw

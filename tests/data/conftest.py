@@ -12,7 +12,8 @@ import pytest
 
 from prts_core.config.schema import DimensionSpec, RobotConfig, VideoConfig
 from prts_core.contract import Contract
-from prts_core.data.convert_hdf5 import convert
+from prts_core.data.convert.robomimic import native_mapping
+from prts_core.data.convert.run import convert
 
 ROBOT = RobotConfig(
     embodiment_tag="toy",
@@ -84,8 +85,9 @@ class Converted:
 
 def convert_toy(folder: Path, raw: Path, workers: int = 1, **options: object) -> Converted:
     """`raw` converted into <folder>/output with the toy robot at 20 Hz."""
-    settings = {"dataset": "toy", "robot": ROBOT, "control_hz": 20.0, "video": VideoConfig()} | options
-    contract = convert(raw, folder / "output", folder / "episodes", workers=workers, **settings)  # type: ignore[arg-type]
+    settings = {"dataset": "toy", "robot": ROBOT, "video": VideoConfig()} | options
+    mapping = native_mapping(raw, "toy", 20.0)
+    contract = convert(raw, folder / "output", folder / "episodes", mapping=mapping, workers=workers, **settings)  # type: ignore[arg-type]
     return Converted(raw, folder / "output", contract)
 
 

@@ -13,7 +13,7 @@ from prts_core.config.load import present_root, shared_folder
 from prts_core.config.schema import DimensionSpec, LeRobotSource, RobotConfig
 from prts_core.contract import Contract
 from prts_core.data import statistics
-from prts_core.data.import_lerobot import import_dataset
+from prts_core.data.convert.lerobot_v21 import import_dataset
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.validation import validate_dataset
 from prts_core.errors import ConfigError, ContractError, DataError, UnavailableError
@@ -161,7 +161,7 @@ def test_real_g1_recording(tmp_path: Path) -> None:
     assert len(contract.state) == len(contract.action) == 26 and contract.control_hz == 30.0
     assert contract.state[0].name == "kLeftShoulderPitch"
     assert (contract.cameras[0].height, contract.cameras[0].width) == (480, 640)
-    report = validate_dataset(tmp_path / "ours", decode_video=False)
+    report = validate_dataset(tmp_path / "ours", "ends")
     assert report.ok and not report.warnings, report.markdown()
     stats, pooled = statistics.compute(tmp_path / "ours")
     assert stats.count == 1093 and pooled["action"].shape == (1093, 26)

@@ -13,7 +13,7 @@ import pytest
 
 from prts_core.config.schema import LeRobotSource, RobotConfig
 from prts_core.contract import Contract
-from prts_core.data.import_lerobot import import_dataset
+from prts_core.data.convert.lerobot_v21 import import_dataset
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.validation import validate_dataset
 from prts_core.errors import ConfigError, ContractError, DataError

@@ -161,12 +161,27 @@ class LeRobotDataset:
         stacked = np.stack(images)
         return stacked if size is None else fit(stacked, size)
 
-    def _still(self, data: bytes | None, episode: int) -> np.ndarray:
+    def depth(self, episode: int, key: str, indices: Sequence[int] | None = None) -> np.ndarray:
+        """Depth pictures of one depth camera, (N, H, W) uint16 in the unit of its `info` in info.json; 0: nothing."""
+        self._known(episode)
+        known = [name for name, feature in self.info.features.items() if feature.is_depth and not feature.is_video]
+        if key not in known:
+            raise DataError(
+                f"The dataset has no depth camera {key!r}{suggest(key, known)}",
+                file=self.root / "meta" / "info.json",
+                field="features",
+                found=", ".join(known) or "none",
+            )
+        cells = self.table(episode, [key]).column(key).to_pylist()
+        chosen = range(len(cells)) if indices is None else indices
+        return np.stack([self._still(cells[index]["bytes"], episode, depth=True) for index in chosen])
+
+    def _still(self, data: bytes | None, episode: int, depth: bool = False) -> np.ndarray:
         from PIL import Image, UnidentifiedImageError
 
         try:
             with Image.open(io.BytesIO(data or b"")) as image:
-                return np.asarray(image.convert("RGB"))
+                return np.asarray(image, np.uint16) if depth else np.asarray(image.convert("RGB"))
         except (UnidentifiedImageError, OSError) as err:
             raise DataError(
                 "An image in a table cannot be decoded", file=self.root / self.info.data_file(episode), found=str(err)

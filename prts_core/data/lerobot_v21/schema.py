@@ -49,8 +49,18 @@ class Feature(_Open):
         return self.dtype == "video"
 
     @property
-    def is_camera(self) -> bool:
+    def is_image(self) -> bool:
+        """Pictures, colour or depth; else numbers."""
         return self.dtype in ("video", "image")
+
+    @property
+    def is_depth(self) -> bool:
+        return self.is_image and bool((self.info or {}).get("video.is_depth_map"))
+
+    @property
+    def is_camera(self) -> bool:
+        """A colour camera: what a policy may see."""
+        return self.is_image and not self.is_depth
 
     @property
     def flat_names(self) -> list[str] | None:

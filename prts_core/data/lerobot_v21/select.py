@@ -1,6 +1,6 @@
 """Which columns and cameras of a foreign LeRobot dataset become state, action and views: chosen, joined, renamed.
 
-It knows names and widths; the files are taken over by `prts_core.data.import_lerobot`. Where the choice is what a
+It knows names and widths; the files are taken over by `prts_core.data.convert.lerobot_v21`. Where the choice is what a
 dataset already has, its tables stay byte for byte as they are.
 """
 
@@ -78,7 +78,7 @@ def select(info: Info, source: LeRobotSource, root: Path) -> Selection:
     Raises ConfigError for a key that the dataset does not have, DataError where there is no state or action vector.
     """
     where = root / "meta" / "info.json"
-    numbers = [key for key, feature in info.features.items() if not feature.is_camera]
+    numbers = [key for key, feature in info.features.items() if not feature.is_image]
     states = [STATE] if STATE in numbers else [key for key in numbers if key.startswith(STATE)]
     chosen = {
         "select_state": tuple(states) if source.select_state is None else source.select_state,

@@ -6,6 +6,7 @@ It does not know where episodes come from. An episode counts as finished when it
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -69,7 +70,8 @@ class Episode:
     """One episode in memory. key: identity of its source, so that another source is never taken for finished.
 
     start: rows of all episodes before it. columns: (T, D) or (T,) arrays of every non-standard, non-camera feature.
-    images: camera key -> (T, H, W, 3) uint8. extra: further fields of its line in episodes.jsonl.
+    images: camera key -> (T, H, W, 3) uint8, depth camera key -> (T, H, W) uint16. extra: further fields of its line
+    in episodes.jsonl.
     """
 
     index: int
@@ -105,6 +107,21 @@ def video_feature(height: int, width: int, fps: float, config: VideoConfig) -> d
     }
 
 
+def image_feature(height: int, width: int) -> dict[str, Any]:
+    """A camera's entry of info.json whose pictures lie in the table as PNG, without loss."""
+    return {"dtype": "image", "shape": [height, width, 3], "names": ["height", "width", "channels"]}
+
+
+def depth_feature(height: int, width: int, unit: str) -> dict[str, Any]:
+    """A depth camera's entry of info.json: 16-bit greyscale PNG in the table. unit: of one step; 0: no measurement."""
+    return {
+        "dtype": "image",
+        "shape": [height, width, 1],
+        "names": ["height", "width", "channels"],
+        "info": {"video.is_depth_map": True, "depth.unit": unit, "depth.invalid": 0},
+    }
+
+
 def plain_fps(fps: float) -> int | float:
     """lerobot writes whole frame rates as integers."""
     return int(fps) if float(fps).is_integer() else float(fps)
@@ -129,7 +146,7 @@ def write_episode(layout: Layout, episode: Episode) -> None:
     for camera in layout.cameras:
         paths.append(layout.video_file(episode.index, camera))
         video.encode(layout.root / paths[-1], episode.images[camera], layout.fps, layout.video)
-    write_table(layout.root / paths[0], columns, layout.all_features)
+    write_table(layout.root / paths[0], columns | episode.images, layout.all_features)
     record = {
         "key": episode.key,
         "files": {path: (layout.root / path).stat().st_size for path in paths},
@@ -151,8 +168,11 @@ def _with_standard_columns(layout: Layout, episode: Episode) -> dict[str, np.nda
         "task_index": np.full(length, episode.task_index, np.int64),
     }
     for key, feature in layout.all_features.items():
-        values = episode.images[key] if feature["dtype"] == "video" else columns[key]
-        expected = (length,) if tuple(feature["shape"]) == (1,) and values.ndim == 1 else (length, *feature["shape"])
+        values = episode.images[key] if feature["dtype"] in ("video", "image") else columns[key]
+        shape = tuple(feature["shape"])
+        if shape[-1] == 1 and values.ndim == len(shape):
+            shape = shape[:-1]  # one number, or one channel of depth
+        expected = (length, *shape)
         if values.shape != expected:
             raise DataError(
                 "A column does not have the shape that its feature declares",
@@ -167,9 +187,16 @@ def _with_standard_columns(layout: Layout, episode: Episode) -> dict[str, np.nda
 
 def write_table(path: Path, columns: dict[str, np.ndarray], features: dict[str, dict[str, Any]]) -> None:
     """One episode's parquet file with the Hugging Face schema metadata that `datasets` writes and reads."""
-    arrays, fields, described = [], [], {}
+    arrays, fields = [], []
+    described: dict[str, dict[str, Any]] = {}
     for key, feature in features.items():
         if feature["dtype"] == "video":
+            continue
+        if feature["dtype"] == "image":
+            cells = [{"bytes": _png(picture), "path": None} for picture in columns[key]]
+            arrays.append(pa.array(cells, pa.struct([("bytes", pa.binary()), ("path", pa.string())])))
+            described[key] = {"_type": "Image"}
+            fields.append(pa.field(key, arrays[-1].type))
             continue
         kind, width = _ARROW[feature["dtype"]], feature["shape"][0]
         values = columns[key]
@@ -187,18 +214,28 @@ def write_table(path: Path, columns: dict[str, np.ndarray], features: dict[str, 
         pq.write_table(pa.Table.from_arrays(arrays, schema=schema), partial)
 
 
+def _png(picture: np.ndarray) -> bytes:
+    """(H, W, 3) uint8 or (H, W) uint16 as PNG, without loss."""
+    from PIL import Image  # only datasets that keep stills need it
+
+    out = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(picture)).save(out, "PNG", compress_level=3)
+    return out.getvalue()
+
+
 def episode_stats(columns: dict[str, np.ndarray], features: dict[str, dict[str, Any]]) -> dict[str, dict[str, list]]:
     """min, max, mean, std (population), count of every feature over one episode, in lerobot's forms.
 
-    Images are sampled and thinned as lerobot does it, and given per channel as [[[x]], [[x]], [[x]]] in 0-1.
+    Images are sampled and thinned as lerobot does it, and given per channel as [[[x]], [[x]], [[x]]] in 0-1; depth
+    as [[[x]]] in its own steps.
     """
     out: dict[str, dict[str, list]] = {}
     for key, feature in features.items():
         values = columns[key]
         if feature["dtype"] in ("video", "image"):
             values = _thin(values[_sample(len(values))])
-            parts = _channel_stats(values)
-            out[key] = {name: part.reshape(3, 1, 1).tolist() for name, part in parts.items()}
+            parts = _depth_stats(values) if values.ndim == 3 else _channel_stats(values)
+            out[key] = {name: part.reshape(-1, 1, 1).tolist() for name, part in parts.items()}
         else:
             if values.ndim == 1:
                 values = values[:, None]
@@ -221,6 +258,12 @@ def _channel_stats(images: np.ndarray) -> dict[str, np.ndarray]:
         "mean": mean,
         "std": np.sqrt((share * (levels - mean[:, None]) ** 2).sum(1)),
     }
+
+
+def _depth_stats(images: np.ndarray) -> dict[str, np.ndarray]:
+    """min, max, mean, std of (N, H, W) uint16 steps."""
+    parts = {"min": images.min(), "max": images.max(), "mean": images.mean(), "std": images.std()}
+    return {name: np.asarray(part, np.float64) for name, part in parts.items()}
 
 
 def _sample(length: int) -> np.ndarray:

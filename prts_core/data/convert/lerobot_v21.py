@@ -247,7 +247,7 @@ def _info(info: Info, root: Path, episodes: int, frames: int, tasks: int, splits
     features = {}
     for key, feature in info.features.items():
         features[key] = dict(raw["features"].get(key, {}))
-        if not feature.is_camera:
+        if not feature.is_image:
             features[key] |= {"dtype": feature.dtype, "shape": list(feature.shape), "names": feature.flat_names}
     return raw | {
         "features": features,

@@ -1,0 +1,180 @@
+"""What every source in HDF5 does alike: open files, list a group's arrays, read some of them, hold episodes together.
+
+It does not know layouts. Links to other files and objects that would need unpickling are not followed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from prts_core.data.convert.source import Field
+from prts_core.errors import DataError
+
+SUFFIXES = (".hdf5", ".h5")
+
+
+def find_files(root: Path) -> list[Path]:
+    """The HDF5 files of a folder (not below it), or the file itself, in name order with numbers counted."""
+    if root.is_file():
+        return [root]
+    return sorted((p for p in root.glob("*") if p.suffix in SUFFIXES and not p.name.startswith(".")), key=natural)
+
+
+def natural(path: Path) -> list[tuple[int, int | str]]:
+    """episode_2 before episode_10."""
+    parts: list[tuple[int, int | str]] = []
+    digits = ""
+    for sign in path.name + "\0":
+        if sign.isdigit():
+            digits += sign
+            continue
+        if digits:
+            parts.append((0, int(digits)))
+            digits = ""
+        parts.append((1, sign))
+    return parts
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[h5py.File]:
+    try:
+        file = h5py.File(path, "r")
+    except OSError as err:
+        raise DataError(
+            "A recording cannot be read: it is truncated or damaged",
+            file=path,
+            found=" ".join(str(err).split())[:200],
+            expected="a whole HDF5 file",
+            cure="delete it and record it again (`prts collect` records only what is missing)",
+        ) from err
+    with file:
+        yield file
+
+
+def member(group: Any, name: str, path: Path, layout: str) -> Any:
+    if name not in group:
+        raise DataError(
+            f"A recording lacks a part of the {layout} layout",
+            file=path,
+            field=f"{group.name.rstrip('/')}/{name}",
+            found=", ".join(group) or "nothing",
+            cure="record it again, or choose the --source that this file is",
+        )
+    return group[name]
+
+
+def json_attribute(group: Any, name: str, path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(group.attrs[name])
+    except (KeyError, ValueError, TypeError) as err:
+        raise DataError(
+            "A recording lacks an attribute, or it is not JSON", file=path, field=f"{group.name}.{name}", found=str(err)
+        ) from err
+    if not isinstance(value, dict):
+        raise DataError(
+            "An attribute is not a JSON object", file=path, field=f"{group.name}.{name}", found=str(value)[:80]
+        )
+    return value
+
+
+def arrays_of(group: Any, prefix: str = "") -> dict[str, Any]:
+    """Every dataset below `group` by its path; soft and external links are left alone."""
+    out: dict[str, Any] = {}
+    for name in sorted(group):
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            continue
+        node = group[name]
+        if isinstance(node, h5py.Group):
+            out |= arrays_of(node, f"{prefix}{name}/")
+        elif isinstance(node, h5py.Dataset):
+            out[prefix + name] = node
+    return out
+
+
+class Shapes:
+    """Fields of all episodes so far; an episode whose mapped keys differ from the first's is refused.
+
+    keys: those that the mapping reads. Others are listed for the reader of an error, and may differ.
+    """
+
+    def __init__(self, keys: Collection[str]) -> None:
+        self.keys, self.fields = keys, {}  # type: Collection[str], dict[str, Field]
+        self.first = ""
+
+    def add(self, found: dict[str, Field], lengths: dict[str, int], path: Path, where: str, rows_of: str) -> int:
+        """Check one episode and return its rows, those of the key `rows_of`."""
+        length = lengths[rows_of]
+        if length < 1:
+            raise DataError("An episode is empty", file=path, field=where, found="0 rows", expected="at least 1")
+        for key in sorted(set(self.keys) & set(found)):
+            if lengths[key] != length:
+                raise DataError(
+                    "Arrays of an episode differ in length",
+                    file=path,
+                    field=f"{where}/{key}",
+                    found=f"{lengths[key]} rows",
+                    expected=f"{length} rows, as {rows_of} has",
+                )
+            known = self.fields.get(key, found[key]) if self.first else found[key]
+            if found[key] != known:
+                raise DataError(
+                    "Episodes differ in width",
+                    file=path,
+                    field=f"{where}/{key}",
+                    found=str(found[key].shape if found[key].shape != known.shape else found[key]),
+                    expected=f"{known.shape if found[key].shape != known.shape else known}, as in {self.first}",
+                    cure="record all episodes with one robot and one camera set, or convert them apart",
+                )
+        missing = {key for key in self.keys if key in self.fields and key not in found}
+        if missing:
+            raise DataError(
+                "An episode lacks a key that others have",
+                file=path,
+                field=f"{where}/{min(missing)}",
+                found=", ".join(sorted(found)),
+                expected=f"{min(missing)}, as in {self.first}",
+                cure="record all episodes with one robot and one camera set, or convert them apart",
+            )
+        if not self.first:
+            self.fields, self.first = dict(found), f"{path.name}:{where}"
+        return length
+
+
+def read_all(dataset: Any, path: Path, where: str) -> np.ndarray:
+    try:
+        return dataset[:]
+    except OSError as err:
+        raise DataError(
+            "An array cannot be read: the recording is damaged",
+            file=path,
+            field=where,
+            found=" ".join(str(err).split())[:200],
+            cure="delete it and record it again",
+        ) from err
+
+
+def decode_image(data: np.ndarray | bytes, path: Path, where: str) -> np.ndarray:
+    """One JPEG or PNG as (H, W, 3) uint8 RGB; zero bytes that pad it to a fixed length do no harm."""
+    from PIL import Image, UnidentifiedImageError
+
+    raw = data if isinstance(data, bytes) else np.asarray(data, np.uint8).tobytes()
+    try:
+        with Image.open(io.BytesIO(raw), formats=("JPEG", "PNG")) as image:
+            return np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as err:
+        raise DataError(
+            "A compressed picture cannot be decoded",
+            file=path,
+            field=where,
+            found=str(err)[:120],
+            expected="JPEG or PNG",
+            cure="record the episode again, or leave it out",
+        ) from err

@@ -1,0 +1,202 @@
+"""Recordings in the robomimic / LIBERO layout: HDF5 files with groups data/demo_<i>, in a folder or in one per split.
+
+It does not know what the keys mean. Keys are paths below a demonstration (`actions`, `obs/agentview_rgb`, ...), and
+`success` for whether the attribute success_row has been reached (false where there is none).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prts_core.config.schema import FORBID_EXTRA
+from prts_core.data.convert.hdf5 import (
+    SUFFIXES,
+    Shapes,
+    arrays_of,
+    find_files,
+    json_attribute,
+    member,
+    opened,
+    read_all,
+)
+from prts_core.data.convert.mapping import CameraPart, ColumnPart, Mapping, Part
+from prts_core.data.convert.source import Field, RawEpisode, Recording
+from prts_core.errors import DataError
+
+SPLITS = ("train", "heldout")
+SUCCESS = "success"
+_LAYOUT = "robomimic"
+_RGB = "_rgb"
+
+
+@dataclass(frozen=True)
+class Options:
+    """filter: only demonstrations of this group under `mask`, as robomimic names its own splits."""
+
+    __pydantic_config__ = FORBID_EXTRA
+    filter: str | None = None
+
+
+class Source:
+    """See prts_core.data.convert.source.Source."""
+
+    def __init__(self, path: Path, mapping: Mapping) -> None:
+        self.path, self.mapping = path, mapping
+        self.options = mapping.options_as(Options)
+
+    def scan(self) -> Recording:
+        shapes = Shapes(self.mapping.keys)
+        repeats: set[int] = set()
+        rates: set[float] = set()
+        episodes = []
+        for split, path in split_files(self.path):
+            with opened(path) as file:
+                data = member(file, "data", path, _LAYOUT)
+                environment = json_attribute(data, "env_args", path) if "env_args" in data.attrs else {}
+                _note(environment.get("action_repeat"), repeats, int)
+                _note((environment.get("env_kwargs") or {}).get("control_freq"), rates, float)
+                task = self._task(data, path)
+                chosen = self._filtered(file, path)
+                for demo in demo_names(data, path):
+                    if chosen is None or demo in chosen:
+                        episodes.append(_episode(data[demo], demo, path, self.path, split, task, shapes))
+        _require_train(episodes, self.path)
+        for name, found in (("action_repeat", repeats), ("control_freq", rates)):
+            if len(found) > 1:
+                raise DataError(
+                    f"Recordings differ in {name}", file=self.path, field="data.env_args", found=sorted(found)
+                )
+        return Recording(tuple(episodes), shapes.fields, rates.pop() if rates else None)
+
+    def read(self, episode: RawEpisode, keys: Collection[str]) -> dict[str, np.ndarray]:
+        path = self.path / episode.where[0] if self.path.is_dir() else self.path
+        with opened(path) as file:
+            demo = file[f"data/{episode.where[1]}"]
+            return {key: read_all(demo[key], path, f"{episode.key}/{key}") for key in keys if key != SUCCESS} | (
+                {SUCCESS: reached(episode)} if SUCCESS in keys else {}
+            )
+
+    def _task(self, data: Any, path: Path) -> str:
+        if self.mapping.task is not None:
+            return self.mapping.task
+        task = json_attribute(data, "problem_info", path).get("language_instruction")
+        if not isinstance(task, str) or not task.strip():
+            raise DataError(
+                "A recording has no instruction",
+                file=path,
+                field="data.problem_info.language_instruction",
+                found=task,
+                cure="say it with `task` in the mapping",
+            )
+        return task
+
+    def _filtered(self, file: Any, path: Path) -> set[str] | None:
+        if self.options.filter is None:
+            return None
+        mask = member(member(file, "mask", path, _LAYOUT), self.options.filter, path, _LAYOUT)
+        return {name.decode() if isinstance(name, bytes) else str(name) for name in mask[:]}
+
+
+def native_mapping(path: Path, name: str, fps: float | None) -> Mapping:
+    """The mapping of recordings that name their parts as `prts collect` does: obs/proprio, actions, obs/<camera>_rgb,
+    taken from the first demonstration; the rest must have the same."""
+    files = list(split_files(path))
+    _require_train([split for split, _ in files], path)
+    with opened(files[0][1]) as file:
+        data = member(file, "data", files[0][1], _LAYOUT)
+        demo = data[demo_names(data, files[0][1])[0]]
+        cameras = [key for key in arrays_of(demo) if key.startswith("obs/") and key.endswith(_RGB)]
+    return Mapping(
+        name=name,
+        source="robomimic",
+        state=(Part("obs/proprio"),),
+        action=(Part("actions"),),
+        cameras={key.removeprefix("obs/").removesuffix(_RGB): CameraPart(key) for key in cameras},
+        columns={"next.success": ColumnPart(SUCCESS, "bool")},
+        fps=fps,
+    )
+
+
+def split_files(root: Path) -> Iterator[tuple[str, Path]]:
+    """(split, file): of <root>/train and <root>/heldout where there are such folders, else all in <root> for train."""
+    if any((root / split).is_dir() for split in SPLITS):
+        for split in SPLITS:
+            yield from ((split, path) for path in sorted((root / split).glob("*.hdf5")))
+        return
+    yield from (("train", path) for path in find_files(root))
+
+
+def _require_train(found: list[Any], root: Path) -> None:
+    splits = [item if isinstance(item, str) else item.split for item in found]
+    if "train" not in splits:
+        raise DataError(
+            "There are no training recordings to convert",
+            file=root / "train" if (root / "heldout").is_dir() else root,
+            found=f"{len(found)} demonstrations" if found else "none",
+            expected=f"files ending in {', '.join(SUFFIXES)} with demonstrations",
+            cure="run `prts collect` first, or name the folder that holds the recordings",
+        )
+
+
+def demo_names(data: Any, path: Path) -> list[str]:
+    names = [name for name in data if name.startswith("demo_") and name[5:].isdigit()]
+    if not names:
+        raise DataError(
+            "A recording holds no demonstrations", file=path, field="data", expected="groups demo_0, demo_1, ..."
+        )
+    return sorted(names, key=lambda name: int(name[5:]))
+
+
+def _episode(demo: Any, name: str, path: Path, root: Path, split: str, task: str, shapes: Shapes) -> RawEpisode:
+    where = f"data/{name}"
+    member(demo, "actions", path, _LAYOUT)
+    arrays = {key: array for key, array in arrays_of(demo).items() if array.ndim}
+    fields = {key: Field(str(array.dtype), array.shape[1:]) for key, array in arrays.items()}
+    rows = {key: int(array.shape[0]) for key, array in arrays.items()}
+    fields[SUCCESS], rows[SUCCESS] = Field("bool", ()), rows["actions"]
+    length = shapes.add(fields, rows, path, where, "actions")
+    file = path.relative_to(root).as_posix() if root.is_dir() else path.name
+    return RawEpisode(
+        key=f"{file}:{where}",
+        length=length,
+        task=task,
+        split=split,
+        extra=demo_facts(demo, path, file, name),
+        files=(file,) if root.is_dir() else (),
+        where=(file, name),
+    )
+
+
+def demo_facts(demo: Any, path: Path, file: str, name: str) -> dict[str, Any]:
+    """What episodes.jsonl carries beyond the standard fields."""
+    extra: dict[str, Any] = {"source": {"file": file, "demo": name}}
+    try:
+        if "action_config" in demo.attrs:
+            extra["action_config"] = json.loads(demo.attrs["action_config"])
+    except ValueError as err:
+        raise DataError(
+            "Subtasks of a demonstration are not JSON", file=path, field=f"{demo.name}.action_config", found=str(err)
+        ) from err
+    for key in ("seed", "success_row"):
+        if key in demo.attrs:
+            extra[key] = int(demo.attrs[key])
+    if "expert_noise" in demo.attrs:
+        extra["expert_noise"] = float(demo.attrs["expert_noise"])
+    return extra
+
+
+def reached(episode: RawEpisode) -> np.ndarray:
+    """(T,) bool: has the row been reached at which the task was first done?"""
+    row = episode.extra.get("success_row", -1)
+    return (np.arange(episode.length) >= row) & (row >= 0)
+
+
+def _note(value: Any, into: set, kind: type) -> None:
+    if isinstance(value, int | float) and value:
+        into.add(kind(value))

@@ -1,0 +1,164 @@
+"""Recordings of any kind become a LeRobot v2.1 dataset: one runner for every source.
+
+It does not know formats or conventions. One episode is in memory per worker; each is finished when its record stands in
+the work folder, and what is finished is never encoded again. The result does not depend on workers or interruptions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from prts_core.config.schema import RobotConfig, VideoConfig
+from prts_core.contract import Contract
+from prts_core.data.convert.apply import Plan, columns_and_images, fit
+from prts_core.data.convert.mapping import Mapping
+from prts_core.data.convert.source import RawEpisode, Recording, Source, source_class
+from prts_core.data.lerobot_v21.writer import Episode, Layout, finish, is_finished, write_episode
+from prts_core.errors import ConfigError, DataError
+from prts_core.files import digest_value
+from prts_core.progress import track
+
+
+@dataclass(frozen=True)
+class Job:
+    """One episode and its place in the dataset. identity: changes with whatever its files depend on."""
+
+    raw: RawEpisode
+    index: int
+    start: int
+    task_index: int
+    identity: str
+
+
+def convert(
+    root: Path,
+    output: Path,
+    work: Path,
+    *,
+    mapping: Mapping,
+    dataset: str,
+    robot: RobotConfig | None,
+    video: VideoConfig,
+    workers: int = 2,
+) -> Contract:
+    """Convert the recording at `root` into the LeRobot v2.1 dataset `output`; train episodes come first.
+
+    work: folder of resume records. Raises DataError for a recording that breaks its format or that the mapping does
+    not fit, ContractError where the robot says something else; `root` is only read, finished episodes are kept.
+    """
+    source = source_class(mapping.source)(root, mapping)
+    recording = source.scan()
+    plan = fit(mapping, recording, root=root, dataset=dataset, robot=robot, video=video)
+    layout = Layout(
+        root=output,
+        state=work,
+        features=plan.features,
+        fps=plan.contract.control_hz,
+        robot_type=plan.contract.embodiment,
+        video=video,
+    )
+    jobs = _jobs(_in_order(recording, mapping, root), plan, video, root)
+    todo = [job for job in jobs if not is_finished(layout, job.index, job.identity)]
+    done = _together(partial(_convert_one, source, plan, layout, root), todo, workers)
+    for _ in track(done, total=len(todo), what="converting episodes"):
+        pass
+    finish(layout, len(jobs), _splits(jobs), plan.contract)
+    return plan.contract
+
+
+def _in_order(recording: Recording, mapping: Mapping, root: Path) -> list[RawEpisode]:
+    """Episodes split by split, train first; every one with an instruction."""
+    episodes = list(recording.episodes)
+    if not episodes:
+        raise DataError("A recording holds no episodes", file=root, expected=f"episodes of kind {mapping.source}")
+    names = list(dict.fromkeys(["train", *(episode.split for episode in episodes)]))
+    held = mapping.heldout_episodes
+    if held and (len(names) > 1 or held >= len(episodes)):
+        raise ConfigError(
+            f"The mapping {mapping.name!r} cannot hold out that many episodes",
+            field="heldout_episodes",
+            found=held,
+            expected=f"0 to {len(episodes) - 1}" if len(names) == 1 else f"0: the recording has splits {names}",
+        )
+    if held:
+        cut = len(episodes) - held
+        episodes = episodes[:cut] + [_with(episode, split="heldout") for episode in episodes[cut:]]
+        names.append("heldout")
+    episodes = [_with(episode, task=mapping.task or episode.task) for episode in episodes]
+    silent = next((episode for episode in episodes if not episode.task.strip()), None)
+    if silent is not None:
+        raise DataError(
+            "An episode has no instruction",
+            file=root,
+            field=silent.key,
+            cure="say it with `task` in the mapping",
+        )
+    keys = [episode.key for episode in episodes]
+    assert len(set(keys)) == len(keys), "a source gives every episode a key of its own"
+    return [episode for name in names for episode in episodes if episode.split == name]
+
+
+def _with(episode: RawEpisode, **changes: Any) -> RawEpisode:
+    return RawEpisode(**{name: getattr(episode, name) for name in RawEpisode.__dataclass_fields__} | changes)
+
+
+def _jobs(episodes: list[RawEpisode], plan: Plan, video: VideoConfig, root: Path) -> list[Job]:
+    settings = digest_value([asdict(plan.mapping), plan.contract.to_json(), plan.features, asdict(video)])
+    sizes: dict[str, list[int]] = {}
+    tasks: dict[str, int] = {}
+    jobs, start = [], 0
+    for index, episode in enumerate(episodes):
+        for file in episode.files or ("",):
+            if file not in sizes:
+                stat = (root / file).stat()
+                sizes[file] = [stat.st_size, stat.st_mtime_ns]
+        task_index = tasks.setdefault(episode.task, len(tasks))
+        seen = [[file, *sizes[file]] for file in episode.files or ("",)]
+        identity = digest_value(
+            [settings, seen, episode.key, episode.length, episode.task, episode.extra, index, start, task_index]
+        )
+        jobs.append(Job(episode, index, start, task_index, identity))
+        start += episode.length
+    return jobs
+
+
+def _convert_one(source: Source, plan: Plan, layout: Layout, root: Path, job: Job) -> None:
+    """Read one episode and write it (runs in a worker thread)."""
+    arrays = source.read(job.raw, plan.mapping.keys)
+    columns, images = columns_and_images(plan, job.raw, arrays, root)
+    episode = Episode(
+        index=job.index,
+        start=job.start,
+        key=job.identity,
+        task=job.raw.task,
+        task_index=job.task_index,
+        columns=columns,
+        images=images,
+        extra=job.raw.extra,
+    )
+    write_episode(layout, episode)
+
+
+def _together(work: Callable[[Job], None], todo: list[Job], workers: int) -> Iterator[None]:
+    """Run `work` over `todo` in threads: encoders work outside Python's lock, and processes start slowly."""
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        running = [pool.submit(work, job) for job in todo]
+        try:
+            for done in as_completed(running):
+                yield done.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _splits(jobs: list[Job]) -> dict[str, range]:
+    splits: dict[str, range] = {}
+    for job in jobs:
+        first = splits.get(job.raw.split, range(job.index, job.index)).start
+        splits[job.raw.split] = range(first, job.index + 1)
+    return splits
