@@ -19,6 +19,7 @@ from prts_core.data.images import fit
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.llava import LlavaDataset
 from prts_core.data.subtasks import SubtaskMode, Subtasks, sentences
+from prts_core.data.windows import FrameReader
 from prts_core.errors import DataError
 from prts_core.processor import Processor
 from prts_core.progress import track
@@ -26,7 +27,7 @@ from prts_core.text import prompt
 from prts_core.text.sequence import ConversationBuilder, Sample, TokenSequence, View
 from prts_core.training.batch import Item, chunk_windows, steps_to_go
 
-MEMORY_GIB = 4.0  # images of one dataset that are kept decoded; beyond it they are decoded when drawn
+MEMORY_GIB = 4.0  # images of one dataset that are kept decoded; beyond it they are read when drawn, by FrameReader
 
 
 def success_rows(dataset: LeRobotDataset, episode: int) -> int:
@@ -42,10 +43,10 @@ class Frames:
     """One camera over the rows of some episodes, at the model's size."""
 
     def __init__(
-        self, dataset: LeRobotDataset, camera: str, episodes: Sequence[int], size: int | tuple[int, int], keep: bool
+        self, reader: FrameReader, camera: str, episodes: Sequence[int], size: int | tuple[int, int], keep: bool
     ) -> None:
-        self.dataset, self.camera, self.episodes, self.size = dataset, camera, tuple(episodes), size
-        self.first = np.cumsum([0, *(dataset.length(e) for e in episodes)])
+        self.reader, self.camera, self.episodes, self.size = reader, camera, tuple(episodes), size
+        self.first = np.cumsum([0, *(reader.dataset.length(e) for e in episodes)])
         self.kept: np.ndarray | None = None
         if keep:
             height, width = (size, size) if isinstance(size, int) else size
@@ -54,7 +55,7 @@ class Frames:
     def keep(self, position: int) -> None:
         """Decode the episode at `position` of the list into memory."""
         if self.kept is not None:
-            frames = self.dataset.frames(self.episodes[position], self.camera, size=self.size)
+            frames = self.reader.dataset.frames(self.episodes[position], self.camera, size=self.size)
             self.kept[self.first[position] : self.first[position + 1]] = frames
 
     def __getitem__(self, row: int) -> np.ndarray:
@@ -62,8 +63,7 @@ class Frames:
         if self.kept is not None:
             return self.kept[row]
         position = int(np.searchsorted(self.first, row, side="right")) - 1
-        index = row - int(self.first[position])
-        return self.dataset.frames(self.episodes[position], self.camera, [index], size=self.size)[0]
+        return self.reader.rgb(self.episodes[position], self.camera, row - int(self.first[position]), self.size)
 
 
 class RobotSet:
@@ -113,7 +113,8 @@ class RobotSet:
         sizes = self.processor.view_sizes
         pixels = sum(s * s if isinstance(s, int) else s[0] * s[1] for s in sizes.values())
         keep = len(self) * pixels * 3 <= memory_gib * 2**30
-        self.frames = [Frames(dataset, key, self.episodes, size, keep) for key, size in sizes.items()]
+        reader = FrameReader(dataset)
+        self.frames = [Frames(reader, key, self.episodes, size, keep) for key, size in sizes.items()]
         if keep:
 
             def decode(position: int) -> None:

@@ -1,0 +1,225 @@
+"""Frames of an mp4 by number, from a decoder that stays open: seek to the keyframe before, decode only from there on.
+
+It does not know datasets or samples. Colours come out as uint8 (H, W, 3), or as float32 (3, H, W) in 0-1.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from prts_core.errors import DataError
+
+_ONE = 1  # thread for colour conversion: PyAV's default wakes every core for every small picture, tenfold the time
+_PLANAR = 16  # swscale leaves the last (width mod 16) columns of planar RGB unwritten
+
+
+def opened(path: Path, threads: int = 1) -> av.container.InputContainer:
+    """The container of a file that holds a video stream; the caller closes it."""
+    if not path.is_file():
+        raise DataError(
+            "A video is missing", file=path, expected="an mp4 file", cure="restore it from its source or its DVC cache"
+        )
+    with faults(path):
+        container = av.open(str(path))
+        if not container.streams.video:
+            container.close()
+            raise DataError("A file holds no video stream", file=path, cure="restore it from its source")
+        container.streams.video[0].codec_context.thread_count = threads
+        return container
+
+
+class faults:
+    """Turn PyAV's errors on damaged files into one DataError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, av.error.FFmpegError):
+            raise DataError(
+                "A video cannot be decoded",
+                file=self.path,
+                found=f"{type(error).__name__}: {error.strerror}, {self.path.stat().st_size} bytes",
+                expected="a whole H.264 or AV1 mp4",
+                cure="restore it from its source or its DVC cache",
+            ) from error
+
+
+class OpenVideo:
+    """One video, open for reading by one thread at a time. Frame n is the one shown n / fps after the first.
+
+    The keyframes are known from the container's table of packets, without reading these; where pictures are stored in
+    another order than shown (B-frames) the packets themselves are asked, once. Raises DataError for a missing or
+    damaged file.
+    """
+
+    def __init__(self, path: Path, threads: int = 1) -> None:
+        self.path = path
+        self._container = opened(path, threads)
+        try:
+            self._stream = self._container.streams.video[0]
+            rate, base = self._stream.average_rate, self._stream.time_base
+            if not rate or not base:
+                raise DataError("A video has no frame rate", file=path, cure="restore it from its source")
+            self._per_frame = float(1 / (rate * base))  # ticks
+            with faults(path):
+                self._index()
+        except BaseException:
+            self._container.close()
+            raise
+        self._decoding: Iterator[av.VideoFrame] | None = None
+        self._last: tuple[int, av.VideoFrame] | None = None  # where the decoder stands, and what it gave last
+        self._packed, self._planar = VideoReformatter(), VideoReformatter()
+
+    def _index(self) -> None:
+        """frames: packets in the file. _keys: numbers of keyframes, ascending; _starts: where to seek for each."""
+        self._start = self._stream.start_time or 0
+        table = [(entry.timestamp, entry.timestamp, entry.is_keyframe) for entry in self._stream.index_entries]
+        plain = bool(table) and len(table) == self._stream.frames and table[0][0] == self._start
+        if not plain or self._stream.codec_context.has_b_frames:
+            table = [
+                (packet.pts, packet.pts if packet.dts is None else packet.dts, packet.is_keyframe)
+                for packet in self._container.demux(self._stream)
+                if packet.size and packet.pts is not None
+            ]
+            self._start = min((pts for pts, _, _ in table), default=0)
+        self.frames = len(table)
+        keys = sorted((self._number(pts), dts) for pts, dts, key in table if key)
+        self._keys, self._starts = [number for number, _ in keys], [dts for _, dts in keys]
+
+    def _number(self, pts: int) -> int:
+        return round((pts - self._start) / self._per_frame)
+
+    def distance(self, number: int) -> int:
+        """Frames that must be decoded to show frame `number` from where the decoder stands."""
+        from_key = number - self._keys[max(bisect_right(self._keys, number) - 1, 0)] + 1 if self._keys else number + 1
+        ahead = number - self._last[0] if self._last is not None else -1
+        return min(ahead, from_key) if ahead >= 0 else from_key
+
+    def frame(self, number: int) -> av.VideoFrame:
+        """Frame `number`; a DataError where the video does not have it."""
+        if number < 0:
+            raise DataError("Frame numbers start at 0", file=self.path, found=number)
+        if self._last is not None and self._last[0] == number:
+            return self._last[1]
+        with faults(self.path):
+            key = bisect_right(self._keys, number) - 1
+            before = self._last[0] if self._last is not None and self._decoding is not None else None
+            if before is None or not (self._keys[key] if key >= 0 else 0) <= before + 1 <= number:
+                self._container.seek(self._starts[max(key, 0)] if self._starts else 0, stream=self._stream)
+                self._decoding = self._container.decode(self._stream)
+            for frame in self._decoding or ():
+                if frame.pts is None:
+                    continue
+                self._last = (self._number(frame.pts), frame)
+                if self._last[0] >= number:
+                    break
+            else:
+                self._decoding = self._last = None  # the end was reached: the next frame is sought
+        if self._last is None or self._last[0] != number:
+            raise DataError(
+                "A video ends before the frame that is asked for" if self._last is None else "A video lacks a frame",
+                file=self.path, found=f"{self.frames} frames", expected=f"frame {number}",
+                cure="restore the video from its source, or drop the episode with source.episodes",
+            )  # fmt: skip
+        return self._last[1]
+
+    def rgb(self, number: int) -> np.ndarray:
+        """(H, W, 3) uint8."""
+        return self._packed.reformat(self.frame(number), format="rgb24", threads=_ONE).to_ndarray()
+
+    def chw(self, number: int) -> np.ndarray:
+        """(3, H, W) float32, the same colours divided by 255."""
+        frame = self.frame(number)
+        out = np.empty((3, frame.height, frame.width), np.float32)
+        if frame.width % _PLANAR:
+            colours = list(self.rgb(number).transpose(2, 0, 1))
+        else:  # planes as they come: turning them over costs more than the conversion
+            planes = self._planar.reformat(frame, format="gbrp", threads=_ONE).planes
+            green, blue, red = (
+                np.frombuffer(memoryview(plane), np.uint8).reshape(frame.height, plane.line_size)[:, : frame.width]
+                for plane in planes
+            )
+            colours = [red, green, blue]
+        for colour, into in zip(colours, out, strict=True):
+            np.divide(colour, np.float32(255), out=into)
+        return out
+
+    def close(self) -> None:
+        self._decoding = self._last = None
+        self._container.close()
+
+
+class VideoPool:
+    """Videos that were read lately stay open, at most `size` of them besides those in use; safe for threads.
+
+    A thread has the video it reads for itself: two that want the same file get a decoder each. After a fork the child
+    opens its own, for the position in an open file is shared with the parent; it leaves the parent's alone.
+    """
+
+    def __init__(self, size: int = 16) -> None:
+        self.size = size
+        self._begin()
+
+    def _begin(self) -> None:
+        self._idle: list[OpenVideo] = []  # the one used last stands last
+        self._lock, self._process = threading.Lock(), os.getpid()
+
+    @contextmanager
+    def video(self, path: Path, number: int = 0) -> Iterator[OpenVideo]:
+        """A decoder of `path` for this thread alone, the one that stands best for frame `number`."""
+        if self._process != os.getpid():
+            self._of_the_parent = self._idle  # kept: freeing a decoder that was copied while it worked is not safe
+            self._begin()
+        with self._lock:
+            mine = [video for video in self._idle if video.path == path]
+            chosen = min(mine, key=lambda video: video.distance(number)) if mine else None
+            if chosen is not None:
+                self._idle.remove(chosen)
+        video = chosen or OpenVideo(path)
+        try:
+            yield video
+        except BaseException:
+            video.close()
+            raise
+        with self._lock:
+            self._idle.append(video)
+            beyond, self._idle = self._idle[: -self.size or None], self._idle[-self.size :] if self.size else []
+        for old in beyond:
+            old.close()
+
+    def __len__(self) -> int:
+        return len(self._idle)
+
+    def close(self) -> None:
+        """Close every idle decoder; the pool may be used again."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for video in idle:
+            video.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, int]:
+        return {"size": self.size}  # a spawned worker opens its own
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        self.size = state["size"]
+        self._begin()
