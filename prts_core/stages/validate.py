@@ -17,7 +17,7 @@ FAILED = "failed-report"
 def validate(config: ValidateConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
     """Write report.json and report.md; raises ValidationFailed, which carries the report, where there are errors."""
     root = inputs["convert"].folder(context.outputs)
-    report = validate_dataset(root, config.decode_video, name=config.dataset)
+    report = validate_dataset(root, "every" if config.decode_video else "ends", name=config.dataset)
     folder = context.work.parent
     if not report.ok:
         report.save(folder, FAILED)

@@ -71,11 +71,11 @@ def test_failed_validation_leaves_its_report(tmp_path: Path, toy: Converted) -> 
     before = digest_tree(root)
     made = context(tmp_path, "validate")
     inputs = {"convert": manifest(tmp_path, "convert", root)}
-    with pytest.raises(ValidationFailed, match=r"1 more errors.*episode_000003\.parquet.*failed-report\.md") as error:
+    with pytest.raises(ValidationFailed, match=r"3 more errors.*episode_000003\.parquet.*failed-report\.md") as error:
         validate(ValidateConfig("toy"), inputs, made)
-    assert len(error.value.report.errors) == 2 and "\n" not in str(error.value)
+    assert len(error.value.report.errors) == 4 and "\n" not in str(error.value)
     page = made.work.parent / "failed-report.md"
-    assert "2 errors" in page.read_text() and read_json(page.with_suffix(".json"))["errors"] == 2
+    assert "4 errors" in page.read_text() and read_json(page.with_suffix(".json"))["errors"] == 4
     assert not (made.output / "report.json").exists() and digest_tree(root) == before
 
     good = {"convert": manifest(tmp_path, "convert", shutil.copytree(toy.root, tmp_path / "good"))}

@@ -21,6 +21,7 @@ from prts_core.config.schema import VideoConfig
 from prts_core.contract import Contract
 from prts_core.data.lerobot_v21 import video
 from prts_core.data.lerobot_v21.schema import CHUNKS_SIZE, CODEBASE_VERSION, DATA_PATH, STANDARD_FEATURES, VIDEO_PATH
+from prts_core.data.lerobot_v21.seal import SEAL, seal
 from prts_core.errors import DataError
 from prts_core.files import atomic_path, read_json, write_jsonl, write_text
 
@@ -312,13 +313,16 @@ def write_meta(
     stats: list[dict[str, Any]],
     contract: Contract,
 ) -> None:
-    """meta/: info.json in lerobot's own spelling, the three line files, and the Contract."""
+    """meta/: info.json in lerobot's own spelling, the three line files, the Contract, and at last the seal: whatever
+    else belongs to the dataset must be written before."""
     meta = root / "meta"
+    (root / SEAL).unlink(missing_ok=True)  # of an earlier, cut run: what is not finished is not sealed
     write_jsonl(meta / "tasks.jsonl", [{"task_index": index, "task": tasks[index]} for index in sorted(tasks)])
     write_jsonl(meta / "episodes.jsonl", rows)
     write_jsonl(meta / "episodes_stats.jsonl", stats)
     contract.save(meta / "contract.json")
     write_text(meta / "info.json", json.dumps(info, indent=4, ensure_ascii=False, allow_nan=False))
+    seal(root)
 
 
 def remove_strays(root: Path, wanted: Iterable[str]) -> None:

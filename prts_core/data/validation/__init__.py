@@ -1,40 +1,59 @@
-"""Check a LeRobot v2.1 dataset whole: tables by pandera, metadata by pydantic, laws between files.
+"""Check a LeRobot v2.1 dataset whole: its seal, tables by pandera, metadata by pydantic, laws between files, physics.
 
-`validate_dataset` never stops at the first fault and changes nothing on disk.
+`validate_dataset` never stops at the first fault and changes nothing on disk. Episodes are read once, by several
+threads, and only a few numbers of each are kept. What repairs is `repair.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import polars as pl
+import pyarrow as pa
 
 from prts_core.data.lerobot_v21.reader import read_parquet
-from prts_core.data.lerobot_v21.schema import Info
+from prts_core.data.lerobot_v21.schema import ACTION, STATE, EpisodeRow, Info
+from prts_core.data.lerobot_v21.seal import SEAL, compare, read_seal
 from prts_core.data.validation import laws
+from prts_core.data.validation.episode import Facts, facts, vectors
 from prts_core.data.validation.metadata import Metadata, check_metadata
-from prts_core.data.validation.report import Finding, ValidationFailed, ValidationReport
-from prts_core.data.validation.tables import check_tables, eager, frame_schema
+from prts_core.data.validation.physics import check_physics
+from prts_core.data.validation.report import Finding, Severity, ValidationFailed, ValidationReport
+from prts_core.data.validation.stored_statistics import StoredStatistics, law_episode_stats
+from prts_core.data.validation.tables import check_tables, eager, frame_schema, law_stills
+from prts_core.data.validation.videos import Depth, law_video
 from prts_core.errors import DataError
 from prts_core.progress import track
 
-__all__ = ["Finding", "ValidationFailed", "ValidationReport", "validate_dataset"]
+__all__ = ["Depth", "Finding", "ValidationFailed", "ValidationReport", "validate_dataset"]
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 def validate_dataset(
-    root: Path, decode_video: bool = True, name: str | None = None, workers: int = 2
+    root: Path, video: Depth = "every", name: str | None = None, workers: int = 2, foreign: bool = False
 ) -> ValidationReport:
     """Every finding about the dataset at `root`.
 
-    decode_video: decode every frame; otherwise the first and last of each video. name: how the report calls it.
+    video: how much of each video is decoded. name: how the report calls the dataset. foreign: others wrote it, so that
+    a missing Contract only warns.
     """
-    report = ValidationReport(name or root.name)
-    meta = check_metadata(root, report)
-    if meta.info is None:
-        return report
-    info = meta.info
+    report = ValidationReport(name or root.resolve().name)
+    meta = check_metadata(root, report, foreign)
+    if meta.info is not None:
+        _check_content(root, meta, meta.info, report, video, workers)
+    _check_seal(root, report, workers)  # last: what else is known of a changed file says more than its digest
+    return report
+
+
+def _check_content(
+    root: Path, meta: Metadata, info: Info, report: ValidationReport, video: Depth, workers: int
+) -> None:
     for law, found in {
         "totals": laws.law_totals(meta, info),
         "numbering": laws.law_numbering(meta),
@@ -45,43 +64,117 @@ def validate_dataset(
     }.items():
         report.checks[law] += 1
         report.findings.extend(found)
-    report.findings.extend(check_tables(_tables(root, meta, info, report), frame_schema(info)))
-    _check_videos(root, meta, info, report, decode_video, workers)
-    return report
+    stored = StoredStatistics(root, info.split_ranges, len(meta.episodes))
+    known: list[Facts] = []
+    tables = _tables(root, meta, info, report, stored, known, video, workers)
+    report.findings.extend(check_tables(tables, frame_schema(info)))
+    report.checks["statistics"] += len(stored.claims)
+    report.findings.extend(stored.findings(known))
+    report.checks["physics"] += len(known)
+    report.findings.extend(check_physics(known, meta.contract, info))
+    _check_videos(root, meta, info, report, video, known, workers)
 
 
-def _tables(root: Path, meta: Metadata, info: Info, report: ValidationReport) -> Iterator[tuple[str, pl.DataFrame]]:
+def _check_seal(root: Path, report: ValidationReport, workers: int) -> None:
+    """Every byte against meta/prts_manifest.json; a dataset without one is readable at best, not verified."""
+    reseal = "restore the file from its source; if the change is meant: prts validate FOLDER --seal"
+    try:
+        sealed = read_seal(root)
+    except DataError as err:
+        report.add(Finding("seal", SEAL, str(err.found or err.problem), str(err.expected or "a manifest"), reseal))
+        return
+    if sealed is None:
+        cure = "when you trust this copy: prts validate FOLDER --seal"
+        found = "content unverified: the dataset is not sealed"
+        report.add(Finding("seal", SEAL, found, "size and SHA-256 of every file", cure, severity="warning"))
+        return
+    report.checks["seal"] += len(sealed)
+    for difference in compare(root, sealed, workers):
+        severity: Severity = "warning" if difference.fault == "unlisted" else "error"
+        report.add(Finding("seal", difference.path, difference.found, difference.expected, reseal, severity=severity))
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """One episode's table after its reader thread: findings, and a frame for pandera where it could be read."""
+
+    file: str
+    findings: list[Finding]
+    frame: pl.DataFrame | None = None
+    facts: Facts | None = None
+
+
+def _tables(
+    root: Path, meta: Metadata, info: Info, report: ValidationReport, stored: StoredStatistics, known: list[Facts],
+    video: Depth, workers: int,
+) -> Iterator[tuple[str, pl.DataFrame]]:  # fmt: skip
     """Read each episode's table once: laws between files here, the caller's pandera on what is yielded."""
     tasks = {row.task_index: row.task for row in meta.tasks}
     stats = {row.episode_index: row for row in meta.stats}
-    columns = [key for key, feature in info.features.items() if not feature.is_camera]
-    start = 0
-    for row in track(meta.episodes, total=len(meta.episodes), what="checking tables"):
+    starts, start = [], 0
+    for row in meta.episodes:
+        starts.append(start)
+        start += row.length
+
+    def read(job: tuple[EpisodeRow, int]) -> _Checked:
+        row, first = job
         file = info.data_file(row.episode_index)
-        report.checks["table values"] += row.length
         try:
             table = read_parquet(root / file)
-        except DataError as err:
-            found = f"{err.problem}: {err.found or 'no such file'}"
-            report.add(Finding("tables", file, found, "a whole parquet file", cure=err.cure or ""))
-            start += row.length
-            continue
-        frame = eager(pl.DataFrame(pl.from_arrow(table.select([key for key in columns if key in table.column_names]))))
-        for law, found_ in (
-            ("row numbering", laws.law_rows(frame, row, start, info, tasks)),
-            ("episode statistics", laws.law_stats(frame, row, stats.get(row.episode_index), info)),
-        ):
-            report.checks[law] += 1
-            report.findings.extend(found_)
-        start += row.length
-        yield file, frame
+            frame = eager(pl.DataFrame(pl.from_arrow(table.select(_columns(table, info)))))
+        except (DataError, pl.exceptions.PolarsError, pa.ArrowException, ValueError, TypeError) as err:
+            said = f"{err.problem}: {err.found or 'no such file'}" if isinstance(err, DataError) else str(err)
+            cure = (err.cure if isinstance(err, DataError) else None) or "restore it from its source, or convert again"
+            return _Checked(file, [Finding("tables", file, said, "a whole parquet file", cure)])
+        made = facts(table, row.episode_index, info, root / file)
+        found = [*laws.law_rows(table, row, first, info, tasks)]
+        found += law_episode_stats(row, stats.get(row.episode_index), made)
+        found += law_stills(table, row, info, video)
+        for key in (STATE, ACTION) if stored.claims else ():
+            values = vectors(table, key, root / file)
+            if values is not None:
+                stored.watch(row.episode_index, key, values)
+        return _Checked(file, found, frame, made)
+
+    jobs = list(zip(meta.episodes, starts, strict=True))
+    done = ordered(read, jobs, workers)
+    for (row, _), checked in zip(jobs, track(done, total=len(jobs), what="checking tables"), strict=True):
+        report.checks["table values"] += row.length
+        report.findings.extend(checked.findings)
+        if checked.frame is not None and checked.facts is not None:
+            report.checks["row numbering"] += 1
+            report.checks["episode statistics"] += 1
+            known.append(checked.facts)
+            yield checked.file, checked.frame
 
 
-def _check_videos(root: Path, meta: Metadata, info: Info, report: ValidationReport, every: bool, workers: int) -> None:
-    """Decoding works outside Python's lock, so threads share it; findings keep the order of the files."""
+def _columns(table: pa.Table, info: Info) -> list[str]:
+    """The columns of numbers that info.json declares and the table has."""
+    return [key for key, feature in info.features.items() if not feature.is_image and key in table.column_names]
+
+
+def _check_videos(
+    root: Path, meta: Metadata, info: Info, report: ValidationReport, depth: Depth, known: list[Facts], workers: int
+) -> None:
+    motion = {found.episode: found.motion for found in known if len(found.motion)}
     jobs = [(row, key) for row in meta.episodes for key in info.video_keys]
     report.checks["videos"] += len(jobs)
+
+    def check(job: tuple[EpisodeRow, str]) -> list[Finding]:
+        return list(law_video(root, job[0], job[1], info, depth, motion.get(job[0].episode_index)))
+
+    for findings in track(ordered(check, jobs, workers), total=len(jobs), what="checking videos"):
+        report.findings.extend(findings)
+
+
+def ordered(call: Callable[[A], B], jobs: Iterable[A], workers: int) -> Iterator[B]:
+    """`call` of every job in order, some jobs ahead in threads: reading, hashing and decoding leave Python's lock.
+    Memory holds a few results, however many jobs there are."""
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        found = pool.map(lambda job: list(laws.law_video(root, job[0], job[1], info, every)), jobs)
-        for findings in track(found, total=len(jobs), what="checking videos"):
-            report.findings.extend(findings)
+        ahead: deque[Future[B]] = deque()
+        for job in jobs:
+            ahead.append(pool.submit(call, job))
+            if len(ahead) > 4 * max(1, workers):
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()

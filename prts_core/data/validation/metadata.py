@@ -31,8 +31,8 @@ class Metadata:
     contract: Contract | None = None
 
 
-def check_metadata(root: Path, report: ValidationReport) -> Metadata:
-    """Read everything under meta/, adding a finding per fault."""
+def check_metadata(root: Path, report: ValidationReport, foreign: bool = False) -> Metadata:
+    """Read everything under meta/, adding a finding per fault. foreign: a missing Contract only warns."""
     made = Metadata()
     made.info = _checked(Info, _read(read_json, root, "meta/info.json", report), "meta/info.json", None, report)
     for name, rows in (("episodes", made.episodes), ("tasks", made.tasks), ("episodes_stats", made.stats)):
@@ -42,13 +42,18 @@ def check_metadata(root: Path, report: ValidationReport) -> Metadata:
             if row is not None:
                 rows.append(row)
     report.checks["metadata"] += 1
+    path = root / "meta" / "contract.json"
     try:
-        made.contract = Contract.load(root / "meta" / "contract.json")
+        made.contract = Contract.load(path)
     except DataError as err:
         found = str(err.found or err.problem)
+        absent = foreign and not path.exists()
         report.add(
-            Finding("metadata", "meta/contract.json", found, "the dataset's Contract", cure="run `prts convert`")
-        )
+            Finding(
+                "metadata", "meta/contract.json", found, "the dataset's Contract", "`prts convert` makes it",
+                severity="warning" if absent else "error",
+            )
+        )  # fmt: skip
     return made
 
 

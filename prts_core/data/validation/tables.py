@@ -6,6 +6,7 @@ action of the wrong width would pass.
 
 from __future__ import annotations
 
+import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -13,10 +14,11 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pandera.polars as pa
 import polars as pl
+import pyarrow as arrow
 from pandera.errors import SchemaErrors
 from pandera.polars import PolarsData
 
-from prts_core.data.lerobot_v21.schema import Feature, Info
+from prts_core.data.lerobot_v21.schema import EpisodeRow, Feature, Info
 from prts_core.data.validation.report import Finding
 
 _BATCH_ROWS = 200_000
@@ -52,7 +54,7 @@ def frame_schema(info: Info) -> pa.DataFrameSchema:
     columns = {
         key: _column(feature)
         for key, feature in info.features.items()
-        if not feature.is_camera and key not in StandardColumns.to_schema().columns and feature.dtype in _DTYPES
+        if not feature.is_image and key not in StandardColumns.to_schema().columns and feature.dtype in _DTYPES
     }
     return StandardColumns.to_schema().add_columns(columns)
 
@@ -91,6 +93,38 @@ def eager(frame: pl.DataFrame) -> pl.DataFrame:
     """Fixed-size lists as plain lists, so that one schema fits what different writers store."""
     arrays = [name for name, kind in frame.schema.items() if isinstance(kind, pl.Array)]
     return frame.with_columns(pl.col(name).arr.to_list() for name in arrays) if arrays else frame
+
+
+def law_stills(table: arrow.Table, row: EpisodeRow, info: Info, depth: str) -> Iterator[Finding]:
+    """Pictures in the table can be decoded: every one, the first and the last, or none (depth "packets")."""
+    from PIL import Image, UnidentifiedImageError
+
+    file = info.data_file(row.episode_index)
+    for key in (key for key, feature in info.features.items() if feature.dtype == "image"):
+        if key not in table.column_names:
+            yield Finding("table columns", file, f"no column {key!r}", "every feature of info.json that is no video")
+            continue
+        cells = table.column(key)
+        if not arrow.types.is_struct(cells.type) or "bytes" not in [
+            cells.type.field(i).name for i in range(cells.type.num_fields)
+        ]:
+            yield Finding("table types", file, f"{key}: {cells.type}", f"{key}: pictures as {{bytes, path}}")
+            continue
+        last = table.num_rows - 1
+        for at in range(last + 1) if depth == "every" else sorted({0, last}) if depth == "ends" and last >= 0 else ():
+            data = (cells[at].as_py() or {}).get("bytes")
+            try:
+                with Image.open(io.BytesIO(data or b"")) as image:
+                    image.load()
+                    size = (image.height, image.width)
+            except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as err:
+                cure = "record the row again, or leave the episode out"
+                yield Finding("table values", file, f"{key}: {err}", "a picture that can be decoded", cure, row=at)
+                break
+            if size != info.features[key].image_size:
+                expected = f"(height, width) {info.features[key].image_size}"
+                yield Finding("table values", file, f"{key}: {size}", expected, row=at)
+                break
 
 
 def check_tables(tables: Iterable[tuple[str, pl.DataFrame]], schema: pa.DataFrameSchema) -> Iterator[Finding]:

@@ -1,0 +1,141 @@
+"""The seal of a dataset: meta/prts_manifest.json, the size and SHA-256 of every file, made when a dataset is finished.
+
+It knows bytes only, not what they mean. Who opens a sealed dataset for training compares names and sizes, one stat a
+file (`check_sizes`); `prts validate` reads everything again (`compare`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from prts_core.errors import DataError
+from prts_core.files import digest_file, digest_value, explain_os_errors, read_json, write_json
+from prts_core.progress import track
+
+SEAL = "meta/prts_manifest.json"
+_VERSION = 1
+_RESEAL = (
+    "restore the file from its source; if the change is meant, seal the dataset again: prts validate FOLDER --seal"
+)
+Fault = Literal["missing", "size", "content", "unlisted"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """size in bytes, sha256 in hexadecimal."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One file that is not as it was sealed. found and expected: sizes, digests or presence, in words."""
+
+    path: str
+    fault: Fault
+    found: str
+    expected: str
+
+
+def seal(root: Path, workers: int = 2) -> Path:
+    """Write the manifest of the files that `root` holds now; equal content gives equal bytes, whoever writes it."""
+    with explain_os_errors(root):
+        names = files_of(root)
+        with ThreadPoolExecutor(max(1, workers)) as pool:  # hashing works outside Python's lock
+            digests = list(track(pool.map(lambda name: _digest(root / name), names), total=len(names), what="sealing"))
+        rows = [
+            {"path": name, "size": (root / name).stat().st_size, "sha256": digest}
+            for name, digest in zip(names, digests, strict=True)
+        ]
+        write_json(root / SEAL, {"version": _VERSION, "files": rows, "digest": digest_value(rows)})
+    return root / SEAL
+
+
+def files_of(root: Path) -> list[str]:
+    """Relative paths of every file of a dataset but the manifest, in order; what begins with a dot is no part of it."""
+    found = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
+    visible = (path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
+    return sorted(name for name in visible if name != SEAL)
+
+
+def read_seal(root: Path) -> dict[str, Entry] | None:
+    """Path -> Entry; None where the dataset is not sealed. DataError for a manifest that is malformed or was edited."""
+    path = root / SEAL
+    if not path.is_file():
+        return None
+    raw = read_json(path)
+    try:
+        rows: list[dict[str, Any]] = raw["files"]
+        made = {str(row["path"]): Entry(int(row["size"]), str(row["sha256"])) for row in rows}
+        whole = raw["version"] == _VERSION and raw["digest"] == digest_value(rows) and len(made) == len(rows)
+    except (KeyError, TypeError, ValueError, AttributeError) as err:
+        raise DataError(
+            "A dataset's manifest is malformed", file=path, found=f"{type(err).__name__}: {err}",
+            expected="version, files [{path, size, sha256}] and their digest", cure=_RESEAL,
+        ) from err  # fmt: skip
+    outside = [name for name in made if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
+    if not whole or outside or any("\0" in name for name in made):
+        raise DataError(
+            "A dataset's manifest is not the one that was written",
+            file=path,
+            field="digest" if not outside else f"files: {outside[0]}",
+            found="other bytes than its own digest says" if not outside else "a path outside the dataset",
+            expected=f"version {_VERSION}, every path once, the digest of the list",
+            cure=_RESEAL,
+        )
+    return made
+
+
+def size_differences(root: Path, sealed: dict[str, Entry]) -> Iterator[Difference]:
+    """Files that are gone or have another size; nothing is read."""
+    for name, entry in sealed.items():
+        path = root / name
+        if not path.is_file():
+            yield Difference(name, "missing", "no such file", f"{entry.size} bytes")
+        elif (size := path.stat().st_size) != entry.size:
+            yield Difference(name, "size", f"{size} bytes", f"{entry.size} bytes")
+
+
+def compare(root: Path, sealed: dict[str, Entry], workers: int = 2) -> Iterator[Difference]:
+    """Every difference between the folder and its manifest: sizes, digests, and files that the manifest lacks."""
+    changed = list(size_differences(root, sealed))
+    yield from changed
+    same_size = sorted(sealed.keys() - {difference.path for difference in changed})
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        digests = pool.map(lambda name: _digest(root / name), same_size)
+        for name, digest in track(
+            zip(same_size, digests, strict=True), total=len(same_size), what="comparing with the manifest"
+        ):
+            if digest != sealed[name].sha256:
+                yield Difference(name, "content", f"sha256 {digest[:16]}", f"sha256 {sealed[name].sha256[:16]}")
+    for name in files_of(root):
+        if name not in sealed:
+            yield Difference(name, "unlisted", "a file that the manifest does not list", "the files that were sealed")
+
+
+def check_sizes(root: Path) -> None:
+    """Refuse a sealed dataset whose files are gone or have other sizes. An unsealed one passes: there is nothing to
+    compare. For whoever opens a dataset for training: milliseconds, where digests would read every video."""
+    sealed = read_seal(root)
+    first = next(size_differences(root, sealed), None) if sealed is not None else None
+    if first is not None:
+        raise DataError(
+            "A sealed dataset has changed since it was sealed",
+            file=root / first.path,
+            found=first.found,
+            expected=first.expected,
+            cure=_RESEAL,
+        )
+
+
+def _digest(path: Path) -> str:
+    """As `digest_file`, but small files in one call: most tables are a few kilobytes."""
+    if path.stat().st_size < 1 << 20:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    return digest_file(path).removeprefix("sha256:")

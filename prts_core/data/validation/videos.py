@@ -1,0 +1,120 @@
+"""One video against its episode: there, whole, of the promised size and rate, one frame a row; and a living picture.
+
+It knows one file at a time. How much is decoded is the caller's choice: `Depth`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+
+from prts_core.data.lerobot_v21.schema import EpisodeRow, Info
+from prts_core.data.validation.episode import longest_run
+from prts_core.data.validation.report import Finding
+
+# every: all frames are decoded. ends: the first and the last keyframe's group. packets: none, frames are counted.
+Depth = Literal["every", "ends", "packets"]
+FROZEN_S = 1.0  # seconds of one and the same picture
+TRAVEL = 0.25  # of the state's range in the episode, meanwhile: a robot at rest may well look the same
+FLAT = 2.0  # grey levels of spread: a covered lens or a dead cable
+_GRID = 4  # every fourth pixel of every fourth row is compared
+
+
+def law_video(
+    root: Path, row: EpisodeRow, key: str, info: Info, depth: Depth, motion: np.ndarray | None = None
+) -> Iterator[Finding]:
+    """Findings of one video. motion: `Facts.motion` of the episode, where its table is sound."""
+    file = info.video_file(row.episode_index, key)
+    path = root / file
+    if not path.is_file():
+        yield _broken(file, "the video is missing", "restore it from its source or its DVC cache")
+        return
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                yield _broken(file, "a file without a video stream")
+                return
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1  # the caller has a thread for each file
+            facts = (stream.codec_context.height, stream.codec_context.width, float(stream.average_rate or 0))
+            promised = stream.frames
+            if depth == "every":
+                grey, damaged = _pictures(container.decode(stream))
+                frames = len(grey)
+            else:
+                packets = [packet for packet in container.demux(stream) if packet.size]
+                frames, damaged = len(packets), sum(1 for packet in packets if packet.is_corrupt)
+                grey = _ends(container, stream) if depth == "ends" and packets else []
+    except (av.error.FFmpegError, ValueError, OverflowError) as err:
+        said = getattr(err, "strerror", None) or str(err)
+        yield _broken(file, f"it cannot be decoded: {type(err).__name__}: {said}, {path.stat().st_size} bytes")
+        return
+    if damaged:
+        yield _broken(file, f"{damaged} frames are damaged")
+    if frames != row.length or (promised and promised != row.length):
+        found = f"{frames} frames" + (f", {promised} in its header" if promised not in (0, frames) else "")
+        yield Finding("videos", file, found, f"{row.length} frames, one for each row of its table")
+    height, width = info.features[key].image_size
+    if facts[:2] != (height, width):
+        yield Finding("videos", file, f"{facts[1]}x{facts[0]} pixels", f"{width}x{height}, as info.json says")
+    if abs(facts[2] - info.fps) > 0.01 * info.fps:
+        yield Finding("videos", file, f"{facts[2]:g} frames a second", f"{info.fps:g}, as info.json says")
+    if grey:
+        yield from _living(file, grey, depth, motion, info.fps)
+
+
+def _broken(
+    file: str, found: str, cure: str = "restore it from its source or its DVC cache, or convert again"
+) -> Finding:
+    return Finding("videos", file, found, "a whole video", cure)
+
+
+def _pictures(frames: Iterator[av.VideoFrame]) -> tuple[list[tuple[bool, float]], int]:
+    """[(same as the frame before, spread of grey levels)] and how many frames the decoder calls damaged."""
+    seen, damaged, before = [], 0, None
+    for frame in frames:
+        luma = _luma(frame)
+        seen.append((before is not None and np.array_equal(luma, before), float(luma.std())))
+        damaged += bool(frame.is_corrupt)
+        before = luma
+    return seen, damaged
+
+
+def _ends(container: av.container.InputContainer, stream: av.VideoStream) -> list[tuple[bool, float]]:
+    """The first frame, and the last keyframe with what follows it."""
+    container.seek(0, stream=stream)
+    seen = [(False, float(_luma(next(container.decode(stream))).std()))]
+    container.seek(stream.duration or 0, stream=stream, backward=True)
+    tail = deque(container.decode(stream), maxlen=1)
+    return seen + [(False, float(_luma(frame).std())) for frame in tail]
+
+
+def _luma(frame: av.VideoFrame) -> np.ndarray:
+    """A thinned copy of the brightness plane, (H / 4, W / 4) uint8; 10-bit video: of its low bytes too."""
+    plane = frame.planes[0]
+    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
+    return rows[::_GRID, : plane.width : _GRID].copy()
+
+
+def _living(
+    file: str, grey: list[tuple[bool, float]], depth: Depth, motion: np.ndarray | None, fps: float
+) -> Iterator[Finding]:
+    """Warnings: a picture of one colour throughout; a picture that stands still while the robot moves."""
+    if max(spread for _, spread in grey) < FLAT:
+        yield Finding(
+            "dropped camera", file, "every frame is of one colour", "a picture", severity="warning",
+            cure="the camera was covered or off: leave the episode out with source.episodes",
+        )  # fmt: skip
+    elif depth == "every" and motion is not None:
+        start, length = longest_run(np.array([same for same, _ in grey]))
+        travelled = float(motion[max(start - 1, 0) : start - 1 + length].sum(dtype=np.float64))
+        if length >= max(8, FROZEN_S * fps) and travelled > TRAVEL:
+            yield Finding(
+                "frozen camera", file, f"one picture for {length + 1} rows while the state moves", "a picture a row",
+                "the camera had stopped: leave the episode out, or cut it", start, "warning",
+            )  # fmt: skip
