@@ -31,6 +31,7 @@ SOURCES: dict[str, str] = {
 # or none). It writes `output`, keeps what it has finished in `work`, and never changes `root`.
 DATASETS: dict[str, str] = {
     "lerobot_v21": "prts_core.data.convert.lerobot_v21",
+    "lerobot_v30": "prts_core.data.convert.lerobot_v30",
 }
 
 

@@ -1,0 +1,268 @@
+"""LeRobot v3.0 becomes v2.1: its long files are cut into one table and one video an episode; pictures are not encoded.
+
+It does not judge the numbers (`prts validate` does); the way back is `lerobot_v30_export`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prts_core.config.schema import RobotConfig, VideoConfig
+from prts_core.contract import Contract
+from prts_core.data.convert.lerobot_v30_layout import (
+    Episode30,
+    Info30,
+    read_episodes30,
+    read_info30,
+    read_tasks30,
+)
+from prts_core.data.convert.remux import Piece, cut
+from prts_core.data.convert.resume import Unit, run_units
+from prts_core.data.embodiment import build_contract
+from prts_core.data.lerobot_v21.schema import (
+    ACTION,
+    CHUNKS_SIZE,
+    CODEBASE_VERSION,
+    DATA_PATH,
+    STATE,
+    VIDEO_PATH,
+    Info,
+    parse,
+)
+from prts_core.data.lerobot_v21.writer import remove_strays, write_meta
+from prts_core.errors import DataError
+from prts_core.files import atomic_path, read_json
+
+_ROWS = 256  # rows read at once: with images in the table some 100 MB
+_V30_ONLY = ("data_files_size_in_mb", "video_files_size_in_mb")
+
+
+def take_over(
+    root: Path,
+    output: Path,
+    work: Path,
+    *,
+    dataset: str,
+    robot: RobotConfig | None,
+    workers: int,
+    reencode: VideoConfig | None = None,
+) -> Contract:
+    """Write the LeRobot v3.0 dataset `root` as the v2.1 dataset `output`, with its Contract; `root` is only read.
+
+    work: folder of resume records; what stands there is not written again. reencode: how to encode episodes whose
+    video does not begin at a keyframe (lerobot writes none such); without it they are refused. Without a robot, a
+    dataset that carries a Contract keeps it. Raises DataError for a dataset that breaks the layout or lacks files.
+    """
+    info = read_info30(root)
+    episodes, tasks = read_episodes30(root, info), read_tasks30(root)
+    made = _info21(root, info, len(episodes), len(tasks))
+    contract = _contract(root, parse(Info, made, root / "meta" / "info.json"), dataset, robot)
+    stats = [_stats_row(root, info, episode) for episode in episodes]
+    _known_tasks(root, episodes, tasks)
+    units = [*_table_units(root, output, info, episodes), *_video_units(root, output, info, episodes, reencode)]
+    missing = [path for unit in units for path in unit.sources if not path.is_file()]
+    if missing:
+        raise DataError(
+            f"A dataset is incomplete: {len(missing)} of its files are missing",
+            file=missing[0],
+            expected="every file that the episodes' table names",
+            cure="download the dataset again",
+        )
+    run_units(units, work, workers=workers, what=f"cutting {dataset}")
+    remove_strays(output, [path.relative_to(output).as_posix() for unit in units for path in unit.outputs])
+    rows = [
+        {"episode_index": episode.index, "tasks": list(episode.tasks), "length": episode.length} | episode.more
+        for episode in episodes
+    ]
+    write_meta(output, made, rows, tasks, stats, contract)
+    return contract
+
+
+def _contract(root: Path, info: Info, dataset: str, robot: RobotConfig | None) -> Contract:
+    own = root / "meta" / "contract.json"
+    if robot is None and own.is_file():
+        return Contract.load(own)
+    for key in (STATE, ACTION):
+        if key not in info.features:
+            raise DataError(
+                "A dataset lacks a column that every robot's dataset has",
+                file=root / "meta" / "info.json",
+                field="features",
+                found=", ".join(info.features),
+                expected=key,
+            )
+    state, action = info.features[STATE], info.features[ACTION]
+    return build_contract(
+        dataset=dataset,
+        robot=robot,
+        robot_type=info.robot_type,
+        control_hz=info.fps,
+        state_names=state.flat_names,
+        state_width=state.shape[0],
+        action_names=action.flat_names,
+        action_width=action.shape[0],
+        cameras={key: info.features[key].image_size for key in info.camera_keys},
+    )
+
+
+def _info21(root: Path, info: Info30, episodes: int, tasks: int) -> dict[str, Any]:
+    """info.json as the source has it, in the words of v2.1."""
+    raw: dict[str, Any] = {
+        key: value for key, value in read_json(root / "meta" / "info.json").items() if key not in _V30_ONLY
+    }
+    features = {
+        key: feature if feature["dtype"] == "video" else {k: v for k, v in feature.items() if k != "fps"}
+        for key, feature in raw["features"].items()
+    }
+    return raw | {
+        "codebase_version": CODEBASE_VERSION,
+        "total_tasks": tasks,
+        "total_videos": episodes * len(info.video_keys),
+        "total_chunks": -(-episodes // CHUNKS_SIZE),
+        "chunks_size": CHUNKS_SIZE,
+        "data_path": DATA_PATH,
+        "video_path": VIDEO_PATH if info.video_keys else None,
+        "features": features,
+    }
+
+
+def _stats_row(root: Path, info: Info30, episode: Episode30) -> dict[str, Any]:
+    lacking = [
+        f"stats/{key}/{name}"
+        for key in info.features
+        for name in ("min", "max", "mean", "std", "count")
+        if name not in episode.stats.get(key, {})
+    ]
+    if lacking:
+        raise DataError(
+            "An episode lacks its statistics",
+            file=root / "meta/episodes",
+            field=f"episode {episode.index}, {lacking[0]}",
+            expected="min, max, mean, std and count of every feature",
+            cure="write them with lerobot's augment_dataset_quantile_stats",
+        )
+    return {"episode_index": episode.index, "stats": {key: episode.stats[key] for key in info.features}}
+
+
+def _known_tasks(root: Path, episodes: Sequence[Episode30], tasks: dict[int, str]) -> None:
+    known = set(tasks.values())
+    for episode in episodes:
+        for task in episode.tasks:
+            if task not in known:
+                raise DataError(
+                    "An episode names a task that meta/tasks.parquet does not have",
+                    file=root / "meta/episodes",
+                    field=f"episode {episode.index}, tasks",
+                    found=task,
+                )
+
+
+# ---- tables --------------------------------------------------------------------------------------------------------
+def _table_units(root: Path, output: Path, info: Info30, episodes: Sequence[Episode30]) -> Iterator[Unit]:
+    files: dict[str, list[Episode30]] = {}
+    for episode in episodes:
+        files.setdefault(episode.data.file, []).append(episode)
+    keys = [key for key, feature in info.features.items() if not feature.is_video]
+    for number, (file, inside) in enumerate(files.items()):
+        targets = [output / _data_file(episode.index) for episode in inside]
+        yield Unit(
+            name=f"table-{number:06d}",
+            sources=(root / file,),
+            outputs=tuple(targets),
+            settings=(keys, [[episode.index, episode.length] for episode in inside]),
+            work=partial(split_table, root / file, inside, targets, keys),
+        )
+
+
+def _data_file(episode: int) -> str:
+    return DATA_PATH.format(episode_chunk=episode // CHUNKS_SIZE, episode_index=episode)
+
+
+def split_table(path: Path, episodes: Sequence[Episode30], targets: Sequence[Path], keys: Sequence[str]) -> None:
+    """Write the rows of each episode to its own file; one episode is in memory at a time.
+
+    Raises DataError where the file's rows are not these episodes, one after another.
+    """
+    expected = sum(episode.length for episode in episodes)
+    try:
+        with pq.ParquetFile(path) as file:
+            lacking = [key for key in keys if key not in file.schema_arrow.names]
+            if lacking or file.metadata.num_rows != expected:
+                raise DataError(
+                    "A table does not hold what the metadata says",
+                    file=path,
+                    field=lacking[0] if lacking else "rows",
+                    found=", ".join(file.schema_arrow.names) if lacking else file.metadata.num_rows,
+                    expected="a column of this name" if lacking else expected,
+                    cure="restore the dataset from its source",
+                )
+            metadata = {
+                key: value for key, value in (file.schema_arrow.metadata or {}).items() if key == b"huggingface"
+            }
+            batches = file.iter_batches(_ROWS, columns=list(keys), use_threads=False)
+            held: list[pa.RecordBatch] = []
+            for episode, target in zip(episodes, targets, strict=True):
+                while sum(len(batch) for batch in held) < episode.length:
+                    held.append(next(batches))
+                table = pa.Table.from_batches(held)
+                mine, rest = table.slice(0, episode.length), table.slice(episode.length)
+                held = rest.to_batches()
+                check_numbering(mine, episode.index, episode.first, path)
+                with atomic_path(target) as partial_file:
+                    pq.write_table(mine.select(keys).replace_schema_metadata(metadata), partial_file)
+    except (pa.ArrowException, OSError) as err:
+        if isinstance(err, OSError) and err.errno is not None:
+            raise  # the disk, not the table: files.explain_os_errors has words for it
+        raise DataError(
+            "A table cannot be read: it is truncated or damaged",
+            file=path,
+            found=" ".join(str(err).split())[:200],
+            expected="a whole parquet file",
+            cure="restore it from its source",
+        ) from err
+
+
+def check_numbering(table: pa.Table, episode: int, first: int, path: Path) -> None:
+    """Refuse a table whose episode_index and index are not those of `episode`, whose first row is `first`."""
+    rows = np.arange(table.num_rows)
+    for key, expected in (("episode_index", np.full(len(rows), episode)), ("index", first + rows)):
+        if key not in table.column_names:
+            raise DataError("A table lacks a column", file=path, field=key, found=", ".join(table.column_names))
+        wrong = np.flatnonzero(table.column(key).to_numpy() != expected)
+        if len(wrong):
+            raise DataError(
+                "Rows of a table are numbered wrongly",
+                file=path,
+                field=f"{key}, row {wrong[0]} of episode {episode}",
+                found=table.column(key)[int(wrong[0])].as_py(),
+                expected=int(expected[wrong[0]]),
+                cure="`prts validate --fix` numbers a v2.1 dataset anew; restore a v3.0 one from its source",
+            )
+
+
+# ---- videos --------------------------------------------------------------------------------------------------------
+def _video_units(
+    root: Path, output: Path, info: Info30, episodes: Sequence[Episode30], reencode: VideoConfig | None
+) -> Iterator[Unit]:
+    for camera, key in enumerate(info.video_keys):
+        files: dict[str, list[Piece]] = {}
+        for episode in episodes:
+            chunk = episode.index // CHUNKS_SIZE
+            target = VIDEO_PATH.format(episode_chunk=chunk, episode_index=episode.index, video_key=key)
+            place = episode.videos[key]
+            files.setdefault(place.file, []).append(Piece(place.start_s, episode.length, output / target))
+        for number, (file, pieces) in enumerate(files.items()):
+            yield Unit(
+                name=f"video-{camera:02d}-{number:06d}",
+                sources=(root / file,),
+                outputs=tuple(piece.output for piece in pieces),
+                settings=(info.fps, [[piece.start_s, piece.frames] for piece in pieces], repr(reencode)),
+                work=partial(cut, root / file, pieces, info.fps, reencode),
+            )

@@ -1,0 +1,302 @@
+"""LeRobot v3.0 on disk: info.json, and the parquet tables of episodes and tasks, checked as they are read.
+
+It knows the metadata only; `lerobot_v30` turns such a dataset into v2.1, `lerobot_v30_export` writes one. Source of the
+layout: what lerobot 0.4.4 writes and reads (tests/conformance/test_lerobot_v30.py holds both against it).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from prts_core.data.lerobot_v21.reader import read_parquet
+from prts_core.data.lerobot_v21.schema import Feature, faults
+from prts_core.errors import DataError
+from prts_core.files import atomic_path, read_json
+
+VERSION = "v3.0"
+FILES_A_CHUNK = 1000
+DATA_MB, VIDEO_MB = 100, 200
+DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+TASKS_PATH, STATS_PATH = "meta/tasks.parquet", "meta/stats.json"
+MORE = "prts/more"  # column of the episodes' table: JSON of what v2.1's line has beyond LeRobot's own fields
+_OWN = ("episode_index", "tasks", "length", "dataset_from_index", "dataset_to_index", MORE)
+_PLACES = ("data/", "videos/", "meta/", "stats/")
+
+
+class Info30(BaseModel):
+    """meta/info.json of v3.0; unknown keys are kept."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    codebase_version: str
+    robot_type: str | None = None
+    total_episodes: int = Field(ge=0)
+    total_frames: int = Field(ge=0)
+    total_tasks: int = Field(ge=0)
+    fps: float = Field(gt=0)
+    splits: dict[str, str] = {}
+    data_path: str
+    video_path: str | None = None
+    features: dict[str, Feature]
+
+    @field_validator("codebase_version")
+    @classmethod
+    def _one_version(cls, value: str) -> str:
+        if value != VERSION:
+            raise ValueError(f"must be {VERSION!r}")
+        return value
+
+    @field_validator("data_path", "video_path")
+    @classmethod
+    def _stays_inside(cls, value: str | None) -> str | None:
+        for _, name, spec, conversion in string.Formatter().parse(value or ""):
+            if name is not None and (name not in ("chunk_index", "file_index", "video_key") or conversion):
+                raise ValueError(f"may use chunk_index, file_index and video_key only, not {{{name}}}")
+            if spec and spec not in ("03d", "d", "06d"):
+                raise ValueError(f"has a number format that no writer uses: {spec!r}")
+        path = PurePosixPath(value or "")
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError("must stay inside the dataset's folder")
+        return value
+
+    @field_validator("features")
+    @classmethod
+    def _plain_keys(cls, value: dict[str, Feature]) -> dict[str, Feature]:
+        for key in value:
+            if not key or any(sign in key for sign in "/\\{}") or key.startswith("."):
+                raise ValueError(f"a feature's key becomes a folder's name and must be plain, not {key!r}")
+        return value
+
+    @property
+    def video_keys(self) -> list[str]:
+        return [key for key, feature in self.features.items() if feature.is_video]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one episode's part lies. start_s: time of its first frame in a video, 0 for tables."""
+
+    file: str
+    start_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Episode30:
+    """One row of the episodes' table. first: its first row in the whole dataset. stats: feature -> name -> value."""
+
+    index: int
+    tasks: tuple[str, ...]
+    length: int
+    first: int
+    data: Place
+    videos: dict[str, Place]
+    stats: dict[str, dict[str, Any]]
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+def read_info30(root: Path) -> Info30:
+    path = root / "meta" / "info.json"
+    if not root.is_dir():
+        raise DataError("A dataset folder is missing", file=root, expected="a LeRobot v3.0 folder with meta/info.json")
+    try:
+        return Info30.model_validate(read_json(path))
+    except ValidationError as err:
+        where, found, expected = faults(err)[0]
+        raise DataError(
+            "A metadata file does not fit LeRobot v3.0", file=path, field=where, found=found, expected=expected
+        ) from err
+
+
+def read_tasks30(root: Path) -> dict[int, str]:
+    """{task_index: sentence}. The sentences are pandas' index, whose column has no fixed name."""
+    path = root / TASKS_PATH
+    table = read_parquet(path, None)
+    texts = [
+        name
+        for name in table.column_names
+        if pa.types.is_string(table.schema.field(name).type) or pa.types.is_large_string(table.schema.field(name).type)
+    ]
+    if "task_index" not in table.column_names or len(texts) != 1:
+        raise DataError(
+            "The tasks' table does not fit LeRobot v3.0",
+            file=path,
+            found=", ".join(table.column_names),
+            expected="a column task_index and one of sentences",
+        )
+    numbers, sentences = table.column("task_index").to_pylist(), table.column(texts[0]).to_pylist()
+    if sorted(map(str, numbers)) != sorted(map(str, range(len(numbers)))) or not all(sentences):
+        raise DataError(
+            "Tasks are not numbered 0, 1, 2, ..., each with a sentence",
+            file=path,
+            field="task_index",
+            found=numbers[:9],
+        )
+    return dict(sorted(zip(numbers, sentences, strict=True)))
+
+
+def read_episodes30(root: Path, info: Info30) -> list[Episode30]:
+    """Every row of meta/episodes/*/*.parquet in order, held against each other and info.json."""
+    paths = sorted((root / "meta" / "episodes").glob("*/*.parquet"))
+    if not paths:
+        raise DataError(
+            "The episodes' table is missing", file=root / "meta/episodes", expected=EPISODES_PATH.format_map(_ZERO)
+        )
+    made: list[Episode30] = []
+    for path in paths:
+        table = read_parquet(path, None)
+        needed = [*_OWN[:-1], "data/chunk_index", "data/file_index"]
+        needed += [f"videos/{key}/{part}" for key in info.video_keys for part in _VIDEO_PARTS]
+        lacking = [name for name in needed if name not in table.column_names]
+        if lacking:
+            raise DataError(
+                "The episodes' table lacks a column",
+                file=path,
+                field=lacking[0],
+                found=", ".join(table.column_names[:20]),
+            )
+        for number, row in enumerate(table.to_pylist()):
+            made.append(_episode(row, info, made[-1] if made else None, path, number))
+    totals = (len(made), sum(episode.length for episode in made))
+    if totals != (info.total_episodes, info.total_frames):
+        raise DataError(
+            "Totals contradict the episodes' table",
+            file=root / "meta/info.json",
+            field="total_episodes, total_frames",
+            found=(info.total_episodes, info.total_frames),
+            expected=totals,
+        )
+    return made
+
+
+_ZERO = {"chunk_index": 0, "file_index": 0}
+_VIDEO_PARTS = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+
+
+def _episode(row: dict[str, Any], info: Info30, before: Episode30 | None, path: Path, number: int) -> Episode30:
+    def refuse(name: str, expected: object) -> DataError:
+        return DataError(
+            "A row of the episodes' table is wrong",
+            file=path,
+            field=f"row {number}, {name}",
+            found=row[name],
+            expected=expected,
+            cure="restore the dataset from its source",
+        )
+
+    def whole(name: str, least: int = 0) -> int:
+        if not isinstance(row[name], int) or isinstance(row[name], bool) or row[name] < least:
+            raise refuse(name, f"a whole number, at least {least}")
+        return row[name]
+
+    def place(prefix: str, pattern: str, **names: str) -> str:
+        return pattern.format(
+            chunk_index=whole(f"{prefix}/chunk_index"), file_index=whole(f"{prefix}/file_index"), **names
+        )
+
+    index, length = whole("episode_index"), whole("length", 1)
+    first = before.first + before.length if before else 0
+    if index != (before.index + 1 if before else 0):
+        raise refuse("episode_index", before.index + 1 if before else 0)
+    if row["dataset_from_index"] != first:
+        raise refuse("dataset_from_index", first)
+    if row["dataset_to_index"] != first + length:
+        raise refuse("dataset_to_index", first + length)
+    tasks = row["tasks"]
+    if not isinstance(tasks, list) or not tasks or not all(isinstance(task, str) and task for task in tasks):
+        raise refuse("tasks", "a list of sentences")
+    videos = {}
+    for key in info.video_keys:
+        start = row[f"videos/{key}/from_timestamp"]
+        if not isinstance(start, float | int) or not math.isfinite(start) or start < 0:
+            raise refuse(f"videos/{key}/from_timestamp", "seconds, at least 0")
+        videos[key] = Place(place(f"videos/{key}", info.video_path or VIDEO_PATH, video_key=key), float(start))
+    stats: dict[str, dict[str, Any]] = {}
+    for name, value in row.items():
+        if name.startswith("stats/") and value is not None:
+            feature, _, what = name.removeprefix("stats/").rpartition("/")
+            stats.setdefault(feature, {})[what] = value
+    more = {name: value for name, value in row.items() if name not in _OWN and not name.startswith(_PLACES)}
+    if row.get(MORE):
+        try:
+            more |= json.loads(row[MORE])
+        except (TypeError, ValueError) as err:
+            raise refuse(MORE, "a JSON object") from err
+    return Episode30(index, tuple(tasks), length, first, Place(place("data", info.data_path)), videos, stats, more)
+
+
+# ---- writing -------------------------------------------------------------------------------------------------------
+def write_tasks30(path: Path, tasks: dict[int, str]) -> None:
+    """meta/tasks.parquet as pandas writes a frame whose index is the sentences: `read_parquet` gives it back."""
+    name = "__index_level_0__"
+
+    def described(column: str | None, field_name: str, kind: str, numpy_kind: str) -> dict[str, Any]:
+        known = {"name": column, "field_name": field_name, "pandas_type": kind, "numpy_type": numpy_kind}
+        return known | {"metadata": None}
+
+    pandas = {
+        "index_columns": [name],
+        "column_indexes": [described(None, "None", "unicode", "object") | {"metadata": {"encoding": "UTF-8"}}],
+        "columns": [
+            described("task_index", "task_index", "int64", "int64"),
+            described(None, name, "unicode", "object"),
+        ],
+        "creator": {"library": "pyarrow", "version": "0"},
+        "pandas_version": "2.0.0",
+    }
+    schema = pa.schema(
+        [pa.field("task_index", pa.int64()), pa.field(name, pa.string())], metadata={"pandas": json.dumps(pandas)}
+    )
+    numbers = sorted(tasks)
+    with atomic_path(path) as partial:
+        pq.write_table(pa.table([numbers, [tasks[number] for number in numbers]], schema=schema), partial)
+
+
+def episodes_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
+    """Rows of equal keys as a table; nested numbers of one column get one type: whole, floating or truth."""
+    if not rows:
+        raise DataError("A dataset without episodes cannot be written as v3.0", expected="at least one episode")
+    columns: dict[str, pa.Array] = {}
+    for name in rows[0]:
+        values = [row.get(name) for row in rows]
+        if name.startswith("stats/"):
+            kinds = {np.asarray(value).dtype.kind for value in values}
+            kind = np.int64 if kinds == {"i"} else bool if kinds == {"b"} else np.float64
+            values = [np.asarray(value).astype(kind).tolist() for value in values]
+        columns[name] = pa.array(values)
+    return pa.table(columns)
+
+
+def pooled_stats(rows: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """meta/stats.json: min, max, mean, std and count of all episodes together, from those of each.
+
+    Quantiles cannot be pooled from quantiles and are left out; `prts stats` computes them from the rows.
+    """
+    made: dict[str, dict[str, Any]] = {}
+    for key in rows[0]:
+        parts = [row[key] for row in rows if key in row]
+        count = np.array([part["count"][0] for part in parts], np.float64)
+        mean, std = (np.array([part[name] for part in parts], np.float64) for name in ("mean", "std"))
+        weight = (count / count.sum()).reshape(-1, *[1] * (mean.ndim - 1))
+        center = (weight * mean).sum(0)
+        spread = np.sqrt((weight * (std**2 + (mean - center) ** 2)).sum(0))
+        made[key] = {
+            "min": np.min([np.asarray(part["min"], np.float64) for part in parts], 0).tolist(),
+            "max": np.max([np.asarray(part["max"], np.float64) for part in parts], 0).tolist(),
+            "mean": center.tolist(),
+            "std": spread.tolist(),
+            "count": [int(count.sum())],
+        }
+    return made

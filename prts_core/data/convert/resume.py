@@ -1,0 +1,67 @@
+"""Work on whole files in threads, so that a killed run goes on: a unit counts as finished when its record stands.
+
+It does not know what a unit does; the converters between versions of LeRobot use it for tables and videos.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from prts_core.errors import DataError
+from prts_core.files import digest_value, read_json, write_text
+from prts_core.progress import track
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of work. name: of its record; sources: files it reads; outputs: files it writes (whole or not at all);
+    settings: plain values that, changed, make it anew; work: does it."""
+
+    name: str
+    sources: tuple[Path, ...]
+    outputs: tuple[Path, ...]
+    settings: tuple
+    work: Callable[[], None]
+
+    def identity(self) -> str:
+        """Changes with the settings and with every source's size and time of change."""
+        stats = [(path, path.stat()) for path in self.sources]
+        return digest_value([[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats] + [*self.settings])
+
+
+def run_units(units: Sequence[Unit], records: Path, *, workers: int, what: str) -> None:
+    """Do every unit that no record in `records` calls finished. What they write does not depend on `workers`.
+
+    Raises the first fault; units that were finished before it keep their records.
+    """
+    todo = [unit for unit in units if not _finished(unit, records)]
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        running = [pool.submit(_do, unit, records) for unit in todo]
+        try:
+            for done in track(as_completed(running), total=len(todo), what=what):
+                done.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _do(unit: Unit, records: Path) -> None:
+    unit.work()
+    sizes = [path.stat().st_size for path in unit.outputs]
+    write_text(records / f"{unit.name}.json", json.dumps({"identity": unit.identity(), "sizes": sizes}))
+
+
+def _finished(unit: Unit, records: Path) -> bool:
+    record = records / f"{unit.name}.json"
+    if not record.is_file():
+        return False
+    saved = read_json(record)
+    missing = [path for path in unit.sources if not path.is_file()]
+    if missing:
+        raise DataError("A file of the source is missing", file=missing[0], cure="restore it from its source")
+    sizes = [path.stat().st_size if path.is_file() else None for path in unit.outputs]
+    return saved.get("identity") == unit.identity() and saved.get("sizes") == sizes
