@@ -17,7 +17,7 @@ from prts_core.data.lerobot_v21.schema import EpisodeRow, Info
 from prts_core.data.validation.episode import longest_run
 from prts_core.data.validation.report import Finding
 
-# every: all frames are decoded. ends: the first and the last keyframe's group. packets: none, frames are counted.
+# every: all frames are decoded. ends: the first and the last keyframe's group. packets: none, the index is counted.
 Depth = Literal["every", "ends", "packets"]
 FROZEN_S = 1.0  # seconds of one and the same picture
 TRAVEL = 0.25  # of the state's range in the episode, meanwhile: a robot at rest may well look the same
@@ -47,9 +47,8 @@ def law_video(
                 grey, damaged = _pictures(container.decode(stream))
                 frames = len(grey)
             else:
-                packets = [packet for packet in container.demux(stream) if packet.size]
-                frames, damaged = len(packets), sum(1 for packet in packets if packet.is_corrupt)
-                grey = _ends(container, stream) if depth == "ends" and packets else []
+                frames, damaged = _count(container, stream, path.stat().st_size)
+                grey = _ends(container, stream) if depth == "ends" and frames else []
     except (av.error.FFmpegError, ValueError, OverflowError) as err:
         said = getattr(err, "strerror", None) or str(err)
         yield _broken(file, f"it cannot be decoded: {type(err).__name__}: {said}, {path.stat().st_size} bytes")
@@ -83,6 +82,16 @@ def _pictures(frames: Iterator[av.VideoFrame]) -> tuple[list[tuple[bool, float]]
         damaged += bool(frame.is_corrupt)
         before = luma
     return seen, damaged
+
+
+def _count(container: av.container.InputContainer, stream: av.VideoStream, size: int) -> tuple[int, int]:
+    """Frames by the container's index, without reading them, and how many of them lie beyond the file's end; by
+    reading the packets where the container has no whole index."""
+    index = stream.index_entries
+    if len(index) and len(index) == stream.frames:
+        return len(index), sum(1 for entry in index if entry.pos + entry.size > size)
+    packets = [packet.is_corrupt for packet in container.demux(stream) if packet.size]
+    return len(packets), sum(packets)
 
 
 def _ends(container: av.container.InputContainer, stream: av.VideoStream) -> list[tuple[bool, float]]:
