@@ -216,7 +216,8 @@ def test_rows_of_one_cell() -> None:
     ours, peer = (next(r for r in rows if r["contender"] == n and r["mode"] == "both") for n in ("sdpa", "sdpa causal"))
     assert ours["pairs"] < peer["pairs"] and ours["samples"] == 4
     assert ours["tflops"] == pytest.approx(4 * ours["pairs"] * 4 * 16 * 3.5 / ours["median_ms"] / 1e9, rel=1e-3)
-    assert lines[-1] == {"done": cell} and next(line for line in lines if "metadata" in line)["metadata"]["packing_us"] > 0
+    assert lines[-1] == {"done": cell}
+    assert next(line for line in lines if "metadata" in line)["metadata"]["packing_us"] > 0
 
 
 # ---- reports -------------------------------------------------------------------------------------------------------
