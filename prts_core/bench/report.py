@@ -3,6 +3,7 @@ nothing."""
 
 from __future__ import annotations
 
+import math
 import operator
 import platform
 import time
@@ -24,18 +25,20 @@ _COMPARE = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operato
 
 @dataclass(frozen=True)
 class Row:
-    """ours and peer in `unit`; goal bounds ours / peer, as "<= 0.9"."""
+    """ours and peer in `unit`; goal bounds ours / peer, as "<= 0.9". peer none: it is not on this machine, and `note`
+    says how to get it."""
 
     what: str
     ours: float
-    peer: float
+    peer: float | None
     unit: str
     better: Literal["higher", "lower"]
     goal: str
+    note: str = ""
 
     @property
     def ratio(self) -> float:
-        return self.ours / self.peer
+        return math.nan if self.peer is None else self.ours / self.peer
 
     @property
     def met(self) -> bool:
@@ -43,7 +46,8 @@ class Row:
         return bool(_COMPARE[sign](self.ratio, float(bound)))
 
     def to_json(self) -> dict[str, object]:
-        return asdict(self) | {"ratio": self.ratio, "met": self.met}
+        known = self.peer is not None
+        return asdict(self) | {"ratio": self.ratio if known else None, "met": self.met if known else None}
 
 
 def interleaved(ours: Callable[[], object], peer: Callable[[], object], repeats: int = 9) -> tuple[float, float]:
@@ -64,11 +68,12 @@ def show(name: str, rows: list[Row], outputs: Path, console: Console) -> Path:
     for column in ("what", "ours", "peer", "unit", "ratio", "better", "goal", "met"):
         table.add_column(column, justify="right" if column in ("ours", "peer", "ratio") else "left")
     for row in rows:
-        met = "[green]yes[/]" if row.met else "[red]no[/]"
-        table.add_row(
-            row.what, f"{row.ours:.3g}", f"{row.peer:.3g}", row.unit, f"{row.ratio:.2f}", row.better, row.goal, met
-        )
+        met = "-" if row.peer is None else "[green]yes[/]" if row.met else "[red]no[/]"
+        peer, ratio = ("absent", "-") if row.peer is None else (f"{row.peer:.3g}", f"{row.ratio:.2f}")
+        table.add_row(row.what, f"{row.ours:.3g}", peer, row.unit, ratio, row.better, row.goal, met)
     console.print(table)
+    for note in dict.fromkeys(row.note for row in rows if row.note):
+        console.print(note)
     path = outputs / "bench" / f"{name}.json"
     write_json(path, {"rows": [r.to_json() for r in rows], "machine": machine(), "versions": versions(),
                       "date": datetime.now(UTC).isoformat()})  # fmt: skip

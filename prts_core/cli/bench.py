@@ -13,6 +13,7 @@ from prts_core.errors import lookup
 BENCHMARKS = {
     "attention": "prts_core.bench.attention",
     "backbone": "prts_core.bench.backbone",
+    "data": "prts_core.bench.data",
     "info_nce": "prts_core.bench.info_nce",
     "train": "prts_core.bench.train",
 }

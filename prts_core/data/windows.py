@@ -10,6 +10,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -30,6 +31,7 @@ class FrameReader:
         from prts_core.data.lerobot_v21.frames import VideoPool  # tables are read where PyAV is not installed, too
 
         self.dataset, self._pool = dataset, VideoPool(max_open)
+        self._paths: dict[tuple[int, str], Path] = {}
 
     def rgb(self, episode: int, camera: str, row: int, size: int | tuple[int, int] | None = None) -> np.ndarray:
         """(H, W, 3) uint8; size: as in LeRobotDataset.frames. DataError for a damaged or too short video."""
@@ -53,8 +55,10 @@ class FrameReader:
     def _is_video(self, camera: str) -> bool:
         return camera in self.dataset.info.features and self.dataset.info.features[camera].is_video
 
-    def _path(self, episode: int, camera: str) -> Any:
-        return self.dataset.root / self.dataset.info.video_file(episode, camera)
+    def _path(self, episode: int, camera: str) -> Path:
+        if (episode, camera) not in self._paths:
+            self._paths[episode, camera] = self.dataset.root / self.dataset.info.video_file(episode, camera)
+        return self._paths[episode, camera]
 
 
 class WindowDataset:
@@ -121,12 +125,13 @@ class WindowDataset:
         rows, table = self.dataset.length(episode), self._tables[episode]
         item: Window = {}
         for key in (*self.keys, *self.cameras):
-            wanted = row + self.deltas[key] if key in self.deltas else np.array([row])
+            if key not in self.deltas:  # most keys: kept lean
+                item[key] = table[key][row].copy() if key in table else self._picture(episode, key, row)
+                continue
+            wanted = row + self.deltas[key]
             at = wanted.clip(0, rows - 1)
-            value = table[key][at] if key in table else self._pictures(episode, key, at)
-            if key in self.deltas:
-                item[f"{key}_is_pad"] = (wanted < 0) | (wanted >= rows)
-            item[key] = value if key in self.deltas else value[0]
+            item[key] = table[key][at] if key in table else self._pictures(episode, key, at)
+            item[f"{key}_is_pad"] = (wanted < 0) | (wanted >= rows)
         task = int(table["task_index"][row])
         if task not in self.dataset.tasks:
             raise DataError(
@@ -136,12 +141,12 @@ class WindowDataset:
         item["task"] = self.dataset.tasks[task]
         return item
 
+    def _picture(self, episode: int, camera: str, row: int) -> np.ndarray:
+        return (self.frames.chw if self.pictures == "float32" else self.frames.rgb)(episode, camera, row)
+
     def _pictures(self, episode: int, camera: str, at: np.ndarray) -> np.ndarray:
-        read = self.frames.chw if self.pictures == "float32" else self.frames.rgb
-        if len(at) == 1:
-            return read(episode, camera, int(at[0]))[None]
         order, back = np.unique(at, return_inverse=True)  # ascending, so that a decoder goes on where it stands
-        return np.stack([read(episode, camera, int(row)) for row in order])[back]
+        return np.stack([self._picture(episode, camera, int(row)) for row in order])[back]
 
     def shuffled(self, seed: int, cursor: int = 0, workers: int = 0) -> Iterator[tuple[int, Window]]:
         """(cursor, item) without end, an epoch a permutation; `cursor` is the position after the item: given back, the
