@@ -152,11 +152,7 @@ def test_without_info_nothing_else_is_tried(injured: Path) -> None:
 def test_first_and_last_frames_find_these_too(injured: Path, name: str) -> None:
     injury, check, file, row, words = INJURIES[name]
     injury(injured)
-    found = [
-        f
-        for f in validate_dataset(injured, "ends").errors
-        if (f.check, f.file, f.row) == (check, file, row)
-    ]
+    found = [f for f in validate_dataset(injured, "ends").errors if (f.check, f.file, f.row) == (check, file, row)]
     assert any(words in f.found for f in found)
 
 
