@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import threading
+from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,11 +33,12 @@ class FrameReader:
         from prts_core.data.lerobot_v21.frames import VideoPool  # tables are read where PyAV is not installed, too
 
         self.dataset, self._pool = dataset, VideoPool(max_open)
+        self._videos = frozenset(dataset.info.video_keys)
         self._paths: dict[tuple[int, str], Path] = {}
 
     def rgb(self, episode: int, camera: str, row: int, size: int | tuple[int, int] | None = None) -> np.ndarray:
         """(H, W, 3) uint8; size: as in LeRobotDataset.frames. DataError for a damaged or too short video."""
-        if not self._is_video(camera):
+        if camera not in self._videos:
             return self.dataset.frames(episode, camera, [row], size)[0]
         with self._pool.video(self._path(episode, camera), row) as video:
             image = video.rgb(row)
@@ -43,7 +46,7 @@ class FrameReader:
 
     def chw(self, episode: int, camera: str, row: int) -> np.ndarray:
         """(3, H, W) float32 in 0-1, as lerobot hands it out."""
-        if not self._is_video(camera):
+        if camera not in self._videos:
             image = self.dataset.frames(episode, camera, [row])[0]
             return np.ascontiguousarray(image.transpose(2, 0, 1)) / np.float32(255)
         with self._pool.video(self._path(episode, camera), row) as video:
@@ -51,9 +54,6 @@ class FrameReader:
 
     def close(self) -> None:
         self._pool.close()
-
-    def _is_video(self, camera: str) -> bool:
-        return camera in self.dataset.info.features and self.dataset.info.features[camera].is_video
 
     def _path(self, episode: int, camera: str) -> Path:
         if (episode, camera) not in self._paths:
@@ -91,7 +91,7 @@ class WindowDataset:
                 if key not in allowed:
                     raise _unknown(dataset, key, allowed)
         self.deltas = {key: self._steps(key, seconds) for key, seconds in (delta_timestamps or {}).items()}
-        self.first = np.cumsum([0, *(dataset.length(e) for e in self.episodes)])
+        self.first = list(accumulate((dataset.length(e) for e in self.episodes), initial=0))
         self.frames = FrameReader(dataset, max_open)
         self._tables = _Tables(dataset, self.keys, table_mib)
 
@@ -110,15 +110,15 @@ class WindowDataset:
         return steps
 
     def __len__(self) -> int:
-        return int(self.first[-1])
+        return self.first[-1]
 
     def locate(self, index: int) -> tuple[int, int]:
         """(episode, row) of item `index`."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"item {index} of {len(self)}")
         index %= len(self)
-        position = int(np.searchsorted(self.first, index, side="right")) - 1
-        return self.episodes[position], index - int(self.first[position])
+        position = bisect_right(self.first, index) - 1
+        return self.episodes[position], index - self.first[position]
 
     def __getitem__(self, index: int) -> Window:
         episode, row = self.locate(index)
@@ -129,8 +129,10 @@ class WindowDataset:
                 item[key] = table[key][row].copy() if key in table else self._picture(episode, key, row)
                 continue
             wanted = row + self.deltas[key]
-            at = wanted.clip(0, rows - 1)
-            item[key] = table[key][at] if key in table else self._pictures(episode, key, at)
+            if key in table:
+                item[key] = table[key].take(wanted, axis=0, mode="clip")
+            else:
+                item[key] = self._pictures(episode, key, wanted.clip(0, rows - 1))
             item[f"{key}_is_pad"] = (wanted < 0) | (wanted >= rows)
         task = int(table["task_index"][row])
         if task not in self.dataset.tasks:
