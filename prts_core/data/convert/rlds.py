@@ -1,0 +1,245 @@
+"""RLDS recordings as tensorflow_datasets stores them (Open X-Embodiment and others): TFRecord shards, one episode each
+record, described by features.json. Read without TensorFlow.
+
+It does not know what the keys mean. Keys are paths below a step (`action`, `observation/image`, `is_terminal`, ...).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prts_core.config.schema import FORBID_EXTRA
+from prts_core.data.convert.mapping import Mapping
+from prts_core.data.convert.source import Field, RawEpisode, Recording, refuse_unknown
+from prts_core.data.convert.tfds_features import STEPS, decode_rows, picture, read_features, rows_of
+from prts_core.data.convert.tfrecord import Place, parse_example, record_at, records
+from prts_core.errors import DataError
+from prts_core.files import read_json
+from prts_core.progress import track
+
+_SHARD = re.compile(r"(?P<name>.+)-(?P<split>[^-]+)\.tfrecord-(?P<number>\d{5})-of-(?P<count>\d{5})")
+# Where Open X datasets keep the instruction; the first that a dataset has is taken.
+INSTRUCTIONS = (
+    "language_instruction",
+    "observation/natural_language_instruction",
+    "natural_language_instruction",
+    "observation/language_instruction",
+    "observation/instruction",
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """instruction: the step's (or episode's) feature that holds the sentence; none: the usual names are tried.
+
+    splits: which of the dataset's splits to take; none: all.
+    """
+
+    __pydantic_config__ = FORBID_EXTRA
+    instruction: str | None = None
+    splits: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a split, and how many episodes dataset_info.json promises in it (none where it does not say)."""
+
+    path: Path
+    split: str
+    episodes: int | None
+
+
+class Source:
+    """See prts_core.data.convert.source.Source. `path`: the folder with features.json, or one above it."""
+
+    def __init__(self, path: Path, mapping: Mapping) -> None:
+        self.path, self.mapping = path, mapping
+        self.options: Options = mapping.options_as(Options)
+        self.root = _version_folder(path)
+        self.steps, self.episode, self.unread = read_features(self.root)
+        self.sizes: dict[str, tuple[int, ...]] = {}
+
+    def scan(self) -> Recording:
+        fields = {key: leaf.field for key, leaf in self.steps.items() if leaf.kind != "text"}
+        shards = _shards(self.root, self.options.splits)
+        for key in sorted(self.mapping.keys):
+            if key in self.unread:
+                raise DataError(
+                    "A mapping names a feature that cannot be read without TensorFlow",
+                    file=self.root / "features.json",
+                    field=key,
+                    found=self.unread[key],
+                    expected="numbers, PNG or JPEG pictures, texts",
+                )
+            refuse_unknown(key, fields, self.root / "features.json", "the mapping's keys")
+        sentence = None if self.mapping.task is not None else self._sentence()
+        episodes: list[RawEpisode] = []
+        for shard in track(shards, total=len(shards), what="reading shards"):
+            before = len(episodes)
+            for place, data in records(shard.path):
+                episodes.append(self._scan_episode(shard, len(episodes) - before, place, data, sentence))
+            if shard.episodes not in (None, len(episodes) - before):
+                raise DataError(
+                    "A shard does not hold the episodes that dataset_info.json promises",
+                    file=shard.path,
+                    found=len(episodes) - before,
+                    expected=shard.episodes,
+                    cure="download the shard again",
+                )
+        fields |= {key: Field(self.steps[key].dtype, size) for key, size in self.sizes.items()}
+        return Recording(tuple(episodes), fields)
+
+    def read(self, episode: RawEpisode, keys: Collection[str]) -> dict[str, np.ndarray]:
+        file, offset, size = episode.where
+        path, place = self.path / file, Place(offset, size)
+        found = parse_example(record_at(path, place), path, place)
+        out = {}
+        for key in keys:
+            leaf, name = self.steps[key], f"{STEPS}/{key}"
+            shape = self.sizes.get(key, leaf.field.shape)
+            out[key] = decode_rows(leaf, found[name], shape, (path, f"byte {offset}, {name}"))
+        return out
+
+    # ---- one episode ---------------------------------------------------------------------------------------------
+    def _scan_episode(self, shard: Shard, number: int, place: Place, data: bytes, sentence: str | None) -> RawEpisode:
+        found = parse_example(data, shard.path, place)
+        file = shard.path.relative_to(self.path).as_posix()
+        rows: dict[str, int | None] = {}
+        for key in self.mapping.keys | {key for key, leaf in self.steps.items() if leaf.kind == "number"}:
+            name = f"{STEPS}/{key}"
+            if name in found:
+                rows[key] = rows_of(self.steps[key], found[name])
+            elif key in self.mapping.keys:
+                raise self._fault(shard, place, name, "nothing", "one value a step")
+        length = max((count for count in rows.values() if count), default=0)
+        for key, count in rows.items():
+            if count != length or not length:
+                shown = f"{len(found[f'{STEPS}/{key}'])} values" if count is None else f"{count} steps"
+                raise self._fault(shard, place, f"{STEPS}/{key}", shown, f"{length or 'at least 1'} steps, as others")
+        for key in self.mapping.keys:
+            if self.steps[key].kind == "image":
+                self._size(key, found[f"{STEPS}/{key}"][0], shard, place)
+        return RawEpisode(
+            key=f"{file}:{number}",
+            length=length,
+            task=self.mapping.task or self._instruction(found, sentence, shard, place),
+            split=shard.split,
+            extra={"source": {"file": file, "record": number}},
+            files=(file,) if self.path.is_dir() else (),
+            where=(file, place.offset, place.size),
+        )
+
+    def _size(self, key: str, data: bytes, shard: Shard, place: Place) -> None:
+        """The first picture says a camera's size where features.json does not; all others must have it."""
+        leaf = self.steps[key]
+        where = f"byte {place.offset}, {STEPS}/{key}"
+        known = self.sizes.get(key) or (leaf.field.shape if -1 not in leaf.shape else None)
+        if key not in self.sizes or known is None:
+            self.sizes[key] = picture(data, known, leaf.dtype, shard.path, where).shape
+
+    def _sentence(self) -> str:
+        """The record's feature that holds the instruction."""
+        texts = {key: f"{STEPS}/{key}" for key, leaf in self.steps.items() if leaf.kind == "text"}
+        texts |= {key: key for key, leaf in self.episode.items() if leaf.kind == "text"}
+        wanted = self.options.instruction
+        usual = [*INSTRUCTIONS, *(f"episode_metadata/{name}" for name in INSTRUCTIONS)]
+        key = wanted or next((name for name in usual if name in texts), None)
+        if key is None or key not in texts:
+            raise DataError(
+                "A recording has no instruction where one was looked for",
+                file=self.root / "features.json",
+                field="options.instruction",
+                found=", ".join(texts) or "no texts at all",
+                expected=wanted or ", ".join(INSTRUCTIONS),
+                cure="name the feature with options.instruction, or give `task` in the mapping",
+            )
+        return texts[key]
+
+    def _instruction(self, found: dict[str, Any], name: str | None, shard: Shard, place: Place) -> str:
+        """The sentence of an episode; one that changes between steps is refused."""
+        assert name is not None
+        try:
+            said = {data.decode("utf-8").strip() for data in found.get(name, []) if isinstance(data, bytes)}
+        except UnicodeDecodeError as err:
+            raise self._fault(shard, place, name, str(err), "UTF-8 text") from err
+        if len(said) > 1:
+            raise self._fault(shard, place, name, f"{len(said)} sentences: {sorted(said)[:3]}", "one an episode")
+        return said.pop() if said else ""
+
+    def _fault(self, shard: Shard, place: Place, name: str, found: str, expected: str) -> DataError:
+        return DataError(
+            "An episode is not what features.json says",
+            file=shard.path,
+            field=f"record at byte {place.offset}, {name}",
+            found=found,
+            expected=expected,
+        )
+
+
+# ---- folders ---------------------------------------------------------------------------------------------------------
+def _version_folder(path: Path) -> Path:
+    """The folder of features.json: `path`, or the only one below it (<name>/<version>/)."""
+    found = [path] if (path / "features.json").is_file() else sorted(p.parent for p in path.glob("*/features.json"))
+    found = found or sorted(p.parent for p in path.glob("*/*/features.json"))
+    if len(found) != 1:
+        raise DataError(
+            "A folder does not hold one dataset of tensorflow_datasets",
+            file=path,
+            found=", ".join(folder.relative_to(path).as_posix() for folder in found) or "no features.json",
+            expected="features.json, dataset_info.json and *.tfrecord-00000-of-000NN",
+            cure="name the folder of one version, such as bridge_dataset/1.0.0",
+        )
+    return found[0]
+
+
+def _shards(root: Path, splits: Sequence[str] | None) -> list[Shard]:
+    """Every shard of every split in order; a shard that is missing is named."""
+    promised = _promised(root)
+    found: dict[str, dict[int, Path]] = {}
+    counts: dict[str, int] = {}
+    for path in sorted(root.iterdir()):
+        match = _SHARD.fullmatch(path.name)
+        if match:
+            found.setdefault(match["split"], {})[int(match["number"])] = path
+            counts[match["split"]] = int(match["count"])
+    wanted = list(splits) if splits is not None else list(promised or found)
+    made = []
+    for split in sorted(wanted, key=lambda name: (name != "train", name)):
+        files, lengths = found.get(split, {}), promised.get(split)
+        count = len(lengths) if lengths else counts.get(split, 0)
+        missing = sorted(set(range(count)) - set(files))
+        if missing or not count or counts.get(split) != count:
+            raise DataError(
+                f"The split {split!r} is incomplete",
+                file=root,
+                found=f"{len(files)} shards" + (f", not number {missing[0]}" if missing else ""),
+                expected=f"{count or 'some'} shards",
+                cure="download the missing files, or choose others with options.splits",
+            )
+        made += [Shard(files[number], split, lengths[number] if lengths else None) for number in range(count)]
+    return made
+
+
+def _promised(root: Path) -> dict[str, list[int]]:
+    """Episodes of each shard of each split, as dataset_info.json says; {} where it says none."""
+    path = root / "dataset_info.json"
+    info = read_json(path)
+    try:
+        kind = str(info.get("fileFormat", "tfrecord"))
+        splits = {str(split["name"]): [int(n) for n in split.get("shardLengths", ())] for split in info["splits"]}
+    except (AttributeError, KeyError, TypeError, ValueError) as err:
+        raise DataError(
+            "dataset_info.json does not list its splits",
+            file=path,
+            field="splits",
+            found=f"{type(err).__name__}: {err}",
+        ) from err
+    if kind != "tfrecord":
+        raise DataError("Only TFRecord shards are read", file=path, field="fileFormat", found=kind, expected="tfrecord")
+    return {name: lengths for name, lengths in splits.items() if lengths}
