@@ -250,7 +250,10 @@ def episode_stats(columns: dict[str, np.ndarray], features: dict[str, dict[str, 
 def _channel_stats(images: np.ndarray) -> dict[str, np.ndarray]:
     """min, max, mean, std per channel in 0-1 of (N, H, W, 3) uint8, exactly, from the counts of the 256 levels."""
     levels = np.arange(256) / 255.0
-    counts = np.stack([np.bincount(images[..., channel].ravel(), minlength=256) for channel in range(3)])  # (3, 256)
+    from PIL import Image  # counts five times as fast as numpy
+
+    flat = Image.fromarray(np.ascontiguousarray(images).reshape(-1, images.shape[2], 3))
+    counts = np.array(flat.histogram()).reshape(3, 256)
     share = counts / counts.sum(1, keepdims=True)
     mean = share @ levels
     return {
@@ -311,7 +314,7 @@ def write_meta(
     rows: list[dict[str, Any]],
     tasks: dict[int, str],
     stats: list[dict[str, Any]],
-    contract: Contract,
+    contract: Contract | None,
 ) -> None:
     """meta/: info.json in lerobot's own spelling, the three line files, the Contract, and at last the seal: whatever
     else belongs to the dataset must be written before."""
@@ -320,7 +323,8 @@ def write_meta(
     write_jsonl(meta / "tasks.jsonl", [{"task_index": index, "task": tasks[index]} for index in sorted(tasks)])
     write_jsonl(meta / "episodes.jsonl", rows)
     write_jsonl(meta / "episodes_stats.jsonl", stats)
-    contract.save(meta / "contract.json")
+    if contract is not None:  # a dataset of others, repaired
+        contract.save(meta / "contract.json")
     write_text(meta / "info.json", json.dumps(info, indent=4, ensure_ascii=False, allow_nan=False))
     seal(root)
 

@@ -10,6 +10,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pandera.polars as pa
@@ -20,6 +21,7 @@ from pandera.polars import PolarsData
 
 from prts_core.data.lerobot_v21.schema import EpisodeRow, Feature, Info
 from prts_core.data.validation.report import Finding
+from prts_core.errors import DataError
 
 _BATCH_ROWS = 200_000
 _ROWS_SHOWN = 5  # per file, column and law: a broken sensor breaks every row
@@ -93,6 +95,18 @@ def eager(frame: pl.DataFrame) -> pl.DataFrame:
     """Fixed-size lists as plain lists, so that one schema fits what different writers store."""
     arrays = [name for name, kind in frame.schema.items() if isinstance(kind, pl.Array)]
     return frame.with_columns(pl.col(name).arr.to_list() for name in arrays) if arrays else frame
+
+
+def framed(table: arrow.Table, info: Info, path: Path) -> pl.DataFrame:
+    """The columns of numbers that info.json declares and the table has; DataError for what polars cannot hold."""
+    keys = [key for key, feature in info.features.items() if not feature.is_image and key in table.column_names]
+    try:
+        return eager(pl.DataFrame(pl.from_arrow(table.select(keys))))
+    except (pl.exceptions.PolarsError, arrow.ArrowException, ValueError, TypeError) as err:
+        raise DataError(
+            "A table holds columns of an unknown kind", file=path, found=f"{type(err).__name__}: {err}",
+            expected="numbers, vectors and texts", cure="restore it from its source, or convert again",
+        ) from err  # fmt: skip
 
 
 def law_stills(table: arrow.Table, row: EpisodeRow, info: Info, depth: str) -> Iterator[Finding]:
