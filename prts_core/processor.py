@@ -173,7 +173,7 @@ class Processor:
         contract = PolicyContract.load(folder / "policy_contract.json")
         return Processor(
             contract,
-            load_statistics(folder / "norm_stats.json", contract.statistics_digest),
+            load_statistics(folder / "norm_stats.json", contract.statistics_digest, contract),
             folder / "norm_stats.json",
             TextTokenizer.load(folder / "tokenizer.json"),
             FastTokenizer.load(folder / "fast_tokenizer.json", compat),
@@ -201,12 +201,24 @@ def load_compat(folder: Path) -> Compat:
     return found
 
 
-def load_statistics(path: Path, digest: str | None = None) -> NormStats:
-    """The statistics of a norm_stats.json; with `digest` they must be the very file the contract was made with."""
+def load_statistics(path: Path, digest: str | None = None, contract: PolicyContract | None = None) -> NormStats:
+    """The statistics of a norm_stats.json; with `digest` they must be the very file the contract was made with, with
+    `contract` they must be made for its robot and chunk length (where they say what they were made for)."""
     statistics = NormStats.load(path)
     if digest is not None and digest_file(path) != digest:
         raise CheckpointError(
             "The norm statistics are not those the policy was trained with", file=path,
             found=digest_file(path), expected=digest, cure="restore norm_stats.json from the package or the registry",
         )  # fmt: skip
+    made_from = statistics.made_from
+    if contract is not None and made_from is not None:
+        length = contract.chunk_length if any(contract.contract.relative) else None
+        wanted = {"contract": contract.contract_fingerprint, "chunk_length": length}
+        for name, value in wanted.items():
+            if made_from.get(name) != value:
+                raise CheckpointError(
+                    "The norm statistics were not made for this policy", file=path, field=f"made_from.{name}",
+                    found=made_from.get(name), expected=value,
+                    cure="restore the policy's own norm_stats.json, or train again after `prts stats`",
+                )  # fmt: skip
     return statistics

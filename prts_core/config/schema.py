@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from prts_core.contract import Normalization
 from prts_core.models.config import ModelConfig
 from prts_core.training.config import LossWeights, TrainConfig
 
@@ -114,14 +115,15 @@ class LeRobotSource:
 @dataclass(frozen=True)
 class VideoConfig:
     """How converted images are encoded. `crf` and `gop` are the codec's own constant rate factor and keyframe
-    distance."""
+    distance. tune: libx264 spends its bits on the pixels a network sees ("psnr"), or on what pleases the eye ("none")."""
 
-    __pydantic_config__ = FORBID_EXTRA
+    __pydantic_config__ = FORBID_EXTRA | {"coerce_numbers_to_str": True}  # presets of libsvtav1 are numbers
     codec: Literal["libx264", "libsvtav1"] = "libx264"
-    crf: int = 18
+    crf: int = 20
     gop: int = 2
     preset: str = "veryfast"
     pixel_format: str = "yuv420p"
+    tune: Literal["psnr", "none"] = "psnr"
 
 
 @dataclass(frozen=True)
@@ -189,12 +191,14 @@ class ValidateConfig:
 
 @dataclass(frozen=True)
 class StatsConfig:
-    """chunk_length: of the policies to be trained, where the robot has state-relative actions; else none."""
+    """chunk_length: of the policies to be trained, where the robot has state-relative actions; else none.
+    normalization: how their actions are scaled, which the public release's statistics.json tells."""
 
     __pydantic_config__ = FORBID_EXTRA
     dataset: str
     split: str = "train"
     chunk_length: int | None = None
+    normalization: Normalization = "QUANTILE"
 
 
 @dataclass(frozen=True)
@@ -291,6 +295,8 @@ class BenchmarkSection:
     """Closed loop on held-out seeds. execute_steps: rows of a chunk executed before the policy looks again.
 
     action_noise: standard deviations added to actions to make failures where the policy itself makes too few.
+    record: conditions (policy, expert, noisy, ...) whose episodes are kept whole under rollouts/, for
+    `prts convert --source rollouts`.
     """
 
     __pydantic_config__ = FORBID_EXTRA
@@ -302,6 +308,7 @@ class BenchmarkSection:
     workers: int = 2
     failures_wanted: int = 30
     action_noise: tuple[float, ...] = (0.5, 1.0)
+    record: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ import numpy as np
 
 from prts_core.contract import Normalization
 from prts_core.errors import ContractError, DataError, lookup
-from prts_core.files import read_json
+from prts_core.files import digest_value, read_json
 from prts_core.models.config import Compat
 
 STATE, ACTION = "observation.state", "action"
@@ -68,13 +68,19 @@ class FeatureStats:
 
 @dataclass(frozen=True)
 class NormStats:
-    """norm_stats.json: statistics of state and action. count: rows. fingerprint: digest of data, contract, settings."""
+    """norm_stats.json: statistics of state and action. count: rows. fingerprint: digest of data, contract, settings.
+
+    rank_error: at most so far, as a share of the rows, do q01 and q99 lie from their rank; 0: exact. made_from: what
+    the fingerprint is the digest of, part by part; none where others computed the statistics.
+    """
 
     state: FeatureStats
     action: FeatureStats
     count: int
     split: str
     fingerprint: str
+    rank_error: float = 0.0
+    made_from: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -82,6 +88,8 @@ class NormStats:
             "count": self.count,
             "split": self.split,
             "fingerprint": self.fingerprint,
+            "rank_error": self.rank_error,
+            "made_from": self.made_from,
         }
 
     @staticmethod
@@ -90,14 +98,30 @@ class NormStats:
         try:
             stats = raw["norm_stats"]
             state, action = (FeatureStats.from_json(stats[key], path) for key in (STATE, ACTION))
-            return NormStats(state, action, int(raw["count"]), str(raw["split"]), str(raw["fingerprint"]))
-        except (KeyError, TypeError) as err:
+            made_from = raw.get("made_from")
+            made = NormStats(
+                state, action, int(raw["count"]), str(raw["split"]), str(raw["fingerprint"]),
+                float(raw.get("rank_error", 0.0)), None if made_from is None else dict(made_from),
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError, AttributeError) as err:
+            if isinstance(err, DataError):
+                raise
             raise DataError(
                 "Norm statistics are malformed",
                 file=path,
                 found=f"{type(err).__name__}: {err}",
                 cure="run `prts stats` again",
             ) from err
+        if made.made_from is not None and digest_value(made.made_from) != made.fingerprint:
+            raise DataError(
+                "The fingerprint of norm statistics is not that of what they say they were made from",
+                file=path,
+                field="fingerprint",
+                found=made.fingerprint,
+                expected=digest_value(made.made_from),
+                cure="the file was edited by hand: run `prts stats` again, or restore it",
+            )
+        return made
 
 
 def affine(stats: FeatureStats, mode: Normalization) -> tuple[np.ndarray, np.ndarray]:

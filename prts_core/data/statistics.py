@@ -1,56 +1,136 @@
-"""Norm statistics of a split, pooled over frames, from parquet only: no video is decoded, no torch imported.
+"""Norm statistics of a split, pooled over frames, in one pass over parquet: no video is decoded, no torch imported.
 
-Quantiles are exact (linear interpolation) over all frames: averaging per-episode quantiles, as others do, is wrong. It
-does not know who normalises with them (`prts_core.data.normalize`).
+Memory does not grow with the data, files are read side by side, and the result does not depend on how many do. Pooled
+means over frames: averaging per-episode quantiles, as others do, is wrong. It does not know who normalises with them
+(`prts_core.data.normalize`), nor how rows are summed up (`prts_core.data.summary`).
 """
 
 from __future__ import annotations
 
-from dataclasses import fields
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from prts_core.contract import Contract
-from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from prts_core.contract import Contract, require_equal
+from prts_core.data.lerobot_v21.reader import LeRobotDataset, column_array
 from prts_core.data.normalize import ACTION, STATE, FeatureStats, NormStats, affine
+from prts_core.data.summary import BLOCK, Summary
 from prts_core.errors import ConfigError, DataError
-from prts_core.files import atomic_path, digest_file, digest_value
+from prts_core.files import digest_file, digest_value
 from prts_core.models.config import Compat
-from prts_core.progress import track
+from prts_core.progress import Bar
 
-_METHOD = "population std, exact linear quantiles 0.01 and 0.99, pooled over frames"
+METHOD = "population std; linear quantiles 0.01 and 0.99, exact below 2**18 rows, else of rank error <= 1e-4; pooled"
+QUANTILES = (0.01, 0.99)
+BATCH = 2048  # rows decoded at a time: what fits the cache is decoded faster, and memory stays small
 
 
-def compute(root: Path, split: str = "train") -> tuple[NormStats, dict[str, np.ndarray]]:
-    """Statistics of `split` of the dataset at `root`, and the pooled columns {key: (rows, D) float32} for plots.
+@dataclass(frozen=True)
+class Computed:
+    """stats: of the recording as it is. rows: the summary behind it, dimensions of the state first, then the action's.
 
-    Episodes are read one after another, two columns of each: memory holds rows x (D + A) float32.
+    relative, relative_rows: the same where actions are trained relative to the state: `relative` has the statistics of
+    a[t + h] - s[t] on the action dimensions marked so, `relative_rows` those dimensions only.
+    """
+
+    stats: NormStats
+    rows: Summary
+    contract: Contract
+    relative: NormStats | None = None
+    relative_rows: Summary | None = None
+
+    @property
+    def trained(self) -> NormStats:
+        """What a policy is normalised by."""
+        return self.relative or self.stats
+
+
+@dataclass(frozen=True)
+class _File:
+    dataset: LeRobotDataset
+    episode: int
+
+    @property
+    def path(self) -> Path:
+        return self.dataset.root / self.dataset.info.data_file(self.episode)
+
+    @property
+    def length(self) -> int:
+        return self.dataset.length(self.episode)
+
+
+def compute(
+    root: Path | Sequence[Path],
+    split: str = "train",
+    chunk_length: int | None = None,
+    workers: int | None = None,
+) -> Computed:
+    """Statistics of `split` of the dataset at `root`, or of several datasets of one contract pooled.
+
+    chunk_length: also of state-relative actions, pooled over all rows t of the split and all steps h < chunk_length
+    that the episode still has, as a policy with such chunks is trained on them. workers: threads that read, by default
+    one a core; the result is the same. Memory: two blocks of 2**18 rows and `Summary`'s, whatever the data's size.
+
     Raises DataError for damaged tables, numbers that are not finite, an empty split, other widths than the contract's.
     """
-    dataset = LeRobotDataset.open(root)
-    contract = dataset.contract
-    episodes = dataset.episodes(split)
-    if not episodes:
-        raise DataError("A split has no episodes", file=root / "meta" / "info.json", field=f"splits.{split}")
-    parts: dict[str, list[np.ndarray]] = {STATE: [], ACTION: []}
-    digests = []
-    for episode in track(episodes, total=len(episodes), what="reading tables"):
-        path = root / dataset.info.data_file(episode)
-        columns = dataset.columns(episode, parts)
-        for key, width in ((STATE, len(contract.state)), (ACTION, len(contract.action))):
-            values = columns[key].reshape(len(columns[key]), -1).astype(np.float32, copy=False)
-            _check(values, width, path, key)
-            parts[key].append(values)
-        digests.append(digest_file(path))
-    pooled = {key: np.concatenate(values) for key, values in parts.items()}
-    fingerprint = digest_value({"data": digests, "contract": contract.fingerprint, "split": split, "method": _METHOD})
-    stats = NormStats(describe(pooled[STATE]), describe(pooled[ACTION]), len(pooled[STATE]), split, fingerprint)
-    return stats, pooled
+    datasets = [LeRobotDataset.open(one) for one in ([root] if isinstance(root, Path) else root)]
+    contract = datasets[0].contract
+    for other in datasets[1:]:
+        require_equal(contract, other.contract, left_name=str(datasets[0].root), right_name=str(other.root))
+    relative = [index for index, dim in enumerate(contract.action) if dim.relative]
+    if chunk_length is not None and (chunk_length < 1 or not relative):
+        raise ConfigError(
+            "There is nothing to be relative", file=datasets[0].root / "meta" / "contract.json",
+            field="action.relative", found=f"{len(relative)} relative dimensions, chunks of {chunk_length}",
+            expected="at least one of each",
+        )  # fmt: skip
+    if chunk_length is not None and relative[-1] >= len(contract.state):
+        raise ConfigError(
+            "An action is relative to a state that is not there", file=datasets[0].root / "meta" / "contract.json",
+            field=f"action.relative, dimension {relative[-1]}", found=f"{len(contract.state)} state dimensions",
+            expected="a state dimension of the same number", cure="correct relative: in the robot's YAML",
+        )  # fmt: skip
+    files = _files(datasets, split)
+    width = len(contract.state) + len(contract.action)
+    rows, chunks, digests = Summary(width), Summary(len(relative)), []
+    with Bar("reading tables", len(files)) as bar:
+        for own, steps, found in _in_order(
+            lambda leaf: _summarise(leaf, contract, relative, chunk_length), _leaves(files), workers or _cores()
+        ):
+            rows.merge(own)
+            chunks.merge(steps)
+            digests += found
+            bar.update(len(digests))
+    described = _features(rows)
+    made_from = _made_from(digests, contract, split, None)
+    at = len(contract.state)
+    stats = NormStats(
+        _part(described, slice(None, at)), _part(described, slice(at, None)), rows.count, split,
+        digest_value(made_from), rows.rank_error, made_from,
+    )  # fmt: skip
+    if chunk_length is None:
+        return Computed(stats, rows, contract)
+    made_from = _made_from(digests, contract, split, chunk_length)
+    mixed = {f.name: getattr(stats.action, f.name).copy() for f in fields(FeatureStats)}
+    for name, part in vars(_features(chunks)).items():
+        mixed[name][relative] = part
+    trained = NormStats(
+        stats.state, FeatureStats(**mixed), rows.count, split,
+        digest_value(made_from), max(rows.rank_error, chunks.rank_error), made_from,
+    )  # fmt: skip
+    return Computed(stats, rows, contract, trained, chunks)
 
 
 def describe(values: np.ndarray, compat: Compat = "none") -> FeatureStats:
-    """FeatureStats of (rows, D) values, computed in float64.
+    """FeatureStats of (rows, D) values in memory, computed in float64: what `compute` is held against.
 
     compat "prts": in float32 as the public release does, where the std of a constant is not 0 but rounding.
     """
@@ -60,7 +140,197 @@ def describe(values: np.ndarray, compat: Compat = "none") -> FeatureStats:
     return FeatureStats(*(part.astype(np.float64) for part in parts))
 
 
-def _check(values: np.ndarray, width: int, path: Path, key: str) -> None:
+def require_fresh(stats: NormStats, path: Path, root: Path | Sequence[Path], chunk_length: int | None = None) -> None:
+    """Stop unless `stats`, read from `path`, were computed from the tables that lie at `root` today, under the same
+    contract and for chunks of this length (none or no relative action: any). Reads files, computes nothing.
+
+    Raises DataError that names what is stale.
+    """
+    datasets = [LeRobotDataset.open(one) for one in ([root] if isinstance(root, Path) else root)]
+    contract = datasets[0].contract
+    with ThreadPoolExecutor(_cores()) as pool:
+        digests = list(pool.map(_digest, _files(datasets, stats.split)))
+    length = chunk_length if any(contract.relative) else None
+    wanted = _made_from(digests, contract, stats.split, length)
+    found = stats.made_from or {}
+    stale = [name for name, value in wanted.items() if found.get(name) != value]
+    if stale:
+        raise DataError(
+            "The norm statistics are stale: they were computed from something else", file=path, field=", ".join(stale),
+            found="; ".join(f"{name} {str(found.get(name))[:19]}" for name in stale),
+            expected="; ".join(f"{name} {str(wanted[name])[:19]}" for name in stale),
+            cure=f"run `prts stats` for {datasets[0].root} again",
+        )  # fmt: skip
+
+
+def statistics_name(contract: Contract, chunk_length: int) -> str:
+    """The file of stage stats that a policy with this contract and chunk length is normalised by."""
+    return f"state_relative_ck{chunk_length}_norm_stats.json" if any(contract.relative) else "norm_stats.json"
+
+
+def constant_dimensions(stats: FeatureStats) -> int:
+    """How many dimensions QUANTILE normalisation maps to 0 because their spread is nothing."""
+    return int((affine(stats, "QUANTILE")[1] == 0).sum())
+
+
+# ---- the order of things: fixed by the files, whoever reads them ---------------------------------------------------
+def _files(datasets: Sequence[LeRobotDataset], split: str) -> list[_File]:
+    files = [_File(dataset, episode) for dataset in datasets for episode in dataset.episodes(split)]
+    if not files:
+        raise DataError(
+            "A split has no episodes", file=datasets[0].root / "meta" / "info.json", field=f"splits.{split}"
+        )
+    return files
+
+
+def _digest(file: _File) -> str:
+    if not file.path.is_file():
+        file.dataset.table(file.episode, [STATE, ACTION])  # says so
+    return digest_file(file.path)
+
+
+def _leaves(files: Sequence[_File]) -> Iterator[list[_File]]:
+    """Neighbouring files, together at least BLOCK rows: the leaves of the merge tree, one task each."""
+    leaf: list[_File] = []
+    rows = 0
+    for file in files:
+        leaf.append(file)
+        rows += file.length
+        if rows >= BLOCK:
+            yield leaf
+            leaf, rows = [], 0
+    if leaf:
+        yield leaf
+
+
+def _in_order(work: Callable[[list[_File]], Any], leaves: Iterator[list[_File]], workers: int) -> Iterator[Any]:
+    """`work` of every leaf in their order, a few ahead: threads, because numpy, pyarrow and hashlib let go of the
+    GIL."""
+    pending: deque[Future[Any]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for leaf in leaves:
+                pending.append(pool.submit(work, leaf))
+                if len(pending) > workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _cores() -> int:
+    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+# ---- one leaf -------------------------------------------------------------------------------------------------------
+def _summarise(
+    leaf: list[_File], contract: Contract, relative: list[int], chunk_length: int | None
+) -> tuple[Summary, Summary, list[str]]:
+    """(states and actions, state-relative chunks, SHA-256 of each file)."""
+    lengths = [file.length for file in leaf]
+    rows = _Blocks(len(contract.state) + len(contract.action), sum(lengths))
+    spans = [(length, min(chunk_length or 0, length)) for length in lengths]
+    chunks = _Blocks(len(relative), sum(span * length - span * (span - 1) // 2 for length, span in spans))
+    digests = []
+    try:
+        for file in leaf:
+            digests.append(_digest(file))
+            past = np.zeros((len(relative), 0), np.float32)  # states that actions still to come are relative to
+            for state, action in _pieces(file, contract):
+                rows.add(state.T, action.T)
+                if chunk_length is not None:
+                    past = _add_chunks(chunks, action.T[relative], past, state.T[relative], chunk_length)
+        return rows.done(), chunks.done(), digests
+    except FloatingPointError as err:
+        for file in leaf:
+            for state, action in _pieces(file, contract, check=True):
+                del state, action
+        raise DataError(
+            "Differences of actions and states leave the range of float32", file=leaf[0].path,
+            expected="numbers that a policy can be trained on",
+        ) from err  # fmt: skip
+
+
+def _add_chunks(
+    chunks: _Blocks, actions: np.ndarray, past: np.ndarray, states: np.ndarray, chunk_length: int
+) -> np.ndarray:
+    """Add actions (R, n) minus the state h steps before, for every h of a chunk; returns the states (R, < chunk_length)
+    that the next rows of the episode may still look back to."""
+    known, rows = past.shape[1], actions.shape[1]
+    seen = np.concatenate([past, states], axis=1)
+    for step in range(min(chunk_length, known + rows)):
+        first = max(0, step - known)  # of `actions`: the first that has a state `step` rows before
+        chunks.add(actions[:, first:] - seen[:, first + known - step : rows + known - step])
+    return seen[:, max(0, seen.shape[1] - chunk_length + 1) :]
+
+
+class _Blocks:
+    """Rows, dimensions first, gathered into blocks of equal size between BLOCK and twice that (one, if they are
+    fewer)."""
+
+    def __init__(self, width: int, expected: int) -> None:
+        self.summary = Summary(width)
+        self.size = -(-expected // max(1, expected // BLOCK))
+        self.left, self.used = expected, 0
+        self.block = np.empty((width, 0), np.float32)
+
+    def add(self, *parts: np.ndarray) -> None:
+        """Copy in (D1, n), (D2, n), ...: the dimensions one after another."""
+        done, rows = 0, parts[0].shape[1]
+        while done < rows:
+            if not self.used:
+                self.block = np.empty((len(self.summary.mean), min(self.size, self.left)), np.float32)
+            taken, at = min(rows - done, self.block.shape[1] - self.used), 0
+            for part in parts:
+                self.block[at : at + len(part), self.used : self.used + taken] = part[:, done : done + taken]
+                at += len(part)
+            self.used, self.left, done = self.used + taken, self.left - taken, done + taken
+            if self.used == self.block.shape[1]:
+                self._flush()
+
+    def done(self) -> Summary:
+        assert not self.left and not self.used, "every file was held against its announced length"
+        return self.summary
+
+    def _flush(self) -> None:
+        block, self.block, self.used = self.block, np.empty((len(self.block), 0), np.float32), 0
+        self.summary.merge(Summary.of(block))
+
+
+def _pieces(file: _File, contract: Contract, check: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """State (n, D) and action (n, A), float32, of at most BATCH rows at a time. check: numbers must be finite."""
+    path, seen = file.path, 0
+    try:
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as parquet:
+            if parquet.metadata.num_rows != file.length or not {STATE, ACTION} <= set(parquet.schema_arrow.names):
+                file.dataset.table(file.episode, [STATE, ACTION])  # says what is wrong with it
+            for batch in parquet.iter_batches(BATCH, columns=[STATE, ACTION], use_threads=False):
+                pair = []
+                for key, width in ((STATE, len(contract.state)), (ACTION, len(contract.action))):
+                    values = _vectors(batch.column(key), path, key)
+                    _check(values, width, path, key, seen, finite=check)
+                    pair.append(values)
+                seen += batch.num_rows
+                yield pair[0], pair[1]
+    except (pa.ArrowException, OSError, DataError):
+        file.dataset.columns(file.episode, [STATE, ACTION])  # as above, with the row's number in the file
+        raise
+
+
+def _vectors(column: pa.Array, path: Path, key: str) -> np.ndarray:
+    """(n, D) float32, without a copy where the column is sound: the way through `column_array` makes two."""
+    if pa.types.is_list(column.type) and len(column) and not column.null_count:
+        inner, lengths = column.flatten(), column.value_lengths().to_numpy()
+        if inner.type == pa.float32() and not inner.null_count and (lengths == lengths[0]).all() and lengths[0]:
+            return inner.to_numpy().reshape(len(column), -1)
+    values = column_array(pa.chunked_array([column]), path, key)
+    return values.reshape(len(values), -1).astype(np.float32, copy=False)
+
+
+def _check(values: np.ndarray, width: int, path: Path, key: str, first: int, finite: bool) -> None:
+    """first: number of the first of these rows in the file."""
     if values.shape[1] != width:
         raise DataError(
             "A table's vectors do not have the contract's width",
@@ -70,98 +340,34 @@ def _check(values: np.ndarray, width: int, path: Path, key: str) -> None:
             expected=width,
             cure="run `prts validate`: it names every such row",
         )
-    if not np.isfinite(values).all():
+    if finite and not np.isfinite(values).all():
         row, dimension = np.argwhere(~np.isfinite(values))[0].tolist()
         raise DataError(
             "A table holds a number that is not finite",
             file=path,
-            field=f"{key}, row {row}, dimension {dimension}",
+            field=f"{key}, row {first + row}, dimension {dimension}",
             found=str(values[row, dimension]),
             expected="finite numbers",
             cure="run `prts validate`: it names every such row",
         )
 
 
-def compute_relative(root: Path, chunk_length: int, absolute: NormStats) -> NormStats:
-    """Statistics of what a policy with chunks of `chunk_length` steps is trained on where actions are state-relative:
-    a[t + h] - s[t], pooled over all rows t of the split and all steps h that the episode still has.
-
-    absolute: `compute` of the same dataset and split; its state, and its actions where they are not relative, stay.
-    One dimension is held at a time: memory is rows x chunk_length float32.
-    """
-    dataset = LeRobotDataset.open(root)
-    relative = [index for index, dim in enumerate(dataset.contract.action) if dim.relative]
-    if chunk_length < 1 or not relative:
-        raise ConfigError(
-            "There is nothing to be relative", file=root / "meta" / "contract.json", field="action.relative",
-            found=f"{len(relative)} relative dimensions, chunks of {chunk_length}", expected="at least one of each",
-        )  # fmt: skip
-    episodes = [(dataset.actions(e), dataset.states(e)) for e in dataset.episodes(absolute.split)]
-    arrays = {part.name: getattr(absolute.action, part.name).copy() for part in fields(FeatureStats)}
-    for index in relative:
-        steps = [
-            actions[h:, index] - states[: len(actions) - h, index]
-            for actions, states in episodes
-            for h in range(min(chunk_length, len(actions)))
-        ]
-        described = describe(np.concatenate(steps)[:, None])
-        for name, array in arrays.items():
-            array[index] = getattr(described, name)[0]
-    fingerprint = digest_value({"absolute": absolute.fingerprint, "chunk_length": chunk_length, "relative": relative})
-    return NormStats(absolute.state, FeatureStats(**arrays), absolute.count, absolute.split, fingerprint)
+# ---- from a summary to a record ------------------------------------------------------------------------------------
+def _features(rows: Summary) -> FeatureStats:
+    q01, q99 = rows.quantiles(QUANTILES)
+    return FeatureStats(rows.mean, rows.std, rows.low, rows.high, q01, q99)
 
 
-def statistics_name(contract: Contract, chunk_length: int) -> str:
-    """The file of stage stats that a policy with this contract and chunk length is normalised by."""
-    relative = any(dim.relative for dim in contract.action)
-    return f"state_relative_ck{chunk_length}_norm_stats.json" if relative else "norm_stats.json"
+def _part(stats: FeatureStats, which: slice) -> FeatureStats:
+    return FeatureStats(*(getattr(stats, f.name)[which] for f in fields(FeatureStats)))
 
 
-def constant_dimensions(stats: FeatureStats) -> int:
-    """How many dimensions QUANTILE normalisation maps to 0 because their spread is nothing."""
-    return int((affine(stats, "QUANTILE")[1] == 0).sum())
-
-
-def plot(stats: NormStats, pooled: dict[str, np.ndarray], contract: Contract, path: Path) -> None:
-    """One small panel per dimension: histogram over frames, q01 and q99 as lines, what lies outside them shaded."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    panels = [
-        (f"{label} {dim.name}", dim.unit, pooled[key][:, i], part.q01[i], part.q99[i])
-        for label, key, part, dims in (
-            ("state", STATE, stats.state, contract.state),
-            ("action", ACTION, stats.action, contract.action),
-        )
-        for i, dim in enumerate(dims)
-    ]
-    columns = min(4 if len(panels) <= 16 else 6, len(panels))
-    rows = -(-len(panels) // columns)
-    height = 1.7 * rows + 0.6  # inches
-    figure = Figure(figsize=(2.6 * columns, height))
-    FigureCanvasAgg(figure)
-    # Margins by hand: matplotlib's own layout engine takes longer than all panels together.
-    figure.subplots_adjust(0.02, 0.45 / height, 0.98, 1 - 0.65 / height, wspace=0.08, hspace=0.75)
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis, (title, unit, values, low, high) in zip(axes, panels, strict=False):
-        axis.stairs(*np.histogram(values, bins=40), fill=True, color="#4477aa")
-        for edge in (low, high):
-            axis.axvline(edge, color="#cc3311", linewidth=1)
-        left, right = axis.get_xlim()
-        axis.axvspan(left, low, color="#cc3311", alpha=0.08, linewidth=0)
-        axis.axvspan(high, right, color="#cc3311", alpha=0.08, linewidth=0)
-        axis.set_xlim(left, right)
-        axis.set_title(title, fontsize=7)
-        axis.set_xlabel("" if unit == "unknown" else unit, fontsize=6)
-        axis.set_yticks([])
-        axis.locator_params(axis="x", nbins=4)
-        axis.tick_params(labelsize=6)
-    for axis in axes[len(panels) :]:
-        axis.set_visible(False)
-    figure.suptitle(
-        f"{contract.embodiment}: {stats.count} frames of split {stats.split}; red: q01 and q99",
-        fontsize=9,
-        y=1 - 0.2 / height,
-    )
-    with atomic_path(path) as partial:
-        figure.savefig(partial, format="png", dpi=110, metadata={"Software": None})
+def _made_from(digests: list[str], contract: Contract, split: str, chunk_length: int | None) -> dict[str, Any]:
+    """What the fingerprint is a digest of. chunk_length: of state-relative statistics, else none."""
+    return {
+        "data": digest_value(digests),
+        "contract": contract.fingerprint,
+        "split": split,
+        "chunk_length": chunk_length,
+        "method": METHOD,
+    }

@@ -99,7 +99,10 @@ def _stats_config(plan: Plan, partition: str | None) -> StatsConfig:
     name = _dataset(plan, partition).name
     robot = plan.robot(name)
     relative = robot is not None and (any(robot.relative) or any(d.relative for d in robot.action))
-    return StatsConfig(dataset=name, chunk_length=plan.model.chunk_length if relative else None)
+    return StatsConfig(
+        dataset=name, chunk_length=plan.model.chunk_length if relative else None,
+        normalization=plan.sft(name).train.normalization,
+    )  # fmt: skip
 
 
 def _sft_config(plan: Plan, partition: str | None) -> SftConfig:

@@ -53,6 +53,8 @@ class Start:
         known = PolicyContract.load(path)
         if known.contract.fingerprint != contract.fingerprint or known.normalization != normalization:
             return None
+        if any(contract.relative) and known.chunk_length != self.model.config.chunk_length:
+            return None  # statistics of other chunks
         load_statistics(self.folder / "norm_stats.json", known.statistics_digest)
         return self.folder / "norm_stats.json"
 

@@ -163,7 +163,7 @@ def test_real_g1_recording(tmp_path: Path) -> None:
     assert (contract.cameras[0].height, contract.cameras[0].width) == (480, 640)
     report = validate_dataset(tmp_path / "ours", "ends")
     assert report.ok and not report.warnings, report.markdown()
-    stats, pooled = statistics.compute(tmp_path / "ours")
-    assert stats.count == 1093 and pooled["action"].shape == (1093, 26)
+    made = statistics.compute(tmp_path / "ours")
+    assert made.stats.count == 1093 and made.stats.action.width == 26
     ours = LeRobotDataset.open(tmp_path / "ours")
     assert ours.frames(2, "observation.images.cam_high", [0, 356], size=64).shape == (2, 64, 64, 3)

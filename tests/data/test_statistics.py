@@ -13,32 +13,37 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from prts_core.config.load import shared_folder
 from prts_core.config.schema import DimensionSpec
-from prts_core.contract import Contract
-from prts_core.data import statistics
+from prts_core.contract import Contract, PolicyContract
+from prts_core.data import statistics, summary
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.normalize import NormStats
-from prts_core.errors import ConfigError, DataError
-from prts_core.files import write_json
+from prts_core.data.released_statistics import read_norm_stats, read_statistics
+from prts_core.data.statistics_forms import write_forms
+from prts_core.data.statistics_plot import plot
+from prts_core.data.summary import Summary
+from prts_core.errors import CheckpointError, ConfigError, ContractError, DataError
+from prts_core.files import digest_file, digest_value, read_json, write_json
 from tests.data.conftest import ROBOT, Converted, convert_toy
 
 
 def test_pooled_over_the_frames_of_one_split(toy: Converted) -> None:
     made = LeRobotDataset.open(toy.root)
     frames = np.concatenate([made.actions(episode) for episode in made.episodes("train")]).astype(np.float64)
-    stats, pooled = statistics.compute(toy.root, "train")
-    assert stats.count == len(frames) == len(pooled["action"]) and stats.split == "train"
+    stats = statistics.compute(toy.root, "train").stats
+    assert stats.count == len(frames) and stats.split == "train" and stats.rank_error == 0
     assert np.allclose(stats.action.mean, frames.mean(0)) and np.allclose(stats.action.std, frames.std(0))
     assert np.array_equal(stats.action.q01, np.quantile(frames, 0.01, axis=0))
     assert np.array_equal(stats.action.q99, np.quantile(frames, 0.99, axis=0))
     assert np.array_equal(stats.action.min, frames.min(0)) and np.array_equal(stats.action.max, frames.max(0))
     per_episode = [np.quantile(made.actions(episode), 0.99, axis=0) for episode in made.episodes("train")]
     assert not np.allclose(stats.action.q99, np.mean(per_episode, 0)), "averaged quantiles are wrong"
-    assert statistics.compute(toy.root, "heldout")[0].count + stats.count == made.info.total_frames
+    assert statistics.compute(toy.root, "heldout").stats.count + stats.count == made.info.total_frames
 
 
 def test_file_round_trip_and_damage(toy: Converted, tmp_path: Path) -> None:
-    stats, _ = statistics.compute(toy.root)
+    stats = statistics.compute(toy.root).stats
     path = tmp_path / "norm_stats.json"
     write_json(path, stats.to_json())
     loaded = NormStats.load(path)
@@ -55,15 +60,15 @@ def test_file_round_trip_and_damage(toy: Converted, tmp_path: Path) -> None:
 
 
 def test_fingerprint_follows_data_contract_and_split(toy: Converted, tmp_path: Path) -> None:
-    base = statistics.compute(toy.root)[0].fingerprint
-    assert statistics.compute(toy.root)[0].fingerprint == base
-    prints = {base, statistics.compute(toy.root, "heldout")[0].fingerprint}
+    base = statistics.compute(toy.root).stats.fingerprint
+    assert statistics.compute(toy.root).stats.fingerprint == base
+    prints = {base, statistics.compute(toy.root, "heldout").stats.fingerprint}
     root = tmp_path / "data"
     shutil.copytree(toy.root, root)
     replace(Contract.load(root / "meta/contract.json"), gripper="other").save(root / "meta/contract.json")
-    prints.add(statistics.compute(root)[0].fingerprint)
+    prints.add(statistics.compute(root).stats.fingerprint)
     _set_action(root, 3, 1, 2.5)
-    prints.add(statistics.compute(root)[0].fingerprint)
+    prints.add(statistics.compute(root).stats.fingerprint)
     assert len(prints) == 4
 
 
@@ -79,9 +84,10 @@ def _set_action(root: Path, row: int, dimension: int, value: float) -> None:
 def test_videos_are_not_needed(toy: Converted, tmp_path: Path) -> None:
     root = tmp_path / "data"
     shutil.copytree(toy.root, root, ignore=shutil.ignore_patterns("*.mp4"))
-    assert statistics.compute(root)[0].fingerprint == statistics.compute(toy.root)[0].fingerprint
+    assert statistics.compute(root).stats.fingerprint == statistics.compute(toy.root).stats.fingerprint
     code = (
-        "import sys, prts_core.data.statistics; print([m for m in ('torch', 'av', 'matplotlib') if m in sys.modules])"
+        "import sys, prts_core.cli.main, prts_core.stages.chain, prts_core.stages.stats;"
+        "print([m for m in ('torch', 'av', 'matplotlib') if m in sys.modules])"
     )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
@@ -110,9 +116,10 @@ def test_unknown_split_and_missing_file(toy: Converted, tmp_path: Path) -> None:
 def test_state_relative_statistics_are_of_chunks(toy: Converted, tmp_path: Path) -> None:
     robot = replace(ROBOT, action=(ROBOT.action[0], DimensionSpec("dy", "m", relative=True), *ROBOT.action[2:]))
     made = convert_toy(tmp_path, toy.raw, robot=robot)
-    absolute = statistics.compute(made.root)[0]
-    chunks = statistics.compute_relative(made.root, 5, absolute)
-    assert np.array_equal(absolute.action.q01, statistics.compute(toy.root)[0].action.q01)  # the recording's own
+    both = statistics.compute(made.root, chunk_length=5)
+    absolute, chunks = both.stats, both.relative
+    assert chunks is not None and both.trained is chunks
+    assert np.array_equal(absolute.action.q01, statistics.compute(toy.root).stats.action.q01)  # the recording's own
     dataset = LeRobotDataset.open(made.root)
     wanted = [
         dataset.actions(e)[t + h, 1] - dataset.states(e)[t, 1]
@@ -122,32 +129,166 @@ def test_state_relative_statistics_are_of_chunks(toy: Converted, tmp_path: Path)
         if t + h < dataset.length(e)
     ]
     assert np.allclose(chunks.action.mean[1], np.mean(wanted)) and np.allclose(chunks.action.max[1], np.max(wanted))
-    assert np.allclose(chunks.action.q99[1], np.quantile(np.float64(wanted), 0.99))
+    assert np.allclose(chunks.action.q99[1], np.quantile(np.asarray(wanted, np.float64), 0.99))
     assert np.array_equal(chunks.action.q01[[0, 2, 3]], absolute.action.q01[[0, 2, 3]])
     assert np.array_equal(chunks.state.q01, absolute.state.q01)
-    assert (
-        len({absolute.fingerprint, chunks.fingerprint, statistics.compute_relative(made.root, 4, absolute).fingerprint})
-        == 3
-    )
+    assert absolute.fingerprint == statistics.compute(made.root).stats.fingerprint
+    shorter = statistics.compute(made.root, chunk_length=4).trained
+    assert len({absolute.fingerprint, chunks.fingerprint, shorter.fingerprint}) == 3
     assert statistics.statistics_name(dataset.contract, 5) == "state_relative_ck5_norm_stats.json"
     plain = LeRobotDataset.open(toy.root).contract
     assert statistics.statistics_name(plain, 5) == "norm_stats.json"
     with pytest.raises(ConfigError, match="nothing to be relative"):
-        statistics.compute_relative(toy.root, 5, absolute)
+        statistics.compute(toy.root, chunk_length=5)
 
 
-def test_constant_dimension_is_finite(tmp_path: Path) -> None:
+def test_constant_dimension_is_finite() -> None:
     values = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
     values[:, 1] = 0.1
-    stats = statistics.describe(values)
-    assert statistics.constant_dimensions(stats) == 1
-    made = NormStats(stats, stats, 50, "train", "x")
-    from prts_core.contract import Dimension
+    assert statistics.constant_dimensions(statistics.describe(values)) == 1
+    made = Summary.of(values.T.copy())
+    assert made.std[1] == 0 and made.mean[1] == np.float32(0.1) == made.quantiles([0.01])[0, 1]
 
-    dims = tuple(Dimension(name) for name in "abc")
-    contract = Contract("toy", 20.0, dims, dims, ())
-    columns = {"observation.state": values, "action": values}
+
+def test_picture(tmp_path: Path, toy: Converted) -> None:
+    made = statistics.compute(toy.root)
     for name in ("a.png", "b.png"):
-        statistics.plot(made, columns, contract, tmp_path / name)
+        plot(made, tmp_path / name)
     picture = (tmp_path / "a.png").read_bytes()
     assert picture[:4] == b"\x89PNG" and picture == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves of a few rows, so that a toy dataset has a merge tree. FOLD stays."""
+    monkeypatch.setattr(statistics, "BLOCK", 16)
+    monkeypatch.setattr(summary, "BLOCK", 16)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_result_does_not_depend_on_workers(toy: Converted) -> None:
+    digests = {digest_value(statistics.compute(toy.root, workers=workers).stats.to_json()) for workers in (1, 2, 5)}
+    assert len(digests) == 1
+    assert statistics.compute(toy.root).stats.rank_error > 0, "the test would not notice a fold"
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("batch", [3, 2048])
+def test_blocks_and_batches_cut_nothing(
+    tmp_path: Path, toy: Converted, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks look back over the edges of batches and blocks: moments are those of all pairs."""
+    monkeypatch.setattr(statistics, "BATCH", batch)
+    robot = replace(ROBOT, action=(*ROBOT.action[:3], DimensionSpec("effort", "m", relative=True)))
+    made = convert_toy(tmp_path, toy.raw, robot=robot)
+    dataset = LeRobotDataset.open(made.root)
+    for length in (1, 5, 40):  # shorter and longer than an episode
+        both = statistics.compute(made.root, chunk_length=length)
+        pairs = [
+            dataset.actions(e)[t + h, 3] - dataset.states(e)[t, 3]
+            for e in dataset.episodes("train")
+            for t in range(dataset.length(e))
+            for h in range(min(length, dataset.length(e) - t))
+        ]
+        assert both.relative_rows is not None and both.relative_rows.count == len(pairs)
+        np.testing.assert_allclose(both.trained.action.mean[3], np.mean(pairs, dtype=np.float64), rtol=1e-12)
+        np.testing.assert_allclose(both.trained.action.std[3], np.std(pairs, dtype=np.float64), rtol=1e-12)
+        assert both.trained.action.min[3] == min(pairs) and both.trained.action.max[3] == max(pairs)
+
+
+def test_datasets_pool(toy: Converted, tmp_path: Path) -> None:
+    """Two datasets of one contract as one; of two contracts not at all."""
+    other = tmp_path / "other"
+    shutil.copytree(toy.root, other)
+    _set_action(other, 3, 1, 2.5)
+    pooled = statistics.compute([toy.root, other]).stats
+    arrays = [LeRobotDataset.open(root).all_columns(range(4), ["action"])["action"] for root in (toy.root, other)]
+    wanted = statistics.describe(np.concatenate(arrays))
+    assert pooled.count == 100 and np.array_equal(pooled.action.q99, wanted.q99)
+    np.testing.assert_allclose(pooled.action.std, wanted.std, rtol=1e-12)
+    contract = Contract.load(other / "meta/contract.json")
+    replace(contract, gripper="other").save(other / "meta/contract.json")
+    with pytest.raises(ContractError, match="gripper"):
+        statistics.compute([toy.root, other])
+
+
+@pytest.mark.parametrize(
+    ("change", "field"), [("data", "data"), ("contract", "contract"), ("length", "chunk_length"), ("none", "method")]
+)
+def test_stale_statistics_are_refused(toy: Converted, tmp_path: Path, change: str, field: str) -> None:
+    robot = replace(ROBOT, action=(*ROBOT.action[:3], DimensionSpec("effort", "m", relative=True)))
+    made = convert_toy(tmp_path, toy.raw, robot=robot)
+    stats, length, path = statistics.compute(made.root, chunk_length=5).trained, 5, tmp_path / "norm_stats.json"
+    statistics.require_fresh(stats, path, made.root, length)
+    if change == "data":
+        _set_action(made.root, 0, 0, 0.125)
+    elif change == "contract":
+        replace(made.contract, gripper="other").save(made.root / "meta/contract.json")
+    elif change == "length":
+        length = 6
+    else:  # statistics that say nothing of where they come from
+        stats = replace(stats, made_from=None)
+    with pytest.raises(DataError, match=rf"stale.*norm_stats\.json.*Field: [^.]*{field}.*prts stats"):
+        statistics.require_fresh(stats, path, made.root, length)
+
+
+def test_edited_statistics_are_refused(toy: Converted, tmp_path: Path) -> None:
+    path = tmp_path / "norm_stats.json"
+    raw = statistics.compute(toy.root).stats.to_json()
+    write_json(path, raw | {"made_from": raw["made_from"] | {"split": "heldout"}})
+    with pytest.raises(DataError, match=r"norm_stats\.json.*fingerprint"):
+        NormStats.load(path)
+
+
+def test_policy_refuses_statistics_made_for_another(toy: Converted, tmp_path: Path) -> None:
+    from prts_core.processor import load_statistics
+
+    path = tmp_path / "norm_stats.json"
+    write_json(path, statistics.compute(toy.root).stats.to_json())
+    policy = PolicyContract("toy", toy.contract, 5, "QUANTILE", digest_file(path))
+    assert load_statistics(path, policy.statistics_digest, policy).count == 50
+    with pytest.raises(CheckpointError, match=r"not made for this policy.*norm_stats\.json.*made_from\.contract"):
+        load_statistics(path, policy.statistics_digest, replace(policy, contract=replace(toy.contract, gripper="x")))
+
+
+def test_forms_of_others(toy: Converted, tmp_path: Path) -> None:
+    robot = replace(ROBOT, action=(*ROBOT.action[:3], DimensionSpec("effort", "m", relative=True)))
+    root = convert_toy(tmp_path, toy.raw, robot=robot).root
+    made = statistics.compute(root, chunk_length=5)
+    features = read_json(root / "meta/info.json")["features"]
+    write_forms(tmp_path / "forms", made, features, "lab/toy", "MEAN_STD", 5)
+    public = read_norm_stats(tmp_path / "forms/prts/norm_stats.json")
+    assert np.array_equal(public["action"].q01, made.stats.action.q01)
+    relative = read_norm_stats(tmp_path / "forms/prts/state_relative_ck5_norm_stats.json")
+    assert np.array_equal(relative["action"].q01, made.trained.action.q01) and not np.array_equal(
+        relative["action"].q01, public["action"].q01
+    )
+    released = read_statistics(tmp_path / "forms/prts/statistics.json")
+    assert released.state_mode == "MEAN_STD" and list(released.datasets) == ["lab/toy"]
+    assert list(released.dataset().features) == list(features)
+    assert np.array_equal(released.dataset().norm_stats().action.std, made.trained.action.std)
+    openpi = read_json(tmp_path / "forms/openpi/norm_stats.json")["norm_stats"]
+    assert set(openpi) == {"state", "actions"} and set(openpi["actions"]) == {"mean", "std", "q01", "q99"}
+    assert openpi["actions"]["q99"] == made.trained.action.q99.tolist()
+    lerobot = read_json(tmp_path / "forms/lerobot/stats.json")
+    frames = LeRobotDataset.open(root).all_columns(range(4), ["action"])["action"].astype(np.float64)
+    assert lerobot["action"]["count"] == [50] and lerobot["action"]["min"] == frames.min(0).tolist()
+    assert lerobot["action"]["q50"] == np.quantile(frames, 0.5, axis=0).tolist()
+
+
+@pytest.mark.slow
+def test_stage_imports_no_torch(tmp_path: Path) -> None:
+    """`prts stats`, with all that goes before it, in a process of its own."""
+    if not (shared_folder() / "data/g1_bottle").is_dir():
+        pytest.skip("g1_bottle is not on this machine ($PRTS_SHARED)")
+    code = (
+        "import sys; from prts_core.cli.main import main\n"
+        "for stage in ('collect', 'convert', 'validate', 'stats'):\n"
+        "    assert main([stage, '--config', sys.argv[1], '--dataset', 'g1_bottle', '--outputs', sys.argv[2]]) == 0\n"
+        "print('torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    config = Path(__file__).parents[2] / "configs/quickstart.yaml"
+    command = [sys.executable, "-c", code, str(config), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False False"
+    assert (tmp_path / "runs/stats/quickstart/g1_bottle/output/forms/openpi/norm_stats.json").is_file()

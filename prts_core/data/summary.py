@@ -1,0 +1,151 @@
+"""A summary of any number of rows in bounded memory that two halves can be merged from: moments, range and quantiles.
+
+It knows arrays only: no files, no robots, no split; how rows become blocks is `prts_core.data.statistics`.
+
+Moments are fp64: two passes over a block that lies in the cache, pairwise sums, and blocks merged by Chan, Golub and
+LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979). Quantiles follow Manku,
+Rajagopalan and Lindsay, "Approximate medians and other quantiles in one pass and with limited memory" (SIGMOD 1998):
+deterministic, so that the same blocks in the same order give the same bits, and without an assumption on the data.
+
+The bound. Items carry a weight, the number of rows they stand for: 1, 8, 64, ... When at least B = 2**18 items of one
+weight w are there they are *folded*: sorted, and of every eight neighbours the fifth stays, with weight 8 w. A fold
+moves the estimated rank of any number by at most 4 w: groups wholly below or above it count right, and of the one group
+it cuts, s of eight, the estimate is 0 where s <= 4 and 8 where s > 4. The folds at weight w take at least B w rows each
+and no row twice: at most N / (B w) of them, 4 N / B = 1.53e-5 N in all. There are folds at w = 8**j only where
+B * 8**j <= N: for N < 2**36 rows (600,000 hours at 30 Hz) six weights, 9.2e-5 N. A quantile between two neighbouring
+ranks adds one, 1 / N <= 3.9e-6: in sum less than 1e-4. Fewer than B rows are never folded: exact. `error` counts the
+4 w as they are spent, a bound for the data at hand. Memory: fewer than B items of each weight, 1 MiB a dimension.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+BLOCK = 1 << 18  # B: folds take at least so many items
+FOLD = 8
+
+
+class Summary:
+    """Of `count` rows with D dimensions. mean, m2 (sum of squared distances from the mean), low, high: (D,) float64.
+
+    items: weight -> arrays (D, m) float32, unsorted. error: how many ranks a quantile may be off, at most.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.count, self.error = 0, 0
+        self.mean, self.m2 = np.zeros(width), np.zeros(width)
+        self.low, self.high = np.full(width, np.inf), np.full(width, -np.inf)
+        self.items: dict[int, list[np.ndarray]] = {}
+
+    @staticmethod
+    def of(values: np.ndarray) -> Summary:
+        """Of (D, n) float32, dimensions first. The array now belongs to the summary, which may sort it.
+
+        Raises FloatingPointError where a number is not finite.
+        """
+        made = Summary(len(values))
+        made.count = values.shape[1]
+        if not made.count:
+            return made
+        made.low, made.high = values.min(1).astype(np.float64), values.max(1).astype(np.float64)
+        if not np.isfinite(made.low).all() or not np.isfinite(made.high).all():
+            raise FloatingPointError("a number is not finite")
+        for dimension in np.flatnonzero(made.low < made.high):
+            wide = values[dimension].astype(np.float64)
+            made.mean[dimension] = mean = wide.mean()
+            wide -= mean
+            np.square(wide, out=wide)
+            made.m2[dimension] = wide.sum()
+        constant = made.low == made.high  # its mean is itself, to the bit
+        made.mean[constant] = made.low[constant]
+        made.items[1] = [values]
+        made._settle()
+        return made
+
+    def merge(self, other: Summary) -> None:
+        """Take in the rows of another summary. Moments round: merge in one order to get the same bits."""
+        if not other.count:
+            return
+        count = self.count + other.count
+        delta = other.mean - self.mean
+        self.mean = self.mean + delta * (other.count / count) if self.count else other.mean.copy()
+        self.m2 = self.m2 + other.m2 + np.square(delta) * (self.count * (other.count / count))
+        self.low, self.high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
+        self.count, self.error = count, self.error + other.error
+        for weight, arrays in other.items.items():
+            self.items.setdefault(weight, []).extend(arrays)
+        self._settle()
+
+    @property
+    def std(self) -> np.ndarray:
+        """The population's."""
+        return np.sqrt(self.m2 / max(self.count, 1))
+
+    @property
+    def rank_error(self) -> float:
+        """Bound of |rank of an estimated quantile - its true rank| / rows; 0 where quantiles are exact."""
+        return (self.error + 1) / self.count if self.error else 0.0
+
+    def quantiles(self, wanted: Sequence[float]) -> np.ndarray:
+        """(len(wanted), D) float64, linear between neighbouring ranks as numpy's default."""
+        if not self.error:
+            joined = self._joined(1)
+            return np.stack([np.quantile(line.astype(np.float64), wanted) for line in joined], axis=1)
+        self.items = {weight: [self._joined(weight)] for weight, arrays in self.items.items() if arrays}
+        for arrays in self.items.values():
+            arrays[0].sort(axis=1)
+        out = np.empty((len(wanted), len(self.mean)))
+        for dimension in range(len(self.mean)):
+            lines = [(weight, arrays[0][dimension]) for weight, arrays in self.items.items()]
+            for row, quantile in enumerate(wanted):
+                place = quantile * (self.count - 1)
+                below = _at_rank(lines, int(place))
+                above = _at_rank(lines, min(int(place) + 1, self.count - 1))
+                out[row, dimension] = below + (above - below) * (place - int(place))
+        return out
+
+    def histogram(self, dimension: int, bins: int) -> tuple[np.ndarray, np.ndarray]:
+        """(rows in each bin, edges (bins + 1,)) from min to max, as near as the items tell."""
+        span = (self.low[dimension], self.high[dimension])
+        edges = np.histogram_bin_edges([], bins, span)
+        total = np.zeros(bins, np.int64)
+        for weight, arrays in self.items.items():
+            for array in arrays:
+                total += weight * np.histogram(array[dimension], bins, (edges[0], edges[-1]))[0]
+        return total, edges
+
+    def _joined(self, weight: int) -> np.ndarray:
+        arrays = self.items[weight]
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=1)
+
+    def _settle(self) -> None:
+        """Fold every weight that has its fill, the lightest first."""
+        weight = 1
+        while weight in self.items:
+            if sum(array.shape[1] for array in self.items[weight]) >= BLOCK:
+                joined = self._joined(weight)
+                joined.sort(axis=1)
+                whole = joined.shape[1] // FOLD * FOLD
+                rest = joined[:, whole:].copy()  # copies: a view would keep the whole block alive
+                self.items[weight] = [rest] if rest.shape[1] else []
+                self.items.setdefault(weight * FOLD, []).append(joined[:, FOLD // 2 : whole : FOLD].copy())
+                self.error += FOLD // 2 * weight
+            weight *= FOLD
+
+
+def _at_rank(lines: list[tuple[int, np.ndarray]], rank: int) -> float:
+    """The smallest item of the sorted `lines` (weight, values) at or below which more than `rank` rows lie."""
+
+    def rows_up_to(line: np.ndarray, place: int) -> int:
+        return sum(weight * int(np.searchsorted(other, line[place], "right")) for weight, other in lines)
+
+    found = []
+    for _, line in lines:
+        first = bisect_right(range(len(line)), rank, key=partial(rows_up_to, line))
+        if first < len(line):
+            found.append(float(line[first]))
+    return min(found)
