@@ -33,9 +33,9 @@ NO_LEROBOT = "lerobot 0.3.3 is not on this machine; `make conformance` builds it
 
 
 class LeRobotPeer(AbstractContextManager["LeRobotPeer"]):
-    """lerobot's own environment, where there is one, answering questions (lerobot_peer.py); on one core."""
+    """lerobot's own environment, where there is one, answering questions (lerobot_peer.py)."""
 
-    def __init__(self) -> None:
+    def __init__(self, cores: AbstractContextManager[None]) -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         self.home, self._folder = cache / "prts/venvs/lerobot-0.3.3", tempfile.TemporaryDirectory()
         self.folder = Path(self._folder.name)
@@ -45,7 +45,7 @@ class LeRobotPeer(AbstractContextManager["LeRobotPeer"]):
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
         kept |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": f"{self.folder}/cache", "HF_HOME": f"{self.folder}/hf"}
         kept |= {"SVT_LOG": "1", "OMP_NUM_THREADS": "1"}
-        with one_core():
+        with cores:
             self._process = subprocess.Popen(
                 [self.home / "bin/python", Path(__file__).with_name("lerobot_peer.py")], env=kept, text=True,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=(self.folder / "log").open("w"),
@@ -124,7 +124,7 @@ def rows(console: Console) -> list[Row]:
     plain = WindowDataset(dataset, deltas)
     floats = WindowDataset(dataset, deltas, pictures="float32")
     bare = BarePyAV([root / dataset.info.video_file(episode, camera) for episode in dataset.episodes()])
-    with LeRobotPeer() as peer:
+    with LeRobotPeer(one_core()) as peer:
         if peer.there:
             peer.ask("open", root=str(root), deltas=deltas)
             console.print(f"loading: lerobot's pictures differ from ours by {_compare(peer, floats, camera):.2g} of 1")

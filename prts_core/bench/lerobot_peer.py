@@ -69,7 +69,9 @@ class Peer:
         picture = {"dtype": "video", "shape": (height, width, 3), "names": ["height", "width", "channel"]}
         numbers = {"dtype": "float32", "shape": (dims,), "names": None}
         features = dict.fromkeys(cameras, picture) | {"observation.state": numbers, "action": numbers}
-        self.data = LeRobotDataset.create("peer/data", fps=fps, features=features, root=root, use_videos=True)
+        self.data = LeRobotDataset.create(
+            "peer/data", fps=fps, features=features, root=root, image_writer_threads=4 * len(cameras)
+        )  # as lerobot's own recording does
 
     def record(self, frames):
         """Seconds to record one episode of the .npz `frames` {camera: (T, H, W, 3), state, action} as a robot would."""

@@ -115,7 +115,8 @@ class LeRobotSource:
 @dataclass(frozen=True)
 class VideoConfig:
     """How converted images are encoded. `crf` and `gop` are the codec's own constant rate factor and keyframe
-    distance. tune: libx264 spends its bits on the pixels a network sees ("psnr"), or on what pleases the eye ("none")."""
+    distance. tune: libx264 spends its bits on the pixels that a network sees ("psnr"), or on what pleases the eye
+    ("none")."""
 
     __pydantic_config__ = FORBID_EXTRA | {"coerce_numbers_to_str": True}  # presets of libsvtav1 are numbers
     codec: Literal["libx264", "libsvtav1"] = "libx264"

@@ -78,7 +78,10 @@ def _options(config: VideoConfig) -> dict[str, str]:
     if config.codec == "libx264":
         # No B-frames: frame n is packet n. No macroblock tree: on pictures of 32 pixels it reads memory that nobody
         # wrote (one video in fifty differed between runs), and with keyframes this close it has nothing to plan.
-        return options | {"threads": "1", "bf": "0", "x264-params": "mbtree=0:rc-lookahead=0"}
+        params = ["mbtree=0", "rc-lookahead=0"]
+        if config.tune == "psnr":
+            params += ["psy=0", "aq-mode=0", "trellis=1"]
+        return options | {"threads": "1", "bf": "0", "x264-params": ":".join(params)}
     if not config.preset.isdigit() or not 0 <= int(config.preset) <= 13:
         raise ConfigError(
             "libsvtav1 numbers its presets", field="video.preset", found=config.preset, expected="0 (slow) to 13 (fast)"
