@@ -26,6 +26,7 @@ SOURCES: dict[str, str] = {
     "aloha": "prts_core.data.convert.aloha",
     "rollouts": "prts_core.data.convert.rollouts",
     "rlds": "prts_core.data.convert.rlds",
+    "mcap": "prts_core.data.convert.mcap",
 }
 # Formats of whole datasets, which say themselves what their numbers mean and need no mapping: name -> module with
 # `take_over(root, output, work, *, dataset, robot, workers) -> Contract` (root, output, work: Path; robot: RobotConfig

@@ -1,0 +1,341 @@
+"""MCAP recordings (Foxglove, ROS 2 bags): topics that tick on their own become rows at the mapping's fps.
+
+It does not know what the topics mean. Keys are `<topic>:<field>` for numbers (`/joint_states:position`,
+`/ee:pose.position`) and `<topic>` for pictures. One file is one episode; the files of a bag that metadata.yaml lists
+are one together.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from prts_core.config.load import read_yaml
+from prts_core.config.schema import FORBID_EXTRA
+from prts_core.data.convert.align import Hold, choose, rows
+from prts_core.data.convert.mapping import Mapping
+from prts_core.data.convert.mcap_messages import EXTRA, PICTURES, Decoders, image, numbers, stamp
+from prts_core.data.convert.source import Field, RawEpisode, Recording
+from prts_core.errors import ConfigError, DataError, PrtsError, require, suggest
+from prts_core.progress import track
+
+
+@dataclass(frozen=True)
+class Options:
+    """How topics become rows.
+
+    clock: which time counts: when the recorder got the message, when it was sent, or the time inside it. hold: the
+    message of a row (see align.choose). tolerance_s: how old it may be (none: two rows). instruction: a topic of
+    strings, whose last message is the instruction. joints: for topics with `name` beside the numbers (JointState), the
+    order of their columns (none: that of the first message).
+    """
+
+    __pydantic_config__ = FORBID_EXTRA
+    clock: Literal["log", "publish", "header"] = "log"
+    hold: Hold = "last"
+    tolerance_s: float | None = None
+    instruction: str | None = None
+    joints: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass
+class _Topic:
+    """What one pass over an episode sees of a topic."""
+
+    schema: str
+    times: list[int]
+    first: Any
+
+
+class Source:
+    """See prts_core.data.convert.source.Source. `path`: an .mcap file, a bag's folder, or a folder of either."""
+
+    def __init__(self, path: Path, mapping: Mapping) -> None:
+        require("mcap.reader", EXTRA)
+        self.path, self.mapping = path, mapping
+        self.options: Options = mapping.options_as(Options)
+        if mapping.fps is None:
+            raise ConfigError(
+                "Topics tick at rates of their own, so the mapping must say the rate of the rows",
+                file=f"the mapping {mapping.name}",
+                field="fps",
+                found="nothing",
+                expected="rows a second, for instance 30",
+            )
+        self.fps: float = mapping.fps
+        self.tolerance_s = 2 / self.fps if self.options.tolerance_s is None else self.options.tolerance_s
+        self.parts = {key: _split(key) for key in sorted(mapping.keys)}
+        self.order: dict[str, tuple[str, ...]] = dict(self.options.joints)
+        self.fields: dict[str, Field] = {}
+
+    def scan(self) -> Recording:
+        episodes = _episodes(self.path)
+        made = [self._scan(name, files) for name, files in track(episodes, total=len(episodes), what="reading bags")]
+        return Recording(tuple(made), self.fields, self.fps)
+
+    def read(self, episode: RawEpisode, keys: Collection[str]) -> dict[str, np.ndarray]:
+        picks = {topic: chosen for topic, chosen in episode.where.items() if any(_split(k)[0] == topic for k in keys)}
+        out = {key: np.empty((episode.length, *self.fields[key].shape), self.fields[key].dtype) for key in keys}
+        places = {topic: _rows_of(chosen) for topic, chosen in picks.items()}
+        seen = dict.fromkeys(picks, 0)
+        for path in (self._file(name) for name in episode.files):
+            for topic, schema, message, decode in _messages(path, set(picks)):
+                wanted = places[topic].get(seen[topic])
+                seen[topic] += 1
+                if wanted is None:
+                    continue
+                content = decode()
+                for key in keys:
+                    if _split(key)[0] == topic:
+                        out[key][wanted] = self._value(key, content, schema, path, message)
+        return out
+
+    # ---- one episode ---------------------------------------------------------------------------------------------
+    def _scan(self, name: str, files: list[Path]) -> RawEpisode:
+        wanted = {topic for topic, _ in self.parts.values()}
+        told = self.options.instruction if self.mapping.task is None else None
+        topics: dict[str, _Topic] = {}
+        task = ""
+        for path in files:
+            for topic, schema, message, decode in _messages(path, wanted | ({told} if told else set())):
+                if topic == told:
+                    task = self._sentence(decode(), path, topic)
+                if topic not in wanted:
+                    continue
+                content = decode() if topic not in topics or self.options.clock == "header" else None
+                known = topics.setdefault(topic, _Topic(schema, [], content))
+                known.times.append(self._time(message, content, path, topic))
+        lacking = sorted(wanted - set(topics))
+        if lacking:
+            known_topics = _topics(files)
+            raise DataError(
+                f"A recording lacks a topic{suggest(lacking[0], known_topics)}",
+                file=files[0],
+                field=lacking[0],
+                found=", ".join(f"{topic} ({kind})" for topic, kind in sorted(known_topics.items())) or "no topics",
+                cure="correct the key in the mapping, or leave the recording out",
+            )
+        for key in self.parts:
+            self._note(key, topics, files[0])
+        times = {topic: np.array(known.times, np.int64) for topic, known in topics.items()}
+        at = rows(times, self.fps, files[0])
+        rule = (self.options.hold, self.tolerance_s)
+        return RawEpisode(
+            key=name,
+            length=len(at),
+            task=self.mapping.task or task,
+            extra={"source": {"file": name} | self._joints()},
+            files=tuple(self._name(path) for path in files),
+            where={topic: choose(stamps, at, *rule, topic, files[0]) for topic, stamps in times.items()},
+        )
+
+    def _note(self, key: str, topics: dict[str, _Topic], path: Path) -> None:
+        """The field of a key, from the first message of its topic; every episode must have the same."""
+        topic, part = self.parts[key]
+        known = topics[topic]
+        if part and known.schema not in PICTURES and topic not in self.order and _names(known.first):
+            self.order[topic] = _names(known.first)
+        value = self._value(key, known.first, known.schema, path, None)
+        found = Field(str(value.dtype), value.shape)
+        first = self.fields.setdefault(key, found)
+        if found != first:
+            raise DataError(
+                "Recordings differ in what a topic holds", file=path, field=key, found=str(found), expected=str(first)
+            )
+
+    def _value(self, key: str, content: Any, schema: str, path: Path, message: Any) -> np.ndarray:
+        topic, part = self.parts[key]
+        where = f"{key}" + (f", message at {message.log_time} ns" if message is not None else "")
+        size = self.fields[key].shape if key in self.fields else None
+        if not part:
+            if schema not in PICTURES:
+                raise DataError(
+                    "A key names a topic without saying which of its numbers",
+                    file=path,
+                    field=where,
+                    found=schema,
+                    expected=f"{topic}:<field>, or a topic of pictures ({', '.join(PICTURES)})",
+                )
+            return image(content, schema, size, (path, where))
+        try:
+            value = numbers(content, part)
+        except (KeyError, TypeError) as err:
+            raise DataError(
+                "A message has no numbers where the mapping says",
+                file=path,
+                field=where,
+                found=f"{type(err).__name__}: {err}",
+                expected=f"numbers at {part!r} of {schema}",
+            ) from err
+        names = _names(content)
+        if topic in self.order and value.shape == (len(names),):
+            lacking = [name for name in self.order[topic] if name not in names]
+            if lacking or (topic not in self.options.joints and len(names) != len(self.order[topic])):
+                raise DataError(
+                    "A message has other joints than the first",
+                    file=path,
+                    field=where,
+                    found=", ".join(names),
+                    expected=", ".join(self.order[topic]),
+                    cure="list those to take, in order, in options.joints",
+                )
+            value = value[[names.index(name) for name in self.order[topic]]]
+        if size is not None and value.shape != size:
+            raise DataError(
+                "Messages of a topic differ in width", file=path, field=where, found=value.shape, expected=size
+            )
+        return value
+
+    def _time(self, message: Any, content: Any, path: Path, topic: str) -> int:
+        if self.options.clock != "header":
+            return int(message.log_time if self.options.clock == "log" else message.publish_time)
+        try:
+            return stamp(content)
+        except (KeyError, TypeError, ValueError) as err:
+            raise DataError(
+                "A message holds no time of its own",
+                file=path,
+                field=topic,
+                found=f"{type(err).__name__}: {err}",
+                expected="header.stamp or timestamp",
+                cure="set options.clock to log or publish",
+            ) from err
+
+    def _sentence(self, content: Any, path: Path, topic: str) -> str:
+        said = content.get("data") if isinstance(content, dict) else getattr(content, "data", None)
+        if not isinstance(said, str):
+            raise DataError("An instruction's topic holds no text", file=path, field=topic, expected="a string `data`")
+        return said.strip()
+
+    def _joints(self) -> dict[str, Any]:
+        """Which joints the columns are, where the mapping does not say: from the first message, so worth keeping."""
+        found = {topic: list(names) for topic, names in self.order.items() if topic not in self.options.joints}
+        return {"joints": found} if found else {}
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.path).as_posix() if self.path.is_dir() else ""
+
+    def _file(self, name: str) -> Path:
+        return self.path / name if name else self.path
+
+
+def _split(key: str) -> tuple[str, str]:
+    """(topic, field) of a key; no field for pictures."""
+    topic, _, part = key.partition(":")
+    return topic, part
+
+
+def _names(content: Any) -> tuple[str, ...]:
+    """The `name` list of a JointState, () for other messages."""
+    names = content.get("name") if isinstance(content, dict) else getattr(content, "name", None)
+    if isinstance(names, str) or names is None or not hasattr(names, "__iter__"):
+        return ()
+    return tuple(str(name) for name in names)
+
+
+def _rows_of(chosen: np.ndarray) -> dict[int, list[int]]:
+    """Ordinal of a message -> the rows that it stands in."""
+    out: dict[int, list[int]] = {}
+    for row, ordinal in enumerate(chosen.tolist()):
+        out.setdefault(ordinal, []).append(row)
+    return out
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+def _episodes(path: Path) -> list[tuple[str, list[Path]]]:
+    """(key, files) of every episode in the order of their names."""
+    if path.is_file():
+        return [(path.name, [path])]
+    found = sorted(path.rglob("*.mcap"))
+    if not found:
+        raise DataError(
+            "There are no recordings to convert", file=path, expected="*.mcap files", cure="correct the path"
+        )
+    made = []
+    for folder in sorted({file.parent for file in found}):
+        name = folder.relative_to(path).as_posix()
+        files = _listed(folder)
+        if files is not None:
+            made.append((name if name != "." else folder.name, files))
+        else:
+            made += [(file.relative_to(path).as_posix(), [file]) for file in found if file.parent == folder]
+    return made
+
+
+def _listed(folder: Path) -> list[Path] | None:
+    """The files of a ROS 2 bag in the order of its metadata.yaml; none where it is no bag."""
+    path = folder / "metadata.yaml"
+    if not path.is_file():
+        return None
+    try:
+        names = read_yaml(path)["rosbag2_bagfile_information"]["relative_file_paths"]
+        files = [folder / Path(str(name)).name for name in names]
+    except (KeyError, TypeError) as err:
+        raise DataError(
+            "A bag's metadata.yaml does not list its files",
+            file=path,
+            field="rosbag2_bagfile_information.relative_file_paths",
+            found=f"{type(err).__name__}: {err}",
+        ) from err
+    missing = [file for file in files if not file.is_file()]
+    if missing or not files:
+        raise DataError("A bag lacks a file", file=missing[0] if missing else path, cure="copy the whole bag again")
+    return files
+
+
+@contextmanager
+def _faults(path: Path) -> Iterator[None]:
+    """Turn the readers' errors on damaged files into one DataError."""
+    from mcap.exceptions import McapError
+    from zstandard import ZstdError
+
+    try:
+        yield
+    except PrtsError:
+        raise
+    except (McapError, ZstdError, struct.error, ValueError, IndexError, KeyError, RuntimeError, EOFError) as err:
+        raise DataError(
+            "An MCAP file cannot be read: it is truncated or damaged",
+            file=path,
+            found=f"{type(err).__name__}: {' '.join(str(err).split())[:160]}",
+            expected="a whole file with its footer",
+            cure="`mcap recover` (Foxglove's command line tool) keeps what is whole; or record it again",
+        ) from err
+
+
+def _messages(path: Path, topics: set[str]) -> Iterator[tuple[str, str, Any, Callable[[], Any]]]:
+    """(topic, schema's name, message, decode) in the file's own order, a chunk at a time, checksums checked."""
+    from mcap.reader import make_reader
+
+    decoders = Decoders(path)
+    with _faults(path), path.open("rb") as file:
+        reader = make_reader(file, validate_crcs=True)
+        for schema, channel, message in reader.iter_messages(topics=sorted(topics), log_time_order=False):
+            decode = decoders.of(channel, schema)
+            yield channel.topic, schema.name if schema else "", message, partial(_decoded, decode, message, path)
+
+
+def _decoded(decode: Callable[[bytes], Any], message: Any, path: Path) -> Any:
+    with _faults(path):
+        return decode(message.data)
+
+
+def _topics(files: list[Path]) -> dict[str, str]:
+    """Topic -> schema's name, of everything recorded."""
+    from mcap.reader import make_reader
+
+    out: dict[str, str] = {}
+    for path in files:
+        with _faults(path), path.open("rb") as file:
+            summary = make_reader(file).get_summary()
+            for channel in summary.channels.values() if summary else ():
+                schema = summary.schemas.get(channel.schema_id) if summary else None
+                out[channel.topic] = schema.name if schema else channel.message_encoding
+    return out
