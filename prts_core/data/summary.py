@@ -27,6 +27,7 @@ import numpy as np
 
 BLOCK = 1 << 18  # B: folds take at least so many items
 FOLD = 8
+STRIP = 1 << 17  # numbers, 1 MiB in fp64
 
 
 class Summary:
@@ -51,31 +52,27 @@ class Summary:
         made.count = values.shape[1]
         if not made.count:
             return made
-        made.low, made.high = values.min(1).astype(np.float64), values.max(1).astype(np.float64)
-        if not np.isfinite(made.low).all() or not np.isfinite(made.high).all():
-            raise FloatingPointError("a number is not finite")
-        for dimension in np.flatnonzero(made.low < made.high):
-            wide = values[dimension].astype(np.float64)
-            made.mean[dimension] = mean = wide.mean()
-            wide -= mean
-            np.square(wide, out=wide)
-            made.m2[dimension] = wide.sum()
-        constant = made.low == made.high  # its mean is itself, to the bit
-        made.mean[constant] = made.low[constant]
+        made.mean, made.m2 = _moments(values)
         made.items[1] = [values]
         made._settle()
+        if made.error:  # sorted, NaN last
+            low, high = values[:, 0], values[:, -1]
+        else:
+            low, high = values.min(1), values.max(1)
+        made.low, made.high = low.astype(np.float64), high.astype(np.float64)
+        if not np.isfinite(made.low).all() or not np.isfinite(made.high).all():
+            raise FloatingPointError("a number is not finite")
+        constant = made.low == made.high  # its mean is itself, to the bit
+        made.mean[constant], made.m2[constant] = made.low[constant], 0.0
         return made
 
     def merge(self, other: Summary) -> None:
         """Take in the rows of another summary. Moments round: merge in one order to get the same bits."""
         if not other.count:
             return
-        count = self.count + other.count
-        delta = other.mean - self.mean
-        self.mean = self.mean + delta * (other.count / count) if self.count else other.mean.copy()
-        self.m2 = self.m2 + other.m2 + np.square(delta) * (self.count * (other.count / count))
+        self.mean, self.m2 = _chan(self.count, self.mean, self.m2, other.count, other.mean, other.m2)
         self.low, self.high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
-        self.count, self.error = count, self.error + other.error
+        self.count, self.error = self.count + other.count, self.error + other.error
         for weight, arrays in other.items.items():
             self.items.setdefault(weight, []).extend(arrays)
         self._settle()
@@ -135,6 +132,31 @@ class Summary:
                 self.items.setdefault(weight * FOLD, []).append(joined[:, FOLD // 2 : whole : FOLD].copy())
                 self.error += FOLD // 2 * weight
             weight *= FOLD
+
+
+def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(mean, sum of squared distances from it) of (D, n) float32, in fp64 and in strips that stay in the cache."""
+    width, rows = values.shape
+    strip = max(1, STRIP // max(1, width))
+    mean, m2 = np.zeros(width), np.zeros(width)
+    with np.errstate(invalid="ignore"):  # infinities are told of by who asked
+        for first in range(0, rows, strip):
+            wide = values[:, first : first + strip].astype(np.float64)
+            own = wide.mean(1)
+            wide -= own[:, None]
+            np.square(wide, out=wide)
+            mean, m2 = _chan(first, mean, m2, wide.shape[1], own, wide.sum(1))
+    return mean, m2
+
+
+def _chan(
+    count: int, mean: np.ndarray, m2: np.ndarray, more: int, its_mean: np.ndarray, its_m2: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and sum of squares of `count` rows and `more` rows together."""
+    if not count:
+        return its_mean, its_m2
+    delta, share = its_mean - mean, more / (count + more)
+    return mean + delta * share, m2 + its_m2 + np.square(delta) * (count * share)
 
 
 def _at_rank(lines: list[tuple[int, np.ndarray]], rank: int) -> float:
