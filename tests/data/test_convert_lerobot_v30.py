@@ -21,6 +21,7 @@ from prts_core.data.convert.lerobot_v30_export import export
 from prts_core.data.convert.remux import Piece, cut, join
 from prts_core.data.lerobot_v21 import video
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from prts_core.data.lerobot_v21.seal import SEAL, compare, read_seal
 from prts_core.errors import DataError
 from prts_core.files import digest_tree, read_json, read_jsonl, write_json
 from tests.data.conftest import Converted
@@ -75,6 +76,8 @@ def test_g1_bottle_round_trip(tmp_path: Path) -> None:
 
 
 def test_layout(v30: Path) -> None:
+    sealed = read_seal(v30)
+    assert sealed is not None and list(compare(v30, sealed)) == []
     info = read_json(v30 / "meta/info.json")
     assert info["codebase_version"] == "v3.0" and "total_videos" not in info
     episodes = pa.concat_tables(pq.read_table(path) for path in sorted((v30 / "meta/episodes").glob("*/*.parquet")))
@@ -109,7 +112,7 @@ def test_same_bytes_for_any_workers_and_after_a_cut(toy: Converted, v30: Path, t
 
 
 def test_a_changed_source_is_cut_anew(v30: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(v30, tmp_path / "v30")
+    copy = unsealed(v30, tmp_path / "v30")
     made = back(copy, tmp_path)
     path = data_files(copy)[0]
     table = pq.read_table(path)
@@ -118,6 +121,21 @@ def test_a_changed_source_is_cut_anew(v30: Path, tmp_path: Path) -> None:
     os.utime(path, ns=(1, 1))
     assert back(copy, tmp_path).columns(0, ["next.success"])["next.success"].all()
     assert made.root == tmp_path / "back"
+
+
+def unsealed(root: Path, copy: Path) -> Path:
+    shutil.copytree(root, copy)
+    (copy / SEAL).unlink()
+    return copy
+
+
+def test_a_sealed_source_that_has_changed_is_refused(toy: Converted, v30: Path, tmp_path: Path) -> None:
+    for root, work in ((toy.root, export), (v30, back)):
+        copy = shutil.copytree(root, tmp_path / work.__name__)
+        with data_files(copy)[0].open("ab") as file:
+            file.write(b"more")
+        with pytest.raises(DataError, match="since it was sealed"):
+            export(copy, tmp_path / "out", tmp_path / "work") if work is export else back(copy, tmp_path)
 
 
 # ---- refusals ------------------------------------------------------------------------------------------------------
@@ -155,7 +173,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("fault", BAD)
 def test_refuses(v30: Path, tmp_path: Path, fault: str) -> None:
-    copy = shutil.copytree(v30, tmp_path / "v30")
+    copy = unsealed(v30, tmp_path / "v30")
     break_it, word = BAD[fault]
     break_it(copy)
     before = digest_tree(copy)
@@ -166,7 +184,7 @@ def test_refuses(v30: Path, tmp_path: Path, fault: str) -> None:
 
 
 def test_export_refuses_wrong_numbers(toy: Converted, tmp_path: Path) -> None:
-    copy = shutil.copytree(toy.root, tmp_path / "v21")
+    copy = unsealed(toy.root, tmp_path / "v21")
     path = copy / LeRobotDataset.open(copy).info.data_file(1)
     table = pq.read_table(path)
     position = table.column_names.index("index")

@@ -13,15 +13,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf.message_factory import GetMessageClass
 from mcap.writer import Writer as JsonWriter
+from mcap_protobuf.writer import Writer as ProtobufWriter
 from mcap_ros2.writer import Writer as Ros2Writer
 from PIL import Image
 
 from prts_core.config.schema import VideoConfig
 from prts_core.data.convert.align import choose, rows
+from prts_core.data.convert.lerobot_v30 import take_over
+from prts_core.data.convert.lerobot_v30_export import export
 from prts_core.data.convert.mapping import CameraPart, DepthPart, Mapping, Part
 from prts_core.data.convert.mcap import Source
 from prts_core.data.convert.run import convert
+from prts_core.data.convert.tfrecord import example_class
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.errors import ConfigError, DataError
 from prts_core.files import digest_tree
@@ -201,6 +206,28 @@ def test_foxglove_json(tmp_path: Path) -> None:
     assert made.states(0).tolist() == [[step, 0.5, 1] for step in range(5)]
     assert made.actions(0).tolist() == [[step, -step] for step in range(5)]
     assert np.abs(made.frames(0, "observation.images.top")[4].astype(int) - camera(4)).max() <= 6
+
+
+def test_protobuf(tmp_path: Path) -> None:
+    """A message of numbers, described in the file itself (tf.train's FloatList serves as well as any)."""
+    kind = example_class().DESCRIPTOR.file.message_types_by_name["FloatList"]  # type: ignore[attr-defined]
+    with (tmp_path / "one.mcap").open("wb") as file:
+        writer = ProtobufWriter(file)
+        for step in range(4):
+            message = GetMessageClass(kind)(value=[step, step + 0.5])
+            for topic in ("/state", "/command"):
+                writer.write_message(topic, message, T0 + step * SECOND // 4, T0 + step * SECOND // 4)
+        writer.finish()
+    parts = {"state": (Part("/state:value"),), "action": (Part("/command:value"),)}
+    made = converted(tmp_path / "one.mcap", tmp_path, Mapping(name="p", source="mcap", fps=4.0, task="go", **parts))
+    assert made.states(0).tolist() == made.actions(0).tolist() == [[step, step + 0.5] for step in range(4)]
+
+
+def test_depth_survives_v30_and_back(recorded: Path, tmp_path: Path) -> None:
+    made = converted(recorded / "two.mcap", tmp_path)
+    export(made.root, tmp_path / "v30", tmp_path / "to")
+    take_over(tmp_path / "v30", tmp_path / "back", tmp_path / "fro", dataset="toy", robot=None, workers=1)
+    assert LeRobotDataset.open(tmp_path / "back").table(0).equals(made.table(0), check_metadata=True)
 
 
 # ---- alignment -----------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ from prts_core.data.lerobot_v21.schema import (
     Info,
     parse,
 )
+from prts_core.data.lerobot_v21.seal import check_sizes
 from prts_core.data.lerobot_v21.writer import remove_strays, write_meta
 from prts_core.errors import DataError
 from prts_core.files import atomic_path, read_json
@@ -60,6 +61,7 @@ def take_over(
     video does not begin at a keyframe (lerobot writes none such); without it they are refused. Without a robot, a
     dataset that carries a Contract keeps it. Raises DataError for a dataset that breaks the layout or lacks files.
     """
+    check_sizes(root)
     info = read_info30(root)
     episodes, tasks = read_episodes30(root, info), read_tasks30(root)
     made = _info21(root, info, len(episodes), len(tasks))

@@ -35,6 +35,7 @@ from prts_core.data.convert.remux import codec_key, join
 from prts_core.data.convert.resume import Unit, run_units
 from prts_core.data.lerobot_v21.reader import LeRobotDataset, read_parquet
 from prts_core.data.lerobot_v21.schema import EpisodeStatsRow, read_table
+from prts_core.data.lerobot_v21.seal import SEAL, check_sizes, seal
 from prts_core.data.lerobot_v21.writer import remove_strays
 from prts_core.errors import DataError
 from prts_core.files import atomic_path, read_json, read_jsonl, write_text
@@ -52,6 +53,7 @@ def export(
     file becomes (tables by their size in memory, as lerobot counts). Raises DataError for a dataset that is incomplete
     or breaks the laws that v3.0 rests on.
     """
+    check_sizes(root)
     dataset = LeRobotDataset.open(root)
     info = dataset.info
     stats = _stats(root, dataset)
@@ -77,6 +79,7 @@ def export(
         *_table_units(dataset, output, firsts, rows, data_mb),
         *(unit for key in info.video_keys for unit in _video_units(dataset, output, key, rows, video_mb)),
     ]
+    (output / SEAL).unlink(missing_ok=True)  # of an earlier run: what is not finished is not sealed
     run_units(units, work, workers=workers, what=f"joining {root.name}")
     remove_strays(output, [path.relative_to(output).as_posix() for unit in units for path in unit.outputs])
 
@@ -103,6 +106,7 @@ def export(
         "video_path": VIDEO_PATH if info.video_keys else None,
     }
     write_text(output / "meta/info.json", json.dumps(described, indent=4, ensure_ascii=False, allow_nan=False))
+    seal(output)
 
 
 def _stats(root: Path, dataset: LeRobotDataset) -> list[dict[str, dict[str, Any]]]:
