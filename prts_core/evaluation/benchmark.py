@@ -26,6 +26,7 @@ from prts_core.policy import policy_digest
 from prts_core.progress import track
 
 CONTROLS = ("policy", "expert", "blind_replay", "untrained", "black_images", "swapped")
+CONDITIONS = (*CONTROLS, "early", "noisy")
 ENVIRONMENTS = 10  # at once, a task
 
 
@@ -54,6 +55,12 @@ def benchmark_policy(config: BenchmarkConfig, places: Places, conditions: tuple[
         raise ConfigError(
             "Only Meta-World datasets can be benchmarked here", field="deploy", found=config.dataset,
             expected="a dataset whose source.kind is metaworld",
+        )  # fmt: skip
+    unknown = set(config.record) - {*CONDITIONS}
+    if unknown:
+        raise ConfigError(
+            "A condition that the benchmark does not have is to be recorded", field="benchmark.record",
+            found=min(unknown), expected=", ".join(CONDITIONS),
         )  # fmt: skip
     replays = {}
     if places.dataset is not None and "blind_replay" in conditions:
@@ -84,6 +91,7 @@ def run_task(
     """All episodes of one task in one process, written to work/<task>.json when all are done."""
     import torch
 
+    from prts_core.evaluation.recording import write_rollouts
     from prts_core.evaluation.rollout import Arena, Job, Outcome
     from prts_core.policy import load_policy, untrained_policy
 
@@ -94,13 +102,17 @@ def run_task(
     base = [Job("policy", task.name, task.instruction, seed, task.max_steps) for seed in seeds]
 
     def run(condition: str, actor: Any, **changes: Any) -> list[Outcome]:
-        jobs = [replace(job, condition=condition, **changes) for job in base]
+        jobs = [replace(job, condition=condition, record=condition in config.record, **changes) for job in base]
         return arena.run(jobs, execute=config.execute_steps, policy=actor, replay=replay)
 
     outcomes: list[Outcome] = []
     for condition in conditions:
         if condition == "policy":
-            jobs = [replace(job, score_value=True, film=i < config.videos_per_task) for i, job in enumerate(base)]
+            kept = condition in config.record
+            jobs = [
+                replace(job, score_value=True, film=i < config.videos_per_task, record=kept)
+                for i, job in enumerate(base)
+            ]
             outcomes += arena.run(jobs, execute=config.execute_steps, policy=policy)
         elif condition == "expert":
             outcomes += run(condition, None, controller="expert")
@@ -129,6 +141,8 @@ def run_task(
             # Values are the evaluated policy's own, whoever acts.
             outcomes += run(condition, _ActsLike(actor, policy), noise=level, score_value=True)
     film(outcomes, places.output / "videos", source)
+    if config.record:
+        write_rollouts(places.output / "rollouts" / f"{task.name}.hdf5", task, source, outcomes)
     write_json(places.work / f"{task.name}.json", [_row(outcome) for outcome in outcomes])
 
 

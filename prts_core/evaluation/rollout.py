@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from prts_core.config.schema import MetaworldSource
+from prts_core.evaluation.recording import Tape
 from prts_core.observation import STATE
 from prts_core.sim.metaworld import CAMERAS, MetaworldEnv, ScriptedExpert
 
@@ -49,11 +50,13 @@ class Job:
     noise: float = 0.0
     score_value: bool = False
     film: bool = False
+    record: bool = False
 
 
 @dataclass
 class Outcome:
-    """steps: simulator steps until success or the limit. values: (row, value) at every look of the policy."""
+    """steps: simulator steps until success or the limit. values: (row, value) at every look of the policy. tape: all
+    that happened, of jobs that are recorded."""
 
     job: Job
     success: bool = False
@@ -61,6 +64,7 @@ class Outcome:
     latency_ms: float = 0.0
     values: list[tuple[int, float]] = field(default_factory=list)
     frames: list[np.ndarray] = field(default_factory=list)
+    tape: Tape | None = None
 
 
 class Arena:
@@ -140,7 +144,7 @@ class _Lane:
     """One job on one environment."""
 
     def __init__(self, job: Job, env: MetaworldEnv) -> None:
-        self.job, self.env, self.outcome = job, env, Outcome(job)
+        self.job, self.env, self.outcome = job, env, Outcome(job, tape=Tape() if job.record else None)
         self.chunk: Any = None
         self.rng = np.random.default_rng([job.seed, zlib.crc32(job.condition.encode())])
 
@@ -160,5 +164,7 @@ class _Lane:
         return action
 
     def step(self, action: np.ndarray) -> None:
+        if self.outcome.tape is not None:
+            self.outcome.tape.add(self.env, action)
         self.outcome.success = self.env.step(action)
         self.outcome.steps = self.env.elapsed

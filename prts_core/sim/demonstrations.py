@@ -23,11 +23,11 @@ NOISE_ROWS = 2  # a push is held, else the hand's inertia swallows it
 
 @dataclass
 class Episode:
-    """One successful demonstration of T rows; row t holds what was seen before action t."""
+    """One episode of T rows; row t holds what was seen before action t."""
 
     seed: int
     noise: float
-    success_row: int
+    success_row: int | None  # None: it failed
     actions: np.ndarray  # (T, 4) clean expert labels
     executed: np.ndarray  # (T, 4) what the simulator got
     proprio: np.ndarray  # (T, 4)
@@ -122,7 +122,7 @@ def record_task(source: MetaworldSource, task: TaskSpec, split: str, path: Path)
                         cure="lower expert_noise for this task, or raise its max_steps",
                     )
                 continue
-            _write_demo(data.create_group(f"demo_{kept}", track_order=True), episode)
+            write_demo(data.create_group(f"demo_{kept}", track_order=True), episode)
             kept, total = kept + 1, total + len(episode.actions)
         data.attrs["env_args"] = json.dumps(
             {
@@ -140,7 +140,8 @@ def record_task(source: MetaworldSource, task: TaskSpec, split: str, path: Path)
     return failed
 
 
-def _write_demo(group: Any, episode: Episode) -> None:
+def write_demo(group: Any, episode: Episode) -> None:
+    """One episode's arrays and attributes in the robomimic layout."""
     rows = len(episode.actions)
     flags = np.arange(rows) == episode.success_row
     for name, value in {
@@ -157,5 +158,8 @@ def _write_demo(group: Any, episode: Episode) -> None:
         group.create_dataset(f"obs/{camera}_rgb", data=pictures, compression="gzip", compression_opts=1,
                              chunks=(1, *pictures.shape[1:]), track_times=False)  # fmt: skip
     group.attrs["num_samples"], group.attrs["seed"] = rows, episode.seed
-    group.attrs["expert_noise"], group.attrs["success_row"] = episode.noise, episode.success_row
-    group.attrs["action_config"] = json.dumps(episode.subtasks)
+    group.attrs["expert_noise"] = episode.noise
+    if episode.success_row is not None:
+        group.attrs["success_row"] = episode.success_row
+    if episode.subtasks:
+        group.attrs["action_config"] = json.dumps(episode.subtasks)

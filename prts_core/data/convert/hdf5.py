@@ -19,6 +19,7 @@ from prts_core.data.convert.source import Field
 from prts_core.errors import DataError
 
 SUFFIXES = (".hdf5", ".h5")
+SPLITS = ("train", "heldout")
 
 
 def find_files(root: Path) -> list[Path]:
@@ -41,6 +42,35 @@ def natural(path: Path) -> list[tuple[int, int | str]]:
             digits = ""
         parts.append((1, sign))
     return parts
+
+
+def split_files(root: Path) -> Iterator[tuple[str, Path]]:
+    """(split, file): of <root>/train and <root>/heldout where there are such folders, else all in <root> for train."""
+    if any((root / split).is_dir() for split in SPLITS):
+        for split in SPLITS:
+            yield from ((split, path) for path in find_files(root / split))
+        return
+    yield from (("train", path) for path in find_files(root))
+
+
+def require_train(splits: Collection[str], root: Path) -> None:
+    if "train" not in splits:
+        raise DataError(
+            "There are no training recordings to convert",
+            file=root / "train" if (root / "heldout").is_dir() else root,
+            found=f"{len(splits)} episodes" if splits else "none",
+            expected=f"files ending in {', '.join(SUFFIXES)} with episodes",
+            cure="run `prts collect` first, or name the folder that holds the recordings",
+        )
+
+
+def name_below(path: Path, root: Path) -> str:
+    """A file's name in keys and messages: its path below the recording's root."""
+    return path.relative_to(root).as_posix() if root.is_dir() else path.name
+
+
+def path_of(name: str, root: Path) -> Path:
+    return root / name if root.is_dir() else root
 
 
 @contextmanager

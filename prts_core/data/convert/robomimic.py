@@ -7,7 +7,7 @@ It does not know what the keys mean. Keys are paths below a demonstration (`acti
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,21 @@ import numpy as np
 
 from prts_core.config.schema import FORBID_EXTRA
 from prts_core.data.convert.hdf5 import (
-    SUFFIXES,
     Shapes,
     arrays_of,
-    find_files,
     json_attribute,
     member,
+    name_below,
     opened,
+    path_of,
     read_all,
+    require_train,
+    split_files,
 )
 from prts_core.data.convert.mapping import CameraPart, ColumnPart, Mapping, Part
 from prts_core.data.convert.source import Field, RawEpisode, Recording
 from prts_core.errors import DataError
 
-SPLITS = ("train", "heldout")
 SUCCESS = "success"
 _LAYOUT = "robomimic"
 _RGB = "_rgb"
@@ -48,7 +49,9 @@ class Source:
 
     def __init__(self, path: Path, mapping: Mapping) -> None:
         self.path, self.mapping = path, mapping
-        self.options = mapping.options_as(Options)
+        self.options: Any = mapping.options_as(self.options_type)
+
+    options_type: type = Options
 
     def scan(self) -> Recording:
         shapes = Shapes(self.mapping.keys)
@@ -59,15 +62,14 @@ class Source:
             with opened(path) as file:
                 data = member(file, "data", path, _LAYOUT)
                 environment = json_attribute(data, "env_args", path) if "env_args" in data.attrs else {}
+                inner = environment.get("env_kwargs") or {}
                 _note(environment.get("action_repeat"), repeats, int)
-                _note((environment.get("env_kwargs") or {}).get("control_freq"), rates, float)
+                _note(inner.get("control_freq", environment.get("control_hz")), rates, float)
                 task = self._task(data, path)
-                chosen = self._filtered(file, path)
-                for demo in demo_names(data, path):
-                    if chosen is None or demo in chosen:
-                        episodes.append(_episode(data[demo], demo, path, self.path, split, task, shapes))
-        _require_train(episodes, self.path)
-        for name, found in (("action_repeat", repeats), ("control_freq", rates)):
+                for demo in self.chosen(file, data, path):
+                    episodes.append(self._episode(data[demo], demo, path, split, task, shapes))
+        require_train([episode.split for episode in episodes], self.path)
+        for name, found in (("action_repeat", repeats), ("control rate", rates)):
             if len(found) > 1:
                 raise DataError(
                     f"Recordings differ in {name}", file=self.path, field="data.env_args", found=sorted(found)
@@ -75,12 +77,42 @@ class Source:
         return Recording(tuple(episodes), shapes.fields, rates.pop() if rates else None)
 
     def read(self, episode: RawEpisode, keys: Collection[str]) -> dict[str, np.ndarray]:
-        path = self.path / episode.where[0] if self.path.is_dir() else self.path
+        name, demo_name = episode.where
+        path = path_of(name, self.path)
         with opened(path) as file:
-            demo = file[f"data/{episode.where[1]}"]
-            return {key: read_all(demo[key], path, f"{episode.key}/{key}") for key in keys if key != SUCCESS} | (
-                {SUCCESS: reached(episode)} if SUCCESS in keys else {}
-            )
+            demo = file[f"data/{demo_name}"]
+            arrays = {key: read_all(demo[key], path, f"{episode.key}/{key}") for key in keys if key != SUCCESS}
+        return arrays | ({SUCCESS: reached(episode)} if SUCCESS in keys else {})
+
+    def chosen(self, file: Any, data: Any, path: Path) -> list[str]:
+        """Names of the demonstrations of one file that are converted, in order."""
+        names = demo_names(data, path)
+        if self.options.filter is None:
+            return names
+        mask = member(member(file, "mask", path, _LAYOUT), self.options.filter, path, _LAYOUT)
+        wanted = {name.decode() if isinstance(name, bytes) else str(name) for name in mask[:]}
+        return [name for name in names if name in wanted]
+
+    def facts(self, demo: Any, path: Path, file: str, name: str) -> dict[str, Any]:
+        """What episodes.jsonl carries beyond the standard fields."""
+        return demo_facts(demo, path, file, name)
+
+    def _episode(self, demo: Any, name: str, path: Path, split: str, task: str, shapes: Shapes) -> RawEpisode:
+        where, file = f"data/{name}", name_below(path, self.path)
+        member(demo, "actions", path, _LAYOUT)
+        arrays = {key: array for key, array in arrays_of(demo).items() if array.ndim}
+        fields = {key: Field(str(array.dtype), array.shape[1:]) for key, array in arrays.items()}
+        rows = {key: int(array.shape[0]) for key, array in arrays.items()}
+        fields[SUCCESS], rows[SUCCESS] = Field("bool", ()), rows["actions"]
+        return RawEpisode(
+            key=f"{file}:{where}",
+            length=shapes.add(fields, rows, path, where, "actions"),
+            task=self.mapping.task or str(demo.attrs.get("instruction", task)),
+            split=split,
+            extra=self.facts(demo, path, file, name),
+            files=(file,) if self.path.is_dir() else (),
+            where=(file, name),
+        )
 
     def _task(self, data: Any, path: Path) -> str:
         if self.mapping.task is not None:
@@ -96,18 +128,12 @@ class Source:
             )
         return task
 
-    def _filtered(self, file: Any, path: Path) -> set[str] | None:
-        if self.options.filter is None:
-            return None
-        mask = member(member(file, "mask", path, _LAYOUT), self.options.filter, path, _LAYOUT)
-        return {name.decode() if isinstance(name, bytes) else str(name) for name in mask[:]}
-
 
 def native_mapping(path: Path, name: str, fps: float | None) -> Mapping:
     """The mapping of recordings that name their parts as `prts collect` does: obs/proprio, actions, obs/<camera>_rgb,
     taken from the first demonstration; the rest must have the same."""
     files = list(split_files(path))
-    _require_train([split for split, _ in files], path)
+    require_train([split for split, _ in files], path)
     with opened(files[0][1]) as file:
         data = member(file, "data", files[0][1], _LAYOUT)
         demo = data[demo_names(data, files[0][1])[0]]
@@ -123,27 +149,6 @@ def native_mapping(path: Path, name: str, fps: float | None) -> Mapping:
     )
 
 
-def split_files(root: Path) -> Iterator[tuple[str, Path]]:
-    """(split, file): of <root>/train and <root>/heldout where there are such folders, else all in <root> for train."""
-    if any((root / split).is_dir() for split in SPLITS):
-        for split in SPLITS:
-            yield from ((split, path) for path in sorted((root / split).glob("*.hdf5")))
-        return
-    yield from (("train", path) for path in find_files(root))
-
-
-def _require_train(found: list[Any], root: Path) -> None:
-    splits = [item if isinstance(item, str) else item.split for item in found]
-    if "train" not in splits:
-        raise DataError(
-            "There are no training recordings to convert",
-            file=root / "train" if (root / "heldout").is_dir() else root,
-            found=f"{len(found)} demonstrations" if found else "none",
-            expected=f"files ending in {', '.join(SUFFIXES)} with demonstrations",
-            cure="run `prts collect` first, or name the folder that holds the recordings",
-        )
-
-
 def demo_names(data: Any, path: Path) -> list[str]:
     names = [name for name in data if name.startswith("demo_") and name[5:].isdigit()]
     if not names:
@@ -151,26 +156,6 @@ def demo_names(data: Any, path: Path) -> list[str]:
             "A recording holds no demonstrations", file=path, field="data", expected="groups demo_0, demo_1, ..."
         )
     return sorted(names, key=lambda name: int(name[5:]))
-
-
-def _episode(demo: Any, name: str, path: Path, root: Path, split: str, task: str, shapes: Shapes) -> RawEpisode:
-    where = f"data/{name}"
-    member(demo, "actions", path, _LAYOUT)
-    arrays = {key: array for key, array in arrays_of(demo).items() if array.ndim}
-    fields = {key: Field(str(array.dtype), array.shape[1:]) for key, array in arrays.items()}
-    rows = {key: int(array.shape[0]) for key, array in arrays.items()}
-    fields[SUCCESS], rows[SUCCESS] = Field("bool", ()), rows["actions"]
-    length = shapes.add(fields, rows, path, where, "actions")
-    file = path.relative_to(root).as_posix() if root.is_dir() else path.name
-    return RawEpisode(
-        key=f"{file}:{where}",
-        length=length,
-        task=task,
-        split=split,
-        extra=demo_facts(demo, path, file, name),
-        files=(file,) if root.is_dir() else (),
-        where=(file, name),
-    )
 
 
 def demo_facts(demo: Any, path: Path, file: str, name: str) -> dict[str, Any]:

@@ -1,0 +1,141 @@
+"""`prts convert --source KIND`: one recording of any kind becomes a LeRobot v2.1 dataset, outside of a recipe.
+
+It does not know formats: kinds are registered in prts_core.data.convert.source.
+
+  prts convert --source robomimic --mapping configs/mappings/libero.yaml --from recordings --to datasets/libero
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from prts_core.errors import ConfigError, lookup
+
+if TYPE_CHECKING:
+    from prts_core.config.schema import RobotConfig, VideoConfig
+    from prts_core.contract import Contract
+
+WORKERS = 2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("a recording outside of a recipe")
+    group.add_argument("--source", metavar="KIND", help="what kind of recording (an unknown name lists them)")
+    group.add_argument("--from", dest="recording", type=Path, metavar="PATH", help="its folder or file; only read")
+    group.add_argument("--to", type=Path, metavar="DIR", help="the dataset to write")
+    group.add_argument("--mapping", type=Path, metavar="FILE", help="what its keys mean: configs/mappings/<name>.yaml")
+    group.add_argument("--robot", type=Path, metavar="FILE", help="configs/robots/<tag>.yaml (default: the mapping's)")
+    group.add_argument(
+        "--format", choices=("v2.1", "v3.0"), default="v2.1", help="of LeRobot; v3.0 takes --source lerobot_v21"
+    )
+    group.add_argument(
+        "--workers", type=int, default=WORKERS, help="episodes at a time (default: %(default)s); --set video.codec=..."
+    )
+
+
+def wanted(args: argparse.Namespace) -> bool:
+    return any(value is not None for value in (args.source, args.recording, args.to, args.mapping))
+
+
+def main(args: argparse.Namespace) -> int:
+    from prts_core.config.load import check, merge, parse_overrides, read_yaml
+    from prts_core.config.schema import RobotConfig, VideoConfig
+    from prts_core.data.convert.source import DATASETS, SOURCES
+    from prts_core.data.lerobot_v21.schema import read_info
+
+    kind = lookup(SOURCES | DATASETS, args.source or "", "source")
+    for name, value in (("--from", args.recording), ("--to", args.to)):
+        if value is None:
+            raise ConfigError(f"prts convert --source needs {name}", field=name)
+    work = places(args.recording, args.to)
+    changes = parse_overrides(args.overrides)
+    unknown = [name for name in changes if name != "video"]
+    if unknown:
+        raise ConfigError(
+            "Only video settings can be changed here", field="--set", found=unknown[0], expected="--set video.crf=20"
+        )
+    video = check(VideoConfig, merge({}, changes.get("video", {})), "--set video")
+    robot = check(RobotConfig, read_yaml(args.robot), args.robot) if args.robot else None
+    if args.format == "v3.0":
+        return export(args, work)
+    if args.source in DATASETS:
+        if args.mapping is not None:
+            raise ConfigError(
+                f"A dataset of kind {args.source!r} says itself what its numbers mean", field="--mapping",
+                found=str(args.mapping), cure="leave --mapping out",
+            )  # fmt: skip
+        take_over = importlib.import_module(kind).take_over
+        contract = take_over(args.recording, args.to, work, dataset=args.to.name, robot=robot, workers=args.workers)
+    else:
+        contract = convert_mapped(args, work, robot, video)
+    info = read_info(args.to)
+    console = Console(soft_wrap=True)
+    console.print(
+        f"{args.to}: {info.total_episodes} episodes, {info.total_frames} frames, {contract.fingerprint[:19]}",
+        highlight=False, markup=False,
+    )  # fmt: skip
+    return 0
+
+
+def export(args: argparse.Namespace, work: Path) -> int:
+    """LeRobot v2.1 to v3.0."""
+    from prts_core.data.convert.lerobot_v30_export import export
+
+    if args.source != "lerobot_v21" or args.mapping is not None:
+        raise ConfigError(
+            "Only LeRobot v2.1 datasets are written as v3.0", field="--source", found=args.source,
+            expected="lerobot_v21, without --mapping", cure="convert the recording to v2.1 first, then that to v3.0",
+        )  # fmt: skip
+    export(args.recording, args.to, work, workers=args.workers)
+    Console(soft_wrap=True).print(f"{args.to}: LeRobot v3.0", highlight=False, markup=False)
+    return 0
+
+
+def convert_mapped(args: argparse.Namespace, work: Path, robot: RobotConfig | None, video: VideoConfig) -> Contract:
+    from prts_core.config.load import check, read_yaml
+    from prts_core.config.schema import RobotConfig
+    from prts_core.data.convert.mapping import load_mapping
+    from prts_core.data.convert.run import convert
+
+    if args.mapping is None:
+        raise ConfigError(
+            "A recording does not say what its numbers mean", field="--mapping",
+            expected="a file such as those in configs/mappings/", cure="copy the nearest of them and correct its keys",
+        )  # fmt: skip
+    mapping = load_mapping(args.mapping)
+    if mapping.source != args.source:
+        raise ConfigError(
+            "The mapping is for another kind of recording", file=args.mapping, field="source", found=mapping.source,
+            expected=args.source,
+        )  # fmt: skip
+    if robot is None and mapping.embodiment_tag is not None:
+        path = args.mapping.parent.parent / "robots" / f"{mapping.embodiment_tag}.yaml"
+        robot = check(RobotConfig, read_yaml(path), path)
+    return convert(
+        args.recording, args.to, work, mapping=mapping, dataset=args.to.name, robot=robot, video=video,
+        workers=args.workers,
+    )  # fmt: skip
+
+
+def places(recording: Path, to: Path) -> Path:
+    """The folder of resume records beside `to`. Refuses places where something would be overwritten."""
+    if not recording.exists():
+        raise ConfigError("There is no such recording", field="--from", found=str(recording))
+    ours, theirs = to.resolve(), recording.resolve()
+    if ours == theirs or ours in theirs.parents or theirs in ours.parents:
+        raise ConfigError(
+            "The dataset and the recording lie in each other", field="--to", found=str(to),
+            expected=f"a folder outside of {recording}",
+        )  # fmt: skip
+    work = to.parent / f".{to.name}.convert"
+    if to.exists() and (not to.is_dir() or any(to.iterdir())) and not work.is_dir():
+        raise ConfigError(
+            "The folder to write holds something that this command did not make", field="--to", found=str(to),
+            expected="a new folder, or one that an earlier `prts convert` began", cure="choose another folder",
+        )  # fmt: skip
+    return work
