@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -81,7 +82,7 @@ def make(folder: Path, episodes: int) -> Path:
 
 def child(who: str, root: Path) -> None:
     """One run: prints seconds and MB."""
-    work = {"ours": statistics.compute, "peer": _load_everything}[who]
+    work: Callable[[Path], object] = statistics.compute if who == "ours" else _load_everything
     before = _memory("VmRSS")
     begin = time.perf_counter()
     work(root)
