@@ -44,6 +44,8 @@ def rows(console: Console) -> list[Row]:
         for group in range(GROUPS):
             made = [_pictures(group * EPISODES + number) for number in range(EPISODES)]
             raw = _write_recording(folder / f"raw{group}", made)
+            if not group:  # imports, and the first touch of everything
+                _ours(raw, folder / "warm", VideoConfig(), workers=2)
             with one_core():
                 found = {
                     "bare": _bare(made, folder / "bare.mp4"),
