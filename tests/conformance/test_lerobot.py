@@ -15,6 +15,7 @@ from prts_core.data.convert.lerobot_v21 import import_dataset
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from tests.conformance.venvs import ensure_venv
 from tests.data.conftest import convert_toy, write_raw
+from tests.data.test_convert_robomimic import mapped, run, write_demos
 
 pytestmark = [pytest.mark.conformance, pytest.mark.timeout(900)]
 CHUNK = 5
@@ -102,3 +103,16 @@ def _without_video(root: Path, slim: Path) -> Path:
     info["features"].pop("observation.images.cam_high")
     write_json(slim / "meta/info.json", info | {"video_path": None, "total_videos": 0})
     return slim
+
+
+def test_lerobot_reads_stills_and_depth(python: Path, tmp_path: Path) -> None:
+    mapping = mapped(
+        cameras={"front": {"key": "obs/agentview_rgb", "store": "image"}, "side": {"key": "obs/eye_in_hand_rgb"}},
+        depth={"front": {"key": "obs/depth", "source_unit": "m"}},
+    )
+    root = run(write_demos(tmp_path / "raw", count=2), tmp_path, mapping)
+    theirs = read(python, root, tmp_path / "read.npz")
+    compare(root, theirs)
+    ours = LeRobotDataset.open(root)
+    depth = np.concatenate([ours.depth(episode, "observation.depth.front") for episode in ours.episodes()])
+    assert np.array_equal(theirs["observation.depth.front"][:, 0], depth) and (depth == 700).all()
