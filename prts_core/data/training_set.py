@@ -17,6 +17,7 @@ from prts_core.contract import require_equal
 from prts_core.data.augment import augment_view
 from prts_core.data.images import fit
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from prts_core.data.lerobot_v21.seal import check_sizes
 from prts_core.data.llava import LlavaDataset
 from prts_core.data.subtasks import SubtaskMode, Subtasks, sentences
 from prts_core.data.windows import FrameReader
@@ -77,6 +78,7 @@ class RobotSet:
         augmented: bool = False, train_subtask: bool | str | None = None, say_subtask: bool = False,
         threads: int = 2, memory_gib: float = MEMORY_GIB,
     ) -> None:  # fmt: skip
+        check_sizes(dataset.root)  # digests are read by `prts validate`; a stat a file costs nothing here
         require_equal(dataset.contract, processor.contract.contract, left_name=f"dataset {name}", right_name="policy")
         if not episodes:
             raise DataError(

@@ -30,10 +30,12 @@ def opened(path: Path, threads: int = 1) -> av.container.InputContainer:
             "A video is missing", file=path, expected="an mp4 file", cure="restore it from its source or its DVC cache"
         )
     with faults(path):
-        container = av.open(str(path))
-        if not container.streams.video:
+        container = av.open(str(path), metadata_errors="replace")
+        if not container.streams.video or container.streams.video[0].codec_context is None:  # or a damaged header
             container.close()
-            raise DataError("A file holds no video stream", file=path, cure="restore it from its source")
+            raise DataError(
+                "A file holds no video stream that can be decoded", file=path, cure="restore it from its source"
+            )
         container.streams.video[0].codec_context.thread_count = threads
         return container
 

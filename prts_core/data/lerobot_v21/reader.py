@@ -77,7 +77,7 @@ class LeRobotDataset:
                 expected=split,
                 cure="name an existing split, or set source.heldout_episodes and convert again",
             )
-        return [index for index in ranges[split] if index < len(self.rows)]
+        return list(range(ranges[split].start, min(ranges[split].stop, len(self.rows))))
 
     def instruction(self, episode: int) -> str:
         """The first task sentence of an episode."""

@@ -9,7 +9,7 @@ import string
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from prts_core.errors import DataError
 from prts_core.files import read_json, read_jsonl
@@ -43,6 +43,12 @@ class Feature(_Open):
     shape: tuple[int, ...] = Field(min_length=1)
     names: Any = None
     info: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _pictures_have_sides(self) -> Feature:
+        if self.is_image and len(self.shape) not in (2, 3):
+            raise ValueError(f"a picture's shape has two or three sides, not {self.shape}")
+        return self
 
     @property
     def is_video(self) -> bool:
@@ -79,9 +85,15 @@ class Feature(_Open):
     def image_size(self) -> tuple[int, int]:
         """(height, width), found by names where given: some writers store channels first."""
         names, shape = self.flat_names, self.shape
+        if len(shape) == 2:
+            return shape[0], shape[1]
         if names and {"height", "width"} <= set(names) and len(names) == len(shape):
             return shape[names.index("height")], shape[names.index("width")]
         return (shape[1], shape[2]) if shape[0] in (1, 3) and shape[-1] not in (1, 3) else (shape[0], shape[1])
+
+
+def _is_count(text: str) -> bool:
+    return text.strip().isascii() and text.strip().isdigit() and len(text) < 16
 
 
 class Info(_Open):
@@ -95,7 +107,7 @@ class Info(_Open):
     total_videos: int = Field(default=0, ge=0)
     total_chunks: int = Field(default=1, ge=0)
     chunks_size: int = Field(ge=1)
-    fps: float = Field(gt=0)
+    fps: float = Field(gt=0, allow_inf_nan=False)
     splits: dict[str, str] = {}
     data_path: str
     video_path: str | None = None
@@ -108,6 +120,15 @@ class Info(_Open):
             raise ValueError(f"must be {CODEBASE_VERSION!r}; lerobot ships converters between its versions")
         return value
 
+    @field_validator("features")
+    @classmethod
+    def _plain_names(cls, value: dict[str, Feature]) -> dict[str, Feature]:
+        """Names of cameras become folders."""
+        wrong = [key for key in value if "/" in key or "\0" in key or key in ("", ".", "..")]
+        if wrong:
+            raise ValueError(f"feature {wrong[0]!r}: names are no paths")
+        return value
+
     @field_validator("data_path", "video_path")
     @classmethod
     def _stays_inside(cls, value: str | None) -> str | None:
@@ -118,8 +139,9 @@ class Info(_Open):
             if name is not None and name not in ("episode_chunk", "episode_index", "video_key"):
                 raise ValueError(f"may use episode_chunk, episode_index and video_key only, not {{{name}}}")
         path = PurePosixPath(value)
-        if path.is_absolute() or ".." in path.parts:
+        if path.is_absolute() or ".." in path.parts or "\0" in value:
             raise ValueError("must stay inside the dataset's folder")
+        value.format(episode_chunk=0, episode_index=0, video_key="")  # ValueError: a number format that does not exist
         return value
 
     @field_validator("splits")
@@ -127,7 +149,7 @@ class Info(_Open):
     def _ranges(cls, value: dict[str, str]) -> dict[str, str]:
         for name, text in value.items():
             first, colon, last = text.partition(":")
-            if not colon or not first.strip().isdigit() or not last.strip().isdigit() or int(first) > int(last):
+            if not colon or not _is_count(first) or not _is_count(last) or int(first) > int(last):
                 raise ValueError(f"split {name!r} must read 'first:end' (end exclusive), not {text!r}")
         return value
 
@@ -173,6 +195,14 @@ class EpisodeRow(_Open):
     seed: int | None = None
     source: dict[str, Any] | None = None
     success_row: int | None = None
+
+    @field_validator("action_config")
+    @classmethod
+    def _steps_are_objects(cls, value: Any) -> Any:
+        steps = value.get("steps", []) if isinstance(value, dict) else []
+        if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+            raise ValueError("steps must be a list of objects")
+        return value
 
     @property
     def spans(self) -> list[Span]:

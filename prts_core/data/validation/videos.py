@@ -35,9 +35,9 @@ def law_video(
         yield _broken(file, "the video is missing", "restore it from its source or its DVC cache")
         return
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                yield _broken(file, "a file without a video stream")
+        with av.open(str(path), metadata_errors="replace") as container:
+            if not container.streams.video or container.streams.video[0].codec_context is None:
+                yield _broken(file, "it cannot be decoded: no video stream of a known codec")
                 return
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1  # the caller has a thread for each file
