@@ -144,8 +144,7 @@ def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             wide = values[:, first : first + strip].astype(np.float64)
             own = wide.mean(1)
             wide -= own[:, None]
-            np.square(wide, out=wide)
-            mean, m2 = _chan(first, mean, m2, wide.shape[1], own, wide.sum(1))
+            mean, m2 = _chan(first, mean, m2, wide.shape[1], own, np.einsum("ij,ij->i", wide, wide))
     return mean, m2
 
 
