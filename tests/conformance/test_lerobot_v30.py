@@ -29,7 +29,10 @@ LEROBOT = [
 
 @pytest.fixture(scope="module")
 def python() -> Path:
-    return ensure_venv("lerobot-0.4.4", LEROBOT)
+    try:
+        return ensure_venv("lerobot-0.4.4", LEROBOT)
+    except subprocess.CalledProcessError as err:
+        pytest.skip(f"lerobot 0.4.4 cannot be installed here: {err}")
 
 
 def lerobot(python: Path, folder: Path, *args: object) -> None:
