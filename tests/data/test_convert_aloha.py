@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -301,3 +302,23 @@ def test_a_mapping_is_needed(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match="configs/mappings"):
         tool.main(args)
+
+
+@pytest.mark.slow
+def test_memory_is_that_of_one_episode(tmp_path: Path) -> None:
+    """Twice or eight times the recording takes the same memory: one episode a worker."""
+    write_all(tmp_path / "raw", 8, form="padded", size=(48, 64))
+    peaks = []
+    run(tmp_path / "raw", tmp_path / "first")  # what is imported once is no episode
+    for count in (2, 8):
+        root = tmp_path / str(count)
+        root.mkdir()
+        for number in range(count):
+            (root / f"episode_{number}.hdf5").hardlink_to(tmp_path / f"raw/episode_{number}.hdf5")
+        tracemalloc.start()
+        try:
+            run(root, tmp_path / f"of-{count}")
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert peaks[1] < 1.25 * peaks[0] < 5 * 12 * 48 * 64 * 3 * len(CAMERAS), peaks
