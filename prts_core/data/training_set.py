@@ -78,8 +78,8 @@ class RobotSet:
         augmented: bool = False, train_subtask: bool | str | None = None, say_subtask: bool = False,
         threads: int = 2, memory_gib: float = MEMORY_GIB,
     ) -> None:  # fmt: skip
-        check_sizes(dataset.root)  # digests are read by `prts validate`; a stat a file costs nothing here
         require_equal(dataset.contract, processor.contract.contract, left_name=f"dataset {name}", right_name="policy")
+        check_sizes(dataset.root)  # digests are read by `prts validate`; a stat a file costs nothing here
         if not episodes:
             raise DataError(
                 "A dataset has no episodes to train on", file=dataset.root, field="split train", found=0,
