@@ -177,6 +177,7 @@ def test_report_is_readable(tmp_path: Path) -> None:
     assert report.frame().height == 31 and report.frame()["row"].to_list()[:3] == [0, 1, 2]
     report.save(tmp_path)
     assert json.loads((tmp_path / "report.json").read_text())["errors"] == 30
+    assert ValidationReport.load(tmp_path / "report.json").to_json() == report.to_json()
     assert "30 errors, 1 warnings" in (tmp_path / "report.md").read_text()
     failed = ValidationFailed(report, "report.md")
     assert (

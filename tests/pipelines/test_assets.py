@@ -123,7 +123,8 @@ def test_a_failed_validation_stops_what_follows_and_shows_a_table(project, run_j
     assert set(materialised(result)) == {"collect", "convert"}
     shown = checks(result)
     assert {name: check.passed for name, check in shown.items()} == {
-        "tables": False, "metadata": True, "laws": True, "video": True,
+        "tables": False, "metadata": True, "laws": True, "content": True, "physics": True, "statistics": True,
+        "video": True,
     }  # fmt: skip
     assert "| error | table values | data/chunk-000/episode_000003.parquet | 17 | NaN |" in (
         shown["tables"].metadata["failures"].value
@@ -135,7 +136,7 @@ def test_a_failed_validation_stops_what_follows_and_shows_a_table(project, run_j
 def test_passed_checks_are_recorded(project, run_job):
     shown = checks(run_job("demo", "metaworld"))
     assert {name for name, check in shown.items() if check.passed and check.blocking} == {
-        "tables", "metadata", "laws", "video",
+        "tables", "metadata", "laws", "content", "physics", "statistics", "video",
     }  # fmt: skip
     rate = shown["success_rate_above_floor"]
     assert rate.passed and not rate.blocking

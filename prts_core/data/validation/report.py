@@ -13,7 +13,7 @@ from typing import Any, Literal
 import polars as pl
 
 from prts_core.errors import DataError
-from prts_core.files import write_json, write_text
+from prts_core.files import read_json, write_json, write_text
 
 Severity = Literal["error", "warning"]
 COLUMNS = ("severity", "check", "file", "row", "found", "expected", "cure")
@@ -97,6 +97,18 @@ class ValidationReport:
             "checks": dict(self.checks),
             "findings": [asdict(finding) for finding in (*self.errors, *self.warnings)],
         }
+
+    @staticmethod
+    def load(path: Path) -> ValidationReport:
+        """What `save` wrote as JSON."""
+        raw = read_json(path)
+        try:
+            findings = [Finding(**row) for row in raw["findings"]]
+            return ValidationReport(str(raw["dataset"]), findings, Counter(raw["checks"]))
+        except (KeyError, TypeError) as err:
+            raise DataError(
+                "A validation report is malformed", file=path, found=f"{type(err).__name__}: {err}"
+            ) from err
 
     def save(self, folder: Path, name: str = "report") -> None:
         """Write <name>.json and <name>.md."""
