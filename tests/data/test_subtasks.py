@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from prts_core.data.lerobot_v21.schema import EpisodeRow
+from prts_core.data.lerobot_v21.schema import EpisodeRow, parse
 from prts_core.data.subtasks import Subtask, SubtaskMode, Subtasks, commonest, sentences
 from prts_core.errors import ConfigError, DataError
 
@@ -81,7 +83,6 @@ def test_unknown_modes_are_refused(value: object) -> None:
     ("config", "words"),
     [
         ([{"end_frame": 4}], "malformed"),
-        ({"steps": ["reach"]}, "malformed"),
         ([{"end_frame": 9, "action_text": "a"}, {"end_frame": 4, "action_text": "b"}], "not in order"),
         ([{"end_frame": 11, "action_text": "a"}], "not in order"),
         ([{"end_frame": 0, "action_text": "a"}], "not in order"),
@@ -90,6 +91,12 @@ def test_unknown_modes_are_refused(value: object) -> None:
 def test_bad_annotations_name_file_and_episode(config: object, words: str) -> None:
     with pytest.raises(DataError, match=rf"{words}.*episodes\.jsonl.*episode 3"):
         episode(config)
+
+
+def test_steps_that_are_no_objects_are_refused_with_their_line() -> None:
+    raw = {"episode_index": 3, "tasks": ["open"], "length": 10, "action_config": {"steps": ["reach"]}}
+    with pytest.raises(DataError, match=r"episodes\.jsonl.*line 4, action_config.*steps must be a list of objects"):
+        parse(EpisodeRow, raw, Path("episodes.jsonl"), 4)
 
 
 def test_sentences_a_tokenizer_must_know() -> None:
