@@ -320,11 +320,16 @@ def _pieces(file: _File, contract: Contract, check: bool = False) -> Iterator[tu
 
 
 def _vectors(column: pa.Array, path: Path, key: str) -> np.ndarray:
-    """(n, D) float32, without a copy where the column is sound: the way through `column_array` makes two."""
+    """(n, D) float32, without a copy where the column is sound: the way through `column_array` makes two.
+
+    By DLPack and offsets: pyarrow's `to_numpy` imports pandas, and `flatten` its functions, which both take
+    longer than the statistics of most datasets.
+    """
     if pa.types.is_list(column.type) and len(column) and not column.null_count:
-        inner, lengths = column.flatten(), column.value_lengths().to_numpy()
+        edges = np.from_dlpack(column.offsets)
+        inner, lengths = column.values[int(edges[0]) : int(edges[-1])], np.diff(edges)
         if inner.type == pa.float32() and not inner.null_count and (lengths == lengths[0]).all() and lengths[0]:
-            return inner.to_numpy().reshape(len(column), -1)
+            return np.from_dlpack(inner).reshape(len(column), -1)
     values = column_array(pa.chunked_array([column]), path, key)
     return values.reshape(len(values), -1).astype(np.float32, copy=False)
 
