@@ -2,8 +2,8 @@
 
 It knows no simulator, no policy and no process. A family of suites is a package `prts_core.sim.suites.<family>` with
 the same files each: `spec.py` (`suites()`: data only, importable without the simulator), `environment.py` (`make`:
-runs in the worker), `install.py` (what the simulator's own environment holds, and its self-check) and, where demonstrations
-can be scripted, `expert.py`.
+runs in the worker), `install.py` (what the simulator's own environment holds, and its self-check) and, where
+demonstrations can be scripted, `expert.py`.
 """
 
 from __future__ import annotations
