@@ -21,6 +21,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export PYTHONWARNINGS ?= ignore::DeprecationWarning,ignore::FutureWarning
 PYTEST = OMP_NUM_THREADS=1 python -m pytest
+BESIDE = -n auto --dist loadscope  # a process a core; a module's fixtures are made once
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## / /' | awk '{n=$$1; $$1=""; printf "make %-12s%s\n", n, $$0}'
@@ -37,10 +38,10 @@ repro: setup  ## the chain from collect to package by DVC instead of Dagster
 test: test-fast test-slow  ## every test but conformance
 
 test-fast: setup  ## tests that take seconds
-	@$(PYTEST) -m "not slow and not conformance"
+	@$(PYTEST) $(BESIDE) -m "not slow and not conformance"
 
 test-slow: setup  ## tests that take minutes
-	@$(PYTEST) -m "slow and not conformance" || [ $$? = 5 ]  # 5: there are none
+	@$(PYTEST) $(BESIDE) -m "slow and not conformance" || [ $$? = 5 ]  # 5: there are none
 
 lint: setup  ## ruff
 	@ruff check . && ruff format --check .
