@@ -6,6 +6,8 @@ neither tensors nor files beyond JSON.
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -16,14 +18,32 @@ from prts_core.files import digest_value, read_json, write_json
 Normalization = Literal["QUANTILE", "MEAN_STD", "MIN_MAX"]
 
 
+def checked_limits(name: str, limits: Any) -> tuple[float, float] | None:
+    """`limits` of dimension `name` as two floats; ValueError unless the first is below the second."""
+    if limits is None:
+        return None
+    low, high = (float(limit) for limit in limits)
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"limits of {name!r} are [{low:g}, {high:g}]: give [lowest, highest], two finite numbers")
+    return low, high
+
+
 @dataclass(frozen=True)
 class Dimension:
-    """One entry of a state or action vector. `relative`: actions are stored absolute, trained as a[t+h] - s[t]."""
+    """One entry of a state or action vector. `relative`: actions are stored absolute, trained as a[t+h] - s[t].
+
+    limits: (lowest, highest) number a sound recording holds, in `unit`. They judge data and do not change what a number
+    means: two contracts that differ in them only are equal and have one fingerprint.
+    """
 
     __pydantic_config__ = {"extra": "forbid"}
     name: str
     unit: str = "unknown"
     relative: bool = False
+    limits: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "limits", checked_limits(self.name, self.limits))
 
 
 @dataclass(frozen=True)
@@ -55,7 +75,7 @@ class Contract:
 
     @property
     def fingerprint(self) -> str:
-        return digest_value(asdict(self))
+        return digest_value(asdict(self, dict_factory=_meaning))
 
     @property
     def relative(self) -> tuple[bool, ...]:
@@ -63,7 +83,7 @@ class Contract:
         return tuple(dimension.relative for dimension in self.action)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return record(self)
 
     @staticmethod
     def from_json(raw: dict[str, Any], where: object = None) -> Contract:
@@ -108,10 +128,10 @@ class PolicyContract:
 
     @property
     def fingerprint(self) -> str:
-        return digest_value(asdict(self))
+        return digest_value(asdict(self, dict_factory=_meaning))
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"fingerprint": self.fingerprint}
+        return record(self) | {"fingerprint": self.fingerprint}
 
     @staticmethod
     def from_json(raw: dict[str, Any], where: object = None) -> PolicyContract:
@@ -146,6 +166,16 @@ class PolicyContract:
         return PolicyContract.from_json(read_json(path), where=path)
 
 
+def record(value: Any) -> dict[str, Any]:
+    """A dataclass as plain data. Limits that nobody gave leave no trace, so that files and digests from before there
+    were any stay what they are."""
+    return asdict(value, dict_factory=lambda items: {k: v for k, v in items if (k, v) != ("limits", None)})
+
+
+def _meaning(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in items if name != "limits"}
+
+
 def differences(left: Any, right: Any, path: str = "") -> list[tuple[str, Any, Any]]:
     """(field, left value, right value) for every leaf in which two records of one type differ."""
     if type(left) is not type(right):
@@ -167,7 +197,7 @@ def require_equal(
     left: Contract | PolicyContract, right: Contract | PolicyContract, *, left_name: str, right_name: str
 ) -> None:
     """Stop with a field-by-field difference unless both sides mean the same. Called wherever two sides meet."""
-    found = [d for d in differences(left, right) if not d[0].endswith("contract_fingerprint")]
+    found = [d for d in differences(left, right) if not re.search(r"contract_fingerprint$|\.limits\b", d[0])]
     if not found:
         return
     shown = "; ".join(f"{name}: {a!r} in {left_name}, {b!r} in {right_name}" for name, a, b in found[:12])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from prts_core.contract import Normalization
+from prts_core.contract import Normalization, checked_limits
 from prts_core.models.config import ModelConfig
 from prts_core.training.config import LossWeights, TrainConfig
 
@@ -23,6 +23,10 @@ class DimensionSpec:
     name: str
     unit: str = "unknown"
     relative: bool = False
+    limits: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        checked_limits(self.name, self.limits)
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def _dimensions(
                 expected="one entry per dimension",
                 cure=f"list all {width} dimensions in order, or leave {what} out to take the dataset's own names",
             )
-        return tuple(Dimension(name=spec.name, unit=spec.unit, relative=spec.relative) for spec in specs)
+        return tuple(Dimension(spec.name, spec.unit, spec.relative, spec.limits) for spec in specs)
     if not names or len(names) != width:
         names = [f"{what}_{index}" for index in range(width)]
     return tuple(Dimension(name=name) for name in names)

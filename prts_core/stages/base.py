@@ -18,13 +18,14 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from prts_core import __version__
 from prts_core.config.load import Plan
+from prts_core.contract import record
 from prts_core.errors import StageError, UnavailableError
 from prts_core.files import digest_tree, digest_value, explain_os_errors, read_json, write_json
 from prts_core.manifest import Manifest
@@ -232,7 +233,7 @@ def run_stage(
 
 
 def _plain(config: Any) -> Any:
-    return asdict(config)
+    return record(config)
 
 
 def _finished(folder: Path, config_digest: str, parents: dict[str, str], seed: int, outputs: Path) -> Manifest | None:

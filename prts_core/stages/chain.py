@@ -6,7 +6,6 @@ It imports no stage's code until the stage runs, so that `prts --help` and the s
 from __future__ import annotations
 
 import importlib
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from prts_core.config.schema import (
     ValidateConfig,
     ValueConfig,
 )
+from prts_core.contract import record
 from prts_core.errors import ConfigError, lookup
 from prts_core.hub import checkpoint_digest
 from prts_core.manifest import Manifest
@@ -254,4 +254,4 @@ def needs_pretrain(plan: Plan) -> bool:
 
 def config_json(name: str, plan: Plan, partition: str | None = None) -> dict[str, Any]:
     """A stage's full configuration as plain data."""
-    return asdict(lookup(STAGES, name, "stage").config(plan, partition))
+    return record(lookup(STAGES, name, "stage").config(plan, partition))

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from prts_core.bench.data_validation import make
-from prts_core.config.schema import VideoConfig
-from prts_core.contract import Contract, Dimension
+from prts_core.config.load import check, read_yaml
+from prts_core.config.schema import RobotConfig, VideoConfig
+from prts_core.contract import Contract, Dimension, record, require_equal
 from prts_core.data.lerobot_v21 import video
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.lerobot_v21.schema import STANDARD_FEATURES
 from prts_core.data.lerobot_v21.writer import episode_stats, write_table
 from prts_core.data.validation import validate_dataset
+from prts_core.errors import ConfigError
 from prts_core.files import read_json, read_jsonl, write_json, write_jsonl
+from tests.data.conftest import Converted, convert_toy
 
 EPISODES, ROWS = 4, 60
 Change = Callable[[np.ndarray, np.ndarray], None]
@@ -140,3 +147,89 @@ def test_stored_statistics_are_judged(dataset: Path) -> None:
     assert "count 7" in warned(count=np.array([7]))
     (dataset / "meta/norm_stats.json").write_text("[")
     assert [f.file for f in validate_dataset(dataset, "packets").errors] == ["meta/norm_stats.json"]
+
+
+def test_declared_limits_name_file_row_and_dimension(dataset: Path) -> None:
+    """They stand in for what the unit lets expect, may be wider than that, and old contracts have none."""
+    path = dataset / "meta/contract.json"
+    contract, before = Contract.load(path), path.read_bytes()
+    contract.save(path)
+    assert path.read_bytes() == before and b"limits" not in before
+
+    def declare(low: float, high: float) -> Contract:
+        state = (*contract.state[:3], replace(contract.state[3], limits=(low, high)), *contract.state[4:])
+        declared = replace(contract, state=state)
+        declared.save(path)
+        assert Contract.load(path) == declared != contract and declared.fingerprint == contract.fingerprint
+        require_equal(declared, contract, left_name="data", right_name="policy")
+        return declared
+
+    def beyond(state: np.ndarray, action: np.ndarray) -> None:
+        state[:, 3] = np.linspace(20, 21, ROWS)
+
+    rewrite(dataset, beyond, range(EPISODES))
+    assert "reaches from 20 to 21 rad" in found(dataset)["limits"]
+    declare(-21, 21)
+    assert "limits" not in found(dataset)
+    declare(-21, 20.5)
+    report = validate_dataset(dataset, "packets")
+    outside = [f for f in report.warnings if f.check == "limits"]
+    assert [(f.file, f.row) for f in outside] == [(f"data/chunk-000/episode_{e:06d}.parquet", 30) for e in range(4)]
+    assert "(dimension 3) goes to 21 rad and leaves its limits in 30 rows" in outside[0].found
+    for wrong in ([2, 1], [1], ["a", 2], [float("nan"), 1]):
+        raw = contract.to_json()
+        raw["state"][0]["limits"] = wrong
+        write_json(path, raw) if wrong[0] == wrong[0] else path.write_text(json.dumps(raw))
+        assert [f.file for f in validate_dataset(dataset, "packets").errors] == ["meta/contract.json"]
+
+
+def test_limits_come_from_the_robots_yaml(toy: Converted, tmp_path: Path) -> None:
+    """Through conversion into the Contract; a robot without any leaves no trace in files and configuration digests."""
+    write = tmp_path / "arm.yaml"
+    write.write_text("embodiment_tag: arm\nstate: [{name: x, limits: [-1, 0.5]}, {name: y}, {name: z}, {name: g}]\n")
+    robot = check(RobotConfig, read_yaml(write), write)
+    made = convert_toy(tmp_path, toy.raw, robot=robot)
+    assert [dim.limits for dim in made.contract.state] == [(-1.0, 0.5), None, None, None]
+    assert any("state.x" in f.found and f.check == "limits" for f in validate_dataset(made.root, "packets").warnings)
+    assert [set(dim) for dim in record(robot)["state"][:2]] == [
+        {"name", "unit", "relative", "limits"}, {"name", "unit", "relative"},
+    ]  # fmt: skip
+    write.write_text("embodiment_tag: arm\nstate: [{name: x, limits: [1, -1]}]\n")
+    with pytest.raises(ConfigError, match=r"limits of 'x' are \[1, -1\]"):
+        check(RobotConfig, read_yaml(write), write)
+
+
+def test_a_gripper_may_be_held_as_the_task_demands(dataset: Path) -> None:
+    """Open in one task and closed in another is a command; another number in every episode is a column that is dead."""
+    contract = Contract.load(dataset / "meta/contract.json")
+    replace(contract, action=(*contract.action[:-1], Dimension("gripper", "1"))).save(dataset / "meta/contract.json")
+    lines = [{"task_index": index, "task": task} for index, task in enumerate(("push", "pull"))]
+    write_jsonl(dataset / "meta/tasks.jsonl", lines)
+    write_json(dataset / "meta/info.json", read_json(dataset / "meta/info.json") | {"total_tasks": 2})
+    rows = read_jsonl(dataset / "meta/episodes.jsonl")
+    write_jsonl(
+        dataset / "meta/episodes.jsonl", [row | {"tasks": [lines[i % 2]["task"]]} for i, row in enumerate(rows)]
+    )
+
+    def warns(values: tuple[float, ...]) -> bool:
+        for episode, value in enumerate(values):
+            rewrite(dataset, partial(hold_gripper, value), range(episode, episode + 1))
+            retask(dataset, episode, episode % 2)
+        return any(f.check == "gripper" for f in validate_dataset(dataset, "packets").findings)
+
+    assert not warns((1, -1, 1, -1))
+    assert warns((1, 1, 1, 1)), "one number in the whole dataset"
+    assert warns((1, -1, 0.9, -1)), "no command of a task"
+
+
+def hold_gripper(value: float, state: np.ndarray, action: np.ndarray) -> None:
+    action[:, -1] = value
+
+
+def retask(root: Path, episode: int, task: int) -> None:
+    path = root / f"data/chunk-000/episode_{episode:06d}.parquet"
+    table = pq.read_table(path)
+    at = table.column_names.index("task_index")
+    column = pa.array(np.full(len(table), task, np.int64))
+    path.unlink()  # may be a hard link
+    pq.write_table(table.set_column(at, table.schema.field(at), column), path)

@@ -133,7 +133,7 @@ def _tables(
             said = f"{err.problem}: {err.found or 'no such file'}"
             cure = err.cure or "restore it from its source, or convert again"
             return _Checked(file, [Finding("tables", file, said, "a whole parquet file", cure)])
-        made = facts(table, row.episode_index, info, root / file)
+        made = facts(table, row.episode_index, info, root / file, meta.contract)
         found = [*laws.law_rows(table, row, first, info, tasks)]
         found += law_episode_stats(row, stats.get(row.episode_index), made)
         found += law_stills(table, row, info, video)

@@ -6,12 +6,14 @@ It knows one parquet table at a time and judges nothing. `Facts` is small, so th
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from prts_core.contract import Contract
 from prts_core.data.lerobot_v21.reader import column_array
 from prts_core.data.lerobot_v21.schema import ACTION, STATE, Info
 from prts_core.errors import DataError
@@ -46,11 +48,23 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Outside:
+    """Rows of one dimension beyond limits that the Contract declares. row: the first of `rows`; value: the worst."""
+
+    key: str
+    index: int
+    row: int
+    rows: int
+    value: float
+
+
+@dataclass(frozen=True)
 class Facts:
     """One episode. series: of observation.state and action, where they are sound. motion: (T - 1,) float16, how far the
     state moves from row to row as a share of its range in the episode, the widest dimension. frozen: (first row, rows)
     of the longest run in which the action moves and no dimension of the state does. repeated: rows whose state is bit
     for bit the row's before, although the action moves. shift: rows after which every state is the action; None: never.
+    tasks: the task numbers of its rows. outside: rows beyond declared limits.
     """
 
     episode: int
@@ -60,6 +74,8 @@ class Facts:
     repeated: int = 0
     shift: int | None = None
     digest: str = ""
+    tasks: tuple[int, ...] = ()
+    outside: tuple[Outside, ...] = ()
 
 
 def numbers(table: pa.Table, key: str) -> np.ndarray | None:
@@ -87,12 +103,15 @@ def vectors(table: pa.Table, key: str, path: Path) -> np.ndarray | None:
     return wide if np.isfinite(wide).all() else None
 
 
-def facts(table: pa.Table, episode: int, info: Info, path: Path) -> Facts:
-    """`Facts` of one episode's table."""
+def facts(table: pa.Table, episode: int, info: Info, path: Path, contract: Contract | None = None) -> Facts:
+    """`Facts` of one episode's table. contract: whose limits the rows are held against."""
     found = {key: vectors(table, key, path) for key in (STATE, ACTION) if key in info.features}
     sound = {key: values for key, values in found.items() if values is not None}
+    outside = () if contract is None else tuple(_outside(sound, contract))
+    indices = numbers(table, "task_index")
+    tasks = () if indices is None else tuple(np.unique(indices[np.isfinite(indices)]).astype(int).tolist())
     if set(sound) != {STATE, ACTION}:
-        return Facts(episode, {key: series(values) for key, values in sound.items()})
+        return Facts(episode, {key: series(values) for key, values in sound.items()}, tasks=tasks, outside=outside)
     state, action = sound[STATE], sound[ACTION]
     step = np.abs(np.diff(state, axis=0))
     spread = np.ptp(state, axis=0)
@@ -102,8 +121,25 @@ def facts(table: pa.Table, episode: int, info: Info, path: Path) -> Facts:
     content.update(action.tobytes())
     return Facts(
         episode, {key: series(values) for key, values in sound.items()}, motion, longest_run(held), int(held.sum()),
-        _shift(state, action), content.hexdigest(),
+        _shift(state, action), content.hexdigest(), tasks, outside,
     )  # fmt: skip
+
+
+def _outside(sound: dict[str, np.ndarray], contract: Contract) -> Iterator[Outside]:
+    for key, dimensions in ((STATE, contract.state), (ACTION, contract.action)):
+        values = sound.get(key)
+        if values is None or values.shape[1] != len(dimensions):
+            continue  # a finding of the contract already
+        for index, dimension in enumerate(dimensions):
+            if dimension.limits is None:
+                continue
+            # float32 data meet limits of two or three digits
+            low, high = (np.float64(np.float32(limit)) for limit in dimension.limits)
+            excess = np.maximum(low - values[:, index], values[:, index] - high)
+            rows = np.flatnonzero(excess > 0)
+            if len(rows):
+                worst = float(values[int(excess.argmax()), index])
+                yield Outside(key, index, int(rows[0]), len(rows), worst)
 
 
 def series(values: np.ndarray) -> Series:

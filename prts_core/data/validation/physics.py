@@ -44,15 +44,27 @@ def _first(findings: Iterator[Finding]) -> Iterator[Finding]:
 
 
 def law_limits(facts: Sequence[Facts], contract: Contract | None, info: Info) -> Iterator[Finding]:
-    """Every dimension stays within what its unit, or for gripper commands their convention, lets expect."""
+    """Every dimension stays within the limits that the Contract declares, else within what its unit, or for gripper
+    commands their convention, lets expect."""
     if contract is None:
         return
     bounds = {
         STATE: [_unit_limits(dim) for dim in contract.state],
-        ACTION: [_gripper_limits(dim, contract.gripper) or _unit_limits(dim) for dim in contract.action],
+        ACTION: [
+            None if dim.limits else _gripper_limits(dim, contract.gripper) or _unit_limits(dim)
+            for dim in contract.action
+        ],
     }
     named = {STATE: contract.state, ACTION: contract.action}
     for episode in facts:
+        for out in episode.outside:
+            dimension = named[out.key][out.index]
+            low, high = dimension.limits or (-np.inf, np.inf)
+            yield _warning(
+                "limits", info, episode, f"{out.key}.{dimension.name} (dimension {out.index}) goes to {out.value:.6g}"
+                f" {dimension.unit} and leaves its limits in {out.rows} rows", f"{low:g} to {high:g}, declared",
+                "leave the episode out, or correct limits: in the robot's YAML", out.row,
+            )  # fmt: skip
         for key, series in episode.series.items():
             if len(series.low) != len(bounds[key]):
                 continue
@@ -68,7 +80,7 @@ def law_limits(facts: Sequence[Facts], contract: Contract | None, info: Info) ->
 
 
 def _unit_limits(dimension: Dimension) -> tuple[float, float] | None:
-    bound = LIMITS.get(dimension.unit)
+    bound = None if dimension.limits else LIMITS.get(dimension.unit)
     return None if bound is None else (-bound, bound)
 
 
@@ -125,19 +137,26 @@ def law_frozen(facts: Sequence[Facts], contract: Contract | None, info: Info) ->
 
 
 def law_gripper(facts: Sequence[Facts], contract: Contract | None, info: Info) -> Iterator[Finding]:
-    """A gripper moves in some episode."""
+    """A gripper moves in some episode, or is held as the task demands: the same in all episodes of a task, and not the
+    same in all tasks."""
     if contract is None:
         return
     for key, dimensions in ((STATE, contract.state), (ACTION, contract.action)):
-        known = [e.series[key] for e in facts if key in e.series and len(e.series[key].low) == len(dimensions)]
-        if not known:
-            continue
-        still = np.all([series.low == series.high for series in known], axis=0)
+        known = [e for e in facts if key in e.series and len(e.series[key].low) == len(dimensions)]
         for index, dimension in enumerate(dimensions):
-            if is_gripper(dimension) and still[index]:
+            if not known or not is_gripper(dimension):
+                continue
+            if any(e.series[key].low[index] != e.series[key].high[index] for e in known):
+                continue
+            held: dict[tuple[int, ...], set[float]] = {}
+            for episode in known:
+                held.setdefault(episode.tasks, set()).add(float(episode.series[key].low[index]))
+            by_task = all(len(values) == 1 for values in held.values()) and len(set.union(*held.values())) > 1
+            if not by_task:
                 yield Finding(
                     "gripper", "meta/info.json", f"{key}.{dimension.name} never moves within any episode",
-                    "a gripper that moves", "check that the right column was converted", severity="warning",
+                    "a gripper that moves, or that every task holds in its own way",
+                    "check that the right column was converted", severity="warning",
                 )  # fmt: skip
 
 
