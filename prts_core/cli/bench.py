@@ -15,6 +15,7 @@ BENCHMARKS = {
     "backbone": "prts_core.bench.backbone",
     "data": "prts_core.bench.data",
     "info_nce": "prts_core.bench.info_nce",
+    "sequential": "prts_core.bench.sequential",
     "train": "prts_core.bench.train",
 }
 

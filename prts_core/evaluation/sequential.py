@@ -1,0 +1,279 @@
+"""Tests that may stop early: is a success rate p1 or only p0, and is one policy better than another on the same states.
+
+Wald's sequential probability ratio test, truncated. It knows counts only: no episodes, no policies. Outcomes must come
+in the order of the plan, whatever order episodes finish in: successes end sooner than failures, so that a test fed by
+finishing time would see too many of them at first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from prts_core.errors import ConfigError
+
+Decision = Literal["high", "low", "better", "worse", "equal", "undecided"]
+SEARCHED = 20_000  # episodes, when the number that would do is looked for
+
+
+@dataclass(frozen=True)
+class Stop:
+    """decision: high or low (one rate), better, worse or equal (a pair), undecided at the limit. at: outcomes read."""
+
+    decision: Decision
+    at: int
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A log likelihood ratio that starts at 0 and is stopped at log(1 / alpha) or log(beta), or after `most` steps.
+
+    up, down: what a success and a failure add. By Ville's inequality P(upper bound | H0) <= alpha and
+    P(lower bound | H1) <= beta for any number of steps (Wald 1945, Annals of Mathematical Statistics 16:117-186, his
+    bounds made conservative); a walk that ends between them supports neither hypothesis.
+    """
+
+    up: float
+    down: float
+    alpha: float
+    beta: float
+    most: int
+
+    @property
+    def upper(self) -> float:
+        return math.log(1 / self.alpha)
+
+    @property
+    def lower(self) -> float:
+        return math.log(self.beta)
+
+    def sign(self, level: float) -> int:
+        """1 at the upper bound, -1 at the lower, 0 between."""
+        return (level >= self.upper) - (level <= self.lower)
+
+    def exact(self, p: float) -> tuple[float, float, float]:
+        """(P(upper), P(lower), mean steps) when every step is a success with probability `p`, by dynamic programming
+        over the number of successes: no simulation, no approximation."""
+        alive = np.zeros(self.most + 1)
+        alive[0] = 1.0
+        high = low = steps = 0.0
+        successes = np.arange(self.most + 1)
+        for n in range(1, self.most + 1):
+            steps += alive.sum()
+            moved = alive * (1 - p)
+            moved[1:] += alive[:-1] * p
+            level = successes * self.up + (n - successes) * self.down
+            above, below = level >= self.upper, level <= self.lower
+            high, low = high + moved[above].sum(), low + moved[below].sum()
+            alive = np.where(above | below, 0.0, moved)
+        return float(high), float(low), float(steps)
+
+
+@dataclass(frozen=True)
+class RateTest:
+    """H0: the success rate is at most `p0`. H1: it is at least `p1`. At most `most` episodes.
+
+    alpha: chance of saying "high" under H0, at most. beta: chance of not saying it under H1; a limit too small for it
+    is refused by `checked`.
+    """
+
+    p0: float
+    p1: float
+    most: int
+    alpha: float = 0.05
+    beta: float = 0.05
+
+    def __post_init__(self) -> None:
+        _require_levels(self.p0, self.p1, self.most, self.alpha, self.beta)
+
+    @property
+    def walk(self) -> Walk:
+        up, down = math.log(self.p1 / self.p0), math.log((1 - self.p1) / (1 - self.p0))
+        return Walk(up, down, self.alpha, self.beta, self.most)
+
+    @property
+    def missed(self) -> float:
+        """The exact chance of not saying "high" when the rate is p1: of beta, and of running into the limit."""
+        return 1.0 - self.walk.exact(self.p1)[0]
+
+    def expected(self, p: float) -> float:
+        """Exact mean number of episodes when the rate is `p`."""
+        return self.walk.exact(p)[2]
+
+    def read(self, outcomes: Sequence[bool]) -> Stop | None:
+        """What the outcomes so far, in the order of the plan, say; none while they say nothing."""
+        walk, level = self.walk, 0.0
+        for at, success in enumerate(outcomes[: self.most], 1):
+            level += walk.up if success else walk.down
+            if sign := walk.sign(level):
+                return Stop("high" if sign > 0 else "low", at)
+        return Stop("undecided", self.most) if len(outcomes) >= self.most else None
+
+    def checked(self) -> RateTest:
+        """Itself, or a ConfigError that says how many episodes would do."""
+        if self.missed <= self.beta:
+            return self
+        raise _too_few(self.p0, self.p1, self.most, self.missed, self.beta, _enough(self))
+
+    def simulate(self, p: float, runs: int, seed: int = 0) -> tuple[float, float, float]:
+        """Realised (share "high", share "low", mean episodes) of `runs` simulated benchmarks at the rate `p`."""
+        walk, rng = self.walk, np.random.default_rng([seed, round(p * 1e6)])
+        steps = np.where(rng.random((runs, self.most)) < p, walk.up, walk.down)
+        sign, at = _first_exit(steps, walk)
+        return float((sign > 0).mean()), float((sign < 0).mean()), float(at.mean())
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Two policies on the same initial states. H0: equally good. H1: rates of `p0` and `p1`, either way round.
+
+    Only pairs in which just one of them succeeds count (Wald's test of double dichotomies, the sequential McNemar
+    test): under H1 the better one wins such a pair with probability p1 (1 - p0) / (p1 (1 - p0) + p0 (1 - p1)) if the
+    two outcomes are independent, more often if they agree more than that, as on shared states they do. Both directions
+    are tested with alpha / 2. most: pairs.
+    """
+
+    p0: float
+    p1: float
+    most: int
+    alpha: float = 0.05
+    beta: float = 0.05
+
+    def __post_init__(self) -> None:
+        _require_levels(self.p0, self.p1, self.most, self.alpha, self.beta)
+
+    @property
+    def share(self) -> float:
+        """Of the discordant pairs, those the better policy wins under H1."""
+        won, lost = self.p1 * (1 - self.p0), self.p0 * (1 - self.p1)
+        return won / (won + lost)
+
+    @property
+    def walk(self) -> Walk:
+        """The walk of one direction; a step is a discordant pair."""
+        return Walk(math.log(2 * self.share), math.log(2 * (1 - self.share)), self.alpha / 2, self.beta, self.most)
+
+    def read(self, pairs: Sequence[tuple[bool, bool]]) -> Stop | None:
+        """pairs: (first succeeded, second succeeded) in the order of the plan. better: the first is. equal: a
+        difference as large as p0 to p1 is excluded in both directions. None while they say nothing."""
+        walk, levels, signs = self.walk, [0.0, 0.0], [0, 0]
+        for at, (first, second) in enumerate(pairs[: self.most], 1):
+            if first == second:
+                continue
+            for side, won in enumerate((first, second)):
+                if not signs[side]:
+                    levels[side] += walk.up if won else walk.down
+                    signs[side] = walk.sign(levels[side])
+            if 1 in signs:
+                return Stop("better" if signs[0] == 1 else "worse", at)
+            if signs == [-1, -1]:
+                return Stop("equal", at)
+        return Stop("undecided", self.most) if len(pairs) >= self.most else None
+
+    @property
+    def missed(self) -> float:
+        """The chance of not saying "better" when the rates are p1 and p0 and the outcomes independent: exact but for
+        the other direction's bound, which is reached first with a chance below alpha / 2."""
+        won, lost = self.p1 * (1 - self.p0), self.p0 * (1 - self.p1)
+        missed, discordant = 0.0, won + lost
+        weights = _binomial(self.most, discordant)
+        # The number of discordant pairs among `most` varies; those that matter are taken one by one.
+        for count in np.flatnonzero(weights > 1e-6):
+            missed += weights[count] * (1 - replace(self.walk, most=int(count)).exact(self.share)[0] if count else 1)
+        return float(missed)
+
+    def checked(self) -> PairedTest:
+        """Itself, or a ConfigError that says how many pairs would do."""
+        if self.missed <= self.beta:
+            return self
+        raise _too_few(self.p0, self.p1, self.most, self.missed, self.beta, _enough(self))
+
+    def simulate(
+        self, first: float, second: float, runs: int, seed: int = 0, agreement: float = 0.0
+    ) -> tuple[dict[str, float], float]:
+        """Realised (share of each decision, mean pairs) of `runs` simulated comparisons at the two rates.
+
+        agreement: how far the two share their luck, 0 independent to 1 (one draw decides both).
+        """
+        rng = np.random.default_rng([seed, round(first * 1e6), round(second * 1e6)])
+        own = rng.random((2, runs, self.most))
+        other = np.where(rng.random((runs, self.most)) < agreement, own[0], own[1])
+        won, lost = own[0] < first, other < second
+        moved = won != lost
+        walk, signs, ats = self.walk, [], []
+        for better in (won, lost):
+            steps = np.where(moved, np.where(better, walk.up, walk.down), 0.0)
+            sign, at = _first_exit(steps, walk)
+            signs.append(sign)
+            ats.append(at)
+        sides = np.stack(signs)
+        when = np.stack(ats)
+        rejected = np.where(sides == 1, when, self.most + 1)
+        side, at = rejected.argmin(0), rejected.min(0)
+        decided = at <= self.most
+        settled = (sides == -1).all(0)
+        at = np.where(decided, at, np.where(settled, when.max(0), self.most))
+        shares = {
+            "better": float((decided & (side == 0)).mean()),
+            "worse": float((decided & (side == 1)).mean()),
+            "equal": float((~decided & settled).mean()),
+            "undecided": float((~decided & ~settled).mean()),
+        }
+        return shares, float(at.mean())
+
+
+def _first_exit(steps: np.ndarray, walk: Walk) -> tuple[np.ndarray, np.ndarray]:
+    """(runs, most) steps -> sign of the bound that each run meets first (0: none), and when."""
+    levels = steps.cumsum(1)
+    out = (levels >= walk.upper) | (levels <= walk.lower)
+    met = out.any(1)
+    at = np.where(met, out.argmax(1), walk.most - 1)
+    sign = np.where(met, np.sign(levels[np.arange(len(at)), at]), 0).astype(int)
+    return sign, at + 1
+
+
+def _binomial(n: int, p: float) -> np.ndarray:
+    """(n + 1,) probabilities of 0..n successes."""
+    if p >= 1.0:
+        return np.eye(1, n + 1, n)[0]
+    k = np.arange(n + 1)
+    logs = np.array([math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in k])
+    return np.exp(logs + k * math.log(p) + (n - k) * math.log1p(-p))
+
+
+def _enough(test: RateTest | PairedTest) -> int | None:
+    """The smallest limit, to two digits, at which `test` misses no more than it says."""
+    most = test.most
+    while most < SEARCHED:
+        most = math.ceil(most * 1.15)
+        if replace(test, most=most).missed <= test.beta:
+            digits = max(0, len(str(most)) - 2)
+            return -(-most // 10**digits) * 10**digits
+    return None
+
+
+def _too_few(p0: float, p1: float, most: int, missed: float, beta: float, enough: int | None) -> ConfigError:
+    return ConfigError(
+        f"{most} episodes cannot tell a success rate of {p1:g} from {p0:g} with these error rates",
+        field="--stop-early", found=f"a chance of {missed:.3f} to miss it", expected=f"at most {beta:g}",
+        cure=f"run {enough} episodes, or ask for a larger difference" if enough else "ask for a larger difference",
+    )  # fmt: skip
+
+
+def _require_levels(p0: float, p1: float, most: int, alpha: float, beta: float) -> None:
+    if not 0.0 < p0 < p1 < 1.0:
+        raise ConfigError(
+            "The two rates of a sequential test lie in order between 0 and 1", field="--stop-early",
+            found=f"{p0:g},{p1:g}", expected="0 < p0 < p1 < 1, such as 0.75,0.90",
+        )  # fmt: skip
+    if not (0.0 < alpha < 0.5 and 0.0 < beta < 0.5):
+        raise ConfigError(
+            "An error rate must lie between 0 and 0.5", field="alpha, beta", found=f"{alpha:g}, {beta:g}",
+            expected="0.05, 0.05",
+        )  # fmt: skip
+    if most < 1:
+        raise ConfigError("A sequential test needs episodes", field="--episodes", found=most, expected="at least 1")
