@@ -45,6 +45,12 @@ class Row:
         sign, bound = self.goal.split()
         return bool(_COMPARE[sign](self.ratio, float(bound)))
 
+    def line(self) -> str:
+        """What a long benchmark prints before its table."""
+        if self.peer is None:
+            return f"{self.what}: {self.ours:.3g} {self.unit}, no peer"
+        return f"{self.what}: {self.ours:.3g} / {self.peer:.3g} {self.unit} = {self.ratio:.2f}, goal {self.goal}"
+
     def to_json(self) -> dict[str, object]:
         known = self.peer is not None
         return asdict(self) | {"ratio": self.ratio if known else None, "met": self.met if known else None}

@@ -29,6 +29,8 @@ def main(args: argparse.Namespace) -> int:
     from prts_core.bench.report import show
 
     console = Console(soft_wrap=True)
+    if not console.is_terminal:  # a file has no width: a table of 80 columns would break every word
+        console = Console(soft_wrap=True, width=180)
     for name in [args.name] if args.name else list(BENCHMARKS):
         module = importlib.import_module(lookup(BENCHMARKS, name, "benchmark"))
         path = show(name, module.run(console), args.outputs, console)
