@@ -75,6 +75,10 @@ class ServeError(PrtsError):
     """A request or a server setting that is refused."""
 
 
+class SimulatorError(PrtsError):
+    """A simulator, or the worker process it runs in, that cannot do what it was asked."""
+
+
 class MissingExtraError(PrtsError):
     """An optional package is not installed."""
 

@@ -17,12 +17,14 @@ import os
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prts_core.config.schema import MetaworldSource
 from prts_core.errors import lookup, require
+
+if TYPE_CHECKING:
+    from prts_core.config.schema import MetaworldSource
 
 os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])

@@ -1,14 +1,14 @@
 """What a simulation suite is: its tasks and its protocol as data, and the environment that a worker process drives.
 
 It knows no simulator, no policy and no process. A family of suites is a package `prts_core.sim.suites.<family>` with
-the same files each: `spec.py` (`suites()`: data only, importable without the simulator), `environment.py` (`make`:
-runs in the worker), `install.py` (what the simulator's own environment holds, and its self-check) and, where
-demonstrations can be scripted, `expert.py`.
+the same files each: `spec.py` (`suites()`: data only, importable without the simulator), `environment.py`
+(`make(settings) -> Environment`, runs in the worker), `install.py` (what the simulator's own environment holds, and its
+self-check) and `expert.py` (`expert(suite, task) -> Expert`; it says so where demonstrations cannot be scripted).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -93,8 +93,9 @@ class Environment(Protocol):
 
 class Expert(Protocol):
     """A scripted expert of one episode. `act`: (A,) float32 in the suite's action convention; `phase`: what it is
-    doing, in words, for subtasks."""
+    doing, in words, for subtasks. `noise_weights`: (A,) how strongly noise pushes each dimension; 0 for the gripper."""
 
     phase: str
+    noise_weights: Sequence[float]
 
     def act(self, environment: Environment) -> np.ndarray: ...

@@ -1,0 +1,101 @@
+"""Where an installed simulator lives, and how its workers are started. It knows no simulator.
+
+`<cache>/prts/sims/<family>/` (cache = $XDG_CACHE_HOME or ~/.cache) holds `venv/`, whatever the family's install.py puts
+beside it (tasks.json, init_states/, assets), and `installed.json`, written last: a home without it is not installed. A
+family of the main environment has no home.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import prts_core
+from prts_core.errors import UnavailableError
+from prts_core.files import read_json
+from prts_core.sim.suites import family_of, part
+
+
+def cache() -> Path:
+    """Of everything PRTS keeps for this user outside a project."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prts"
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folder of one family's simulator, there or not."""
+
+    family: str
+
+    @property
+    def path(self) -> Path:
+        return cache() / "sims" / self.family
+
+    @property
+    def python(self) -> Path:
+        return self.path / "venv" / "bin" / "python"
+
+    @property
+    def record(self) -> Path:
+        return self.path / "installed.json"
+
+    def installed(self) -> dict[str, Any] | None:
+        """What installed.json says, or None."""
+        return read_json(self.record) if self.record.is_file() else None
+
+    def require(self) -> dict[str, Any]:
+        """The same. UnavailableError where the simulator is not installed."""
+        found = self.installed()
+        if found is None:
+            raise UnavailableError(
+                f"The simulator {self.family!r} is not installed", file=self.path,
+                cure=f"prts sim install {self.family}",
+            )  # fmt: skip
+        return found
+
+
+def in_main_environment(family: str) -> bool:
+    """Whether the family's simulator lives beside PRTS and not in a home (its install.py says MAIN_ENVIRONMENT)."""
+    return bool(getattr(part(family, "install"), "MAIN_ENVIRONMENT", False))
+
+
+def interpreter(family: str) -> Path:
+    """The Python that the family's workers run in. UnavailableError where the simulator is not installed."""
+    if in_main_environment(family):
+        return Path(sys.executable)
+    home = Home(family)
+    home.require()
+    return home.python
+
+
+def code_folder(python: Path) -> Path:
+    """A folder for PYTHONPATH from which `python` imports prts_core and nothing else of this environment.
+
+    prts_core may lie among the packages of the main environment; a folder with a link to it alone keeps those out.
+    """
+    package = Path(prts_core.__file__).resolve().parent
+    if python == Path(sys.executable):
+        return package.parent
+    folder = cache() / "sims" / ".code" / f"{zlib.crc32(str(package).encode()):08x}"
+    link = folder / "prts_core"
+    if not link.is_symlink():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f".prts_core-{os.getpid()}"
+        partial.unlink(missing_ok=True)
+        partial.symlink_to(package, target_is_directory=True)
+        partial.replace(link)
+    return folder
+
+
+def settings_of(family: str) -> Mapping[str, Any]:
+    """The `make` settings of an installed family: what its install.py's `settings()` says, else none."""
+    made = getattr(part(family, "install"), "settings", None)
+    return made() if made else {}
+
+
+__all__ = ["Home", "cache", "code_folder", "family_of", "in_main_environment", "interpreter", "settings_of"]

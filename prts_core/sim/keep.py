@@ -1,0 +1,34 @@
+"""The last few simulators a worker built, by what they were built for: building one costs seconds.
+
+It does not know what it keeps.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Keep(Generic[K, V]):
+    """`keep(key)` builds with `build(key)` what it does not hold; beyond `size`, the one unused longest is dropped."""
+
+    def __init__(self, build: Callable[[K], V], size: int, drop: Callable[[V], None] = lambda value: None) -> None:
+        assert size > 0
+        self.build, self.size, self.drop = build, size, drop
+        self.held: OrderedDict[K, V] = OrderedDict()
+
+    def __call__(self, key: K) -> V:
+        if key not in self.held:
+            while len(self.held) >= self.size:
+                self.drop(self.held.popitem(last=False)[1])  # before building: two scenes may not fit into memory
+            self.held[key] = self.build(key)
+        self.held.move_to_end(key)
+        return self.held[key]
+
+    def close(self) -> None:
+        while self.held:
+            self.drop(self.held.popitem()[1])

@@ -1,0 +1,354 @@
+"""Workers under supervision: started, asked, and replaced when they crash or hang. It knows no simulator and no policy.
+
+    with Pool(launch_for("metaworld"), lanes=4) as pool:
+        pool.send(0, protocol.reset(EpisodeKey("metaworld", "faucet-open", 0, 90_000)))
+        pool.send(1, protocol.reset(EpisodeKey("metaworld", "window-open", 0, 90_000)))
+        lane, reply = pool.wait()           # whichever answers first
+        if isinstance(reply, WorkerLost):   # this lane's episode is gone; a new worker is there for the next `reset`
+            ...
+    reply = pool.ask(lane, protocol.look())  # send and wait for this lane alone; raises WorkerLost
+
+A lane is one worker at a time; one message a lane is under way. A lost worker costs its episode and nothing else: what
+belongs to an episode (step, look, ...) is answered with WorkerLost, what begins one (BEGINS in sim/protocol.py) is sent
+to a fresh worker. A request that the worker refuses raises WorkerRefused: asking again would not help. So does a worker
+that cannot be started START_ATTEMPTS times in a row (SimulatorError).
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from prts_core.errors import SimulatorError
+from prts_core.sim import homes, protocol
+from prts_core.sim.protocol import Frames, Message
+
+START_ATTEMPTS = 3
+LAST_WORDS = 2000  # characters of a worker's stderr shown in an error
+EXIT_SECONDS = 2.0  # that a worker which closed its socket is given to say why
+LOG_BYTES = 2**20  # of a worker's output kept on disk
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "LP_NUM_THREADS",
+)  # LP: Mesa's llvmpipe
+
+
+class WorkerLost(SimulatorError):
+    """A worker crashed, hung or spoke nonsense; it was killed, and the episode it ran is gone."""
+
+
+class WorkerRefused(SimulatorError):
+    """A worker says that what it was asked for is wrong."""
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Seconds a worker may take for one message before it counts as hung. `action`: added for every action of a step,
+    and for every step a demonstration may take."""
+
+    start: float = 300.0
+    reset: float = 180.0
+    step: float = 60.0
+    action: float = 2.0
+    look: float = 60.0
+    close: float = 5.0
+
+    def of(self, message: Message) -> float:
+        kind = message["kind"]
+        if kind in ("hello", "make"):
+            return self.start
+        if kind == "reset":
+            return self.reset
+        if kind == "step":
+            return self.step + self.action * len(message["actions"])
+        if kind == "demonstrate":
+            return self.reset + self.action * (max(message["max_steps"], 1000) + message["tail_steps"])
+        return self.close if kind == "close" else self.look
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a family's workers are started.
+
+    settings: of its `make`. threads: of OpenMP, BLAS and Mesa's renderer in each worker; None leaves them alone. gl:
+    MuJoCo's and PyOpenGL's backend, "egl" or "osmesa". path: further folders that the worker imports from.
+    """
+
+    family: str
+    python: Path = field(default_factory=lambda: Path(sys.executable))
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    threads: int | None = 1
+    gl: str = field(default_factory=lambda: os.environ.get("MUJOCO_GL") or "egl")
+    variables: Mapping[str, str] = field(default_factory=dict)
+    path: tuple[Path, ...] = ()
+    timeouts: Timeouts = field(default_factory=Timeouts)
+
+    def environment(self) -> dict[str, str]:
+        """The worker's environment variables: the user's, and what is decided here."""
+        threads = {} if self.threads is None else dict.fromkeys(THREAD_VARIABLES, str(self.threads))
+        folders = [homes.code_folder(self.python), *self.path]
+        return {
+            **os.environ,
+            **threads,
+            "MUJOCO_GL": self.gl,
+            "PYOPENGL_PLATFORM": self.gl,
+            "PYTHONPATH": os.pathsep.join(map(str, folders)),
+            "PYTHONNOUSERSITE": "1",
+            "PYTHONUNBUFFERED": "1",
+            **self.variables,
+        }
+
+
+def launch_for(suite: str, **changes: Any) -> Launch:
+    """How the workers of a suite's family are started on this machine; `changes` are fields of Launch.
+
+    UnavailableError where its simulator is not installed.
+    """
+    family = homes.family_of(suite)
+    return replace(Launch(family, homes.interpreter(family), homes.settings_of(family)), **changes)
+
+
+class Worker:
+    """One process and the runner's end of its socket."""
+
+    def __init__(self, launch: Launch) -> None:
+        self.launch = launch
+        self.socket, theirs = socket.socketpair()
+        self.frames = Frames(protocol.REPLY_LIMITS)
+        self.log = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - lives as long as the worker
+        with theirs:
+            self.process = subprocess.Popen(
+                [
+                    str(launch.python), "-m", "prts_core.sim.worker", "--family", launch.family,
+                    "--socket", str(theirs.fileno()), "--parent", str(os.getpid()),
+                ],
+                stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, pass_fds=[theirs.fileno()],
+                env=launch.environment(), process_group=0,
+            )  # fmt: skip
+        self.awaited: deque[tuple[str, float]] = deque()  # kind and seconds, oldest first
+        self.deadline = 0.0
+        self.made = False
+        self.post(protocol.hello())
+        self.post(protocol.make(launch.settings))
+
+    def post(self, message: Message) -> None:
+        """Send, and expect a reply. OSError where the worker is gone."""
+        seconds = self.launch.timeouts.of(message)
+        if not self.awaited:
+            self.deadline = time.monotonic() + seconds
+        self.awaited.append((message["kind"], seconds))
+        self.socket.settimeout(seconds)
+        self.socket.sendall(protocol.frame(message))
+
+    def receive(self) -> list[Message]:
+        """What has come in. SimulatorError where it is no reply that was asked for, EOFError where the worker ended."""
+        data = self.socket.recv(1 << 20)
+        if not data:
+            raise EOFError
+        replies = []
+        for message in self.frames.feed(data):
+            if not self.awaited:
+                raise SimulatorError("A worker answers what was not asked")
+            kind, _ = self.awaited.popleft()
+            replies.append(protocol.check(message, protocol.REPLIES, kind, "refused"))
+            self.made |= message["kind"] == "make"
+            if message["kind"] == "hello":
+                self._check_hello(message)
+        if replies and self.awaited:
+            self.deadline = time.monotonic() + self.awaited[0][1]
+        return replies
+
+    def _check_hello(self, message: Message) -> None:
+        if message["protocol"] != protocol.VERSION:
+            raise SimulatorError(
+                "A worker speaks another protocol", found=message["protocol"], expected=protocol.VERSION,
+                cure="run runner and workers from one version of PRTS",
+            )  # fmt: skip
+
+    def gone(self) -> bool:
+        return self.process.poll() is not None
+
+    def kill(self, ending: bool = False) -> str:
+        """End it and whatever it started; how it ended, and the last it wrote. `ending`: it is about to end itself."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(EXIT_SECONDS if ending else 0.0)
+        code = self.process.poll()
+        with suppress(ProcessLookupError):  # nobody of its group is left
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.socket.close()
+        self.log.seek(max(0, self.log.seek(0, os.SEEK_END) - LAST_WORDS))
+        words = self.log.read().decode(errors="replace").strip()
+        self.log.close()
+        if code is None:
+            how = "killed here"
+        else:
+            how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        return how + (f"; its last words: {words}" if words else ", without a word")
+
+    def shorten_log(self) -> None:
+        if os.fstat(self.log.fileno()).st_size > LOG_BYTES:
+            self.log.truncate(0)
+
+
+class Pool:
+    """`lanes` workers of one launch. All are started at once and build their simulators side by side."""
+
+    def __init__(self, launch: Launch, lanes: int = 1) -> None:
+        assert lanes > 0
+        self.launch, self.lanes = launch, lanes
+        self.selector = selectors.DefaultSelector()
+        self.workers: list[Worker | None] = [None] * lanes
+        self.under_way: list[str | None] = [None] * lanes
+        self.in_episode = [False] * lanes
+        self.failed_starts = [0] * lanes
+        self.lost = 0  # workers, ever
+        self.ready: deque[tuple[int, Message | WorkerLost]] = deque()
+        for lane in range(lanes):
+            self._start(lane)
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _start(self, lane: int) -> Worker:
+        worker = Worker(self.launch)
+        self.workers[lane], self.in_episode[lane] = worker, False
+        self.selector.register(worker.socket, selectors.EVENT_READ, lane)
+        return worker
+
+    def _lose(self, lane: int, why: str) -> None:
+        """Kill the lane's worker; the message under way is answered with WorkerLost."""
+        worker = self.workers[lane]
+        assert worker is not None
+        self.selector.unregister(worker.socket)
+        self.workers[lane] = None
+        self.lost += 1
+        self.failed_starts[lane] = 0 if worker.made else self.failed_starts[lane] + 1
+        doing = self.under_way[lane] if worker.made or not worker.awaited else "starting (" + worker.awaited[0][0] + ")"
+        told = worker.kill(ending=why == "died")
+        fault = WorkerLost(
+            f"A worker of {self.launch.family!r} {why}", field=f"lane {lane}",
+            found=f"{told}; during {doing or 'nothing'}",
+        )  # fmt: skip
+        if self.failed_starts[lane] >= START_ATTEMPTS:
+            raise SimulatorError(
+                f"The simulator {self.launch.family!r} cannot be started", found=str(fault),
+                expected=f"a worker that starts; {START_ATTEMPTS} in a row did not",
+                cure=f"prts sim check {self.launch.family}",
+            )  # fmt: skip
+        if self.under_way[lane] is not None:
+            self.ready.append((lane, fault))
+
+    def send(self, lane: int, message: Message) -> None:
+        """Give the lane something to do; `wait` brings the reply."""
+        assert self.under_way[lane] is None, f"lane {lane} is still busy with {self.under_way[lane]!r}"
+        begins = message["kind"] in protocol.BEGINS
+        worker = self.workers[lane]
+        if worker is not None and begins and worker.gone():
+            self._lose(lane, "died between two episodes")
+            worker = None
+        self.under_way[lane] = message["kind"]
+        if worker is None:
+            if not begins and self.in_episode[lane]:
+                fault = WorkerLost("The episode's worker is gone", field=f"lane {lane}", found=message["kind"])
+                self.ready.append((lane, fault))
+                return
+            worker = self._start(lane)
+        if begins:
+            worker.shorten_log()
+            self.in_episode[lane] = True
+        try:
+            worker.post(message)
+        except OSError:
+            self._lose(lane, "died")
+
+    def wait(self, timeout: float | None = None) -> tuple[int, Message | WorkerLost] | None:
+        """(lane, reply) of whichever lane answers next; None when none did within `timeout` seconds.
+
+        Raises WorkerRefused, and SimulatorError where a worker cannot be started.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        while not self.ready:
+            waiting = [w for lane, w in enumerate(self.workers) if w is not None and w.awaited and self._due(lane)]
+            assert waiting, "nothing is under way"
+            now = time.monotonic()
+            if until is not None and now >= until:
+                return None
+            nearest = min([w.deadline for w in waiting] + ([] if until is None else [until]))
+            for key, _ in self.selector.select(max(0.0, nearest - now)):
+                self._read(key.data)
+            now = time.monotonic()
+            for lane, worker in enumerate(self.workers):
+                if worker is not None and worker.awaited and now >= worker.deadline and self._due(lane):
+                    self._lose(lane, f"gave no answer to {worker.awaited[0][0]!r} in {worker.awaited[0][1]:g} s")
+        lane, reply = self.ready.popleft()
+        kind, self.under_way[lane] = self.under_way[lane], None
+        if isinstance(reply, WorkerLost):
+            self.in_episode[lane] = False
+        elif reply["kind"] == "refused":
+            raise WorkerRefused(f"The simulator refuses a {kind!r}", field=f"lane {lane}", found=reply["error"])
+        return lane, reply
+
+    def _due(self, lane: int) -> bool:
+        return self.under_way[lane] is not None
+
+    def _read(self, lane: int) -> None:
+        worker = self.workers[lane]
+        assert worker is not None
+        try:
+            replies = worker.receive()
+        except (EOFError, ConnectionError):
+            self._lose(lane, "died")
+            return
+        except SimulatorError as err:
+            self._lose(lane, f"spoke nonsense ({err})")
+            return
+        for reply in replies:
+            if reply["kind"] == "refused" and not worker.made:
+                raise SimulatorError(f"The simulator {self.launch.family!r} cannot be made", found=reply["error"])
+            if reply["kind"] == "make":
+                self.failed_starts[lane] = 0
+            if reply["kind"] not in ("hello", "make"):
+                self.ready.append((lane, reply))
+
+    def ask(self, lane: int, message: Message) -> Message:
+        """Send and wait for this lane's reply, no other lane being busy. Raises WorkerLost too."""
+        assert all(kind is None for kind in self.under_way), "other lanes are busy; use send and wait"
+        self.send(lane, message)
+        answered = self.wait()
+        assert answered is not None and answered[0] == lane
+        if isinstance(answered[1], WorkerLost):
+            raise answered[1]
+        return answered[1]
+
+    def close(self) -> None:
+        """End every worker. One that does not go at once is killed."""
+        for worker in self.workers:
+            if worker is not None:
+                self.selector.unregister(worker.socket)
+                worker.socket.shutdown(socket.SHUT_RDWR)
+        until = time.monotonic() + self.launch.timeouts.close
+        for lane, worker in enumerate(self.workers):
+            if worker is not None:
+                with suppress(subprocess.TimeoutExpired):
+                    worker.process.wait(max(0.0, until - time.monotonic()))
+                worker.kill()
+                self.workers[lane] = None
+        self.selector.close()

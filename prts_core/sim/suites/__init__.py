@@ -1,0 +1,48 @@
+"""The families of simulation suites, by name: which family a suite belongs to, and how its parts are found.
+
+It imports a family only when one of its suites is asked for. A family is a package with the files of sim/suite.py: one
+of ours here, or one of somebody else's named by its dotted module path (`my_lab.suites.kitchen`).
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from prts_core.errors import ConfigError, lookup
+from prts_core.sim.suite import SuiteSpec, Task
+
+# Family -> its suites. Written down, because a family's own list may need its simulator's files.
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "metaworld": ("metaworld",),
+}
+PARTS = ("spec", "environment", "install", "expert")
+
+
+def part(family: str, name: str) -> ModuleType:
+    """Module `name` (one of PARTS) of a family."""
+    assert name in PARTS, name
+    package = family if "." in family else f"{__name__}.{family}"
+    if "." not in family:
+        lookup(FAMILIES, family, "simulator")
+    return importlib.import_module(f"{package}.{name}")
+
+
+def family_of(suite: str) -> str:
+    """The family of a suite; a suite of somebody else's family is written `<dotted family>:<suite>`."""
+    if ":" in suite:
+        return suite.split(":", 1)[0]
+    return lookup({name: family for family, names in FAMILIES.items() for name in names}, suite, "suite")
+
+
+def suite(name: str) -> SuiteSpec:
+    """The suite's protocol. UnavailableError where its tasks are only known once its simulator is installed."""
+    return lookup(part(family_of(name), "spec").suites(), name.split(":", 1)[-1], "suite")
+
+
+def task_of(spec: SuiteSpec, name: str) -> Task:
+    """Its task of that name. ConfigError with the nearest names otherwise."""
+    found = [task for task in spec.tasks if task.name == name]
+    if len(found) > 1:
+        raise ConfigError("A suite has two tasks of one name", field=spec.name, found=name)
+    return found[0] if found else lookup({task.name: task for task in spec.tasks}, name, f"task of {spec.name}")

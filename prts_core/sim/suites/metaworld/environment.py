@@ -1,0 +1,81 @@
+"""Meta-World as a worker drives it: any task of its suites, one episode at a time. It knows no process and no policy.
+
+The simulation itself is sim/metaworld.py, the one that the quickstart's demonstrations come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from prts_core.errors import ConfigError
+from prts_core.sim.keep import Keep
+from prts_core.sim.metaworld import MetaworldEnv
+from prts_core.sim.suite import SuiteSpec, Task
+from prts_core.sim.suites.metaworld.spec import ACTION_REPEAT, START_JITTER
+
+KEPT = 12  # environments; one takes some 30 MB
+
+
+class MetaworldEnvironment:
+    """See prts_core.sim.suite.Environment. Reward: 1 where the task's own success flag is raised, else 0.
+
+    perturbation: `start_jitter`, centimetres, in place of the suite's.
+    """
+
+    def __init__(self) -> None:
+        self.environments = Keep(self._build, KEPT)
+        self.current: MetaworldEnv | None = None
+        self.cameras: dict[str, str] = {}
+
+    def _build(self, key: tuple[str, int]) -> MetaworldEnv:
+        task, size = key
+        return MetaworldEnv(task, image_size=size, action_repeat=ACTION_REPEAT)
+
+    @property
+    def env(self) -> MetaworldEnv:
+        assert self.current is not None, "reset comes first"
+        return self.current
+
+    def reset(self, suite: SuiteSpec, task: Task, initial_state: int, seed: int) -> None:
+        unknown = set(task.perturbation) - {"start_jitter"}
+        if unknown:
+            raise ConfigError(
+                "Meta-World has no such perturbation", field="perturbation", found=min(unknown), expected="start_jitter"
+            )
+        self.current = self.environments((task.name, suite.contract.cameras[0].height))
+        self.current.start_jitter = int(task.perturbation.get("start_jitter", START_JITTER))
+        self.cameras = {camera.key.rsplit(".", 1)[-1]: camera.key for camera in suite.contract.cameras}
+        self.current.reset(seed + initial_state)
+
+    def step(self, action: np.ndarray) -> tuple[float, bool]:
+        success = self.env.step(action)
+        return float(success), success
+
+    def proprioception(self) -> np.ndarray:
+        return self.env.proprioception()
+
+    def images(self) -> dict[str, np.ndarray]:
+        return {self.cameras[name]: picture for name, picture in self.env.images().items()}
+
+    def film(self) -> np.ndarray:
+        return self.env.film()
+
+    def privileged(self) -> dict[str, Any]:
+        return {"observation": self.env.privileged()}
+
+    def state(self) -> np.ndarray:
+        return self.env.simulator_state()
+
+    def close(self) -> None:
+        self.environments.close()
+        self.current = None
+
+
+def make(settings: Mapping[str, Any]) -> MetaworldEnvironment:
+    """Meta-World has no settings."""
+    if settings:
+        raise ConfigError("Meta-World has no settings", field="settings", found=", ".join(sorted(settings)))
+    return MetaworldEnvironment()

@@ -1,0 +1,65 @@
+"""Meta-World's suites as data: the quickstart's tasks under the quickstart's protocol. It imports no simulator.
+
+The numbers are those of configs/datasets/metaworld.yaml and configs/robots/metaworld_sawyer.yaml, which a test
+compares; the worker process that reads this file has no YAML.
+"""
+
+from __future__ import annotations
+
+from prts_core.contract import Camera, Contract, Dimension
+from prts_core.sim.suite import SuiteSpec, Task
+
+ACTION_REPEAT = 2  # simulator steps (80 a second) that one action is held
+START_JITTER = 14  # centimetres, see sim/metaworld.py
+IMAGE_SIZE = 64
+
+CONTRACT = Contract(
+    embodiment="metaworld_sawyer",
+    control_hz=80.0 / ACTION_REPEAT,
+    state=(
+        Dimension("hand_x", "m"),
+        Dimension("hand_y", "m"),
+        Dimension("hand_z", "m"),
+        Dimension("gripper_opening", "1"),
+    ),
+    action=(
+        Dimension("hand_dx", "cm per simulator step"),
+        Dimension("hand_dy", "cm per simulator step"),
+        Dimension("hand_dz", "cm per simulator step"),
+        Dimension("gripper_effort", "1"),
+    ),
+    cameras=(
+        Camera("observation.images.top", "Camera top", IMAGE_SIZE, IMAGE_SIZE),
+        Camera("observation.images.wrist", "Camera wrist", IMAGE_SIZE, IMAGE_SIZE),
+    ),
+    rotation="none",
+    gripper="-1 opens, +1 closes",
+)
+# (task, sentence, simulator steps: twice the expert's mean)
+_TASKS = (
+    ("faucet-open", "open the faucet", 116),
+    ("faucet-close", "close the faucet", 124),
+    ("window-open", "open the window", 168),
+    ("window-close", "close the window", 168),
+    ("button-press-topdown", "press the button", 128),
+    ("button-press-topdown-wall", "press the walled button", 112),
+)
+
+
+def suites() -> dict[str, SuiteSpec]:
+    """A reset draws the scene from seed + initial_state, so that initial states 0, 1, 2, ... of the suite's seed are
+    the episodes of the quickstart's benchmark."""
+    return {
+        "metaworld": SuiteSpec(
+            name="metaworld",
+            family="metaworld",
+            tasks=tuple(Task(name, text, 0, steps // ACTION_REPEAT) for name, text, steps in _TASKS),
+            contract=CONTRACT,
+            settle_steps=0,
+            settle_action=(0.0, 0.0, 0.0, -1.0),
+            image_rotation=0,
+            episodes_per_task=50,
+            seed=90_000,
+            source="Meta-World 3.1.1 (Yu et al. 2019, arXiv:1910.10897); protocol of configs/quickstart.yaml",
+        )
+    }
