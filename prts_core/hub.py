@@ -17,8 +17,11 @@ from prts_core.files import digest_bytes, digest_file, digest_value
 _SAMPLE = 4096  # bytes
 
 
-def local_folder(source: str | Path, patterns: Sequence[str], revision: str | None = None) -> Path:
+def local_folder(
+    source: str | Path, patterns: Sequence[str], revision: str | None = None, repo_type: str = "model"
+) -> Path:
     """`source`: a folder, or a hub id `owner/name`, whose files matching `patterns` are fetched into the user's cache.
+    repo_type: of the hub's: model or dataset.
 
     Raises CheckpointError where neither is to be had, with what the hub's client said.
     """
@@ -35,10 +38,14 @@ def local_folder(source: str | Path, patterns: Sequence[str], revision: str | No
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(source), revision=revision, allow_patterns=list(patterns)))
+        fetched = snapshot_download(
+            str(source), revision=revision, allow_patterns=list(patterns), repo_type=repo_type
+        )  # fmt: skip
+        return Path(fetched)
     except (OSError, ValueError) as err:  # the hub's own errors, and its client's, are of these two
         raise CheckpointError(
-            "The checkpoint is neither a folder here nor can it be fetched from the hub", file=source,
+            f"The {'checkpoint' if repo_type == 'model' else repo_type} is neither a folder here nor can it be fetched "
+            "from the hub", file=source,
             found=f"{type(err).__name__}: {err}"[:300], cure="download it where there is a network and give its folder",
         ) from err  # fmt: skip
 

@@ -15,6 +15,7 @@ from prts_core.sim.suite import SuiteSpec, Task
 # Family -> its suites. Written down, because a family's own list may need its simulator's files.
 FAMILIES: dict[str, tuple[str, ...]] = {
     "metaworld": ("metaworld",),
+    "libero": ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90", "libero_130"),
 }
 PARTS = ("spec", "environment", "install", "expert")
 

@@ -1,0 +1,259 @@
+"""Installing LIBERO into a home of its own: pinned packages, linked assets, converted initial states, a self-check.
+
+It does not know workers, policies or the main environment, of which it uses nothing but the Python that makes the venv.
+Every step leaves a mark when it is done, so that an interrupted installation goes on where it was; installed.json is
+written last and names what was checked.
+
+    <home>/venv/            packages, all pinned and none resolved: LIBERO's own pins would bring CUDA builds of torch,
+                            which only its list of tasks and its trainer import, and neither is imported here
+    <home>/assets           link to the folder of meshes and textures
+    <home>/config/          LIBERO's config.yaml; without one it asks on stdin
+    <home>/init_states/     <suite>/<task>.npz, converted once
+    <home>/tasks.json       names, sentences, counts and digests
+"""
+
+from __future__ import annotations
+
+import ast
+import fcntl
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prts_core.errors import ConfigError, DataError, SimulatorError, UnavailableError
+from prts_core.files import atomic_path, digest_file, digest_value, read_json, write_json, write_text
+from prts_core.progress import track
+from prts_core.sim.homes import Home, code_folder
+from prts_core.sim.suites.libero.environment import states_digest
+from prts_core.sim.suites.libero.init_states import read_init_states
+from prts_core.sim.suites.libero.spec import MAX_STEPS
+
+FORMAT = 1  # of what a home holds; another one is built anew
+PINS = (
+    "hf-libero==0.1.4", "robosuite==1.4.0", "bddl==1.0.1", "mujoco==3.3.0", "numpy==2.4.6", "numba==0.68.1",
+    "llvmlite==0.50.0", "scipy==1.17.1", "opencv-python-headless==5.0.0.93", "pillow==13.0.0", "matplotlib==3.11.2",
+    "contourpy==1.3.3", "cycler==0.12.1", "fonttools==4.68.0", "kiwisolver==1.5.1", "packaging==26.3",
+    "pyparsing==3.3.3", "python-dateutil==4.0.0", "tzdata==2026.6", "gymnasium==1.4.0", "Farama-Notifications==0.0.6",
+    "cloudpickle==3.1.2", "typing_extensions==4.16.0", "easydict==1.14", "future==1.0.0", "PyYAML==6.0.3",
+    "termcolor==3.3.0", "msgpack==1.2.4", "absl-py==2.5.1", "etils==1.15.0", "fsspec==2026.9.0", "zipp==4.1.2",
+    "glfw==2.11.0", "PyOpenGL==3.1.10",
+)  # fmt: skip
+ASSETS_REPOSITORY = "lerobot/libero-assets"  # a dataset of the hub
+ASSET_FOLDERS = (
+    "articulated_objects", "scenes", "stable_hope_objects", "stable_scanned_objects", "textures", "turbosquid_objects",
+)  # fmt: skip
+STANDINS_NOTE = "STANDINS.md"  # a folder of assets that holds it says with it that they are not all LIBERO's own
+STANDINS = "stand-in assets"
+CHECK_SECONDS = 600.0
+
+
+def install(home: Home, assets: str | None = None) -> dict[str, Any]:
+    """Install, or go on, or find everything done; what installed.json says.
+
+    assets: a folder; none: $PRTS_SHARED/data/libero_assets, else what is already linked, else the hub. Raises
+    UnavailableError where packages or assets cannot be had, DataError for files that are not what they should be,
+    SimulatorError where the self-check fails.
+    """
+    with _locked(home):
+        folder = _assets(home, assets)
+        wanted = _wanted(folder)
+        found = home.installed()
+        if found is not None and all(found.get(key) == value for key, value in wanted.items()):
+            return found
+        home.record.unlink(missing_ok=True)
+        _packages(home)
+        _link(home.path / "assets", folder)
+        _link(_package(home) / "assets", home.path / "assets")
+        _configure(home)
+        _convert(home)
+        report = check(home)
+        record = wanted | {"self_check": report, "installed": datetime.now(UTC).isoformat(timespec="seconds")}
+        write_json(home.record, record)
+        return record
+
+
+def check(home: Home) -> dict[str, Any]:
+    """The self-check in the simulator's own Python: one task is made, reset, stepped and rendered, compared with itself
+    after another episode and with LIBERO's own environment. SimulatorError with what it said where it fails."""
+    variables = {
+        key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV", "LIBERO"))
+    }
+    backend = os.environ.get("MUJOCO_GL") or "egl"
+    variables |= {
+        "PYTHONPATH": str(code_folder(home.python)), "PYTHONNOUSERSITE": "1", "OMP_NUM_THREADS": "1",
+        "MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend,
+    }  # fmt: skip
+    command = [str(home.python), "-m", "prts_core.sim.suites.libero.check", str(home.path)]
+    try:
+        done = subprocess.run(
+            command, env=variables, capture_output=True, text=True, check=False, timeout=CHECK_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired) as err:
+        raise SimulatorError("LIBERO's self-check did not finish", file=home.path, found=str(err)[-500:]) from err
+    report = done.stdout.strip().rpartition("\n")[2]
+    if done.returncode or not report.startswith("{"):
+        raise SimulatorError(
+            "LIBERO does not pass its self-check", file=home.path, found=(done.stdout + done.stderr).strip()[-1500:],
+            cure="where it is a library of OpenGL: apt-get install libegl1 libgl1 libosmesa6, or MUJOCO_GL=osmesa",
+        )  # fmt: skip
+    return json.loads(report)
+
+
+@contextmanager
+def _locked(home: Home) -> Iterator[None]:
+    """Two installations at once would build into one folder."""
+    home.path.mkdir(parents=True, exist_ok=True)
+    with (home.path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _wanted(assets: Path) -> dict[str, Any]:
+    """What makes an installation this one."""
+    return {
+        "format": FORMAT,
+        "pins": dict(pin.split("==") for pin in PINS),
+        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "assets": str(assets),
+        "standins": STANDINS if (assets / STANDINS_NOTE).is_file() else "",
+        "standins_digest": digest_file(assets / STANDINS_NOTE) if (assets / STANDINS_NOTE).is_file() else "",
+    }
+
+
+def _assets(home: Home, given: str | None) -> Path:
+    from prts_core.config.load import shared_folder
+    from prts_core.hub import local_folder
+
+    linked = home.path / "assets"
+    shared = shared_folder() / "data" / "libero_assets"
+    if given is not None:
+        folder = Path(given).expanduser()
+        if not folder.is_dir():
+            raise ConfigError("There is no such folder of assets", field="--assets", found=given)
+    elif shared.is_dir():
+        folder = shared
+    elif linked.is_dir():
+        folder = linked
+    else:
+        try:
+            folder = local_folder(ASSETS_REPOSITORY, ["*"], repo_type="dataset")
+        except ValueError as err:
+            raise UnavailableError(
+                "LIBERO's assets are neither here nor can they be fetched", found=str(err)[:400],
+                cure="prts sim install libero --assets FOLDER, a copy of the assets that LIBERO ships",
+            ) from err  # fmt: skip
+    folder = folder.resolve()
+    missing = [name for name in ASSET_FOLDERS if not (folder / name).is_dir()]
+    if missing:
+        raise DataError(
+            "A folder of assets is not LIBERO's", file=folder, field=missing[0], found="missing",
+            expected=", ".join(ASSET_FOLDERS),
+        )  # fmt: skip
+    return folder
+
+
+def _packages(home: Home) -> None:
+    place, mark = home.path / "venv", home.path / "venv" / "finished"
+    made_from = digest_value({"pins": PINS, "python": sys.version})
+    if mark.is_file() and mark.read_text() == made_from:
+        return
+    print(f"LIBERO: {len(PINS)} packages into {place}", file=sys.stderr, flush=True)
+    shutil.rmtree(place, ignore_errors=True)
+    venv.create(place, with_pip=False)  # our own pip installs into it: a second one costs ten seconds
+    pip = [sys.executable, "-m", "pip", "--python", str(home.python), "--disable-pip-version-check"]
+    done = subprocess.run(
+        [*pip, "install", "--quiet", "--no-deps", *PINS], capture_output=True, text=True, check=False
+    )  # fmt: skip
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if not line.startswith("WARNING")]
+        raise UnavailableError(
+            "LIBERO's packages cannot be installed", file=place, found="\n".join(lines)[-800:],
+            cure="run the same command where there is a network or a mirror of the package index",
+        )  # fmt: skip
+    write_text(mark, made_from)
+
+
+def _package(home: Home) -> Path:
+    """<site-packages>/libero/libero."""
+    (found,) = (home.path / "venv" / "lib").glob("python3.*/site-packages/libero/libero")
+    return found
+
+
+def _link(link: Path, target: Path) -> None:
+    if link == target or (link.is_symlink() and link.readlink() == target):
+        return
+    partial = link.with_name(f".{link.name}-{os.getpid()}")
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(target, target_is_directory=True)
+    partial.replace(link)
+
+
+def _configure(home: Home) -> None:
+    package = _package(home)
+    folders = {
+        "benchmark_root": package,
+        "bddl_files": package / "bddl_files",
+        "init_states": package / "init_files",
+        "datasets": home.path / "datasets",
+        "assets": home.path / "assets",
+    }
+    write_text(
+        home.path / "config" / "config.yaml",
+        "".join(f"{key}: {json.dumps(str(value))}\n" for key, value in folders.items()),
+    )
+
+
+def _convert(home: Home) -> None:
+    """Initial states as .npz and tasks.json; the digest of what a file was made from says whether it stands."""
+    package = _package(home)
+    before = read_json(home.path / "tasks.json")["tasks"] if (home.path / "tasks.json").is_file() else {}
+    tasks: dict[str, dict[str, Any]] = {}
+    names = [(folder, name) for folder, names in task_names(package).items() for name in names]
+    for folder, name in track(names, what="LIBERO: initial states"):
+        source = package / "init_files" / folder / f"{name}.pruned_init"
+        path = home.path / "init_states" / folder / f"{name}.npz"
+        made_from = digest_file(source)
+        if before.get(name, {}).get("source") == made_from and path.is_file():
+            tasks[name] = before[name]
+            continue
+        states = read_init_states(source)
+        content = io.BytesIO()
+        np.savez(content, states=states)
+        with atomic_path(path) as partial:
+            partial.write_bytes(content.getvalue())
+        tasks[name] = {
+            "folder": folder,
+            "instruction": instruction(name),
+            "initial_states": len(states),
+            "digest": states_digest(states),
+            "source": made_from,
+        }
+    write_json(home.path / "tasks.json", {"order": list(tasks), "tasks": tasks})
+
+
+def task_names(package: Path) -> dict[str, list[str]]:
+    """{suite: names in LIBERO's order}, read from its source as data: importing it would import torch."""
+    path = package / "benchmark" / "libero_suite_task_map.py"
+    try:
+        (assigned,) = (node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Assign))
+        found = ast.literal_eval(assigned.value)
+        return {folder: [str(name) for name in found[folder]] for folder in MAX_STEPS}
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError) as err:
+        raise DataError("LIBERO's list of tasks is not what it was", file=path, found=str(err)[:200]) from err
+
+
+def instruction(name: str) -> str:
+    """The sentence in a task's name: KITCHEN_SCENE10_close_the_drawer -> close the drawer."""
+    return re.sub(r"^[A-Z_]+SCENE\d+_", "", name).replace("_", " ")
