@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import sys
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import prts_core
 from prts_core.errors import UnavailableError
 from prts_core.files import read_json
-from prts_core.sim.suites import family_of, part
+from prts_core.sim.suites import part
 
 
 def cache() -> Path:
@@ -90,12 +89,3 @@ def code_folder(python: Path) -> Path:
         partial.symlink_to(package, target_is_directory=True)
         partial.replace(link)
     return folder
-
-
-def settings_of(family: str) -> Mapping[str, Any]:
-    """The `make` settings of an installed family: what its install.py's `settings()` says, else none."""
-    made = getattr(part(family, "install"), "settings", None)
-    return made() if made else {}
-
-
-__all__ = ["Home", "cache", "code_folder", "family_of", "in_main_environment", "interpreter", "settings_of"]

@@ -34,9 +34,11 @@ from typing import Any
 from prts_core.errors import SimulatorError
 from prts_core.sim import homes, protocol
 from prts_core.sim.protocol import Frames, Message
+from prts_core.sim.suites import family_of
 
 START_ATTEMPTS = 3
 LAST_WORDS = 2000  # characters of a worker's stderr shown in an error
+ARRIVAL_SECONDS = 10.0  # between two pieces of one reply, which waits in the worker while nobody reads
 EXIT_SECONDS = 2.0  # that a worker which closed its socket is given to say why
 LOG_BYTES = 2**20  # of a worker's output kept on disk
 THREAD_VARIABLES = (
@@ -118,8 +120,8 @@ def launch_for(suite: str, **changes: Any) -> Launch:
 
     UnavailableError where its simulator is not installed.
     """
-    family = homes.family_of(suite)
-    return replace(Launch(family, homes.interpreter(family), homes.settings_of(family)), **changes)
+    family = family_of(suite)
+    return replace(Launch(family, homes.interpreter(family)), **changes)
 
 
 class Worker:
@@ -159,6 +161,7 @@ class Worker:
         data = self.socket.recv(1 << 20)
         if not data:
             raise EOFError
+        self.deadline = max(self.deadline, time.monotonic() + ARRIVAL_SECONDS)
         replies = []
         for message in self.frames.feed(data):
             if not self.awaited:
@@ -343,7 +346,8 @@ class Pool:
         for worker in self.workers:
             if worker is not None:
                 self.selector.unregister(worker.socket)
-                worker.socket.shutdown(socket.SHUT_RDWR)
+                with suppress(OSError):  # it is dead already
+                    worker.socket.shutdown(socket.SHUT_RDWR)
         until = time.monotonic() + self.launch.timeouts.close
         for lane, worker in enumerate(self.workers):
             if worker is not None:

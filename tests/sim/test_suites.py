@@ -1,0 +1,170 @@
+"""Families of suites: the same files each, importable in a simulator's own environment, and Meta-World's as data."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prts_core.config.load import check, read_yaml
+from prts_core.config.schema import DatasetConfig, MetaworldSource, RobotConfig
+from prts_core.data.embodiment import build_contract
+from prts_core.errors import ConfigError, MissingExtraError, UnavailableError
+from prts_core.sim import protocol
+from prts_core.sim.pool import Pool, launch_for
+from prts_core.sim.suite import EpisodeKey
+from prts_core.sim.suites import FAMILIES, PARTS, family_of, part, suite, task_of
+from prts_core.sim.suites.metaworld import spec as metaworld
+
+ROOT = Path(__file__).parents[2]
+SUITES = ROOT / "prts_core" / "sim" / "suites"
+MAY_IMPORT = ("numpy", "msgpack", "h5py", "prts_core")
+NOT_YET = {"expert"}
+SIMULATORS = ("mujoco", "metaworld", "gymnasium", "robosuite", "bddl", "libero", "scipy", "glfw", "OpenGL")
+
+
+def test_every_family_has_the_same_files():
+    folders = {folder.name for folder in SUITES.iterdir() if (folder / "__init__.py").is_file()}
+    assert folders == set(FAMILIES)
+    for folder in folders:
+        missing = {name for name in PARTS if not (SUITES / folder / f"{name}.py").is_file()}
+        assert missing <= NOT_YET, folder
+    names = [name for family in FAMILIES.values() for name in family]
+    assert len(names) == len(set(names)), "a suite belongs to one family"
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_familys_suites_are_those_it_is_listed_with(family: str):
+    for name, wanted in {"spec": "suites", "environment": "make", "install": "install"}.items():
+        assert callable(getattr(part(family, name), wanted)), f"{family}/{name}.py lacks {wanted}"
+    try:
+        suites = part(family, "spec").suites()
+    except UnavailableError as err:
+        pytest.skip(str(err))
+    assert tuple(suites) == FAMILIES[family]
+    for name, found in suites.items():
+        assert (found.name, found.family) == (name, family) and found.tasks
+        assert len({task.name for task in found.tasks}) == len(found.tasks), "a task's name is its key"
+        assert len(found.settle_action) == len(found.contract.action)
+        assert all(task.max_steps > 0 and task.instruction for task in found.tasks)
+
+
+def test_the_worker_needs_numpy_msgpack_and_its_simulator_only():
+    """Everything else is taken away, then the worker and each family are imported."""
+    modules = [
+        "prts_core.sim.worker",
+        *(f"prts_core.sim.suites.{f}.{p}" for f in FAMILIES for p in PARTS if p not in NOT_YET),
+    ]
+    script = f"""
+import importlib, sys
+from importlib.machinery import PathFinder
+
+class Absent(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        there = name.split(".")[0] in {MAY_IMPORT!r} or name.split(".")[0] in sys.stdlib_module_names
+        return super().find_spec(name, path, target) if there else None
+
+sys.path.insert(0, {str(ROOT)!r})
+sys.meta_path = [Absent if finder is PathFinder else finder for finder in sys.meta_path
+                 if "editable" not in str(finder).lower()]
+faults = []
+for name in {modules!r}:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as err:
+        if (err.name or "").split(".")[0] not in {SIMULATORS!r}:
+            faults.append(f"{{name}}: {{err}}")
+print("\\n".join(faults))
+sys.exit(bool(faults))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+
+
+def test_names_are_looked_up_with_a_suggestion():
+    assert family_of("metaworld") == "metaworld" and family_of("a.b:c") == "a.b"
+    with pytest.raises(ConfigError, match="did you mean 'metaworld'"):
+        suite("metaword")
+    with pytest.raises(ConfigError, match="did you mean 'faucet-open'"):
+        task_of(suite("metaworld"), "faucet-opem")
+    assert suite("tests.fixtures.toy_family:toy").name == "toy"
+
+
+def test_metaworld_is_the_quickstarts():
+    """Tasks, sentences, limits and what the numbers mean: a policy of the quickstart meets its own protocol."""
+    dataset = check(DatasetConfig, read_yaml(ROOT / "configs/datasets/metaworld.yaml"), "metaworld.yaml")
+    robot = check(RobotConfig, read_yaml(ROOT / "configs/robots/metaworld_sawyer.yaml"), "metaworld_sawyer.yaml")
+    source, spec = dataset.source, suite("metaworld")
+    assert isinstance(source, MetaworldSource)
+    assert (source.start_jitter, source.action_repeat) == (metaworld.START_JITTER, metaworld.ACTION_REPEAT)
+    assert [(t.name, t.instruction, t.max_steps) for t in spec.tasks] == [
+        (t.name, t.instruction, t.max_steps // source.action_repeat) for t in source.tasks
+    ]
+    size = (source.image_size, source.image_size)
+    made = build_contract(
+        dataset="metaworld", robot=robot, robot_type=None, control_hz=80 / source.action_repeat, state_names=None,
+        state_width=4, action_names=None, action_width=4,
+        cameras={"observation.images.top": size, "observation.images.wrist": size},
+    )  # fmt: skip
+    assert spec.contract == made
+
+
+@pytest.fixture(scope="module")
+def pool():
+    pytest.importorskip("metaworld", reason="pip install 'prts[sim]'")
+    with Pool(launch_for("metaworld"), 2) as made:
+        yield made
+
+
+def run(pool: Pool, lane: int, key: EpisodeKey) -> bytes:
+    """All that an episode of fixed actions shows and leaves behind, as bytes."""
+    actions = np.random.default_rng(5).uniform(-1.0, 1.0, (6, 4)).astype(np.float32)
+    seen = pool.ask(lane, protocol.reset(key))["observation"]
+    first = pool.ask(lane, protocol.step(actions, look=False))
+    after = pool.ask(lane, protocol.step(actions))["observation"]
+    state = pool.ask(lane, protocol.state())["state"]
+    parts = [*seen.values(), first["rewards"], *after.values(), state]
+    return b"".join(np.ascontiguousarray(one).tobytes() for one in parts)
+
+
+@pytest.mark.parametrize("task", ["faucet-open", "button-press-topdown-wall"])
+def test_metaworld_repeats_to_the_bit(pool: Pool, task: str):
+    """In another process, and after other episodes of this and another task."""
+    key = EpisodeKey("metaworld", task, 3, 90_000)
+    alone = run(pool, 0, key)
+    for other in (EpisodeKey("metaworld", task, 8, 90_000), EpisodeKey("metaworld", "window-close", 0, 4)):
+        run(pool, 1, other)
+    pool.ask(1, protocol.demonstrate(EpisodeKey("metaworld", task, 9, 90_000), images=False))
+    assert run(pool, 1, key) == alone and run(pool, 0, key) == alone
+    assert run(pool, 0, EpisodeKey("metaworld", task, 4, 90_000)) != alone
+
+
+def test_metaworlds_expert_in_a_worker(pool: Pool):
+    key = EpisodeKey("metaworld", "faucet-open", 0, 90_000)
+    made = pool.ask(0, protocol.demonstrate(key, noise=0.1, tail_steps=4, images=False))
+    assert made["success_row"] is not None and len(made["actions"]) == made["success_row"] + 5
+    assert len(set(made["phases"])) > 1
+    replay = pool.ask(1, protocol.reset(key, look=False)) and pool.ask(1, protocol.step(made["executed"], look=False))
+    assert replay["successes"].tolist().index(True) == made["success_row"], "executed actions are what was executed"
+
+
+def test_metaworlds_perturbation(pool: Pool):
+    key = EpisodeKey("metaworld", "faucet-open", 0, 90_000)
+    states = []
+    for perturbation in ({}, {"start_jitter": 14}, {"start_jitter": 0}):
+        pool.ask(0, protocol.reset(key, perturbation=perturbation, look=False))
+        states.append(pool.ask(0, protocol.state())["state"].tobytes())
+    assert states[0] == states[1] != states[2]
+
+
+def test_an_install_that_lacks_its_packages_says_so(monkeypatch: pytest.MonkeyPatch):
+    from prts_core.sim.homes import Home
+
+    monkeypatch.setitem(sys.modules, "metaworld", None)
+    with pytest.raises(MissingExtraError, match=r"prts\[sim\]"):
+        importlib.import_module("prts_core.sim.suites.metaworld.install").install(Home("metaworld"))
