@@ -8,17 +8,11 @@ It does not know formats: kinds are registered in prts_core.data.convert.source.
 from __future__ import annotations
 
 import argparse
-import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from prts_core.errors import ConfigError, lookup
-
-if TYPE_CHECKING:
-    from prts_core.config.schema import RobotConfig, VideoConfig
-    from prts_core.contract import Contract
 
 WORKERS = 2
 
@@ -34,6 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format", choices=("v2.1", "v3.0"), default="v2.1", help="of LeRobot; v3.0 takes --source lerobot_v21"
     )
     group.add_argument(
+        "--reencode", action="store_true",
+        help="of --source lerobot_v30: encode the episodes that cannot be cut as they are (default: refuse them)",
+    )  # fmt: skip
+    group.add_argument(
         "--workers", type=int, default=WORKERS, help="episodes at a time (default: %(default)s); --set video.codec=..."
     )
 
@@ -45,10 +43,12 @@ def wanted(args: argparse.Namespace) -> bool:
 def main(args: argparse.Namespace) -> int:
     from prts_core.config.load import check, merge, parse_overrides, read_yaml
     from prts_core.config.schema import RobotConfig, VideoConfig
+    from prts_core.data.convert.mapping import load_mapping
+    from prts_core.data.convert.run import convert_any
     from prts_core.data.convert.source import DATASETS, SOURCES
     from prts_core.data.lerobot_v21.schema import read_info
 
-    kind = lookup(SOURCES | DATASETS, args.source or "", "source")
+    lookup(SOURCES | DATASETS, args.source or "", "source")
     for name, value in (("--from", args.recording), ("--to", args.to)):
         if value is None:
             raise ConfigError(f"prts convert --source needs {name}", field=name)
@@ -63,16 +63,19 @@ def main(args: argparse.Namespace) -> int:
     robot = check(RobotConfig, read_yaml(args.robot), args.robot) if args.robot else None
     if args.format == "v3.0":
         return export(args, work)
-    if args.source in DATASETS:
-        if args.mapping is not None:
-            raise ConfigError(
-                f"A dataset of kind {args.source!r} says itself what its numbers mean", field="--mapping",
-                found=str(args.mapping), cure="leave --mapping out",
-            )  # fmt: skip
-        take_over = importlib.import_module(kind).take_over
-        contract = take_over(args.recording, args.to, work, dataset=args.to.name, robot=robot, workers=args.workers)
-    else:
-        contract = convert_mapped(args, work, robot, video)
+    mapping = load_mapping(args.mapping) if args.mapping else None
+    if robot is None and mapping is not None and mapping.embodiment_tag is not None:
+        path = args.mapping.parent.parent / "robots" / f"{mapping.embodiment_tag}.yaml"
+        robot = check(RobotConfig, read_yaml(path), path)
+    if args.reencode and args.source != "lerobot_v30":
+        raise ConfigError(
+            "Only episodes of LeRobot v3.0 are cut out of longer videos", field="--reencode", found=args.source,
+            expected="--source lerobot_v30", cure="leave --reencode out: other recordings are encoded in any case",
+        )  # fmt: skip
+    contract = convert_any(
+        args.source, args.recording, args.to, work, mapping=mapping, dataset=args.to.name, robot=robot, video=video,
+        workers=args.workers, reencode=args.reencode,
+    )  # fmt: skip
     info = read_info(args.to)
     console = Console(soft_wrap=True)
     console.print(
@@ -94,32 +97,6 @@ def export(args: argparse.Namespace, work: Path) -> int:
     export(args.recording, args.to, work, workers=args.workers)
     Console(soft_wrap=True).print(f"{args.to}: LeRobot v3.0", highlight=False, markup=False)
     return 0
-
-
-def convert_mapped(args: argparse.Namespace, work: Path, robot: RobotConfig | None, video: VideoConfig) -> Contract:
-    from prts_core.config.load import check, read_yaml
-    from prts_core.config.schema import RobotConfig
-    from prts_core.data.convert.mapping import load_mapping
-    from prts_core.data.convert.run import convert
-
-    if args.mapping is None:
-        raise ConfigError(
-            "A recording does not say what its numbers mean", field="--mapping",
-            expected="a file such as those in configs/mappings/", cure="copy the nearest of them and correct its keys",
-        )  # fmt: skip
-    mapping = load_mapping(args.mapping)
-    if mapping.source != args.source:
-        raise ConfigError(
-            "The mapping is for another kind of recording", file=args.mapping, field="source", found=mapping.source,
-            expected=args.source,
-        )  # fmt: skip
-    if robot is None and mapping.embodiment_tag is not None:
-        path = args.mapping.parent.parent / "robots" / f"{mapping.embodiment_tag}.yaml"
-        robot = check(RobotConfig, read_yaml(path), path)
-    return convert(
-        args.recording, args.to, work, mapping=mapping, dataset=args.to.name, robot=robot, video=video,
-        workers=args.workers,
-    )  # fmt: skip
 
 
 def places(recording: Path, to: Path) -> Path:

@@ -15,7 +15,15 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from prts_core.config.schema import DatasetConfig, ImageTextSource, LeRobotSource, Recipe, RobotConfig, SftSection
+from prts_core.config.schema import (
+    DatasetConfig,
+    ImageTextSource,
+    LeRobotSource,
+    Recipe,
+    RecordingSource,
+    RobotConfig,
+    SftSection,
+)
 from prts_core.errors import ConfigError, UnavailableError, lookup, require, suggest
 from prts_core.files import digest_file
 from prts_core.models.config import ModelConfig
@@ -97,8 +105,16 @@ def _allowed(kind: Any, loc: tuple) -> set[str]:
         options = [o for o in (hint, *typing.get_args(hint)) if is_dataclass(o)] or tagged.get(part, [])
         if not options:
             return set()
-        kind, tagged = options[0], {getattr(o, "kind", None): [o] for o in options}
+        kind, tagged = options[0], {tag: [o] for o in options for tag in _tags(o)}
     return {f.name for f in fields(kind)} if is_dataclass(kind) else set()
+
+
+def _tags(option: Any) -> tuple:
+    """The values of its field `kind` that choose `option` among others."""
+    import typing
+
+    own = getattr(option, "kind", None)
+    return (own,) if own is not None else typing.get_args(typing.get_type_hints(option).get("kind"))
 
 
 def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
@@ -139,23 +155,24 @@ def expand(text: str, where: object) -> str:
     return re.sub(r"\$\{(\w+)\}", value, text)
 
 
-def source_root(source: LeRobotSource) -> Path:
-    """The folder of an external dataset. Expanded only when read: configuration digests hold no machine's paths.
+def source_root(source: LeRobotSource | RecordingSource) -> Path:
+    """The folder (of a recording: or file) of an external dataset. Expanded only when read: configuration digests hold
+    no machine's paths.
 
     Of a dataset from the hub: where its download lies, or a path that does not exist. Downloads nothing.
     """
     if source.root is not None:
         return Path(expand(source.root, "the dataset's source.root")).expanduser()
-    assert source.repo_id is not None  # LeRobotSource holds one of the two
+    assert isinstance(source, LeRobotSource) and source.repo_id is not None  # it holds one of the two
     return _hub_snapshot(source.repo_id, download=False) or Path(f"hub:{source.repo_id}")
 
 
-def present_root(dataset: str, source: LeRobotSource) -> Path:
+def present_root(dataset: str, source: LeRobotSource | RecordingSource) -> Path:
     """`source_root`, downloaded from the hub where it has to be, or an UnavailableError that says what is missing."""
     root = source_root(source)
-    if not root.is_dir() and source.root is None and source.repo_id is not None:
+    if isinstance(source, LeRobotSource) and not root.is_dir() and source.root is None and source.repo_id is not None:
         root = _hub_snapshot(source.repo_id, download=True) or root
-    if not root.is_dir():
+    if not (root.is_dir() or (isinstance(source, RecordingSource) and root.is_file())):
         raise UnavailableError(
             f"Dataset {dataset!r} is not on this machine",
             file=source.root or str(root),
@@ -212,6 +229,32 @@ def image_text_paths(source: ImageTextSource) -> tuple[Path, Path | None]:
     )
 
 
+def with_mapping(dataset: DatasetConfig, folder: Path, where: Path) -> DatasetConfig:
+    """`dataset` with the content of the mapping that its recording names, so that another mapping is another stage, and
+    with the robot that the mapping is for. folder: holds mappings/. Other datasets stay as they are."""
+    from prts_core.data.convert.mapping import Mapping, check_mapping, load_mapping
+
+    source = dataset.source
+    if not isinstance(source, RecordingSource) or source.mapping is None:
+        return dataset
+    mapping: Mapping
+    if isinstance(source.mapping, str):
+        mapping = load_mapping(folder / "mappings" / f"{source.mapping}.yaml")
+    else:
+        mapping = check_mapping(source.mapping, where)
+    for field, found, expected in (
+        ("source.kind", source.kind, mapping.source),
+        ("embodiment_tag", dataset.embodiment_tag, mapping.embodiment_tag),
+    ):
+        if expected is not None and found not in (None, expected):
+            raise ConfigError(
+                f"The dataset {dataset.name!r} and its mapping {mapping.name!r} disagree", file=where, field=field,
+                found=found, expected=f"{expected}, as the mapping says", cure="correct one of them",
+            )  # fmt: skip
+    tag = dataset.embodiment_tag or mapping.embodiment_tag
+    return replace(dataset, source=replace(source, mapping=asdict(mapping)), embodiment_tag=tag)
+
+
 def shared_folder() -> Path:
     """Where reference data lies: $PRTS_SHARED, by default the folder `shared` beside the project."""
     return Path(os.environ.get("PRTS_SHARED", DEFAULT_SHARED))
@@ -247,6 +290,7 @@ class Plan:
                 made, more = public.datasets, public.image_text
             else:
                 made, more = (check(DatasetConfig, raw, path),), {}
+            made = tuple(with_mapping(dataset, self.folder, path) for dataset in made)
             for dataset in made:
                 SubtaskMode.parse(dataset.train_subtask, path)
             double = [name for name in (*(d.name for d in made), *more) if name in out or name in image_text]

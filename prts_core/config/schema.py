@@ -7,7 +7,9 @@ A stage's configuration is one of the `*Config` records below, and its digest is
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from prts_core.contract import Normalization, checked_limits
 from prts_core.models.config import ModelConfig
@@ -117,6 +119,35 @@ class LeRobotSource:
 
 
 @dataclass(frozen=True)
+class RecordingSource:
+    """A recording made elsewhere, of any kind that `prts convert --source` takes (prts_core.data.convert.source).
+
+    root: its folder or file; may hold environment variables. mapping: what its keys mean, by the name of a file of
+    configs/mappings or written out here; lerobot_v30, which says itself what its numbers mean, takes none. workers:
+    episodes at a time. reencode: of lerobot_v30, encode episodes anew (with `video`) that cannot be cut as they are.
+    """
+
+    __pydantic_config__ = FORBID_EXTRA
+    kind: Literal["robomimic", "aloha", "rollouts", "rlds", "mcap", "lerobot_v30"]
+    root: str
+    mapping: str | dict[str, Any] | None = None
+    workers: int = 2
+    reencode: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.root:
+            raise ValueError("give root, the recording's folder or file")
+        if (self.mapping is None) != (self.kind == "lerobot_v30"):
+            wanted = "none" if self.kind == "lerobot_v30" else "one: the name of a file of configs/mappings"
+            raise ValueError(f"mapping: a source of kind {self.kind!r} takes {wanted}")
+        if self.reencode and self.kind != "lerobot_v30":
+            raise ValueError("reencode belongs to kind lerobot_v30; other recordings are encoded in any case")
+
+
+Source = Annotated[MetaworldSource | LeRobotSource | RecordingSource, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True)
 class VideoConfig:
     """How converted images are encoded. `crf` and `gop` are the codec's own constant rate factor and keyframe
     distance. tune: libx264 spends its bits on the pixels that a network sees ("psnr"), or on what pleases the eye
@@ -135,14 +166,15 @@ class VideoConfig:
 class DatasetConfig:
     """`configs/datasets/<name>.yaml`: where one dataset comes from and which robot it shows.
 
-    embodiment_tag none: the contract is inferred from the dataset's own names. sft: changes to the recipe's `sft`.
-    train_subtask: false, true, "mixture:W" or "cumulate" (prts_core.data.subtasks). weight: share in a mixture that the
-    recipe does not spell out. state_relative: false trains absolute actions whatever the robot's YAML says.
+    embodiment_tag none: the mapping's, else the contract is inferred from the dataset's own names. sft: changes to the
+    recipe's `sft`. train_subtask: false, true, "mixture:W" or "cumulate" (prts_core.data.subtasks). weight: share in a
+    mixture that the recipe does not spell out. state_relative: false trains absolute actions whatever the robot's YAML
+    says.
     """
 
     __pydantic_config__ = FORBID_EXTRA
     name: str
-    source: MetaworldSource | LeRobotSource
+    source: Source
     embodiment_tag: str | None = None
     video: VideoConfig = field(default_factory=VideoConfig)
     sft: dict[str, object] = field(default_factory=dict)
@@ -175,14 +207,14 @@ class ImageTextSource:
 class CollectConfig:
     __pydantic_config__ = FORBID_EXTRA
     dataset: str
-    source: MetaworldSource | LeRobotSource
+    source: Source
 
 
 @dataclass(frozen=True)
 class ConvertConfig:
     __pydantic_config__ = FORBID_EXTRA
     dataset: str
-    source: MetaworldSource | LeRobotSource
+    source: Source
     robot: RobotConfig | None
     video: VideoConfig
 
@@ -320,7 +352,7 @@ class BenchmarkSection:
 class BenchmarkConfig(BenchmarkSection):
     __pydantic_config__ = FORBID_EXTRA
     dataset: str
-    source: MetaworldSource | LeRobotSource
+    source: Source
 
 
 @dataclass(frozen=True)

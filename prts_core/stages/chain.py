@@ -6,6 +6,7 @@ It imports no stage's code until the stage runs, so that `prts --help` and the s
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from prts_core.config.schema import (
     ConvertConfig,
     PackageConfig,
     PretrainConfig,
+    RecordingSource,
     SftConfig,
     StatsConfig,
     SubtaskConfig,
@@ -52,8 +54,12 @@ def _dataset(plan: Plan, partition: str | None):
 
 
 def _collect_config(plan: Plan, partition: str | None) -> CollectConfig:
+    """What a recording's keys mean is no matter of which files it has: another mapping lists nothing anew."""
     dataset = _dataset(plan, partition)
-    return CollectConfig(dataset=dataset.name, source=dataset.source)
+    source = dataset.source
+    if isinstance(source, RecordingSource) and source.mapping is not None:
+        source = replace(source, mapping={})
+    return CollectConfig(dataset=dataset.name, source=source)
 
 
 def _convert_config(plan: Plan, partition: str | None) -> ConvertConfig:

@@ -1,4 +1,4 @@
-"""Stage collect: scripted experts into raw HDF5; for a dataset recorded by others, the list of its files and digests.
+"""Stage collect: scripted experts into raw HDF5; of a recording or dataset made elsewhere, the list of its files.
 
 Files that are whole are kept across interruptions: each is written under a temporary name and renamed.
 """
@@ -9,7 +9,8 @@ import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from prts_core.config.load import present_root
-from prts_core.config.schema import CollectConfig, LeRobotSource
+from prts_core.config.schema import CollectConfig, MetaworldSource
+from prts_core.data.convert.listed import list_files
 from prts_core.files import list_tree, read_json, write_json
 from prts_core.manifest import Manifest
 from prts_core.progress import track
@@ -18,9 +19,8 @@ from prts_core.stages.base import StageContext, StageResult
 
 def collect(config: CollectConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
     source = config.source
-    if isinstance(source, LeRobotSource):
-        root = present_root(config.dataset, source)
-        files = list_tree(root)
+    if not isinstance(source, MetaworldSource):
+        files = list_files(present_root(config.dataset, source))
         write_json(context.output / "files.json", files)
         return StageResult({"files": len(files), "bytes": sum(f["size"] for f in files)}, artifacts=("files.json",))
 

@@ -5,11 +5,17 @@ Finished episodes are kept across interruptions: their records lie in the work f
 
 from __future__ import annotations
 
+from typing import Any
+
 from prts_core.config.load import present_root
-from prts_core.config.schema import ConvertConfig, LeRobotSource
+from prts_core.config.schema import ConvertConfig, LeRobotSource, RecordingSource
+from prts_core.contract import Contract
 from prts_core.data.convert.lerobot_v21 import import_dataset
+from prts_core.data.convert.listed import refuse_other
+from prts_core.data.convert.mapping import check_mapping
 from prts_core.data.convert.robomimic import native_mapping
 from prts_core.data.convert.run import convert as convert_recording
+from prts_core.data.convert.run import convert_any
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.files import read_json
 from prts_core.manifest import Manifest
@@ -21,7 +27,9 @@ SIMULATOR_HZ = 80.0  # Meta-World steps a second; a row is `action_repeat` steps
 def convert(config: ConvertConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
     """Write <output> as a LeRobot v2.1 dataset with meta/contract.json."""
     raw = inputs["collect"].folder(context.outputs)
-    if isinstance(config.source, LeRobotSource):
+    if isinstance(config.source, RecordingSource):
+        contract = _convert_recording(config, config.source, read_json(raw / "files.json"), context)
+    elif isinstance(config.source, LeRobotSource):
         contract = import_dataset(
             present_root(config.dataset, config.source),
             context.output,
@@ -52,4 +60,25 @@ def convert(config: ConvertConfig, inputs: dict[str, Manifest], context: StageCo
         },
         contracts={config.dataset: contract.fingerprint},
         artifacts=("meta/info.json", "meta/contract.json"),
+    )
+
+
+def _convert_recording(
+    config: ConvertConfig, source: RecordingSource, listed: list[dict[str, Any]], context: StageContext
+) -> Contract:
+    """A recording made elsewhere, whose files are still those that collect listed."""
+    root = present_root(config.dataset, source)
+    refuse_other(root, listed)
+    assert not isinstance(source.mapping, str), "the plan has read the mapping that the dataset names"
+    return convert_any(
+        source.kind,
+        root,
+        context.output,
+        context.work / "episodes",
+        mapping=None if source.mapping is None else check_mapping(source.mapping, config.dataset),
+        dataset=config.dataset,
+        robot=config.robot,
+        video=config.video,
+        workers=source.workers,
+        reencode=source.reencode,
     )

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from prts_core.config.schema import LeRobotSource, RobotConfig
 from prts_core.contract import Contract
+from prts_core.data.convert.listed import refuse_changed
 from prts_core.data.embodiment import build_contract
 from prts_core.data.lerobot_v21.reader import LeRobotDataset, read_parquet
 from prts_core.data.lerobot_v21.schema import ACTION, CHUNKS_SIZE, DATA_PATH, STATE, VIDEO_PATH, Info
@@ -64,7 +65,7 @@ def import_dataset(
     files = [path for episode in chosen for path in info.episode_files(episode)]
     _complete(root, files)
     if listed is not None:
-        _unchanged(root, [*files, *_meta_files(root)], listed)
+        refuse_changed(root, [*files, *_meta_files(root)], listed)
 
     start, kept, stats = 0, [], []
     raw_rows = read_jsonl(root / "meta" / "episodes.jsonl")
@@ -152,18 +153,6 @@ def _complete(root: Path, files: Iterable[str]) -> None:
             expected="every episode's parquet and videos, as info.json and episodes.jsonl promise",
             cure="download the dataset again, or list the whole episodes in source.episodes",
         )
-
-
-def _unchanged(root: Path, files: list[str], listed: list[dict[str, Any]]) -> None:
-    known = {entry["path"]: entry["sha256"] for entry in listed}
-    for path in track(files, total=len(files), what="checking digests"):
-        if known.get(path) != digest_file(root / path).removeprefix("sha256:"):
-            raise DataError(
-                "A source file is not the one that collect listed",
-                file=root / path,
-                expected=f"sha256 {known.get(path, 'of a listed file')}",
-                cure="run `prts collect` again for this dataset: its source has changed",
-            )
 
 
 def _meta_files(root: Path) -> list[str]:

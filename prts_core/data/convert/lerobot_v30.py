@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from prts_core.config.schema import RobotConfig, VideoConfig
 from prts_core.contract import Contract
+from prts_core.data.convert.lerobot_v21 import contract_of
 from prts_core.data.convert.lerobot_v30_layout import (
     Episode30,
     Info30,
@@ -25,7 +26,6 @@ from prts_core.data.convert.lerobot_v30_layout import (
 )
 from prts_core.data.convert.remux import Piece, cut
 from prts_core.data.convert.resume import Unit, run_units
-from prts_core.data.embodiment import build_contract
 from prts_core.data.lerobot_v21.schema import (
     ACTION,
     CHUNKS_SIZE,
@@ -58,7 +58,8 @@ def take_over(
     """Write the LeRobot v3.0 dataset `root` as the v2.1 dataset `output`, with its Contract; `root` is only read.
 
     work: folder of resume records; what stands there is not written again. reencode: how to encode episodes whose
-    video does not begin at a keyframe (lerobot writes none such); without it they are refused. Without a robot, a
+    video does not begin at a keyframe (lerobot writes none such, but joins by other tools do); without it they are
+    refused. Without a robot, a
     dataset that carries a Contract keeps it. Raises DataError for a dataset that breaks the layout or lacks files.
     """
     check_sizes(root)
@@ -100,18 +101,7 @@ def _contract(root: Path, info: Info, dataset: str, robot: RobotConfig | None) -
                 found=", ".join(info.features),
                 expected=key,
             )
-    state, action = info.features[STATE], info.features[ACTION]
-    return build_contract(
-        dataset=dataset,
-        robot=robot,
-        robot_type=info.robot_type,
-        control_hz=info.fps,
-        state_names=state.flat_names,
-        state_width=state.shape[0],
-        action_names=action.flat_names,
-        action_width=action.shape[0],
-        cameras={key: info.features[key].image_size for key in info.camera_keys},
-    )
+    return contract_of(info, dataset, robot)
 
 
 def _info21(root: Path, info: Info30, episodes: int, tasks: int) -> dict[str, Any]:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from prts_core.data.lerobot_v21.reader import read_parquet
-from prts_core.data.lerobot_v21.schema import Feature, faults
+from prts_core.data.lerobot_v21.schema import Feature, faults, inner_pattern, plain_names
 from prts_core.errors import DataError
 from prts_core.files import atomic_path, read_json
 
@@ -62,23 +61,12 @@ class Info30(BaseModel):
     @field_validator("data_path", "video_path")
     @classmethod
     def _stays_inside(cls, value: str | None) -> str | None:
-        for _, name, spec, conversion in string.Formatter().parse(value or ""):
-            if name is not None and (name not in ("chunk_index", "file_index", "video_key") or conversion):
-                raise ValueError(f"may use chunk_index, file_index and video_key only, not {{{name}}}")
-            if spec and spec not in ("03d", "d", "06d"):
-                raise ValueError(f"has a number format that no writer uses: {spec!r}")
-        path = PurePosixPath(value or "")
-        if path.is_absolute() or ".." in path.parts:
-            raise ValueError("must stay inside the dataset's folder")
-        return value
+        return inner_pattern(value, ("chunk_index", "file_index", "video_key"))
 
     @field_validator("features")
     @classmethod
-    def _plain_keys(cls, value: dict[str, Feature]) -> dict[str, Feature]:
-        for key in value:
-            if not key or any(sign in key for sign in "/\\{}") or key.startswith("."):
-                raise ValueError(f"a feature's key becomes a folder's name and must be plain, not {key!r}")
-        return value
+    def _plain_names(cls, value: dict[str, Feature]) -> dict[str, Feature]:
+        return plain_names(value)
 
     @property
     def video_keys(self) -> list[str]:

@@ -167,12 +167,17 @@ class Mapping:
 
 def load_mapping(path: Path) -> Mapping:
     """A mapping's YAML, or one ConfigError with every fault of the file."""
-    mapping = check(Mapping, read_yaml(path), path)
+    return check_mapping(read_yaml(path), path)
+
+
+def check_mapping(raw: dict[str, Any], where: object) -> Mapping:
+    """The same of a mapping that stands inside another file, `where`."""
+    mapping = check(Mapping, raw, where)
     for name in (*mapping.cameras, *mapping.depth, *mapping.columns):
         if not name or any(sign in name for sign in "/\\ \n\t") or name.startswith("."):
             raise ConfigError(
                 "A feature's name becomes part of a file name",
-                file=path,
+                file=where,
                 found=name,
                 expected="letters, digits, dots, - and _",
             )

@@ -126,7 +126,7 @@ def cut(path: Path, pieces: Sequence[Piece], fps: float, reencode: VideoConfig |
                 field=f"{piece.frames} frames from {piece.start_s:.6g} s",
                 found="a frame that needs earlier ones" if not known.keyframe[first] else "packets of other episodes",
                 expected="a keyframe at the episode's first frame",
-                cure="give the codec settings to encode it again with (reencode)",
+                cure="encode such episodes again: --reencode (in a dataset's YAML: reencode: true)",
             )
 
 

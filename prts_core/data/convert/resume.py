@@ -1,6 +1,7 @@
-"""Work on whole files in threads, so that a killed run goes on: a unit counts as finished when its record stands.
+"""Work in threads, and work on whole files that goes on where a killed run stopped: a unit is finished when its record
+stands.
 
-It does not know what a unit does; the converters between versions of LeRobot use it for tables and videos.
+It does not know what a unit does; the converters between versions of LeRobot use units for tables and videos.
 """
 
 from __future__ import annotations
@@ -9,11 +10,15 @@ import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from prts_core.errors import DataError
 from prts_core.files import digest_value, read_json, write_text
 from prts_core.progress import track
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,16 @@ def run_units(units: Sequence[Unit], records: Path, *, workers: int, what: str) 
     Raises the first fault; units that were finished before it keep their records.
     """
     todo = [unit for unit in units if not _finished(unit, records)]
+    together(partial(_do, records), todo, workers, what)
+
+
+def together(work: Callable[[T], None], todo: Sequence[T], workers: int, what: str) -> None:
+    """`work` on every item in threads (encoders work outside Python's lock, and processes start slowly), with progress.
+
+    The first fault ends it: what is running is finished, what has not begun is left.
+    """
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        running = [pool.submit(_do, unit, records) for unit in todo]
+        running = [pool.submit(work, item) for item in todo]
         try:
             for done in track(as_completed(running), total=len(todo), what=what):
                 done.result()
@@ -49,7 +62,7 @@ def run_units(units: Sequence[Unit], records: Path, *, workers: int, what: str) 
             raise
 
 
-def _do(unit: Unit, records: Path) -> None:
+def _do(records: Path, unit: Unit) -> None:
     unit.work()
     sizes = [path.stat().st_size for path in unit.outputs]
     write_text(records / f"{unit.name}.json", json.dumps({"identity": unit.identity(), "sizes": sizes}))

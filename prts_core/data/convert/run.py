@@ -6,8 +6,7 @@ the work folder, and what is finished is never encoded again. The result does no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import importlib
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,11 +16,11 @@ from prts_core.config.schema import RobotConfig, VideoConfig
 from prts_core.contract import Contract
 from prts_core.data.convert.apply import Plan, columns_and_images, fit
 from prts_core.data.convert.mapping import Mapping
-from prts_core.data.convert.source import RawEpisode, Recording, Source, source_class
+from prts_core.data.convert.resume import together
+from prts_core.data.convert.source import DATASETS, RawEpisode, Recording, Source, source_class
 from prts_core.data.lerobot_v21.writer import Episode, Layout, finish, is_finished, write_episode
 from prts_core.errors import ConfigError, DataError
 from prts_core.files import digest_value
-from prts_core.progress import track
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,51 @@ class Job:
     start: int
     task_index: int
     identity: str
+
+
+def convert_any(
+    kind: str,
+    root: Path,
+    output: Path,
+    work: Path,
+    *,
+    mapping: Mapping | None,
+    dataset: str,
+    robot: RobotConfig | None,
+    video: VideoConfig,
+    workers: int = 2,
+    reencode: bool = False,
+) -> Contract:
+    """What the command line and the stage call: a recording by its mapping (`convert`), or a whole dataset, which takes
+    none. reencode: of LeRobot v3.0, encode with `video` the episodes that cannot be cut out of their file as they are.
+    """
+    if kind in DATASETS:
+        if mapping is not None:
+            raise ConfigError(
+                f"A dataset of kind {kind!r} says itself what its numbers mean",
+                field="mapping",
+                found=mapping.name,
+                cure="leave the mapping out",
+            )
+        more = {"reencode": video} if reencode else {}
+        take_over = importlib.import_module(DATASETS[kind]).take_over
+        return take_over(root, output, work, dataset=dataset, robot=robot, workers=workers, **more)
+    if mapping is None:
+        raise ConfigError(
+            "A recording does not say what its numbers mean",
+            field="mapping",
+            expected="a file such as those in configs/mappings/",
+            cure="copy the nearest of them and correct its keys",
+        )
+    if mapping.source != kind:
+        raise ConfigError(
+            "The mapping is for another kind of recording",
+            file=f"the mapping {mapping.name}",
+            field="source",
+            found=mapping.source,
+            expected=kind,
+        )
+    return convert(root, output, work, mapping=mapping, dataset=dataset, robot=robot, video=video, workers=workers)
 
 
 def convert(
@@ -64,9 +108,7 @@ def convert(
     )
     jobs = _jobs(_in_order(recording, mapping, root), plan, video, root)
     todo = [job for job in jobs if not is_finished(layout, job.index, job.identity)]
-    done = _together(partial(_convert_one, source, plan, layout, root), todo, workers)
-    for _ in track(done, total=len(todo), what="converting episodes"):
-        pass
+    together(partial(_convert_one, source, plan, layout, root), todo, workers, "converting episodes")
     finish(layout, len(jobs), _splits(jobs), plan.contract)
     return plan.contract
 
@@ -142,18 +184,6 @@ def _convert_one(source: Source, plan: Plan, layout: Layout, root: Path, job: Jo
         extra=job.raw.extra,
     )
     write_episode(layout, episode)
-
-
-def _together(work: Callable[[Job], None], todo: list[Job], workers: int) -> Iterator[None]:
-    """Run `work` over `todo` in threads: encoders work outside Python's lock, and processes start slowly."""
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        running = [pool.submit(work, job) for job in todo]
-        try:
-            for done in as_completed(running):
-                yield done.result()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
 
 
 def _splits(jobs: list[Job]) -> dict[str, range]:

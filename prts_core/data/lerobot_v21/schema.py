@@ -5,6 +5,7 @@ It knows one line or one file at a time; laws between files are `prts_core.data.
 
 from __future__ import annotations
 
+import re
 import string
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
@@ -96,6 +97,31 @@ def _is_count(text: str) -> bool:
     return text.strip().isascii() and text.strip().isdigit() and len(text) < 16
 
 
+def inner_pattern(value: str | None, fields: tuple[str, str, str]) -> str | None:
+    """A pattern of paths comes from outside: it may name `fields` (two numbers, a camera) and never leave the dataset's
+    folder. ValueError for any other; none stays none."""
+    if value is None:
+        return value
+    for _, name, spec, _ in string.Formatter().parse(value):
+        if name is not None and name not in fields:
+            raise ValueError(f"may use {', '.join(fields)} only, not {{{name}}}")
+        if spec and not re.fullmatch(r"0?\d?d", spec):
+            raise ValueError(f"has a number format that no writer uses: {spec!r}")
+    path = PurePosixPath(value)
+    if path.is_absolute() or ".." in path.parts or "\0" in value:
+        raise ValueError("must stay inside the dataset's folder")
+    value.format(**dict(zip(fields, (0, 0, ""), strict=True)))  # ValueError: a number format on a name
+    return value
+
+
+def plain_names(features: dict[str, Feature]) -> dict[str, Feature]:
+    """ValueError for a feature whose name is a path: names of cameras become folders."""
+    wrong = [key for key in features if "/" in key or "\0" in key or key in ("", ".", "..")]
+    if wrong:
+        raise ValueError(f"feature {wrong[0]!r}: names are no paths")
+    return features
+
+
 class Info(_Open):
     """meta/info.json."""
 
@@ -123,26 +149,12 @@ class Info(_Open):
     @field_validator("features")
     @classmethod
     def _plain_names(cls, value: dict[str, Feature]) -> dict[str, Feature]:
-        """Names of cameras become folders."""
-        wrong = [key for key in value if "/" in key or "\0" in key or key in ("", ".", "..")]
-        if wrong:
-            raise ValueError(f"feature {wrong[0]!r}: names are no paths")
-        return value
+        return plain_names(value)
 
     @field_validator("data_path", "video_path")
     @classmethod
     def _stays_inside(cls, value: str | None) -> str | None:
-        """A pattern comes from outside: it may name three fields and never leave the dataset's folder."""
-        if value is None:
-            return value
-        for _, name, _, _ in string.Formatter().parse(value):
-            if name is not None and name not in ("episode_chunk", "episode_index", "video_key"):
-                raise ValueError(f"may use episode_chunk, episode_index and video_key only, not {{{name}}}")
-        path = PurePosixPath(value)
-        if path.is_absolute() or ".." in path.parts or "\0" in value:
-            raise ValueError("must stay inside the dataset's folder")
-        value.format(episode_chunk=0, episode_index=0, video_key="")  # ValueError: a number format that does not exist
-        return value
+        return inner_pattern(value, ("episode_chunk", "episode_index", "video_key"))
 
     @field_validator("splits")
     @classmethod

@@ -1,0 +1,154 @@
+"""A dataset's YAML names a recording and its mapping: the chain lists its files, converts it, notices changes."""
+
+from __future__ import annotations
+
+import shutil
+import typing
+from pathlib import Path
+
+import pytest
+import yaml
+
+from prts_core.cli.main import main
+from prts_core.config.load import Plan, check, load_plan, with_mapping
+from prts_core.config.schema import DatasetConfig, RecordingSource, Source
+from prts_core.data.convert.lerobot_v30_export import export
+from prts_core.data.convert.source import DATASETS, SOURCES
+from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from prts_core.errors import ConfigError, DataError
+from prts_core.files import digest_tree, list_tree, read_json
+from prts_core.stages import base, chain
+from tests.data.conftest import Converted
+from tests.data.test_convert_robomimic import write_demos
+from tests.stages.tiny_chain import untracked
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+NAME = "libero_hdf5"
+
+
+def planned(folder: Path, name: str = NAME) -> Plan:
+    """A recipe of one dataset, in a copy of our own configs that a test may change."""
+    if not folder.is_dir():
+        shutil.copytree(CONFIGS, folder)
+    recipe = folder / "here.yaml"
+    recipe.write_text(yaml.safe_dump({"name": "here", "datasets": [name], "deploy": name, "model": "smoke"}))
+    return load_plan(recipe)
+
+
+@pytest.fixture(autouse=True)
+def _without_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "stage_run", untracked)
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = write_demos(tmp_path / "raw", count=2)
+    monkeypatch.setenv("LIBERO_HDF5_ROOT", str(root))
+    return root
+
+
+def test_the_chain_converts_what_the_command_converts(recorded: Path, tmp_path: Path) -> None:
+    plan, outputs = planned(tmp_path / "configs"), tmp_path / "outputs"
+    made = {name: chain.run(name, plan, NAME, outputs) for name in ("collect", "convert", "validate", "stats")}
+    assert read_json(made["collect"].folder(outputs) / "files.json") == list_tree(recorded)
+    dataset = LeRobotDataset.open(made["convert"].folder(outputs))
+    assert made["convert"].metrics["episodes"] == 4 == len(dataset.rows) and made["stats"].metrics["rows"] == 38
+    assert dataset.contract.embodiment == "libero_panda" and dataset.contract.action[0].relative
+
+    command = ["convert", "--source", "robomimic", "--mapping", str(CONFIGS / "mappings/libero.yaml")]
+    assert main([*command, "--from", str(recorded), "--to", str(tmp_path / NAME)]) == 0
+    assert digest_tree(tmp_path / NAME) == digest_tree(dataset.root)
+
+    again = planned(tmp_path / "configs")
+    assert {name: chain.run(name, again, NAME, outputs).digest for name in made} == {
+        name: manifest.digest for name, manifest in made.items()
+    }
+
+
+def test_another_mapping_is_another_conversion_of_the_same_files(recorded: Path, tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    first = {name: chain.run(name, planned(tmp_path / "configs"), NAME, outputs) for name in ("collect", "convert")}
+    path = tmp_path / "configs/mappings/libero.yaml"
+    path.write_text(path.read_text().replace("fps: 20", "fps: 10"))
+    second = {name: chain.run(name, planned(tmp_path / "configs"), NAME, outputs) for name in first}
+    assert second["collect"].digest == first["collect"].digest
+    assert second["convert"].config_digest != first["convert"].config_digest
+    assert LeRobotDataset.open(second["convert"].folder(outputs)).fps == 10
+
+
+@pytest.mark.parametrize("change", ["touched", "new", "lost"])
+def test_other_files_than_collect_listed_are_refused(recorded: Path, tmp_path: Path, change: str) -> None:
+    plan, outputs = planned(tmp_path / "configs"), tmp_path / "outputs"
+    chain.run("collect", plan, NAME, outputs)
+    path = recorded / "open_drawer_demo.hdf5"
+    if change == "touched":
+        with path.open("ab") as file:
+            file.write(b"x")
+    elif change == "new":
+        shutil.copy(path, recorded / "one_more_demo.hdf5")
+    else:
+        path.unlink()
+    with pytest.raises(DataError, match=r"collect listed.*_demo\.hdf5.*prts collect"):
+        chain.run("convert", plan, NAME, outputs)
+
+
+def test_an_absent_recording_is_skipped_with_the_reason(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIBERO_HDF5_ROOT", str(tmp_path / "nowhere"))
+    plan = planned(tmp_path / "configs")
+    for name in ("collect", "convert"):
+        skipped = chain.run(name, plan, NAME, tmp_path / "outputs").skipped
+        assert skipped is not None and "not on this machine" in skipped
+
+
+def test_one_file_and_a_mapping_written_out(recorded: Path, tmp_path: Path) -> None:
+    planned(tmp_path / "configs")
+    mapping = yaml.safe_load((CONFIGS / "mappings/libero.yaml").read_text())
+    source = {"kind": "robomimic", "root": str(recorded / "open_drawer_demo.hdf5"), "mapping": mapping}
+    (tmp_path / "configs/datasets/mine.yaml").write_text(yaml.safe_dump({"name": "mine", "source": source}))
+    plan = planned(tmp_path / "configs", "mine")
+    chain.run("collect", plan, "mine", tmp_path / "outputs")
+    made = chain.run("convert", plan, "mine", tmp_path / "outputs")
+    assert made.metrics["episodes"] == 2
+    dataset = LeRobotDataset.open(made.folder(tmp_path / "outputs"))
+    assert dataset.contract.embodiment == "libero_panda", "the robot that the mapping names"
+
+
+def test_a_v30_dataset_in_a_recipe(toy: Converted, tmp_path: Path) -> None:
+    export(toy.root, tmp_path / "v30", tmp_path / "work")
+    planned(tmp_path / "configs")
+    source = {"kind": "lerobot_v30", "root": str(tmp_path / "v30")}
+    (tmp_path / "configs/datasets/theirs.yaml").write_text(yaml.safe_dump({"name": "theirs", "source": source}))
+    plan = planned(tmp_path / "configs", "theirs")
+    chain.run("collect", plan, "theirs", tmp_path / "outputs")
+    made = chain.run("convert", plan, "theirs", tmp_path / "outputs")
+    dataset = LeRobotDataset.open(made.folder(tmp_path / "outputs"))
+    assert dataset.contract == toy.contract and len(dataset.rows) == 6
+
+
+def test_every_converter_may_stand_in_a_recipe() -> None:
+    kinds = set(typing.get_args(typing.get_type_hints(RecordingSource)["kind"]))
+    assert kinds | {"lerobot_v21"} == set(SOURCES) | set(DATASETS), "lerobot_v21 is the source `lerobot`"
+
+
+@pytest.mark.parametrize(
+    ("source", "more", "words"),
+    [
+        ({"kind": "aloha", "root": "x"}, {}, ["'aloha' takes one", "configs/mappings"]),
+        ({"kind": "lerobot_v30", "root": "x", "mapping": "libero"}, {}, ["takes none"]),
+        ({"kind": "robomimic", "root": "x", "mapping": "liber"}, {}, ["did you mean 'libero'"]),
+        ({"kind": "aloha", "root": "x", "mapping": "libero"}, {}, ["source.kind", "robomimic, as the mapping says"]),
+        ({"kind": "robomimic", "root": "x", "mapping": "libero"}, {"embodiment_tag": "flexiv"}, ["libero_panda, as"]),
+        ({"kind": "robomimic", "root": "x", "maping": "libero"}, {}, ["did you mean 'mapping'"]),
+        ({"kind": "robomimic", "root": "x", "mapping": "libero", "reencode": True}, {}, ["lerobot_v30"]),
+        ({"kind": "hdf5", "root": "x", "mapping": "libero"}, {}, ["'robomimic'", "'mcap'"]),
+        ({"kind": "robomimic", "root": "x", "mapping": {"name": "m"}}, {}, ["state", "here.yaml"]),
+    ],
+)
+def test_what_does_not_fit_is_told(source: dict, more: dict, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        dataset = check(DatasetConfig, {"name": "mine", "source": source} | more, "here.yaml")
+        with_mapping(dataset, CONFIGS, Path("here.yaml"))
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert typing.get_args(Source), "chosen by `kind`"
