@@ -25,6 +25,7 @@ TOOLS = {
     "serve": "prts_core.cli.serve",
     "lineage": "prts_core.cli.lineage",
     "bench": "prts_core.cli.bench",
+    "sim": "prts_core.cli.sim",
 }
 # Stages that are tools as well: the module also has `wanted(args) -> bool`, by which it takes over from the stage.
 STAGE_TOOLS = {"convert": "prts_core.cli.convert", "validate": "prts_core.cli.validate", "value": "prts_core.cli.value"}
@@ -36,6 +37,7 @@ TOOL_HELP = {
     "serve": "serve a policy over openpi's websocket protocol",
     "lineage": "print the path from a registered model back to the raw files",
     "bench": "run a benchmark of the project and print ours beside the peer's",
+    "sim": "list, install, check or remove the simulators that benchmarks run in",
 }
 
 

@@ -2,8 +2,9 @@
 
 It knows no simulator, no policy and no process. A family of suites is a package `prts_core.sim.suites.<family>` with
 the same files each: `spec.py` (`suites()`: data only, importable without the simulator), `environment.py`
-(`make(settings) -> Environment`, runs in the worker), `install.py` (what the simulator's own environment holds, and its
-self-check) and `expert.py` (`expert(suite, task) -> Expert`; it says so where demonstrations cannot be scripted).
+(`make(settings) -> Environment`, runs in the worker), `install.py` (`install(home, assets) -> record`
+builds the simulator's own environment and writes the record, `check(home) -> report`; MAIN_ENVIRONMENT where there is
+nothing to build) and `expert.py` (`expert(suite, task) -> Expert`; a task without one is a SimulatorError).
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from typing import Any
 
 from prts_core.errors import require
@@ -11,8 +12,11 @@ MAIN_ENVIRONMENT = True
 
 
 def install(home: Home, assets: str | None = None) -> dict[str, Any]:
-    """What is installed. MissingExtraError names the extra that brings it."""
-    import importlib.metadata
+    """What is installed. MissingExtraError names the extra that brings it; there are no assets to choose."""
+    return {"pins": check(home), "standins": ""}
 
+
+def check(home: Home) -> dict[str, Any]:
+    """The packages' versions. MissingExtraError as above."""
     require("metaworld", "sim")
-    return {"pins": {name: importlib.metadata.version(name) for name in ("metaworld", "mujoco")}, "standins": ""}
+    return {name: importlib.metadata.version(name) for name in ("metaworld", "mujoco")}

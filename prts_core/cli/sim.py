@@ -1,0 +1,109 @@
+"""`prts sim`: which simulators there are; install, check or remove one. It knows none of them (sim/suites does)."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+
+from rich.console import Console
+from rich.table import Table
+
+from prts_core.errors import ConfigError, MissingExtraError, SimulatorError, UnavailableError, lookup
+
+EPILOG = """\
+  prts sim list                            families, their suites, and whether they are installed
+  prts sim install libero                  an environment of its own under the user's cache, with pinned packages;
+                                           interrupted, the same command goes on
+  prts sim install libero --assets DIR     meshes and textures from DIR; they are linked, not copied
+  prts sim check libero                    the family's own check, then one task of every suite through a worker
+  prts sim remove libero                   delete its folder; linked assets stay
+
+Meta-World lives in the main environment (pip install 'prts[sim]'); install only says whether it is there.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    actions = parser.add_subparsers(dest="action", required=True, metavar="action")
+    actions.add_parser("list", help="families, suites, and what is installed")
+    install = actions.add_parser("install", help="build a simulator's own environment")
+    install.add_argument("--assets", metavar="DIR", help="folder of meshes and textures (default: found or downloaded)")
+    check = actions.add_parser("check", help="run a simulator and look at what comes out")
+    remove = actions.add_parser("remove", help="delete an installed simulator")
+    for sub in (install, check, remove):
+        sub.add_argument("family", help="a family of `prts sim list`")
+    check.add_argument("--suite", action="append", help="only this suite (may be repeated)")
+
+
+def main(args: argparse.Namespace) -> int:
+    from prts_core.sim.suites import FAMILIES
+
+    if args.action != "list":
+        lookup(FAMILIES, args.family, "simulator")
+    return {"list": show, "install": install, "check": check, "remove": remove}[args.action](args)
+
+
+def show(args: argparse.Namespace) -> int:
+    from prts_core.sim.homes import Home, in_main_environment
+    from prts_core.sim.suites import FAMILIES, part, suite
+
+    table = Table("simulator", "suite", "tasks", "episodes a task", "installed")
+    for family, names in FAMILIES.items():
+        home = Home(family)
+        try:
+            record = part(family, "install").install(home) if in_main_environment(family) else home.require()
+            specs = [suite(name) for name in names]
+        except (UnavailableError, MissingExtraError) as err:
+            table.add_row(family, ", ".join(names), "", "", f"no: {err.cure}")
+            continue
+        place = "main environment" if in_main_environment(family) else str(home.path)
+        for spec in specs:
+            label = f"{place}, {record['standins']}" if record.get("standins") else place
+            table.add_row(family, spec.name, str(len(spec.tasks)), str(spec.episodes_per_task), label)
+    Console().print(table)
+    return 0
+
+
+def install(args: argparse.Namespace) -> int:
+    from prts_core.sim.homes import Home
+    from prts_core.sim.suites import part
+
+    record = part(args.family, "install").install(Home(args.family), args.assets)
+    standins = f", {record['standins']}" if record.get("standins") else ""
+    Console(soft_wrap=True).print(f"{args.family}: installed{standins}", highlight=False)
+    return 0
+
+
+def check(args: argparse.Namespace) -> int:
+    from prts_core.sim.homes import Home
+    from prts_core.sim.self_check import check_suites
+    from prts_core.sim.suites import FAMILIES, part
+
+    console = Console(soft_wrap=True)
+    names = FAMILIES[args.family]
+    for name in args.suite or ():
+        lookup(dict.fromkeys(names), name, f"suite of {args.family}")
+    console.print(f"{args.family}: {part(args.family, 'install').check(Home(args.family))}", highlight=False)
+    for row in check_suites(tuple(args.suite or names)):
+        console.print("  " + ", ".join(f"{key} {value}" for key, value in row.items()), highlight=False)
+    return 0
+
+
+def remove(args: argparse.Namespace) -> int:
+    from prts_core.sim.homes import Home, in_main_environment
+
+    home, console = Home(args.family), Console(soft_wrap=True)
+    if in_main_environment(args.family):
+        raise ConfigError(
+            f"{args.family!r} lives in the main environment", field="family", cure="uninstall its packages with pip"
+        )
+    if not home.path.is_dir():
+        console.print(f"{args.family}: not installed", highlight=False)
+        return 0
+    if home.path.is_symlink():
+        raise SimulatorError("The simulator's folder is a link", file=home.path, cure="remove the link yourself")
+    home.record.unlink(missing_ok=True)  # first: half a folder is not installed
+    shutil.rmtree(home.path)
+    console.print(f"{args.family}: removed {home.path}", highlight=False)
+    return 0
