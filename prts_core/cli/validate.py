@@ -26,6 +26,8 @@ With a folder this is a tool and runs no stage:
   prts validate ~/data/my_dataset                 every fault: file, row, what was found, what to do
   prts validate ~/data/my_dataset --json          the same for machines, on standard output
   prts validate ~/data/my_dataset --video packets quickly: frames are counted, none is decoded
+  prts validate ~/data/my_dataset --statistics outputs/runs/stats/my_recipe/my_dataset/output
+                                                  are these statistics still of this data? (those in meta/ always)
   prts validate ~/data/my_dataset --seal          write meta/prts_manifest.json (size and SHA-256 of every file), once
                                                   nothing else is wrong; later validations then notice any changed byte
   prts validate ~/data/my_dataset --fix OUT       a new dataset OUT, put right where a machine can: totals, numbering,
@@ -52,12 +54,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--video", choices=("every", "ends", "packets"), default="every",
         help="decode every frame, the first and last, or none (default: %(default)s)",
     )  # fmt: skip
+    tool.add_argument(
+        "--statistics", type=Path, action="append", default=[], metavar="PATH",
+        help="statistics that must be this dataset's: a file, or a folder such as stage stats makes (repeatable)",
+    )  # fmt: skip
     tool.add_argument("--workers", type=int, help="threads (default: one a core)")
 
 
 def wanted(args: argparse.Namespace) -> bool:
     """Whether the command line asks for the tool, not for the stage."""
-    return args.folder is not None or args.json or args.seal or args.fix is not None
+    return args.folder is not None or args.json or args.seal or args.fix is not None or bool(args.statistics)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -78,7 +84,9 @@ def main(args: argparse.Namespace) -> int:
         for line in done:
             console.print(line, markup=False)
     root = args.folder if args.fix is None else args.fix
-    report = validate_dataset(root, args.video, workers=workers, foreign=True, sealed=not args.seal)
+    report = validate_dataset(
+        root, args.video, workers=workers, foreign=True, sealed=not args.seal, statistics=args.statistics
+    )
     if args.json:
         print(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
     else:

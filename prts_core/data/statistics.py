@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -151,16 +151,28 @@ def require_fresh(stats: NormStats, path: Path, root: Path | Sequence[Path], chu
     with ThreadPoolExecutor(_cores()) as pool:
         digests = list(pool.map(_digest, _files(datasets, stats.split)))
     length = chunk_length if any(contract.relative) else None
-    wanted = _made_from(digests, contract, stats.split, length)
-    found = stats.made_from or {}
-    stale = [name for name, value in wanted.items() if found.get(name) != value]
+    stale = differences(stats.made_from or {}, digests, contract, stats.split, length)
     if stale:
         raise DataError(
-            "The norm statistics are stale: they were computed from something else", file=path, field=", ".join(stale),
-            found="; ".join(f"{name} {str(found.get(name))[:19]}" for name in stale),
-            expected="; ".join(f"{name} {str(wanted[name])[:19]}" for name in stale),
+            "The norm statistics are stale: they were computed from something else", file=path,
+            field=", ".join(name for name, _, _ in stale),
+            found="; ".join(f"{name} {found}" for name, found, _ in stale),
+            expected="; ".join(f"{name} {wanted}" for name, _, wanted in stale),
             cure=f"run `prts stats` for {datasets[0].root} again",
         )  # fmt: skip
+
+
+def differences(
+    made_from: Mapping[str, Any], digests: Sequence[str], contract: Contract, split: str, chunk_length: int | None
+) -> list[tuple[str, str, str]]:
+    """(what, found, wanted), shortened to be shown, where `made_from` of statistics is not what computing them today
+    would say. digests: SHA-256 of the split's tables, in order."""
+    wanted = _made_from(list(digests), contract, split, chunk_length)
+    return [
+        (name, str(made_from.get(name))[:19], str(value)[:19])
+        for name, value in wanted.items()
+        if made_from.get(name) != value
+    ]
 
 
 def statistics_name(contract: Contract, chunk_length: int) -> str:

@@ -7,9 +7,9 @@ threads, and only a few numbers of each are kept. What repairs is `repair.py`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +19,7 @@ from prts_core.data.lerobot_v21.reader import read_parquet
 from prts_core.data.lerobot_v21.schema import ACTION, STATE, EpisodeRow, Info
 from prts_core.data.lerobot_v21.seal import SEAL, compare, read_seal
 from prts_core.data.validation import laws
+from prts_core.data.validation.claims import Tally
 from prts_core.data.validation.episode import Facts, facts, vectors
 from prts_core.data.validation.metadata import Metadata, check_metadata
 from prts_core.data.validation.physics import check_physics
@@ -27,6 +28,7 @@ from prts_core.data.validation.stored_statistics import StoredStatistics, law_ep
 from prts_core.data.validation.tables import check_tables, frame_schema, framed, law_stills
 from prts_core.data.validation.videos import Depth, law_video
 from prts_core.errors import DataError
+from prts_core.files import digest_file
 from prts_core.progress import track
 
 __all__ = ["Depth", "Finding", "ValidationFailed", "ValidationReport", "validate_dataset"]
@@ -41,26 +43,30 @@ def validate_dataset(
     workers: int = 2,
     foreign: bool = False,
     sealed: bool = True,
+    statistics: Sequence[Path] = (),
 ) -> ValidationReport:
     """Every finding about the dataset at `root`.
 
     video: how much of each video is decoded. name: how the report calls the dataset. foreign: others wrote it, so that
-    a missing Contract only warns. sealed: compare with the seal, or warn that there is none.
+    a missing Contract only warns. sealed: compare with the seal, or warn that there is none. statistics: files, or
+    folders of files, that must be this dataset's, besides those in its meta/.
     """
     if not root.is_dir():
         raise DataError("A dataset folder is missing", file=root, expected="a LeRobot v2.1 folder with meta/info.json")
     report = ValidationReport(name or root.resolve().name)
     meta = check_metadata(root, report, foreign)
     if meta.info is not None:
-        _check_content(root, meta, meta.info, report, video, workers)
+        stored = StoredStatistics(root, meta.info, meta.contract, len(meta.episodes), statistics)
+        _check_content(root, meta, meta.info, report, stored, video, workers)
     if sealed:
         _check_seal(root, report, workers)  # last: what else is known of a changed file says more than its digest
     return report
 
 
 def _check_content(
-    root: Path, meta: Metadata, info: Info, report: ValidationReport, video: Depth, workers: int
-) -> None:
+    root: Path, meta: Metadata, info: Info, report: ValidationReport, stored: StoredStatistics, video: Depth,
+    workers: int,
+) -> None:  # fmt: skip
     for law, found in {
         "totals": laws.law_totals(meta, info),
         "numbering": laws.law_numbering(meta),
@@ -71,12 +77,11 @@ def _check_content(
     }.items():
         report.checks[law] += 1
         report.findings.extend(found)
-    stored = StoredStatistics(root, info.split_ranges, len(meta.episodes))
     known: list[Facts] = []
     tables = _tables(root, meta, info, report, stored, known, video, workers)
     report.findings.extend(check_tables(tables, frame_schema(info)))
-    report.checks["statistics"] += len(stored.claims)
-    report.findings.extend(stored.findings(known))
+    report.checks["statistics"] += len(stored)
+    report.findings.extend(stored.findings())
     report.checks["physics"] += len(known)
     report.findings.extend(check_physics(known, meta.contract, info))
     _check_videos(root, meta, info, report, video, known, workers)
@@ -109,6 +114,8 @@ class _Checked:
     findings: list[Finding]
     frame: pl.DataFrame | None = None
     facts: Facts | None = None
+    seen: list[Tally | None] = field(default_factory=list)
+    digest: str | None = None
 
 
 def _tables(
@@ -137,11 +144,9 @@ def _tables(
         found = [*laws.law_rows(table, row, first, info, tasks)]
         found += law_episode_stats(row, stats.get(row.episode_index), made)
         found += law_stills(table, row, info, video)
-        for key in (STATE, ACTION) if stored.claims else ():
-            values = vectors(table, key, root / file)
-            if values is not None:
-                stored.watch(row.episode_index, key, values)
-        return _Checked(file, found, frame, made)
+        values = {key: vectors(table, key, root / file) for key in (STATE, ACTION)} if stored.claims else {}
+        seen = stored.watch(row.episode_index, {key: v for key, v in values.items() if v is not None})
+        return _Checked(file, found, frame, made, seen, digest_file(root / file) if stored.made else None)
 
     jobs = list(zip(meta.episodes, starts, strict=True))
     done = ordered(read, jobs, workers)
@@ -152,6 +157,7 @@ def _tables(
             report.checks["row numbering"] += 1
             report.checks["episode statistics"] += 1
             known.append(checked.facts)
+            stored.take(row.episode_index, checked.seen, checked.digest)
             yield checked.file, checked.frame
 
 

@@ -29,11 +29,11 @@ from prts_core.data.validation import laws, ordered
 from prts_core.data.validation.episode import Facts, facts, numbers
 from prts_core.data.validation.metadata import Metadata
 from prts_core.data.validation.report import Finding
-from prts_core.data.validation.stored_statistics import STORED, law_episode_stats
+from prts_core.data.validation.stored_statistics import NAMES, Made, law_episode_stats
 from prts_core.data.validation.tables import check_tables, frame_schema, framed, law_stills
 from prts_core.data.validation.videos import Depth, law_video
 from prts_core.errors import DataError
-from prts_core.files import atomic_path, read_json, write_jsonl
+from prts_core.files import atomic_path, digest_file, read_json, write_jsonl
 from prts_core.progress import track
 
 QUARANTINE = "meta/quarantine.jsonl"
@@ -238,7 +238,7 @@ def _write(
     jobs = list(enumerate(kept))
     stats = list(track(ordered(take, jobs, workers), total=len(jobs), what="writing episodes"))
     remove_strays(output, [file for new in range(len(kept)) for file in info.episode_files(new)])
-    _take_others(root, output, info, unchanged=len(kept) == len(episodes), link=link, done=done)
+    _take_others(root, output, info, len(kept) if len(kept) == len(episodes) else None, link, done)
     left_out = [
         {
             "episode_index": episode.row.episode_index, "tasks": episode.row.tasks, "length": episode.raw.get("length"),
@@ -307,17 +307,33 @@ def _stats(
 
 
 def _take_others(
-    root: Path, output: Path, info: Info, *, unchanged: bool, link: Literal["copy", "hardlink"], done: list[str]
+    root: Path, output: Path, info: Info, episodes: int | None, link: Literal["copy", "hardlink"], done: list[str]
 ) -> None:
-    """Licences, cards and the like; statistics of the whole only where the whole stayed."""
+    """Licences, cards and the like; statistics of the whole only where the whole stayed, `episodes` in number."""
     for name in files_of(root):
         top, _, rest = name.partition("/")
         if top in ("data", "videos") or (top == "meta" and rest in _WRITTEN):
             continue
-        if top == "meta" and not unchanged and (name in STORED or rest.endswith("norm_stats.json")):
-            done.append(f"{name} left out: episodes are missing, so it is of other data; run `prts stats`")
-            continue
+        if top == "meta" and NAMES.fullmatch(rest):
+            why = "episodes are missing, so it is of other data"
+            why = why if episodes is None else _stale(root, output, info, name, episodes)
+            if why:
+                done.append(f"{name} left out: {why}; run `prts stats`")
+                continue
         take_file(root / name, output / name, link)
+
+
+def _stale(root: Path, output: Path, info: Info, name: str, episodes: int) -> str:
+    """Why statistics with a fingerprint are not of the repaired tables; "" where they are, or have none."""
+    try:
+        raw, contract = read_json(root / name), Contract.load(root / "meta" / "contract.json")
+    except DataError:
+        return ""  # a finding of the copy, for a person
+    made = Made.of(raw, name)
+    if made is None:
+        return ""
+    digests = {episode: digest_file(output / info.data_file(episode)) for episode in range(episodes)}
+    return next((finding.found for finding in made.findings(info.split_ranges, digests, contract)), "")
 
 
 def _info(

@@ -1,148 +1,200 @@
-"""Do the statistics that lie in meta/ belong to the data? Compared while the tables are read once, in constant memory.
+"""Do the statistics that were computed from a dataset still belong to it? Compared while its tables are read once.
 
-It knows the three public forms: episodes_stats.jsonl (a line an episode), stats.json (LeRobot, one object a feature)
-and norm_stats.json (ours and the public release's). Claimed quantiles are judged by how many rows lie below them.
+It knows the forms that lie in meta/ or are named beside it: LeRobot's stats.json, norm_stats.json (ours, with a
+fingerprint, the public release's, openpi's), state_relative_ck<chunk>_norm_stats.json, the release's statistics.json,
+and episodes_stats.jsonl (a line an episode). How a claim is judged is in `claims`.
 """
 
 from __future__ import annotations
 
-import threading
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from prts_core.data.lerobot_v21.schema import ACTION, STATE, EpisodeRow, EpisodeStatsRow, FeatureSummary
+from prts_core.contract import Contract
+from prts_core.data.lerobot_v21.schema import ACTION, STATE, EpisodeRow, EpisodeStatsRow, FeatureSummary, Info
+from prts_core.data.statistics import differences
+from prts_core.data.validation.claims import ATOL, CURE, RTOL, Claim, Tally
 from prts_core.data.validation.episode import Facts, Series
 from prts_core.data.validation.report import Finding
 from prts_core.errors import DataError
-from prts_core.files import read_json
+from prts_core.files import digest_value, read_json
 
 EPISODE_STATS = "meta/episodes_stats.jsonl"
-STORED = ("meta/stats.json", "meta/norm_stats.json")
-QUANTILES = {"q01": 0.01, "q99": 0.99}
-RANK_SLACK = 2e-3  # of the rows, and one row: what sketches and other interpolations may be off
-_RTOL, _ATOL = 1e-4, 1e-5  # float32 sums of others
-_CURE = "compute them again from this data (`prts stats`; lerobot: compute_stats), or remove the file"
+NAMES = re.compile(r"(stats|statistics|norm_stats|state_relative_ck\d+_norm_stats)\.json")
+OPENPI = {"state": STATE, "actions": ACTION}
 
 
-@dataclass
-class Claim:
-    """One feature's statistics as a file claims them, (D,) each, and the rows counted below and up to each quantile."""
+@dataclass(frozen=True)
+class Made:
+    """What a file of ours says it was made from. name: as findings call the file."""
 
-    file: str
-    feature: str
-    values: dict[str, np.ndarray]
-    span: range  # episodes that the claim is about
-    below: dict[str, np.ndarray] = field(default_factory=dict)
-    upto: dict[str, np.ndarray] = field(default_factory=dict)
-    averaged: dict[str, np.ndarray] = field(default_factory=dict)  # sums of the episodes' own quantiles
+    name: str
+    made_from: dict[str, Any]
+    fingerprint: str
+    split: str
+    chunk: int | None  # that its name says
 
-    def watch(self, values: np.ndarray) -> None:
-        """Count one episode's rows, (T, D) float64."""
-        for name, share in QUANTILES.items():
-            claimed = self.values.get(name)
-            if claimed is None or claimed.shape != values.shape[1:]:
-                continue
-            slack = _RTOL * np.abs(claimed) + 1e-9  # files hold float32 or rounded numbers
-            own = np.quantile(values, share, axis=0)
-            zero = np.zeros(len(claimed))
-            self.below[name] = self.below.get(name, zero) + (values < claimed - slack).sum(0)
-            self.upto[name] = self.upto.get(name, zero) + (values <= claimed + slack).sum(0)
-            self.averaged[name] = self.averaged.get(name, zero) + own
+    @staticmethod
+    def of(raw: object, name: str) -> Made | None:
+        """None where the file has no fingerprint of ours."""
+        if not isinstance(raw, dict) or not isinstance(raw.get("made_from"), dict):
+            return None
+        return Made(name, raw["made_from"], str(raw.get("fingerprint")), str(raw.get("split")), _chunk(name))
+
+    def findings(
+        self, splits: Mapping[str, range], digests: Mapping[int, str], contract: Contract | None
+    ) -> Iterator[Finding]:
+        """Stale, edited, or of a split that is not there. digests: episode -> SHA-256 of its table."""
+        if digest_value(self.made_from) != self.fingerprint:
+            said = "its fingerprint is not that of what it says it was made from: the file was edited"
+            yield Finding("statistics", self.name, said, "fingerprint of made_from", CURE)
+            return
+        span = splits.get(self.split)
+        if span is None:
+            yield Finding("statistics", self.name, f"split {self.split!r}", f"one of {', '.join(splits)}", CURE)
+            return
+        length = self.made_from.get("chunk_length")
+        if self.chunk is not None and length != self.chunk:
+            yield Finding("statistics", self.name, f"chunk_length {length}", f"{self.chunk}, as its name says", CURE)
+            return
+        if contract is None or not all(episode in digests for episode in span):
+            return  # a finding of the Contract or the tables already
+        wanted_length = length if any(contract.relative) else None
+        stale = differences(self.made_from, [digests[episode] for episode in span], contract, self.split, wanted_length)
+        if stale:
+            said = "; ".join(f"{name} {found}" for name, found, _ in stale)
+            expected = "; ".join(f"{name} {wanted}" for name, _, wanted in stale)
+            yield Finding("statistics", self.name, f"stale, computed from something else: {said}", expected, CURE)
 
 
 class StoredStatistics:
-    """Claims of a dataset's files. `watch` may be called from several threads."""
+    """Claims of the files of a dataset and of `others`: statistics files, or folders that hold some."""
 
-    def __init__(self, root: Path, splits: Mapping[str, range], episodes: int) -> None:
+    def __init__(
+        self, root: Path, info: Info, contract: Contract | None, episodes: int, others: Sequence[Path] = ()
+    ) -> None:
+        self.contract = contract
+        self.splits = {
+            name: range(span.start, max(span.start, min(span.stop, episodes)))
+            for name, span in info.split_ranges.items()
+        }
+        self.whole = range(episodes)
         self.faults: list[Finding] = []
         self.claims: list[Claim] = []
-        self.lock = threading.Lock()
-        for file in STORED:
-            if (root / file).is_file():
-                self._read(root, file, splits, episodes)
+        self.made: list[Made] = []
+        self.digests: dict[int, str] = {}
+        files = {path: f"meta/{path.name}" for path in _files(root / "meta", deep=False)}
+        for other in others:
+            if not other.exists():
+                raise DataError("Statistics to compare are missing", file=other, cure="run `prts stats`")
+            files |= {path: str(path) for path in ([other] if other.is_file() else _files(other, deep=True))}
+        for path, name in files.items():
+            self._read(path, name)
 
-    def _read(self, root: Path, file: str, splits: Mapping[str, range], episodes: int) -> None:
-        try:
-            raw = read_json(root / file)
-        except DataError as err:
-            self.faults.append(Finding("statistics", file, str(err.found or err.problem), "a JSON file", _CURE))
-            return
-        stats = raw.get("norm_stats", raw) if isinstance(raw, dict) else None
-        if not isinstance(stats, dict):
-            self.faults.append(Finding("statistics", file, type(raw).__name__, "an object a feature", _CURE))
-            return
-        span = splits.get(str(raw.get("split")), range(episodes))
-        for feature in (STATE, ACTION):
-            claimed = stats.get(feature)
-            if isinstance(claimed, dict):
-                values = {name: made for name in claimed if (made := _vector(claimed[name])) is not None}
-                self.claims.append(Claim(file, feature, values, range(span.start, min(span.stop, episodes))))
+    def __len__(self) -> int:
+        return len(self.claims) + len(self.made)
 
-    def watch(self, episode: int, feature: str, values: np.ndarray) -> None:
-        with self.lock:
-            for claim in self.claims:
-                if claim.feature == feature and episode in claim.span:
-                    claim.watch(values)
+    def watch(self, episode: int, found: Mapping[str, np.ndarray]) -> list[Tally | None]:
+        """What `take` takes; found: sound (T, D) arrays by feature. Threads may call it."""
+        return [claim.watch(episode, found) for claim in self.claims]
 
-    def findings(self, facts: Sequence[Facts]) -> Iterator[Finding]:
-        """What the files claim against what the tables hold."""
+    def take(self, episode: int, seen: Sequence[Tally | None], digest: str | None) -> None:
+        """In the order of the episodes. digest: SHA-256 of the table, where `made` asks for it."""
+        for claim, tally in zip(self.claims, seen, strict=True):
+            if tally is not None:
+                claim.take(episode, tally)
+        if digest is not None:
+            self.digests[episode] = digest
+
+    def findings(self) -> Iterator[Finding]:
+        """What the files claim against what the tables hold; of a stale file only that."""
         yield from self.faults
+        stale = set()
+        for made in self.made:
+            for finding in made.findings(self.splits, self.digests, self.contract):
+                stale.add(made.name)
+                yield finding
         for claim in self.claims:
-            known = [f.series[claim.feature] for f in facts if claim.feature in f.series and f.episode in claim.span]
-            if len(known) == len(claim.span) and known and len({len(series.low) for series in known}) == 1:
-                yield from _judge(claim, known)
+            found = None if claim.file in stale else claim.finding()
+            if found is not None:
+                yield found
 
-
-def _judge(claim: Claim, known: Sequence[Series]) -> Iterator[Finding]:
-    rows = sum(series.count for series in known)
-    mean = np.sum([series.total for series in known], 0) / rows
-    spread = np.sqrt(np.maximum(np.sum([series.squares for series in known], 0) / rows - mean**2, 0))
-    low, high = np.min([s.low for s in known], 0), np.max([s.high for s in known], 0)
-    for name, ours in {"min": low, "max": high, "mean": mean, "std": spread}.items():
-        theirs = claim.values.get(name)
-        if theirs is None:
-            continue
-        slack = 0.01 * spread if name in ("mean", "std") else 0.0  # float32 sums, sample instead of population std
-        if theirs.shape != ours.shape or not (np.abs(ours - theirs) <= _ATOL + _RTOL * np.abs(ours) + slack).all():
-            yield _stale(claim, f"{name} is not the data's{_worst(ours, theirs)}")
+    # ---- the forms ---------------------------------------------------------------------------------------------------
+    def _read(self, path: Path, name: str) -> None:
+        try:
+            raw = read_json(path)
+        except DataError as err:
+            self.faults.append(Finding("statistics", name, str(err.found or err.problem), "a JSON file", CURE))
             return
-    count = claim.values.get("count")
-    if count is not None and int(count.reshape(-1)[0]) != rows:
-        yield _stale(claim, f"count {int(count.reshape(-1)[0])}, but the data have {rows} rows")
-        return
-    for name, share in QUANTILES.items():
-        if name not in claim.below:
-            continue
-        slack = RANK_SLACK * rows + 1
-        wrong = (claim.below[name] > share * rows + slack) | (claim.upto[name] < share * rows - slack)
-        if wrong.any():
-            at = int(wrong.argmax())
-            averaged = np.allclose(claim.averaged[name] / len(known), claim.values[name], rtol=1e-3, atol=1e-6)
-            rank = (
-                f"{name}[{at}] = {claim.values[name][at]:.4g} has {claim.upto[name][at] / rows:.2%} of the rows below"
-            )
-            why = ": the mean of the episodes' quantiles, which is no quantile" if averaged else ""
-            yield Finding(
-                "statistics", claim.file, f"{claim.feature}: {rank}{why}", f"{share:.0%}", _CURE, severity="warning"
-            )
+        if not isinstance(raw, dict):
+            self.faults.append(Finding("statistics", name, type(raw).__name__, "an object a feature", CURE))
             return
+        chunk = _chunk(name)
+        made = Made.of(raw, name)
+        if made is not None:
+            self.made.append(made)
+            stated = made.made_from.get("chunk_length")
+            chunk = stated if type(stated) is int and stated > 0 else chunk
+        split = str(raw.get("split"))
+        spans = [self.splits[split]] if split in self.splits else self._spans()
+        stats = raw.get("norm_stats", raw)
+        trained = False  # relative actions in it, of chunks that nobody names
+        if "state_mode" in raw or isinstance(raw.get("datasets"), dict):
+            stats, trained = _released(raw), True
+        if isinstance(stats, dict) and set(OPENPI) <= set(stats):
+            stats, trained = {ours: stats[theirs] for theirs, ours in OPENPI.items()}, True
+        if not isinstance(stats, dict):
+            self.faults.append(Finding("statistics", name, type(stats).__name__, "an object a feature", CURE))
+            return
+        for feature in (STATE, ACTION):
+            if not isinstance(stats.get(feature), dict):
+                continue
+            listed = stats[feature]
+            values = {key: vector for key in listed if (vector := _vector(listed[key])) is not None}
+            counted = values.pop("count", _vector(raw.get("count")))
+            count = int(counted[0]) if counted is not None and len(counted) and np.isfinite(counted[0]) else None
+            for dims, steps in self._parts(feature, chunk, trained):
+                self.claims.append(Claim(name, feature, values, list(spans), dims, steps, count, made is not None))
+
+    def _spans(self) -> list[range]:
+        """What statistics that name no split may be of."""
+        return list(dict.fromkeys([self.whole, *self.splits.values()]))
+
+    def _parts(self, feature: str, chunk: int | None, trained: bool) -> Iterator[tuple[np.ndarray | None, int | None]]:
+        """(dimensions, chunk length) that can be judged: actions may be relative, which the Contract says."""
+        if feature == STATE or (chunk is None and not trained):
+            yield None, None
+            return
+        marks = np.array(self.contract.relative if self.contract else (), bool)
+        if self.contract is None or (chunk is not None and not marks.any()):
+            return  # which dimensions are relative is not known
+        yield (np.flatnonzero(~marks) if marks.any() else None), None
+        if chunk is not None:
+            yield np.flatnonzero(marks), chunk
 
 
-def _stale(claim: Claim, found: str) -> Finding:
-    return Finding(
-        "statistics", claim.file, f"{claim.feature}: {found}", "statistics of this data", _CURE, severity="warning"
-    )
+def _chunk(name: str) -> int | None:
+    found = re.search(r"state_relative_ck(\d+)_norm_stats\.json$", name)
+    return int(found[1]) if found else None
 
 
-def _worst(ours: np.ndarray, theirs: np.ndarray) -> str:
-    if ours.shape != theirs.shape:
-        return f": {theirs.shape} against {ours.shape}"
-    at = int(np.abs(ours - theirs).argmax())
-    return f": dimension {at} is {theirs[at]:.6g}, the data say {ours[at]:.6g}"
+def _files(folder: Path, deep: bool) -> list[Path]:
+    found = folder.rglob("*.json") if deep else folder.glob("*.json")
+    return sorted(path for path in found if path.is_file() and NAMES.fullmatch(path.name))
+
+
+def _released(raw: dict[str, Any]) -> object:
+    """The statistics of a release's statistics.json; of several datasets none: which is meant is not said."""
+    datasets = raw.get("datasets")
+    if isinstance(datasets, dict) and datasets:
+        only = next(iter(datasets.values()))
+        return only.get("stats") if len(datasets) == 1 and isinstance(only, dict) else {}
+    return raw.get("stats")
 
 
 def _vector(raw: Any) -> np.ndarray | None:
@@ -180,6 +232,6 @@ def _contradiction(claimed: FeatureSummary, series: Series) -> str | None:
         slack = 0.01 * series.std if name in ("mean", "std") else 0.0
         if theirs is None or theirs.shape != ours.shape:
             return name
-        if not (np.abs(ours - theirs) <= _ATOL + _RTOL * np.abs(ours) + slack).all():
+        if not (np.abs(ours - theirs) <= ATOL + RTOL * np.abs(ours) + slack).all():
             return name
     return None
