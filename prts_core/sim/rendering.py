@@ -51,6 +51,7 @@ class Renderer:
         return out
 
     def close(self) -> None:
+        """Give back what lies on the GL side; the renderer is then of no use."""
         self.gl.make_current()
         self.context.free()
 
