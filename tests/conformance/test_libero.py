@@ -6,14 +6,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from prts_core.config.load import shared_folder
+from prts_core.contract import Contract, Dimension
+from prts_core.data.convert.conventions import ConventionError, convert_rotation
 from prts_core.errors import SimulatorError
 from prts_core.sim import protocol
+from prts_core.sim.adapter import Adapter, adapt, read_gripper
 from prts_core.sim.homes import Home
 from prts_core.sim.pool import Pool, launch_for
 from prts_core.sim.suite import EpisodeKey
@@ -140,9 +145,50 @@ def test_a_rotation_turns_the_hand_about_the_worlds_axis(
 
 @pytest.fixture
 def matrix() -> Callable[[np.ndarray], np.ndarray]:
-    from prts_core.data.convert.conventions import convert_rotation
-
     return lambda axis_angle: convert_rotation(axis_angle[None].astype(float), "axis-angle", "matrix").reshape(3, 3)
+
+
+def spoken(policy: Contract, steps: int, gripper: str = "open", **command: float) -> np.ndarray:
+    """(steps, A): what a policy of that contract says to move by `command`, by names of its action."""
+    convention = read_gripper(policy.gripper)
+    assert convention is not None
+    said = {"gripper": convention.open if gripper == "open" else convention.closed, **command}
+    return np.tile(np.array([said.get(dim.name, 0.0) for dim in policy.action], np.float32), (steps, 1))
+
+
+def misunderstandings(pool: Pool, adapter: Adapter, policy: Contract) -> set[str]:
+    """What the simulator does otherwise than a policy of that contract means, told by scripted motions."""
+    wrong, seen = set(), begin(pool, 0, MILK)
+    own_state, here = adapter.observation(seen)[STATE], seen[STATE]
+    for gripper, low, high in (("closed", 0.0, 0.01), ("open", 0.07, 0.09)):
+        here = act(pool, 0, adapter.actions(spoken(policy, 16, gripper)))[STATE]
+        if not low <= here[6] - here[7] <= high:
+            wrong.add("gripper")
+    for axis, name in ((0, "hand_dx"), (2, "hand_dz")):
+        before, here = here, act(pool, 0, adapter.actions(spoken(policy, 8, **{name: 0.5})))[STATE]
+        if here[axis] - before[axis] < 0.03:
+            wrong.add(name)
+    own = {dim.name: value for dim, value in zip(policy.state, own_state, strict=False)}
+    names = [prefix for prefix in own if prefix.startswith("hand_") and prefix not in ("hand_x", "hand_y", "hand_z")]
+    form: Any = policy.rotation
+    try:
+        turn = convert_rotation(np.array([[own[name] for name in names]], float), form, "matrix").reshape(3, 3)
+    except (ConventionError, ValueError):
+        return wrong | {"rotation"}
+    if not np.allclose(turn @ [0, 0, 1], [0, 0, -1], atol=0.2):  # the hand points down
+        wrong.add("rotation")
+    return wrong
+
+
+def test_a_wrong_convention_is_caught_by_scripted_motions_and_a_right_adapter_has_none(pool: Pool):
+    ours = suite(SUITE).contract
+    flipped = replace(ours, gripper="+1 opens, -1 closes")
+    quaternion = tuple(Dimension(f"hand_quaternion_{part}", "rad") for part in "wxyz")
+    turned = replace(ours, rotation="quaternion-wxyz", state=(*ours.state[:3], *quaternion, *ours.state[6:]))
+    reordered = replace(ours, action=ours.action[::-1])
+    for policy, caught in ((ours, set()), (flipped, {"gripper"}), (turned, {"rotation"}), (reordered, {"hand_dx"})):
+        assert misunderstandings(pool, adapt(policy, ours), policy) == set(), policy
+        assert caught <= misunderstandings(pool, adapt(ours, ours), policy), policy
 
 
 def test_what_is_not_there_is_refused_and_the_worker_lives_on(pool: Pool):
