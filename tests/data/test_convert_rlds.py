@@ -75,6 +75,7 @@ def episode(number: int, rows: int) -> dict[str, Any]:
         "steps/language_instruction": [f"do number {number % 2}".encode()] * rows,
         "steps/names": [b"left", b"right"],  # of a kind that is not read
         "episode_metadata/file_path": [b"somewhere"],
+        "episode_metadata/has_language": [number != 1],
     }
 
 
@@ -116,7 +117,7 @@ def write_rlds(
         names=tensor("string", 2),
     )
     step_set = {"pythonClassName": "x.dataset_feature.Dataset", "sequence": {"feature": steps, "length": "-1"}}
-    top = features(steps=step_set, episode_metadata=features(file_path=text))
+    top = features(steps=step_set, episode_metadata=features(file_path=text, has_language=tensor("bool")))
     (root / "features.json").write_text(json.dumps(top))
     made = [framed(example(episode(n, rows) | (broken or {}).get(n, {}))) for n, rows in enumerate([*lengths, 6])]
     shards = {"train": [made[: len(lengths) - 1], made[len(lengths) - 1 : -1]], "val": [made[-1:]]}
@@ -185,6 +186,18 @@ def test_one_split_and_a_task_from_the_mapping(recorded: Path, tmp_path: Path) -
     mapping = replace(MAPPING, options={"splits": ["val"]}, task="do it")
     recording = Source(recorded, mapping).scan()
     assert [(episode.length, episode.split, episode.task) for episode in recording.episodes] == [(6, "val", "do it")]
+
+
+def test_episodes_that_the_metadata_excludes_are_left_out(recorded: Path, tmp_path: Path) -> None:
+    """Bridge has episodes without an instruction, which alone would be refused."""
+    mapping = replace(MAPPING, options={"only": {"episode_metadata/has_language": True}})
+    made = converted(recorded, tmp_path, mapping)
+    assert [row.length for row in made.rows] == [7, 9, 6] and np.array_equal(
+        made.actions(1), episode(2, 9)["steps/action"]
+    )
+    assert [row.source["record"] for row in made.rows if row.source] == [0, 0, 0], "counted in their own shard"
+    with pytest.raises(DataError, match="did you mean 'episode_metadata/has_language'"):
+        converted(recorded, tmp_path, replace(MAPPING, options={"only": {"episode_metadata/has_languag": True}}))
 
 
 # ---- refusals ------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,14 @@ INSTRUCTIONS = (
 class Options:
     """instruction: the step's (or episode's) feature that holds the sentence; none: the usual names are tried.
 
-    splits: which of the dataset's splits to take; none: all.
+    splits: which of the dataset's splits to take; none: all. only: take only episodes with these values in features of
+    the episode, such as {episode_metadata/has_language: true}; the others are left out.
     """
 
     __pydantic_config__ = FORBID_EXTRA
     instruction: str | None = None
     splits: tuple[str, ...] | None = None
+    only: dict[str, bool | int | float | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,17 +80,22 @@ class Source:
                     expected="numbers, PNG or JPEG pictures, texts",
                 )
             refuse_unknown(key, fields, self.root / "features.json", "the mapping's keys")
+        for key in sorted(self.options.only):
+            known = {name: leaf.field for name, leaf in self.episode.items()}
+            refuse_unknown(key, known, self.root / "features.json", "options.only")
         sentence = None if self.mapping.task is not None else self._sentence()
         episodes: list[RawEpisode] = []
         for shard in track(shards, total=len(shards), what="reading shards"):
-            before = len(episodes)
-            for place, data in records(shard.path):
-                episodes.append(self._scan_episode(shard, len(episodes) - before, place, data, sentence))
-            if shard.episodes not in (None, len(episodes) - before):
+            number = -1
+            for number, (place, data) in enumerate(records(shard.path)):
+                found = parse_example(data, shard.path, place)
+                if self._wanted(found):
+                    episodes.append(self._scan_episode(shard, number, place, found, sentence))
+            if shard.episodes not in (None, number + 1):
                 raise DataError(
                     "A shard does not hold the episodes that dataset_info.json promises",
                     file=shard.path,
-                    found=len(episodes) - before,
+                    found=number + 1,
                     expected=shard.episodes,
                     cure="download the shard again",
                 )
@@ -107,8 +114,18 @@ class Source:
         return out
 
     # ---- one episode ---------------------------------------------------------------------------------------------
-    def _scan_episode(self, shard: Shard, number: int, place: Place, data: bytes, sentence: str | None) -> RawEpisode:
-        found = parse_example(data, shard.path, place)
+    def _wanted(self, found: dict[str, Any]) -> bool:
+        """Does the episode have the values of options.only?"""
+        for key, wanted in self.options.only.items():
+            values = found.get(key, ())
+            value = values[0] if len(values) == 1 else None
+            if (value.decode("utf-8", "replace") if isinstance(value, bytes) else value) != wanted:
+                return False
+        return True
+
+    def _scan_episode(
+        self, shard: Shard, number: int, place: Place, found: dict[str, Any], sentence: str | None
+    ) -> RawEpisode:
         file = shard.path.relative_to(self.path).as_posix()
         rows: dict[str, int | None] = {}
         for key in self.mapping.keys | {key for key, leaf in self.steps.items() if leaf.kind == "number"}:

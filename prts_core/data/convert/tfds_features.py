@@ -80,6 +80,10 @@ def _leaves(node: dict[str, Any], path: Path, where: str, unread: dict[str, str]
         return made
     if "text" in node:
         return {where: Leaf("text", "string", ())}
+    if "classLabel" in node:
+        return {where: Leaf("number", "int64", ())}  # the label's number; its name stands in a file of labels
+    if "boundingBox" in node:
+        return {where: Leaf("number", "float32", (4,))}
     for kind in ("tensor", "image"):
         if kind in node:
             leaf = _leaf(kind, node[kind], path, where)
