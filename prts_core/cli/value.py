@@ -104,14 +104,10 @@ def main(args: argparse.Namespace) -> int:
 # ---- what is asked -----------------------------------------------------------------------------------------------
 def open_policy(reference: str, outputs: Path) -> tuple[Path, Policy]:
     """The policy of a folder (a package is verified first) or of a registered model."""
-    from prts_core.packaging.manifest import FILE
     from prts_core.policy import load_policy
-    from prts_core.serving.resolve import resolve
-    from prts_core.tracking.registry import is_reference
+    from prts_core.serving.resolve import policy_folder
 
-    folder = Path(reference).expanduser()
-    if is_reference(reference) or (folder / FILE).is_file():
-        folder = resolve(reference, outputs).folder
+    folder = policy_folder(reference, outputs)
     return folder, load_policy(folder)
 
 

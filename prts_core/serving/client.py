@@ -16,6 +16,12 @@ from prts_core.contract import PolicyContract, require_equal
 from prts_core.errors import DataError, ServeError
 from prts_core.serving.codec import pack, unpack
 
+BUSY = 503  # HTTP: as many clients as the server takes
+
+
+class ServerGone(ServeError):
+    """Nobody answers: asking again, over a new connection, may help."""
+
 
 class PolicyClient:
     """An open connection to a policy server. Use it with `with`, or call `close`.
@@ -54,17 +60,18 @@ class PolicyClient:
                 )
             except ConnectionRefusedError as err:
                 if time.monotonic() >= until:
-                    raise ServeError(
+                    raise ServerGone(
                         "Nobody listens there", found=self.url, cure="start `prts serve`, or check host and port"
                     ) from err
                 time.sleep(0.2)
             except InvalidStatus as err:
                 said = (err.response.body or b"").decode("utf-8", "replace").strip()
-                raise ServeError(
+                kind = ServerGone if err.response.status_code == BUSY else ServeError
+                raise kind(
                     "The server refused the connection", found=f"HTTP {err.response.status_code}: {said[:1000]}"
                 ) from err
             except (OSError, WebSocketException) as err:
-                raise ServeError("No connection to the policy server", found=f"{self.url}: {err}") from err
+                raise ServerGone("No connection to the policy server", found=f"{self.url}: {err}") from err
 
     def _agree(self, own: PolicyContract | None) -> PolicyContract | None:
         raw = self.metadata.get("policy_contract")
@@ -96,7 +103,7 @@ class PolicyClient:
         try:
             self._connection.send(pack(request))
         except ConnectionClosed as err:
-            raise ServeError("The server closed the connection", found=str(err)) from err
+            raise ServerGone("The server closed the connection", found=str(err)) from err
         reply = self._receive()
         reply["actions"] = np.array(reply["actions"])  # a writable copy: robots like to edit their actions
         return reply
@@ -105,9 +112,9 @@ class PolicyClient:
         try:
             message = self._connection.recv(self.timeout_s)
         except TimeoutError as err:
-            raise ServeError("The server does not answer", expected=f"an answer within {self.timeout_s:g} s") from err
+            raise ServerGone("The server does not answer", expected=f"an answer within {self.timeout_s:g} s") from err
         except ConnectionClosed as err:
-            raise ServeError("The server closed the connection", found=str(err)) from err
+            raise ServerGone("The server closed the connection", found=str(err)) from err
         if isinstance(message, str):
             raise ServeError(f"The server refused. {message}")
         reply = unpack(message)

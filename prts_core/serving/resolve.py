@@ -56,3 +56,14 @@ def resolve(reference: str, outputs: Path = Path("outputs")) -> ResolvedModel:
             cure="run `prts register` again, or serve another version",
         )
     return ResolvedModel(reference, folder, digest, manifest, str(version.version))
+
+
+def policy_folder(reference: str, outputs: Path = Path("outputs")) -> Path:
+    """The folder to load a policy from: a policy folder as it is, a package or a registered model once verified."""
+    from prts_core.packaging.manifest import FILE
+    from prts_core.tracking.registry import is_reference
+
+    folder = Path(reference).expanduser()
+    if is_reference(reference) or (folder / FILE).is_file():
+        return resolve(reference, outputs).folder
+    return folder

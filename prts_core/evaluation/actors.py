@@ -1,0 +1,264 @@
+"""One way to ask any policy: a folder, a package, `models:/name@alias` or the address of a server.
+
+A batch of observations goes in, action chunks and, where wanted, values come out; every batch is filled up to one size,
+so that what a sample gets need not depend on which others wait beside it. It knows neither simulators nor episodes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from prts_core.contract import PolicyContract
+from prts_core.errors import ConfigError, DataError, ServeError
+from prts_core.observation import STATE
+
+SERVERS = ("ws://", "wss://")
+BACKOFF_S, LONGEST_WAIT_S = 0.5, 15.0
+PROBE_SEED = 20_211
+
+
+@dataclass(frozen=True)
+class Answer:
+    """chunks (B, T, A) float32 in robot units. values (B,) in nats, or none where the policy gives none."""
+
+    chunks: np.ndarray
+    values: np.ndarray | None
+
+
+class Actor(Protocol):
+    """A policy to be measured. identity: plain values that change when the policy does; its address is not among
+    them. batch: samples asked together, always."""
+
+    contract: PolicyContract
+    identity: dict[str, Any]
+    batch: int
+
+    def ask(
+        self, observation: Mapping[str, np.ndarray], instructions: Sequence[str], seeds: Sequence[int]
+    ) -> Answer: ...
+
+    def close(self) -> None:
+        """Let go; whoever is being asked answers or fails soon."""
+
+
+class Asked(Protocol):
+    """What is needed of a policy in this process (prts_core.policy.Policy)."""
+
+    @property
+    def contract(self) -> PolicyContract: ...
+
+    def act(
+        self, observation: Mapping[str, np.ndarray], instruction: Sequence[str], seeds: Sequence[int]
+    ) -> np.ndarray: ...
+
+    def value(
+        self, observation: Mapping[str, np.ndarray], actions: np.ndarray, instruction: Sequence[str]
+    ) -> np.ndarray: ...
+
+
+class LocalActor:
+    """A policy in this process. values: ask for them as well, which costs about as much as the actions."""
+
+    def __init__(self, policy: Asked, identity: Mapping[str, Any], *, batch: int = 1, values: bool = True) -> None:
+        self.policy, self.contract = policy, policy.contract
+        self.identity, self.batch, self.values = dict(identity), batch, values
+
+    def ask(self, observation: Mapping[str, np.ndarray], instructions: Sequence[str], seeds: Sequence[int]) -> Answer:
+        chunks = self.policy.act(observation, list(instructions), list(seeds))
+        values = self.policy.value(observation, chunks, list(instructions)) if self.values else None
+        return Answer(chunks, values)
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+class ServerActor:
+    """A policy behind `prts serve`, or any openpi server that states its policy_contract; `batch` connections.
+
+    patience_s: how long to go on trying, waiting longer each time, while the server is gone. What comes back must be
+    the same policy, or ServeError says what changed.
+    """
+
+    def __init__(
+        self, url: str, *, batch: int = 1, values: bool = True, patience_s: float = 300.0, api_key: str | None = None
+    ) -> None:
+        self.url, self.batch, self.values, self.patience_s, self.api_key = url, batch, values, patience_s, api_key
+        self.clients: list[Any] = [None] * batch
+        self.threads = ThreadPoolExecutor(batch, thread_name_prefix="prts-ask")
+        self.closing = threading.Event()
+        self.identity: dict[str, Any] = {}
+        self.lost = 0
+        self._connect(0)
+        contract = self.clients[0].contract
+        if contract is None:
+            raise ServeError(
+                "The server does not say what its numbers mean", found=url, expected="a policy_contract",
+                cure="serve the policy with `prts serve`, or benchmark its folder",
+            )  # fmt: skip
+        self.contract: PolicyContract = contract
+
+    def _connect(self, at: int) -> Any:
+        """Connection number `at`, once it is known to be the same policy."""
+        from prts_core.serving.client import PolicyClient
+
+        if self.clients[at] is None:
+            client = PolicyClient(self.url, api_key=self.api_key)
+            found = _served_identity(client.metadata)
+            self.identity = self.identity or found
+            if found != self.identity:
+                client.close()
+                raise ServeError(
+                    "Another policy is served now; its episodes do not mix with those before", found=str(found),
+                    expected=str(self.identity), cure="serve the policy that the benchmark began with",
+                )  # fmt: skip
+            self.clients[at] = client
+        return self.clients[at]
+
+    def ask(self, observation: Mapping[str, np.ndarray], instructions: Sequence[str], seeds: Sequence[int]) -> Answer:
+        requests = [
+            {
+                **{key: array[i] for key, array in observation.items() if key != STATE},
+                "observation/state": observation[STATE][i],
+                "prompt": text,
+            }
+            for i, text in enumerate(instructions)
+        ]
+        replies = list(self.threads.map(self._one, range(len(requests)), requests, map(int, seeds)))
+        values = [reply.get("value") for reply in replies]
+        told = self.values and all(value is not None for value in values)
+        return Answer(
+            np.stack([np.asarray(reply["actions"], np.float32) for reply in replies]),
+            np.asarray(values, np.float64) if told else None,
+        )
+
+    def _one(self, at: int, request: dict[str, Any], seed: int) -> dict[str, Any]:
+        from prts_core.serving.client import ServerGone
+
+        until, pause = time.monotonic() + self.patience_s, BACKOFF_S
+        while True:
+            try:
+                return self._connect(at).infer(request, seed=seed, value=self.values)
+            except ServerGone as err:
+                self._drop(at)
+                if time.monotonic() + pause > until or self.closing.is_set():
+                    raise ServeError(
+                        "The policy server stayed away", found=str(err),
+                        expected=f"an answer within {self.patience_s:g} s",
+                        cure="start it again, then run the same command: finished episodes are kept",
+                    ) from err  # fmt: skip
+                self.closing.wait(pause)
+                pause = min(2 * pause, LONGEST_WAIT_S)
+            except ServeError:
+                self._drop(at)  # a refusal closes the connection
+                raise
+
+    def _drop(self, at: int) -> None:
+        client, self.clients[at] = self.clients[at], None
+        if client is not None:
+            self.lost += 1
+            client.close()
+
+    def close(self) -> None:
+        """Gives up waiting for a server that is gone; may be called twice."""
+        self.closing.set()
+        for at in range(self.batch):
+            client, self.clients[at] = self.clients[at], None
+            if client is not None:
+                client.close()
+        self.threads.shutdown(wait=True)
+
+
+def _served_identity(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    contract = metadata.get("policy_contract")
+    fingerprint = contract.get("fingerprint") if isinstance(contract, Mapping) else None
+    return {"package_digest": metadata.get("package_digest"), "contract": fingerprint}
+
+
+def open_actor(
+    reference: str, *, batch: int = 1, values: bool = True, patience_s: float = 300.0, api_key: str | None = None,
+    outputs: Path = Path("outputs"),
+) -> Actor:  # fmt: skip
+    """The policy that `reference` names: ws://host:port, a policy or package folder, models:/<name>@<alias>.
+
+    outputs: whose registry is meant. Raises ServeError, CheckpointError or StageError where there is none.
+    """
+    if batch < 1:
+        raise ConfigError("A batch holds samples", field="--batch", found=batch, expected="1 or more")
+    if reference.startswith(SERVERS):
+        return ServerActor(reference, batch=batch, values=values, patience_s=patience_s, api_key=api_key)
+    if reference.startswith(("http://", "https://")):
+        raise ConfigError(
+            "A policy server speaks websocket", field="--policy", found=reference,
+            expected="ws" + reference.removeprefix("http"),
+        )  # fmt: skip
+    from prts_core.policy import load_policy, policy_digest
+    from prts_core.serving.resolve import policy_folder
+
+    folder = policy_folder(reference, outputs)
+    policy = load_policy(folder)
+    identity = {"policy_digest": policy_digest(folder), "contract": policy.contract.fingerprint}
+    return LocalActor(policy, identity, batch=batch, values=values)
+
+
+def ask_filled(
+    actor: Actor, observations: Sequence[Mapping[str, np.ndarray]], instructions: Sequence[str], seeds: Sequence[int]
+) -> Answer:
+    """At most `actor.batch` single observations, filled up to exactly that many by repeating the first.
+
+    Raises DataError where what comes back is not one finite chunk each, at least `contract.chunk_length` long.
+    """
+    count, full = len(observations), actor.batch
+    assert 0 < count <= full
+    fill = [*range(count), *[0] * (full - count)]
+    seen = {key: np.stack([observations[i][key] for i in fill]) for key in observations[0]}
+    answer = actor.ask(seen, [instructions[i] for i in fill], [seeds[i] for i in fill])
+    contract = actor.contract
+    wanted = (full, contract.chunk_length, len(contract.contract.action))
+    if answer.chunks.shape != wanted or not np.isfinite(answer.chunks).all():
+        shaped = answer.chunks.shape == wanted
+        raise DataError(
+            "The policy's actions are not what its contract says", field="actions",
+            found="values that are not finite" if shaped else str(answer.chunks.shape), expected=f"finite {wanted}",
+        )  # fmt: skip
+    return Answer(answer.chunks[:count], None if answer.values is None else answer.values[:count])
+
+
+def neighbours_matter(actor: Actor, instructions: Sequence[str]) -> str:
+    """Whether one observation's answer depends, in any bit, on its place in the batch or on its neighbours.
+
+    "" where it does not; else in words what changed. Observations are noise in the contract's shapes; instructions:
+    those that may meet in one batch, longest and shortest first of all.
+    """
+    if actor.batch == 1:
+        return ""
+    rng, contract = np.random.default_rng(PROBE_SEED), actor.contract.contract
+    size = actor.batch
+
+    def noise() -> dict[str, np.ndarray]:
+        images = {c.key: rng.integers(0, 256, (c.height, c.width, 3), np.uint8) for c in contract.cameras}
+        return {**images, STATE: rng.normal(0, 0.1, len(contract.state)).astype(np.float32)}
+
+    ordered = sorted(set(instructions), key=len)
+    mine = noise()
+    for text in dict.fromkeys((ordered[0], ordered[-1])):
+        alone = ask_filled(actor, [mine], [text], [PROBE_SEED])
+        for place in dict.fromkeys((0, size // 2, size - 1)):
+            observations = [noise() for _ in range(size)]
+            texts = [ordered[-1 - i % len(ordered)] for i in range(size)]
+            seeds = [int(s) for s in rng.integers(0, 2**31, size)]
+            observations[place], texts[place], seeds[place] = mine, text, PROBE_SEED
+            beside = ask_filled(actor, observations, texts, seeds)
+            if not np.array_equal(beside.chunks[place], alone.chunks[0]):
+                worst = float(np.abs(beside.chunks[place] - alone.chunks[0]).max())
+                return f"actions differ by up to {worst:.2g} at place {place} of a batch of {size}"
+            if alone.values is not None and beside.values is not None and beside.values[place] != alone.values[0]:
+                return f"values differ at place {place} of a batch of {size}"
+    return ""
