@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prts_core.errors import DataError
-from prts_core.evaluation.gate import decide, policy_episodes
+from prts_core.evaluation.gate import decide, policy_episodes, shared_confidence
 from prts_core.evaluation.intervals import paired_difference, wilson
 
 MARGIN, FLOOR = -0.05, 0.7
@@ -118,3 +118,26 @@ def test_only_the_policys_own_rows_of_a_benchmark_count(tmp_path):
         policy_episodes(path)
     with pytest.raises(DataError, match="are missing"):
         policy_episodes(tmp_path / "none.parquet")
+
+
+def test_initial_states_are_part_of_what_makes_a_pair(tmp_path):
+    """A suite's episodes: one seed, several initial states, no conditions."""
+    frame = pl.DataFrame(
+        {"task": ["a"] * 4, "initial_state": [0, 1, 2, 3], "seed": [7] * 4, "success": [True, True, False, True]}
+    )
+    frame.write_parquet(tmp_path / "episodes.parquet")
+    ours = policy_episodes(tmp_path / "episodes.parquet")
+    assert decide(ours, frame.sample(fraction=1.0, shuffle=True, seed=1), MARGIN, FLOOR).n_pairs == 4
+    with pytest.raises(DataError, match="a seed 7 initial state 3"):
+        decide(ours, frame.head(3), MARGIN, FLOOR)
+    with pytest.raises(DataError, match="stands twice"):
+        decide(ours.with_columns(initial_state=pl.lit(0)), frame, MARGIN, FLOOR)
+
+
+def test_several_suites_share_one_level():
+    """A drop that one suite alone would raise the alarm about is not enough when it is one of ten."""
+    worse, better = episodes([False] * 10 + [True] * 50), episodes([False, *[True] * 59])
+    alone = decide(worse, better, MARGIN, FLOOR, shared_confidence(1))
+    among = decide(worse, better, MARGIN, FLOOR, shared_confidence(40))
+    assert shared_confidence(1) == 0.95 and shared_confidence(40) == pytest.approx(0.99875)
+    assert alone.alarm and not among.alarm and among.upper > alone.upper
