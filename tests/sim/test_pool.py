@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from prts_core.sim.suite import EpisodeKey
 
 ROOT = Path(__file__).parents[2]
 FAMILY = "tests.fixtures.toy_family"
-LAUNCH = Launch(FAMILY, timeouts=Timeouts(start=60.0, reset=1.0, step=1.0, action=0.0, look=1.0))
+LAUNCH = Launch(FAMILY)
+HASTY = Launch(FAMILY, timeouts=Timeouts(start=60.0, reset=1.0, step=1.0, action=0.0, look=1.0))
 KEY = EpisodeKey("toy", "push", 0, 7)
 STILL = np.zeros((3, 2), np.float32)
 
@@ -28,6 +30,13 @@ STILL = np.zeros((3, 2), np.float32)
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Pool]:
     with Pool(LAUNCH, 2) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[Pool]:
+    """For what a worker does not answer at all."""
+    with Pool(HASTY, 2) as made:
         yield made
 
 
@@ -80,7 +89,8 @@ def test_a_key_is_an_episode_in_any_process(pool: Pool):
     assert states[0] == states[1] == states[2]
 
 
-def test_replies_come_as_they_are_ready(pool: Pool):
+def test_replies_come_as_they_are_ready(hasty: Pool):
+    pool = hasty
     pool.ask(0, protocol.reset(KEY))
     pool.send(1, protocol.reset(KEY, perturbation={"do": "sleep", "when": "reset"}))
     pool.send(0, protocol.look())
@@ -104,7 +114,9 @@ def test_replies_come_as_they_are_ready(pool: Pool):
         ("wrong", "spoke nonsense"),
     ],
 )
-def test_a_lost_worker_costs_its_episode_only(pool: Pool, do: str, told: str):
+def test_a_lost_worker_costs_its_episode_only(pool: Pool, hasty: Pool, do: str, told: str):
+    if "no answer" in told:
+        pool = hasty
     pool.ask(0, protocol.reset(KEY))
     pool.ask(1, protocol.reset(KEY, perturbation={"do": do}))
     lost, other = pid_of(pool, 1), pid_of(pool, 0)
@@ -124,7 +136,8 @@ def test_chatter_is_no_message(pool: Pool):
 
 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_worker_that_dies_between_two_messages(pool: Pool, sign: int):
+def test_a_worker_that_dies_between_two_messages(hasty: Pool, sign: int):
+    pool = hasty
     pool.ask(0, protocol.reset(KEY))
     os.kill(pid_of(pool, 0), sign)
     with pytest.raises(WorkerLost):
@@ -222,7 +235,7 @@ def test_no_worker_outlives_its_runner(do: str):
 
 
 def test_closing_leaves_no_process():
-    with Pool(LAUNCH, 2) as pool:
+    with Pool(replace(LAUNCH, timeouts=Timeouts(close=0.5)), 2) as pool:
         pool.ask(0, protocol.reset(KEY))
         pool.send(1, protocol.reset(KEY, perturbation={"do": "stop", "when": "reset"}))
         pids = [pid_of(pool, 0), pid_of(pool, 1)]

@@ -1,0 +1,275 @@
+"""Many episodes side by side, for evaluation and reinforcement learning: batches of observations, chunks of actions.
+
+It knows workers (sim/pool.py, one environment a lane) and no policy. Semantics are those of RLinf's LIBERO environment
+(https://github.com/RLinf/RLinf), with these decided where a chunk makes them ambiguous:
+
+- A chunk is executed whole, on past a success, but never past the episode's limit; `valid` says what was executed.
+- The reward of a step is `reward_coef` where the task is solved after it, else 0; `relative_reward` gives its change,
+  so that staying solved earns 0 and undoing it costs `reward_coef`.
+- An episode ends with the chunk in which it was solved (termination) or reached its limit (truncation). Where the
+  environment resets itself or ignores terminations both flags stand at the chunk's last step, else where it happened.
+- `ignore_terminations`: being solved ends nothing; episodes run to their limit.
+- A worker that is lost costs time and nothing else: an episode is a function of its key and its actions, so a fresh
+  worker is brought to where the lost one was.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from prts_core.errors import ConfigError, SimulatorError
+from prts_core.observation import STATE
+from prts_core.sim import protocol
+from prts_core.sim.pool import Pool, WorkerLost
+from prts_core.sim.protocol import Message
+from prts_core.sim.reset_ids import EXHAUSTED, Order, reset_ids
+from prts_core.sim.suite import EpisodeKey, SuiteSpec
+from prts_core.sim.suites import task_of
+
+ATTEMPTS = 3  # workers that one chunk may cost before its actions are to blame
+
+Observation = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class VectorSettings:
+    """group_size: environments that start every episode from one initial state. fixed_ids, order, tasks, rank, world:
+    see sim/reset_ids.py. seed: of that order and of the episodes; none: the suite's. max_steps: 0 for the task's own.
+    """
+
+    group_size: int = 1
+    order: Order = "training"
+    fixed_ids: bool = False
+    tasks: tuple[str, ...] = ()
+    rank: int = 0
+    world: int = 1
+    seed: int | None = None
+    max_steps: int = 0
+    auto_reset: bool = True
+    ignore_terminations: bool = False
+    reward_coef: float = 1.0
+    relative_reward: bool = True
+
+
+@dataclass(frozen=True)
+class EpisodeEnd:
+    """An episode that is over. steps: executed. length: steps to the first success, else `steps`. returned: sum of its
+    rewards up to the first success."""
+
+    key: EpisodeKey
+    success_once: bool
+    success_at_end: bool
+    returned: float
+    length: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class ChunkStep:
+    """What a chunk of K actions did to N environments.
+
+    observation: {key: (N, ...)} after the chunk, of the next episode where one ended and the environment resets itself;
+    instructions: N sentences that belong to it. rewards (N, K) float32; terminations, truncations, successes, valid
+    (N, K) bool. final_observation, ended: of each environment whose episode ended in this chunk, None elsewhere. active
+    (N,) bool: whether an episode is under way now.
+    """
+
+    observation: Observation
+    instructions: list[str]
+    rewards: np.ndarray
+    terminations: np.ndarray
+    truncations: np.ndarray
+    successes: np.ndarray
+    valid: np.ndarray
+    final_observation: list[Observation | None]
+    ended: list[EpisodeEnd | None]
+    active: np.ndarray
+
+
+@dataclass
+class _Episode:
+    """One environment's episode under way."""
+
+    key: EpisodeKey
+    max_steps: int
+    observation: Observation
+    instruction: str
+    done: bool = False
+    steps: int = 0
+    level: float = 0.0  # reward_coef while the task is solved
+    returned: float = 0.0
+    first_success: int | None = None
+    actions: list[np.ndarray] = field(default_factory=list)
+
+
+class VectorEnv:
+    """`pool.lanes` environments of one suite; environment i is in group i // group_size."""
+
+    def __init__(self, pool: Pool, spec: SuiteSpec, settings: VectorSettings) -> None:
+        if settings.group_size < 1 or pool.lanes % settings.group_size:
+            raise ConfigError(
+                "Environments do not fall into groups", field="group_size", found=settings.group_size,
+                expected=f"a divisor of the {pool.lanes} lanes",
+            )  # fmt: skip
+        self.pool, self.spec, self.settings = pool, spec, settings
+        self.seed = spec.seed if settings.seed is None else settings.seed
+        self.ids = reset_ids(
+            spec, pool.lanes // settings.group_size, order=settings.order, fixed=settings.fixed_ids,
+            tasks=settings.tasks, seed=self.seed, rank=settings.rank, world=settings.world,
+        )  # fmt: skip
+        self.begun = [0] * pool.lanes
+        self.episodes: list[_Episode | None] = [None] * pool.lanes
+
+    def reset(self, environments: Sequence[int] | None = None) -> tuple[Observation, list[str]]:
+        """Begin the next episode in these environments (none: in all). (observation {key: (N, ...)}, N sentences)."""
+        keys = {}
+        for lane in range(self.pool.lanes) if environments is None else environments:
+            reset_id = self.ids(lane // self.settings.group_size, self.begun[lane])
+            self.episodes[lane] = None
+            if reset_id != EXHAUSTED:
+                self.begun[lane] += 1
+                keys[lane] = self.ids.key(reset_id, self.seed)
+        for lane, reply in self._exchange({lane: [protocol.reset(key)] for lane, key in keys.items()}).items():
+            limit = self.settings.max_steps or task_of(self.spec, keys[lane].task).max_steps
+            self.episodes[lane] = _Episode(keys[lane], limit, reply["observation"], reply["instruction"])
+        return self._observation(), self._instructions()
+
+    def step(self, actions: np.ndarray) -> ChunkStep:
+        """`actions` (N, A): chunks of one."""
+        return self.chunk_step(np.asarray(actions)[:, None])
+
+    def chunk_step(self, actions: np.ndarray) -> ChunkStep:
+        """Execute `actions` (N, K, A); what environments without an episode are given is ignored.
+
+        Raises SimulatorError where ATTEMPTS workers were lost over one chunk.
+        """
+        actions = np.asarray(actions, np.float32)
+        lanes, width = self.pool.lanes, len(self.spec.contract.action)
+        if actions.ndim != 3 or actions.shape[0] != lanes or actions.shape[1] < 1 or actions.shape[2] != width:
+            raise ConfigError(
+                "Actions do not fit the environments", field="actions", found=actions.shape,
+                expected=f"({lanes}, K, {width})",
+            )  # fmt: skip
+        chunks = {
+            lane: actions[lane, : episode.max_steps - episode.steps]
+            for lane, episode in enumerate(self.episodes)
+            if episode is not None and not episode.done
+        }
+        shape = actions.shape[:2]
+        out = {name: np.zeros(shape, bool) for name in ("terminations", "truncations", "successes", "valid")}
+        rewards = np.zeros(shape, np.float32)
+        final: list[Observation | None] = [None] * lanes
+        ended: list[EpisodeEnd | None] = [None] * lanes
+        asked = {lane: self._way(lane, chunk, lost=False) for lane, chunk in chunks.items()}
+        for lane, reply in self._exchange(asked, chunks).items():
+            episode = self.episodes[lane]
+            assert episode is not None
+            taken = len(chunks[lane])
+            out["valid"][lane, :taken] = True
+            out["successes"][lane, :taken] = reply["successes"]
+            rewards[lane, :taken] = self._reward(episode, reply["successes"])
+            episode.observation = reply["observation"]
+            episode.actions.append(chunks[lane])
+            solved = np.zeros(shape[1], bool) if self.settings.ignore_terminations else out["successes"][lane].copy()
+            late = np.zeros(shape[1], bool)
+            late[taken - 1] = episode.steps >= episode.max_steps
+            episode.done = bool(solved.any() or late.any())
+            if self.settings.auto_reset or self.settings.ignore_terminations:
+                solved, late = _collapsed(solved), _collapsed(late)
+            out["terminations"][lane], out["truncations"][lane] = solved, late
+            if episode.done:
+                final[lane], ended[lane] = episode.observation, self._end(episode)
+        if self.settings.auto_reset and (over := [lane for lane in range(lanes) if ended[lane] is not None]):
+            self.reset(over)
+        active = np.asarray([episode is not None and not episode.done for episode in self.episodes])
+        return ChunkStep(
+            self._observation(), self._instructions(), rewards, **out, final_observation=final, ended=ended,
+            active=active,
+        )  # fmt: skip
+
+    def _reward(self, episode: _Episode, successes: np.ndarray) -> np.ndarray:
+        """(K',) rewards of the steps just taken; the episode's books are kept."""
+        levels = self.settings.reward_coef * successes.astype(np.float64)
+        before = np.r_[episode.level, levels[:-1]]
+        rewards = levels - before if self.settings.relative_reward else levels
+        for success, reward in zip(successes, rewards, strict=True):
+            episode.steps += 1
+            if episode.first_success is None:
+                episode.returned += float(reward)
+                if success:
+                    episode.first_success = episode.steps
+        episode.level = float(levels[-1])
+        return rewards
+
+    def _end(self, episode: _Episode) -> EpisodeEnd:
+        return EpisodeEnd(
+            key=episode.key,
+            success_once=episode.first_success is not None,
+            success_at_end=episode.level != 0.0,
+            returned=episode.returned,
+            length=episode.first_success or episode.steps,
+            steps=episode.steps,
+        )
+
+    def _way(self, lane: int, chunk: np.ndarray, lost: bool) -> list[Message]:
+        """The messages that take the chunk; after a lost worker, first those that lead to where it starts."""
+        step = protocol.step(chunk, ignore_success=True)
+        episode = self.episodes[lane]
+        if not lost or episode is None:
+            return [step]
+        way = [protocol.reset(episode.key, look=False)]
+        if episode.actions:
+            way.append(protocol.step(np.concatenate(episode.actions), look=False, ignore_success=True))
+        return [*way, step]
+
+    def _exchange(
+        self, asked: dict[int, list[Message]], chunks: dict[int, np.ndarray] | None = None
+    ) -> dict[int, Message]:
+        """Send each lane its messages one after another, all lanes at once; the last reply of each."""
+        todo = {lane: deque(messages) for lane, messages in asked.items()}
+        lost = dict.fromkeys(asked, 0)
+        replies: dict[int, Message] = {}
+        for lane, messages in todo.items():
+            self.pool.send(lane, messages[0])
+        while len(replies) < len(asked):
+            answered = self.pool.wait()
+            assert answered is not None, "no time limit was given"
+            lane, reply = answered
+            if isinstance(reply, WorkerLost):
+                lost[lane] += 1
+                if lost[lane] >= ATTEMPTS:
+                    raise SimulatorError(
+                        "One episode costs worker after worker", field=f"environment {lane}",
+                        found=f"{lost[lane]} lost; the last: {reply}", expected="a simulator that survives the episode",
+                    ) from reply  # fmt: skip
+                todo[lane] = deque(asked[lane] if chunks is None else self._way(lane, chunks[lane], lost=True))
+            else:
+                todo[lane].popleft()
+            if todo[lane]:
+                self.pool.send(lane, todo[lane][0])
+            else:
+                assert isinstance(reply, dict)
+                replies[lane] = reply
+        return dict(sorted(replies.items()))
+
+    def _observation(self) -> Observation:
+        """What every environment shows; zeros where there is no episode any more."""
+        contract = self.spec.contract
+        blank = {STATE: np.zeros(len(contract.state), np.float32)}
+        blank |= {camera.key: np.zeros((camera.height, camera.width, 3), np.uint8) for camera in contract.cameras}
+        shown = [blank if episode is None else episode.observation for episode in self.episodes]
+        return {key: np.stack([one[key] for one in shown]) for key in blank}
+
+    def _instructions(self) -> list[str]:
+        return ["" if episode is None else episode.instruction for episode in self.episodes]
+
+
+def _collapsed(flags: np.ndarray) -> np.ndarray:
+    """The flag at the last step where it was raised at any."""
+    out = np.zeros_like(flags)
+    out[-1] = flags.any()
+    return out
