@@ -28,7 +28,12 @@ TOOLS = {
     "sim": "prts_core.cli.sim",
 }
 # Stages that are tools as well: the module also has `wanted(args) -> bool`, by which it takes over from the stage.
-STAGE_TOOLS = {"convert": "prts_core.cli.convert", "validate": "prts_core.cli.validate", "value": "prts_core.cli.value"}
+STAGE_TOOLS = {
+    "convert": "prts_core.cli.convert",
+    "validate": "prts_core.cli.validate",
+    "stats": "prts_core.cli.stats",
+    "value": "prts_core.cli.value",
+}
 TOOL_HELP = {
     "chain": "run every stage in order, without Dagster",
     "config": "print a recipe with every default filled in",

@@ -5,13 +5,16 @@ It does not compute them, and nothing of ours reads these files: `norm_stats.jso
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from prts_core.contract import Normalization
+from prts_core.data.convert.lerobot_v30_layout import pooled_stats
+from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from prts_core.data.lerobot_v21.schema import FeatureSummary, read_table
 from prts_core.data.normalize import ACTION, STATE, FeatureStats
 from prts_core.data.released_statistics import (
     DatasetStatistics,
@@ -32,15 +35,15 @@ def write_forms(
     dataset: str,
     normalization: Normalization,
     chunk_length: int | None,
+    cameras: Mapping[str, Any] | None = None,
 ) -> None:
     """features: of the dataset's info.json, for the release's statistics.json. dataset: its name there.
 
     prts/: norm_stats.json {feature: {min, max, mean, std, q01, q99}} and, where actions are trained relative to the
     state, state_relative_ck<chunk_length>_norm_stats.json belong into a dataset's meta folder, statistics.json into a
     checkpoint's. openpi/: norm_stats.json {"norm_stats": {"state", "actions"}} belongs into one of openpi's asset
-    folders. lerobot/: stats.json into a LeRobot v3.0 dataset's meta folder; it knows no cameras, which parquet does not
-    hold. All but prts/norm_stats.json and LeRobot's hold what a policy is normalised by: relative actions where they
-    are trained so.
+    folders. lerobot/: stats.json into a LeRobot v3.0 dataset's meta folder, with what `camera_stats` gives. All but
+    prts/norm_stats.json and LeRobot's hold what a policy is normalised by: relative actions where they are trained so.
     """
     trained = made.trained
     own = {STATE: made.stats.state, ACTION: made.stats.action}
@@ -52,7 +55,40 @@ def write_forms(
     write_statistics(folder / "prts" / "statistics.json", ReleasedStatistics(normalization, {dataset: entry}))
     record = {"state": _openpi(trained.state), "actions": _openpi(trained.action)}
     write_json(folder / "openpi" / "norm_stats.json", {"norm_stats": record})
-    write_json(folder / "lerobot" / "stats.json", _lerobot(made))
+    write_json(folder / "lerobot" / "stats.json", _lerobot(made) | dict(cameras or {}))
+
+
+def camera_stats(roots: Sequence[Path], split: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """({camera: min, max, mean, std, each (C, 1, 1) in 0-1, and count} pooled over the split's episodes, the cameras
+    that cannot be). From meta/episodes_stats.jsonl: no picture is decoded. count: the frames that were sampled there.
+
+    A camera that lacks statistics in one episode, or has them in another shape, is left out. Raises DataError for a
+    line that is no statistics.
+    """
+    rows: list[dict[str, dict[str, Any]]] = []
+    keys: list[str] = []
+    for root in roots:
+        dataset = LeRobotDataset.open(root)
+        keys = dataset.camera_keys
+        file = root / "meta" / "episodes_stats.jsonl"
+        stored = {row.episode_index: row for row in read_table(root, "episodes_stats")} if file.is_file() else {}
+        for episode in dataset.episodes(split):
+            described = stored[episode].stats if episode in stored else {}
+            rows.append(
+                {key: described[key].model_dump() for key in keys if key in described and _image(described[key])}
+            )
+    whole = [key for key in keys if all(key in row for row in rows)]
+    if not whole:
+        return {}, keys
+    return pooled_stats([{key: row[key] for key in whole} for row in rows]), [key for key in keys if key not in whole]
+
+
+def _image(stats: FeatureSummary) -> bool:
+    try:
+        shapes = {np.asarray(getattr(stats, name), np.float64).shape for name in ("min", "max", "mean", "std")}
+    except (TypeError, ValueError):
+        return False
+    return len(shapes) == 1 and shapes.pop()[1:] == (1, 1) and stats.count[0] > 0
 
 
 def _openpi(stats: FeatureStats) -> dict[str, list[float]]:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from prts_core.cli.main import main
 from prts_core.config.load import shared_folder
 from prts_core.config.schema import DimensionSpec
 from prts_core.contract import Contract, PolicyContract
@@ -20,12 +21,12 @@ from prts_core.data import statistics, summary
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.normalize import NormStats
 from prts_core.data.released_statistics import read_norm_stats, read_statistics
-from prts_core.data.statistics_forms import write_forms
+from prts_core.data.statistics_forms import camera_stats, write_forms
 from prts_core.data.statistics_plot import plot
 from prts_core.data.summary import Summary
 from prts_core.errors import CheckpointError, ConfigError, ContractError, DataError
-from prts_core.files import digest_file, digest_value, read_json, write_json
-from tests.data.conftest import ROBOT, Converted, convert_toy
+from prts_core.files import digest_file, digest_value, read_json, read_jsonl, write_json, write_jsonl
+from tests.data.conftest import ROBOT, Converted, convert_toy, write_raw
 
 
 def test_pooled_over_the_frames_of_one_split(toy: Converted) -> None:
@@ -274,6 +275,85 @@ def test_forms_of_others(toy: Converted, tmp_path: Path) -> None:
     frames = LeRobotDataset.open(root).all_columns(range(4), ["action"])["action"].astype(np.float64)
     assert lerobot["action"]["count"] == [50] and lerobot["action"]["min"] == frames.min(0).tolist()
     assert lerobot["action"]["q50"] == np.quantile(frames, 0.5, axis=0).tolist()
+
+
+def test_openpis_documented_layout(toy: Converted, tmp_path: Path) -> None:
+    """{"norm_stats": {"state": {mean, std, q01, q99}, "actions": ...}}: plain lists, one number a dimension."""
+    write_forms(tmp_path, statistics.compute(toy.root), {}, "lab/toy", "QUANTILE", None)
+    raw = read_json(tmp_path / "openpi/norm_stats.json")
+    assert list(raw) == ["norm_stats"] and set(raw["norm_stats"]) == {"state", "actions"}
+    for part in raw["norm_stats"].values():
+        assert set(part) == {"mean", "std", "q01", "q99"}
+        assert all(len(numbers) == 4 and all(type(number) is float for number in numbers) for numbers in part.values())
+
+
+def test_cameras_are_pooled_over_the_splits_episodes(toy: Converted, tmp_path: Path) -> None:
+    """As over all their frames together, in the shapes that LeRobot's policies take; none is guessed."""
+    pooled, without = camera_stats([toy.root], "train")
+    rows = [row["stats"] for row in read_jsonl(toy.root / "meta/episodes_stats.jsonl")][:4]
+    for key in ("observation.images.top", "observation.images.wrist"):
+        parts = [row[key] for row in rows]
+        count = np.array([part["count"][0] for part in parts])
+        mean, std = (np.array([part[name] for part in parts]) for name in ("mean", "std"))
+        share = (count / count.sum())[:, None, None, None]
+        assert len(set(count)) > 1, "weights matter"
+        center = (share * mean).sum(0)
+        np.testing.assert_allclose(pooled[key]["mean"], center, rtol=1e-12)
+        np.testing.assert_allclose(np.square(pooled[key]["std"]), (share * (std**2 + mean**2)).sum(0) - center**2)
+        assert np.array_equal(pooled[key]["max"], np.max([part["max"] for part in parts], 0))
+        assert np.shape(pooled[key]["std"]) == (3, 1, 1) and pooled[key]["count"] == [int(count.sum())]
+    assert without == []
+    both, _ = camera_stats([toy.root, toy.root], "train")
+    np.testing.assert_allclose(both[key]["std"], pooled[key]["std"], rtol=1e-12)
+    root = tmp_path / "data"
+    shutil.copytree(toy.root, root)
+    del rows[2]["observation.images.top"]
+    rows[1]["observation.images.wrist"]["mean"] = [1, 2]
+    write_jsonl(root / "meta/episodes_stats.jsonl", [{"episode_index": i, "stats": row} for i, row in enumerate(rows)])
+    assert camera_stats([root], "train") == ({}, ["observation.images.top", "observation.images.wrist"])
+    (root / "meta/episodes_stats.jsonl").unlink()
+    assert len(camera_stats([root], "train")[1]) == 2
+
+
+def test_the_command_pools_datasets(toy: Converted, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(toy.root, other)
+    _set_action(other, 3, 1, 2.5)
+    out = tmp_path / "out"
+    assert main(["stats", str(toy.root), str(other), "--out", str(out)]) == 0
+    assert "100 frames of split train" in capsys.readouterr().out
+    stats = NormStats.load(out / "norm_stats.json")
+    wanted = statistics.compute([toy.root.resolve(), other]).stats
+    assert stats.count == 100 and stats.fingerprint == wanted.fingerprint
+    assert np.array_equal(stats.action.q99, wanted.action.q99)
+    lerobot = read_json(out / "forms/lerobot/stats.json")
+    assert lerobot["action"]["count"] == [100] and np.shape(lerobot["observation.images.top"]["mean"]) == (3, 1, 1)
+    assert (out / "norm_stats.png").is_file()
+    assert main(["stats", str(toy.root), str(toy.root), "--out", str(out)]) == 1
+    assert "count double" in capsys.readouterr().err
+    assert main(["stats", str(toy.root)]) == 1 and "--out" in capsys.readouterr().err
+    assert main(["stats", str(toy.root), "--out", str(out), "--chunk", "4"]) == 1
+    assert "nothing to be relative" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_shards_pool_to_one_pass(tmp_path: Path) -> None:
+    """Three datasets merged against every row at once: moments to 1e-12, ranks within the bound, range exact."""
+    roots = [
+        convert_toy(tmp_path / str(seed), write_raw(tmp_path / f"raw{seed}", {"wave": "wave"}, train=3, seed=seed)).root
+        for seed in range(3)
+    ]
+    made = statistics.compute(roots)
+    rows = np.concatenate([LeRobotDataset.open(r).all_columns(range(3), ["action"])["action"] for r in roots])
+    wanted = statistics.describe(rows)
+    assert made.stats.count == len(rows) and 0 < made.stats.rank_error < 1
+    np.testing.assert_allclose(made.stats.action.mean, wanted.mean, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(made.stats.action.std, wanted.std, rtol=1e-12)
+    assert np.array_equal(made.stats.action.min, wanted.min) and np.array_equal(made.stats.action.max, wanted.max)
+    for share, found in ((0.01, made.stats.action.q01), (0.99, made.stats.action.q99)):
+        below, upto = (rows < found).sum(0), (rows <= found).sum(0)
+        bound = made.stats.rank_error * len(rows) + 1
+        assert (below <= share * (len(rows) - 1) + bound).all() and (upto >= share * (len(rows) - 1) - bound).all()
 
 
 @pytest.mark.slow
