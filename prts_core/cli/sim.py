@@ -8,6 +8,7 @@ import shutil
 from rich.console import Console
 from rich.table import Table
 
+from prts_core.cli import sim_expert
 from prts_core.errors import ConfigError, MissingExtraError, SimulatorError, UnavailableError, lookup
 
 EPILOG = """\
@@ -16,6 +17,10 @@ EPILOG = """\
                                            interrupted, the same command goes on
   prts sim install libero --assets DIR     meshes and textures from DIR; they are linked, not copied
   prts sim check libero                    the family's own check, then one task of every suite through a worker
+  prts sim expert --suite libero_object    how often the scripted expert succeeds, with intervals
+  prts sim demonstrate --suite libero_object --episodes 50 --noise 0,0.2 --output DIR
+                                           its successes as HDF5 in LIBERO's layout, for `prts convert`; interrupted,
+                                           the same command goes on
   prts sim remove libero                   delete its folder; linked assets stay
 
 Meta-World lives in the main environment (pip install 'prts[sim]'); install only says whether it is there.
@@ -34,11 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for sub in (install, check, remove):
         sub.add_argument("family", help="a family of `prts sim list`")
     check.add_argument("--suite", action="append", help="only this suite (may be repeated)")
+    sim_expert.add_arguments(actions)
 
 
 def main(args: argparse.Namespace) -> int:
     from prts_core.sim.suites import FAMILIES
 
+    if args.action in sim_expert.ACTIONS:
+        return sim_expert.main(args)
     if args.action != "list":
         lookup(FAMILIES, args.family, "simulator")
     return {"list": show, "install": install, "check": check, "remove": remove}[args.action](args)

@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from prts_core.files import read_json
 from prts_core.sim.keep import Keep
 from prts_core.sim.rendering import Renderer
 from prts_core.sim.suite import SuiteSpec, Task
+from prts_core.sim.suites.libero.privileged import Privileged
 
 CAMERAS = {"observation.images.image": "agentview", "observation.images.wrist_image": "robot0_eye_in_hand"}
 FILM_SIZE = 256
@@ -34,6 +35,8 @@ COLLISION_GEOMS = 0  # the group of geoms that LIBERO does not draw
 PLACEMENT_TRIES = 100
 # What a reset, an affordance (a stove's flame) or a perturbation may change in a model; not its meshes and textures.
 _RESTORED = ("body_", "geom_", "site_", "cam_", "light_", "mat_", "jnt_", "dof_")
+
+Arrange = Callable[[Any, np.ndarray], np.ndarray]
 
 
 class Scene:
@@ -61,9 +64,11 @@ class Scene:
             if name.startswith(_RESTORED) and isinstance(value := getattr(self.model, name), np.ndarray)
         }
         self._renderers: dict[int, Renderer] = {}
+        self.privileged = Privileged(self.env)
 
-    def reset(self, state: np.ndarray, seed: int) -> None:
-        """To one stored state (1 + nq + nv,). `seed` draws what LIBERO does not store: the fixtures' exact poses."""
+    def reset(self, state: np.ndarray, seed: int, arrange: Arrange | None = None) -> None:
+        """To one stored state (1 + nq + nv,). `seed` draws what LIBERO does not store: the fixtures' exact poses.
+        `arrange(scene, state)`: another state to begin from, made after LIBERO placed its objects."""
         for name, value in self._model_arrays.items():
             np.copyto(getattr(self.model, name), value)
         np.random.seed(seed)  # LIBERO's samplers draw from numpy's global generator
@@ -71,7 +76,7 @@ class Scene:
         for robot in env.robots:
             robot.gripper.current_action = np.zeros(robot.gripper.dof)
         self._place()
-        env.sim.set_state_from_flattened(state)
+        env.sim.set_state_from_flattened(state if arrange is None else arrange(self, state))
         env.sim.forward()
         env._check_success()
         env._post_process()
@@ -107,10 +112,13 @@ class LiberoEnvironment:
     """`prts_core.sim.suite.Environment` for all of LIBERO's tasks.
 
     home: where the simulator is installed (tasks.json, init_states/, config/). tasks: how many scenes are kept built.
+    image_size: of the pictures, in place of the suite's; for measurements and demonstrations, since the suite's
+    contract is then not kept. drawn: episodes begin where LIBERO's own sampler puts things, the arm as robosuite's
+    default noise has it, and not in a stored state: for demonstrations.
     """
 
-    def __init__(self, home: Path, tasks: int = KEPT) -> None:
-        self.home = home
+    def __init__(self, home: Path, tasks: int = KEPT, image_size: int | None = None, drawn: bool = False) -> None:
+        self.home, self._image_size, self._drawn = home, image_size, drawn
         self._catalogue = read_json(home / "tasks.json")["tasks"]
         self._scenes: Keep[str, Scene] = Keep(self._build, tasks, Scene.close)
         self._states: dict[str, np.ndarray] = {}
@@ -159,12 +167,13 @@ class LiberoEnvironment:
             )  # fmt: skip
         if task.perturbation:
             raise ConfigError("LIBERO's own tasks have no perturbation", field="perturbation", found=task.perturbation)
-        cameras = {camera.key: camera.height for camera in suite.contract.cameras}
+        cameras = {camera.key: self._image_size or camera.height for camera in suite.contract.cameras}
         for key in cameras:
             lookup(CAMERAS, key, "camera of LIBERO")
         self._image_sizes = cameras
         self._scene = self._scenes(task.name)
-        self._scene.reset(states[initial_state], _placement_seed(task.name, initial_state, seed))
+        episode = _placement_seed(task.name, initial_state, seed)
+        self._scene.reset(states[initial_state], episode, as_drawn if self._drawn else None)
         for _ in range(suite.settle_steps):
             self._scene.step(np.asarray(suite.settle_action, np.float64))
 
@@ -192,39 +201,8 @@ class LiberoEnvironment:
         return np.concatenate([self.scene.picture(camera, FILM_SIZE) for camera in CAMERAS.values()], axis=1)
 
     def privileged(self) -> dict[str, Any]:
-        """What only an expert may see: poses in the world (m, quaternions w x y z), and the goal as bddl states it.
-
-        objects: name -> position (3,), quaternion (4,), half_height, radius, fixed. regions: name -> position (3,),
-        size (3,). goal: [[predicate, name, ...]]. joints: name of object -> {joint: position}. hand, hand_quaternion:
-        the grip site; fingers (2,).
-        """
-        env, data = self.scene.env, self.scene.env.sim.data
-        robot = env.robots[0]
-        fixed = set(env.fixtures_dict)
-        objects, joints = {}, {}
-        for name, body in env.obj_body_id.items():
-            made = env.get_object(name)
-            objects[name] = {
-                "position": np.array(data.body_xpos[body]),
-                "quaternion": np.array(data.body_xquat[body]),
-                "half_height": float(-made.bottom_offset[2]) if hasattr(made, "bottom_offset") else 0.0,
-                "radius": float(made.horizontal_radius) if hasattr(made, "horizontal_radius") else 0.0,
-                "fixed": name in fixed,
-            }
-            if name in fixed and made.joints:
-                joints[name] = {joint: float(data.get_joint_qpos(joint)) for joint in made.joints}
-        return {
-            "objects": objects,
-            "joints": joints,
-            "regions": {
-                name: {"position": np.array(data.get_site_xpos(name)), "size": np.array(site.size, np.float64)}
-                for name, site in env.object_sites_dict.items()
-            },
-            "goal": [list(clause) for clause in env.parsed_problem["goal_state"]],
-            "hand": np.array(data.site_xpos[robot.eef_site_id]),
-            "hand_quaternion": np.array(data.get_body_xquat(robot.robot_model.eef_name)),
-            "fingers": np.array(data.qpos[robot._ref_gripper_joint_pos_indexes]),
-        }
+        """What only an expert may see; see privileged.py."""
+        return self.scene.privileged()
 
     def state(self) -> np.ndarray:
         """(1 + nq + nv,) float64: time, positions, velocities, as LIBERO stores its initial states."""
@@ -235,16 +213,32 @@ class LiberoEnvironment:
         self._scenes.close()
 
 
+def as_drawn(scene: Scene, stored: np.ndarray) -> np.ndarray:
+    """(1 + nq + nv,) the state LIBERO's sampler made, the arm's joints off by robosuite's default noise (0.02 rad)."""
+    positions = np.array(scene.data.qpos)
+    joints = scene.env.robots[0]._ref_joint_pos_indexes
+    positions[joints] += np.random.normal(0.0, 0.02, len(joints))  # seeded by Scene.reset
+    return np.r_[0.0, positions, np.zeros_like(scene.data.qvel)]
+
+
 def make(settings: Mapping[str, Any]) -> LiberoEnvironment:
-    """settings: `tasks`, how many scenes to keep built (default 3)."""
+    """settings: `tasks`, how many scenes to keep built (default 3); `image_size`, of the pictures (default the
+    suite's); `placement`, "stored" (default) or "drawn"."""
     from prts_core.sim.homes import Home
 
-    unknown = set(settings) - {"tasks"}
+    unknown = set(settings) - {"tasks", "image_size", "placement"}
     if unknown:
-        raise ConfigError("LIBERO has no such setting", field="settings", found=min(unknown), expected="tasks")
+        raise ConfigError(
+            "LIBERO has no such setting", field="settings", found=min(unknown), expected="tasks, image_size, placement"
+        )
+    placement, size = settings.get("placement", "stored"), settings.get("image_size")
+    if placement not in ("stored", "drawn"):
+        raise ConfigError("There is no such placement", field="placement", found=placement, expected="stored, drawn")
+    if size is not None and not (isinstance(size, int) and 16 <= size <= 1024):
+        raise ConfigError("Not a size of pictures", field="image_size", found=size, expected="16 to 1024")
     home = Home("libero")
     home.require()
-    return LiberoEnvironment(home.path, int(settings.get("tasks", KEPT)))
+    return LiberoEnvironment(home.path, int(settings.get("tasks", KEPT)), size, placement == "drawn")
 
 
 def axis_angle(wxyz: np.ndarray) -> np.ndarray:

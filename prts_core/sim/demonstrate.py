@@ -1,0 +1,266 @@
+"""A suite's scripted experts, measured or recorded through workers: one HDF5 file a task, in robomimic's layout.
+
+It knows no simulator: a family's `layout.py` says how its own demonstrations are written; without one a demonstration
+holds obs/proprio and obs/<camera>_rgb. An attempt is the pure function of (task, number of the attempt, settings). Each
+is on disk before it counts, so that the same command goes on after any death; failures are counted and never repaired.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prts_core.errors import DataError, require
+from prts_core.evaluation.journal import Journal
+from prts_core.files import atomic_path
+from prts_core.progress import Bar
+from prts_core.sim import protocol
+from prts_core.sim.demonstrations import subtask_spans
+from prts_core.sim.pool import Launch, Pool, WorkerLost
+from prts_core.sim.suite import EpisodeKey, SuiteSpec, Task
+
+LOST_AT_MOST = 3  # workers an attempt may cost before it is the simulator's fault
+SPARE_FAILURES = 20
+ATTEMPTS, PARTS = "attempts.jsonl", ".parts"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the recordings. episodes: a task. noise: levels of the pushes, taken in turn. images: record (False:
+    only measure; then `episodes` counts attempts, not successes). placement: the simulator's own setting, part of the
+    record. first: number of the first attempt."""
+
+    suite: str
+    tasks: tuple[str, ...]
+    episodes: int
+    noise: tuple[float, ...] = (0.0,)
+    seed: int = 0
+    record: bool = True
+    image_size: int = 0
+    placement: str = ""
+    tail_steps: int = 0
+    max_steps: int = 0
+    first: int = 0
+
+
+@dataclass
+class Attempts:
+    """One task's: what is known of each number, and which are under way."""
+
+    task: Task
+    known: dict[int, dict[str, Any]] = field(default_factory=dict)
+    under_way: set[int] = field(default_factory=set)
+    lost: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def successes(self) -> int:
+        return sum(bool(row["success"]) for row in self.known.values())
+
+    @property
+    def failures(self) -> int:
+        return len(self.known) - self.successes
+
+    def done(self, settings: Settings) -> int:
+        return self.successes if settings.record else len(self.known)
+
+    def next(self, settings: Settings) -> int | None:
+        """The next attempt that is needed even if all under way succeed: so that the same ones are made whatever the
+        number of workers."""
+        if self.done(settings) + len(self.under_way) >= settings.episodes:
+            return None
+        return next(n for n in range(len(self.known) + len(self.under_way) + 1) if n not in self.known | _keys(self))
+
+
+def _keys(attempts: Attempts) -> dict[int, Any]:
+    return dict.fromkeys(attempts.under_way)
+
+
+def demonstrate(spec: SuiteSpec, settings: Settings, launch: Launch, output: Path, workers: int = 1) -> list[Attempts]:
+    """Make what is missing in `output`; every task's attempts.
+
+    DataError where an expert fails more often than it succeeds and SPARE_FAILURES times beyond, StageError where the
+    folder holds attempts of other settings, WorkerLost where one attempt ends LOST_AT_MOST workers.
+    """
+    chosen = {task.name: Attempts(task) for task in spec.tasks if task.name in settings.tasks}
+    total = settings.episodes * len(chosen)
+    with Journal(output / ATTEMPTS, header(spec, settings), ("task", "attempt")) as journal:
+        for row in journal.rows.values():
+            if row["task"] in chosen:
+                chosen[row["task"]].known[row["attempt"]] = row
+        with Bar(f"{spec.name} expert", total) as bar:
+            if any(each.next(settings) is not None for each in chosen.values()):
+                with Pool(launch, workers) as pool:
+                    _run(pool, spec, settings, chosen, output, journal, bar)
+        for attempts in chosen.values():
+            _finish(spec, settings, attempts, output)
+            shutil.rmtree(output / PARTS / attempts.task.name, ignore_errors=True)
+    return list(chosen.values())
+
+
+def header(spec: SuiteSpec, settings: Settings) -> dict[str, Any]:
+    """What a folder's attempts have in common. Tasks may be added to it; to what is only measured, attempts too."""
+    own = asdict(replace(settings, episodes=settings.episodes if settings.record else 0, tasks=()))
+    return {"demonstrations": own | {"standins": spec.standins}}
+
+
+def _run(
+    pool: Pool,
+    spec: SuiteSpec,
+    settings: Settings,
+    chosen: Mapping[str, Attempts],
+    output: Path,
+    journal: Journal,
+    bar: Bar,
+) -> None:
+    lanes: dict[int, tuple[Attempts, int]] = {}
+    while True:
+        for lane in range(pool.lanes):
+            if lane not in lanes and (given := _give(chosen, settings)):
+                lanes[lane] = given
+                pool.send(lane, _message(spec, settings, *given))
+        if not lanes:
+            return
+        answered = pool.wait()
+        assert answered is not None
+        lane, reply = answered
+        attempts, number = lanes.pop(lane)
+        attempts.under_way.discard(number)
+        if isinstance(reply, WorkerLost):
+            attempts.lost[number] = attempts.lost.get(number, 0) + 1
+            if attempts.lost[number] >= LOST_AT_MOST:
+                raise reply
+            continue
+        row = _row(settings, attempts.task, number, reply)
+        if settings.record and row["success"]:
+            _write_part(_part(output, attempts.task, number), spec, reply, row)
+        journal.add(row)
+        attempts.known[number] = row
+        if settings.record and attempts.failures > attempts.successes + SPARE_FAILURES:
+            raise DataError(
+                "The scripted expert fails too often to record demonstrations", field=attempts.task.name,
+                found=f"{attempts.failures} failures in {len(attempts.known)} attempts",
+                cure="lower --noise, or leave this task out",
+            )  # fmt: skip
+        made = sum(each.successes for each in chosen.values())
+        tried = sum(len(each.known) for each in chosen.values())
+        bar.update(sum(each.done(settings) for each in chosen.values()), f"{made}/{tried} succeeded")
+
+
+def _give(chosen: Mapping[str, Attempts], settings: Settings) -> tuple[Attempts, int] | None:
+    for attempts in chosen.values():
+        number = attempts.next(settings)
+        if number is not None:
+            attempts.under_way.add(number)
+            return attempts, number
+    return None
+
+
+def episode_of(settings: Settings, task: Task, number: int) -> tuple[EpisodeKey, float, int]:
+    """(episode, noise, seed of the noise) of an attempt."""
+    number += settings.first
+    states = task.initial_states or 1 << 30
+    key = EpisodeKey(settings.suite, task.name, number % states, settings.seed + number // states)
+    text = f"{key.task} {key.initial_state} {key.seed} {number}"
+    noise_seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
+    return key, settings.noise[number % len(settings.noise)], noise_seed
+
+
+def _message(spec: SuiteSpec, settings: Settings, attempts: Attempts, number: int) -> protocol.Message:
+    key, noise, noise_seed = episode_of(settings, attempts.task, number)
+    return protocol.demonstrate(
+        replace(key, suite=spec.name), noise=noise, noise_seed=noise_seed, max_steps=settings.max_steps,
+        tail_steps=settings.tail_steps, images=settings.record,
+    )  # fmt: skip
+
+
+def _row(settings: Settings, task: Task, number: int, reply: Mapping[str, Any]) -> dict[str, Any]:
+    key, noise, noise_seed = episode_of(settings, task, number)
+    reached = reply["success_row"]
+    return {
+        "task": task.name,
+        "attempt": number,
+        "initial_state": key.initial_state,
+        "seed": key.seed,
+        "noise": noise,
+        "noise_seed": noise_seed,
+        "success": reached is not None,
+        "steps": len(reply["actions"]) if reached is None else reached + 1,
+        "instruction": reply["instruction"],
+    }
+
+
+def _part(output: Path, task: Task, number: int) -> Path:
+    return output / PARTS / task.name / f"{number}.hdf5"
+
+
+def _layout(family: str) -> Any:
+    package = family if "." in family else f"prts_core.sim.suites.{family}"
+    name = f"{package}.layout"
+    return importlib.import_module(name) if importlib.util.find_spec(name) else None
+
+
+def _write_part(path: Path, spec: SuiteSpec, reply: dict[str, Any], row: dict[str, Any]) -> None:
+    h5py = require("h5py", "sim")
+    layout = _layout(spec.family)
+    if layout is None:
+        named = {f"obs/{key.rsplit('.', 1)[-1]}_rgb": seen for key, seen in reply["images"].items()}
+        own = {"obs/proprio": reply["proprio"], **named}
+    else:
+        own = layout.datasets(reply)
+    rows, reached = len(reply["actions"]), row["steps"] - 1
+    names = list(dict.fromkeys(reply["phases"]))
+    with atomic_path(path) as partial, h5py.File(partial, "w") as file:
+        for name, value in {
+            "actions": reply["actions"].astype(np.float64),
+            "executed_actions": reply["executed"].astype(np.float64),
+            "rewards": (np.arange(rows) >= reached).astype(np.uint8),
+            "dones": (np.arange(rows) == rows - 1).astype(np.uint8),
+            "states": reply["states"],
+            **own,
+        }.items():
+            packed = {"compression": "gzip", "compression_opts": 1, "chunks": (1, *value.shape[1:])}
+            file.create_dataset(name, data=value, track_times=False, **(packed if value.ndim == 4 else {}))
+        file.attrs["num_samples"] = rows
+        file.attrs["init_state"] = reply["states"][0]
+        for name in ("initial_state", "seed", "noise_seed", "attempt"):
+            file.attrs[name] = row[name]
+        file.attrs["expert_noise"], file.attrs["success_row"] = row["noise"], reached
+        spans = subtask_spans([names.index(phase) for phase in reply["phases"]], tuple(names))
+        file.attrs["action_config"] = json.dumps(spans)
+
+
+def _finish(spec: SuiteSpec, settings: Settings, attempts: Attempts, output: Path) -> None:
+    """A task's demonstrations, in order of their attempts, become its file."""
+    path = output / f"{attempts.task.name}_demo.hdf5"
+    if not settings.record or path.exists():
+        return
+    h5py = require("h5py", "sim")
+    layout, total = _layout(spec.family), 0
+    good = sorted(number for number, row in attempts.known.items() if row["success"])
+    with atomic_path(path) as partial, h5py.File(partial, "w", track_order=True) as file:
+        data = file.create_group("data", track_order=True)
+        for index, number in enumerate(good):
+            with h5py.File(_part(output, attempts.task, number), "r") as part:
+                demo = data.create_group(f"demo_{index}")
+                for name in part:
+                    part.copy(name, demo)
+                for name, value in part.attrs.items():
+                    demo.attrs[name] = value
+                total += int(part.attrs["num_samples"])
+        size = settings.image_size or spec.contract.cameras[0].height
+        own = {"env_args": json.dumps({"env_name": spec.name, "control_hz": spec.contract.control_hz})}
+        for name, text in (layout.attributes(spec, attempts.task, size) if layout else own).items():
+            data.attrs[name] = text
+        instruction = attempts.known[good[0]]["instruction"]
+        data.attrs["problem_info"] = json.dumps({"problem_name": spec.name, "language_instruction": instruction})
+        data.attrs["num_demos"], data.attrs["total"] = len(good), total
+        data.attrs["failed_attempts"], data.attrs["standins"] = attempts.failures, spec.standins

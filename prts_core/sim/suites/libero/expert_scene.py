@@ -1,0 +1,190 @@
+"""Geometry for LIBERO's scripted expert: extents of objects, free grasps, heights to fly at.
+
+It knows the boxes of `privileged.py` and the Panda's hand, and neither tasks nor phases. World frame, metres, radians.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float)  # (8, 3)
+HAND_BOTTOM = 0.026  # of the hand's body above the grip site
+FINGER_BELOW = 0.006  # tips below the grip site
+FINGER_OUT = 0.046  # outer face of an open finger from the grip site along the opening
+WRIST_OUT, WRIST_UP, SHOULDER_UP = 0.088, 0.204, 0.333  # of the Panda
+COMFORT = 0.64  # of at most 0.70 m between shoulder and wrist: an arm that is straight cannot be steered
+NEUTRAL = np.pi / 2  # yaw of the opening (finger 1 to finger 2) in the robot's home pose
+
+
+@dataclass(frozen=True)
+class Grasp:
+    """Where the grip site goes: position (3,) and the yaw of the fingers' opening; `cost` 0: nothing is in the way."""
+
+    position: np.ndarray
+    yaw: float
+    cost: float
+
+
+class Scene:
+    """One look at the privileged state."""
+
+    def __init__(self, seen: dict[str, Any]) -> None:
+        self.seen = seen
+        self.hand: np.ndarray = seen["hand"]
+        fingers = seen["fingers"][1] - seen["fingers"][0]
+        self.opening = float(np.linalg.norm(fingers))
+        self.yaw = float(np.arctan2(fingers[1], fingers[0]))
+        self.approach: np.ndarray = seen["hand_mat"][:, 2]
+
+    def stretch(self, position: np.ndarray) -> float:
+        """How far beyond comfort (0) the arm would be with the grip site there, pointing down: shoulder to wrist."""
+        out = np.linalg.norm(position[:2] - self.seen["base"][:2]) - WRIST_OUT
+        up = position[2] + WRIST_UP - self.seen["base"][2] - SHOULDER_UP
+        return float(max(np.hypot(out, up) - COMFORT, 0.0))
+
+    def position(self, name: str) -> np.ndarray:
+        """(3,) of an object's body or of a site."""
+        seen = self.seen
+        return seen["objects"][name][0] if name in seen["objects"] else seen["sites"][name][0]
+
+    def rotation(self, name: str) -> np.ndarray:
+        return self.seen["objects"][name][1]
+
+    def has_body(self, name: str) -> bool:
+        return name in self.seen["objects"]
+
+    def _of(self, name: str) -> np.ndarray:
+        return self.seen["box_owner"] == self.seen["owners"].index(name)
+
+    def corners(self, name: str) -> np.ndarray:
+        """(8 n, 3) corners of the object's boxes."""
+        return self._corners(self._of(name))
+
+    def _corners(self, mask: np.ndarray) -> np.ndarray:
+        seen = self.seen
+        local = CORNERS[None] * seen["box_half"][mask][:, None]  # (n, 8, 3)
+        return (np.einsum("nij,nkj->nki", seen["box_mat"][mask], local) + seen["box_center"][mask][:, None]).reshape(
+            -1, 3
+        )
+
+    def extent(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest corner (3,), (3,) of the world-aligned box around an object."""
+        corners = self.corners(name)
+        return corners.min(0), corners.max(0)
+
+    def top_along(self, start: np.ndarray, end: np.ndarray, reach: float, without: str) -> float:
+        """Highest point of whatever lies within `reach` (horizontally) of the way; -inf where nothing does.
+
+        What is beside or behind the start does not count: the way leads off from it.
+        """
+        ahead = end[:2] - start[:2]
+        start = start[:2] + ahead * min(reach / max(float(np.linalg.norm(ahead)), 1e-9), 1.0)
+        mask = self.seen["box_owner"] != (self.seen["owners"].index(without) if without else -2)
+        seen = self.seen
+        centers, span = seen["box_center"][mask], end[:2] - start[:2]
+        along = np.clip(((centers[:, :2] - start[:2]) @ span) / max(span @ span, 1e-9), 0.0, 1.0)
+        nearest = start[:2] + along[:, None] * span
+        # The nearest point of each box to the segment, in the box's own frame.
+        offset = np.c_[nearest - centers[:, :2], np.zeros(len(centers))]
+        local = np.einsum("nji,nj->ni", seen["box_mat"][mask], offset)
+        outside = np.maximum(np.abs(local) - seen["box_half"][mask], 0.0)
+        near = np.linalg.norm(outside, axis=1) < reach
+        heights = centers[:, 2] + np.einsum("nj,nj->n", np.abs(seen["box_mat"][mask][:, 2]), seen["box_half"][mask])
+        return float(heights[near].max(initial=-np.inf))
+
+    def blocked(self, position: np.ndarray, yaw: float, without: str, opening: float = FINGER_OUT) -> float:
+        """How much of an open hand at a grasp would be inside things other than `without`: 0 is free."""
+        points = _hand_points(opening) @ _turn(yaw).T + position
+        mask = self.seen["box_owner"] != self.seen["owners"].index(without)
+        near = mask & (np.linalg.norm(self.seen["box_center"] - position, axis=1) < 0.5)
+        seen = self.seen
+        local = np.einsum(
+            "nji,npj->npi", seen["box_mat"][near], points[None] - seen["box_center"][near][:, None]
+        )  # (n, points, 3)
+        depth = (seen["box_half"][near][:, None] + 0.006 - np.abs(local)).min(-1)
+        return float(np.maximum(depth, 0.0).max(0, initial=0.0).sum())
+
+    def width(self, name: str, yaw: float) -> tuple[float, float]:
+        """(width, middle) of an object along a yaw, from the corners' shadow on it."""
+        shadow = self.corners(name)[:, :2] @ np.array([np.cos(yaw), np.sin(yaw)])
+        return float(np.ptp(shadow)), float((shadow.max() + shadow.min()) / 2)
+
+
+def _turn(yaw: float) -> np.ndarray:
+    """(3, 3) from the hand's frame (x along the opening, z up) to the world."""
+    c, s = np.cos(yaw), np.sin(yaw)
+    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]])
+
+
+def _hand_points(opening: float) -> np.ndarray:
+    """(P, 3) sample points of fingers and hand around the grip site; x along the opening."""
+    fingers = [
+        (side * (opening + x), y, z)
+        for side in (-1, 1)
+        for x in (-0.034, -0.022, -0.011, 0.0, 0.012)  # they sweep what lies between when they close
+        for y in (-0.01, 0.0, 0.01)
+        for z in (-FINGER_BELOW, 0.01, 0.03, 0.05)
+    ]
+    hand = [
+        (x, y, z)
+        for x in (-0.1, -0.067, -0.033, 0.0, 0.033, 0.067, 0.1)
+        for y in (-0.03, 0.0, 0.03)
+        for z in (HAND_BOTTOM + 0.004, 0.06, 0.09)
+    ]
+    return np.array(fingers + hand, float)
+
+
+def turned(angle: float, neutral: float = NEUTRAL) -> float:
+    """The yaw equal to `angle` up to a half turn that is nearest to the neutral one: the wrist's range."""
+    return neutral + (angle - neutral + np.pi / 2) % np.pi - np.pi / 2
+
+
+def pinch(scene: Scene, name: str, below_top: float, widest: float) -> Grasp:
+    """Across the object's narrowest free width, through its middle, fingers `below_top` under its top at most."""
+    low, high = scene.extent(name)
+    height = max((low[2] + high[2]) / 2, high[2] - below_top, low[2] + FINGER_BELOW + 0.002)
+    height = min(height, max(high[2] - 0.008, low[2] + FINGER_BELOW + 0.002))
+    best: Grasp | None = None
+    for step in range(24):
+        yaw = turned(step * np.pi / 24)
+        width, along = scene.width(name, yaw)
+        length, across = scene.width(name, yaw + np.pi / 2)
+        axis, side = np.array([np.cos(yaw), np.sin(yaw)]), np.array([-np.sin(yaw), np.cos(yaw)])
+        for shift in (0.0, -0.25, 0.25) if length > 0.05 else (0.0,):
+            position = np.r_[along * axis + (across + shift * length) * side, height]
+            score = width + 0.01 * abs(yaw - NEUTRAL) + 0.2 * abs(shift) * length
+            score += max(width - widest, 0.0) * 100 + 10 * scene.blocked(position, yaw, name)
+            if best is None or score < best.cost:
+                best = Grasp(position, yaw, score)
+    assert best is not None
+    return best
+
+
+def rim(
+    scene: Scene, name: str, inset: float, below_top: float, place: np.ndarray, failed: Sequence[np.ndarray] = ()
+) -> Grasp:
+    """One finger inside, one outside: on the rim at the angle with the most room, `inset` inside the outer edge,
+    where the arm stays bent, there and at the place (3,), and away from what `failed`: offsets (2,) from the middle."""
+    low, high = scene.extent(name)
+    center = (low + high)[:2] / 2
+    best: Grasp | None = None
+    for step in range(24):
+        angle = step * np.pi / 12
+        out = np.array([np.cos(angle), np.sin(angle)])
+        reach = float((scene.corners(name)[:, :2] @ out).max() - center @ out)
+        position = np.r_[center + (reach - inset) * out, high[2] - below_top]
+        yaw = turned(angle)
+        cost = scene.blocked(position, yaw, name)
+        above = np.r_[0.0, 0.0, 0.05]
+        there = position + place - np.r_[center, low[2]] + above
+        score = 10 * cost + 0.02 * abs(yaw - NEUTRAL) + 0.05 * float(np.linalg.norm(position[:2] - scene.hand[:2]))
+        score += 2 * scene.stretch(position + above) + 2 * scene.stretch(there)
+        score += sum(0.3 for offset in failed if np.linalg.norm(position[:2] - center - offset) < 0.02)
+        if best is None or score < best.cost:
+            best = Grasp(position, yaw, score)
+    assert best is not None
+    return best
