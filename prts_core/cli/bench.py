@@ -16,6 +16,7 @@ BENCHMARKS = {
     "data": "prts_core.bench.data",
     "info_nce": "prts_core.bench.info_nce",
     "sequential": "prts_core.bench.sequential",
+    "sim": "prts_core.bench.sim",
     "train": "prts_core.bench.train",
 }
 

@@ -193,7 +193,7 @@ def test_the_list_of_tasks_is_read_as_data(tmp_path: Path):
     path = tmp_path / "benchmark" / "libero_suite_task_map.py"
     path.parent.mkdir()
     names = ["KITCHEN_SCENE10_close_it", "put_it_down"]
-    path.write_text(f"libero_task_map = { {folder: names for folder in MAX_STEPS}!r}")
+    path.write_text(f"libero_task_map = {dict.fromkeys(MAX_STEPS, names)!r}")
     assert install.task_names(tmp_path)["libero_90"] == names
     path.write_text("libero_task_map = __import__('os').system('true')")
     with pytest.raises(DataError, match="list of tasks"):
