@@ -5,18 +5,26 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any
 
-from prts_core.errors import require
+from prts_core.errors import MissingExtraError, require
 from prts_core.sim.homes import Home
 
 MAIN_ENVIRONMENT = True
+PACKAGES = ("metaworld", "mujoco")
 
 
 def install(home: Home, assets: str | None = None) -> dict[str, Any]:
     """What is installed. MissingExtraError names the extra that brings it; there are no assets to choose."""
-    return {"pins": check(home), "standins": ""}
+    try:
+        pins = {name: importlib.metadata.version(name) for name in PACKAGES}
+    except importlib.metadata.PackageNotFoundError as err:
+        raise MissingExtraError(
+            "Meta-World is not installed", found=f"no package {err.name!r}", cure="pip install 'prts[sim]'"
+        ) from err
+    return {"pins": pins, "standins": ""}
 
 
 def check(home: Home) -> dict[str, Any]:
-    """The packages' versions. MissingExtraError as above."""
-    require("metaworld", "sim")
-    return {name: importlib.metadata.version(name) for name in ("metaworld", "mujoco")}
+    """The packages' versions, once each was imported. MissingExtraError as above."""
+    for name in PACKAGES:
+        require(name, "sim")
+    return install(home)["pins"]
