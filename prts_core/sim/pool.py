@@ -283,24 +283,25 @@ class Pool:
             self._lose(lane, "died")
 
     def wait(self, timeout: float | None = None) -> tuple[int, Message | WorkerLost] | None:
-        """(lane, reply) of whichever lane answers next; None when none did within `timeout` seconds.
+        """(lane, reply) of whichever lane answers next; None when none did within `timeout` seconds (0: look once).
 
         Raises WorkerRefused, and SimulatorError where a worker cannot be started.
         """
         until = None if timeout is None else time.monotonic() + timeout
+        late = False
         while not self.ready:
-            waiting = [w for lane, w in enumerate(self.workers) if w is not None and w.awaited and self._due(lane)]
+            waiting = [worker for lane, worker in enumerate(self.workers) if worker is not None and self._due(lane)]
             assert waiting, "nothing is under way"
-            now = time.monotonic()
-            if until is not None and now >= until:
+            if late:
                 return None
-            nearest = min([w.deadline for w in waiting] + ([] if until is None else [until]))
-            for key, _ in self.selector.select(max(0.0, nearest - now)):
+            nearest = min([worker.deadline for worker in waiting] + ([] if until is None else [until]))
+            for key, _ in self.selector.select(max(0.0, nearest - time.monotonic())):
                 self._read(key.data)
             now = time.monotonic()
             for lane, worker in enumerate(self.workers):
-                if worker is not None and worker.awaited and now >= worker.deadline and self._due(lane):
+                if worker is not None and self._due(lane) and now >= worker.deadline:
                     self._lose(lane, f"gave no answer to {worker.awaited[0][0]!r} in {worker.awaited[0][1]:g} s")
+            late = until is not None and now >= until
         lane, reply = self.ready.popleft()
         kind, self.under_way[lane] = self.under_way[lane], None
         if isinstance(reply, WorkerLost):
@@ -310,7 +311,9 @@ class Pool:
         return lane, reply
 
     def _due(self, lane: int) -> bool:
-        return self.under_way[lane] is not None
+        """Whether an answer of the lane's worker is being waited for."""
+        worker = self.workers[lane]
+        return self.under_way[lane] is not None and worker is not None and bool(worker.awaited)
 
     def _read(self, lane: int) -> None:
         worker = self.workers[lane]

@@ -97,6 +97,11 @@ def test_replies_come_as_they_are_ready(hasty: Pool):
     lane, reply = pool.wait() or (None, None)
     assert lane == 0 and isinstance(reply, dict)
     assert pool.wait(timeout=0.05) is None, "the other is still asleep"
+    pool.send(0, protocol.look())
+    time.sleep(0.5)
+    lane, reply = pool.wait(timeout=0.0) or (None, None)
+    assert lane == 0 and isinstance(reply, dict), "what has arrived is read without waiting"
+    assert pool.wait(timeout=0.0) is None
     lane, reply = pool.wait() or (None, None)
     assert lane == 1 and isinstance(reply, WorkerLost)
 
