@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from prts_core.config.load import shared_folder
 from prts_core.config.schema import LeRobotSource, VideoConfig
 from prts_core.data.convert.lerobot_v21 import import_dataset
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from prts_core.files import read_json, write_json
+from prts_core.stages.stats import write_statistics
 from tests.conformance.venvs import ensure_venv
 from tests.data.conftest import convert_toy, write_raw
 from tests.data.test_convert_robomimic import mapped, run, write_demos
@@ -34,10 +37,15 @@ def python() -> Path:
 
 def read(python: Path, root: Path, out: Path) -> dict[str, np.ndarray]:
     """What lerobot reads, frame by frame, without any network."""
-    script = Path(__file__).with_name("read_with_lerobot.py")
+    return ask(python, "read_with_lerobot.py", out, root, out, CHUNK)
+
+
+def ask(python: Path, script: str, out: Path, *arguments: object) -> dict[str, np.ndarray]:
+    """What `script` leaves in `out`, run in lerobot's environment."""
     env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
     env |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(out.parent / "cache"), "HF_HOME": str(out.parent / "hf")}
-    done = subprocess.run([python, script, root, out, str(CHUNK)], env=env, capture_output=True, text=True, check=False)
+    command = [str(part) for part in (python, Path(__file__).with_name(script), *arguments)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     with np.load(out) as arrays:
         return dict(arrays)
@@ -94,10 +102,6 @@ def test_lerobot_reads_a_renumbered_import(python: Path, tmp_path: Path) -> None
 
 def _without_video(root: Path, slim: Path) -> Path:
     """The same dataset without its camera: decoding 700 AV1 frames one by one would take minutes."""
-    import shutil
-
-    from prts_core.files import read_json, write_json
-
     shutil.copytree(root, slim, ignore=shutil.ignore_patterns("videos"))
     info = read_json(slim / "meta/info.json")
     info["features"].pop("observation.images.cam_high")
@@ -116,3 +120,29 @@ def test_lerobot_reads_stills_and_depth(python: Path, tmp_path: Path) -> None:
     ours = LeRobotDataset.open(root)
     depth = np.concatenate([ours.depth(episode, "observation.depth.front") for episode in ours.episodes()])
     assert np.array_equal(theirs["observation.depth.front"][:, 0], depth) and (depth == 700).all()
+
+
+def test_lerobot_normalises_with_our_statistics(python: Path, tmp_path: Path) -> None:
+    """forms/lerobot/stats.json in lerobot's own reader and `Normalize`, cameras too; of a dataset whose episodes are
+    all in the split, it is what lerobot pools from episodes_stats.jsonl itself."""
+    raw = write_raw(tmp_path / "raw")
+    shutil.rmtree(raw / "heldout")
+    root = convert_toy(tmp_path, raw).root
+    write_statistics(tmp_path / "stats", [root], "toy", "train", None, "QUANTILE")
+    form = tmp_path / "stats/forms/lerobot/stats.json"
+    (tmp_path / "as/meta").mkdir(parents=True)
+    shutil.copy(form, tmp_path / "as/meta/stats.json")
+    theirs = ask(
+        python, "normalize_with_lerobot.py", tmp_path / "read.npz", tmp_path / "as", root, tmp_path / "read.npz"
+    )
+    stats = read_json(form)
+    for key in ("observation.state", "action", "observation.images.top", "observation.images.wrist"):
+        ours = {name: np.array(stats[key][name]) for name in ("mean", "std", "min", "max")}
+        shape = theirs[f"MEAN_STD/{key}"].shape
+        wanted = np.broadcast_to((0.25 - ours["mean"]) / (ours["std"] + 1e-8), shape)
+        np.testing.assert_allclose(theirs[f"MEAN_STD/{key}"], wanted, rtol=1e-4, atol=1e-5)
+        wanted = np.broadcast_to((0.25 - ours["min"]) / (ours["max"] - ours["min"] + 1e-8) * 2 - 1, shape)
+        np.testing.assert_allclose(theirs[f"MIN_MAX/{key}"], wanted, rtol=1e-4, atol=1e-5)
+        for name, value in ours.items():
+            np.testing.assert_allclose(theirs[f"pooled/{key}/{name}"], value, rtol=1e-5, atol=1e-6)
+        assert theirs[f"pooled/{key}/count"].tolist() == stats[key]["count"]
