@@ -97,7 +97,7 @@ def test_result_does_not_depend_on_workers_or_interruptions(tmp_path: Path, toy:
 
 
 def test_kill_9_and_again(tmp_path: Path) -> None:
-    raw = write_raw(tmp_path / "raw", train=20, rows=40, size=64)
+    raw = write_raw(tmp_path / "raw", train=9, rows=30, size=64)
     whole = digest_tree(convert_toy(tmp_path / "whole", raw).root)
     code = (
         "from pathlib import Path; from tests.data.conftest import convert_toy; "
@@ -106,13 +106,13 @@ def test_kill_9_and_again(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
     records = tmp_path / "cut/episodes"
     deadline = time.monotonic() + 120
-    while len(list(records.glob("0*.json"))) < 5:
+    while len(list(records.glob("0*.json"))) < 3:
         assert process.poll() is None and time.monotonic() < deadline, "the conversion ended before it could be killed"
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = {path.name: path.stat().st_mtime_ns for path in records.glob("0*.json")}
-    assert 5 <= len(done) < 42 and not (tmp_path / "cut/output/meta/info.json").exists()
+    assert 3 <= len(done) < 20 and not (tmp_path / "cut/output/meta/info.json").exists()
     assert digest_tree(convert_toy(tmp_path / "cut", raw).root) == whole
     assert all((records / name).stat().st_mtime_ns == at for name, at in done.items()), "finished episodes were redone"
 
