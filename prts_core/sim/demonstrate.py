@@ -77,11 +77,8 @@ class Attempts:
         number of workers."""
         if self.done(settings) + len(self.under_way) >= settings.episodes:
             return None
-        return next(n for n in range(len(self.known) + len(self.under_way) + 1) if n not in self.known | _keys(self))
-
-
-def _keys(attempts: Attempts) -> dict[int, Any]:
-    return dict.fromkeys(attempts.under_way)
+        taken = self.known.keys() | self.under_way
+        return next(number for number in range(len(taken) + 1) if number not in taken)
 
 
 def demonstrate(spec: SuiteSpec, settings: Settings, launch: Launch, output: Path, workers: int = 1) -> list[Attempts]:

@@ -131,7 +131,7 @@ def _hand_points(opening: float) -> np.ndarray:
     ]
     hand = [
         (x, y, z)
-        for x in (-0.1, -0.067, -0.033, 0.0, 0.033, 0.067, 0.1)
+        for x in np.linspace(-0.1, 0.1, 11)
         for y in (-0.03, 0.0, 0.03)
         for z in (HAND_BOTTOM + 0.004, 0.06, 0.09)
     ]

@@ -1,0 +1,146 @@
+"""Experts recorded and measured through workers: the same files whatever the number of workers and after any death."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from prts_core.data.convert.robomimic import native_mapping
+from prts_core.errors import DataError, StageError
+from prts_core.files import digest_value
+from prts_core.sim.demonstrate import ATTEMPTS, PARTS, Attempts, Settings, demonstrate
+from prts_core.sim.pool import Launch, WorkerLost
+from prts_core.sim.suites import suite
+from tests.fixtures.toy_family.spec import suites
+
+FAMILY = "tests.fixtures.toy_family"
+SPEC = suites()["toy"]
+LAUNCH = Launch(FAMILY)
+RECORD = Settings("toy", ("push", "drawn"), episodes=3, noise=(0.0, 0.3), seed=5, tail_steps=1)
+
+
+def content(folder: Path) -> str:
+    """What the recordings hold, file by file."""
+    found = {}
+    for path in sorted(folder.glob("*.hdf5")):
+        with h5py.File(path) as file:
+            found[path.name] = {name: str(value) for name, value in file["data"].attrs.items()}
+
+            def note(name: str, item: object, name_of_file: str = path.name) -> None:
+                if isinstance(item, h5py.Dataset):
+                    found[name_of_file][name] = item[()].tobytes().hex()
+
+            file.visititems(note)
+    return digest_value(found)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recorded")
+    demonstrate(SPEC, RECORD, LAUNCH, folder)
+    return folder
+
+
+def test_a_recording_is_robomimics_and_says_what_was_done(recorded: Path) -> None:
+    assert sorted(path.name for path in recorded.glob("*.hdf5")) == ["drawn_demo.hdf5", "push_demo.hdf5"]
+    assert not (recorded / PARTS / "push").exists()
+    with h5py.File(recorded / "push_demo.hdf5") as file:
+        data = file["data"]
+        assert list(data) == ["demo_0", "demo_1", "demo_2"] and data.attrs["num_demos"] == 3
+        assert json.loads(data.attrs["problem_info"])["language_instruction"] == "push it"
+        assert data.attrs["total"] == sum(len(demo["actions"]) for demo in data.values())
+        demo, shaken = data["demo_0"], data["demo_1"]
+        rows = len(demo["actions"])
+        assert demo["obs/proprio"].shape == (rows, 2) and demo["obs/eye_rgb"].shape == (rows, 8, 8, 3)
+        assert demo["dones"][()].tolist() == [0] * (rows - 1) + [1]
+        assert demo.attrs["success_row"] == rows - 2 and demo["rewards"][()].tolist() == [0] * (rows - 2) + [1, 1]
+        assert json.loads(demo.attrs["action_config"]) == [{"start_frame": 0, "end_frame": rows, "action_text": "push"}]
+        assert np.array_equal(demo["actions"], demo["executed_actions"])
+        assert not np.array_equal(shaken["actions"], shaken["executed_actions"])
+        assert np.array_equal(shaken["actions"][:, 1], shaken["executed_actions"][:, 1])  # its weight is 0
+    assert native_mapping(recorded, "toy", 10.0).cameras.keys() == {"eye"}
+
+
+def test_two_workers_record_the_same(recorded: Path, tmp_path: Path) -> None:
+    demonstrate(SPEC, RECORD, LAUNCH, tmp_path, workers=2)
+    assert content(tmp_path) == content(recorded)
+
+
+def test_a_second_run_starts_no_worker(recorded: Path) -> None:
+    before = content(recorded)
+    demonstrate(SPEC, RECORD, Launch(FAMILY, python=Path("/nowhere/python")), recorded)
+    assert content(recorded) == before
+
+
+def test_other_settings_are_refused(recorded: Path) -> None:
+    with pytest.raises(StageError, match="noise"):
+        demonstrate(SPEC, replace(RECORD, noise=(0.5,)), LAUNCH, recorded)
+
+
+def test_killed_while_recording_it_goes_on(recorded: Path, tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from tests.sim.test_demonstrate import *;"
+        f"demonstrate(SPEC, RECORD, LAUNCH, Path({str(tmp_path)!r}))"
+    )
+    journal = tmp_path / ATTEMPTS
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+    until = time.monotonic() + 60
+    while not (journal.exists() and journal.read_text().count("\n") >= 3):
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    demonstrate(SPEC, RECORD, LAUNCH, tmp_path)
+    assert content(tmp_path) == content(recorded)
+
+
+def test_what_is_only_measured_counts_attempts_and_may_grow(tmp_path: Path) -> None:
+    settings = Settings("toy", ("push",), episodes=4, seed=5, record=False, max_steps=2)
+    (made,) = demonstrate(SPEC, settings, LAUNCH, tmp_path)
+    assert len(made.known) == 4 and made.successes + made.failures == 4 and made.failures > 0
+    assert [(row["initial_state"], row["seed"]) for row in made.known.values()] == [(0, 5), (1, 5), (2, 5), (0, 6)]
+    (made,) = demonstrate(SPEC, replace(settings, episodes=6), LAUNCH, tmp_path)
+    assert len(made.known) == 6 and not list(tmp_path.glob("*.hdf5"))
+
+
+def test_an_expert_that_cannot_is_said_to_and_not_tried_for_ever(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="fails too often"):
+        demonstrate(SPEC, replace(RECORD, tasks=("push",), max_steps=1), LAUNCH, tmp_path)
+
+
+def test_an_episode_that_kills_every_worker_stops_the_recording(tmp_path: Path) -> None:
+    with pytest.raises(WorkerLost):
+        demonstrate(suites()["toy_deadly"], Settings("toy_deadly", ("deadly",), 1), LAUNCH, tmp_path)
+
+
+def test_only_needed_attempts_are_made() -> None:
+    attempts, settings = Attempts(SPEC.tasks[0]), Settings("toy", ("push",), episodes=2)
+    assert [attempts.next(settings), attempts.under_way.add(0), attempts.next(settings)] == [0, None, 1]
+    attempts.under_way.add(1)
+    assert attempts.next(settings) is None
+    attempts.under_way.discard(0)
+    attempts.known[0] = {"success": False}
+    assert attempts.next(settings) == 2
+
+
+@pytest.mark.slow
+def test_metaworlds_experts_are_recorded_the_same_way(tmp_path: Path) -> None:
+    pytest.importorskip("metaworld")
+    from prts_core.sim.pool import launch_for
+
+    spec = suite("metaworld")
+    settings = Settings("metaworld", (spec.tasks[0].name,), episodes=1, seed=200_000)
+    (made,) = demonstrate(spec, settings, launch_for("metaworld"), tmp_path)
+    assert made.successes == 1
+    with h5py.File(tmp_path / f"{spec.tasks[0].name}_demo.hdf5") as file:
+        assert {"proprio"} < set(file["data/demo_0/obs"])
