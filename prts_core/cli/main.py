@@ -32,6 +32,7 @@ STAGE_TOOLS = {
     "convert": "prts_core.cli.convert",
     "validate": "prts_core.cli.validate",
     "stats": "prts_core.cli.stats",
+    "benchmark": "prts_core.cli.benchmark",
     "value": "prts_core.cli.value",
 }
 TOOL_HELP = {

@@ -1,0 +1,63 @@
+"""Two runs of the same suites, episode by episode: the gate's verdict on each, corrected for how many there are.
+
+It reads what benchmarks wrote and runs nothing; what may be promoted is the gate's to say (evaluation/gate.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prts_core.errors import DataError
+from prts_core.evaluation.gate import decide, policy_episodes
+from prts_core.evaluation.multiple import holm
+from prts_core.files import read_json
+
+KEY = ["task", "initial_state", "seed"]
+
+
+def compare_runs(
+    earlier: Mapping[str, Path], later: Mapping[str, Path], *, margin: float, alpha: float = 0.05
+) -> dict[str, Any]:
+    """Suite -> folder with episodes.parquet and report.json, on both sides.
+
+    Where one side stopped early, the episodes that both ran are compared. A suite is worse where the later run wins
+    fewer pairs and Holm's adjusted McNemar p-value is at most alpha; promote: the gate says so on every suite, and none
+    is worse. Raises DataError where protocols differ or no episode is shared.
+    """
+    suites: dict[str, dict[str, Any]] = {}
+    for name, folder in later.items():
+        labels = _same_protocol(earlier[name], folder)
+        before, now = policy_episodes(earlier[name] / "episodes.parquet"), policy_episodes(folder / "episodes.parquet")
+        shared = now.join(before.select(KEY), on=KEY, how="semi")
+        if shared.is_empty():
+            raise DataError("The two runs share no episode", file=folder, found=name, cure="use the same --seed")
+        only = (now.height - shared.height, before.height - shared.height)
+        verdict = decide(shared, before.join(shared.select(KEY), on=KEY, how="semi"), margin, floor=0.0)
+        suites[name] = verdict.to_json() | {"labels": labels, "unpaired": list(only)}
+    adjusted = holm({name: one["p_value"] for name, one in suites.items()})
+    for name, one in suites.items():
+        one["p_holm"] = adjusted[name]
+    worse = [n for n, one in suites.items() if one["p_holm"] <= alpha and one["only_challenger"] < one["only_champion"]]
+    return {
+        "suites": suites,
+        "alpha": alpha,
+        "margin": margin,
+        "worse": worse,
+        "promote": not worse and all(one["promote"] for one in suites.values()),
+    }
+
+
+def _same_protocol(before: Path, now: Path) -> list[str]:
+    """The labels of both; DataError with the fields in which the protocols differ."""
+    theirs, ours = read_json(before / "report.json"), read_json(now / "report.json")
+    if theirs.get("protocol") != ours["protocol"]:
+        mine, other = ours["protocol"], theirs.get("protocol") or {}
+        fields = [name for name in {**mine, **other} if mine.get(name) != other.get(name)]
+        raise DataError(
+            "Two runs under different protocols are not compared", file=before, field=", ".join(fields),
+            found="; ".join(f"{name}: {other.get(name)!r:.80} then, {mine.get(name)!r:.80} now" for name in fields),
+            cure="run the earlier policy again under the present protocol",
+        )  # fmt: skip
+    return sorted({*theirs.get("labels", []), *ours["labels"]})

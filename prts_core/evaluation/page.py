@@ -1,0 +1,194 @@
+"""A benchmark as one page: rates with their intervals, what failures look like, how the value went. Opens from disk.
+
+Everything is in the file (videos too, while they are small) and nothing is fetched. It draws the report and the rows it
+is given, and knows no policy and no simulator.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from prts_core.files import write_text
+
+EMBEDDED_BYTES = 12 * 2**20  # of videos inside the page; the rest is linked
+CURVE_WIDTH, CURVE_HEIGHT, CURVES = 300, 130, 60  # pixels; episodes drawn a task
+SUCCESS, FAILURE = "#1f5fa8", "#b3261e"
+STYLE = f"""
+:root {{ color-scheme: light; --ink: #1c2024; --soft: #60676f; --line: #dfe3e7; }}
+* {{ box-sizing: border-box; }}
+body {{ font: 15px/1.45 system-ui, sans-serif; color: var(--ink); margin: 0 auto; padding: 28px 24px;
+max-width: 1080px; }}
+h1 {{ font-size: 22px; margin: 0 0 2px; }} h2 {{ font-size: 16px; margin: 34px 0 10px; }}
+p {{ margin: 4px 0; }} .soft {{ color: var(--soft); font-size: 13px; }}
+.rate {{ font-size: 46px; font-weight: 650; letter-spacing: -1px; }} .rate small {{ font-size: 16px; font-weight: 400;
+letter-spacing: 0; color: var(--soft); }}
+.label {{ background: #fff3d6; border-left: 4px solid #d99a00; padding: 8px 12px; margin: 12px 0; }}
+.note {{ background: #f4f6f8; border-left: 4px solid #9aa4ae; padding: 8px 12px; margin: 8px 0; font-size: 13px; }}
+table {{ border-collapse: collapse; width: 100%; }} td, th {{ padding: 4px 8px; text-align: left; font-weight: 400; }}
+th {{ color: var(--soft); font-size: 12px; border-bottom: 1px solid var(--line); }}
+td.n {{ text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }}
+.bar {{ width: 360px; display: block; }} tr + tr td {{ border-top: 1px solid #f0f2f4; }}
+.grid {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 16px; }}
+figure {{ margin: 0; }} figcaption {{ font-size: 13px; margin-top: 4px; }}
+video {{ width: 100%; background: #000; border-radius: 4px; display: block; }}
+.s {{ color: {SUCCESS}; }} .f {{ color: {FAILURE}; }} summary {{ cursor: pointer; }}
+pre {{ font-size: 12px; overflow: auto; background: #f4f6f8; padding: 12px; }}
+"""
+
+
+def write_page(path: Path, report: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    """Write the page of one suite; videos are looked for beside it."""
+    parts = [
+        _head(report),
+        "<h2>Tasks</h2>" + _tasks(report),
+        _gallery(report, rows, path.parent),
+        _curves(report, rows),
+        _episodes(rows),
+        "<h2>Protocol</h2><details><summary>every field; results are comparable only where the digest "
+        f"<code>{escape(report['protocol_digest'][:23])}</code> is the same</summary>"
+        f"<pre>{escape(json.dumps(report['protocol'], indent=1, ensure_ascii=False))}</pre></details>",
+    ]
+    title = f"{escape(report['suite'])}: {report['success_rate']:.1%}"
+    write_text(
+        path,
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{title}</title><style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n",
+    )
+
+
+def _head(report: dict[str, Any]) -> str:
+    low, high = report["wilson95"]
+    protocol, stop = report["protocol"], report["stopped_early"]
+    identity = ", ".join(f"{name} {str(value)[:23]}" for name, value in sorted(report["policy"].items()) if value)
+    notes = []
+    if stop:
+        notes.append(
+            f"Stopped early by a sequential test after {stop['at']} of {report['planned']} episodes: "
+            f"{stop['decision']}. The interval above is that of a fixed number of episodes."
+        )
+    if report["n"] < report["planned"] and not stop:
+        notes.append(f"{report['n']} of {report['planned']} episodes are done.")
+    if report.get("neighbours"):
+        notes.append(f"Rows may depend on which episodes ran side by side: {report['neighbours']}.")
+    if report["workers_lost"]:
+        notes.append(f"Workers lost: {report['workers_lost']}; their episodes were run again and counted once.")
+    notes += [f"Converted between policy and suite: {note}" for note in report.get("adapter", [])]
+    notes += [f"Replay: {fault}" for fault in report.get("replay_faults", [])]
+    return (
+        f"<h1>{escape(report['suite'])}</h1><p class=soft>{escape(protocol['source'])}</p>"
+        f"<p class=soft>policy: {escape(identity)}</p>"
+        + "".join(f"<div class=label><b>{escape(label)}</b></div>" for label in report["labels"])
+        + f"<div class=rate>{report['success_rate']:.1%} <small>[{low:.1%}, {high:.1%}] Wilson 95 % of "
+        f"{report['successes']} / {report['n']} episodes; mean over tasks {report['mean_over_tasks']:.1%}; "
+        f"{report['latency_ms']['median']:g} ms a look (median)</small></div>"
+        + "".join(f"<div class=note>{escape(note)}</div>" for note in notes)
+    )
+
+
+def _tasks(report: dict[str, Any]) -> str:
+    lines = []
+    for name, task in sorted(report["tasks"].items(), key=lambda item: item[1]["success_rate"]):
+        low, high = task["wilson95"]
+        x, a, b = (360 * value for value in (task["success_rate"], low, high))
+        lines.append(
+            f"<tr><td>{escape(name)}<div class=soft>{escape(task['instruction'])}</div></td><td><svg class=bar "
+            f'height="22" viewBox="0 0 360 22"><rect y="3" width="360" height="16" rx="2" fill="#eef1f4"/>'
+            f'<rect y="3" width="{x:.1f}" height="16" rx="2" fill="{SUCCESS}" opacity=".75"/>'
+            f'<path d="M{a:.1f} 11H{b:.1f}M{a:.1f} 6v10M{b:.1f} 6v10" stroke="#1c2024" stroke-width="1.5"/></svg></td>'
+            f"<td class=n>{task['success_rate']:.0%}</td><td class=n>[{low:.0%}, {high:.0%}]</td>"
+            f"<td class=n>{task['successes']} / {task['n']}</td>"
+            f"<td class=n>{'-' if task['steps_of_successes'] is None else task['steps_of_successes']} "
+            f"<span class=soft>of {task['max_steps']}</span></td></tr>"
+        )
+    return (
+        "<table><tr><th>task, worst first<th>success with its Wilson 95 % interval<th><th><th>episodes"
+        f"<th>steps to success</tr>{''.join(lines)}</table>"
+    )
+
+
+def _gallery(report: dict[str, Any], rows: Sequence[dict[str, Any]], folder: Path) -> str:
+    left, figures = EMBEDDED_BYTES, []
+    for name in report["videos"]:
+        path = folder / name
+        row = rows[int(Path(name).name.split("_")[1])]
+        size = path.stat().st_size
+        source = name
+        if size <= left:
+            left -= size
+            source = "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
+        kind = "s" if row["success"] else "f"
+        figures.append(
+            f'<figure><video src="{escape(source)}" controls loop muted autoplay playsinline></video><figcaption>'
+            f"<b class={kind}>{'success' if row['success'] else 'failure'}</b> {escape(row['task'])}, initial state "
+            f"{row['initial_state']}, seed {row['seed']}, {row['steps']} steps<div class=soft>"
+            f"{escape(row['instruction'])}</div></figcaption></figure>"
+        )
+    failures = sum(not row["success"] for row in rows)
+    told = f"{failures} of {len(rows)} episodes failed" + (f"; {len(figures)} shown, failures first" if figures else "")
+    return f"<h2>Failures</h2><p class=soft>{told}</p><div class=grid>{''.join(figures)}</div>"
+
+
+def _curves(report: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+    scored = [row for row in rows if row["values"]]
+    if not scored:
+        return ""
+    figures = [
+        f"<figure>{_plot([row for row in scored if row['task'] == name])}"
+        f"<figcaption>{escape(name)}</figcaption></figure>"
+        for name in report["tasks"]
+    ]
+    return (
+        "<h2>Value along the episodes</h2><p class=soft>Nats at every look of the policy: log of the discounted chance "
+        "to reach the goal, up to a constant of the sentence. "
+        "<b class=s>successes</b> solid, <b class=f>failures</b> dashed.</p>"
+        f"<div class=grid>{''.join(figures)}</div>"
+    )
+
+
+def _plot(rows: Sequence[dict[str, Any]]) -> str:
+    """One task's curves on common axes, at most CURVES of them, spread evenly."""
+    shown = [rows[i * len(rows) // min(len(rows), CURVES)] for i in range(min(len(rows), CURVES))]
+    values = [v for row in shown for v in row["values"]]
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    last = max([1, *(r for row in shown for r in row["value_rows"])])
+    span = (high - low) or 1.0
+    left, top, width, height = 40, 8, CURVE_WIDTH - 48, CURVE_HEIGHT - 30
+
+    def points(row: dict[str, Any]) -> Iterable[str]:
+        for step, value in zip(row["value_rows"], row["values"], strict=True):
+            yield f"{left + width * step / last:.1f},{top + height * (1 - (value - low) / span):.1f}"
+
+    lines = [
+        f'<polyline points="{" ".join(points(row))}" fill="none" stroke="{SUCCESS if row["success"] else FAILURE}" '
+        f'stroke-width="1.3" opacity=".6"{"" if row["success"] else DASHES}/>'
+        for row in sorted(shown, key=lambda row: row["success"])
+    ]
+    return (
+        f'<svg width="100%" viewBox="0 0 {CURVE_WIDTH} {CURVE_HEIGHT}" font-size="10" fill="#60676f">'
+        f'<path d="M{left} {top}V{top + height}H{left + width}" fill="none" stroke="#b9c1c9"/>'
+        f'<text x="{left - 4}" y="{top + 8}" text-anchor="end">{high:.1f}</text>'
+        f'<text x="{left - 4}" y="{top + height}" text-anchor="end">{low:.1f}</text>'
+        f'<text x="{left}" y="{top + height + 13}">0</text>'
+        f'<text x="{left + width}" y="{top + height + 13}" text-anchor="end">step {last}</text>{"".join(lines)}</svg>'
+    )
+
+
+DASHES = ' stroke-dasharray="4 3"'
+
+
+def _episodes(rows: Sequence[dict[str, Any]]) -> str:
+    lines = "".join(
+        f"<tr><td>{escape(row['task'])}<td class=n>{row['initial_state']}<td class=n>{row['seed']}"
+        f"<td><span class={'s' if row['success'] else 'f'}>{'success' if row['success'] else 'failure'}</span>"
+        f"<td class=n>{row['steps']}<td class=n>{row['latency_ms']:g}</tr>"
+        for row in rows
+    )
+    return (
+        f"<h2>Episodes</h2><details><summary>all {len(rows)}, as in episodes.parquet</summary><table><tr><th>task"
+        f"<th>initial state<th>seed<th>outcome<th>steps<th>latency, ms</tr>{lines}</table></details>"
+    )

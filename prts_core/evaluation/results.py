@@ -1,0 +1,162 @@
+"""What a benchmark leaves behind: episodes.parquet, report.json, and videos of failures first.
+
+It knows rows, plans and pictures; how they came about is the runner's, what they look like the page's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from prts_core.errors import SimulatorError
+from prts_core.evaluation.intervals import Interval, wilson
+from prts_core.evaluation.journal import Journal, Row
+from prts_core.evaluation.plan import Plan
+from prts_core.evaluation.runner import rows_in_order
+from prts_core.evaluation.sequential import Stop
+from prts_core.files import atomic_path, explain_os_errors, write_json
+from prts_core.sim import protocol
+from prts_core.sim.pool import WorkerLost
+
+if TYPE_CHECKING:
+    from prts_core.evaluation.actors import Actor
+    from prts_core.sim.pool import Pool
+
+FILM_HZ = 10.0
+FILM_STEPS = 60  # a message
+SCHEMA: dict[str, Any] = {
+    "condition": pl.String, "suite": pl.String, "task": pl.String, "instruction": pl.String, "initial_state": pl.Int64,
+    "seed": pl.Int64, "success": pl.Boolean, "steps": pl.Int64, "looks": pl.Int64, "latency_ms": pl.Float64,
+    "value_rows": pl.List(pl.Int64), "values": pl.List(pl.Float64), "perturbation": pl.String, "standins": pl.String,
+}  # fmt: skip
+
+
+def counted(plan: Plan, journal: Journal, stop: Stop | None) -> list[Row]:
+    """The episodes a result is about: all of the plan's that are done, or those that a sequential test read."""
+    rows = list(rows_in_order(plan, journal))
+    return rows if stop is None else rows[: stop.at]
+
+
+def write_episodes(path: Path, plan: Plan, rows: Sequence[Row]) -> pl.DataFrame:
+    """One row an episode, in the plan's order. `condition` is "policy", as in the chain's own benchmarks."""
+    more = {"condition": "policy", "standins": plan.suite.standins}
+    frame = pl.DataFrame([row | more for row in rows], schema=SCHEMA)
+    with atomic_path(path) as partial:
+        frame.write_parquet(partial)
+    return frame
+
+
+def rounded(interval: Interval) -> list[float]:
+    return [round(interval.lower, 4), round(interval.upper, 4)]
+
+
+def summarize(plan: Plan, rows: Sequence[Row], actor: Actor, *, stop: Stop | None, events: Sequence[Row]) -> dict:
+    """The report: totals, tasks, protocol and labels. Nothing in it but latency and events depends on the machine."""
+    tasks = {}
+    for task in plan.tasks:
+        own = [row for row in rows if row["task"] == task.name]
+        if own:
+            won = sum(row["success"] for row in own)
+            steps = [row["steps"] for row in own if row["success"]]
+            tasks[task.name] = {
+                "instruction": own[0]["instruction"],
+                "n": len(own),
+                "successes": won,
+                "success_rate": round(won / len(own), 4),
+                "wilson95": rounded(wilson(won, len(own))),
+                "steps_of_successes": round(float(np.mean(steps)), 1) if steps else None,
+                "max_steps": task.max_steps,
+            }  # fmt: skip
+    n, successes = len(rows), sum(row["success"] for row in rows)
+    latencies = [row["latency_ms"] for row in rows]
+    return {
+        "suite": plan.suite.name,
+        "labels": [plan.suite.standins] if plan.suite.standins else [],
+        "n": n,
+        "planned": len(plan.keys),
+        "successes": successes,
+        "success_rate": round(successes / n, 4),
+        "wilson95": rounded(wilson(successes, n)),
+        "mean_over_tasks": round(float(np.mean([task["success_rate"] for task in tasks.values()])), 4),
+        "tasks": tasks,
+        "policy": dict(actor.identity),
+        "policy_contract": actor.contract.fingerprint,
+        "batch": actor.batch,
+        "protocol": plan.protocol,
+        "protocol_digest": plan.protocol_digest,
+        "stopped_early": None if stop is None else asdict(stop),
+        "latency_ms": {
+            "median": round(float(np.median(latencies)), 1),
+            "p95": round(float(np.quantile(latencies, 0.95)), 1),
+        },
+        "workers_lost": sum(event.get("kind") == "worker lost" for event in events),
+    }
+
+
+def write_report(folder: Path, report: dict[str, Any]) -> None:
+    write_json(folder / "report.json", report)
+
+
+def to_film(plan: Plan, rows: Sequence[Row], limit: int) -> list[int]:
+    """Indices of the episodes to show: failures, tasks in turn, then successes; at most `limit`."""
+    failures = [index for index, row in enumerate(rows) if not row["success"]]
+    successes = [index for index, row in enumerate(rows) if row["success"]]
+    return [*failures, *successes][:limit]
+
+
+def film_name(index: int, row: Row) -> str:
+    verdict = "success" if row["success"] else "failure"
+    return f"{verdict}_{index:05d}_{re.sub('[^A-Za-z0-9]+', '-', row['task'])[:60]}.mp4"
+
+
+def film(pool: Pool, plan: Plan, index: int, row: Row, actions: np.ndarray, folder: Path) -> bool:
+    """Play an episode's recorded actions again and write what a camera sees; False where it ended otherwise.
+
+    An episode is not filmed while it runs: that renders every step, and nobody knows yet which ones fail.
+    """
+    from prts_core.config.schema import VideoConfig
+    from prts_core.data.lerobot_v21.video import encode
+
+    every = max(1, round(plan.suite.contract.control_hz / FILM_HZ))
+    reply = pool.ask(0, protocol.reset(plan.keys[index], perturbation=plan.perturbation, look=False, film=True))
+    frames, success = [reply["frame"][None]], False
+    for start in range(0, len(actions), FILM_STEPS):
+        chunk = actions[start : start + FILM_STEPS]
+        reply = pool.ask(0, protocol.step(chunk, look=False, film=every))
+        success = bool(reply["successes"].any())
+        if reply["frames"] is not None:
+            frames.append(reply["frames"])
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / film_name(index, row)
+    with explain_os_errors(path):
+        pictures = np.concatenate(frames)
+        even = pictures[:, : pictures.shape[1] // 2 * 2, : pictures.shape[2] // 2 * 2]
+        encode(path, even, plan.suite.contract.control_hz / every, VideoConfig(crf=26, gop=20, tune="none"))
+    return success == row["success"]
+
+
+def film_all(pool: Pool, plan: Plan, rows: Sequence[Row], indices: Sequence[int], folder: Path) -> list[str]:
+    """Videos of these episodes that are not there yet; what went wrong, in words. A lost worker costs one video."""
+    faults = []
+    for index in indices:
+        row = rows[index]
+        if (folder / "videos" / film_name(index, row)).exists():
+            continue
+        actions = np.load(folder / "actions" / f"{index:05d}.npy", allow_pickle=False)
+        try:
+            if not film(pool, plan, index, row, actions, folder / "videos"):
+                faults.append(f"{row['task']} {row['initial_state']}: played again it ended otherwise")
+        except WorkerLost as err:
+            faults.append(f"{row['task']} {row['initial_state']}: not filmed ({err.problem})")
+    return faults
+
+
+def require_rows(rows: Sequence[Row]) -> None:
+    if not rows:
+        raise SimulatorError("No episode was finished", cure="run the same command again")

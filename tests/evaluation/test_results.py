@@ -1,0 +1,154 @@
+"""What a benchmark writes: a table the gate reads, a report with intervals and labels, a page that is whole."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from prts_core.errors import DataError
+from prts_core.evaluation.actors import LocalActor
+from prts_core.evaluation.comparison import compare_runs
+from prts_core.evaluation.gate import policy_episodes
+from prts_core.evaluation.intervals import mcnemar_exact, wilson
+from prts_core.evaluation.page import write_page
+from prts_core.evaluation.plan import Plan, Settings, make_plan
+from prts_core.evaluation.results import film_name, summarize, to_film, write_episodes, write_report
+from prts_core.evaluation.sequential import Stop
+from prts_core.evaluation.suite_run import score
+from tests.evaluation.toy_lanes import CHUNK, SUITE, DotPolicy
+
+ACTOR = LocalActor(DotPolicy(), {"policy_digest": "sha256:toy"})
+SPOILED = replace(SUITE, standins="stand-in assets <22 files>")
+
+
+def rows_of(plan: Plan, lost: set[int]) -> list[dict]:
+    return [
+        {
+            "suite": key.suite, "task": key.task, "instruction": f"go {key.task} & <back>", "seed": key.seed,
+            "initial_state": key.initial_state, "success": index not in lost, "steps": 10 + index % 5, "looks": 3,
+            "latency_ms": 5.0, "value_rows": [0, 4, 8], "values": [-3.0, -2.0, -1.0 - (index in lost)],
+            "perturbation": "{}",
+        }
+        for index, key in enumerate(plan.keys)
+    ]  # fmt: skip
+
+
+def written(
+    folder: Path, lost: set[int], *, episodes: int = 60, suite=SPOILED, stop: Stop | None = None, **more
+) -> dict:
+    plan = make_plan(suite, CHUNK, Settings(episodes=episodes, **more))
+    rows = rows_of(plan, lost)
+    report = summarize(plan, rows, ACTOR, stop=stop, events=[{"kind": "worker lost"}])
+    report |= {"videos": [], "adapter": [], "replay_faults": [], "neighbours": ""}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_episodes(folder / "episodes.parquet", plan, rows)
+    write_report(folder, report)
+    write_page(folder / "page.html", report, rows)
+    return report
+
+
+def test_the_report_counts_tasks_and_bounds_rates(tmp_path):
+    report = written(tmp_path, {0, 3, 7})
+    assert report["successes"] == 57 and report["n"] == 60 and report["workers_lost"] == 1
+    assert report["tasks"]["left"]["successes"] == 18 and report["tasks"]["right"]["successes"] == 19
+    bounds = wilson(57, 60)
+    assert report["wilson95"] == [round(bounds.lower, 4), round(bounds.upper, 4)]
+    assert report["labels"] == ["stand-in assets <22 files>"]
+    assert report["protocol_digest"] != written(tmp_path, set(), seed=8)["protocol_digest"]
+
+
+def test_the_gate_reads_the_table_and_no_episode_is_confused_with_another(tmp_path):
+    written(tmp_path, {1})
+    frame = pl.read_parquet(tmp_path / "episodes.parquet")
+    assert frame["standins"].unique().to_list() == ["stand-in assets <22 files>"]
+    assert frame["values"].dtype == pl.List(pl.Float64) and frame["task"][:3].to_list() == ["left", "right", "up"]
+    assert policy_episodes(tmp_path / "episodes.parquet").height == 60
+
+
+class Checked(HTMLParser):
+    """Every tag that must be closed is, and nothing is fetched."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        assert not any(str(value).startswith(("http:", "https:", "//")) for _, value in attrs)
+        if tag in ("div", "figure", "svg", "details", "table", "h2", "section", "html", "body", "video"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if self.open and tag in ("div", "figure", "svg", "details", "table", "h2", "section", "html", "body", "video"):
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_is_whole_and_says_what_the_numbers_are_worth(tmp_path):
+    (tmp_path / "videos").mkdir()
+    plan = make_plan(SPOILED, CHUNK, Settings(episodes=60))
+    rows = rows_of(plan, {4})
+    name = film_name(4, rows[4])
+    (tmp_path / "videos" / name).write_bytes(b"moving pictures")
+    report = summarize(plan, rows, ACTOR, stop=Stop("high", 60), events=[])
+    report |= {"videos": [f"videos/{name}"], "adapter": ["gripper turned"], "replay_faults": [], "neighbours": "a bit"}
+    write_page(tmp_path / "page.html", report, rows)
+    page = Checked((tmp_path / "page.html").read_text())
+    assert page.open == []
+    for said in ("stand-in assets <22 files>", "98.3%", "59 / 60", "Stopped early", "gripper turned", "a bit",
+                 "go right & <back>", "1 of 60 episodes failed"):  # fmt: skip
+        assert said in page.text, said
+    assert len(re.findall("<polyline", (tmp_path / "page.html").read_text())) == 60
+
+
+def test_failures_are_filmed_first_tasks_in_turn():
+    plan = make_plan(SUITE, CHUNK, Settings(episodes=9))
+    rows = rows_of(plan, {2, 4, 6})
+    assert to_film(plan, rows, 5) == [2, 4, 6, 0, 1] and to_film(plan, rows, 2) == [2, 4]
+    assert film_name(4, rows[4]) == "failure_00004_right.mp4"
+
+
+def test_a_drop_is_told_and_several_suites_are_corrected(tmp_path):
+    suites = {name: replace(SUITE, name=name) for name in ("dots", "spots")}
+    for name, suite in suites.items():
+        written(tmp_path / "a" / name, {0}, suite=suite)
+    written(tmp_path / "b/dots", set(range(1, 20)), suite=suites["dots"])
+    written(tmp_path / "b/spots", {5}, suite=suites["spots"])
+    made = compare_runs(
+        {name: tmp_path / "a" / name for name in suites}, {name: tmp_path / "b" / name for name in suites}, margin=-0.05
+    )
+    dots, spots = made["suites"]["dots"], made["suites"]["spots"]
+    assert dots["p_value"] == mcnemar_exact(1, 19) and dots["p_holm"] == 2 * dots["p_value"] and dots["alarm"]
+    assert spots["p_holm"] == 1.0 and made["worse"] == ["dots"] and not made["promote"]
+    same = compare_runs({"spots": tmp_path / "a/spots"}, {"spots": tmp_path / "a/spots"}, margin=-0.1)
+    assert same["worse"] == [] and same["promote"]
+
+
+def test_runs_under_other_protocols_are_not_compared(tmp_path):
+    written(tmp_path / "a", set(), seed=8)
+    written(tmp_path / "b", set())
+    with pytest.raises(DataError, match=r"different protocols.*seed: 8 then, 7 now"):
+        compare_runs({"dots": tmp_path / "a"}, {"dots": tmp_path / "b"}, margin=0)
+
+
+def test_a_run_that_stopped_early_is_compared_where_both_ran(tmp_path):
+    written(tmp_path / "a", set())
+    written(tmp_path / "b", {2}, episodes=30)
+    one = compare_runs({"dots": tmp_path / "a"}, {"dots": tmp_path / "b"}, margin=0)["suites"]["dots"]
+    assert one["n_pairs"] == 30 and one["unpaired"] == [0, 30] and one["only_champion"] == 1
+    assert one["labels"] == ["stand-in assets <22 files>"]
+
+
+def test_progress_says_success_with_its_interval():
+    rows = {index: {"success": index < 8} for index in range(10)}
+    assert score(rows) == "success 8/10 = 80% [49%, 94%]"
+    json.dumps(score(rows))

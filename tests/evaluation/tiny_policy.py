@@ -1,0 +1,56 @@
+"""A policy folder for the Meta-World suite, small and untrained, and a program that serves it: for tests of benchmarks.
+
+`python -m tests.evaluation.tiny_policy FOLDER PORT` serves it until it is killed, and prints "ready".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from prts_core.contract import PolicyContract
+from prts_core.data.normalize import FeatureStats, NormStats
+from prts_core.files import digest_file, write_json
+from prts_core.models.config import ModelConfig
+from prts_core.models.prts import PrtsModel
+from prts_core.policy import load_policy, save_policy
+from prts_core.processor import Processor, load_statistics
+from prts_core.sim.suites.metaworld.spec import CONTRACT, suites
+from prts_core.text import prompt
+from prts_core.text.fast import FastTokenizer
+from prts_core.text.tokenizer import TextTokenizer
+
+
+def write_policy(folder: Path, model: ModelConfig) -> Path:
+    """Random weights from a fixed seed; acts anywhere in [-1, 1]."""
+    one = np.ones(4)
+    stats = FeatureStats(mean=0 * one, std=one, min=-one, max=one, q01=-one, q99=one)
+    folder.mkdir(parents=True)
+    statistics = folder.parent / "norm_stats.json"
+    write_json(statistics, NormStats(stats, stats, 10, "train", "sha256:x").to_json())
+    fast = FastTokenizer.fit(np.random.default_rng(0).uniform(-1, 1, (200, model.chunk_length, 4)), 128)
+    said = [prompt.clean_instruction(task.instruction) for task in suites()["metaworld"].tasks]
+    tokenizer = TextTokenizer.train(said, [camera.label for camera in CONTRACT.cameras], 400, fast.vocab_size)
+    contract = PolicyContract("sawyer", CONTRACT, model.chunk_length, "QUANTILE", digest_file(statistics))
+    processor = Processor(contract, load_statistics(statistics), statistics, tokenizer, fast, model)
+    torch.manual_seed(0)
+    network = PrtsModel(model, len(tokenizer), tokenizer.id(prompt.IMAGE_PAD))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    save_policy(folder, network.state_dict(), model, processor)
+    return folder
+
+
+def serve(folder: Path, port: int) -> None:
+    from prts_core.serving.server import PolicyServer, ServerConfig
+
+    server = PolicyServer(load_policy(folder), ServerConfig(port=port))
+    asyncio.run(server.run(asyncio.Event(), lambda port: print("ready", flush=True)))
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]), int(sys.argv[2]))
