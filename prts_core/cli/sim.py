@@ -7,12 +7,14 @@ import shutil
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from prts_core.cli import sim_expert
 from prts_core.errors import ConfigError, MissingExtraError, SimulatorError, UnavailableError, lookup
 
 EPILOG = """\
   prts sim list                            families, their suites, and whether they are installed
+  prts sim show libero_object              the protocol: two results are comparable only where all of it is equal
   prts sim install libero                  an environment of its own under the user's cache, with pinned packages;
                                            interrupted, the same command goes on
   prts sim install libero --assets DIR     meshes and textures from DIR; they are linked, not copied
@@ -32,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     actions = parser.add_subparsers(dest="action", required=True, metavar="action")
     actions.add_parser("list", help="families, suites, and what is installed")
+    actions.add_parser("show", help="the protocol of a suite").add_argument("suite", help="of `prts sim list`")
     install = actions.add_parser("install", help="build a simulator's own environment")
     install.add_argument("--assets", metavar="DIR", help="folder of meshes and textures (default: found or downloaded)")
     check = actions.add_parser("check", help="run a simulator and look at what comes out")
@@ -47,12 +50,13 @@ def main(args: argparse.Namespace) -> int:
 
     if args.action in sim_expert.ACTIONS:
         return sim_expert.main(args)
-    if args.action != "list":
+    if "family" in args:
         lookup(FAMILIES, args.family, "simulator")
-    return {"list": show, "install": install, "check": check, "remove": remove}[args.action](args)
+    actions = {"list": list_all, "show": show, "install": install, "check": check, "remove": remove}
+    return actions[args.action](args)
 
 
-def show(args: argparse.Namespace) -> int:
+def list_all(args: argparse.Namespace) -> int:
     from prts_core.sim.homes import Home, in_main_environment
     from prts_core.sim.suites import FAMILIES, part, suite
 
@@ -69,6 +73,35 @@ def show(args: argparse.Namespace) -> int:
         for spec in specs:
             label = f"{place}, {record['standins']}" if record.get("standins") else place
             table.add_row(family, spec.name, str(len(spec.tasks)), str(spec.episodes_per_task), label)
+    Console().print(table)
+    return 0
+
+
+def show(args: argparse.Namespace) -> int:
+    from prts_core.sim.suites import suite
+
+    spec = suite(args.suite)
+    contract, counts = spec.contract, sorted({task.initial_states for task in spec.tasks})
+    steps = sorted({task.max_steps for task in spec.tasks})
+    rows = {
+        "tasks": f"{len(spec.tasks)}, {spec.episodes_per_task} episodes each",
+        "initial states": "drawn from the seed" if counts == [0] else " or ".join(map(str, counts)) + " stored a task",
+        "seed": spec.seed,
+        "steps": f"{' / '.join(map(str, steps))} at {contract.control_hz:g} Hz, after {spec.settle_steps} that settle",
+        "settling action": ", ".join(f"{value:g}" for value in spec.settle_action),
+        "state": ", ".join(f"{dim.name} ({dim.unit})" for dim in contract.state),
+        "action": ", ".join(f"{dim.name} ({dim.unit})" for dim in contract.action),
+        "rotation": contract.rotation,
+        "gripper": contract.gripper,
+        "cameras": ", ".join(f"{view.key} {view.height} x {view.width}" for view in contract.cameras),
+        "pictures": f"turned by {spec.image_rotation} degrees",
+        "source": spec.source,
+        "stand-ins": spec.standins or "none: the suite's own assets",
+        "fingerprint": contract.fingerprint,
+    }
+    table = Table("protocol", spec.name)
+    for name, value in rows.items():
+        table.add_row(name, Text(str(value)))
     Console().print(table)
     return 0
 

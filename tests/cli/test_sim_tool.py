@@ -32,6 +32,15 @@ def test_the_list_says_what_is_installed(cache: Path, capsys: pytest.CaptureFixt
     assert "main environment" in shown and "prts sim install libero" in shown
 
 
+def test_a_suite_states_its_protocol(cache: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["sim", "show", "metaworld"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for told in ("6, 50 episodes each", "at 40 Hz", "90000", "-1 opens, +1 closes", "64 x 64", "hand_x (m)"):
+        assert told in shown
+    assert main(["sim", "show", "libero_objects"]) == 1 and "did you mean" in capsys.readouterr().err
+    assert main(["sim", "show", "libero_object"]) == 1 and "prts sim install libero" in capsys.readouterr().err
+
+
 def test_a_family_that_is_not_there(cache: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["sim", "check", "metaword"]) == 1
     assert "did you mean 'metaworld'" in capsys.readouterr().err

@@ -23,7 +23,6 @@ from prts_core.sim.suites.metaworld import spec as metaworld
 ROOT = Path(__file__).parents[2]
 SUITES = ROOT / "prts_core" / "sim" / "suites"
 MAY_IMPORT = ("numpy", "msgpack", "h5py", "prts_core")
-NOT_YET = {"expert"}
 SIMULATORS = ("mujoco", "metaworld", "gymnasium", "robosuite", "bddl", "libero", "scipy", "glfw", "OpenGL")
 
 
@@ -31,15 +30,15 @@ def test_every_family_has_the_same_files():
     folders = {folder.name for folder in SUITES.iterdir() if (folder / "__init__.py").is_file()}
     assert folders == set(FAMILIES)
     for folder in folders:
-        missing = {name for name in PARTS if not (SUITES / folder / f"{name}.py").is_file()}
-        assert missing <= NOT_YET, folder
+        assert {name for name in PARTS if (SUITES / folder / f"{name}.py").is_file()} == set(PARTS), folder
     names = [name for family in FAMILIES.values() for name in family]
     assert len(names) == len(set(names)), "a suite belongs to one family"
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_familys_suites_are_those_it_is_listed_with(family: str):
-    for name, wanted in {"spec": "suites", "environment": "make", "install": "install"}.items():
+    entries = (("spec", "suites"), ("environment", "make"), ("install", "install"), ("install", "check"))
+    for name, wanted in (*entries, ("expert", "expert")):
         assert callable(getattr(part(family, name), wanted)), f"{family}/{name}.py lacks {wanted}"
     try:
         suites = part(family, "spec").suites()
@@ -57,7 +56,7 @@ def test_the_worker_needs_numpy_msgpack_and_its_simulator_only():
     """Everything else is taken away, then the worker and each family are imported."""
     modules = [
         "prts_core.sim.worker",
-        *(f"prts_core.sim.suites.{f}.{p}" for f in FAMILIES for p in PARTS if p not in NOT_YET),
+        *(f"prts_core.sim.suites.{f}.{p}" for f in FAMILIES for p in PARTS),
     ]
     script = f"""
 import importlib, sys

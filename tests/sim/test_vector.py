@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from prts_core.errors import ConfigError, SimulatorError
 from prts_core.observation import STATE
-from prts_core.sim.pool import Launch, Pool
+from prts_core.sim.pool import Launch, Pool, launch_for
 from prts_core.sim.reset_ids import EXHAUSTED, reset_ids
 from prts_core.sim.suites import suite, task_of
 from prts_core.sim.vector import ChunkStep, VectorEnv, VectorSettings
@@ -233,3 +233,26 @@ def test_what_does_not_fit_is_refused(pool: Pool):
             made.chunk_step(np.zeros(shape))
     made.reset()
     assert made.step(np.zeros((LANES, 2))).rewards.shape == (LANES, 1)
+
+
+@pytest.mark.slow
+def test_a_real_simulator_is_brought_back_too():
+    """Meta-World, pictures included: one of two workers is killed in the middle of an episode."""
+    pytest.importorskip("metaworld", reason="pip install 'prts[sim]'")
+    spec = suite("metaworld")
+    chosen = VectorSettings(group_size=2, max_steps=10, ignore_terminations=True, tasks=("faucet-open",))
+    actions = np.random.default_rng(0).uniform(-1.0, 1.0, (3, 2, 4, 4)).astype(np.float32)
+    actions[:, 1] = actions[:, 0]
+    with Pool(launch_for("metaworld"), 2) as pool:
+        made = VectorEnv(pool, spec, chosen)
+        made.reset()
+        for number, chunk in enumerate(actions):
+            if number == 2:
+                worker = pool.workers[1]
+                assert worker is not None
+                os.kill(worker.process.pid, signal.SIGKILL)
+            seen = made.chunk_step(chunk)
+            for value in seen.observation.values():
+                assert np.array_equal(value[0], value[1]), "equal actions from one state, the second after a death"
+        assert pool.lost == 1 and [ended.steps for ended in seen.ended if ended is not None] == [10, 10]
+        assert seen.valid.sum(axis=1).tolist() == [2, 2] and seen.active.all()
