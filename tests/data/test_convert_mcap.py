@@ -8,9 +8,11 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from google.protobuf.message_factory import GetMessageClass
@@ -106,7 +108,7 @@ def messages(seconds: float = 2.0, rate: int = 50, seed: int = 0) -> list[Messag
         shape = {"height": 16, "width": 24, "is_bigendian": 0}
         raw = head | shape | {"encoding": "bgr8", "step": 80, "data": padded.tobytes()}
         made.append(("/wrist/raw", "sensor_msgs/msg/Image", time, raw))
-        deep = np.full((16, 24), 500 + step, np.uint16)
+        deep = np.full((16, 24), 40_000 + step, np.uint16)  # beyond int16
         raw = head | shape | {"encoding": "16UC1", "step": 48, "data": deep.tobytes()}
         made.append(("/depth/raw", "sensor_msgs/msg/Image", time, raw))
     return sorted(made, key=lambda message: message[2])
@@ -160,7 +162,7 @@ def test_converts(recorded: Path, tmp_path: Path) -> None:
         assert np.abs(frames - np.stack([camera(step) for step in range(20)])).max() <= 6
     cells = made.table(row.episode_index, ["observation.depth.top"]).column(0)
     depth = [np.asarray(Image.open(io.BytesIO(cell.as_py()["bytes"])))[0, 0] for cell in cells]
-    assert depth == list(range(500, 520))
+    assert depth == list(range(40_000, 40_020))
     bag = by_task["lift number 2"]
     assert bag.length == 15 and np.allclose(made.states(bag.episode_index)[:, 0], np.arange(15) / 10)
 
@@ -177,35 +179,109 @@ def test_header_clock_and_joints_of_the_mapping(recorded: Path, tmp_path: Path) 
     assert states.shape == (10, 2) and np.allclose(states[:, 0], 1) and np.allclose(states[:, 1], np.arange(10) / 10)
 
 
+def write_foxglove(path: Path, schema: str, picture: Callable[[int], dict[str, Any]], steps: int = 5) -> Path:
+    """JSON messages at 5 Hz: /pose, /cmd and the pictures /top. Data is base64, as JSON has it."""
+    with path.open("wb") as file:
+        writer = JsonWriter(file)
+        writer.start()
+        channels = {}
+        for topic, name in {"/pose": "Pose", "/top": schema, "/cmd": "Command"}.items():
+            channels[topic] = writer.register_channel(topic, "json", writer.register_schema(name, "jsonschema", b"{}"))
+        for step in range(steps):
+            body = picture(step)
+            top = body | {"data": base64.b64encode(body["data"]).decode()}
+            bodies = {"/pose": {"pose": {"position": {"x": step, "y": 0.5, "z": 1}}}, "/top": top}
+            for topic, content in (bodies | {"/cmd": {"data": [step, -step]}}).items():
+                time = T0 + step * SECOND // 5
+                writer.add_message(channels[topic], time, json.dumps(content).encode(), time)
+        writer.finish()
+    return path
+
+
+FOX = Mapping(
+    name="fox",
+    source="mcap",
+    state=(Part("/pose:pose.position"),),
+    action=(Part("/cmd:data"),),
+    cameras={"top": CameraPart("/top", store="image")},
+    fps=5.0,
+    task="go",
+)
+
+
+def raw_image(step: int) -> dict[str, Any]:
+    return {"width": 24, "height": 16, "encoding": "bgr8", "step": 72, "data": camera(step)[..., ::-1].tobytes()}
+
+
 def test_foxglove_json(tmp_path: Path) -> None:
+    path = write_foxglove(
+        tmp_path / "one.mcap", "foxglove.CompressedImage", lambda step: {"format": "png", "data": png(camera(step))}
+    )
+    made = converted(path, tmp_path, FOX)
+    assert made.states(0).tolist() == [[step, 0.5, 1] for step in range(5)]
+    assert made.actions(0).tolist() == [[step, -step] for step in range(5)]
+    assert np.array_equal(made.frames(0, "observation.images.top")[4], camera(4))
+
+
+def test_foxglove_raw_image(tmp_path: Path) -> None:
+    path = write_foxglove(tmp_path / "one.mcap", "foxglove.RawImage", raw_image)
+    frames = converted(path, tmp_path, FOX).frames(0, "observation.images.top")
+    assert np.array_equal(frames, np.stack([camera(step) for step in range(5)]))
+
+
+def video_messages(codec: str, steps: int) -> list[bytes]:
+    """A picture a message with headers in keyframes, every fifth of them; no picture is reordered."""
+    encoder = av.CodecContext.create(codec, "w")
+    encoder.width, encoder.height, encoder.pix_fmt = 48, 32, "yuv420p"  # type: ignore[attr-defined]
+    encoder.time_base = Fraction(1, 5)
+    encoder.options = {"g": "5", "bf": "0", "tune": "zerolatency", "crf": "5", "sc_threshold": "0"}
+    if codec == "libx265":
+        encoder.options |= {"x265-params": "bframes=0:scenecut=0:repeat-headers=1:log-level=none"}
+    frames = [av.VideoFrame.from_ndarray(camera(step).repeat(2, 0).repeat(2, 1), "rgb24") for step in range(steps)]
+    made = [packet for frame in [*frames, None] for packet in encoder.encode(frame)]  # type: ignore[attr-defined]
+    assert [packet.is_keyframe for packet in made] == [step % 5 == 0 for step in range(steps)]
+    return [bytes(packet) for packet in made]
+
+
+@pytest.mark.parametrize(("codec", "name"), [("libx264", "h264"), ("libx265", "h265")])
+def test_foxglove_compressed_video(tmp_path: Path, codec: str, name: str) -> None:
+    packets = video_messages(codec, 12)
+    body = lambda step: {"format": name, "data": packets[step]}  # noqa: E731
+    path = write_foxglove(tmp_path / "one.mcap", "foxglove.CompressedVideo", body, 12)
+    half = replace(FOX, fps=2.5)  # every other picture is only there to decode the next
+    frames = converted(path, tmp_path, half).frames(0, "observation.images.top").astype(int)
+    wanted = np.stack([camera(step).repeat(2, 0).repeat(2, 1) for step in range(0, 12, 2)])
+    assert frames.shape == wanted.shape and np.abs(frames - wanted).max() < 12
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda packets: packets[1:], "keyframe|video|picture"),
+        (lambda packets: [*packets[:3], b"no video", *packets[4:]], "picture"),
+        (lambda packets: [*packets[:3], b"", *packets[4:]], "picture"),
+    ],
+)
+def test_refuses_video_with_a_hole(tmp_path: Path, change: Callable[[list[bytes]], list[bytes]], word: str) -> None:
+    packets = change(video_messages("libx264", 10))
+    body = lambda step: {"format": "h264", "data": packets[step]}  # noqa: E731
+    path = write_foxglove(tmp_path / "one.mcap", "foxglove.CompressedVideo", body, len(packets))
+    with pytest.raises(DataError, match=f"picture's message cannot be read.*/top.*({word})"):
+        converted(path, tmp_path, FOX)
+
+
+def test_ros1_is_refused_with_the_way_out(tmp_path: Path) -> None:
     with (tmp_path / "one.mcap").open("wb") as file:
         writer = JsonWriter(file)
         writer.start()
-        topics = {"/pose": "Pose", "/top": "foxglove.CompressedImage", "/cmd": "Command"}
-        channels = {}
-        for topic, name in topics.items():
-            schema = writer.register_schema(name, "jsonschema", b"{}")
-            channels[topic] = writer.register_channel(topic, "json", schema)
-        for step in range(5):
-            picture = {"format": "png", "data": base64.b64encode(png(camera(step))).decode()}
-            bodies = {"/pose": {"pose": {"position": {"x": step, "y": 0.5, "z": 1}}}, "/top": picture}
-            for topic, body in (bodies | {"/cmd": {"data": [step, -step]}}).items():
-                time = T0 + step * SECOND // 5
-                writer.add_message(channels[topic], time, json.dumps(body).encode(), time)
+        schema = writer.register_schema("sensor_msgs/JointState", "ros1msg", b"float64[] position")
+        for topic in ("/joint_states", "/command"):
+            channel = writer.register_channel(topic, "ros1", schema)
+            writer.add_message(channel, T0, bytes(16), T0)
         writer.finish()
-    mapping = Mapping(
-        name="fox",
-        source="mcap",
-        state=(Part("/pose:pose.position"),),
-        action=(Part("/cmd:data"),),
-        cameras={"top": CameraPart("/top")},
-        fps=5.0,
-        task="go",
-    )
-    made = converted(tmp_path / "one.mcap", tmp_path, mapping)
-    assert made.states(0).tolist() == [[step, 0.5, 1] for step in range(5)]
-    assert made.actions(0).tolist() == [[step, -step] for step in range(5)]
-    assert np.abs(made.frames(0, "observation.images.top")[4].astype(int) - camera(4)).max() <= 6
+    part = {"state": (Part("/joint_states:position"),), "action": (Part("/command:position"),)}
+    with pytest.raises(DataError, match=r"ros1, schema ros1msg.*rosbags-convert"):
+        converted(tmp_path / "one.mcap", tmp_path, Mapping("m", "mcap", **part, fps=5.0, task="go"))
 
 
 def test_protobuf(tmp_path: Path) -> None:

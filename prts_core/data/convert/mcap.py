@@ -21,7 +21,16 @@ from prts_core.config.load import read_yaml
 from prts_core.config.schema import FORBID_EXTRA
 from prts_core.data.convert.align import Hold, choose, rows
 from prts_core.data.convert.mapping import Mapping
-from prts_core.data.convert.mcap_messages import EXTRA, PICTURES, Decoders, image, numbers, stamp
+from prts_core.data.convert.mcap_messages import (
+    EXTRA,
+    PICTURES,
+    VIDEOS,
+    Decoders,
+    VideoStream,
+    image,
+    numbers,
+    stamp,
+)
 from prts_core.data.convert.source import Field, RawEpisode, Recording
 from prts_core.errors import ConfigError, DataError, PrtsError, require, suggest
 from prts_core.progress import track
@@ -85,13 +94,18 @@ class Source:
         out = {key: np.empty((episode.length, *self.fields[key].shape), self.fields[key].dtype) for key in keys}
         places = {topic: _rows_of(chosen) for topic, chosen in picks.items()}
         seen = dict.fromkeys(picks, 0)
+        videos = {topic: VideoStream() for topic in picks}
         for path in (self._file(name) for name in episode.files):
             for topic, schema, message, decode in _messages(path, set(picks)):
                 wanted = places[topic].get(seen[topic])
                 seen[topic] += 1
-                if wanted is None:
+                if wanted is None and schema not in VIDEOS:
                     continue
                 content = decode()
+                if schema in VIDEOS:
+                    content = videos[topic].frame(content, (path, f"{topic}, message at {message.log_time} ns"))
+                if wanted is None:
+                    continue
                 for key in keys:
                     if _split(key)[0] == topic:
                         out[key][wanted] = self._value(key, content, schema, path, message)

@@ -1,4 +1,4 @@
-"""Messages of MCAP files as numpy arrays: ROS 2 (cdr), JSON and protobuf; pictures of ROS and Foxglove.
+"""Messages of MCAP files as numpy arrays: ROS 2 (cdr), JSON and protobuf; pictures and video of ROS and Foxglove.
 
 It does not know files or times. A message is whatever the `mcap` packages decode it to: an object with attributes, or
 a dict; nothing of it is executed.
@@ -21,7 +21,9 @@ from prts_core.errors import DataError, MissingExtraError, require
 EXTRA = "mcap"
 COMPRESSED = ("sensor_msgs/msg/CompressedImage", "sensor_msgs/CompressedImage", "foxglove.CompressedImage")
 RAW = ("sensor_msgs/msg/Image", "sensor_msgs/Image", "foxglove.RawImage")
-PICTURES = (*COMPRESSED, *RAW)
+VIDEOS = ("foxglove.CompressedVideo", "foxglove_msgs/msg/CompressedVideo")
+PICTURES = (*COMPRESSED, *RAW, *VIDEOS)
+_CODECS = {"h264": "h264", "h265": "hevc", "hevc": "hevc", "vp9": "vp9", "av1": "libdav1d"}
 # encoding -> (dtype, channels stored, order of the channels that become RGB)
 _ENCODINGS: dict[str, tuple[str, int, tuple[int, ...]]] = {
     "rgb8": ("uint8", 3, (0, 1, 2)),
@@ -65,13 +67,16 @@ class Decoders:
             made = self._factories[package].decoder_for(encoding, schema)
             if made is not None:
                 return made
+        # The reader of ROS 1 messages runs Python that it generates from the definitions inside the file.
+        again = "record again with message definitions (ros2 bag record --storage mcap does so)"
+        ros1 = "make a ROS 2 bag of it: `rosbags-convert --src in.bag --dst out --dst-storage mcap` (PyPI: rosbags)"
         raise DataError(
             "Messages of a topic are in an encoding that is not read",
             file=self.path,
             field=channel.topic,
             found=f"{encoding}, schema {schema.encoding if schema else 'none'}",
             expected="cdr with ros2msg, json, or protobuf",
-            cure="record again with message definitions (ros2 bag record --storage mcap does so)",
+            cure=ros1 if encoding == "ros1" else again,
         )
 
 
@@ -126,14 +131,17 @@ def _has(value: Any, name: str) -> bool:
 
 
 def image(message: Any, schema: str, size: tuple[int, ...] | None, where: tuple[Path, str]) -> np.ndarray:
-    """A picture as (H, W, 3) uint8 RGB, or depth as (H, W) uint16 or float32. size: what it must be, if known.
+    """A picture as (H, W, 3) uint8 RGB, or depth as (H, W) uint16 or float32. size: what it must be, if known. message:
+    of a video, its first one or what VideoStream made of it.
 
     Raises DataError for an encoding that is not read, and for bytes that are not the picture they claim to be.
     """
     path, field = where
+    if schema in VIDEOS:
+        made = message if isinstance(message, np.ndarray) else VideoStream().frame(message, where)
+        return _of_size(made, size, where)
     try:
-        data = member(message, "data")
-        data = base64.b64decode(data, validate=True) if isinstance(data, str) else bytes(data)
+        data = _bytes(message)
         if schema in COMPRESSED:
             kind = str(member(message, "format"))
             if "compressedDepth" in kind:
@@ -146,6 +154,48 @@ def image(message: Any, schema: str, size: tuple[int, ...] | None, where: tuple[
         if isinstance(err, DataError | MissingExtraError):
             raise
         raise _refused(where, f"{type(err).__name__}: {err}"[:160], "data, encoding, height, width and step") from err
+    return _of_size(made, size, where)
+
+
+class VideoStream:
+    """The pictures of one topic of compressed video. They are made from one another, so `frame` is given every message
+    in the order recorded, the first a keyframe; Foxglove's schema wants one picture a message and none reordered."""
+
+    def __init__(self) -> None:
+        self._decoder: Any = None
+
+    def frame(self, message: Any, where: tuple[Path, str]) -> np.ndarray:
+        """(H, W, 3) uint8 RGB. Raises DataError for data that is not the next picture."""
+        import av
+        from av.codec.context import Flags
+
+        try:
+            data, kind = _bytes(message), str(member(message, "format"))
+        except (KeyError, binascii.Error, TypeError, ValueError) as err:
+            raise _refused(where, f"{type(err).__name__}: {err}"[:160], "data and format") from err
+        first = self._decoder is None
+        if first:
+            if kind not in _CODECS:
+                raise _refused(where, f"video in format {kind!r}", ", ".join(_CODECS))
+            self._decoder = av.CodecContext.create(_CODECS[kind], "r")
+            self._decoder.thread_count = 1
+            self._decoder.flags |= Flags.low_delay
+        try:
+            frames = self._decoder.decode(av.Packet(data))
+        except av.error.FFmpegError as err:
+            raise _refused(where, f"{type(err).__name__}: {err.strerror}", f"the next picture in {kind}") from err
+        if len(frames) != 1 or frames[0].is_corrupt or (first and not frames[0].key_frame):
+            found = f"{len(frames)} pictures" if len(frames) != 1 else "a picture that needs others before it"
+            raise _refused(where, found, f"one {kind} picture a message, the first a keyframe")
+        return frames[0].to_ndarray(format="rgb24")
+
+
+def _bytes(message: Any) -> bytes:
+    data = member(message, "data")
+    return base64.b64decode(data, validate=True) if isinstance(data, str) else bytes(data)
+
+
+def _of_size(made: np.ndarray, size: tuple[int, ...] | None, where: tuple[Path, str]) -> np.ndarray:
     if size is not None and made.shape != tuple(size):
         raise _refused(where, f"a picture {list(made.shape)}", f"{list(size)}, as the first")
     return made
