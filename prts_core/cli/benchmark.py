@@ -67,7 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tool.add_argument("--execute", type=int, metavar="K", help="actions before it looks again (default: 10, or all)")
     tool.add_argument("--seed", type=int, help="of initial states and noise (default: the suite's)")
     tool.add_argument("--no-values", action="store_true", help="do not ask for values: half the work of the policy")
-    tool.add_argument("--videos", type=int, default=6, metavar="N", help="how many are kept, failures first (default: %(default)s)")
+    tool.add_argument(
+        "--videos", type=int, default=6, metavar="N", help="how many are kept, failures first (default: %(default)s)"
+    )
     tool.add_argument("--patience", type=float, default=300.0, metavar="S", help="seconds a server may be away")
     tool.add_argument(
         "--api-key-env", default="PRTS_API_KEY", metavar="NAME", help="variable with the server's key (%(default)s)"

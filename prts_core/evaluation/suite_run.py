@@ -30,7 +30,7 @@ from prts_core.evaluation.runner import Runner, missing, open_journal, outcomes
 from prts_core.evaluation.sequential import Stop
 from prts_core.progress import Bar
 from prts_core.sim.adapter import adapt
-from prts_core.sim.pool import Pool, launch_for
+from prts_core.sim.pool import Launch, Pool, launch_for
 from prts_core.sim.suite import SuiteSpec
 
 Say = Callable[[str], None]
@@ -77,7 +77,7 @@ def run_suite(
                 journal.note({"kind": "neighbours matter", "what": unstable})
                 say(f"rows may depend on which episodes run side by side: {unstable}; --batch 1 rules that out")
             with (
-                Pool(launch_for(suite.name, **machine.launch), min(workers, len(todo))) as pool,
+                Pool(_launch(suite, machine), min(workers, len(todo))) as pool,
                 Bar(suite.name, len(plan.keys)) as bar,
             ):
                 runner = Runner(
@@ -95,13 +95,18 @@ def run_suite(
     report["replay_faults"] = []
     if any(not (folder / name).exists() for name in wanted):
         say(f"filming {len(chosen)} episodes, failures first")
-        with Pool(launch_for(suite.name, **machine.launch), 1) as pool:
+        with Pool(_launch(suite, machine), 1) as pool:
             report["replay_faults"] = film_all(pool, plan, rows, chosen, folder)
     report["videos"] = [name for name in wanted if (folder / name).exists()]
     write_episodes(folder / "episodes.parquet", plan, rows)
     write_report(folder, report)
     write_page(folder / "page.html", report, rows)
     return report
+
+
+def _launch(suite: SuiteSpec, machine: Machine) -> Launch:
+    name = f"{suite.family}:{suite.name}" if "." in suite.family else suite.name  # a family of somebody else's
+    return launch_for(name, **machine.launch)
 
 
 def score(rows: Mapping[Any, Mapping[str, Any]]) -> str:

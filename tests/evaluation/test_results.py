@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from argparse import Namespace
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import polars as pl
 import pytest
+from rich.console import Console
 
-from prts_core.errors import DataError
+from prts_core.cli.benchmark import earlier_run, early_stop, read_rates
+from prts_core.errors import ConfigError, DataError
 from prts_core.evaluation.actors import LocalActor
 from prts_core.evaluation.comparison import compare_runs
 from prts_core.evaluation.gate import policy_episodes
@@ -19,7 +22,7 @@ from prts_core.evaluation.intervals import mcnemar_exact, wilson
 from prts_core.evaluation.page import write_page
 from prts_core.evaluation.plan import Plan, Settings, make_plan
 from prts_core.evaluation.results import film_name, summarize, to_film, write_episodes, write_report
-from prts_core.evaluation.sequential import Stop
+from prts_core.evaluation.sequential import PairedTest, Stop
 from prts_core.evaluation.suite_run import score
 from tests.evaluation.toy_lanes import CHUNK, SUITE, DotPolicy
 
@@ -152,3 +155,23 @@ def test_progress_says_success_with_its_interval():
     rows = {index: {"success": index < 8} for index in range(10)}
     assert score(rows) == "success 8/10 = 80% [49%, 94%]"
     json.dumps(score(rows))
+
+
+def test_early_stopping_in_pairs_reads_the_earlier_run_in_the_plans_order(tmp_path):
+    written(tmp_path, set(), suite=SUITE)
+    args = Namespace(alpha=0.05, beta=0.05)
+    plan = make_plan(SUITE, CHUNK, Settings(episodes=60))
+    reader = early_stop((0.3, 0.9), args, tmp_path, Console())(plan)
+    assert reader([False] * 3) is None
+    assert reader([False] * 60) == PairedTest(0.3, 0.9, 60).read([(False, True)] * 60)
+    assert reader([False] * 60).decision == "worse"
+    with pytest.raises(DataError, match=r"lacks episodes of this plan.*30 missing, first left"):
+        early_stop((0.3, 0.9), args, tmp_path, Console())(make_plan(SUITE, CHUNK, Settings(episodes=90)))
+    with pytest.raises(ConfigError, match="episodes cannot tell"):
+        early_stop((0.85, 0.9), args, None, Console())(plan)
+    for wrong in ("0.9", "a,b", "1,2,3"):
+        with pytest.raises(ConfigError, match="Two rates"):
+            read_rates(wrong)
+    assert read_rates("0.75, 0.9") == (0.75, 0.9) and earlier_run(tmp_path, "dots") == tmp_path
+    with pytest.raises(DataError, match="no episodes of this suite"):
+        earlier_run(tmp_path / "none", "dots")

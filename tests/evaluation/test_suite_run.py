@@ -120,7 +120,8 @@ def test_killing_worker_runner_and_server_loses_nothing(policy, expected, tmp_pa
         before = lines(journal)
         runner = run()
         wait_for(lambda: lines(journal) > before or runner.poll() is not None)
-        os.kill(workers_of(runner.pid)[0], signal.SIGKILL)
+        for worker in workers_of(runner.pid):
+            os.kill(worker, signal.SIGKILL)
         server.kill()
         server.wait()
         time.sleep(1.0)
