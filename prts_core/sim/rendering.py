@@ -50,6 +50,11 @@ class Renderer:
         mj.mjr_readPixels(out, None, self.viewport, self.context)
         return out
 
+    def upload_texture(self, index: int) -> None:
+        """Show what the model's texture has become."""
+        self.gl.make_current()
+        self.mujoco.mjr_uploadTexture(self.model, self.context, index)
+
     def close(self) -> None:
         """Give back what lies on the GL side; the renderer is then of no use."""
         self.gl.make_current()

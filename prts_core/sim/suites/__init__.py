@@ -16,6 +16,24 @@ from prts_core.sim.suite import SuiteSpec, Task
 FAMILIES: dict[str, tuple[str, ...]] = {
     "metaworld": ("metaworld",),
     "libero": ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90", "libero_130"),
+    "libero_plus": (
+        "libero_plus",
+        "libero_plus_camera",
+        "libero_plus_robot",
+        "libero_plus_noise",
+        "libero_plus_language",
+        "libero_plus_light",
+        "libero_plus_background",
+        "libero_plus_layout",
+        "libero_plus_list",
+    ),
+    "libero_pro": (
+        "libero_pro_object",
+        "libero_pro_position",
+        "libero_pro_semantic",
+        "libero_pro_task",
+        "libero_pro_environment",
+    ),
 }
 PARTS = ("spec", "environment", "install", "expert")
 

@@ -11,6 +11,7 @@ small arrays (poses of fixtures, looks), the controller, the gripper's ramp, the
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import io
 import os
@@ -26,15 +27,17 @@ from prts_core.files import read_json
 from prts_core.sim.keep import Keep
 from prts_core.sim.rendering import Renderer
 from prts_core.sim.suite import SuiteSpec, Task
+from prts_core.sim.suites.libero.perturb import Change
 from prts_core.sim.suites.libero.privileged import Privileged
 
 CAMERAS = {"observation.images.image": "agentview", "observation.images.wrist_image": "robot0_eye_in_hand"}
 FILM_SIZE = 256
-KEPT = 3  # scenes: one takes some 3 s to build and 300 MB
+KEPT = 3  # scenes: one takes some 3 s to build and 600 MB
 COLLISION_GEOMS = 0  # the group of geoms that LIBERO does not draw
 PLACEMENT_TRIES = 100
 # What a reset, an affordance (a stove's flame) or a perturbation may change in a model; not its meshes and textures.
 _RESTORED = ("body_", "geom_", "site_", "cam_", "light_", "mat_", "jnt_", "dof_")
+
 
 Arrange = Callable[[Any, np.ndarray], np.ndarray]
 
@@ -64,6 +67,7 @@ class Scene:
             if name.startswith(_RESTORED) and isinstance(value := getattr(self.model, name), np.ndarray)
         }
         self._renderers: dict[int, Renderer] = {}
+        self.painted: dict[int, np.ndarray] = {}  # textures that a perturbation changed, as they were
         self.privileged = Privileged(self.env)
 
     def reset(self, state: np.ndarray, seed: int, arrange: Arrange | None = None) -> None:
@@ -94,6 +98,12 @@ class Scene:
         _, reward, success, _ = self.env.step(action)
         return float(reward), bool(success)
 
+    def place_cameras(self) -> None:
+        """Cameras and lamps go where the model has them, without a step of physics."""
+        import mujoco
+
+        mujoco.mj_camlight(self.model, self.data)
+
     def picture(self, camera: str, size: int) -> np.ndarray:
         """(size, size, 3) uint8, turned by 180 degrees as every policy for LIBERO is shown it."""
         if size not in self._renderers:
@@ -106,6 +116,9 @@ class Scene:
         for renderer in self._renderers.values():
             renderer.close()
         self._renderers.clear()
+        self.env = self.model = self.data = None
+        del self.privileged
+        gc.collect()  # robosuite's objects hold each other
 
 
 class LiberoEnvironment:
@@ -123,10 +136,11 @@ class LiberoEnvironment:
         self._scenes: Keep[str, Scene] = Keep(self._build, tasks, Scene.close)
         self._states: dict[str, np.ndarray] = {}
         self._scene: Scene | None = None
+        self._change = Change(Task("", "", 0, 0))
         self._image_sizes: dict[str, int] = {}
 
-    def _build(self, name: str) -> Scene:
-        return Scene(self.bddl_file(name))
+    def _build(self, description: str) -> Scene:
+        return Scene(Path(description))
 
     def bddl_file(self, task: str) -> Path:
         """Where LIBERO describes a task's scene and goal."""
@@ -159,21 +173,24 @@ class LiberoEnvironment:
 
     def reset(self, suite: SuiteSpec, task: Task, initial_state: int, seed: int) -> None:
         """Initial state `initial_state` of the task, then the suite's settling. Equal arguments give equal bits."""
-        states = self.initial_states(task.name)
+        change = Change(task)
+        change.expect(self._entry(change.base)["instruction"])
+        states = self.initial_states(change.base)
         if not 0 <= initial_state < len(states):
             raise ConfigError(
                 "There is no such initial state", field="initial_state", found=initial_state,
-                expected=f"0 to {len(states) - 1} for {task.name}",
+                expected=f"0 to {len(states) - 1} for {change.base}",
             )  # fmt: skip
-        if task.perturbation:
-            raise ConfigError("LIBERO's own tasks have no perturbation", field="perturbation", found=task.perturbation)
         cameras = {camera.key: self._image_size or camera.height for camera in suite.contract.cameras}
         for key in cameras:
             lookup(CAMERAS, key, "camera of LIBERO")
         self._image_sizes = cameras
-        self._scene = self._scenes(task.name)
-        episode = _placement_seed(task.name, initial_state, seed)
-        self._scene.reset(states[initial_state], episode, as_drawn if self._drawn else None)
+        episode = _placement_seed(change.base, initial_state, seed)
+        self._scene = self._scenes(str(change.description(self.bddl_file(change.base), self.home / "perturbed")))
+        self._change = change
+        arrange = change.arrange if change.rearranges else as_drawn if self._drawn else None
+        self._scene.reset(states[initial_state], episode, arrange)
+        change.begin(self._scene, episode)
         for _ in range(suite.settle_steps):
             self._scene.step(np.asarray(suite.settle_action, np.float64))
 
@@ -194,7 +211,8 @@ class LiberoEnvironment:
         return np.r_[position, rotation, env.sim.data.qpos[robot._ref_gripper_joint_pos_indexes]].astype(np.float32)
 
     def images(self) -> dict[str, np.ndarray]:
-        return {key: self.scene.picture(CAMERAS[key], size) for key, size in self._image_sizes.items()}
+        seen = {key: self.scene.picture(CAMERAS[key], size) for key, size in self._image_sizes.items()}
+        return self._change.pictures(seen, int(self.scene.env.timestep))
 
     def film(self) -> np.ndarray:
         """(256, 512, 3): both cameras side by side."""

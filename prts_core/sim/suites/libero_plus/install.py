@@ -1,0 +1,81 @@
+"""Installing LIBERO-Plus's axes: LIBERO itself, and a list of LIBERO-Plus tasks where the user has one.
+
+It does not know workers. The home holds a link to LIBERO's venv, tasks.json (the list's tasks that can be run, and why
+the others cannot) and installed.json.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from prts_core.errors import ConfigError
+from prts_core.files import digest_file, write_json
+from prts_core.sim.homes import Home
+from prts_core.sim.suites.libero import install as libero
+from prts_core.sim.suites.libero.spec import FAMILY as LIBERO
+from prts_core.sim.suites.libero.spec import suites as libero_suites
+from prts_core.sim.suites.libero_plus import names
+from prts_core.sim.suites.libero_plus.spec import BASES
+
+
+def install(home: Home, assets: str | None = None) -> dict[str, Any]:
+    """LIBERO, then this layer; what installed.json says.
+
+    assets: a file is a list of LIBERO-Plus tasks (its task_classification.json, or a name a line); a folder is LIBERO's
+    assets. Raises what LIBERO's install raises, and DataError for a list that cannot be read.
+    """
+    listed = Path(assets).expanduser() if assets is not None and Path(assets).expanduser().is_file() else None
+    base = Home(LIBERO)
+    found = base.installed()
+    if found is None or (assets is not None and listed is None):
+        found = libero.install(base, None if listed else assets)
+    link_venv(home, base)
+    record: dict[str, Any] = {"over": LIBERO, "standins": found.get("standins", "")}
+    if listed is not None:
+        record["list"] = _list(home, listed)
+    elif (before := home.installed()) is not None and "list" in before:
+        record["list"] = before["list"]
+    write_json(home.record, record)
+    return record
+
+
+def check(home: Home) -> dict[str, Any]:
+    """LIBERO's self-check: the layer lives in its environment."""
+    home.require()
+    return libero.check(Home(LIBERO))
+
+
+def link_venv(home: Home, base: Home) -> None:
+    """Workers of this family run in LIBERO's venv."""
+    home.path.mkdir(parents=True, exist_ok=True)
+    link, target = home.path / "venv", base.path / "venv"
+    if link.is_symlink() and link.readlink() == target:
+        return
+    partial = home.path / f".venv-{os.getpid()}"
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(target, target_is_directory=True)
+    partial.replace(link)
+
+
+def _list(home: Home, path: Path) -> dict[str, Any]:
+    own = {task.name for name, suite in libero_suites().items() if name in BASES for task in suite.tasks}
+    tasks = names.read(path, own)
+    runnable = [task for task in tasks if not task.missing]
+    missing = Counter(axis for task in tasks for axis in task.missing)
+    if not runnable:
+        raise ConfigError(
+            "None of a list's tasks can be run here", file=path,
+            found=", ".join(f"{count} need {names.FILES[axis]}" for axis, count in missing.items()) or "no task",
+            expected="tasks of the axes camera, robot or noise",
+        )  # fmt: skip
+    write_json(
+        home.path / "tasks.json",
+        {
+            "tasks": [{"name": task.name, "base": task.base, "perturbation": task.perturbation} for task in runnable],
+            "left_out": [task.name for task in tasks if task.missing],
+        },
+    )
+    return {"digest": digest_file(path), "tasks": len(runnable), "left_out": dict(missing)}

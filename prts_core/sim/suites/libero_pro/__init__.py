@@ -1,0 +1,1 @@
+"""LIBERO-Pro's five axes over LIBERO's own scenes, as a layer of ours; it runs in LIBERO's environment."""

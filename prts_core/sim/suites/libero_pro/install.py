@@ -1,0 +1,29 @@
+"""Installing LIBERO-Pro's axes: LIBERO itself, and a home whose venv is LIBERO's. It does not know workers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prts_core.files import write_json
+from prts_core.sim.homes import Home
+from prts_core.sim.suites.libero import install as libero
+from prts_core.sim.suites.libero.spec import FAMILY as LIBERO
+from prts_core.sim.suites.libero_plus.install import link_venv
+
+
+def install(home: Home, assets: str | None = None) -> dict[str, Any]:
+    """LIBERO, then this layer; what installed.json says. Raises what LIBERO's install raises."""
+    base = Home(LIBERO)
+    found = base.installed()
+    if found is None or assets is not None:
+        found = libero.install(base, assets)
+    link_venv(home, base)
+    record = {"over": LIBERO, "standins": found.get("standins", "")}
+    write_json(home.record, record)
+    return record
+
+
+def check(home: Home) -> dict[str, Any]:
+    """LIBERO's self-check: the layer lives in its environment."""
+    home.require()
+    return libero.check(Home(LIBERO))
