@@ -99,7 +99,7 @@ class DepthPart:
     """One depth camera, kept without loss as 16-bit PNG in the table. unit: of one step of the stored number.
 
     source_unit: of the recorded numbers (floats in m, or integers in mm); 0 means no measurement. A depth beyond
-    65535 steps is refused.
+    65535 steps is refused. lerobot's own reader makes int16 of the same bits: beyond 32767 add 65536 to what it shows.
     """
 
     __pydantic_config__ = FORBID_EXTRA
