@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
+from itertools import zip_longest
 from pathlib import Path
 
 from prts_core.errors import DataError
@@ -19,7 +20,7 @@ from prts_core.sim.suite import SuiteSpec, Task
 from prts_core.sim.suites.libero import spec as libero
 from prts_core.sim.suites.libero.perturb import PLUS, background, camera, instruction, language, layout, light, noise
 from prts_core.sim.suites.libero.perturb import robot as robot_axis
-from prts_core.sim.suites.libero.perturb.draws import LEVELS
+from prts_core.sim.suites.libero.perturb.draws import LEVELS, draw
 from prts_core.sim.suites.libero_plus.names import parse
 
 FAMILY = "libero_plus"
@@ -83,7 +84,8 @@ def suites_of(bases: dict[str, SuiteSpec], catalogue: Path) -> dict[str, SuiteSp
         f"libero_plus_{axis}": _suite(like, f"libero_plus_{axis}", tasks, f"{PAPER}; {axis}: {SOURCES[axis]}; {LEVEL}")
         for axis, tasks in made.items()
     }
-    everything = tuple(task for tasks in made.values() for task in tasks)
+    turns = zip_longest(*made.values())  # axis by axis in turn, for the same reason
+    everything = tuple(task for turn in turns for task in turn if task is not None)
     told = "; ".join(f"{axis}: {SOURCES[axis]}" for axis in PLUS)
     found["libero_plus"] = _suite(like, "libero_plus", everything, f"{PAPER}; {told}; {LEVEL}")
     found[LIST] = _suite(like, LIST, _listed(catalogue, own), LIST_SOURCE)
@@ -91,16 +93,20 @@ def suites_of(bases: dict[str, SuiteSpec], catalogue: Path) -> dict[str, SuiteSp
 
 
 def _axis(axis: str, bases: Iterable[Task]) -> Iterator[Task]:
-    for base in bases:
-        for kind in KINDS[axis]:
-            for level in LEVELS:
-                changed = {axis: {"kind": kind, "level": level, "seed": 0}}
-                yield replace(
-                    base,
-                    name=f"{base.name}__{axis}_{kind}_{level}",
-                    instruction=instruction(base.instruction, changed, base.name),
-                    perturbation={"base": base.name, **changed},
-                )
+    """Every base task in turn, each with its variants in an order of its own, so that the first tasks of the suite are
+    as fair a sample as all of them: a run may be shorter than the suite."""
+    variants = [(kind, level) for kind in KINDS[axis] for level in LEVELS]
+    orders = [(base, draw("order", axis, base.name).permutation(len(variants))) for base in bases]
+    for turn in range(len(variants)):
+        for base, order in orders:
+            kind, level = variants[order[turn]]
+            changed = {axis: {"kind": kind, "level": level, "seed": 0}}
+            yield replace(
+                base,
+                name=f"{base.name}__{axis}_{kind}_{level}",
+                instruction=instruction(base.instruction, changed, base.name),
+                perturbation={"base": base.name, **changed},
+            )
 
 
 def _listed(catalogue: Path, own: dict[str, Task]) -> tuple[Task, ...]:
