@@ -153,6 +153,53 @@ def test_a_worker_that_dies_between_two_messages(hasty: Pool, sign: int):
     assert pool.ask(0, protocol.reset(KEY))["instruction"] == "push it", "between two episodes nothing is lost"
 
 
+def test_every_message_has_one_answer_however_workers_die():
+    """Lanes run episodes of three chunks while workers are killed at random; a lost episode is begun again."""
+    rng = np.random.default_rng(0)
+    wanted = {(lane, number) for lane in range(3) for number in range(4)}
+    ends: dict[tuple[int, int], bytes] = {}
+    at, chunk = dict.fromkeys(range(3), 0), dict.fromkeys(range(3), 0)
+
+    def message(lane: int) -> dict:
+        key = EpisodeKey("toy", "drawn", 10 * lane + at[lane], 7)
+        if chunk[lane] == 0:
+            return protocol.reset(key, look=False)
+        return protocol.state() if chunk[lane] == 4 else protocol.step(STILL, look=False)
+
+    with Pool(LAUNCH, 3) as pool:
+        for lane in range(3):
+            pool.send(lane, message(lane))
+        sent, answers, kills = 3, 0, 0
+        while len(ends) < len(wanted):
+            if rng.random() < 0.1:
+                victim = pool.workers[int(rng.integers(3))]
+                if victim is not None:
+                    kills += 1
+                    os.kill(victim.process.pid, signal.SIGKILL)
+            answered = pool.wait()
+            assert answered is not None
+            lane, reply = answered
+            answers += 1
+            if isinstance(reply, WorkerLost):
+                chunk[lane] = 0
+            elif chunk[lane] == 4:
+                assert (lane, at[lane]) not in ends
+                ends[lane, at[lane]] = reply["state"].tobytes()
+                at[lane], chunk[lane] = at[lane] + 1, 0
+            else:
+                chunk[lane] += 1
+            if at[lane] < 4:
+                pool.send(lane, message(lane))
+                sent += 1
+        assert answers == sent and not any(pool.under_way) and 0 < pool.lost <= kills
+    assert set(ends) == wanted
+    with Pool(LAUNCH) as calm:
+        for (lane, number), state in ends.items():
+            calm.ask(0, protocol.reset(EpisodeKey("toy", "drawn", 10 * lane + number, 7), look=False))
+            calm.ask(0, protocol.step(np.zeros((9, 2)), look=False, ignore_success=True))
+            assert calm.ask(0, protocol.state())["state"].tobytes() == state
+
+
 def test_what_is_wrong_is_refused_and_the_worker_lives(pool: Pool):
     pool.ask(0, protocol.reset(KEY))
     before = pid_of(pool, 0)
