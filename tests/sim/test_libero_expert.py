@@ -68,7 +68,8 @@ class World:
 
 def solve(world: World, steps: int = 250, disturb: Any = None) -> tuple[int, list[str]]:
     """(steps taken, phases in order of appearance, repeated where they come again)."""
-    expert, phases = LiberoExpert(), []
+    expert = LiberoExpert()
+    phases: list[str] = []
     for step in range(steps):
         if world.solved():
             return step, phases
@@ -102,7 +103,7 @@ def test_a_pushed_soup_is_followed() -> None:
 
 
 def test_a_dropped_soup_is_picked_up_again() -> None:
-    dropped = []
+    dropped: list[int] = []
 
     def drop(step: int, world: World, expert: LiberoExpert) -> None:
         if expert.phase.startswith("carry") and not dropped:

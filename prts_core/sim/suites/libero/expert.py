@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from prts_core.errors import UnavailableError
 from prts_core.sim.suite import Environment, SuiteSpec, Task
 from prts_core.sim.suites.libero.expert_scene import HAND_BOTTOM, Grasp, Scene, pinch, rim
 
@@ -53,9 +54,10 @@ class PickPlace(Skill):
         clearance: float,
         words: tuple[str, str],
         hand_above: float = -np.inf,
+        within: float = 0.03,
     ) -> None:
         self.name, self.plan, self.where, self.anchor, self.clearance = name, grasp, where, anchor, clearance
-        self.words, self.hand_above = words, hand_above
+        self.words, self.hand_above, self.within = words, hand_above, within
         self.grasp: Grasp | None = None
         self.seen_at = np.zeros(3)
         self.held: np.ndarray | None = None  # (3,) object in the hand's frame of reference when it was closed on
@@ -70,7 +72,7 @@ class PickPlace(Skill):
     def done(self, scene: Scene) -> bool:
         place = self.where(scene)
         away = scene.hand[2] > scene.extent(self.name)[1][2] + 0.01
-        return bool(np.linalg.norm(self.anchor(scene)[:2] - place[:2]) < 0.03 and self.held is None and away)
+        return bool(np.linalg.norm(self.anchor(scene)[:2] - place[:2]) < self.within and self.held is None and away)
 
     def act(self, scene: Scene) -> np.ndarray:
         thing = scene.position(self.name)
@@ -192,41 +194,60 @@ def spoken(name: str) -> str:
     return " ".join(words).removeprefix("akita ").removeprefix("new ").removeprefix("glazed rim porcelain ")
 
 
-_RIM = {"akita_black_bowl": (0.0065, 0.016)}
+# How things are held that no gripper spans: (inside the outer edge, below the top, no handle).
+_RIM = {
+    "akita_black_bowl": (0.0065, 0.016, True),
+    "porcelain_mug": (0.004, 0.02, False),
+    "white_yellow_mug": (0.004, 0.02, False),
+    "red_coffee_mug": (0.004, 0.02, False),
+}
 
 
 def skills_of(scene: Scene) -> list[Skill]:
-    """One skill for each part of the goal, in the order in which they can be done."""
+    """One skill for each part of the goal, in its order. UnavailableError where there is none for a part."""
+    goal = [(str(predicate).lower(), *names) for predicate, *names in scene.seen["goal"]]
     skills: list[Skill] = []
-    for predicate, *arguments in scene.seen["goal"]:
-        if predicate.lower() in ("in", "on"):
-            skills.append(_place(scene, *arguments))
-        else:
-            raise ValueError(f"No skill for the goal ({predicate} {' '.join(arguments)})")
+    for index, (predicate, *names) in enumerate(goal):
+        bare = names[0] not in scene.seen["owners"] or (predicate == "in" and "contain" not in names[1])
+        if predicate not in ("in", "on") or bare:
+            raise UnavailableError(
+                "The scripted expert has no skill for a task's goal", field="goal",
+                found=" ".join((predicate, *names)), expected="things put on or into something open",
+                cure="leave this task out; --task chooses",
+            )  # fmt: skip
+        sharing = [one for one in range(len(goal)) if goal[one][0] == "in" and goal[one][-1] == names[1]]
+        apart = 0.06 * (sharing.index(index) - (len(sharing) - 1) / 2) if predicate == "in" else 0.0
+        skills.append(_place(scene, names[0], names[1], apart))
     return skills
 
 
-def _place(scene: Scene, name: str, target: str) -> Skill:
+def _place(scene: Scene, name: str, target: str, apart: float) -> Skill:
     kind = name.rsplit("_", 1)[0]
-    parent = next((owner for owner in scene.seen["owners"] if target.startswith(owner)), target)
+    owners = scene.seen["owners"]
+    parent = next((owner for owner in owners if target.startswith(owner)), None)
     inside = "contain" in target
-    high = scene.extent(parent)[1]
     word = "into" if inside else "onto"
 
     def where(now: Scene) -> np.ndarray:
-        place = now.position(target)
-        if inside:
+        place = now.position(target) + np.array([apart, 0.0, 0.0])
+        if inside and parent is not None:
             return np.r_[place[:2], now.extent(parent)[0][2] + 0.02]
-        return np.r_[place[:2], now.extent(parent)[1][2]]
+        if parent == target:
+            return np.r_[place[:2], now.extent(target)[1][2]]
+        support = now.support(place, name)
+        return np.r_[place[:2], support if np.isfinite(support) else place[2]]
 
     def grasp(now: Scene, failed: list[np.ndarray]) -> Grasp:
         if kind in _RIM:
-            return rim(now, name, *_RIM[kind], where(now), failed)
+            inset, below, round_body = _RIM[kind]
+            return rim(now, name, inset, below, where(now), failed, round_body)
         return pinch(now, name, 0.034, 0.072)
 
     return PickPlace(
-        name, grasp, where, lambda now: now.position(name), 0.04, (spoken(name), f"{word} the {spoken(parent)}"),
-        hand_above=float(high[2]) if inside else -np.inf,
+        name, grasp, where, lambda now: now.position(name), 0.04,
+        (spoken(name), f"{word} the {spoken(parent or target)}"),
+        hand_above=float(scene.extent(parent)[1][2]) if inside and parent is not None else -np.inf,
+        within=0.06 if inside else 0.03,
     )  # fmt: skip
 
 

@@ -96,6 +96,14 @@ class Scene:
         heights = centers[:, 2] + np.einsum("nj,nj->n", np.abs(seen["box_mat"][mask][:, 2]), seen["box_half"][mask])
         return float(heights[near].max(initial=-np.inf))
 
+    def support(self, place: np.ndarray, without: str) -> float:
+        """Top of what is under a point (2,): of boxes that cover it; -inf where none does."""
+        seen, other = self.seen, self.seen["box_owner"] != self.seen["owners"].index(without)
+        offset = np.c_[place[:2] - seen["box_center"][:, :2], np.zeros(len(other))]
+        local = np.abs(np.einsum("nji,nj->ni", seen["box_mat"], offset))
+        tops = seen["box_center"][:, 2] + np.einsum("nj,nj->n", np.abs(seen["box_mat"][:, 2]), seen["box_half"])
+        return float(tops[other & (local[:, :2] < seen["box_half"][:, :2]).all(1)].max(initial=-np.inf))
+
     def blocked(self, position: np.ndarray, yaw: float, without: str, opening: float = FINGER_OUT) -> float:
         """How much of an open hand at a grasp would be inside things other than `without`: 0 is free."""
         points = _hand_points(opening) @ _turn(yaw).T + position
@@ -165,17 +173,26 @@ def pinch(scene: Scene, name: str, below_top: float, widest: float) -> Grasp:
 
 
 def rim(
-    scene: Scene, name: str, inset: float, below_top: float, place: np.ndarray, failed: Sequence[np.ndarray] = ()
+    scene: Scene,
+    name: str,
+    inset: float,
+    below_top: float,
+    place: np.ndarray,
+    failed: Sequence[np.ndarray] = (),
+    round_body: bool = True,
 ) -> Grasp:
     """One finger inside, one outside: on the rim at the angle with the most room, `inset` inside the outer edge,
-    where the arm stays bent, there and at the place (3,), and away from what `failed`: offsets (2,) from the middle."""
+    where the arm stays bent, there and at the place (3,), and away from what `failed`: offsets (2,) from the middle.
+    A body that is not round has a handle; its own middle counts then, and the side of the handle does not."""
     low, high = scene.extent(name)
-    center = (low + high)[:2] / 2
+    center = (low + high)[:2] / 2 if round_body else scene.position(name)[:2]
+    directions = [np.array([np.cos(angle), np.sin(angle)]) for angle in np.arange(24) * np.pi / 12]
+    reaches = [float((scene.corners(name)[:, :2] @ out).max() - center @ out) for out in directions]
     best: Grasp | None = None
-    for step in range(24):
+    for step, (out, reach) in enumerate(zip(directions, reaches, strict=True)):
+        if not round_body and reach > min(reaches) + 0.006:
+            continue
         angle = step * np.pi / 12
-        out = np.array([np.cos(angle), np.sin(angle)])
-        reach = float((scene.corners(name)[:, :2] @ out).max() - center @ out)
         position = np.r_[center + (reach - inset) * out, high[2] - below_top]
         yaw = turned(angle)
         cost = scene.blocked(position, yaw, name)
