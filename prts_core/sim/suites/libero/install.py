@@ -62,18 +62,18 @@ CHECK_SECONDS = 600.0
 def install(home: Home, assets: str | None = None) -> dict[str, Any]:
     """Install, or go on, or find everything done; what installed.json says.
 
-    assets: a folder; none: $PRTS_SHARED/data/libero_assets, else what is already linked, else the hub. Raises
+    assets: a folder; none: what is already linked, else $PRTS_SHARED/data/libero_assets, else the hub. Raises
     UnavailableError where packages or assets cannot be had, DataError for files that are not what they should be,
     SimulatorError where the self-check fails.
     """
-    with _locked(home):
+    with _locked(home) as lock:
         folder = _assets(home, assets)
         wanted = _wanted(folder)
         found = home.installed()
         if found is not None and all(found.get(key) == value for key, value in wanted.items()):
             return found
         home.record.unlink(missing_ok=True)
-        _packages(home)
+        _packages(home, lock)
         _link(home.path / "assets", folder)
         _link(_package(home) / "assets", home.path / "assets")
         _configure(home)
@@ -112,12 +112,12 @@ def check(home: Home) -> dict[str, Any]:
 
 
 @contextmanager
-def _locked(home: Home) -> Iterator[None]:
-    """Two installations at once would build into one folder."""
+def _locked(home: Home) -> Iterator[int]:
+    """Two installations at once would build into one folder. Yields the lock's file descriptor."""
     home.path.mkdir(parents=True, exist_ok=True)
     with (home.path / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        yield lock.fileno()
 
 
 def _wanted(assets: Path) -> dict[str, Any]:
@@ -142,10 +142,10 @@ def _assets(home: Home, given: str | None) -> Path:
         folder = Path(given).expanduser()
         if not folder.is_dir():
             raise ConfigError("There is no such folder of assets", field="--assets", found=given)
-    elif shared.is_dir():
-        folder = shared
     elif linked.is_dir():
         folder = linked
+    elif shared.is_dir():
+        folder = shared
     else:
         try:
             folder = local_folder(ASSETS_REPOSITORY, ["*"], repo_type="dataset")
@@ -164,7 +164,8 @@ def _assets(home: Home, given: str | None) -> Path:
     return folder
 
 
-def _packages(home: Home) -> None:
+def _packages(home: Home, lock: int) -> None:
+    """pip inherits the lock: where this process is killed, the next installation waits until pip has ended too."""
     place, mark = home.path / "venv", home.path / "venv" / "finished"
     made_from = digest_value({"pins": PINS, "python": sys.version})
     if mark.is_file() and mark.read_text() == made_from:
@@ -174,7 +175,7 @@ def _packages(home: Home) -> None:
     venv.create(place, with_pip=False)  # our own pip installs into it: a second one costs ten seconds
     pip = [sys.executable, "-m", "pip", "--python", str(home.python), "--disable-pip-version-check"]
     done = subprocess.run(
-        [*pip, "install", "--quiet", "--no-deps", *PINS], capture_output=True, text=True, check=False
+        [*pip, "install", "--quiet", "--no-deps", *PINS], capture_output=True, text=True, check=False, pass_fds=(lock,)
     )  # fmt: skip
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if not line.startswith("WARNING")]
