@@ -132,15 +132,23 @@ class Worker:
         self.socket, theirs = socket.socketpair()
         self.frames = Frames(protocol.REPLY_LIMITS)
         self.log = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - lives as long as the worker
+        command = [
+            str(launch.python), "-m", "prts_core.sim.worker", "--family", launch.family,
+            "--socket", str(theirs.fileno()), "--parent", str(os.getpid()),
+        ]  # fmt: skip
         with theirs:
-            self.process = subprocess.Popen(
-                [
-                    str(launch.python), "-m", "prts_core.sim.worker", "--family", launch.family,
-                    "--socket", str(theirs.fileno()), "--parent", str(os.getpid()),
-                ],
-                stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, pass_fds=[theirs.fileno()],
-                env=launch.environment(), process_group=0,
-            )  # fmt: skip
+            try:
+                self.process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
+                    pass_fds=[theirs.fileno()], env=launch.environment(), process_group=0,
+                )  # fmt: skip
+            except OSError as err:
+                self.socket.close()
+                self.log.close()
+                raise SimulatorError(
+                    f"The simulator {launch.family!r} cannot be started", file=launch.python, found=str(err),
+                    cure=f"prts sim install {launch.family}",
+                ) from err  # fmt: skip
         self.awaited: deque[tuple[str, float]] = deque()  # kind and seconds, oldest first
         self.deadline = 0.0
         self.made = False

@@ -257,6 +257,12 @@ def test_a_family_that_is_not_there():
         pool.ask(0, protocol.reset(KEY))
 
 
+def test_a_python_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(SimulatorError, match=r"no-python.*prts sim install"):
+        Pool(Launch(FAMILY, python=Path("no-python")))
+
+
 PARENT = """
 import sys, time
 from tests.sim.test_pool import FAMILY, KEY
