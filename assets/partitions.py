@@ -1,4 +1,7 @@
-"""Which datasets the assets are split by: read once from the recipe that $PRTS_RECIPE names. Runs nothing."""
+"""What the assets are split by: datasets and suites of the recipe that $PRTS_RECIPE names, versions of its model.
+
+Runs nothing. Versions are added as they are registered (pipelines/nightly.py).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 import dagster as dg
 
 from prts_core.config.load import Plan, load_plan
+from prts_core.evaluation.regression import names
 
 RECIPE_VARIABLE = "PRTS_RECIPE"
 DEFAULT_RECIPE = "configs/quickstart.yaml"
@@ -21,6 +25,9 @@ def recipe_path() -> Path:
 PLAN: Plan = load_plan(recipe_path())
 DATASETS = dg.StaticPartitionsDefinition(list(PLAN.datasets))
 DEPLOY = PLAN.recipe.deploy
+SUITE, VERSION = "suite", "version"
+VERSIONS = dg.DynamicPartitionsDefinition(name=f"versions_of_{PLAN.recipe.register.model_name}")
+REGRESSION = dg.MultiPartitionsDefinition({SUITE: dg.StaticPartitionsDefinition(list(names(PLAN))), VERSION: VERSIONS})
 
 
 def of_datasets(asset: str, *names: str) -> dg.AssetDep:

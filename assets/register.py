@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 
 from assets.common import declare, materialize
+from assets.partitions import VERSIONS
 from assets.resources import DvcResource, PlanResource
 from prts_core.files import read_json
 
@@ -21,7 +22,13 @@ from prts_core.files import read_json
     ),
 )
 def register(context: dg.AssetExecutionContext, plan: PlanResource, dvc: DvcResource) -> Iterator[Any]:
-    yield from materialize(context, plan, dvc, extra=registration)
+    def told(output: Path) -> dict[str, Any]:
+        shown = registration(output)
+        # From now on the version can be picked on the page of asset `regression`; the schedule adds it otherwise.
+        context.instance.add_dynamic_partitions(str(VERSIONS.name), [shown["model_uri"].rsplit("/", 1)[1]])
+        return shown
+
+    yield from materialize(context, plan, dvc, extra=told)
 
 
 def registration(output: Path) -> dict[str, Any]:

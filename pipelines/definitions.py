@@ -14,6 +14,7 @@ from assets import (
     package,
     pretrain,
     register,
+    regression,
     sft,
     stats,
     subtask,
@@ -34,6 +35,7 @@ ASSETS = [
     value.value,
     package.package,
     register.register,
+    regression.regression,
 ]
 
 
@@ -42,7 +44,7 @@ def definitions() -> dg.Definitions:
     """One process at a time: training already uses every core."""
     return dg.Definitions(
         assets=ASSETS,
-        jobs=[jobs.demo, jobs.import_dataset, nightly.nightly_benchmark],
+        jobs=[jobs.demo, jobs.import_dataset, jobs.nightly_benchmark],
         schedules=[nightly.every_night],
         sensors=[sensors.alarm],
         resources=environments.resources(),

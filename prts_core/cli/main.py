@@ -24,6 +24,7 @@ TOOLS = {
     "import-policy": "prts_core.cli.import_policy",
     "serve": "prts_core.cli.serve",
     "lineage": "prts_core.cli.lineage",
+    "history": "prts_core.cli.history",
     "bench": "prts_core.cli.bench",
     "sim": "prts_core.cli.sim",
 }
@@ -42,6 +43,7 @@ TOOL_HELP = {
     "import-policy": "turn a checkpoint of the public release into a policy folder",
     "serve": "serve a policy over openpi's websocket protocol",
     "lineage": "print the path from a registered model back to the raw files",
+    "history": "print and draw a registered model's success on every suite over its versions",
     "bench": "run a benchmark of the project and print ours beside the peer's",
     "sim": "list, install, check or remove the simulators that benchmarks run in",
 }

@@ -6,6 +6,7 @@ A stage's configuration is one of the `*Config` records below, and its digest is
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -398,6 +399,60 @@ class RegisterConfig:
     floor: float = 0.7
 
 
+@dataclass(frozen=True, kw_only=True)
+class RegisterWithSuitesConfig(RegisterConfig):
+    """suites: results on these are needed, and may not be significantly worse than the champion's, before promotion."""
+
+    __pydantic_config__ = FORBID_EXTRA
+    suites: tuple[str, ...]
+
+
+OWN_BENCHMARK = "benchmark"  # the recipe's own benchmark, where suites are listed
+
+
+@dataclass(frozen=True)
+class SuiteRun:
+    """One suite on which every version of the model is measured (prts_core.evaluation.plan.Settings says what decides
+    its rows).
+
+    name: what its results are called, where one suite stands here twice; none: the suite's. episodes: none: as many as
+    the suite's protocol says. workers: simulators at once; batch: samples the policy is asked at once.
+    """
+
+    __pydantic_config__ = FORBID_EXTRA
+    suite: str
+    name: str = ""
+    episodes: int | None = None
+    tasks: tuple[str, ...] = ()
+    seed: int | None = None
+    execute: int | None = None
+    perturbation: dict[str, Any] = field(default_factory=dict)
+    workers: int | None = None
+    batch: int = 1
+
+    @property
+    def label(self) -> str:
+        return self.name or self.suite
+
+
+@dataclass(frozen=True)
+class RegressionSection:
+    """What the nightly run measures besides the recipe's own benchmark. With suites, a version is promoted only once
+    it has a result on each, and none of them is significantly worse than the champion's."""
+
+    __pydantic_config__ = FORBID_EXTRA
+    suites: tuple[SuiteRun, ...] = ()
+
+    def __post_init__(self) -> None:
+        labels = [OWN_BENCHMARK, *(run.label for run in self.suites)]
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        if twice:
+            raise ValueError(f"two suites are called {twice[0]!r}: give one of them another `name`")
+        odd = [label for label in labels if not re.fullmatch(r"[A-Za-z0-9_.:-]+", label)]
+        if odd:
+            raise ValueError(f"{odd[0]!r}: a name has letters, digits and _ . : - only")
+
+
 # ---- whole runs --------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Recipe:
@@ -417,3 +472,4 @@ class Recipe:
     value: ValueSection = field(default_factory=ValueSection)
     package: PackageSection = field(default_factory=PackageSection)
     register: RegisterConfig = field(default_factory=RegisterConfig)
+    regression: RegressionSection = field(default_factory=RegressionSection)

@@ -19,6 +19,7 @@ from prts_core.evaluation.intervals import wilson
 FILE = Path(__file__).with_suffix(".yaml")
 TASKS = {"libero_90": 90, "libero_130": 130}  # of a suite, where they are not ten
 TEN = 10
+HEADER = ["policy", "success, %", "95 % interval", "source"]
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,18 @@ def table(found: list[Baseline], ours: str, successes: int, episodes: int, stand
             source = one.source + (f"; {one.note}" if one.note else "")
             rows.append([one.model, percent(one.rate), interval(round(one.rate * one.episodes), one.episodes), source])
     return rows
+
+
+def published(protocol: Mapping[str, Any], successes: int, episodes: int) -> dict[str, Any]:
+    """What a report says of others: {"header", "rows": ours and what may stand beside it, "refused": why not the rest}.
+
+    Empty where nothing published on the suite is on file.
+    """
+    found = beside(protocol, episodes)
+    if not found:
+        return {}
+    rows = table(found, "this policy", successes, episodes, str(protocol["standins"]))
+    return {"header": HEADER, "rows": rows, "refused": refusals(found)}
 
 
 def refusals(found: list[Baseline]) -> list[str]:

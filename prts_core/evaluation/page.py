@@ -46,6 +46,7 @@ def write_page(path: Path, report: dict[str, Any], rows: Sequence[dict[str, Any]
     parts = [
         _head(report),
         "<h2>Tasks</h2>" + _tasks(report),
+        _published(report),
         _gallery(report, rows, path.parent),
         _curves(report, rows),
         _episodes(rows),
@@ -109,6 +110,17 @@ def _tasks(report: dict[str, Any]) -> str:
         "<table><tr><th>task, worst first<th>success with its Wilson 95 % interval<th><th><th>episodes"
         f"<th>steps to success</tr>{''.join(lines)}</table>"
     )
+
+
+def _published(report: dict[str, Any]) -> str:
+    """Others' numbers of the same protocol; why the rest is not there."""
+    told = report.get("published")
+    if not told:
+        return ""
+    lines = [f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in told["rows"]]
+    header = "".join(f"<th>{escape(cell)}</th>" for cell in told["header"])
+    notes = "".join(f"<p class=soft>{escape(sentence)}</p>" for sentence in told["refused"])
+    return f"<h2>Published, under the same protocol</h2><table><tr>{header}</tr>{''.join(lines)}</table>{notes}"
 
 
 def _gallery(report: dict[str, Any], rows: Sequence[dict[str, Any]], folder: Path) -> str:

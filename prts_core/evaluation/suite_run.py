@@ -13,6 +13,7 @@ from typing import Any
 
 from prts_core.errors import ConfigError
 from prts_core.evaluation.actors import Actor, neighbours_matter
+from prts_core.evaluation.baselines import published
 from prts_core.evaluation.intervals import wilson
 from prts_core.evaluation.page import write_page
 from prts_core.evaluation.plan import Plan, Settings, make_plan
@@ -90,6 +91,7 @@ def run_suite(
         report = summarize(plan, rows, actor, stop=stopped, events=journal.events)
     report["neighbours"] = next((e["what"] for e in journal.events if e.get("kind") == "neighbours matter"), "")
     report["adapter"] = list(adapter.notes)
+    report["published"] = published(plan.protocol, report["successes"], report["n"])
     chosen = to_film(plan, rows, machine.videos)
     wanted = [f"videos/{film_name(index, rows[index])}" for index in chosen]
     report["replay_faults"] = []

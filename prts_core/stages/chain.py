@@ -18,6 +18,8 @@ from prts_core.config.schema import (
     PackageConfig,
     PretrainConfig,
     RecordingSource,
+    RegisterConfig,
+    RegisterWithSuitesConfig,
     SftConfig,
     StatsConfig,
     SubtaskConfig,
@@ -136,6 +138,12 @@ def _benchmark_config(plan: Plan, _: str | None) -> BenchmarkConfig:
     return BenchmarkConfig(dataset=dataset.name, source=dataset.source, **_section(plan.recipe.benchmark))
 
 
+def _register_config(plan: Plan, _: str | None) -> RegisterConfig:
+    suites = tuple(run.label for run in plan.recipe.regression.suites)
+    section = plan.recipe.register
+    return RegisterWithSuitesConfig(**_section(section), suites=suites) if suites else section
+
+
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
@@ -223,7 +231,7 @@ STAGES: dict[str, Stage] = {
             "register",
             "MLflow registered model: @challenger always, @champion only through the gate",
             False,
-            lambda plan, _: plan.recipe.register,
+            _register_config,
             lambda plan, _: [Parent("package", "package", None), Parent("benchmark", "benchmark", None)],
             _late("register"),
         ),

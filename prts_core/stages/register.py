@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prts_core import __version__
-from prts_core.config.schema import RegisterConfig
+from prts_core.config.schema import OWN_BENCHMARK, RegisterConfig, RegisterWithSuitesConfig
 from prts_core.contract import PolicyContract
 from prts_core.errors import DataError, StageError
+from prts_core.evaluation import promotion
 from prts_core.evaluation.gate import decide, policy_episodes
 from prts_core.files import digest_value, read_json, write_json
 from prts_core.manifest import Manifest
@@ -26,6 +27,7 @@ from prts_core.stages.base import StageContext, StageResult
 from prts_core.tracking import registry
 from prts_core.tracking.source import source_tags
 from prts_core.tracking.store import client, experiment_id, is_server, mlflow_module, tracking_uri
+from prts_core.tracking.suite_results import SuiteResult, write_result
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -151,14 +153,18 @@ def _judge(
 
     A second run reads that answer, so that its registration is the same although the champion has changed meanwhile.
     """
-    question = digest_value([config.margin, config.floor, benchmark.digest])[len("sha256:") :][:16]
-    tag, done = f"prts.verdict.{question}", f"prts.promoted.{question}"
+    question = _question(config, benchmark)
+    tag, done = promotion.verdict_tag(question), promotion.promoted_tag(question)
     present = store.get_model_version(version.name, version.version)
     if tag in present.tags:
         verdict = json.loads(present.tags[tag])
     else:
         verdict = _ask(config, context, store, version, episodes)
+        own, words = policy_episodes(episodes), {"alarm": verdict["alarm"], "reason": verdict["reason"][:2000]}
+        result = SuiteResult(OWN_BENCHMARK, int(own["success"].sum()), own.height, **words)
+        write_result(context.outputs, version, OWN_BENCHMARK, result)
         store.set_model_version_tag(version.name, version.version, tag, json.dumps(verdict, sort_keys=True))
+    store.set_model_version_tag(version.name, version.version, promotion.QUESTION, question)
     if verdict["promote"] and done not in present.tags:
         # A champion that came after the question was answered is not thrown out by an interrupted run's late answer.
         now = registry.version_of_alias(store, version.name, registry.CHAMPION)
@@ -168,6 +174,13 @@ def _judge(
     if verdict["alarm"]:
         logger.warning("%s version %s: %s", version.name, version.version, verdict["reason"])
     return verdict
+
+
+def _question(config: RegisterConfig, benchmark: Manifest) -> str:
+    asked: list[Any] = [config.margin, config.floor, benchmark.digest]
+    if isinstance(config, RegisterWithSuitesConfig):
+        asked.append(config.suites)
+    return digest_value(asked)[len("sha256:") :][:16]
 
 
 def _ask(
@@ -181,11 +194,16 @@ def _ask(
         stored = None
         if champion is not None:
             stored = policy_episodes(registry.version_files(context.outputs, champion, registry.EPISODES))
-        return decide(own, stored, config.margin, config.floor).to_json() | {"champion_version": number}
+        verdict = decide(own, stored, config.margin, config.floor).to_json() | {"champion_version": number}
     except (DataError, StageError) as err:
         logger.warning("not promoted: %s", err)
         refused = {"promote": False, "alarm": False, "reason": f"not compared with version {number}: {err}"}
-        return refused | {"lower": None, "upper": None, "n_pairs": 0, "champion_version": number}
+        verdict = refused | {"lower": None, "upper": None, "n_pairs": 0, "champion_version": number}
+    if isinstance(config, RegisterWithSuitesConfig):
+        present = store.get_model_version(version.name, version.version)
+        held = promotion.held_back(context.outputs, present, champion, config, config.suites)
+        verdict = promotion.hold(verdict, held)
+    return verdict
 
 
 # ---- the model ---------------------------------------------------------------------------------------------------

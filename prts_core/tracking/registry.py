@@ -32,7 +32,7 @@ def is_reference(text: str) -> bool:
 
 def find_version(store: MlflowClient, name: str, package_digest: str) -> ModelVersion | None:
     """The registered version of `name` that holds the package with this digest; the newest of several."""
-    found = [v for v in _versions(store, name) if v.tags.get("prts.package_digest") == package_digest]
+    found = [v for v in versions(store, name) if v.tags.get("prts.package_digest") == package_digest]
     return max(found, key=lambda v: int(v.version), default=None)
 
 
@@ -54,8 +54,8 @@ def resolve_version(store: MlflowClient, reference: str) -> ModelVersion:
             "This is no model reference", found=reference, expected="models:/<name>@<alias> or models:/<name>/<version>"
         )
     name, alias, number = match["name"], match["alias"], match["version"]
-    versions = _versions(store, name)
-    if not versions:
+    present = versions(store, name)
+    if not present:
         names = sorted(m.name for m in store.search_registered_models())
         raise StageError(
             f"No registered model {name!r}{suggest(name, names)}",
@@ -72,9 +72,9 @@ def resolve_version(store: MlflowClient, reference: str) -> ModelVersion:
             "the gate has promoted no version yet; take @challenger or a version number" if alias == CHAMPION else None
         )
     else:
-        found = next((v for v in versions if str(v.version) == number), None)
+        found = next((v for v in present if str(v.version) == number), None)
         problem = f"Model {name!r} has no version {number}"
-        expected, cure = ", ".join(sorted((str(v.version) for v in versions), key=int)), None
+        expected, cure = ", ".join(sorted((str(v.version) for v in present), key=int)), None
     if found is None:
         raise StageError(problem, found=reference, expected=expected, cure=cure)
     return found
@@ -129,7 +129,8 @@ def champion_episodes(outputs: Path, name: str) -> tuple[ModelVersion, pl.DataFr
     return found, policy_episodes(version_files(outputs, found, EPISODES))
 
 
-def _versions(store: MlflowClient, name: str) -> list[Any]:
+def versions(store: MlflowClient, name: str) -> list[Any]:
+    """Every version of a model, in no order; none where there is no such model."""
     found, token = [], None
     while True:
         page = store.search_model_versions(f"name = '{name}'", page_token=token)

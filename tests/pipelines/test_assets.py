@@ -64,6 +64,16 @@ def test_the_registered_model_is_named(project, run_job):
     assert shown["aliases"].value == "@challenger, @champion"
 
 
+def test_the_registered_version_becomes_a_partition_of_the_regression(project):
+    from assets.partitions import VERSIONS
+    from pipelines.definitions import definitions
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        job = definitions().resolve_job_def("demo")
+        assert job.execute_in_process(instance=instance, partition_key="metaworld").success
+        assert instance.get_dynamic_partitions(str(VERSIONS.name)) == ["1"]
+
+
 def test_the_import_of_another_dataset_touches_nothing_else(project, run_job):
     assert run_job("demo", "metaworld").success
     project.calls()

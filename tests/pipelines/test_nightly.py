@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
+from assets.partitions import REGRESSION, SUITE, VERSION, VERSIONS
+from assets.regression import CHECK, NIGHT_TAG, make_asset
 from assets.resources import PlanResource
-from pipelines.nightly import every_night, nightly_benchmark
+from pipelines.nightly import every_night
 from prts_core.config.load import load_plan
-from prts_core.evaluation import benchmark
+from prts_core.evaluation import benchmark, regression
+from prts_core.evaluation.baselines import published
+from prts_core.evaluation.regression import of_report
+from prts_core.files import write_json
 from tests.tracking.toy_package import make, named, outcomes, register
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "configs" / "quickstart.yaml"
+WITH_SUITE = ["regression.suites=[{suite: libero_object, episodes: 120}]"]
 
 
 @pytest.fixture(scope="module")
@@ -45,73 +52,133 @@ def tonight(monkeypatch: pytest.MonkeyPatch):
     return set_
 
 
-def night(outputs: Path) -> tuple[dg.ExecuteInProcessResult, str]:
-    with dg.DagsterInstance.ephemeral() as instance:
-        result = nightly_benchmark.execute_in_process(
-            instance=instance,
-            raise_on_error=False,
-            resources={"plan": PlanResource(recipe=str(RECIPE), outputs=str(outputs))},
-        )
-    for event in result.filter_events(lambda e: e.is_step_failure):
-        return result, str(event.step_failure_data.user_failure_data.description)
-    return result, ""
+def night(
+    outputs: Path, instance: dg.DagsterInstance, asset: dg.AssetsDefinition, suite: str = "benchmark",
+    overrides: list[str] | None = None,
+) -> dg.ExecuteInProcessResult:  # fmt: skip
+    instance.add_dynamic_partitions(VERSIONS.name, ["1"])
+    return dg.materialize(
+        [asset],
+        partition_key=dg.MultiPartitionKey({SUITE: suite, VERSION: "1"}),
+        instance=instance,
+        tags={NIGHT_TAG: "2026-11-21"},
+        resources={"plan": PlanResource(recipe=str(RECIPE), outputs=str(outputs), overrides=overrides or [])},
+        raise_on_error=False,
+    )
 
 
-def test_an_unchanged_champion_passes(outputs, tonight):
+def check_of(result: dg.ExecuteInProcessResult) -> dg.AssetCheckEvaluation:
+    (found,) = result.get_asset_check_evaluations()
+    assert found.check_name == CHECK
+    return found
+
+
+@pytest.fixture
+def instance():
+    with dg.DagsterInstance.ephemeral() as made:
+        yield made
+
+
+def test_an_unchanged_champion_passes_and_shows_its_history(outputs, tonight, instance):
     asked = tonight(115)
-    result, _ = night(outputs)
-    assert result.success
-    verdict = result.output_for_node("benchmark_champion")
-    assert verdict["alarm"] is False and verdict["n_pairs"] == 120
-    assert asked["conditions"] == ("policy",)
+    result = night(outputs, instance, make_asset(REGRESSION))
+    assert result.success and check_of(result).passed
+    assert asked["conditions"] == ("policy",) and asked["config"].failures_wanted == 0
     assert (asked["places"].policy / "model.safetensors").read_text() == "w"  # the registered one
-    assert asked["config"].failures_wanted == 0
+    assert asked["places"].output.name == "2026-11-21"  # a second attempt of the night resumes the first
+    (event,) = result.get_asset_materialization_events()
+    shown = event.materialization.metadata
+    assert shown["history"].value.startswith("![history](data:image/")
+    assert shown["result"].value.endswith("115/120") and shown["assets"].value == "the suite's own"
+    assert "/#/experiments/" in shown["mlflow_run"].value
 
 
-def test_a_regression_is_a_failure_with_the_gates_words(outputs, tonight):
-    tonight(80)
-    result, said = night(outputs)
-    assert not result.success
-    assert said.startswith("The champion has regressed: challenger - champion = -0.292")
-    assert "worse than the champion" in said
-
-
-def test_other_episodes_cannot_be_compared_and_fail_too(outputs, tonight):
-    tonight(115, first_seed=1)
-    result, said = night(outputs)
-    assert not result.success
-    assert "did not run the same episodes" in said and "Cure:" in said
-
-
-def test_without_a_champion_the_night_is_skipped(tmp_path, outputs):
-    def evaluate(folder: Path):
-        context = dg.build_schedule_context(resources={"plan": PlanResource(recipe=str(RECIPE), outputs=str(folder))})
-        return every_night(context)
-
-    skipped = evaluate(tmp_path / "empty")
-    assert isinstance(skipped, dg.SkipReason)
-    assert "champion does not exist yet" in str(skipped.skip_message)
-    asked = evaluate(outputs)
-    assert isinstance(asked, dg.RunRequest)
-
-
-def test_the_alarm_leaves_a_file(outputs, tonight, monkeypatch, tmp_path):
+def test_a_regression_turns_the_check_red_and_leaves_an_alarm(outputs, tonight, instance, monkeypatch, tmp_path):
     from pipelines.sensors import alarm
 
     monkeypatch.setenv("PRTS_OUTPUTS", str(tmp_path))
     monkeypatch.setenv("PRTS_RECIPE", str(RECIPE))
     tonight(80)
-    with dg.DagsterInstance.ephemeral() as instance:
-        result = nightly_benchmark.execute_in_process(
-            instance=instance,
-            raise_on_error=False,
-            resources={"plan": PlanResource(recipe=str(RECIPE), outputs=str(outputs))},
-        )
-        failure_event = next(e for e in result.all_events if e.event_type_value == "PIPELINE_FAILURE")
-        context = dg.build_run_status_sensor_context(
-            sensor_name="alarm", dagster_event=failure_event, dagster_instance=instance, dagster_run=result.dagster_run
-        ).for_run_failure()
-        alarm(context)
+    result = night(outputs, instance, make_asset(REGRESSION))
+    assert not result.success
+    red = check_of(result)
+    assert not red.passed and red.severity == dg.AssetCheckSeverity.ERROR
+    assert red.description.startswith("challenger - champion = -0.292") and "worse than the champion" in red.description
+    failure_event = next(e for e in result.all_events if e.event_type_value == "PIPELINE_FAILURE")
+    context = dg.build_run_status_sensor_context(
+        sensor_name="alarm", dagster_event=failure_event, dagster_instance=instance, dagster_run=result.dagster_run
+    ).for_run_failure()
+    alarm(context)
     told = json.loads((tmp_path / "alarms" / f"{result.run_id}.json").read_text())
-    assert told["job"] == "nightly_benchmark"
-    assert told["reason"].startswith("The champion has regressed")
+    assert told["reason"] == red.description and told["partition"] == "benchmark|1"
+
+
+def test_other_episodes_cannot_be_compared_and_fail_too(outputs, tonight, instance):
+    tonight(115, first_seed=1)
+    result = night(outputs, instance, make_asset(REGRESSION))
+    (failed,) = result.get_step_failure_events()
+    said = failed.step_failure_data.user_failure_data.description
+    assert "did not run the same episodes" in said and "Cure:" in said
+
+
+def test_a_suite_of_the_recipe_is_a_partition_and_says_stand_in_assets(outputs, instance, monkeypatch):
+    """Every place a result on stand-in assets appears says so; published numbers keep away from it."""
+    tasks = [
+        {"name": f"t{i}", "instruction": "", "initial_states": 50, "max_steps": 280, "perturbation": {}}
+        for i in range(10)
+    ]
+    protocol = {
+        "suite": "libero_object", "tasks": tasks, "settle_steps": 10, "perturbation": {}, "standins": "22 files",
+    }  # fmt: skip
+
+    def measure(plan, run, package, outputs, folder, say):
+        assert (run.suite, run.episodes) == ("libero_object", 120)
+        folder.mkdir(parents=True, exist_ok=True)
+        outcomes(100).write_parquet(folder / "episodes.parquet")
+        row = {"n": 12, "successes": 10, "wilson95": [0.5, 0.9]}
+        report = {
+            "suite": "libero_object", "successes": 100, "n": 120, "labels": ["22 files"], "protocol": protocol,
+            "protocol_digest": "sha256:" + "0" * 64, "tasks": {"t0": row},
+            "published": published(protocol, 100, 120),
+        }  # fmt: skip
+        write_json(folder / "report.json", report)
+        return of_report(report)
+
+    class Episodes:
+        protocol_digest, keys = "sha256:" + "0" * 64, range(120)
+
+    monkeypatch.setattr(regression, "measure", measure)
+    monkeypatch.setattr(regression, "planned", lambda run, package: Episodes)
+    suites = dg.MultiPartitionsDefinition(
+        {SUITE: dg.StaticPartitionsDefinition(["benchmark", "libero_object"]), VERSION: VERSIONS}
+    )
+    result = night(outputs, instance, make_asset(suites), "libero_object", WITH_SUITE)
+    assert result.success and check_of(result).passed and "first result" in check_of(result).description
+    (event,) = result.get_asset_materialization_events()
+    shown = event.materialization.metadata
+    assert shown["assets"].value == "stand-ins: 22 files" and "(stand-in assets)" in shown["result"].value
+    assert "this policy (stand-in assets) | 83.3" in shown["published"].value
+    assert "| PRTS |" not in shown["published"].value and "ours ran on stand-in assets" in shown["published"].value
+    assert "| t0 | 10/12 | 0.50 - 0.90 |" in shown["tasks"].value
+
+
+def test_the_schedule_asks_for_the_champion_and_is_silent_without_one(tmp_path, outputs):
+    with dg.instance_for_test() as instance:  # on disk: a schedule opens it by its reference
+        asks_for_the_champion(tmp_path, outputs, instance)
+
+
+def asks_for_the_champion(tmp_path: Path, outputs: Path, instance: dg.DagsterInstance) -> None:
+    def evaluate(folder: Path, overrides: list[str]):
+        context = dg.build_schedule_context(
+            instance=instance,
+            scheduled_execution_time=datetime(2026, 11, 21, 2, 30),
+            resources={"plan": PlanResource(recipe=str(RECIPE), outputs=str(folder), overrides=overrides)},
+        )
+        return every_night(context)
+
+    skipped = evaluate(tmp_path / "empty", [])
+    assert isinstance(skipped, dg.SkipReason) and "no champion yet" in str(skipped.skip_message)
+    asked = evaluate(outputs, ["regression.suites=[{suite: libero_goal}]"])
+    assert [str(request.partition_key) for request in asked] == ["benchmark|1", "libero_goal|1"]
+    assert asked[0].tags[NIGHT_TAG] == "2026-11-21" and asked[0].run_key.startswith("2026-11-21/")
+    assert instance.get_dynamic_partitions(VERSIONS.name) == ["1"]

@@ -1,0 +1,121 @@
+"""Asset `regression`: a registered version on a suite, red when it has fallen behind the champion. A thin caller.
+
+It is no stage of the chain: its versions are those of the registry. It knows neither suites nor statistics.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from assets.common import failure, inline_picture, markdown_table
+from assets.partitions import REGRESSION, SUITE, VERSION
+from assets.resources import PlanResource
+from prts_core.errors import PrtsError
+from prts_core.evaluation.regression import Outcome, regress, report_of
+
+CHECK = "no_significant_drop"
+NIGHT_TAG = "prts/night"  # of a run: which night it belongs to, so that its second attempt resumes the first
+
+
+def make_asset(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
+    """The asset over `partitions`, whose dimensions are SUITE and VERSION."""
+
+    @dg.asset(
+        name="regression",
+        description="A registered version on one suite; promotes the challenger once nothing stands against it.",
+        group_name="evaluation",
+        owners=["team:evaluation"],
+        kinds={"mlflow", "python"},
+        partitions_def=partitions,
+        deps=["register"],
+        check_specs=[
+            dg.AssetCheckSpec(
+                CHECK,
+                asset="regression",
+                blocking=True,
+                description="The gate on pairs of the same episodes: tonight's against the champion's recorded ones.",
+            )
+        ],
+    )
+    def regression(context: dg.AssetExecutionContext, plan: PlanResource) -> Iterator[Any]:
+        key = context.partition_key
+        assert isinstance(key, dg.MultiPartitionKey)
+        caller = {
+            "dagster.run_id": context.run.run_id,
+            "dagster.job": context.job_name,
+            "dagster.asset_key": "regression",
+            "dagster.partition": str(key),
+        }
+        try:
+            outcome = regress(
+                plan.load(),
+                key.keys_by_dimension[SUITE],
+                key.keys_by_dimension[VERSION],
+                plan.folder,
+                attempt=context.run.tags.get(NIGHT_TAG, context.run.run_id),
+                caller=caller,
+                say=context.log.info,
+            )
+        except PrtsError as err:
+            raise failure(err) from err
+        context.log.info("%s; %s", outcome.said, outcome.settled or "no suites are listed: registration decides")
+        yield dg.MaterializeResult(metadata=shown(outcome), check_results=[drop_check(outcome)])
+
+    return regression
+
+
+regression = make_asset(REGRESSION)
+
+
+def drop_check(outcome: Outcome) -> dg.AssetCheckResult:
+    """Red on a drop. A comparison that could not be made is no pass: it warns."""
+    verdict = outcome.verdict
+    missing = verdict is None and outcome.said.startswith("not compared")
+    figures: dict[str, Any] = {"success_rate": outcome.result.rate.estimate}
+    if verdict is not None:
+        figures |= {name: value for name, value in verdict.to_json().items() if value is not None}
+    return dg.AssetCheckResult(
+        passed=not outcome.alarm and not missing,
+        check_name=CHECK,
+        severity=dg.AssetCheckSeverity.WARN if missing else dg.AssetCheckSeverity.ERROR,
+        description=outcome.said,
+        metadata=figures,
+    )
+
+
+def shown(outcome: Outcome) -> dict[str, Any]:
+    """What the asset's page shows: picture over versions, rates with their label, tasks, published numbers."""
+    result, rate = outcome.result, outcome.result.rate
+    out: dict[str, Any] = {}
+    if outcome.picture is not None:
+        out["history"] = dg.MetadataValue.md(inline_picture(outcome.picture, width=900))
+    out |= {
+        "mlflow_run": dg.MetadataValue.url(outcome.url),
+        "success_rate": rate.estimate,
+        "lower": rate.lower,
+        "upper": rate.upper,
+        "episodes": result.n,
+        "result": result.said(),
+        "assets": f"stand-ins: {result.standins}" if result.standins else "the suite's own",
+        "protocol_digest": result.protocol_digest or "the recipe's own benchmark",
+        "verdict": outcome.said,
+        "promotion": outcome.settled or "decided at registration",
+        "content": dg.MetadataValue.path(str(outcome.folder)),
+    }
+    report = report_of(outcome.folder)
+    if report is not None:
+        tasks = [
+            [name, f"{task['successes']}/{task['n']}", " - ".join(f"{bound:.2f}" for bound in task["wilson95"])]
+            for name, task in report["tasks"].items()
+        ]
+        out["tasks"] = dg.MetadataValue.md(markdown_table(["task", "success", "95 % interval"], tasks))
+        if told := report.get("published"):
+            out["published"] = dg.MetadataValue.md(published(told))
+    return out
+
+
+def published(told: dict[str, Any]) -> str:
+    """Others' numbers beside ours where the protocol is the same, and why the rest is not there."""
+    lines = [markdown_table(told["header"], told["rows"]), ""]
+    return "\n".join(lines + [f"- {sentence}" for sentence in told["refused"]])

@@ -1,0 +1,47 @@
+"""`prts history`: a registered model's success on every suite over its versions, as a table and as a picture."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+EPILOG = """\
+examples
+  prts history prts-quickstart
+  prts history models:/prts-quickstart --picture history.png
+
+Results come from the versions' tags: registration records the recipe's own benchmark, the nightly run every suite of
+the recipe (its section `regression`). A star is the champion, red a significant drop against the champion of the time,
+a hollow mark the champion run again. Results on stand-in assets say so.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument("model", help="name of a registered model, or models:/<name>")
+    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where runs lie (default: %(default)s)")
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE", help="default: <outputs>/regression/<model>/history.png"
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from prts_core.evaluation.history import draw, read_history, rows
+
+    model = args.model.removeprefix("models:/").split("@")[0].split("/")[0]
+    history = read_history(args.outputs, model)
+    console, table = Console(soft_wrap=True, highlight=False), Table(box=None, header_style="bold")
+    for name in ("suite", "version", "success, 95 % interval", "gate"):
+        table.add_column(name)
+    for row in rows(history):
+        table.add_row(*row[:3], Text(row[3], "red"))
+    console.print(table if history.points else f"no version of {model} has a result yet")
+    picture = args.picture or args.outputs / "regression" / model / "history.png"
+    if draw(args.outputs, model, picture) is not None:
+        console.print(picture, markup=False)
+    return 0
