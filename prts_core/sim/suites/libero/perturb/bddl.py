@@ -72,18 +72,27 @@ class Problem:
 
     @property
     def init(self) -> list[list[str]]:
-        return [list(clause) for clause in self.section(":init")[1:]]
+        return self._clauses(":init", self.section(":init")[1:])
 
     @property
     def goal(self) -> list[list[str]]:
-        (formula,) = self.section(":goal")[1:]
-        return [list(clause) for clause in (formula[1:] if formula[0] == "and" else [formula])]
+        formula = self.section(":goal")[1:]
+        conjunction = len(formula) == 1 and formula[0][:1] == ["and"]
+        return self._clauses(":goal", formula[0][1:] if conjunction else formula)
+
+    def _clauses(self, name: str, clauses: Tree) -> list[list[str]]:
+        for clause in clauses:
+            if not isinstance(clause, list) or not clause or not all(isinstance(word, str) for word in clause):
+                raise self._damaged(f"{name} holds what is no clause")
+        return [list(clause) for clause in clauses]
 
     def set_goal(self, clauses: list[list[str]]) -> None:
         self.section(":goal")[1:] = [["and", *clauses]]
 
     def workspace(self) -> str:
         """The fixture that objects lie on: table or floor, the first that LIBERO's descriptions name."""
+        if not self.fixtures:
+            raise self._damaged("no fixture")
         return next(iter(self.fixtures))
 
     def lying(self) -> dict[str, str]:
