@@ -27,7 +27,7 @@ from prts_core.sim.suites import suite
 from tests.evaluation.tiny_policy import write_policy
 
 pytest.importorskip("metaworld")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 TASKS = ("faucet-open", "button-press-topdown")
 EPISODES = 6
