@@ -2,10 +2,11 @@
 
 It does not know processes, policies or the protocol's numbers (spec.py). It runs in the simulator's own Python.
 
-What LIBERO computes is left as it is: stepping, success and the order in which both see the physics, to the bit. What
-is left out computes nothing: the observations of its own (25 updates a step) and the pictures nobody looks at. What an
-episode leaves behind is cleared, since LIBERO itself builds the scene anew for every episode and we do not: the model's
-small arrays (poses of fixtures, looks), the controller, the gripper's ramp, the solver's warm start.
+What LIBERO computes is left as it is: its own step and its own success check, call by call (the self-check compares
+states: 1e-14 apart after 20 steps, since the solver starts from another guess). What is left out computes nothing: the
+observations of its own (25 updates a step) and the pictures nobody looks at. What an episode leaves behind is cleared,
+since LIBERO itself builds the scene anew for every episode and we do not: the model's small arrays (poses of fixtures,
+looks), the controller, the gripper's ramp, the solver's warm start.
 """
 
 from __future__ import annotations
