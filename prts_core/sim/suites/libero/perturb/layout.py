@@ -53,17 +53,19 @@ def arrange(scene: Any, settings: Mapping[str, Any], task: str, problem: Problem
     kind, level, seed = levelled("layout", settings, KINDS)
     rng = draw("layout places", kind, level, seed, task)
     if kind == "add":
-        others = {name: disc for name, disc in _discs(scene).items() if name not in added}
+        placed: list[str] = []
         for name in added:
-            others[name] = _put_anywhere(scene, name, others, rng)
+            room = np.asarray(scene.env.workspace_offset[:2]) + rng.uniform(ROOM[:2], ROOM[2:], (TRIES, 2))
+            absent = {one for one in added if one not in placed}
+            _set(scene, name, _first_free(list(room), _radius(scene, name), occupied(scene, absent)))
+            placed.append(name)
         return
     target = moved(problem)
-    middle, radius = _discs(scene)[target]
-    others = {name: disc for name, disc in _discs(scene).items() if name != target}
+    middle = np.array(scene.data.body(scene.env.obj_body_id[target]).xpos[:2])
     turn = rng.uniform(0, 2 * np.pi)
     angles = turn + np.linspace(0, 2 * np.pi, DIRECTIONS, endpoint=False)
     places = [middle + SHIFT_M * level * np.array([np.cos(a), np.sin(a)]) for a in angles]
-    _set(scene, target, _first_free(places, radius, others))
+    _set(scene, target, _first_free(places, _radius(scene, target), occupied(scene, {target})))
 
 
 def moved(problem: Problem) -> str:
@@ -75,29 +77,43 @@ def moved(problem: Problem) -> str:
     return wanted[0]
 
 
-def _discs(scene: Any) -> dict[str, tuple[np.ndarray, float]]:
-    """{object or fixture: (middle (2,), radius)} in metres."""
-    env = scene.env
-    return {
-        name: (np.array(env.sim.data.body_xpos[body][:2]), float(getattr(env.get_object(name), "horizontal_radius", 0)))
-        for name, body in env.obj_body_id.items()
-    }
+def occupied(scene: Any, without: set[str]) -> np.ndarray:
+    """(N, 4) from x, y to x, y: what the colliding shapes of objects and fixtures cover of the ground, in metres."""
+    model, data = scene.model, scene.data
+    owners = owners_of(scene)
+    boxes = []
+    for geom in range(model.ngeom):
+        owner = owners.get(int(model.geom_bodyid[geom]))
+        if owner is None or owner in without or not (model.geom_contype[geom] or model.geom_conaffinity[geom]):
+            continue
+        turned = data.geom_xmat[geom].reshape(3, 3)
+        middle = data.geom_xpos[geom] + turned @ model.geom_aabb[geom, :3]
+        half = np.abs(turned) @ model.geom_aabb[geom, 3:]
+        boxes.append(np.r_[(middle - half)[:2], (middle + half)[:2]])
+    return np.reshape(boxes, (-1, 4))
 
 
-def _put_anywhere(scene: Any, name: str, others: Any, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    radius = _discs(scene)[name][1]
-    offset = np.asarray(scene.env.workspace_offset[:2], np.float64)
-    places = offset + rng.uniform(ROOM[:2], ROOM[2:], (TRIES, 2))
-    place = _first_free(list(places), radius, others)
-    _set(scene, name, place)
-    return place, radius
+def owners_of(scene: Any) -> dict[int, str]:
+    """{body: the object or fixture it belongs to}."""
+    roots = {int(body): name for name, body in scene.env.obj_body_id.items()}
+    owners: dict[int, str] = {}
+    for body in range(1, scene.model.nbody):  # a parent comes before its children
+        owner = roots.get(body) or owners.get(int(scene.model.body_parentid[body]))
+        if owner is not None:
+            owners[body] = owner
+    return owners
 
 
-def _first_free(places: list[np.ndarray], radius: float, others: Any) -> np.ndarray:
-    """The first place that keeps clear of everything, else the one that comes nearest to it."""
+def _radius(scene: Any, name: str) -> float:
+    return float(scene.env.get_object(name).horizontal_radius)
+
+
+def _first_free(places: list[np.ndarray], radius: float, boxes: np.ndarray) -> np.ndarray:
+    """The first place where a disc keeps clear of every box, else the one that comes nearest to it."""
 
     def room(place: np.ndarray) -> float:
-        return min((float(np.linalg.norm(place - m)) - r - radius for m, r in others.values()), default=np.inf)
+        outside = np.maximum(np.maximum(boxes[:, :2] - place, place - boxes[:, 2:]), 0.0)
+        return float(np.linalg.norm(outside, axis=1).min(initial=np.inf)) - radius
 
     free = next((place for place in places if room(place) >= CLEARANCE_M), None)
     return max(places, key=room) if free is None else free
@@ -107,3 +123,4 @@ def _set(scene: Any, name: str, place: np.ndarray) -> None:
     joint = scene.model.joint(scene.env.get_object(name).joints[0])
     start = int(joint.qposadr[0])
     scene.data.qpos[start : start + 2] = place
+    scene.env.sim.forward()

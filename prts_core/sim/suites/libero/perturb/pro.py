@@ -18,6 +18,7 @@ import numpy as np
 from prts_core.errors import ConfigError
 from prts_core.sim.suites.libero.perturb.bddl import Problem
 from prts_core.sim.suites.libero.perturb.draws import MAX_SEED, draw, integer, only
+from prts_core.sim.suites.libero.perturb.layout import owners_of
 
 # Arena -> LIBERO's problem, its workspace and that one's category.
 ARENAS = {
@@ -189,26 +190,17 @@ def recolour(scene: Any, settings: Mapping[str, Any], task: str) -> None:
     """The axis `object`: what the task is about, in other colours. MjModel's materials are restored at a reset."""
     check("object", settings)
     rng = draw("object", settings.get("seed", 0), task)
-    model, env = scene.model, scene.env
+    model, env, owners = scene.model, scene.env, owners_of(scene)
     for thing in env.obj_of_interest:
         owner = max((name for name in env.obj_body_id if thing.startswith(name)), key=len, default=None)
         colour = rng.permutation([0.25, 0.6, 1.0])
         if owner is None:
             continue
-        root = env.obj_body_id[owner]
         for geom in range(model.ngeom):
-            if _inside(model, int(model.geom_bodyid[geom]), root):
+            if owners.get(int(model.geom_bodyid[geom])) == owner:
                 material = int(model.geom_matid[geom])
                 target = model.geom_rgba[geom] if material < 0 else model.mat_rgba[material]
                 target[:3] = np.clip(colour, 0, 1)
-
-
-def _inside(model: Any, body: int, root: int) -> bool:
-    while body != 0:
-        if body == root:
-            return True
-        body = int(model.body_parentid[body])
-    return False
 
 
 def problems(folder: Path) -> dict[str, Problem]:
