@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prts_core.errors import StageError, suggest
-from prts_core.evaluation.gate import policy_episodes
 from prts_core.tracking.store import client, local_path, mlflow_module, tracking_uri
 
 if TYPE_CHECKING:
-    import polars as pl
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
@@ -119,14 +117,6 @@ def _downloaded(outputs: Path, uri: str, name: str) -> Path:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return target
-
-
-def champion_episodes(outputs: Path, name: str) -> tuple[ModelVersion, pl.DataFrame] | None:
-    """The champion and the episodes (task, seed, success) it was judged by; none while there is no champion."""
-    found = version_of_alias(client(outputs), name, CHAMPION)
-    if found is None:
-        return None
-    return found, policy_episodes(version_files(outputs, found, EPISODES))
 
 
 def versions(store: MlflowClient, name: str) -> list[Any]:

@@ -21,6 +21,7 @@ from prts_core.serving.resolve import resolve
 from prts_core.tracking import registry
 from prts_core.tracking.lineage import trace
 from prts_core.tracking.store import client
+from prts_core.tracking.suite_results import episodes_of, results_of
 from tests.tracking.toy_package import make, named, outcomes, register
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -70,7 +71,9 @@ def test_a_server_takes_runs_models_and_gives_them_back(plan, server, tmp_path, 
     assert first.package_digest == made["package"].content_digest and first.folder.is_relative_to(tmp_path / "cache")
     verify_package(first.folder)
     assert resolve("models:/remote/1", outputs).folder == first.folder  # downloaded once
-    assert registry.champion_episodes(outputs, "remote")[1]["success"].sum() == 119
+    champion = registry.version_of_alias(client(outputs), "remote", registry.CHAMPION)
+    recorded = results_of(champion)["benchmark"]
+    assert episodes_of(outputs, champion, "benchmark", recorded)["success"].sum() == recorded.successes == 119
 
     shutil.rmtree(outputs / "runs")  # another machine: nothing on disk, everything on the server
     lineage = trace("models:/remote@champion", outputs)
