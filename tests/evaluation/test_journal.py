@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prts_core.errors import DataError, StageError
@@ -35,6 +35,7 @@ def test_rows_come_back_and_are_counted_once(tmp_path):
 
 
 @given(st.data())
+@settings(max_examples=25)
 def test_cut_anywhere_only_the_line_being_written_is_lost(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("cut") / "j"
     with opened(path) as journal:
