@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from prts_core.errors import ConfigError, DataError, PrtsError
 from prts_core.files import write_json
+from prts_core.sim.homes import Home
 from prts_core.sim.suites.libero import spec as libero
 from prts_core.sim.suites.libero.perturb import layout, pro
 from prts_core.sim.suites.libero.perturb.bddl import Problem
-from prts_core.sim.suites.libero_plus import names
+from prts_core.sim.suites.libero_plus import install, names
 from prts_core.sim.suites.libero_plus import spec as plus
 from prts_core.sim.suites.libero_pro import spec as libero_pro
 
@@ -218,6 +219,27 @@ def test_a_users_list_is_a_suite(tmp_path: Path):
     write_json(tmp_path / "list.json", {"tasks": [{"name": "x"}]})
     with pytest.raises(PrtsError, match="damaged"):
         plus.suites_of(bases(tmp_path / "again"), tmp_path / "list.json")
+
+
+def test_a_list_is_installed_with_what_can_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Over a LIBERO that is installed already; a second installation without a list keeps the first one's."""
+    bases(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    libero_home, home = Home("libero"), Home("libero_plus")
+    (libero_home.path / "venv" / "bin").mkdir(parents=True)
+    (libero_home.path / "tasks.json").write_text((tmp_path / "tasks.json").read_text())
+    write_json(libero_home.record, {"standins": "stand-in assets"})
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{BOWL}_light_5\n{BOWL}_view_0_0_100_0_0_initstate_0_noise_50\n{BOWL}_add_3\n")
+    made = install.install(home, str(listed))
+    assert made["list"]["tasks"] == 1 and made["list"]["left_out"] == {"light": 1, "layout": 1}
+    assert install.install(home)["list"] == made["list"] and made["standins"] == "stand-in assets"
+    assert home.python.parent.resolve() == libero_home.python.parent.resolve()
+    (task,) = plus.suites()[plus.LIST].tasks
+    assert task.perturbation == {"base": BOWL, "noise": {"index": 50}}
+    listed.write_text(f"{BOWL}_light_5\n")
+    with pytest.raises(ConfigError, match="1 need its scene files"):
+        install.install(home, str(listed))
 
 
 def test_pro_has_the_forty_tasks_an_axis(tmp_path: Path):

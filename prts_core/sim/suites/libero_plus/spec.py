@@ -133,5 +133,5 @@ def _listed(catalogue: Path, own: dict[str, Task]) -> tuple[Task, ...]:
 def _suite(like: SuiteSpec, name: str, tasks: tuple[Task, ...], source: str) -> SuiteSpec:
     return replace(
         like, name=name, family=FAMILY, tasks=tasks, episodes_per_task=EPISODES_PER_TASK,
-        source=f"{source}. Else as LIBERO: {like.source}",
+        source=f"{source}. Every variant once, else as LIBERO: {like.source}",
     )  # fmt: skip
