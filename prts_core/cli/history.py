@@ -27,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    import sys
+
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -35,7 +37,8 @@ def main(args: argparse.Namespace) -> int:
 
     model = args.model.removeprefix("models:/").split("@")[0].split("/")[0]
     history = read_history(args.outputs, model)
-    console, table = Console(soft_wrap=True, highlight=False), Table(box=None, header_style="bold")
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    table = Table(box=None, header_style="bold")
     for name in ("suite", "version", "success, 95 % interval", "gate"):
         table.add_column(name)
     for row in rows(history):
@@ -43,5 +46,5 @@ def main(args: argparse.Namespace) -> int:
     console.print(table if history.points else f"no version of {model} has a result yet")
     picture = args.picture or args.outputs / "regression" / model / "history.png"
     if draw(args.outputs, model, picture) is not None:
-        console.print(picture, markup=False)
+        console.print(picture, markup=False, soft_wrap=True)
     return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from prts_core.cli.main import main as prts
 from prts_core.config.load import Plan, check, load_plan
 from prts_core.config.schema import RegressionSection, SuiteRun
 from prts_core.errors import ConfigError, PrtsError
@@ -87,7 +88,7 @@ def night(plan: Plan, outputs: Path, version: str, attempt: str = "2026-11-21", 
     return regress(plan, name, version, outputs, attempt=attempt)
 
 
-def test_a_drop_on_a_suite_blocks_the_promotion_that_the_own_benchmark_earned(outputs, simulator):
+def test_a_drop_on_a_suite_blocks_the_promotion_that_the_own_benchmark_earned(outputs, simulator, tmp_path, capsys):
     rates, calls = simulator
     plan = plan_for("suited")
     model = plan.recipe.register.model_name
@@ -122,6 +123,10 @@ def test_a_drop_on_a_suite_blocks_the_promotion_that_the_own_benchmark_earned(ou
     ran = len(calls)
     assert night(plan, outputs, "2").alarm and len(calls) == ran
 
+    client(outputs).delete_model_version_tag(model, "2", "prts.suite.benchmark")  # an older version
+    own = night(plan, outputs, "2", name="benchmark")
+    assert own.result.successes == 119 and not own.again and own.verdict is not None and len(calls) == ran
+
     run = client(outputs).get_run(results_of(version)[SUITE].run_id)
     assert run.data.metrics["success_rate"] == pytest.approx(0.8) and run.data.metrics["alarm"] == 1.0
     assert run.data.tags["prts.standins"] == STANDINS
@@ -130,6 +135,10 @@ def test_a_drop_on_a_suite_blocks_the_promotion_that_the_own_benchmark_earned(ou
     table = rows(read_history(outputs, model))
     assert [row[1] for row in table if row[0] == SUITE] == ["1", "2", "3 @challenger @champion"]
     assert [row[3] for row in table if row[0] == SUITE] == ["", "regressed", ""]
+    assert prts(["history", f"models:/{model}", "--outputs", str(outputs), "--picture", str(tmp_path / "h.png")]) == 0
+    printed = capsys.readouterr().out
+    assert "480/600 (stand-in assets)" in printed and printed.count("regressed") == 1
+    assert (tmp_path / "h.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_champion_is_held_against_its_own_record(outputs, simulator):
