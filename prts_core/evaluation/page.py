@@ -32,7 +32,8 @@ letter-spacing: 0; color: var(--soft); }}
 table {{ border-collapse: collapse; width: 100%; }} td, th {{ padding: 4px 8px; text-align: left; font-weight: 400; }}
 th {{ color: var(--soft); font-size: 12px; border-bottom: 1px solid var(--line); }}
 td.n {{ text-align: right; white-space: nowrap; overflow-wrap: normal; font-variant-numeric: tabular-nums; }}
-.bar {{ width: 300px; display: block; }} td, figcaption {{ overflow-wrap: anywhere; }} tr + tr td {{ border-top: 1px solid #f0f2f4; }}
+.bar {{ width: 300px; display: block; }}
+td, figcaption {{ overflow-wrap: anywhere; }} tr + tr td {{ border-top: 1px solid #f0f2f4; }}
 .grid {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 16px; }}
 figure {{ margin: 0; }} figcaption {{ font-size: 13px; margin-top: 4px; }}
 video {{ width: 100%; background: #000; border-radius: 4px; display: block; }}
