@@ -24,6 +24,9 @@ def add_arguments(actions: Any) -> None:
         sub.add_argument("--task", action="append", help="only this task (may be repeated)")
         sub.add_argument("--noise", default="0", help="levels of the pushes that shake it, taken in turn: 0,0.2")
         sub.add_argument("--workers", type=int, default=1, help="simulator processes (default 1)")
+        sub.add_argument(
+            "--first", type=int, default=0, help="number of the first attempt (default 0), to share them out"
+        )
     expert.add_argument("--episodes", type=int, default=50, help="attempts a task (default 50)")
     expert.add_argument("--seed", type=int, help="default: the suite's")
     expert.add_argument("--output", metavar="DIR", help="default: outputs/experts/<suite>")
@@ -45,8 +48,9 @@ def main(args: argparse.Namespace) -> int:
     from prts_core.sim.suites import suite, task_of
 
     record = args.action == "demonstrate"
-    if args.episodes < 1 or args.workers < 1:
-        raise ConfigError("Not a count", field="--episodes, --workers", found=f"{args.episodes}, {args.workers}")
+    if args.episodes < 1 or args.workers < 1 or args.first < 0:
+        found = f"{args.episodes}, {args.workers}, {args.first}"
+        raise ConfigError("Not a count", field="--episodes, --workers, --first", found=found)
     spec = suite(args.suite)
     names = tuple(args.task or (task.name for task in spec.tasks))
     for name in names:
@@ -62,6 +66,7 @@ def main(args: argparse.Namespace) -> int:
         image_size=args.image_size if record else 0,
         placement="drawn" if drawn else "",
         tail_steps=args.tail if record else 0,
+        first=args.first,
     )
     make: dict[str, Any] = {}
     if drawn:

@@ -4,7 +4,8 @@ It knows no simulator, no policy and no process. A family of suites is a package
 the same files each: `spec.py` (`suites()`: data only, importable without the simulator), `environment.py`
 (`make(settings) -> Environment`, runs in the worker), `install.py` (`install(home, assets) -> record`
 builds the simulator's own environment and writes the record, `check(home) -> report`; MAIN_ENVIRONMENT where there is
-nothing to build) and `expert.py` (`expert(suite, task) -> Expert`; a task without one is a SimulatorError).
+nothing to build) and `expert.py` (`expert(suite, task) -> Expert`; a task without one is a SimulatorError); and
+`layout.py` where its demonstrations have names of their own in HDF5.
 """
 
 from __future__ import annotations

@@ -26,6 +26,9 @@ def test_an_expert_is_measured_and_what_was_measured_is_kept(
     ]
     assert report["tasks"][0]["lower"] == pytest.approx(0.4385, abs=1e-3)  # Wilson, 3 of 3
     assert len((tmp_path / "attempts.jsonl").read_text().splitlines()) == 1 + 6
+    assert main([*command[:-1], str(tmp_path / "rest"), "--episodes", "1", "--first", "2", "--task", "push"]) == 0
+    (row,) = [json.loads(line)["episode"] for line in (tmp_path / "rest/attempts.jsonl").read_text().splitlines()[1:]]
+    assert row["initial_state"] == 2
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from prts_core.errors import SimulatorError
 from prts_core.sim.suites.libero.expert import LiberoExpert
 from prts_core.sim.suites.libero.expert_scene import NEUTRAL, Scene, pinch, rim, turned
 
@@ -147,6 +148,16 @@ def test_a_way_is_as_high_as_what_stands_on_it_and_not_as_what_is_behind() -> No
     start, end = np.array([-0.1, -0.2, 0.1]), np.array([0.0, 0.25, 0.1])
     assert scene.top_along(start, end, 0.05, SOUP) == pytest.approx(0.12)
     assert scene.top_along(np.array([-0.1, 0.0, 0.1]), end, 0.05, SOUP) == pytest.approx(0.005)
+
+
+@pytest.mark.parametrize("goal", [["open", "drawer_1"], ["in", SOUP, "cabinet_1_top_region"], ["on", BASKET, SOUP]])
+def test_a_goal_it_has_no_skill_for_is_refused(goal: list[str]) -> None:
+    class Other(World):
+        def privileged(self) -> dict[str, Any]:
+            return super().privileged() | {"goal": [goal]}
+
+    with pytest.raises(SimulatorError, match="no skill"):
+        LiberoExpert().act(Other())  # type: ignore[arg-type]
 
 
 def test_a_stretched_arm_is_noticed() -> None:

@@ -10,13 +10,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from prts_core.errors import UnavailableError
+from prts_core.errors import SimulatorError
 from prts_core.sim.suite import Environment, SuiteSpec, Task
 from prts_core.sim.suites.libero.expert_scene import HAND_BOTTOM, Grasp, Scene, pinch, rim
 
 STEP_M, STEP_RAD = 0.05, 0.5  # of one unit of an OSC_POSE action
 OPEN, CLOSE = -1.0, 1.0
 GAIN = 2.0
+WIDEST = 0.072  # m, of what the fingers close around
 UP = np.array([0.0, 0.0, 0.05])
 
 
@@ -204,21 +205,28 @@ _RIM = {
 
 
 def skills_of(scene: Scene) -> list[Skill]:
-    """One skill for each part of the goal, in its order. UnavailableError where there is none for a part."""
+    """One skill for each part of the goal, in its order. SimulatorError where there is none for a part."""
     goal = [(str(predicate).lower(), *names) for predicate, *names in scene.seen["goal"]]
     skills: list[Skill] = []
     for index, (predicate, *names) in enumerate(goal):
-        bare = names[0] not in scene.seen["owners"] or (predicate == "in" and "contain" not in names[1])
-        if predicate not in ("in", "on") or bare:
-            raise UnavailableError(
+        known = predicate in ("in", "on") and names[0] in scene.seen["owners"] and _spans(scene, names[0])
+        if not known or (predicate == "in" and "contain" not in names[1]):
+            raise SimulatorError(
                 "The scripted expert has no skill for a task's goal", field="goal",
-                found=" ".join((predicate, *names)), expected="things put on or into something open",
+                found=" ".join((predicate, *names)), expected="things a hand can hold, put on or into something open",
                 cure="leave this task out; --task chooses",
             )  # fmt: skip
         sharing = [one for one in range(len(goal)) if goal[one][0] == "in" and goal[one][-1] == names[1]]
         apart = 0.06 * (sharing.index(index) - (len(sharing) - 1) / 2) if predicate == "in" else 0.0
         skills.append(_place(scene, names[0], names[1], apart))
     return skills
+
+
+def _spans(scene: Scene, name: str) -> bool:
+    """Can the hand hold it?"""
+    if name.rsplit("_", 1)[0] in _RIM:
+        return True
+    return min(scene.width(name, yaw)[0] for yaw in np.linspace(0.0, np.pi, 24, endpoint=False)) < WIDEST
 
 
 def _place(scene: Scene, name: str, target: str, apart: float) -> Skill:
@@ -241,7 +249,7 @@ def _place(scene: Scene, name: str, target: str, apart: float) -> Skill:
         if kind in _RIM:
             inset, below, round_body = _RIM[kind]
             return rim(now, name, inset, below, where(now), failed, round_body)
-        return pinch(now, name, 0.034, 0.072)
+        return pinch(now, name, 0.034, WIDEST)
 
     return PickPlace(
         name, grasp, where, lambda now: now.position(name), 0.04,
