@@ -117,6 +117,37 @@ def test_a_dropped_soup_is_picked_up_again() -> None:
     assert dropped and phases.count("grasp the soup") == 2
 
 
+def test_a_soup_that_jumps_out_again_is_brought_back() -> None:
+    jumped: list[int] = []
+
+    def jump(step: int, world: World, expert: LiberoExpert) -> None:
+        if expert.phase.startswith("let go") and world.attached is None and not jumped:
+            jumped.append(step)
+            world.places[SOUP] = np.array([-0.1, 0.0, 0.03])
+
+    _, phases = solve(World(), steps=400, disturb=jump)
+    assert jumped and phases.count("let go of the soup") == 2
+
+
+def test_two_things_go_into_one_basket_side_by_side() -> None:
+    class Two(World):
+        def __init__(self) -> None:
+            super().__init__()
+            self.places["tin_1"], self.halves["tin_1"] = np.array([0.1, -0.1, 0.03]), np.full(3, 0.02)
+            self.soups = (SOUP, "tin_1")
+
+        def privileged(self) -> dict[str, Any]:
+            return super().privileged() | {"goal": [["in", name, "basket_1_contain_region"] for name in self.soups]}
+
+    world, expert = Two(), LiberoExpert()
+    for _ in range(140):
+        world.step(expert.act(world))  # type: ignore[arg-type]
+    assert expert.skills is not None
+    places = [skill.where(Scene(world.privileged())) for skill in expert.skills]  # type: ignore[attr-defined]
+    assert places[1][0] - places[0][0] == pytest.approx(0.06)
+    assert expert.skills[0].done(Scene(world.privileged())) and "tin" in expert.phase
+
+
 def test_shaken_actions_do_not_keep_it_from_the_goal() -> None:
     rng = np.random.default_rng(0)
 

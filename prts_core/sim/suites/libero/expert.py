@@ -72,7 +72,8 @@ class PickPlace(Skill):
 
     def done(self, scene: Scene) -> bool:
         place = self.where(scene)
-        away = scene.hand[2] > scene.extent(self.name)[1][2] + 0.01
+        aside = np.linalg.norm(scene.hand[:2] - self.anchor(scene)[:2])
+        away = aside > 0.1 or scene.hand[2] > scene.extent(self.name)[1][2] + 0.01
         return bool(np.linalg.norm(self.anchor(scene)[:2] - place[:2]) < self.within and self.held is None and away)
 
     def act(self, scene: Scene) -> np.ndarray:
@@ -161,13 +162,13 @@ class PickPlace(Skill):
     def _release(self, scene: Scene) -> np.ndarray:
         assert self.grasp is not None
         self.phase = f"let go of the {self.words[0]}"
-        self.held = None
+        self.held, yaw = None, self.grasp.yaw
         self.releasing += 1
         if scene.opening > 0.07 or self.releasing > 12:
             if scene.hand[2] > scene.extent(self.name)[1][2] + 0.04 or self.releasing > 30:
                 self._again()
-            return action(scene, scene.hand + UP, self.grasp.yaw, OPEN)
-        return action(scene, scene.hand, self.grasp.yaw, OPEN)
+            return action(scene, scene.hand + UP, yaw, OPEN)
+        return action(scene, scene.hand, yaw, OPEN)
 
 
 class LiberoExpert:
