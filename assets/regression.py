@@ -69,7 +69,10 @@ regression = make_asset(REGRESSION)
 
 
 def drop_check(outcome: Outcome) -> dg.AssetCheckResult:
-    """Red on a drop. A comparison that could not be made is no pass: it warns."""
+    """Red on a drop. A comparison that could not be made is no pass: it warns.
+
+    Dagster's checks have no partitions, so that its text says which suite and version it is about.
+    """
     verdict = outcome.verdict
     missing = verdict is None and outcome.said.startswith("not compared")
     figures: dict[str, Any] = {"success_rate": outcome.result.rate.estimate}
@@ -79,7 +82,7 @@ def drop_check(outcome: Outcome) -> dg.AssetCheckResult:
         passed=not outcome.alarm and not missing,
         check_name=CHECK,
         severity=dg.AssetCheckSeverity.WARN if missing else dg.AssetCheckSeverity.ERROR,
-        description=outcome.said,
+        description=f"{outcome.name}, version {outcome.version}: {outcome.said}",
         metadata=figures,
     )
 

@@ -103,7 +103,10 @@ def test_a_regression_turns_the_check_red_and_leaves_an_alarm(outputs, tonight, 
     assert not result.success
     red = check_of(result)
     assert not red.passed and red.severity == dg.AssetCheckSeverity.ERROR
-    assert red.description.startswith("challenger - champion = -0.292") and "worse than the champion" in red.description
+    assert (
+        red.description.startswith("benchmark, version 1: challenger - champion = -0.292")
+        and "worse than the champion" in red.description
+    )
     failure_event = next(e for e in result.all_events if e.event_type_value == "PIPELINE_FAILURE")
     context = dg.build_run_status_sensor_context(
         sensor_name="alarm", dagster_event=failure_event, dagster_instance=instance, dagster_run=result.dagster_run
