@@ -110,7 +110,7 @@ def test_task_takes_another_goal_of_the_same_scene_or_another_object():
 def test_environment_renames_the_workspace_everywhere(arena: str):
     changed = Problem(SCENE)
     pro.rewrite(changed, "environment", {"arena": arena})
-    name, top, category = pro.ARENAS[arena]
+    name, top, category, _ = pro.ARENAS[arena]
     assert changed.section("problem")[-1] == name and changed.workspace() == top
     assert changed.fixtures == {top: category, "cabinet_1": "wooden_cabinet"}
     assert set(changed.lying()) == {"bowl_1", "mug_1", "plate_1"} and changed.goal == Problem(SCENE).goal
@@ -251,3 +251,10 @@ def test_pro_has_the_forty_tasks_an_axis(tmp_path: Path):
         assert all(set(task.perturbation) == {"base", axis} for task in spec.tasks)
         said = [task.instruction == task.perturbation["base"].replace("_", " ") for task in spec.tasks]
         assert not any(said) if axis in ("task", "semantic") else all(said)
+
+
+def test_a_task_is_carried_from_arena_to_arena():
+    assert pro.carried(Problem(SCENE), "kitchen").tolist() == [0.0, 0.0, 0.0]
+    assert pro.carried(Problem(SCENE), "study").tolist() == pytest.approx([-0.2, 0.0, -0.033])
+    with pytest.raises(ConfigError, match="arena"):
+        pro.carried(Problem(SCENE.replace("Tabletop", "Moon")), "study")

@@ -51,7 +51,7 @@ LEVEL = (
 )
 # What is the public benchmark's, and what is ours, axis by axis.
 SOURCES = {
-    "camera": "its parameters and geometry (table scenes; elsewhere its pivot is assumed); ours: the views chosen",
+    "camera": "its parameters and ranges; ours: the views chosen, about the middle of the scene's own table or floor",
     "robot": "its 500 joint angles; ours: the arm is moved there, where its code lets the stored state overwrite it",
     "noise": "its families, ten severities and strengths, scene camera only; ours: the filters' code and their draws",
     "language": "its kinds; ours: the words, from templates instead of a language model",
@@ -60,8 +60,9 @@ SOURCES = {
     "layout": "its kinds; ours: LIBERO's own objects instead of its 416, and every place",
 }
 LIST_SOURCE = (
-    f"{PAPER}; tasks by LIBERO-Plus's own names: camera and noise as in libero_plus, robot as its code does it (the "
-    "stored state keeps the arm, the controller rests elsewhere); the sentence is LIBERO's own, without numbers"
+    f"{PAPER}; tasks by LIBERO-Plus's own names: camera about its table scenes' pivot, noise as in libero_plus, robot "
+    "as in its code (the stored state keeps the arm, the controller rests elsewhere); the sentence is LIBERO's own, "
+    "without numbers"
 )
 
 

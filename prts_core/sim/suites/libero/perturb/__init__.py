@@ -25,6 +25,7 @@ from prts_core.sim.suites.libero.perturb.draws import draw, levelled
 BASE = "base"
 PLUS = ("camera", "robot", "noise", "language", "light", "background", "layout")
 PRO = ("object", "position", "semantic", "task", "environment")
+DROP_M = 0.03  # what does not begin as stored falls this far: heights that LIBERO draws may reach into a table
 REWRITING = ("layout", "position", "task", "environment")
 
 
@@ -104,7 +105,7 @@ class Change:
         if "layout" in self.axes:
             self.added = layout.rewrite(changed, self.axes["layout"], self.base)
         if "environment" in self.axes:  # last: it renames what the others name
-            self.drawn = pro.rewrite(changed, "environment", self.axes["environment"])
+            pro.rewrite(changed, "environment", self.axes["environment"])
         text = changed.text()
         if text == self.problem.text():
             return own
@@ -121,12 +122,16 @@ class Change:
 
     def arrange(self, scene: Any, stored: np.ndarray) -> np.ndarray:
         """(1 + nq + nv,) the state to begin from, of a scene whose objects LIBERO has just placed."""
+        assert self.problem is not None
+        state = merged(scene, stored, self.added, self.drawn)
+        fresh = dict.fromkeys((*self.added, *self.drawn), np.zeros(3))
         if "environment" in self.axes:
-            state = np.r_[0.0, scene.data.qpos, np.zeros_like(scene.data.qvel)]
-        else:
-            state = merged(scene, stored, self.added, self.drawn)
+            away = pro.carried(self.problem, self.axes["environment"]["arena"])
+            fresh |= {name: away for name in scene.env.objects_dict if name not in fresh}
+        for name, away in fresh.items():
+            at = 1 + int(scene.model.joint(scene.env.get_object(name).joints[0]).qposadr[0])
+            state[at : at + 3] += away + np.array([0.0, 0.0, DROP_M])
         if "layout" in self.axes:
-            assert self.problem is not None
             scene.env.sim.set_state_from_flattened(state)
             scene.env.sim.forward()
             layout.arrange(scene, self.axes["layout"], self.base, self.problem, self.added)
@@ -139,7 +144,7 @@ class Change:
         background.restore(scene)
         model, axes = scene.model, self.axes
         if "camera" in axes:
-            camera.begin(model, camera.view_of(axes["camera"], self.base))
+            camera.begin(model, axes["camera"], self.base, float(scene.env.workspace_offset[2]))
         if "light" in axes:
             light.begin(model, axes["light"], self.base)
         if "background" in axes:

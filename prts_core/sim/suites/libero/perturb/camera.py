@@ -2,8 +2,9 @@
 
 Definition: LIBERO-Plus's, as its task names encode it (`_view_h_v_scale_rot_vert`): h degrees about the world's z axis,
 v degrees about the y axis through the pivot, the distance from the pivot in percent, and two turns of the camera in
-place, all rounded to 4 decimals on the way. The pivot is that of its table scenes; that its other scenes use the same
-one is not verified. Ours: which view a level means (steps through the published ranges).
+place, all rounded to 4 decimals on the way. A view by its numbers turns about the pivot of LIBERO-Plus's table scenes;
+that its other scenes use the same one is not verified. Ours: which view a level means (steps through the published
+ranges), about the middle of the scene's own table or floor.
 """
 
 from __future__ import annotations
@@ -62,18 +63,20 @@ def view_of(settings: Mapping[str, Any], task: str) -> View:
     return View(round(float(horizontal)), round(vertical))
 
 
-def pose(position: np.ndarray, quaternion: np.ndarray, view: View) -> tuple[np.ndarray, np.ndarray]:
-    """Where the camera goes: position (3,) m, unit quaternion (4,) w x y z, from where it stands."""
+def pose(
+    position: np.ndarray, quaternion: np.ndarray, view: View, pivot: np.ndarray = PIVOT
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where the camera goes: position (3,) m, unit quaternion (4,) w x y z, from where it stands. pivot: (3,) m."""
     h, v, scale, turn, tilt = astuple(view)
     place, facing = np.asarray(position, np.float64), np.asarray(quaternion, np.float64)
     if v:
         lift = _about_y(v)
-        place, facing = np.round(_turned(place - PIVOT, lift) + PIVOT, 4), np.round(_times(lift, facing), 4)
+        place, facing = np.round(_turned(place - pivot, lift) + pivot, 4), np.round(_times(lift, facing), 4)
     if h:
         swing = _about_z(h)
         place, facing = np.round(_turned(place, swing), 4), np.round(_times(swing, facing), 4)
     if scale != 100:
-        place = np.round(PIVOT + (place - PIVOT) * scale / 100, 4)
+        place = np.round(pivot + (place - pivot) * scale / 100, 4)
     if turn:
         facing = np.round(_times(_about_z(turn), facing), 4)
     if tilt:
@@ -81,10 +84,12 @@ def pose(position: np.ndarray, quaternion: np.ndarray, view: View) -> tuple[np.n
     return place, facing / np.linalg.norm(facing)
 
 
-def begin(model: Any, view: View) -> None:
-    """Move the scene camera of a MjModel."""
+def begin(model: Any, settings: Mapping[str, Any], task: str, height: float) -> None:
+    """Move the scene camera of a MjModel. height: of the table or floor, m."""
     camera = model.camera(CAMERA).id
-    model.cam_pos[camera], model.cam_quat[camera] = pose(model.cam_pos[camera], model.cam_quat[camera], view)
+    pivot = PIVOT if "view" in settings else np.array([0.0, 0.0, height])
+    place, facing = pose(model.cam_pos[camera], model.cam_quat[camera], view_of(settings, task), pivot)
+    model.cam_pos[camera], model.cam_quat[camera] = place, facing
 
 
 def _about_z(degrees: float) -> np.ndarray:

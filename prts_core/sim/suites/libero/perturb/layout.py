@@ -105,7 +105,8 @@ def owners_of(scene: Any) -> dict[int, str]:
 
 
 def _radius(scene: Any, name: str) -> float:
-    return float(scene.env.get_object(name).horizontal_radius)
+    boxes = occupied(scene, set(scene.env.obj_body_id) - {name})
+    return float(np.linalg.norm(boxes[:, 2:].max(axis=0) - boxes[:, :2].min(axis=0))) / 2
 
 
 def _first_free(places: list[np.ndarray], radius: float, boxes: np.ndarray) -> np.ndarray:

@@ -117,7 +117,7 @@ def _fog(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
         grid = rng.uniform(-1, 1, (cells + 1, cells + 1)).astype(np.float32)
         cloud += np.float32(weight) * _sampled(grid, np.linspace(0, cells, height), np.linspace(0, cells, width))
         weight, cells = weight / decay, cells * 2
-    cloud = (cloud - cloud.min()) / np.ptp(cloud)
+    cloud = (cloud - cloud.min()) / max(float(np.ptp(cloud)), 1e-6)
     brightest = max(float(x.max()), 1e-3)
     return (x + np.float32(strength) * cloud[..., None]) * np.float32(brightest / (brightest + strength))
 

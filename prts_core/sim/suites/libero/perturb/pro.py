@@ -4,7 +4,7 @@ Definition (arXiv:2510.03827): object - target and receptacle look otherwise; po
 they begin in, sentence and goal unchanged; semantic - the sentence in other words (language.py); task - another goal in
 the same scene, and its sentence; environment - the same task in another arena. Ours: which objects, colours, goals and
 arenas; LIBERO-Pro reads them from files of its fork, draws initial states anew and changes categories (a yellow plate).
-Here what is not changed begins exactly as stored, except in `environment`, where everything is drawn from the seed.
+Here what is not changed begins exactly as stored, and in `environment` as stored on the other table.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from prts_core.sim.suites.libero.perturb.bddl import Problem
 from prts_core.sim.suites.libero.perturb.draws import MAX_SEED, draw, integer, only
 from prts_core.sim.suites.libero.perturb.layout import owners_of
 
-# Arena -> LIBERO's problem, its workspace and that one's category.
+# Arena -> LIBERO's problem, its workspace, that one's category and where its middle is (m).
 ARENAS = {
-    "tabletop": ("libero_tabletop_manipulation", "main_table", "table"),
-    "kitchen": ("libero_kitchen_tabletop_manipulation", "kitchen_table", "kitchen_table"),
-    "living_room": ("libero_living_room_tabletop_manipulation", "living_room_table", "living_room_table"),
-    "study": ("libero_study_tabletop_manipulation", "study_table", "study_table"),
-    "floor": ("libero_floor_manipulation", "floor", "floor"),
-}
+    "tabletop": ("libero_tabletop_manipulation", "main_table", "table", (0.0, 0.0, 0.9)),
+    "kitchen": ("libero_kitchen_tabletop_manipulation", "kitchen_table", "kitchen_table", (0.0, 0.0, 0.9)),
+    "living_room": (
+        "libero_living_room_tabletop_manipulation", "living_room_table", "living_room_table", (0.0, 0.0, 0.41),
+    ),
+    "study": ("libero_study_tabletop_manipulation", "study_table", "study_table", (-0.2, 0.0, 0.867)),
+    "floor": ("libero_floor_manipulation", "floor", "floor", (0.0, 0.0, -0.035)),
+}  # fmt: skip
 PLACING = ("in", "on")
 
 
@@ -135,13 +137,20 @@ def rewrite(problem: Problem, axis: str, settings: Mapping[str, Any]) -> list[st
         problem.set_goal([list(clause) for clause in settings["goal"]])
     elif axis == "environment":
         _move(problem, settings["arena"])
-        return list(problem.objects)
     return []
+
+
+def carried(problem: Problem, arena: str) -> np.ndarray:
+    """(3,) m from the middle of the task's own arena to that of `arena`."""
+    own = _arena(problem)
+    if not own:
+        raise ConfigError("A task's arena is not known", field="environment", found=str(problem.section("problem")[-1]))
+    return np.subtract(ARENAS[arena][3], ARENAS[own][3])
 
 
 def _move(problem: Problem, arena: str) -> None:
     """Into another arena: another problem, and its workspace wherever the old one is named."""
-    name, top, category = ARENAS[arena]
+    name, top, category, _ = ARENAS[arena]
     old = problem.workspace()
     problem.section("problem")[-1] = name
 
