@@ -49,11 +49,8 @@ class Actor(Protocol):
         """Let go; whoever is being asked answers or fails soon."""
 
 
-class Asked(Protocol):
-    """What is needed of a policy in this process (prts_core.policy.Policy)."""
-
-    @property
-    def contract(self) -> PolicyContract: ...
+class ActsOnImages(Protocol):
+    """What rollouts need of a policy (see prts_core.policy.Policy)."""
 
     def act(
         self, observation: Mapping[str, np.ndarray], instruction: Sequence[str], seeds: Sequence[int]
@@ -62,6 +59,13 @@ class Asked(Protocol):
     def value(
         self, observation: Mapping[str, np.ndarray], actions: np.ndarray, instruction: Sequence[str]
     ) -> np.ndarray: ...
+
+
+class Asked(ActsOnImages, Protocol):
+    """What is needed of a policy in this process."""
+
+    @property
+    def contract(self) -> PolicyContract: ...
 
 
 class LocalActor:

@@ -9,28 +9,17 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from prts_core.config.schema import MetaworldSource
+from prts_core.evaluation.actors import ActsOnImages
 from prts_core.evaluation.recording import Tape
 from prts_core.observation import STATE
 from prts_core.sim.metaworld import CAMERAS, MetaworldEnv, ScriptedExpert
-
-
-class ActsOnImages(Protocol):
-    """What rollouts need of a policy (see prts_core.policy.Policy)."""
-
-    def act(
-        self, observation: Mapping[str, np.ndarray], instruction: Sequence[str], seeds: Sequence[int]
-    ) -> np.ndarray: ...
-
-    def value(
-        self, observation: Mapping[str, np.ndarray], actions: np.ndarray, instruction: Sequence[str]
-    ) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 
@@ -74,12 +74,8 @@ class Walk:
 
 
 @dataclass(frozen=True)
-class RateTest:
-    """H0: the success rate is at most `p0`. H1: it is at least `p1`. At most `most` episodes.
-
-    alpha: chance of saying "high" under H0, at most. beta: chance of not saying it under H1; a limit too small for it
-    is refused by `checked`.
-    """
+class _Test:
+    """What both tests are asked for. missed: the chance of not saying so where H1 holds."""
 
     p0: float
     p1: float
@@ -89,6 +85,25 @@ class RateTest:
 
     def __post_init__(self) -> None:
         _require_levels(self.p0, self.p1, self.most, self.alpha, self.beta)
+
+    @property
+    def missed(self) -> float:
+        raise NotImplementedError
+
+    def checked(self) -> Self:
+        """Itself, or a ConfigError that says how many episodes, or pairs, would do."""
+        if self.missed <= self.beta:
+            return self
+        raise _too_few(self.p0, self.p1, self.most, self.missed, self.beta, _enough(self))
+
+
+@dataclass(frozen=True)
+class RateTest(_Test):
+    """H0: the success rate is at most `p0`. H1: it is at least `p1`. At most `most` episodes.
+
+    alpha: chance of saying "high" under H0, at most. beta: chance of not saying it under H1; a limit too small for it
+    is refused by `checked`.
+    """
 
     @property
     def walk(self) -> Walk:
@@ -113,12 +128,6 @@ class RateTest:
                 return Stop("high" if sign > 0 else "low", at)
         return Stop("undecided", self.most) if len(outcomes) >= self.most else None
 
-    def checked(self) -> RateTest:
-        """Itself, or a ConfigError that says how many episodes would do."""
-        if self.missed <= self.beta:
-            return self
-        raise _too_few(self.p0, self.p1, self.most, self.missed, self.beta, _enough(self))
-
     def simulate(self, p: float, runs: int, seed: int = 0) -> tuple[float, float, float]:
         """Realised (share "high", share "low", mean episodes) of `runs` simulated benchmarks at the rate `p`."""
         walk, rng = self.walk, np.random.default_rng([seed, round(p * 1e6)])
@@ -128,7 +137,7 @@ class RateTest:
 
 
 @dataclass(frozen=True)
-class PairedTest:
+class PairedTest(_Test):
     """Two policies on the same initial states. H0: equally good. H1: rates of `p0` and `p1`, either way round.
 
     Only pairs in which just one of them succeeds count (Wald's test of double dichotomies, the sequential McNemar
@@ -136,15 +145,6 @@ class PairedTest:
     two outcomes are independent, more often if they agree more than that, as on shared states they do. Both directions
     are tested with alpha / 2. most: pairs.
     """
-
-    p0: float
-    p1: float
-    most: int
-    alpha: float = 0.05
-    beta: float = 0.05
-
-    def __post_init__(self) -> None:
-        _require_levels(self.p0, self.p1, self.most, self.alpha, self.beta)
 
     @property
     def share(self) -> float:
@@ -185,12 +185,6 @@ class PairedTest:
         for count in np.flatnonzero(weights > 1e-6):
             missed += weights[count] * (1 - replace(self.walk, most=int(count)).exact(self.share)[0] if count else 1)
         return float(missed)
-
-    def checked(self) -> PairedTest:
-        """Itself, or a ConfigError that says how many pairs would do."""
-        if self.missed <= self.beta:
-            return self
-        raise _too_few(self.p0, self.p1, self.most, self.missed, self.beta, _enough(self))
 
     def simulate(
         self, first: float, second: float, runs: int, seed: int = 0, agreement: float = 0.0
@@ -245,7 +239,7 @@ def _binomial(n: int, p: float) -> np.ndarray:
     return np.exp(logs + k * math.log(p) + (n - k) * math.log1p(-p))
 
 
-def _enough(test: RateTest | PairedTest) -> int | None:
+def _enough(test: _Test) -> int | None:
     """The smallest limit, to two digits, at which `test` misses no more than it says."""
     most = test.most
     while most < SEARCHED:

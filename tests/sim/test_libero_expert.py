@@ -96,11 +96,15 @@ def test_it_carries_the_soup_into_the_basket_and_says_so() -> None:
 
 
 def test_a_pushed_soup_is_followed() -> None:
+    pushed: list[str] = []
+
     def push(step: int, world: World, expert: LiberoExpert) -> None:
         if step == 15:
             world.places[SOUP][:2] += [0.08, -0.05]
+            pushed.append(expert.phase)
 
-    solve(World(), disturb=push)
+    _, phases = solve(World(), disturb=push)
+    assert pushed == ["reach for the soup"] and phases.count("grasp the soup") == 1
 
 
 def test_a_dropped_soup_is_picked_up_again() -> None:
@@ -154,7 +158,8 @@ def test_shaken_actions_do_not_keep_it_from_the_goal() -> None:
     def shake(step: int, world: World, expert: LiberoExpert) -> None:
         world.hand += rng.normal(0, 0.003, 3) * (world.attached is None)
 
-    solve(World(), disturb=shake, steps=400)
+    _, phases = solve(World(), disturb=shake, steps=400)
+    assert phases[-1] == "let go of the soup"
 
 
 def test_a_pinch_goes_across_the_narrow_side_and_keeps_clear_of_a_wall() -> None:
