@@ -17,7 +17,7 @@ import dagster as dg
 from rich.console import Console
 
 from prts_core.config.load import Plan, load_plan, source_root
-from prts_core.config.schema import MetaworldSource
+from prts_core.config.schema import ExpertSource, MetaworldSource
 from prts_core.errors import PrtsError, StageError
 from prts_core.manifest import Manifest
 from prts_core.stages import chain
@@ -45,7 +45,7 @@ def _done(plan: Plan, stage: str, partition: str | None, outputs: Path) -> Manif
 def _absent(plan: Plan, dataset: str) -> bool:
     """Reference data that this machine does not have."""
     source = plan.datasets[dataset].source
-    return not isinstance(source, MetaworldSource) and not source_root(source).exists()
+    return not isinstance(source, MetaworldSource | ExpertSource) and not source_root(source).exists()
 
 
 def prepare_home(outputs: Path) -> None:

@@ -65,6 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch", type=int, metavar="N", help="observations a policy is asked at once (default: 1; 8 on a GPU)"
     )
     tool.add_argument("--execute", type=int, metavar="K", help="actions before it looks again (default: 10, or all)")
+    tool.add_argument(
+        "--image-size", type=int, metavar="PX", help="pixels the simulator renders, for a policy trained on such "
+        "pictures (default: the suite's)",
+    )  # fmt: skip
     tool.add_argument("--seed", type=int, help="of initial states and noise (default: the suite's)")
     tool.add_argument("--no-values", action="store_true", help="do not ask for values: half the work of the policy")
     tool.add_argument(
@@ -108,7 +112,7 @@ def main(args: argparse.Namespace) -> int:
         args.output or args.outputs / "benchmark" / (re.sub(r"[^A-Za-z0-9.@-]+", "-", args.policy).strip("-")[-80:])
     )
     earlier = {spec.name: earlier_run(args.compare, spec.name) for spec in suites} if args.compare else {}
-    settings = Settings(args.episodes, tuple(args.tasks), args.seed, args.execute)
+    settings = Settings(args.episodes, tuple(args.tasks), args.seed, args.execute, image_size=args.image_size)
     machine = Machine(args.workers, args.videos)
     actor = open_actor(
         args.policy, batch=default_batch(args), values=not args.no_values, patience_s=args.patience,

@@ -43,36 +43,25 @@ def add_arguments(actions: Any) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from prts_core.sim.demonstrate import Settings, demonstrate
+    from prts_core.sim.demonstrate import Settings, demonstrate, recording
     from prts_core.sim.pool import launch_for
     from prts_core.sim.suites import suite, task_of
 
-    record = args.action == "demonstrate"
     if args.episodes < 1 or args.workers < 1 or args.first < 0:
         found = f"{args.episodes}, {args.workers}, {args.first}"
         raise ConfigError("Not a count", field="--episodes, --workers, --first", found=found)
     spec = suite(args.suite)
-    names = tuple(args.task or (task.name for task in spec.tasks))
-    for name in names:
-        task_of(spec, name)
-    drawn = record and args.placement == "drawn" and any(task.initial_states for task in spec.tasks)
-    settings = Settings(
-        suite=spec.name,
-        tasks=names,
-        episodes=args.episodes,
-        noise=_levels(args.noise),
-        seed=spec.seed if args.seed is None else args.seed,
-        record=record,
-        image_size=args.image_size if record else 0,
-        placement="drawn" if drawn else "",
-        tail_steps=args.tail if record else 0,
-        first=args.first,
-    )
-    make: dict[str, Any] = {}
-    if drawn:
-        make["placement"] = "drawn"
-    if record and args.image_size != spec.contract.cameras[0].height:
-        make["image_size"] = args.image_size
+    names, noise = tuple(args.task or ()), _levels(args.noise)
+    seed = spec.seed if args.seed is None else args.seed
+    if args.action == "demonstrate":
+        settings, make = recording(
+            spec, names, args.episodes, image_size=args.image_size, stored=args.placement == "stored", noise=noise,
+            seed=seed, tail_steps=args.tail, first=args.first,
+        )  # fmt: skip
+    else:
+        names = tuple(task_of(spec, name).name for name in names) or tuple(task.name for task in spec.tasks)
+        settings = Settings(spec.name, names, args.episodes, noise, seed, record=False, first=args.first)
+        make = {}
     output = Path(args.output or Path("outputs") / "experts" / spec.name)
     made = demonstrate(spec, settings, launch_for(args.suite, settings=make), output, args.workers)
     rows = [row_of(attempts) for attempts in made]

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from prts_core.config.schema import (
     DatasetConfig,
+    ExpertSource,
     ImageTextSource,
     LeRobotSource,
     Recipe,
@@ -235,15 +236,16 @@ def with_mapping(dataset: DatasetConfig, folder: Path, where: Path) -> DatasetCo
     from prts_core.data.convert.mapping import Mapping, check_mapping, load_mapping
 
     source = dataset.source
-    if not isinstance(source, RecordingSource) or source.mapping is None:
+    if not isinstance(source, RecordingSource | ExpertSource) or source.mapping is None:
         return dataset
+    kind = "robomimic" if isinstance(source, ExpertSource) else source.kind
     mapping: Mapping
     if isinstance(source.mapping, str):
         mapping = load_mapping(folder / "mappings" / f"{source.mapping}.yaml")
     else:
         mapping = check_mapping(source.mapping, where)
     for field, found, expected in (
-        ("source.kind", source.kind, mapping.source),
+        ("source.kind", kind, mapping.source),
         ("embodiment_tag", dataset.embodiment_tag, mapping.embodiment_tag),
     ):
         if expected is not None and found not in (None, expected):

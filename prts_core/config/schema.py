@@ -145,7 +145,39 @@ class RecordingSource:
             raise ValueError("reencode belongs to kind lerobot_v30; other recordings are encoded in any case")
 
 
-Source = Annotated[MetaworldSource | LeRobotSource | RecordingSource, Field(discriminator="kind")]
+@dataclass(frozen=True)
+class ExpertSource:
+    """Demonstrations recorded here by the scripted experts of any suite of `prts sim list`, through its workers.
+
+    tasks: some of the suite's, or none for all. mapping: what the recording's keys mean, as in RecordingSource; none
+    where they are named obs/proprio, actions, obs/<camera>_rgb. *_episodes: successes a task. Seeds of train, held-out
+    and the suite's own episodes never meet; where a suite stores initial states, these recordings start elsewhere, from
+    states that its sampler draws. noise: levels of the pushes that shake the expert, taken in turn. image_size: of the
+    pictures, in place of the suite's. tail_steps: rows recorded after success.
+    """
+
+    __pydantic_config__ = FORBID_EXTRA
+    kind: Literal["expert"]
+    suite: str
+    tasks: tuple[str, ...] = ()
+    mapping: str | dict[str, Any] | None = None
+    train_episodes: int = 50
+    heldout_episodes: int = 5
+    train_seed: int = 100_000
+    heldout_seed: int = 150_000
+    noise: tuple[float, ...] = (0.0, 0.1, 0.2)
+    image_size: int | None = None
+    tail_steps: int = 0
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        if min(self.train_episodes, self.heldout_episodes) < 1:
+            raise ValueError("train_episodes and heldout_episodes: at least 1 each")
+        if not self.noise or not all(0 <= level <= 1 for level in self.noise):
+            raise ValueError("noise: levels from 0 to 1, at least one")
+
+
+Source = Annotated[MetaworldSource | ExpertSource | LeRobotSource | RecordingSource, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True)
@@ -427,6 +459,7 @@ class SuiteRun:
     seed: int | None = None
     execute: int | None = None
     perturbation: dict[str, Any] = field(default_factory=dict)
+    image_size: int | None = None
     workers: int | None = None
     batch: int = 1
 

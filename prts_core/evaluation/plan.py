@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from prts_core.errors import ConfigError
@@ -24,7 +24,8 @@ class Settings:
 
     episodes: in all, spread over the tasks; none: as many as the suite's protocol says. tasks: some of the suite's, or
     none for all. seed: none for the suite's. execute: actions before the next look. perturbation: laid over every
-    task's own.
+    task's own. image_size: pixels of the pictures that the simulator renders, none for the suite's; for a policy
+    trained on smaller ones, which a picture made smaller afterwards does not equal.
     """
 
     episodes: int | None = None
@@ -32,11 +33,15 @@ class Settings:
     seed: int | None = None
     execute: int | None = None
     perturbation: Mapping[str, Any] = field(default_factory=dict)
+    image_size: int | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """keys: the episodes, tasks in turn, so that every beginning of the list is as fair a sample as the whole."""
+    """keys: the episodes, tasks in turn, so that every beginning of the list is as fair a sample as the whole.
+
+    suite: with the cameras' size as asked for; worker_settings: what its workers are made with to that end.
+    """
 
     suite: SuiteSpec
     tasks: tuple[Task, ...]
@@ -44,6 +49,7 @@ class Plan:
     execute: int
     perturbation: Mapping[str, Any]
     seed: int
+    worker_settings: Mapping[str, Any] = field(default_factory=dict)
 
     def task(self, key: EpisodeKey) -> Task:
         return next(task for task in self.tasks if task.name == key.task)
@@ -92,7 +98,18 @@ def make_plan(suite: SuiteSpec, chunk_length: int, settings: Settings) -> Plan:
         # Beyond the initial states a task ships, the next seed begins with the first of them again.
         again, state = divmod(turn, task.initial_states) if task.initial_states else (0, turn)
         keys.append(EpisodeKey(suite.name, task.name, state, seed + again))
-    return Plan(suite, tasks, tuple(keys), execute, dict(settings.perturbation), seed)
+    sized, make = rendered_at(suite, settings.image_size)
+    return Plan(sized, tasks, tuple(keys), execute, dict(settings.perturbation), seed, make)
+
+
+def rendered_at(suite: SuiteSpec, image_size: int | None) -> tuple[SuiteSpec, dict[str, Any]]:
+    """The suite with square cameras of that many pixels, and the settings its workers render so with; none: as it
+    is."""
+    cameras = suite.contract.cameras
+    if image_size is None or all((c.height, c.width) == (image_size, image_size) for c in cameras):
+        return suite, {}
+    resized = tuple(replace(camera, height=image_size, width=image_size) for camera in cameras)
+    return replace(suite, contract=replace(suite.contract, cameras=resized)), {"image_size": image_size}
 
 
 def noise_seed(key: EpisodeKey, step: int) -> int:

@@ -159,7 +159,7 @@ def planned(run: SuiteRun, package: Path) -> EpisodePlan:
 
 
 def _settings(run: SuiteRun) -> Settings:
-    return Settings(run.episodes, run.tasks, run.seed, run.execute, dict(run.perturbation))
+    return Settings(run.episodes, run.tasks, run.seed, run.execute, dict(run.perturbation), run.image_size)
 
 
 def _same(known: SuiteResult, episodes: EpisodePlan) -> bool:

@@ -59,8 +59,8 @@ def run_suite(
     stop: from the plan, the reader of a sequential test. Returns the report. ContractError where policy and suite do
     not mean the same; StageError where the folder holds another run.
     """
-    adapter = adapt(actor.contract.contract, suite.contract, policy_name="the policy", suite_name=suite.name)
     plan = make_plan(suite, actor.contract.chunk_length, settings)
+    adapter = adapt(actor.contract.contract, plan.suite.contract, policy_name="the policy", suite_name=suite.name)
     workers = min(machine.workers or min(8, os.cpu_count() or 1), len(plan.keys))
     if machine.workers is not None and machine.workers < 1:
         raise ConfigError("A benchmark needs workers", field="--workers", found=machine.workers, expected="1 or more")
@@ -78,7 +78,7 @@ def run_suite(
                 journal.note({"kind": "neighbours matter", "what": unstable})
                 say(f"rows may depend on which episodes run side by side: {unstable}; --batch 1 rules that out")
             with (
-                Pool(_launch(suite, machine), min(workers, len(todo))) as pool,
+                Pool(_launch(plan, machine), min(workers, len(todo))) as pool,
                 Bar(suite.name, len(plan.keys)) as bar,
             ):
                 runner = Runner(
@@ -97,7 +97,7 @@ def run_suite(
     report["replay_faults"] = []
     if any(not (folder / name).exists() for name in wanted):
         say(f"filming {len(chosen)} episodes, failures first")
-        with Pool(_launch(suite, machine), 1) as pool:
+        with Pool(_launch(plan, machine), 1) as pool:
             report["replay_faults"] = film_all(pool, plan, rows, chosen, folder)
     report["videos"] = [name for name in wanted if (folder / name).exists()]
     write_episodes(folder / "episodes.parquet", plan, rows)
@@ -106,9 +106,10 @@ def run_suite(
     return report
 
 
-def _launch(suite: SuiteSpec, machine: Machine) -> Launch:
+def _launch(plan: Plan, machine: Machine) -> Launch:
+    suite = plan.suite
     name = f"{suite.family}:{suite.name}" if "." in suite.family else suite.name  # a family of somebody else's
-    return launch_for(name, **machine.launch)
+    return launch_for(name, **{"settings": plan.worker_settings, **machine.launch})
 
 
 def score(rows: Mapping[Any, Mapping[str, Any]]) -> str:

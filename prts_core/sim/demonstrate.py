@@ -27,6 +27,7 @@ from prts_core.sim import protocol
 from prts_core.sim.demonstrations import subtask_spans
 from prts_core.sim.pool import Launch, Pool, WorkerLost
 from prts_core.sim.suite import EpisodeKey, SuiteSpec, Task
+from prts_core.sim.suites import task_of
 
 LOST_AT_MOST = 3  # workers an attempt may cost before it is the simulator's fault
 SPARE_FAILURES = 20
@@ -79,6 +80,27 @@ class Attempts:
             return None
         taken = self.known.keys() | self.under_way
         return next(number for number in range(len(taken) + 1) if number not in taken)
+
+
+def recording(
+    spec: SuiteSpec, tasks: tuple[str, ...], episodes: int, *, image_size: int | None = None, stored: bool = False,
+    **more: Any,
+) -> tuple[Settings, dict[str, Any]]:  # fmt: skip
+    """Settings that record `episodes` successes of each task, and what their workers are made with.
+
+    tasks: none for all. image_size: none for the suite's. stored: start from the stored initial states, where the suite
+    has them, instead of states that its sampler draws. more: further fields of Settings.
+    """
+    make: dict[str, Any] = {}
+    if any(task.initial_states for task in spec.tasks) and not stored:
+        make["placement"] = "drawn"
+    own = spec.contract.cameras[0].height
+    if image_size not in (None, own):
+        make["image_size"] = image_size
+    names = tuple(task_of(spec, name).name for name in tasks) or tuple(task.name for task in spec.tasks)
+    placement = str(make.get("placement", ""))
+    settings = Settings(spec.name, names, episodes, image_size=image_size or own, placement=placement, **more)
+    return settings, make
 
 
 def demonstrate(spec: SuiteSpec, settings: Settings, launch: Launch, output: Path, workers: int = 1) -> list[Attempts]:

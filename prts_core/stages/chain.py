@@ -15,6 +15,7 @@ from prts_core.config.schema import (
     BenchmarkConfig,
     CollectConfig,
     ConvertConfig,
+    ExpertSource,
     PackageConfig,
     PretrainConfig,
     RecordingSource,
@@ -59,7 +60,7 @@ def _collect_config(plan: Plan, partition: str | None) -> CollectConfig:
     """What a recording's keys mean is no matter of which files it has: another mapping lists nothing anew."""
     dataset = _dataset(plan, partition)
     source = dataset.source
-    if isinstance(source, RecordingSource) and source.mapping is not None:
+    if isinstance(source, RecordingSource | ExpertSource) and source.mapping is not None:
         source = replace(source, mapping={})
     return CollectConfig(dataset=dataset.name, source=source)
 

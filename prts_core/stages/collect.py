@@ -6,10 +6,11 @@ Files that are whole are kept across interruptions: each is written under a temp
 from __future__ import annotations
 
 import multiprocessing
+import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from prts_core.config.load import present_root
-from prts_core.config.schema import CollectConfig, MetaworldSource
+from prts_core.config.schema import CollectConfig, ExpertSource, MetaworldSource
 from prts_core.data.convert.listed import list_files
 from prts_core.files import list_tree, read_json, write_json
 from prts_core.manifest import Manifest
@@ -19,11 +20,20 @@ from prts_core.stages.base import StageContext, StageResult
 
 def collect(config: CollectConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
     source = config.source
-    if not isinstance(source, MetaworldSource):
+    if isinstance(source, MetaworldSource):
+        metrics = _record_metaworld(source, context)
+    elif isinstance(source, ExpertSource):
+        metrics = _record_experts(source, context)
+    else:
         files = list_files(present_root(config.dataset, source))
         write_json(context.output / "files.json", files)
         return StageResult({"files": len(files), "bytes": sum(f["size"] for f in files)}, artifacts=("files.json",))
+    write_json(context.output / "files.json", list_tree(context.output))
+    # Lineage finds the raw files' digests in MLflow even when the files are gone.
+    return StageResult(metrics=metrics, artifacts=("files.json",))
 
+
+def _record_metaworld(source: MetaworldSource, context: StageContext) -> dict[str, float]:
     from prts_core.sim.demonstrations import record_task
 
     jobs = [
@@ -42,13 +52,39 @@ def collect(config: CollectConfig, inputs: dict[str, Manifest], context: StageCo
             task, split = running[done]
             failures[f"{split}/{task.name}"] = done.result()
             write_json(failures_path, failures)
-    write_json(context.output / "files.json", list_tree(context.output))
-    count = {"train": source.train_episodes, "heldout": source.heldout_episodes}
-    return StageResult(
-        metrics={
-            "tasks": len(source.tasks),
-            "episodes": len(source.tasks) * sum(count.values()),
-            "dropped_attempts": sum(failures.values()),
-        },
-        artifacts=("files.json",),  # lineage finds the raw files' digests in MLflow even when the files are gone
-    )
+    return {
+        "tasks": len(source.tasks),
+        "episodes": len(source.tasks) * (source.train_episodes + source.heldout_episodes),
+        "dropped_attempts": sum(failures.values()),
+    }
+
+
+def _record_experts(source: ExpertSource, context: StageContext) -> dict[str, float]:
+    """Through the suite's workers, resumable to the episode. The journal of attempts stays behind in the work folder:
+    its order is that in which workers finished."""
+    from prts_core.sim.demonstrate import demonstrate, recording
+    from prts_core.sim.pool import launch_for
+    from prts_core.sim.suites import suite
+
+    spec = suite(source.suite)
+    splits = {
+        "train": (source.train_episodes, source.train_seed),
+        "heldout": (source.heldout_episodes, source.heldout_seed),
+    }
+    metrics: dict[str, float] = {"tasks": 0, "episodes": 0, "dropped_attempts": 0}
+    for split, (episodes, seed) in splits.items():
+        settings, make = recording(
+            spec, source.tasks, episodes, image_size=source.image_size, noise=source.noise, seed=seed,
+            tail_steps=source.tail_steps,
+        )  # fmt: skip
+        made = context.work / "recorded" / split
+        attempts = demonstrate(spec, settings, launch_for(source.suite, settings=make), made, source.workers)
+        (context.output / split).mkdir(parents=True, exist_ok=True)
+        for path in sorted(made.glob("*_demo.hdf5")):
+            target = context.output / split / path.name
+            if not target.exists():
+                os.link(path, target)
+        metrics["tasks"] = len(attempts)
+        metrics["episodes"] += sum(each.successes for each in attempts)
+        metrics["dropped_attempts"] += sum(each.failures for each in attempts)
+    return metrics

@@ -5,14 +5,15 @@ Finished episodes are kept across interruptions: their records lie in the work f
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from prts_core.config.load import present_root
-from prts_core.config.schema import ConvertConfig, LeRobotSource, RecordingSource
+from prts_core.config.schema import ConvertConfig, ExpertSource, LeRobotSource, MetaworldSource, RecordingSource
 from prts_core.contract import Contract
 from prts_core.data.convert.lerobot_v21 import import_dataset
 from prts_core.data.convert.listed import refuse_other
-from prts_core.data.convert.mapping import check_mapping
+from prts_core.data.convert.mapping import Mapping, check_mapping
 from prts_core.data.convert.robomimic import native_mapping
 from prts_core.data.convert.run import convert as convert_recording
 from prts_core.data.convert.run import convert_any
@@ -43,7 +44,7 @@ def convert(config: ConvertConfig, inputs: dict[str, Manifest], context: StageCo
             raw,
             context.output,
             context.work / "episodes",
-            mapping=native_mapping(raw, config.dataset, SIMULATOR_HZ / config.source.action_repeat),
+            mapping=_own_mapping(config, raw),
             dataset=config.dataset,
             robot=config.robot,
             video=config.video,
@@ -61,6 +62,17 @@ def convert(config: ConvertConfig, inputs: dict[str, Manifest], context: StageCo
         contracts={config.dataset: contract.fingerprint},
         artifacts=("meta/info.json", "meta/contract.json"),
     )
+
+
+def _own_mapping(config: ConvertConfig, raw: Path) -> Mapping:
+    """What the keys of a recording that collect has made mean."""
+    if isinstance(config.source, MetaworldSource):
+        return native_mapping(raw, config.dataset, SIMULATOR_HZ / config.source.action_repeat)
+    assert isinstance(config.source, ExpertSource)
+    if config.source.mapping is None:
+        return native_mapping(raw, config.dataset, None)  # the recording says its rate
+    assert not isinstance(config.source.mapping, str), "the plan has read the mapping that the dataset names"
+    return check_mapping(config.source.mapping, config.dataset)
 
 
 def _convert_recording(

@@ -181,3 +181,12 @@ def test_the_command_stops_early_and_compares(policy, tmp_path, capsys):
     assert "challenger - champion = +0.000" in shown and "no significant drop" in shown
     assert main([*base, "--output", str(tmp_path / "a"), "--seed", "3"]) == 1
     assert "protocol.seed" in capsys.readouterr().err
+
+
+def test_smaller_pictures_are_another_protocol() -> None:
+    spec = suite("tests.fixtures.toy_family:toy")
+    plain, small = (make_plan(spec, 4, Settings(2, image_size=size)) for size in (None, 6))
+    assert plain.worker_settings == {} and small.worker_settings == {"image_size": 6}
+    assert small.suite.contract.cameras[0].height == 6 and small.keys == plain.keys
+    assert small.protocol_digest != plain.protocol_digest
+    assert make_plan(spec, 4, Settings(2, image_size=8)).protocol_digest == plain.protocol_digest

@@ -1,0 +1,90 @@
+"""Stages collect and convert of a suite's scripted experts: recorded through workers, converted by what they say."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import pytest
+
+from prts_core.config.schema import CollectConfig, ConvertConfig, ExpertSource, VideoConfig
+from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from prts_core.errors import ConfigError
+from prts_core.files import digest_tree
+from prts_core.stages.base import StageContext
+from prts_core.stages.collect import collect
+from prts_core.stages.convert import convert
+
+SOURCE = ExpertSource(
+    "expert", "tests.fixtures.toy_family:toy", ("push", "drawn"), train_episodes=3, heldout_episodes=1, tail_steps=1
+)
+
+
+def context(folder: Path) -> StageContext:
+    return StageContext(folder, folder / "work", 7, "toy", "toy", {})
+
+
+def test_experts_become_a_dataset(tmp_path: Path) -> None:
+    where = context(tmp_path)
+    made = collect(CollectConfig("toy", SOURCE), {}, where)
+    assert made.metrics == {"tasks": 2, "episodes": 8, "dropped_attempts": 0}
+    raw = where.output
+    assert sorted(p.relative_to(raw).as_posix() for p in raw.rglob("*.hdf5")) == [
+        f"{split}/{task}_demo.hdf5" for split in ("heldout", "train") for task in ("drawn", "push")
+    ]
+    seeds = {
+        split: {int(demo.attrs["seed"]) // 1000 for path in (raw / split).iterdir() for demo in demos(path)}
+        for split in ("train", "heldout")
+    }
+    assert seeds == {"train": {100}, "heldout": {150}}, "the splits must not share an episode"
+
+    target = context(tmp_path / "converted")
+    video = VideoConfig()
+    config = ConvertConfig("toy", SOURCE, None, video)
+    inputs = {"collect": Placed(raw)}
+    convert(config, inputs, target)  # type: ignore[arg-type]
+    dataset = LeRobotDataset.open(target.output)
+    assert len(dataset.episodes("train")) == 6 and len(dataset.rows) == 8
+    assert dataset.info.fps == 10.0 and dataset.contract.cameras[0].key.endswith("eye")
+
+
+class Placed:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def folder(self, outputs: Path) -> Path:
+        return self.path
+
+
+def demos(path: Path) -> list[h5py.Group]:
+    return list(h5py.File(path)["data"].values())
+
+
+def test_another_number_of_workers_and_a_kill_change_no_byte(tmp_path: Path) -> None:
+    plain = context(tmp_path / "plain")
+    collect(CollectConfig("toy", SOURCE), {}, plain)
+    killed = context(tmp_path / "killed")
+    code = (
+        "import sys; from pathlib import Path; from tests.stages.test_collect_experts import *\n"
+        "collect(CollectConfig('toy', SOURCE), {}, context(Path(sys.argv[1])))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
+    journal = killed.work / "recorded" / "train" / "attempts.jsonl"
+    deadline = time.monotonic() + 60
+    while not journal.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    collect(CollectConfig("toy", SOURCE), {}, killed)
+    assert digest_tree(killed.output) == digest_tree(plain.output)
+
+
+def test_a_task_that_the_suite_lacks_is_named(tmp_path: Path) -> None:
+    source = ExpertSource("expert", "tests.fixtures.toy_family:toy", ("pushh",))
+    with pytest.raises(ConfigError, match="push"):
+        collect(CollectConfig("toy", source), {}, context(tmp_path))
