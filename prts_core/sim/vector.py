@@ -9,6 +9,8 @@ It knows workers (sim/pool.py, one environment a lane) and no policy. Semantics 
 - An episode ends with the chunk in which it was solved (termination) or reached its limit (truncation). Where the
   environment resets itself or ignores terminations both flags stand at the chunk's last step, else where it happened.
 - `ignore_terminations`: being solved ends nothing; episodes run to their limit.
+- `start` and `finish` are the halves of a chunk step: between them the simulators work and the caller may, say, ask the
+  policy about other environments (sim/pipeline.py).
 - A worker that is lost costs time and nothing else: an episode is a function of its key and its actions, so a fresh
   worker is brought to where the lost one was.
 """
@@ -16,8 +18,9 @@ It knows workers (sim/pool.py, one environment a lane) and no policy. Semantics 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +42,7 @@ Observation = dict[str, np.ndarray]
 class VectorSettings:
     """group_size: environments that start every episode from one initial state. fixed_ids, order, tasks, rank, world:
     see sim/reset_ids.py. seed: of that order and of the episodes; none: the suite's. max_steps: 0 for the task's own.
+    perturbation: laid over every task's own.
     """
 
     group_size: int = 1
@@ -53,6 +57,7 @@ class VectorSettings:
     ignore_terminations: bool = False
     reward_coef: float = 1.0
     relative_reward: bool = True
+    perturbation: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -123,9 +128,11 @@ class VectorEnv:
         )  # fmt: skip
         self.begun = [0] * pool.lanes
         self.episodes: list[_Episode | None] = [None] * pool.lanes
+        self.under_way: tuple[int, dict[int, np.ndarray]] | None = None  # K and each lane's actions of a chunk begun
 
     def reset(self, environments: Sequence[int] | None = None) -> tuple[Observation, list[str]]:
         """Begin the next episode in these environments (none: in all). (observation {key: (N, ...)}, N sentences)."""
+        assert self.under_way is None, "a chunk is under way; `finish` it first"
         keys = {}
         for lane in range(self.pool.lanes) if environments is None else environments:
             reset_id = self.ids(lane // self.settings.group_size, self.begun[lane])
@@ -133,7 +140,7 @@ class VectorEnv:
             if reset_id != EXHAUSTED:
                 self.begun[lane] += 1
                 keys[lane] = self.ids.key(reset_id, self.seed)
-        for lane, reply in self._exchange({lane: [protocol.reset(key)] for lane, key in keys.items()}).items():
+        for lane, reply in self._exchange({lane: [self._reset(key)] for lane, key in keys.items()}).items():
             limit = self.settings.max_steps or task_of(self.spec, keys[lane].task).max_steps
             self.episodes[lane] = _Episode(keys[lane], limit, reply["observation"], reply["instruction"])
         return self._observation(), self._instructions()
@@ -147,7 +154,13 @@ class VectorEnv:
 
         Raises SimulatorError where ATTEMPTS workers were lost over one chunk.
         """
-        actions = np.asarray(actions, np.float32)
+        self.start(actions)
+        return self.finish()
+
+    def start(self, actions: np.ndarray) -> None:
+        """Give the simulators a chunk (N, K, A) and return while they work; `finish` brings what it did."""
+        assert self.under_way is None, "a chunk is under way; `finish` it first"
+        actions = np.array(actions, np.float32)  # kept: a lost worker is brought back by what its episode executed
         lanes, width = self.pool.lanes, len(self.spec.contract.action)
         if actions.ndim != 3 or actions.shape[0] != lanes or actions.shape[1] < 1 or actions.shape[2] != width:
             raise ConfigError(
@@ -159,13 +172,21 @@ class VectorEnv:
             for lane, episode in enumerate(self.episodes)
             if episode is not None and not episode.done
         }
-        shape = actions.shape[:2]
+        self.under_way = actions.shape[1], chunks
+        for lane, chunk in chunks.items():
+            self.pool.send(lane, self._step(chunk))
+
+    def finish(self) -> ChunkStep:
+        """What the chunk did that `start` began. Raises as `chunk_step` does."""
+        assert self.under_way is not None, "no chunk is under way; `start` one"
+        length, chunks = self.under_way
+        self.under_way = None
+        lanes, shape = self.pool.lanes, (self.pool.lanes, length)
         out = {name: np.zeros(shape, bool) for name in ("terminations", "truncations", "successes", "valid")}
         rewards = np.zeros(shape, np.float32)
         final: list[Observation | None] = [None] * lanes
         ended: list[EpisodeEnd | None] = [None] * lanes
-        asked = {lane: self._way(lane, chunk, lost=False) for lane, chunk in chunks.items()}
-        for lane, reply in self._exchange(asked, chunks).items():
+        for lane, reply in self._collect({lane: [self._step(chunk)] for lane, chunk in chunks.items()}, chunks).items():
             episode = self.episodes[lane]
             assert episode is not None
             taken = len(chunks[lane])
@@ -215,26 +236,37 @@ class VectorEnv:
             steps=episode.steps,
         )
 
-    def _way(self, lane: int, chunk: np.ndarray, lost: bool) -> list[Message]:
-        """The messages that take the chunk; after a lost worker, first those that lead to where it starts."""
-        step = protocol.step(chunk, ignore_success=True)
-        episode = self.episodes[lane]
-        if not lost or episode is None:
-            return [step]
-        way = [protocol.reset(episode.key, look=False)]
-        if episode.actions:
-            way.append(protocol.step(np.concatenate(episode.actions), look=False, ignore_success=True))
-        return [*way, step]
+    def _reset(self, key: EpisodeKey, look: bool = True) -> Message:
+        return protocol.reset(key, perturbation=self.settings.perturbation, look=look)
 
-    def _exchange(
+    def _step(self, chunk: np.ndarray, look: bool = True) -> Message:
+        return protocol.step(chunk, look=look, ignore_success=True)
+
+    def _way(self, lane: int, chunk: np.ndarray) -> list[Message]:
+        """The messages that take the chunk in a fresh worker: first those that lead to where it starts."""
+        episode = self.episodes[lane]
+        assert episode is not None
+        way = [self._reset(episode.key, look=False)]
+        if episode.actions:
+            way.append(self._step(np.concatenate(episode.actions), look=False))
+        return [*way, self._step(chunk)]
+
+    def _exchange(self, asked: dict[int, list[Message]]) -> dict[int, Message]:
+        """Send each lane its messages one after another, all lanes at once; the last reply of each."""
+        for lane, messages in asked.items():
+            self.pool.send(lane, messages[0])
+        return self._collect(asked)
+
+    def _collect(
         self, asked: dict[int, list[Message]], chunks: dict[int, np.ndarray] | None = None
     ) -> dict[int, Message]:
-        """Send each lane its messages one after another, all lanes at once; the last reply of each."""
+        """Wait for the replies, the first message of every lane being under way.
+
+        chunks: what a fresh worker must be brought to first where one is lost; none: it is asked the same again.
+        """
         todo = {lane: deque(messages) for lane, messages in asked.items()}
         lost = dict.fromkeys(asked, 0)
         replies: dict[int, Message] = {}
-        for lane, messages in todo.items():
-            self.pool.send(lane, messages[0])
         while len(replies) < len(asked):
             answered = self.pool.wait()
             assert answered is not None, "no time limit was given"
@@ -246,7 +278,7 @@ class VectorEnv:
                         "One episode costs worker after worker", field=f"environment {lane}",
                         found=f"{lost[lane]} lost; the last: {reply}", expected="a simulator that survives the episode",
                     ) from reply  # fmt: skip
-                todo[lane] = deque(asked[lane] if chunks is None else self._way(lane, chunks[lane], lost=True))
+                todo[lane] = deque(asked[lane] if chunks is None else self._way(lane, chunks[lane]))
             else:
                 todo[lane].popleft()
             if todo[lane]:

@@ -192,6 +192,14 @@ def test_an_evaluation_counts_every_initial_state_once(pool: Pool):
     assert len(keys) == 10 and len(set(keys)) == 10
 
 
+def test_a_perturbation_is_laid_over_every_episode(pool: Pool):
+    plain = VectorEnv(pool, SPEC, VectorSettings()).reset()[0][STATE]
+    moved = VectorEnv(pool, SPEC, VectorSettings(perturbation={"shift": 0.25}))
+    assert np.allclose(moved.reset()[0][STATE], plain + 0.25)
+    seen = moved.chunk_step(np.full((LANES, 12, 2), 0.1, np.float32))
+    assert all(ended is not None for ended in seen.ended) and seen.active.all(), "every next one began as well"
+
+
 def history(made: VectorEnv, kills: bool) -> list[bytes]:
     """Everything five chunks return; with `kills`, a worker is killed or stopped before each of them."""
     rng = np.random.default_rng(3)
@@ -208,11 +216,24 @@ def history(made: VectorEnv, kills: bool) -> list[bytes]:
 
 @pytest.mark.parametrize("auto_reset", [True, False])
 def test_a_lost_worker_changes_nothing(pool: Pool, auto_reset: bool):
-    chosen = VectorSettings(group_size=2, auto_reset=auto_reset)
+    chosen = VectorSettings(group_size=2, auto_reset=auto_reset, perturbation={"shift": 0.1})
     before = pool.lost
     calm = history(VectorEnv(pool, SPEC, chosen), kills=False)
     assert pool.lost == before
     assert history(VectorEnv(pool, SPEC, chosen), kills=True) == calm and pool.lost > before
+
+
+def test_actions_may_be_overwritten_once_they_are_given(pool: Pool):
+    made = VectorEnv(pool, SPEC, VectorSettings(auto_reset=False, ignore_terminations=True))
+    made.reset()
+    actions = np.full((LANES, 2, 2), 0.1, np.float32)
+    before = made.chunk_step(actions).observation[STATE]
+    actions[:] = 0.0
+    worker = pool.workers[0]
+    assert worker is not None
+    os.kill(worker.process.pid, signal.SIGKILL)
+    after = made.chunk_step(actions).observation[STATE]
+    assert np.allclose(after, before, atol=0.05), "the lost one is brought back by what it was given then"
 
 
 def test_an_episode_that_kills_every_worker_is_told(pool: Pool):
