@@ -222,12 +222,15 @@ def shown(report: dict[str, Any]) -> Table:
     if stop := report["stopped_early"]:
         title += f"; stopped early: {stop['decision']}"
     table = Table(title=Text("; ".join([title, *report["labels"]])))
-    for column in ("task", "success", "Wilson 95 %", "steps to success"):
-        table.add_column(column, justify="left" if column == "task" else "right")
-    for name, task in report["tasks"].items():
-        bounds = "[{:.0%}, {:.0%}]".format(*task["wilson95"])
-        steps = "-" if task["steps_of_successes"] is None else str(task["steps_of_successes"])
-        table.add_row(Text(name), f"{task['successes']}/{task['n']}", Text(bounds), steps)
+    axes = report["axes"]  # a perturbed suite's tasks may be thousands
+    for column in ("axis" if axes else "task", "success", "Wilson 95 %", *(() if axes else ("steps to success",))):
+        table.add_column(column, justify="right" if table.columns else "left")
+    for name, one in (axes or report["tasks"]).items():
+        bounds = "[{:.0%}, {:.0%}]".format(*one["wilson95"])
+        cells: list[Text | str] = [Text(name), f"{one['successes']}/{one['n']}", Text(bounds)]
+        if not axes:
+            cells.append("-" if one["steps_of_successes"] is None else str(one["steps_of_successes"]))
+        table.add_row(*cells)
     return table
 
 

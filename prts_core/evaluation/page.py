@@ -13,8 +13,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from prts_core.evaluation.results import axis_of_row
 from prts_core.files import write_text
 
+OPEN_TASKS = 60  # more than these are folded away
 EMBEDDED_BYTES = 12 * 2**20  # of videos inside the page; the rest is linked
 CURVE_WIDTH, CURVE_HEIGHT, CURVES = 300, 130, 60  # pixels; episodes drawn a task
 SUCCESS, FAILURE = "#1f5fa8", "#b3261e"
@@ -46,6 +48,7 @@ def write_page(path: Path, report: dict[str, Any], rows: Sequence[dict[str, Any]
     """Write the page of one suite; videos are looked for beside it."""
     parts = [
         _head(report),
+        _axes(report),
         "<h2>Tasks</h2>" + _tasks(report),
         _published(report),
         _gallery(report, rows, path.parent),
@@ -92,25 +95,45 @@ def _head(report: dict[str, Any]) -> str:
     )
 
 
-def _tasks(report: dict[str, Any]) -> str:
-    lines = []
-    for name, task in sorted(report["tasks"].items(), key=lambda item: item[1]["success_rate"]):
-        low, high = task["wilson95"]
-        x, a, b = (360 * value for value in (task["success_rate"], low, high))
-        lines.append(
-            f"<tr><td>{escape(name)}<div class=soft>{escape(task['instruction'])}</div></td><td><svg class=bar "
-            f'height="22" viewBox="0 0 360 22"><rect y="3" width="360" height="16" rx="2" fill="#eef1f4"/>'
-            f'<rect y="3" width="{x:.1f}" height="16" rx="2" fill="{SUCCESS}" opacity=".75"/>'
-            f'<path d="M{a:.1f} 11H{b:.1f}M{a:.1f} 6v10M{b:.1f} 6v10" stroke="#1c2024" stroke-width="1.5"/></svg></td>'
-            f"<td class=n>{task['success_rate']:.0%}</td><td class=n>[{low:.0%}, {high:.0%}]</td>"
-            f"<td class=n>{task['successes']} / {task['n']}</td>"
-            f"<td class=n>{'-' if task['steps_of_successes'] is None else task['steps_of_successes']} "
-            f"<span class=soft>of {task['max_steps']}</span></td></tr>"
-        )
+def _bar(score: dict[str, Any]) -> str:
+    """Table cells of one rate: its bar with the interval, both in numbers, and the episodes."""
+    low, high = score["wilson95"]
+    x, a, b = (360 * value for value in (score["success_rate"], low, high))
     return (
+        f'<td><svg class=bar height="22" viewBox="0 0 360 22"><rect y="3" width="360" height="16" rx="2" '
+        f'fill="#eef1f4"/><rect y="3" width="{x:.1f}" height="16" rx="2" fill="{SUCCESS}" opacity=".75"/>'
+        f'<path d="M{a:.1f} 11H{b:.1f}M{a:.1f} 6v10M{b:.1f} 6v10" stroke="#1c2024" stroke-width="1.5"/></svg></td>'
+        f"<td class=n>{score['success_rate']:.0%}</td><td class=n>[{low:.0%}, {high:.0%}]</td>"
+        f"<td class=n>{score['successes']} / {score['n']}</td>"
+    )
+
+
+def _axes(report: dict[str, Any]) -> str:
+    """Rates along each axis of perturbation, where the suite has any."""
+    if not report["axes"]:
+        return ""
+    lines = []
+    for name, axis in report["axes"].items():
+        levels = ", ".join(f"{level}: {one['successes']} / {one['n']}" for level, one in axis["levels"].items())
+        lines.append(f"<tr><td>{escape(name)}</td>{_bar(axis)}<td class=soft>{levels}</td></tr>")
+    return (
+        "<h2>Axes of perturbation</h2><table><tr><th>axis<th>success with its Wilson 95 % interval<th><th><th>episodes"
+        f"<th>of which at level</tr>{''.join(lines)}</table>"
+    )
+
+
+def _tasks(report: dict[str, Any]) -> str:
+    lines = [
+        f"<tr><td>{escape(name)}<div class=soft>{escape(task['instruction'])}</div></td>{_bar(task)}"
+        f"<td class=n>{'-' if task['steps_of_successes'] is None else task['steps_of_successes']} "
+        f"<span class=soft>of {task['max_steps']}</span></td></tr>"
+        for name, task in sorted(report["tasks"].items(), key=lambda item: item[1]["success_rate"])
+    ]
+    table = (
         "<table><tr><th>task, worst first<th>success with its Wilson 95 % interval<th><th><th>episodes"
         f"<th>steps to success</tr>{''.join(lines)}</table>"
     )
+    return table if len(lines) <= OPEN_TASKS else f"<details><summary>all {len(lines)}</summary>{table}</details>"
 
 
 def _published(report: dict[str, Any]) -> str:
@@ -150,11 +173,10 @@ def _curves(report: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     scored = [row for row in rows if row["values"]]
     if not scored:
         return ""
-    figures = [
-        f"<figure>{_plot([row for row in scored if row['task'] == name])}"
-        f"<figcaption>{escape(name)}</figcaption></figure>"
-        for name in report["tasks"]
-    ]
+    grouped: dict[str, list[dict[str, Any]]] = {}  # by axis where there are any: tasks may be thousands
+    for row in scored:
+        grouped.setdefault(axis_of_row(row) or "none" if report["axes"] else row["task"], []).append(row)
+    figures = [f"<figure>{_plot(own)}<figcaption>{escape(name)}</figcaption></figure>" for name, own in grouped.items()]
     return (
         "<h2>Value along the episodes</h2><p class=soft>Nats at every look of the policy: log of the discounted chance "
         "to reach the goal, up to a constant of the sentence. "

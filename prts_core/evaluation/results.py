@@ -5,8 +5,10 @@ It knows rows, plans and pictures; how they came about is the runner's, what the
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ from prts_core.evaluation.sequential import Stop
 from prts_core.files import atomic_path, explain_os_errors, write_json
 from prts_core.sim import protocol
 from prts_core.sim.pool import WorkerLost
+from prts_core.sim.suite import axis_of
 
 if TYPE_CHECKING:
     from prts_core.evaluation.actors import Actor
@@ -58,32 +61,27 @@ def rounded(interval: Interval) -> list[float]:
 
 def summarize(plan: Plan, rows: Sequence[Row], actor: Actor, *, stop: Stop | None, events: Sequence[Row]) -> dict:
     """The report: totals, tasks, protocol and labels. Nothing in it but latency and events depends on the machine."""
+    by_task: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_task[row["task"]].append(row)
     tasks = {}
     for task in plan.tasks:
-        own = [row for row in rows if row["task"] == task.name]
-        if own:
-            won = sum(row["success"] for row in own)
+        if own := by_task.get(task.name):
             steps = [row["steps"] for row in own if row["success"]]
             tasks[task.name] = {
                 "instruction": own[0]["instruction"],
-                "n": len(own),
-                "successes": won,
-                "success_rate": round(won / len(own), 4),
-                "wilson95": rounded(wilson(won, len(own))),
+                **_score(own),
                 "steps_of_successes": round(float(np.mean(steps)), 1) if steps else None,
                 "max_steps": task.max_steps,
-            }  # fmt: skip
-    n, successes = len(rows), sum(row["success"] for row in rows)
+            }
     latencies = [row["latency_ms"] for row in rows]
     return {
         "suite": plan.suite.name,
         "labels": [plan.suite.standins] if plan.suite.standins else [],
-        "n": n,
         "planned": len(plan.keys),
-        "successes": successes,
-        "success_rate": round(successes / n, 4),
-        "wilson95": rounded(wilson(successes, n)),
+        **_score(rows),
         "mean_over_tasks": round(float(np.mean([task["success_rate"] for task in tasks.values()])), 4),
+        "axes": by_axis(rows),
         "tasks": tasks,
         "policy": dict(actor.identity),
         "policy_contract": actor.contract.fingerprint,
@@ -97,6 +95,44 @@ def summarize(plan: Plan, rows: Sequence[Row], actor: Actor, *, stop: Stop | Non
         },
         "workers_lost": sum(event.get("kind") == "worker lost" for event in events),
     }
+
+
+def _score(rows: Sequence[Row]) -> dict[str, Any]:
+    won = sum(row["success"] for row in rows)
+    return {
+        "n": len(rows),
+        "successes": won,
+        "success_rate": round(won / len(rows), 4),
+        "wilson95": rounded(wilson(won, len(rows))),
+    }
+
+
+def axis_of_row(row: Mapping[str, Any]) -> str:
+    return axis_of(json.loads(row["perturbation"]))
+
+
+def by_axis(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """Rates along each axis of perturbation, and at each of its levels where it has any; {} where nothing is perturbed.
+
+    Rows of unperturbed tasks, where there are some beside others, come under "none".
+    """
+    grouped: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        grouped[axis_of_row(row)].append(row)
+    if set(grouped) == {""}:
+        return {}
+    return {
+        axis or "none": _score(grouped[axis]) | {"levels": _levels(axis, grouped[axis])} for axis in sorted(grouped)
+    }
+
+
+def _levels(axis: str, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    grouped: dict[int, list[Row]] = defaultdict(list)
+    for row in rows:
+        settings = json.loads(row["perturbation"]).get(axis)
+        if isinstance(settings, dict) and isinstance(settings.get("level"), int):
+            grouped[settings["level"]].append(row)
+    return {str(level): _score(grouped[level]) for level in sorted(grouped)}
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:

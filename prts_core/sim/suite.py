@@ -18,7 +18,14 @@ import numpy as np
 
 from prts_core.contract import Contract
 
-Perturbation = Mapping[str, Any]  # plain values: it travels to the worker and into every row of results
+# Plain values, {axis: its settings}: it travels to the worker and into every row of results. BASE names the base task.
+Perturbation = Mapping[str, Any]
+BASE = "base"
+
+
+def axis_of(perturbation: Perturbation) -> str:
+    """Along what a task differs from its base task: "camera", "camera + noise", or "" where it does not."""
+    return " + ".join(name for name in perturbation if name != BASE)
 
 
 @dataclass(frozen=True)

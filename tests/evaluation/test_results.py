@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from prts_core.cli.benchmark import earlier_run, early_stop, read_rates
+from prts_core.cli.benchmark import earlier_run, early_stop, read_rates, shown
 from prts_core.errors import ConfigError, DataError
 from prts_core.evaluation.actors import LocalActor
 from prts_core.evaluation.comparison import compare_runs
@@ -111,6 +111,34 @@ def test_the_page_is_whole_and_says_what_the_numbers_are_worth(tmp_path):
                  "go right & <back>", "1 of 60 episodes failed"):  # fmt: skip
         assert said in page.text, said
     assert len(re.findall("<polyline", (tmp_path / "page.html").read_text())) == 60
+
+
+def test_a_perturbed_suite_is_told_axis_by_axis(tmp_path):
+    kinds = {
+        "plain": {},
+        "dark": {"light": {"level": 2}},
+        "fog": {"noise": {"level": 1}},
+        "murk": {"noise": {"level": 4}},
+    }
+    tasks = tuple(replace(SUITE.tasks[0], name=name, perturbation=changed) for name, changed in kinds.items())
+    plan = make_plan(replace(SUITE, tasks=tasks), CHUNK, Settings(episodes=12))
+    rows = rows_of(plan, {1, 5, 3})
+    for row in rows:
+        row["perturbation"] = json.dumps({"base": "left", **kinds[row["task"]]})
+    report = summarize(plan, rows, ACTOR, stop=None, events=[])
+    assert {name: (axis["successes"], axis["n"]) for name, axis in report["axes"].items()} == {
+        "none": (3, 3), "light": (1, 3), "noise": (5, 6),
+    }  # fmt: skip
+    assert report["axes"]["light"]["wilson95"] == report["tasks"]["dark"]["wilson95"]
+    levels = {level: one["successes"] for level, one in report["axes"]["noise"]["levels"].items()}
+    assert levels == {"1": 3, "4": 2} and report["axes"]["none"]["levels"] == {}
+    table = shown({**report, "stopped_early": None})
+    assert table.columns[0].header == "axis" and table.row_count == 3
+    report |= {"videos": [], "adapter": [], "replay_faults": [], "neighbours": ""}
+    write_page(tmp_path / "page.html", report, rows)
+    page = Checked((tmp_path / "page.html").read_text())
+    assert page.open == [] and "Axes of perturbation" in page.text and "1: 3 / 3, 4: 2 / 3" in page.text
+    assert written(tmp_path / "plain", set())["axes"] == {}
 
 
 def test_failures_are_filmed_first_tasks_in_turn():

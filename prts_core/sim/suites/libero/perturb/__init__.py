@@ -17,12 +17,11 @@ import numpy as np
 
 from prts_core.errors import ConfigError
 from prts_core.files import write_text
-from prts_core.sim.suite import Task
+from prts_core.sim.suite import BASE, Task
 from prts_core.sim.suites.libero.perturb import background, camera, language, layout, light, noise, pro, robot
 from prts_core.sim.suites.libero.perturb.bddl import Problem
 from prts_core.sim.suites.libero.perturb.draws import draw, levelled
 
-BASE = "base"
 PLUS = ("camera", "robot", "noise", "language", "light", "background", "layout")
 PRO = ("object", "position", "semantic", "task", "environment")
 DROP_M = 0.03  # what does not begin as stored falls this far: heights that LIBERO draws may reach into a table
