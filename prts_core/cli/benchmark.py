@@ -10,6 +10,7 @@ import argparse
 import os
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,6 @@ from prts_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from prts_core.evaluation.plan import Plan
-    from prts_core.evaluation.sequential import PairedTest, RateTest
 
 EPILOG = """\
 With --policy and --suite this is a tool and runs no stage:
@@ -38,6 +38,7 @@ With --policy and --suite this is a tool and runs no stage:
   prts benchmark --policy P --suite libero_object --stop-early 0.75,0.90
       is the rate 0.90 or only 0.75? A sequential test reads the episodes in the plan's order and ends the run as soon
       as it knows, wrong at most --alpha and --beta of the time. With --compare: is one better by that much?
+      The interval reported is one that holds after such a stop; so does a stopped comparison's p-value.
       `prts bench sequential` prints what this saves and the error rates of 10,000 simulated runs
 
 The simulators: prts sim list, prts sim install libero. Rows are the same whatever the number of workers and after any
@@ -172,12 +173,12 @@ def early_stop(
 ) -> Any:
     """plan -> reader of a sequential test, or none; a test that cannot keep its error rates is refused first."""
     from prts_core.evaluation.sequential import PairedTest, RateTest
+    from prts_core.evaluation.stopped import read_pairs, read_rate
 
     if rates is None:
         return None
 
     def reader(plan: Plan) -> Any:
-        made: RateTest | PairedTest
         most = len(plan.keys)
         if earlier is None:
             made = RateTest(*rates, most, args.alpha, args.beta).checked()
@@ -186,10 +187,10 @@ def early_stop(
                 f"{rates[1]:g} and {made.expected(rates[0]):.0f} at {rates[0]:g}; wrong at most {args.alpha:g} and "
                 f"{args.beta:g} of the time"
             )
-            return made.read
+            return partial(read_rate, made)
         pairs = PairedTest(*rates, most, args.alpha, args.beta).checked()
         before = paired_outcomes(earlier, plan)
-        return lambda outcomes: pairs.read(list(zip(outcomes, before, strict=False)))
+        return partial(read_pairs, pairs, before)
 
     return reader
 
@@ -215,12 +216,14 @@ def paired_outcomes(earlier: Path, plan: Plan) -> list[bool]:
 
 
 def shown(report: dict[str, Any]) -> Table:
-    low, high = report["wilson95"]
+    from prts_core.evaluation.page import interval_of
+
+    (low, high), method = interval_of(report)
     title = (
         f"{report['suite']}: {report['successes']}/{report['n']} = {report['success_rate']:.1%} [{low:.1%}, {high:.1%}]"
     )
     if stop := report["stopped_early"]:
-        title += f"; stopped early: {stop['decision']}"
+        title += f"; stopped early: {stop['decision']} (interval {method})"
     table = Table(title=Text("; ".join([title, *report["labels"]])))
     axes = report["axes"]  # a perturbed suite's tasks may be thousands
     for column in ("axis" if axes else "task", "success", "Wilson 95 %", *(() if axes else ("steps to success",))):
@@ -244,7 +247,9 @@ def compare(
     made = compare_runs(earlier, {name: output / name for name in reports}, margin=args.margin, alpha=args.alpha)
     for name, one in made["suites"].items():
         console.print(
-            f"{name}: {one['reason']}; McNemar p = {one['p_value']:.3g}, Holm {one['p_holm']:.3g}", markup=False
+            f"{name}: {one['reason']}; {'sequential' if one['stopped'] else 'McNemar'} p = {one['p_value']:.3g}, "
+            f"Holm {one['p_holm']:.3g}",
+            markup=False,
         )
         for label in one["labels"]:
             console.print(f"  {label}", style="yellow", markup=False)

@@ -22,20 +22,27 @@ def compare_runs(
 ) -> dict[str, Any]:
     """Suite -> folder with episodes.parquet and report.json, on both sides.
 
-    Where one side stopped early, the episodes that both ran are compared. A suite is worse where the later run wins
+    Where one side stopped early, the episodes that both ran are compared, by bounds and a p-value that hold then (the
+    sequential test's own where the later run was stopped by comparing). A suite is worse where the later run wins
     fewer pairs and Holm's adjusted McNemar p-value is at most alpha; promote: the gate says so on every suite, and none
     is worse. Raises DataError where protocols differ or no episode is shared.
     """
     suites: dict[str, dict[str, Any]] = {}
     for name, folder in later.items():
-        labels = _same_protocol(earlier[name], folder)
+        labels, stops = _same_protocol(earlier[name], folder)
         before, now = policy_episodes(earlier[name] / "episodes.parquet"), policy_episodes(folder / "episodes.parquet")
         shared = now.join(before.select(KEY), on=KEY, how="semi")
         if shared.is_empty():
             raise DataError("The two runs share no episode", file=folder, found=name, cure="use the same --seed")
         only = (now.height - shared.height, before.height - shared.height)
-        verdict = decide(shared, before.join(shared.select(KEY), on=KEY, how="semi"), margin, floor=0.0)
-        suites[name] = verdict.to_json() | {"labels": labels, "unpaired": list(only)}
+        theirs = before.join(shared.select(KEY), on=KEY, how="semi")
+        verdict = decide(shared, theirs, margin, floor=0.0, stopped=any(stops)).to_json()
+        own = (stops[1] or {}).get("p_value")
+        suites[name] = (
+            verdict
+            | {"labels": labels, "unpaired": list(only), "stopped": any(stops)}
+            | ({} if own is None else {"p_value": own})
+        )
     adjusted = holm({name: one["p_value"] for name, one in suites.items()})
     for name, one in suites.items():
         one["p_holm"] = adjusted[name]
@@ -49,8 +56,8 @@ def compare_runs(
     }
 
 
-def _same_protocol(before: Path, now: Path) -> list[str]:
-    """The labels of both; DataError with the fields in which the protocols differ."""
+def _same_protocol(before: Path, now: Path) -> tuple[list[str], list[dict[str, Any] | None]]:
+    """(the labels of both, how either stopped early); DataError with the fields in which the protocols differ."""
     theirs, ours = read_json(before / "report.json"), read_json(now / "report.json")
     if theirs.get("protocol") != ours["protocol"]:
         mine, other = ours["protocol"], theirs.get("protocol") or {}
@@ -60,4 +67,5 @@ def _same_protocol(before: Path, now: Path) -> list[str]:
             found="; ".join(f"{name}: {other.get(name)!r:.80} then, {mine.get(name)!r:.80} now" for name in fields),
             cure="run the earlier policy again under the present protocol",
         )  # fmt: skip
-    return sorted({*theirs.get("labels", []), *ours["labels"]})
+    stops = [report.get("stopped_early") for report in (theirs, ours)]
+    return sorted({*theirs.get("labels", []), *ours["labels"]}), stops

@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from prts_core.errors import DataError
+from prts_core.evaluation import anytime
 from prts_core.evaluation.intervals import mcnemar_exact, paired_difference, wilson
 
 CONFIDENCE = 0.95
@@ -69,7 +70,7 @@ def policy_episodes(path: Path) -> pl.DataFrame:
 
 def decide(
     challenger: pl.DataFrame, champion: pl.DataFrame | None, margin: float, floor: float,
-    confidence: float = CONFIDENCE,
+    confidence: float = CONFIDENCE, *, stopped: bool = False,
 ) -> Verdict:  # fmt: skip
     """Promote if the lower bound of (challenger - champion) exceeds `margin`; alarm if the upper one is below 0.
 
@@ -77,7 +78,8 @@ def decide(
     states, initial_state. The difference of the two success rates is bounded by Tango's score interval on the pairs.
     Without a champion: promote if the Wilson lower bound of the challenger's rate exceeds `floor`; there is nothing to
     raise an alarm about. confidence: of the interval; where one policy is judged on several suites, each gets a wider
-    one, so that the chance of one false alarm among them keeps its level (see `shared_confidence`).
+    one, so that the chance of one false alarm among them keeps its level (see `shared_confidence`). stopped: a run may
+    have ended because of how it went; the difference and its p-value are then those that hold whenever one stops.
 
     Raises DataError when an episode stands twice, is missing on one side, or has no outcome.
     """
@@ -96,14 +98,15 @@ def decide(
     pairs = ours.join(theirs, on=list(KEY), suffix="_champion", validate="1:1")
     gained = pairs.filter(pl.col("success") & ~pl.col("success_champion")).height
     lost = pairs.filter(~pl.col("success") & pl.col("success_champion")).height
-    bounds = paired_difference(gained, lost, pairs.height, confidence)
+    bounds = (anytime.paired_difference if stopped else paired_difference)(gained, lost, pairs.height, confidence)
     promote, alarm = bounds.lower > margin, bounds.upper < 0.0
+    early = "; stopped early: bounds that hold then" if stopped else ""
     said = f"the lower bound {'exceeds' if promote else 'does not exceed'} the margin {margin:g}"
     if alarm:
         said += "; the upper bound is below 0: worse than the champion"
     reason = (
         f"challenger - champion = {bounds.estimate:+.3f} [{bounds.lower:+.3f}, {bounds.upper:+.3f}] on {pairs.height} "
-        f"paired episodes ({gained} won, {lost} lost); {said}"
+        f"paired episodes ({gained} won, {lost} lost{early}); {said}"
     )
     return Verdict(
         promote=promote,
@@ -116,7 +119,7 @@ def decide(
         champion_rate=int(theirs["success"].sum()) / theirs.height,
         only_challenger=gained,
         only_champion=lost,
-        p_value=mcnemar_exact(gained, lost),
+        p_value=anytime.mcnemar(gained, lost) if stopped else mcnemar_exact(gained, lost),
     )
 
 

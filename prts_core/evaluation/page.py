@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prts_core.evaluation.results import axis_of_row
+from prts_core.evaluation.stopped import EXACT
 from prts_core.files import write_text
 
 OPEN_TASKS = 60  # more than these are folded away
@@ -66,16 +67,29 @@ def write_page(path: Path, report: dict[str, Any], rows: Sequence[dict[str, Any]
     )
 
 
+def interval_of(report: dict[str, Any]) -> tuple[list[float], str]:
+    """95 % interval of the whole suite's rate and what it is called: after an early stop, one that holds then."""
+    stop = report["stopped_early"]
+    if stop and stop["interval"]:
+        return [stop["interval"]["lower"], stop["interval"]["upper"]], stop["method"]
+    return report["wilson95"], "Wilson"
+
+
 def _head(report: dict[str, Any]) -> str:
-    low, high = report["wilson95"]
     protocol, stop = report["protocol"], report["stopped_early"]
+    (low, high), method = interval_of(report)
     identity = ", ".join(f"{name} {str(value)[:23]}" for name, value in sorted(report["policy"].items()) if value)
     notes = []
     if stop:
         notes.append(
             f"Stopped early by a sequential test after {stop['at']} of {report['planned']} episodes: "
-            f"{stop['decision']}. The interval above is that of a fixed number of episodes."
+            f"{stop['decision']}. The tasks' intervals are those of a fixed number of episodes."
         )
+        if stop["method"] == EXACT:
+            notes.append(
+                f"A run that ends when it looks good looks better than it is, and the other way round. Estimate that "
+                f"errs either way equally often: {stop['interval']['estimate']:.1%}."
+            )
     if report["n"] < report["planned"] and not stop:
         notes.append(f"{report['n']} of {report['planned']} episodes are done.")
     if report.get("neighbours"):
@@ -88,7 +102,7 @@ def _head(report: dict[str, Any]) -> str:
         f"<h1>{escape(report['suite'])}</h1><p class=soft>{escape(protocol['source'])}</p>"
         f"<p class=soft>policy: {escape(identity)}</p>"
         + "".join(f"<div class=label><b>{escape(label)}</b></div>" for label in report["labels"])
-        + f"<div class=rate>{report['success_rate']:.1%} <small>[{low:.1%}, {high:.1%}] Wilson 95 % of "
+        + f"<div class=rate>{report['success_rate']:.1%} <small>[{low:.1%}, {high:.1%}] 95 %, {method}, of "
         f"{report['successes']} / {report['n']} episodes; mean over tasks {report['mean_over_tasks']:.1%}; "
         f"{report['latency_ms']['median']:g} ms a look (median)</small></div>"
         + "".join(f"<div class=note>{escape(note)}</div>" for note in notes)

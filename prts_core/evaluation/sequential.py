@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal, Self
 
 import numpy as np
 
 from prts_core.errors import ConfigError
+from prts_core.evaluation.intervals import Interval
 
 Decision = Literal["high", "low", "better", "worse", "equal", "undecided"]
 SEARCHED = 20_000  # episodes, when the number that would do is looked for
@@ -22,10 +24,17 @@ SEARCHED = 20_000  # episodes, when the number that would do is looked for
 
 @dataclass(frozen=True)
 class Stop:
-    """decision: high or low (one rate), better, worse or equal (a pair), undecided at the limit. at: outcomes read."""
+    """decision: high or low (one rate), better, worse or equal (a pair), undecided at the limit. at: outcomes read.
+
+    interval: of the rate, 95 %, one that holds after such a stop (evaluation/stopped.py); method: which. p_value: that
+    a pair is equally good; at most alpha just where one was found better.
+    """
 
     decision: Decision
     at: int
+    interval: Interval | None = None
+    method: str = ""
+    p_value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -56,21 +65,53 @@ class Walk:
         return (level >= self.upper) - (level <= self.lower)
 
     def exact(self, p: float) -> tuple[float, float, float]:
-        """(P(upper), P(lower), mean steps) when every step is a success with probability `p`, by dynamic programming
-        over the number of successes: no simulation, no approximation."""
-        alive = np.zeros(self.most + 1)
-        alive[0] = 1.0
-        high = low = steps = 0.0
-        successes = np.arange(self.most + 1)
-        for n in range(1, self.most + 1):
-            steps += alive.sum()
-            moved = alive * (1 - p)
-            moved[1:] += alive[:-1] * p
-            level = successes * self.up + (n - successes) * self.down
-            above, below = level >= self.upper, level <= self.lower
-            high, low = high + moved[above].sum(), low + moved[below].sum()
-            alive = np.where(above | below, 0.0, moved)
-        return float(high), float(low), float(steps)
+        """(P(upper), P(lower), mean steps) when every step is a success with probability `p`, summed over all ways to
+        end: no simulation, no approximation."""
+        ends = endings(self)
+        chances = ends.chances(p)
+        return (
+            float(chances[ends.sign > 0].sum()), float(chances[ends.sign < 0].sum()), float((chances * ends.at).sum())
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Endings:
+    """Where a walk can end, (E,) each: after how many steps, with how many successes, at which bound (0: at the limit),
+    and the logarithm of how many sequences of outcomes lead there."""
+
+    at: np.ndarray
+    successes: np.ndarray
+    sign: np.ndarray
+    log_ways: np.ndarray
+
+    def chances(self, p: np.ndarray | float) -> np.ndarray:
+        """Of each when every step is a success with probability `p`; (..., E) for p (...)."""
+        p = np.asarray(p, np.float64)[..., None]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            won = np.where(self.successes > 0, self.successes * np.log(p), 0.0)
+            lost = np.where(self.at > self.successes, (self.at - self.successes) * np.log1p(-p), 0.0)
+        return np.exp(self.log_ways + won + lost)
+
+
+@lru_cache(maxsize=16)
+def endings(walk: Walk) -> Endings:
+    """Counted step by step over the number of successes, of which only the few between the bounds are alive."""
+    first, ways = 0, np.zeros(1)  # alive: `first` successes and up, log ways each
+    found: list[tuple[np.ndarray, ...]] = []
+    for n in range(1, walk.most + 1):
+        grown = np.full(len(ways) + 1, -np.inf)
+        grown[:-1] = ways
+        grown[1:] = np.logaddexp(grown[1:], ways)
+        successes = first + np.arange(len(grown))
+        level = successes * walk.up + (n - successes) * walk.down
+        sign = (level >= walk.upper).astype(int) - (level <= walk.lower)
+        ends = sign != 0 if n < walk.most else np.ones(len(grown), bool)
+        found.append((np.full(ends.sum(), n), successes[ends], sign[ends], grown[ends]))
+        if ends.all():
+            break
+        alive = np.flatnonzero(~ends)
+        first, ways = first + int(alive[0]), grown[alive]  # what lies between two bounds has no gaps
+    return Endings(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -130,10 +171,15 @@ class RateTest(_Test):
 
     def simulate(self, p: float, runs: int, seed: int = 0) -> tuple[float, float, float]:
         """Realised (share "high", share "low", mean episodes) of `runs` simulated benchmarks at the rate `p`."""
-        walk, rng = self.walk, np.random.default_rng([seed, round(p * 1e6)])
-        steps = np.where(rng.random((runs, self.most)) < p, walk.up, walk.down)
-        sign, at = _first_exit(steps, walk)
+        sign, at, _ = self.draw(p, runs, seed)
         return float((sign > 0).mean()), float((sign < 0).mean()), float(at.mean())
+
+    def draw(self, p: float, runs: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(bound met, 0 for none; episodes; successes) of simulated benchmarks at the rate `p`, (runs,) each."""
+        walk, rng = self.walk, np.random.default_rng([seed, round(p * 1e6)])
+        won = rng.random((runs, self.most)) < p
+        sign, at = _first_exit(np.where(won, walk.up, walk.down), walk)
+        return sign, at, won.cumsum(1)[np.arange(runs), at - 1]
 
 
 @dataclass(frozen=True)
@@ -149,8 +195,12 @@ class PairedTest(_Test):
     @property
     def share(self) -> float:
         """Of the discordant pairs, those the better policy wins under H1."""
-        won, lost = self.p1 * (1 - self.p0), self.p0 * (1 - self.p1)
-        return won / (won + lost)
+        return self.p1 * (1 - self.p0) / self._discordant
+
+    @property
+    def _discordant(self) -> float:
+        """Of all pairs under H1, were the two outcomes independent."""
+        return self.p1 * (1 - self.p0) + self.p0 * (1 - self.p1)
 
     @property
     def walk(self) -> Walk:
@@ -169,22 +219,20 @@ class PairedTest(_Test):
                     levels[side] += walk.up if won else walk.down
                     signs[side] = walk.sign(levels[side])
             if 1 in signs:
-                return Stop("better" if signs[0] == 1 else "worse", at)
+                return Stop("better" if signs[0] == 1 else "worse", at, p_value=_p_value(levels))
             if signs == [-1, -1]:
-                return Stop("equal", at)
-        return Stop("undecided", self.most) if len(pairs) >= self.most else None
+                return Stop("equal", at, p_value=_p_value(levels))
+        return Stop("undecided", self.most, p_value=_p_value(levels)) if len(pairs) >= self.most else None
 
     @property
     def missed(self) -> float:
         """The chance of not saying "better" when the rates are p1 and p0 and the outcomes independent: exact but for
         the other direction's bound, which is reached first with a chance below alpha / 2."""
-        won, lost = self.p1 * (1 - self.p0), self.p0 * (1 - self.p1)
-        missed, discordant = 0.0, won + lost
-        weights = _binomial(self.most, discordant)
-        # The number of discordant pairs among `most` varies; those that matter are taken one by one.
-        for count in np.flatnonzero(weights > 1e-6):
-            missed += weights[count] * (1 - replace(self.walk, most=int(count)).exact(self.share)[0] if count else 1)
-        return float(missed)
+        # How many of the pairs are discordant varies; a shorter walk is the beginning of the longest.
+        ends = endings(self.walk)
+        better = ends.sign > 0
+        by_length = np.bincount(ends.at[better], ends.chances(self.share)[better], self.most + 1).cumsum()
+        return float(1 - _binomial(self.most, self._discordant) @ by_length)
 
     def simulate(
         self, first: float, second: float, runs: int, seed: int = 0, agreement: float = 0.0
@@ -218,6 +266,11 @@ class PairedTest(_Test):
             "undecided": float((~decided & ~settled).mean()),
         }
         return shares, float(at.mean())
+
+
+def _p_value(levels: list[float]) -> float:
+    """By Ville's inequality, both directions allowed for."""
+    return min(1.0, 2 * math.exp(-max(levels)))
 
 
 def _first_exit(steps: np.ndarray, walk: Walk) -> tuple[np.ndarray, np.ndarray]:

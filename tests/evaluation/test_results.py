@@ -18,7 +18,7 @@ from prts_core.errors import ConfigError, DataError
 from prts_core.evaluation.actors import LocalActor
 from prts_core.evaluation.comparison import compare_runs
 from prts_core.evaluation.gate import policy_episodes
-from prts_core.evaluation.intervals import mcnemar_exact, wilson
+from prts_core.evaluation.intervals import Interval, mcnemar_exact, wilson
 from prts_core.evaluation.page import write_page
 from prts_core.evaluation.plan import Plan, Settings, make_plan
 from prts_core.evaluation.results import film_name, summarize, to_film, write_episodes, write_report
@@ -179,6 +179,24 @@ def test_a_run_that_stopped_early_is_compared_where_both_ran(tmp_path):
     assert one["labels"] == ["stand-in assets <22 files>"]
 
 
+def test_a_stop_is_told_with_bounds_that_hold_then(tmp_path):
+    lost = set(range(0, 40, 3))
+    stop = Stop("worse", 40, Interval(0.65, 0.4, 0.85), "valid whenever one stops", p_value=0.04)
+    written(tmp_path / "a", set())
+    report = written(tmp_path / "b", lost, episodes=40, stop=stop)
+    assert report["stopped_early"]["interval"] == {"estimate": 0.65, "lower": 0.4, "upper": 0.85}
+    page = Checked((tmp_path / "b/page.html").read_text()).text
+    assert "[40.0%, 85.0%] 95 %, valid whenever one stops" in page and "Wilson 95 %" in page
+    made = compare_runs({"dots": tmp_path / "a"}, {"dots": tmp_path / "b"}, margin=-0.05)
+    one = made["suites"]["dots"]
+    assert one["stopped"] and one["p_value"] == 0.04 and made["worse"] == ["dots"] and not one["promote"]
+    written(tmp_path / "b", lost, episodes=40)
+    plain = compare_runs({"dots": tmp_path / "a"}, {"dots": tmp_path / "b"}, margin=-0.05)["suites"]["dots"]
+    assert plain["upper"] - plain["lower"] < one["upper"] - one["lower"] and plain["p_value"] < 0.001
+    turned = compare_runs({"dots": tmp_path / "b"}, {"dots": tmp_path / "a"}, margin=-0.05)["suites"]["dots"]
+    assert turned["p_value"] == plain["p_value"] and not turned["stopped"]
+
+
 def test_progress_says_success_with_its_interval():
     rows = {index: {"success": index < 8} for index in range(10)}
     assert score(rows) == "success 8/10 = 80% [49%, 94%]"
@@ -191,7 +209,9 @@ def test_early_stopping_in_pairs_reads_the_earlier_run_in_the_plans_order(tmp_pa
     plan = make_plan(SUITE, CHUNK, Settings(episodes=60))
     reader = early_stop((0.3, 0.9), args, tmp_path, Console())(plan)
     assert reader([False] * 3) is None
-    assert reader([False] * 60) == PairedTest(0.3, 0.9, 60).read([(False, True)] * 60)
+    plain, told = PairedTest(0.3, 0.9, 60).read([(False, True)] * 60), reader([False] * 60)
+    assert plain and (told.decision, told.at, told.p_value) == (plain.decision, plain.at, plain.p_value)
+    assert told.interval.lower == 0 and told.method == "valid whenever one stops" and told.p_value <= 0.05
     assert reader([False] * 60).decision == "worse"
     with pytest.raises(DataError, match=r"lacks episodes of this plan.*30 missing, first left"):
         early_stop((0.3, 0.9), args, tmp_path, Console())(make_plan(SUITE, CHUNK, Settings(episodes=90)))
