@@ -362,20 +362,33 @@ class SubtaskConfig(SubtaskSection):
 
 @dataclass(frozen=True)
 class BenchmarkSection:
-    """Closed loop on held-out seeds. execute_steps: rows of a chunk executed before the policy looks again.
+    """Closed loop in simulation, the policy beside its controls.
 
-    action_noise: standard deviations added to actions to make failures where the policy itself makes too few.
-    record: conditions (policy, expert, noisy, ...) whose episodes are kept whole under rollouts/, for
-    `prts convert --source rollouts`.
+    suite: of `prts sim list`; none: where the dataset was recorded, under the settings that it was recorded with.
+    tasks: some of the suite's, or none for all. episodes: a task; none: as many as the suite's protocol says. seed:
+    none for the suite's. perturbation: laid over every task's own. image_size: pixels that the simulator renders, none
+    for the suite's (or those of the dataset). execute_steps: rows of a chunk executed before the policy looks again.
+    swap_pair: two tasks whose sentences are exchanged in one of the controls.
+
+    workers: simulators at once; none: one a core, at most 8. batch: samples the policy is asked at once, no more
+    than workers.
+    failures_wanted: in all, for the value's AUROC; action_noise: standard deviations added to actions to make failures
+    where the policy itself makes too few. record: conditions (policy, expert, noisy, ...) whose episodes are kept whole
+    under rollouts/, for `prts convert --source rollouts`.
     """
 
     __pydantic_config__ = FORBID_EXTRA
-    episodes: int = 20
-    seed: int = 90_000
+    suite: str | None = None
+    tasks: tuple[str, ...] = ()
+    episodes: int | None = 20
+    seed: int | None = None
+    perturbation: dict[str, Any] = field(default_factory=dict)
+    image_size: int | None = None
     execute_steps: int = 2
-    swap_pair: tuple[str, str] = ("faucet-open", "faucet-close")
+    swap_pair: tuple[str, str] | None = None
     videos_per_task: int = 1
-    workers: int = 2
+    workers: int | None = None
+    batch: int = 1
     failures_wanted: int = 30
     action_noise: tuple[float, ...] = (0.5, 1.0)
     record: tuple[str, ...] = ()

@@ -35,11 +35,13 @@ class Answer:
 
 class Actor(Protocol):
     """A policy to be measured. identity: plain values that change when the policy does; its address is not among
-    them. batch: samples asked together, always."""
+    them. batch: samples asked together, always. fill: a batch costs by the sample, so that it is worth waiting until
+    it is full."""
 
     contract: PolicyContract
     identity: dict[str, Any]
     batch: int
+    fill: bool
 
     def ask(
         self, observation: Mapping[str, np.ndarray], instructions: Sequence[str], seeds: Sequence[int]
@@ -71,9 +73,11 @@ class Asked(ActsOnImages, Protocol):
 class LocalActor:
     """A policy in this process. values: ask for them as well, which costs about as much as the actions."""
 
-    def __init__(self, policy: Asked, identity: Mapping[str, Any], *, batch: int = 1, values: bool = True) -> None:
+    def __init__(
+        self, policy: Asked, identity: Mapping[str, Any], *, batch: int = 1, values: bool = True, fill: bool = False
+    ) -> None:
         self.policy, self.contract = policy, policy.contract
-        self.identity, self.batch, self.values = dict(identity), batch, values
+        self.identity, self.batch, self.values, self.fill = dict(identity), batch, values, fill
 
     def ask(self, observation: Mapping[str, np.ndarray], instructions: Sequence[str], seeds: Sequence[int]) -> Answer:
         chunks = self.policy.act(observation, list(instructions), list(seeds))
@@ -90,6 +94,8 @@ class ServerActor:
     patience_s: how long to go on trying, waiting longer each time, while the server is gone. What comes back must be
     the same policy, or ServeError says what changed.
     """
+
+    fill = False  # nobody knows what it runs on
 
     def __init__(
         self, url: str, *, batch: int = 1, values: bool = True, patience_s: float = 300.0, api_key: str | None = None
@@ -209,7 +215,7 @@ def open_actor(
     folder = policy_folder(reference, outputs)
     policy = load_policy(folder)
     identity = {"policy_digest": policy_digest(folder), "contract": policy.contract.fingerprint}
-    return LocalActor(policy, identity, batch=batch, values=values)
+    return LocalActor(policy, identity, batch=batch, values=values, fill=policy.device.type == "cpu")
 
 
 def ask_filled(

@@ -1,33 +1,60 @@
-"""The demo's benchmark: a policy and its controls on held-out seeds of every task, resumable by task and condition.
+"""The chain's benchmark: a policy and its controls on one suite, each condition a run of its own, resumable to the
+episode.
 
-Conditions: policy, untrained (same network, random weights), blind_replay (mean training trajectory), swapped (the
-pair's
-sentences exchanged), black_images, expert; then early and noisy, which only make failures for the value's AUROC.
-It does not know stages; `benchmark_policy` takes folders and returns the report.
+Conditions: policy, expert (the suite's own), blind_replay (mean training trajectory), untrained (same network, random
+weights), black_images, swapped (the pair's sentences exchanged); then early and noisy, which only make failures for the
+value's AUROC. It does not know stages; `benchmark_policy` takes folders and returns the report.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from prts_core.config.schema import BenchmarkConfig, MetaworldSource, TaskSpec
+from prts_core.config.schema import BenchmarkConfig, ExpertSource, MetaworldSource
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.errors import ConfigError
+from prts_core.evaluation.actors import Asked, LocalActor
+from prts_core.evaluation.baselines import published
+from prts_core.evaluation.conditions import (
+    PLAIN,
+    ActsLike,
+    BlackImages,
+    OtherSentence,
+    Replayed,
+    Shaken,
+    Still,
+    Treatment,
+    mean_trajectory,
+)
 from prts_core.evaluation.intervals import wilson
-from prts_core.files import explain_os_errors, read_json, write_json
-from prts_core.policy import policy_digest
-from prts_core.progress import track
+from prts_core.evaluation.page import write_page
+from prts_core.evaluation.plan import Settings, make_plan
+from prts_core.evaluation.recording import Run, write_rollouts
+from prts_core.evaluation.results import SCHEMA, rounded, summarize
+from prts_core.evaluation.runner import NO_EXPERT, ExpertRunner, Runner
+from prts_core.evaluation.suite_run import Machine, Played, Simulators, play, show
+from prts_core.files import atomic_path, digest_value, write_json
+from prts_core.policy import load_policy, policy_digest, untrained_policy
+from prts_core.sim.adapter import adapt
+from prts_core.sim.suite import SuiteSpec, Task
+from prts_core.sim.suites import suite, suites_of, task_of
 
 CONTROLS = ("policy", "expert", "blind_replay", "untrained", "black_images", "swapped")
 CONDITIONS = (*CONTROLS, "early", "noisy")
-ENVIRONMENTS = 10  # at once, a task
+RATES = {
+    "success_rate": "policy",
+    "untrained_success_rate": "untrained",
+    "blind_replay_success_rate": "blind_replay",
+    "swapped_success_rate": "swapped",
+    "black_image_success_rate": "black_images",
+}
 
 
 @dataclass(frozen=True)
@@ -41,148 +68,222 @@ class Places:
     output: Path
 
 
-def mean_trajectory(dataset: LeRobotDataset, instruction: str) -> np.ndarray:
-    """(T, A) mean over the training episodes of a task that are still running at each row: what blind replay plays."""
-    episodes = [dataset.actions(e) for e in dataset.episodes("train") if dataset.instruction(e) == instruction]
-    longest = max(len(a) for a in episodes)
-    return np.stack([np.mean([a[row] for a in episodes if len(a) > row], axis=0) for row in range(longest)])
-
-
 def benchmark_policy(config: BenchmarkConfig, places: Places, conditions: tuple[str, ...] = CONTROLS) -> dict[str, Any]:
-    """Run what is not yet in `places.work`, write episodes.parquet, videos and report.json to `places.output`."""
-    source = config.source
-    if not isinstance(source, MetaworldSource):
-        raise ConfigError(
-            "Only Meta-World datasets can be benchmarked here", field="deploy", found=config.dataset,
-            expected="a dataset whose source.kind is metaworld",
-        )  # fmt: skip
+    """Run what is not yet in `places.work`; write episodes.parquet, report.json, page.html, videos and, where asked
+    for, rollouts to `places.output`."""
     unknown = set(config.record) - {*CONDITIONS}
     if unknown:
         raise ConfigError(
             "A condition that the benchmark does not have is to be recorded", field="benchmark.record",
             found=min(unknown), expected=", ".join(CONDITIONS),
         )  # fmt: skip
-    replays = {}
-    if places.dataset is not None and "blind_replay" in conditions:
-        dataset = LeRobotDataset.open(places.dataset)
-        replays = {task.name: mean_trajectory(dataset, task.instruction) for task in source.tasks}
-    places.work.mkdir(parents=True, exist_ok=True)
-    todo = [task for task in source.tasks if not (places.work / f"{task.name}.json").exists()]
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=min(config.workers, max(1, len(todo))), mp_context=spawn) as pool:
-        running = [
-            pool.submit(run_task, config, source, task, places, conditions, replays.get(task.name)) for task in todo
-        ]
-        for done in track(as_completed(running), total=len(running), what="benchmark"):
-            done.result()
-    rows = [row for task in source.tasks for row in read_json(places.work / f"{task.name}.json")]
-    places.output.mkdir(parents=True, exist_ok=True)
-    frame = pl.DataFrame(rows, infer_schema_length=None)
-    frame.write_parquet(places.output / "episodes.parquet")
-    report = summarize(frame, source.tasks) | {"policy_digest": policy_digest(places.policy)}
-    write_json(places.output / "report.json", report)
-    return report
+    with Bench(config, places) as bench:
+        for condition in conditions:
+            getattr(bench, f"run_{condition}")()
+        if "policy" in conditions and config.failures_wanted:
+            bench.make_failures()
+        return bench.finish()
 
 
-def run_task(
-    config: BenchmarkConfig, source: MetaworldSource, task: TaskSpec, places: Places, conditions: tuple[str, ...],
-    replay: np.ndarray | None,
-) -> None:  # fmt: skip
-    """All episodes of one task in one process, written to work/<task>.json when all are done."""
-    import torch
-
-    from prts_core.evaluation.recording import write_rollouts
-    from prts_core.evaluation.rollout import Arena, Job, Outcome
-    from prts_core.policy import load_policy, untrained_policy
-
-    torch.set_num_threads(1)  # one core a worker
-    arena = Arena(task.name, min(config.episodes, ENVIRONMENTS), source)
-    policy = load_policy(places.policy)
-    seeds = [config.seed + i for i in range(config.episodes)]
-    base = [Job("policy", task.name, task.instruction, seed, task.max_steps) for seed in seeds]
-
-    def run(condition: str, actor: Any, **changes: Any) -> list[Outcome]:
-        jobs = [replace(job, condition=condition, record=condition in config.record, **changes) for job in base]
-        return arena.run(jobs, execute=config.execute_steps, policy=actor, replay=replay)
-
-    outcomes: list[Outcome] = []
-    for condition in conditions:
-        if condition == "policy":
-            kept = condition in config.record
-            jobs = [
-                replace(job, score_value=True, film=i < config.videos_per_task, record=kept)
-                for i, job in enumerate(base)
-            ]
-            outcomes += arena.run(jobs, execute=config.execute_steps, policy=policy)
-        elif condition == "expert":
-            outcomes += run(condition, None, controller="expert")
-        elif condition == "blind_replay":
-            outcomes += run(condition, None, controller="replay")
-        elif condition == "untrained":
-            outcomes += run(condition, untrained_policy(places.policy, config.seed))
-        elif condition == "black_images":
-            outcomes += run(condition, policy, black=True)
-        elif condition == "swapped" and task.name in config.swap_pair:
-            other = config.swap_pair[1 - config.swap_pair.index(task.name)]
-            sentence = next((t.instruction for t in source.tasks if t.name == other), None)
-            if sentence is None:
-                raise ConfigError("swap_pair names a task the dataset lacks", field="benchmark.swap_pair", found=other)
-            outcomes += run(condition, policy, instruction=sentence)
-    if "policy" in conditions and config.failures_wanted:
-        share = -(-config.failures_wanted // len(source.tasks)) + 1
-        sources: list[tuple[str, Any, float]] = []
-        if places.early is not None:
-            sources.append(("early", load_policy(places.early), 0.0))
-        sources += [("noisy", policy, level) for level in config.action_noise]
-        for condition, actor, level in sources:
-            failed = sum(not o.success for o in outcomes if o.job.score_value)
-            if failed >= share:
-                break
-            # Values are the evaluated policy's own, whoever acts.
-            outcomes += run(condition, _ActsLike(actor, policy), noise=level, score_value=True)
-    film(outcomes, places.output / "videos", source)
-    if config.record:
-        write_rollouts(places.output / "rollouts" / f"{task.name}.hdf5", task, source, outcomes)
-    write_json(places.work / f"{task.name}.json", [_row(outcome) for outcome in outcomes])
+def measured(config: BenchmarkConfig) -> tuple[SuiteSpec, Settings, dict[str, Any]]:
+    """(suite, what of it is run, settings of its workers): what the recipe says, else where the dataset comes from."""
+    source, name, tasks, size, made = config.source, config.suite, config.tasks, config.image_size, {}
+    if name is None and isinstance(source, ExpertSource):
+        name, tasks, size = source.suite, tasks or source.tasks, size or source.image_size
+    if name is not None:
+        spec = suite(name)
+    elif isinstance(source, MetaworldSource):
+        made = {
+            "tasks": [[task.name, task.instruction, task.max_steps] for task in source.tasks],
+            "image_size": size or source.image_size,
+            "action_repeat": source.action_repeat,
+            "start_jitter": source.start_jitter,
+        }
+        spec, size = suites_of("metaworld", made)["metaworld"], None
+    else:
+        raise ConfigError(
+            "Nothing says where this dataset's robot can be simulated", field="benchmark.suite", found=config.dataset,
+            expected="a suite of `prts sim list`",
+        )  # fmt: skip
+    count = len(dict.fromkeys(tasks)) or len(spec.tasks)
+    each = spec.episodes_per_task if config.episodes is None else config.episodes
+    settings = Settings(
+        episodes=count * each, tasks=tasks, seed=config.seed, execute=config.execute_steps,
+        perturbation=dict(config.perturbation), image_size=size,
+    )  # fmt: skip
+    return spec, settings, made
 
 
-class _ActsLike:
-    """One policy's actions with another policy's value of them."""
+class Bench:
+    """One policy on one suite; a method a condition, which adds to `runs`."""
 
-    def __init__(self, actor: Any, judge: Any) -> None:
-        self.act, self.value = actor.act, judge.value
+    def __init__(self, config: BenchmarkConfig, places: Places) -> None:
+        self.config, self.places = config, places
+        self.spec, self.settings, made = measured(config)
+        self.policy, self.digest = load_policy(places.policy), policy_digest(places.policy)
+        self.contract = self.policy.contract
+        self.plan = make_plan(self.spec, self.contract.chunk_length, self.settings)
+        self.each = len(self.plan.keys) // len(self.plan.tasks)
+        self.adapter = adapt(self.contract.contract, self.plan.suite.contract, suite_name=self.spec.name)
+        launch = {"settings": made} if made else {}
+        self.simulators = Simulators(self.plan, Machine(config.workers, launch=launch))
+        self.runs: list[Run] = []
+        self.results: dict[str, Played] = {}
+        self.actor = self._actor(self.policy, {}, values=True)
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.simulators.close()
+
+    def _actor(self, policy: Asked, more: dict[str, Any], *, values: bool = False, batch: int = 0) -> LocalActor:
+        identity = {"policy_digest": self.digest, "contract": self.contract.fingerprint, **more}
+        fill = self.policy.device.type == "cpu"
+        return LocalActor(policy, identity, batch=batch or self.config.batch, values=values, fill=fill)
+
+    def _run(
+        self, condition: str, actor: LocalActor, *, tasks: Sequence[Task] | None = None, treatment: Treatment = PLAIN,
+        how: type[Runner] = Runner, noise: float = 0.0, execute: int | None = None,
+    ) -> None:  # fmt: skip
+        chosen = self.plan.tasks if tasks is None else tuple(tasks)
+        if not chosen:
+            return
+        settings = replace(
+            self.settings, tasks=tuple(task.name for task in chosen), episodes=self.each * len(chosen),
+            execute=execute or self.plan.execute,
+        )  # fmt: skip
+        plan = make_plan(self.spec, actor.contract.chunk_length, settings)
+        actor.identity |= {"condition": condition, "noise": noise}
+        name = f"{condition}-{noise:g}" if noise else condition
+        folder = self.places.work / name
+        made = play(plan, actor, folder, self.simulators, self.adapter, how=how, treatment=treatment, what=name)
+        self.runs.append(Run(condition, noise, plan, made.rows, folder / "actions"))
+        self.results[name] = made
+
+    # ---- the conditions ------------------------------------------------------------------------------------------
+    def run_policy(self) -> None:
+        self._run("policy", self.actor)
+
+    def run_expert(self) -> None:
+        still = Still(self.contract, 1)
+        self._run("expert", self._actor(still, {"expert": self.spec.family}, batch=1), how=ExpertRunner, execute=1)
+
+    def run_blind_replay(self) -> None:
+        if self.places.dataset is None:
+            return
+        dataset = LeRobotDataset.open(self.places.dataset)
+        found = {task.name: mean_trajectory(dataset, task.instruction) for task in self.plan.tasks}
+        played = {name: self.adapter.actions(rows) for name, rows in found.items() if rows is not None}
+        tasks = [task for task in self.plan.tasks if task.name in played]
+        longest = max((task.max_steps for task in tasks), default=1)
+        digest = digest_value({name: rows.tolist() for name, rows in played.items()})
+        actor = self._actor(Still(self.contract, longest), {"trajectories": digest}, batch=1)
+        self._run("blind_replay", actor, tasks=tasks, treatment=Replayed(played), execute=longest)
+
+    def run_untrained(self) -> None:
+        policy = untrained_policy(self.places.policy, self.plan.seed)
+        self._run("untrained", self._actor(policy, {"weights": self.plan.seed}))
+
+    def run_black_images(self) -> None:
+        self._run("black_images", self._actor(self.policy, {}), treatment=BlackImages())
+
+    def run_swapped(self) -> None:
+        pair = self.config.swap_pair
+        if pair is None:
+            return
+        first, second = (task_of(self.spec, name) for name in pair)
+        other = OtherSentence({first.name: second.instruction, second.name: first.instruction})
+        tasks = [task for task in self.plan.tasks if task.name in pair]
+        self._run("swapped", self._actor(self.policy, {"pair": list(pair)}), tasks=tasks, treatment=other)
+
+    def make_failures(self) -> None:
+        """Values are the evaluated policy's own, whoever acts; a task that has failed enough is left out."""
+        share = -(-self.config.failures_wanted // len(self.plan.tasks)) + 1
+        if self.places.early is not None and (tasks := self._lacking(share)):
+            early = load_policy(self.places.early)
+            like = ActsLike(early, self.policy, self.contract)
+            acts = policy_digest(self.places.early)
+            self._run("early", self._actor(like, {"acts": acts}, values=True), tasks=tasks)
+        for level in self.config.action_noise:
+            shaken = Shaken(level, self.plan.suite.contract)
+            actor = self._actor(self.policy, {}, values=True)
+            self._run("noisy", actor, tasks=self._lacking(share), treatment=shaken, noise=level)
+
+    def _lacking(self, share: int) -> list[Task]:
+        rows = [row for run in self.runs if run.condition in ("policy", "early", "noisy") for row in run.rows]
+        failed = {task.name: sum(not r["success"] for r in rows if r["task"] == task.name) for task in self.plan.tasks}
+        return [task for task in self.plan.tasks if failed[task.name] < share]
+
+    # ---- what is left behind -------------------------------------------------------------------------------------
+    def finish(self) -> dict[str, Any]:
+        output = self.places.output
+        output.mkdir(parents=True, exist_ok=True)
+        frame = self._frame()
+        with atomic_path(output / "episodes.parquet") as partial:
+            frame.write_parquet(partial)
+        report = self._report(frame)
+        if "policy" in self.results:
+            report |= self._show(output)
+        recorded = [run for run in self.runs if run.condition in self.config.record]
+        if recorded:
+            report["record_faults"] = write_rollouts(self.simulators.pool(1), recorded, output / "rollouts")
+        write_json(output / "report.json", report)
+        return report
+
+    def _frame(self) -> pl.DataFrame:
+        rows = [
+            row | {"condition": run.condition, "noise": run.noise, "standins": self.plan.suite.standins,
+                   "max_steps": next(task.max_steps for task in run.plan.tasks if task.name == row["task"])}
+            for run in self.runs for row in run.rows
+        ]  # fmt: skip
+        return pl.DataFrame(rows, schema=SCHEMA | {"max_steps": pl.Int64, "noise": pl.Float64})
+
+    def _report(self, frame: pl.DataFrame) -> dict[str, Any]:
+        """Nothing in it depends on the machine: it becomes part of the package."""
+        events = [event for made in self.results.values() for event in made.events]
+        return {
+            **rates(frame, self.plan.tasks),
+            "suite": self.spec.name,
+            "labels": [self.plan.suite.standins] if self.plan.suite.standins else [],
+            "source": self.plan.suite.source,
+            "protocol_digest": self.plan.protocol_digest,
+            "adapter": list(self.adapter.notes),
+            "without_expert": {event["task"]: event["what"] for event in events if event.get("kind") == NO_EXPERT},
+            "policy_digest": self.digest,
+        }
+
+    def _show(self, output: Path) -> dict[str, Any]:
+        """Videos of the policy, failures of each task first, and its page."""
+        run, made = self.runs[0], self.results["policy"]
+        assert run.condition == "policy", "it is run first"
+        chosen = first_of_each(run.rows, self.config.videos_per_task)
+        videos, faults = show(self.simulators, run.plan, run.rows, chosen, run.folder.parent)
+        (output / "videos").mkdir(exist_ok=True)
+        for name in videos:
+            shutil.copyfile(run.folder.parent / name, output / name)
+        page = summarize(run.plan, run.rows, self.actor, stop=None, events=made.events) | {
+            "neighbours": made.neighbours,
+            "adapter": list(self.adapter.notes),
+            "videos": videos,
+            "replay_faults": faults,
+        }
+        page["published"] = published(run.plan.protocol, page["successes"], page["n"])
+        write_page(output / "page.html", page, run.rows)
+        return {"replay_faults": faults}
 
 
-def _row(outcome: Any) -> dict[str, Any]:
-    job = asdict(outcome.job)
-    return {
-        **{k: job[k] for k in ("condition", "task", "instruction", "seed", "max_steps", "noise")},
-        "success": outcome.success,
-        "steps": outcome.steps,
-        "latency_ms": round(outcome.latency_ms, 1),
-        "value_rows": [row for row, _ in outcome.values],
-        "values": [value for _, value in outcome.values],
-    }
+def first_of_each(rows: Sequence[dict[str, Any]], count: int) -> list[int]:
+    """Indices of up to `count` rows a task, failures first."""
+    chosen: dict[str, list[int]] = {}
+    for index in sorted(range(len(rows)), key=lambda index: bool(rows[index]["success"])):
+        own = chosen.setdefault(rows[index]["task"], [])
+        if len(own) < count:
+            own.append(index)
+    return sorted(index for own in chosen.values() for index in own)
 
 
-def film(outcomes: list[Any], folder: Path, source: MetaworldSource) -> None:
-    """Write the filmed rollouts, named by task, seed and what became of them."""
-    from prts_core.config.schema import VideoConfig
-    from prts_core.data.lerobot_v21.video import encode
-    from prts_core.sim.metaworld import SIMULATOR_HZ
-
-    for outcome in outcomes:
-        if outcome.frames:
-            folder.mkdir(parents=True, exist_ok=True)
-            verdict = "success" if outcome.success else "failure"
-            path = folder / f"{outcome.job.task}_{outcome.job.seed}_{verdict}.mp4"
-            with explain_os_errors(path):
-                encode(
-                    path, np.stack(outcome.frames), SIMULATOR_HZ / source.action_repeat / 2, VideoConfig(crf=23, gop=10)
-                )
-
-
-def summarize(frame: pl.DataFrame, tasks: tuple[TaskSpec, ...]) -> dict[str, Any]:
+def rates(frame: pl.DataFrame, tasks: Sequence[Task]) -> dict[str, Any]:
     """Means over tasks of every condition, and the table of tasks with Wilson intervals."""
 
     def rate(condition: str, task: str) -> float | None:
@@ -190,28 +291,20 @@ def summarize(frame: pl.DataFrame, tasks: tuple[TaskSpec, ...]) -> dict[str, Any
         return None if rows.is_empty() else float(rows["success"].mean())  # type: ignore[arg-type]
 
     def mean(condition: str) -> float | None:
-        rates = [r for task in tasks if (r := rate(condition, task.name)) is not None]
-        return round(float(np.mean(rates)), 4) if rates else None
+        found = [r for task in tasks if (r := rate(condition, task.name)) is not None]
+        return round(float(np.mean(found)), 4) if found else None
 
     table = {}
     for task in tasks:
         rows = frame.filter((pl.col("condition") == "policy") & (pl.col("task") == task.name))
         n, successes = len(rows), int(rows["success"].sum())
-        interval = wilson(successes, n)
         table[task.name] = {
             "instruction": task.instruction,
             "n": n,
             "successes": successes,
-            "wilson95": [round(interval.lower, 4), round(interval.upper, 4)],
+            "wilson95": rounded(wilson(successes, n)),
             "expert": rate("expert", task.name),
             "blind_replay": rate("blind_replay", task.name),
             "max_steps": task.max_steps,
         }
-    names = {
-        "success_rate": "policy",
-        "untrained_success_rate": "untrained",
-        "blind_replay_success_rate": "blind_replay",
-        "swapped_success_rate": "swapped",
-        "black_image_success_rate": "black_images",
-    }
-    return {key: mean(condition) for key, condition in names.items()} | {"tasks": table}
+    return {key: mean(condition) for key, condition in RATES.items()} | {"tasks": table}

@@ -1,74 +1,134 @@
-"""Rollouts kept whole: what was seen and done at every row, in raw HDF5 as demonstrations are recorded.
+"""Rollouts kept whole: what was seen and done at every row, in raw HDF5 as demonstrations of the suite are recorded.
 
-It does not know policies or datasets; `prts convert --source rollouts` makes a dataset of it.
+An episode is recorded by playing its actions again, as it is filmed: while it ran, nobody rendered what the policy did
+not look at. It does not know policies or datasets; `prts convert --source rollouts` makes a dataset of it.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prts_core.config.schema import MetaworldSource, TaskSpec
 from prts_core.errors import require
+from prts_core.evaluation.journal import Row
+from prts_core.evaluation.plan import Plan
+from prts_core.evaluation.runner import KEY, row_key
 from prts_core.files import atomic_path
-from prts_core.sim.demonstrations import Episode, write_demo
-from prts_core.sim.metaworld import SIMULATOR_HZ, MetaworldEnv
+from prts_core.observation import STATE
+from prts_core.progress import track
+from prts_core.sim import protocol
+from prts_core.sim.demonstrate import arrays_of, attributes_of, write_array
+from prts_core.sim.pool import WorkerLost
+from prts_core.sim.suite import Task
+
+if TYPE_CHECKING:
+    from prts_core.sim.pool import Pool
+
+LOST_AT_MOST = 3  # workers that one episode may cost
 
 
-@dataclass
-class Tape:
-    """One rollout while it happens; row t holds what was seen before action t."""
+@dataclass(frozen=True)
+class Run:
+    """One condition of a benchmark, run. noise: what its actions were shaken with. folder: of its executed actions."""
 
-    actions: list[np.ndarray] = field(default_factory=list)  # (4,) as executed, noise and all
-    proprio: list[np.ndarray] = field(default_factory=list)
-    states: list[np.ndarray] = field(default_factory=list)
-    images: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    condition: str
+    noise: float
+    plan: Plan
+    rows: Sequence[Row]
+    folder: Path
 
-    def add(self, env: MetaworldEnv, action: np.ndarray) -> None:
-        self.actions.append(np.clip(action, -1.0, 1.0).astype(np.float32))
-        self.proprio.append(env.proprioception())
-        self.states.append(env.simulator_state())
-        for camera, picture in env.images().items():
-            self.images.setdefault(camera, []).append(picture)
-
-    def episode(self, seed: int, noise: float, success: bool) -> Episode:
-        actions = np.stack(self.actions)
-        return Episode(
-            seed=seed,
-            noise=noise,
-            success_row=len(actions) - 1 if success else None,  # a rollout ends with the row that succeeds
-            actions=actions,
-            executed=actions,
-            proprio=np.stack(self.proprio),
-            states=np.stack(self.states),
-            images={camera: np.stack(pictures) for camera, pictures in self.images.items()},
-            subtasks=[],
-        )
+    def of_task(self, task: str) -> list[tuple[Row, int]]:
+        """(row, index in the plan)"""
+        at = {row_key(key): index for index, key in enumerate(self.plan.keys)}
+        return [(row, at[tuple(row[name] for name in KEY)]) for row in self.rows if row["task"] == task]
 
 
-def write_rollouts(path: Path, task: TaskSpec, source: MetaworldSource, outcomes: Sequence[Any]) -> int:
-    """Write the recorded ones of `outcomes` (prts_core.evaluation.rollout.Outcome) of one task; returns how many."""
-    h5py = require("h5py", "sim")
-    taped = [outcome for outcome in outcomes if outcome.tape is not None and outcome.tape.actions]
+def write_rollouts(pool: Pool, runs: Sequence[Run], folder: Path) -> list[str]:
+    """One file a task, those that are whole already left as they are; what could not be recorded, in words."""
+    tasks = {task.name: task for run in runs for task in run.plan.tasks}
+    faults: list[str] = []
+    for task in track(list(tasks.values()), what="recording rollouts"):
+        path = folder / f"{task.name}.hdf5"
+        if not path.exists() and any(run.of_task(task.name) for run in runs):
+            faults += _write_task(pool, runs, task, path)
+    return faults
+
+
+def _write_task(pool: Pool, runs: Sequence[Run], task: Task, path: Path) -> list[str]:
+    h5py, faults, count = require("h5py", "sim"), [], 0
+    spec = runs[0].plan.suite
     with atomic_path(path) as partial, h5py.File(partial, "w", track_order=True) as file:
         data = file.create_group("data", track_order=True)
-        for number, outcome in enumerate(taped):
-            job = outcome.job
-            group = data.create_group(f"demo_{number}", track_order=True)
-            write_demo(group, outcome.tape.episode(job.seed, job.noise, outcome.success))
-            group.attrs["condition"], group.attrs["success"] = job.condition, outcome.success
-            group.attrs["instruction"] = job.instruction
-        environment = {
-            "env_name": f"{task.name}-v3",
-            "env_type": "metaworld",
-            "action_repeat": source.action_repeat,
-            "control_hz": SIMULATOR_HZ / source.action_repeat,
-        }
-        data.attrs["env_args"] = json.dumps(environment, sort_keys=True)
-        data.attrs["problem_info"] = json.dumps({"language_instruction": task.instruction})
-    return len(taped)
+        for run in runs:
+            for row, index in run.of_task(task.name):
+                actions = np.load(run.folder / f"{index:05d}.npy", allow_pickle=False)
+                episode = _played_again(pool, run.plan, index, actions)
+                if (episode["success_row"] is not None) != row["success"]:
+                    faults.append(
+                        f"{run.condition}, {task.name} {row['initial_state']}: played again it ended otherwise"
+                    )
+                    continue
+                group = data.create_group(f"demo_{count}", track_order=True)
+                _write_demo(group, run, episode, row)
+                count += 1
+        for name, text in attributes_of(spec, task, spec.contract.cameras[0].height).items():
+            data.attrs[name] = text
+        data.attrs["problem_info"] = json.dumps({"problem_name": spec.name, "language_instruction": task.instruction})
+        data.attrs["num_demos"], data.attrs["standins"] = count, spec.standins
+    return faults
+
+
+def _write_demo(group: Any, run: Run, episode: dict[str, Any], row: Row) -> None:
+    rows = len(episode["actions"])
+    for name, value in {
+        "actions": episode["actions"],
+        "executed_actions": episode["executed"],
+        "rewards": (np.arange(rows) == episode["success_row"]).astype(np.float32),
+        "dones": (np.arange(rows) == rows - 1).astype(np.uint8),
+        "states": episode["states"],
+        **arrays_of(run.plan.suite, episode),
+    }.items():
+        write_array(group, name, value)
+    group.attrs["num_samples"], group.attrs["expert_noise"] = rows, run.noise
+    for name in ("seed", "initial_state", "instruction", "success"):
+        group.attrs[name] = row[name]
+    group.attrs["condition"] = run.condition
+    if episode["success_row"] is not None:
+        group.attrs["success_row"] = episode["success_row"]
+
+
+def _played_again(pool: Pool, plan: Plan, index: int, actions: np.ndarray) -> dict[str, Any]:
+    """The episode's arrays, as sim/expert_episode.py has them. WorkerLost where it costs LOST_AT_MOST workers."""
+    for left in reversed(range(LOST_AT_MOST)):
+        try:
+            return _episode(pool, plan, index, np.clip(actions, -1.0, 1.0))
+        except WorkerLost:
+            if not left:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _episode(pool: Pool, plan: Plan, index: int, actions: np.ndarray) -> dict[str, Any]:
+    reply = pool.ask(0, protocol.reset(plan.keys[index], perturbation=plan.perturbation))
+    states, seen, success_row = [], [], None
+    for row, action in enumerate(actions):
+        seen.append(reply["observation"])
+        states.append(pool.ask(0, protocol.state())["state"])
+        reply = pool.ask(0, protocol.step(action[None], look=row + 1 < len(actions)))
+        if reply["successes"].any():
+            success_row = row
+            break
+    done = actions[: len(seen)]
+    return {
+        "actions": done,
+        "executed": done,
+        "proprio": np.stack([one[STATE] for one in seen]),
+        "states": np.stack(states),
+        "images": {key: np.stack([one[key] for one in seen]) for key in seen[0] if key != STATE},
+        "success_row": success_row,
+    }

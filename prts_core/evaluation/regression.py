@@ -199,9 +199,11 @@ def _own_benchmark(plan: Plan, package: Path, folder: Path) -> SuiteResult:
 
     config = replace(STAGES["benchmark"].config(plan, None), failures_wanted=0)  # no controls, no extra failures
     places = Places(policy=package, dataset=None, early=None, work=folder / "work", output=folder)
-    benchmark_policy(config, places, conditions=("policy",))
+    report = benchmark_policy(config, places, conditions=("policy",))
     rows = gate.policy_episodes(folder / "episodes.parquet")
-    return SuiteResult(OWN_BENCHMARK, int(rows["success"].sum()), rows.height)
+    return SuiteResult(
+        OWN_BENCHMARK, int(rows["success"].sum()), rows.height, standins="; ".join(report["labels"])
+    )  # fmt: skip
 
 
 def _judge(

@@ -20,15 +20,17 @@ import numpy as np
 
 from prts_core.errors import SimulatorError
 from prts_core.evaluation.actors import Actor, Answer, ask_filled
+from prts_core.evaluation.conditions import PLAIN, Treatment
 from prts_core.evaluation.journal import Journal, Row
 from prts_core.evaluation.plan import Plan, Queue, noise_seed
 from prts_core.evaluation.sequential import Stop
 from prts_core.files import atomic_path, canonical_json
 from prts_core.sim import protocol
-from prts_core.sim.pool import WorkerLost
+from prts_core.sim.pool import WorkerLost, WorkerRefused
 from prts_core.sim.suite import EpisodeKey
 
 KEY = ("suite", "task", "initial_state", "seed")
+NO_EXPERT = "no expert"
 LOSSES = 5  # workers that one episode may cost before the simulator is told to be at fault
 POLL_S = 0.002  # how often the policy is looked after while workers step
 
@@ -83,7 +85,7 @@ class Episode:
             "success": self.success,
             "steps": self.steps,
             "looks": len(self.latency_ms),
-            "latency_ms": round(float(np.mean(self.latency_ms)), 2),
+            "latency_ms": round(float(np.mean(self.latency_ms)), 2) if self.latency_ms else None,
             "value_rows": [row for row, _ in self.values],
             "values": [value for _, value in self.values],
             "perturbation": canonical_json(dict(perturbation)),
@@ -95,15 +97,17 @@ class Runner:
 
     stop: reads the outcomes of the plan's first episodes, in the plan's order, and says when they are enough. progress:
     called with the rows so far after each episode. actions: folder of the executed actions, <index>.npy (steps, A).
+    treatment: what comes between simulator and policy, of a benchmark's controls.
     """
 
     def __init__(
         self, plan: Plan, actor: Actor, pool: Lanes, journal: Journal, *, adapter: Adapter, actions: Path,
-        stop: Callable[[Sequence[bool]], Stop | None] | None = None,
+        treatment: Treatment = PLAIN, stop: Callable[[Sequence[bool]], Stop | None] | None = None,
         progress: Callable[[Mapping[Any, Row]], None] = lambda rows: None,
     ) -> None:  # fmt: skip
         self.plan, self.actor, self.pool, self.journal = plan, actor, pool, journal
-        self.adapter, self.actions, self.stop, self.progress = adapter, actions, stop, progress
+        self.adapter, self.actions, self.treatment = adapter, actions, treatment
+        self.stop, self.progress = stop, progress
         self.queue = Queue(plan, missing(plan, journal), window=None if stop is None else 2 * len(plan.tasks))
         self.active: dict[int, Episode] = {}
         self.waiting: list[int] = []  # lanes whose policy's answer is due
@@ -132,18 +136,25 @@ class Runner:
                 answer, asked = asked.result(), None
                 self._act(lanes, answer, (time.perf_counter() - begun) * 1e3)
             if self.stepping:
-                idle = asked is None and not self.waiting
-                reply = self.pool.wait(None if idle else 0.0 if asked is None else POLL_S)
+                idle = asked is None and not self._may_ask()
+                reply = self._wait(None if idle else 0.0 if asked is None else POLL_S)
                 if reply is not None:
                     self.stepping -= 1
                     if self._took(*reply):
                         stopped = self._enough()
                     continue  # whoever has answered already comes into the same batch
-            if asked is None and self.waiting:
+            if asked is None and self._may_ask():
                 lanes, self.waiting = self.waiting[: self.actor.batch], self.waiting[self.actor.batch :]
                 begun = time.perf_counter()
                 asked = thinker.submit(self._look, [self.active[lane] for lane in lanes])
         return stopped
+
+    def _may_ask(self) -> bool:
+        full = len(self.waiting) >= self.actor.batch or not self.stepping
+        return bool(self.waiting) and (full or not self.actor.fill)
+
+    def _wait(self, timeout: float | None) -> tuple[int, Any] | None:
+        return self.pool.wait(timeout)
 
     def _enough(self) -> Stop | None:
         return None if self.stop is None else self.stop(outcomes(self.plan, self.journal))
@@ -159,7 +170,10 @@ class Runner:
             return
         key = self.plan.keys[index]
         self.active[lane] = Episode(index, key, self.plan.task(key).max_steps)
-        self._send(lane, protocol.reset(key, perturbation=self.plan.perturbation))
+        self._send(lane, self._opening(key))
+
+    def _opening(self, key: EpisodeKey) -> dict[str, Any]:
+        return protocol.reset(key, perturbation=self.plan.perturbation)
 
     def _took(self, lane: int, reply: dict[str, Any] | WorkerLost) -> bool:
         """What a worker answers; True when that finished an episode."""
@@ -168,7 +182,7 @@ class Runner:
             self._lost(lane, episode, reply)
             return False
         if reply["kind"] == "reset":
-            episode.instruction = reply["instruction"]
+            episode.instruction = self.treatment.instruction(episode.key, reply["instruction"])
         else:
             done = int(reply["steps"])
             episode.actions[-1] = episode.actions[-1][:done]
@@ -178,7 +192,7 @@ class Runner:
                 self._finish(episode)
                 self._begin(lane)
                 return True
-        episode.seen = self.adapter.observation(reply["observation"])
+        episode.seen = self.treatment.observation(self.adapter.observation(reply["observation"]))
         self.waiting.append(lane)
         return False
 
@@ -211,7 +225,8 @@ class Runner:
             if answer.values is not None:
                 episode.values.append((episode.steps, float(answer.values[i])))
             count = min(self.plan.execute, episode.max_steps - episode.steps)
-            chunk = np.asarray(self.adapter.actions(answer.chunks[i]), np.float32)[:count]
+            given = np.asarray(self.adapter.actions(answer.chunks[i]), np.float32)[:count]
+            chunk = self.treatment.actions(episode.key, episode.steps, given)
             episode.actions.append(chunk)
             # After the last chunk nobody looks.
             self._send(lane, protocol.step(chunk, look=episode.steps + len(chunk) < episode.max_steps))
@@ -222,6 +237,45 @@ class Runner:
         task = self.plan.task(episode.key)
         self.journal.add(episode.row({**task.perturbation, **self.plan.perturbation}))
         self.progress(self.journal.rows)
+
+
+class ExpertRunner(Runner):
+    """The suite's scripted expert in place of a policy: a whole episode is one message.
+
+    Tasks whose expert the simulator refuses are left out; an event in the journal says why.
+    """
+
+    def _opening(self, key: EpisodeKey) -> dict[str, Any]:
+        return protocol.demonstrate(
+            key, perturbation=self.plan.perturbation, max_steps=self.plan.task(key).max_steps, images=False
+        )
+
+    def _wait(self, timeout: float | None) -> tuple[int, Any] | None:
+        try:
+            return super()._wait(timeout)
+        except WorkerRefused as err:
+            return err.lane, err
+
+    def _took(self, lane: int, reply: dict[str, Any] | WorkerLost | WorkerRefused) -> bool:
+        episode = self.active[lane]
+        if isinstance(reply, WorkerLost):
+            self._lost(lane, episode, reply)
+            return False
+        if isinstance(reply, WorkerRefused):
+            task = episode.key.task
+            if task not in without_expert(self.journal):
+                self.journal.note({"kind": NO_EXPERT, "task": task, "what": str(reply.found)})
+            self.queue.todo = [index for index in self.queue.todo if self.plan.keys[index].task != task]
+            self._begin(lane)
+            return False
+        reached = reply["success_row"]
+        episode.success = reached is not None
+        episode.steps = len(reply["executed"]) if reached is None else int(reached) + 1
+        episode.instruction = reply["instruction"]
+        episode.actions = [reply["executed"][: episode.steps]]
+        self._finish(episode)
+        self._begin(lane)
+        return True
 
 
 class Same:
@@ -238,9 +292,20 @@ def row_key(key: EpisodeKey) -> tuple[Any, ...]:
     return tuple(getattr(key, name) for name in KEY)
 
 
+def without_expert(journal: Journal) -> dict[str, str]:
+    """Tasks that an expert was asked for and refused, and why."""
+    return {event["task"]: event["what"] for event in journal.events if event.get("kind") == NO_EXPERT}
+
+
 def missing(plan: Plan, journal: Journal) -> list[int]:
-    """Indices of the plan's episodes that the journal lacks."""
-    return [index for index, key in enumerate(plan.keys) if row_key(key) not in journal.rows]
+    """Indices of the plan's episodes that the journal lacks and that can be run."""
+    refused = without_expert(journal)
+    return [i for i, key in enumerate(plan.keys) if row_key(key) not in journal.rows and key.task not in refused]
+
+
+def finished(plan: Plan, journal: Journal) -> list[Row]:
+    """The plan's finished episodes, in its order."""
+    return [row for key in plan.keys if (row := journal.rows.get(row_key(key))) is not None]
 
 
 def rows_in_order(plan: Plan, journal: Journal) -> Iterator[Row]:

@@ -14,7 +14,9 @@ from typing import Any
 from prts_core.errors import ConfigError
 from prts_core.evaluation.actors import Actor, neighbours_matter
 from prts_core.evaluation.baselines import published
+from prts_core.evaluation.conditions import PLAIN, Treatment
 from prts_core.evaluation.intervals import wilson
+from prts_core.evaluation.journal import Row
 from prts_core.evaluation.page import write_page
 from prts_core.evaluation.plan import Plan, Settings, make_plan
 from prts_core.evaluation.results import (
@@ -27,13 +29,14 @@ from prts_core.evaluation.results import (
     write_episodes,
     write_report,
 )
-from prts_core.evaluation.runner import Runner, missing, open_journal, outcomes
+from prts_core.evaluation.runner import Runner, finished, missing, open_journal, outcomes
 from prts_core.evaluation.sequential import Stop
 from prts_core.progress import Bar
-from prts_core.sim.adapter import adapt
+from prts_core.sim.adapter import Adapter, adapt
 from prts_core.sim.pool import Launch, Pool, launch_for
 from prts_core.sim.suite import SuiteSpec
 
+NEIGHBOURS = "neighbours matter"
 Say = Callable[[str], None]
 Reader = Callable[[Sequence[bool]], Stop | None]
 
@@ -61,49 +64,113 @@ def run_suite(
     """
     plan = make_plan(suite, actor.contract.chunk_length, settings)
     adapter = adapt(actor.contract.contract, plan.suite.contract, policy_name="the policy", suite_name=suite.name)
-    workers = min(machine.workers or min(8, os.cpu_count() or 1), len(plan.keys))
-    if machine.workers is not None and machine.workers < 1:
-        raise ConfigError("A benchmark needs workers", field="--workers", found=machine.workers, expected="1 or more")
-    reader = None if stop is None else stop(plan)
     for note in adapter.notes:
         say(f"converted between policy and suite: {note}")
-    with open_journal(folder / "journal.jsonl", plan, actor, adapter=list(adapter.notes)) as journal:
-        todo = missing(plan, journal)
-        if len(todo) < len(plan.keys):
-            say(f"{len(plan.keys) - len(todo)} of {len(plan.keys)} episodes are done already")
-        stopped = None if reader is None else reader(outcomes(plan, journal))
-        if todo and stopped is None:
-            unstable = neighbours_matter(actor, [task.instruction for task in plan.tasks])
-            if unstable:
-                journal.note({"kind": "neighbours matter", "what": unstable})
-                say(f"rows may depend on which episodes run side by side: {unstable}; --batch 1 rules that out")
-            with (
-                Pool(_launch(plan, machine), min(workers, len(todo))) as pool,
-                Bar(suite.name, len(plan.keys)) as bar,
-            ):
-                runner = Runner(
-                    plan, actor, pool, journal, adapter=adapter, actions=folder / "actions", stop=reader,
-                    progress=lambda rows: bar.update(len(rows), score(rows)),
-                )  # fmt: skip
-                stopped = runner.run()
-        rows = counted(plan, journal, stopped)
+    with Simulators(plan, machine) as simulators:
+        made = play(
+            plan, actor, folder, simulators, adapter, stop=None if stop is None else stop(plan), say=say,
+        )  # fmt: skip
+        rows = made.rows
         require_rows(rows)
-        report = summarize(plan, rows, actor, stop=stopped, events=journal.events)
-    report["neighbours"] = next((e["what"] for e in journal.events if e.get("kind") == "neighbours matter"), "")
-    report["adapter"] = list(adapter.notes)
-    report["published"] = published(plan.protocol, report["successes"], report["n"])
-    chosen = to_film(plan, rows, machine.videos)
-    wanted = [f"videos/{film_name(index, rows[index])}" for index in chosen]
-    report["replay_faults"] = []
-    if any(not (folder / name).exists() for name in wanted):
-        say(f"filming {len(chosen)} episodes, failures first")
-        with Pool(_launch(plan, machine), 1) as pool:
-            report["replay_faults"] = film_all(pool, plan, rows, chosen, folder)
-    report["videos"] = [name for name in wanted if (folder / name).exists()]
+        report = summarize(plan, rows, actor, stop=made.stopped, events=made.events)
+        report["neighbours"] = made.neighbours
+        report["adapter"] = list(adapter.notes)
+        report["published"] = published(plan.protocol, report["successes"], report["n"])
+        chosen = to_film(plan, rows, machine.videos)
+        report["videos"], report["replay_faults"] = show(simulators, plan, rows, chosen, folder, say=say)
     write_episodes(folder / "episodes.parquet", plan, rows)
     write_report(folder, report)
     write_page(folder / "page.html", report, rows)
     return report
+
+
+@dataclass(frozen=True)
+class Played:
+    """rows: what the result is about, in the plan's order. events: the journal's. neighbours: "" or what changed."""
+
+    rows: list[Row]
+    events: list[Row]
+    stopped: Stop | None
+
+    @property
+    def neighbours(self) -> str:
+        return next((event["what"] for event in self.events if event.get("kind") == NEIGHBOURS), "")
+
+
+class Simulators:
+    """Workers for plans of one suite, started when they are first needed and kept until the end."""
+
+    def __init__(self, plan: Plan, machine: Machine) -> None:
+        if machine.workers is not None and machine.workers < 1:
+            raise ConfigError("A benchmark needs workers", field="workers", found=machine.workers, expected="1 or more")
+        self.plan, self.machine = plan, machine
+        self.most = machine.workers or min(8, os.cpu_count() or 1)
+        self.started: Pool | None = None
+
+    def __enter__(self) -> Simulators:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def pool(self, wanted: int) -> Pool:
+        """The workers; as many as `wanted`, at most, where they are not started yet."""
+        if self.started is not None and self.started.lanes < min(self.most, wanted):
+            self.close()
+        if self.started is None:
+            self.started = Pool(_launch(self.plan, self.machine), min(self.most, wanted))
+        return self.started
+
+    def close(self) -> None:
+        if self.started is not None:
+            self.started.close()
+        self.started = None
+
+
+def play(
+    plan: Plan, actor: Actor, folder: Path, simulators: Simulators, adapter: Adapter, *, how: type[Runner] = Runner,
+    treatment: Treatment = PLAIN, stop: Reader | None = None, what: str = "", say: Say = lambda text: None,
+) -> Played:  # fmt: skip
+    """Run what `folder` still lacks of the plan. StageError where the folder holds another run.
+
+    what: for the progress bar; none: the suite.
+    """
+    with open_journal(folder / "journal.jsonl", plan, actor, adapter=list(adapter.notes)) as journal:
+        todo = missing(plan, journal)
+        if len(todo) < len(plan.keys):
+            say(f"{len(plan.keys) - len(todo)} of {len(plan.keys)} episodes are done already")
+        stopped = None if stop is None else stop(outcomes(plan, journal))
+        if todo and stopped is None:
+            unstable = neighbours_matter(actor, [task.instruction for task in plan.tasks])
+            if unstable:
+                journal.note({"kind": NEIGHBOURS, "what": unstable})
+                say(f"rows may depend on which episodes run side by side: {unstable}; --batch 1 rules that out")
+            with Bar(what or plan.suite.name, len(plan.keys)) as bar:
+                stopped = how(
+                    plan, actor, simulators.pool(len(todo)), journal, adapter=adapter, actions=folder / "actions",
+                    treatment=treatment, stop=stop, progress=lambda rows: bar.update(len(rows), score(rows)),
+                ).run()  # fmt: skip
+            if stopped is not None:
+                simulators.close()  # some are in the middle of an episode
+        done = counted(plan, journal, stopped) if stopped is not None else finished(plan, journal)
+        return Played(done, journal.events, stopped)
+
+
+def show(
+    simulators: Simulators,
+    plan: Plan,
+    rows: Sequence[Row],
+    chosen: Sequence[int],
+    folder: Path,
+    say: Say = lambda text: None,
+) -> tuple[list[str], list[str]]:
+    """Film those episodes that are not filmed yet; (videos that there are, what went wrong)."""
+    wanted = [f"videos/{film_name(index, rows[index])}" for index in chosen]
+    faults: list[str] = []
+    if any(not (folder / name).exists() for name in wanted):
+        say(f"filming {len(chosen)} episodes, failures first")
+        faults = film_all(simulators.pool(1), plan, rows, chosen, folder)
+    return [name for name in wanted if (folder / name).exists()], faults
 
 
 def _launch(plan: Plan, machine: Machine) -> Launch:

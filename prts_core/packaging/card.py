@@ -22,6 +22,8 @@ def card(manifest: PackageManifest, contract: PolicyContract, benchmark: dict[st
         for name, row in benchmark["tasks"].items()
     )
     auroc = f"{percent(value['auroc'])} ({value['n_failed']} failed, {value['n_success']} successful)"
+    sentence = next(iter(benchmark["tasks"].values()))["instruction"]
+    labels = "".join(f"\n\n**{label}**" for label in benchmark["labels"])
     cameras = ", ".join(f"`{c.key}` ({c.label}, {c.height}x{c.width})" for c in meant.cameras)
     return f"""---
 license: {manifest.licence}
@@ -41,7 +43,8 @@ Policy digest `{manifest.policy_digest}`: every figure below was measured on exa
 - cameras: {cameras}
 - rotation: {meant.rotation}; gripper: {meant.gripper}; normalisation: {contract.normalization}
 
-## Success on held-out seeds
+## Success on held-out episodes of {benchmark["suite"]}{labels}
+
 | task | instruction | success | 95 % Wilson | expert | blind replay | step limit |
 |---|---|---|---|---|---|---|
 {rows}
@@ -54,7 +57,7 @@ Policy digest `{manifest.policy_digest}`: every figure below was measured on exa
 | sentences of the pair swapped | {percent(benchmark["swapped_success_rate"])} |
 | black images | {percent(benchmark["black_image_success_rate"])} |
 
-Success is Meta-World's own flag, raised at any step within the limit.
+Success is the simulator's own flag, raised at any step within the limit. {benchmark["source"]}.
 
 ## Value (goal reachability)
 | | |
@@ -69,7 +72,7 @@ from pathlib import Path
 from prts_core.policy import load_policy
 policy = load_policy(Path("."))
 observation = {{"observation.state": state, "{meant.cameras[0].key}": image}}  # and every other camera, uint8 (H, W, 3)
-chunk = policy.act(observation, "open the faucet", seeds=0)  # ({contract.chunk_length}, {len(meant.action)})
-nats = policy.value(observation, chunk, "open the faucet")  # a batch goes in, and comes out, with one more axis
+chunk = policy.act(observation, "{sentence}", seeds=0)  # ({contract.chunk_length}, {len(meant.action)})
+nats = policy.value(observation, chunk, "{sentence}")  # a batch goes in, and comes out, with one more axis
 ```
 """

@@ -221,20 +221,38 @@ def _part(output: Path, task: Task, number: int) -> Path:
     return output / PARTS / task.name / f"{number}.hdf5"
 
 
-def _layout(family: str) -> Any:
+def layout_of(family: str) -> Any:
+    """The family's module `layout`; none where it has no names of its own for its recordings."""
     package = family if "." in family else f"prts_core.sim.suites.{family}"
     name = f"{package}.layout"
     return importlib.import_module(name) if importlib.util.find_spec(name) else None
 
 
+def arrays_of(spec: SuiteSpec, episode: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Of an episode in the arrays of sim/expert_episode.py, what stands in its recording beside actions and states."""
+    layout = layout_of(spec.family)
+    if layout is not None:
+        found: dict[str, np.ndarray] = layout.datasets(episode)
+        return found
+    pictures = {f"obs/{key.rsplit('.', 1)[-1]}_rgb": seen for key, seen in episode["images"].items()}
+    return {"obs/proprio": episode["proprio"], **pictures}
+
+
+def attributes_of(spec: SuiteSpec, task: Task, image_size: int) -> dict[str, str]:
+    """Of a recording's group `data`, besides the sentence."""
+    layout = layout_of(spec.family)
+    own = {"env_args": json.dumps({"env_name": spec.name, "control_hz": spec.contract.control_hz})}
+    return dict(layout.attributes(spec, task, image_size)) if layout else own
+
+
+def write_array(group: Any, name: str, value: np.ndarray) -> None:
+    """Pictures are packed one by one. Level 1 takes them to a quarter; higher levels cost time and gain little."""
+    packed = {"compression": "gzip", "compression_opts": 1, "chunks": (1, *value.shape[1:])}
+    group.create_dataset(name, data=value, track_times=False, **(packed if value.ndim == 4 else {}))
+
+
 def _write_part(path: Path, spec: SuiteSpec, reply: dict[str, Any], row: dict[str, Any]) -> None:
     h5py = require("h5py", "sim")
-    layout = _layout(spec.family)
-    if layout is None:
-        named = {f"obs/{key.rsplit('.', 1)[-1]}_rgb": seen for key, seen in reply["images"].items()}
-        own = {"obs/proprio": reply["proprio"], **named}
-    else:
-        own = layout.datasets(reply)
     rows, reached = len(reply["actions"]), row["steps"] - 1
     names = list(dict.fromkeys(reply["phases"]))
     with atomic_path(path) as partial, h5py.File(partial, "w") as file:
@@ -244,10 +262,9 @@ def _write_part(path: Path, spec: SuiteSpec, reply: dict[str, Any], row: dict[st
             "rewards": (np.arange(rows) >= reached).astype(np.uint8),
             "dones": (np.arange(rows) == rows - 1).astype(np.uint8),
             "states": reply["states"],
-            **own,
+            **arrays_of(spec, reply),
         }.items():
-            packed = {"compression": "gzip", "compression_opts": 1, "chunks": (1, *value.shape[1:])}
-            file.create_dataset(name, data=value, track_times=False, **(packed if value.ndim == 4 else {}))
+            write_array(file, name, value)
         file.attrs["num_samples"] = rows
         file.attrs["init_state"] = reply["states"][0]
         for name in ("initial_state", "seed", "noise_seed", "attempt"):
@@ -263,7 +280,7 @@ def _finish(spec: SuiteSpec, settings: Settings, attempts: Attempts, output: Pat
     if not settings.record or path.exists():
         return
     h5py = require("h5py", "sim")
-    layout, total = _layout(spec.family), 0
+    total = 0
     good = sorted(number for number, row in attempts.known.items() if row["success"])
     with atomic_path(path) as partial, h5py.File(partial, "w", track_order=True) as file:
         data = file.create_group("data", track_order=True)
@@ -276,8 +293,7 @@ def _finish(spec: SuiteSpec, settings: Settings, attempts: Attempts, output: Pat
                     demo.attrs[name] = value
                 total += int(part.attrs["num_samples"])
         size = settings.image_size or spec.contract.cameras[0].height
-        own = {"env_args": json.dumps({"env_name": spec.name, "control_hz": spec.contract.control_hz})}
-        for name, text in (layout.attributes(spec, attempts.task, size) if layout else own).items():
+        for name, text in attributes_of(spec, attempts.task, size).items():
             data.attrs[name] = text
         instruction = attempts.known[good[0]]["instruction"]
         data.attrs["problem_info"] = json.dumps({"problem_name": spec.name, "language_instruction": instruction})

@@ -54,7 +54,9 @@ class WorkerLost(SimulatorError):
 
 
 class WorkerRefused(SimulatorError):
-    """A worker says that what it was asked for is wrong."""
+    """The worker of `lane` says that what it was asked for is wrong; it lives on."""
+
+    lane: int
 
 
 @dataclass(frozen=True)
@@ -315,7 +317,9 @@ class Pool:
         if isinstance(reply, WorkerLost):
             self.in_episode[lane] = False
         elif reply["kind"] == "refused":
-            raise WorkerRefused(f"The simulator refuses a {kind!r}", field=f"lane {lane}", found=reply["error"])
+            refused = WorkerRefused(f"The simulator refuses a {kind!r}", field=f"lane {lane}", found=reply["error"])
+            refused.lane = lane
+            raise refused
         return lane, reply
 
     def _due(self, lane: int) -> bool:

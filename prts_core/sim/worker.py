@@ -27,7 +27,7 @@ from prts_core.sim import protocol
 from prts_core.sim.expert_episode import run_expert
 from prts_core.sim.protocol import Frames, Message
 from prts_core.sim.suite import Environment, SuiteSpec, Task
-from prts_core.sim.suites import part, task_of
+from prts_core.sim.suites import part, suites_of, task_of
 
 WATCH_SECONDS = 2.0
 
@@ -52,7 +52,7 @@ class Session:
 
     def _make(self, settings: dict[str, Any]) -> dict[str, Any]:
         self.environment = part(self.family, "environment").make(settings)
-        self.suites = part(self.family, "spec").suites()
+        self.suites = suites_of(self.family, settings)
         return {}
 
     def _begin(self, suite: str, task: str, initial_state: int, seed: int, perturbation: dict[str, Any]) -> Task:

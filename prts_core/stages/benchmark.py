@@ -1,4 +1,4 @@
-"""Stage benchmark: the fine-tuned policy and its controls in closed loop on held-out seeds."""
+"""Stage benchmark: the fine-tuned policy and its controls in closed loop on a simulation suite."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ def benchmark(config: BenchmarkConfig, inputs: dict[str, Manifest], context: Sta
             policy=policy,
             dataset=inputs["convert"].folder(context.outputs),
             early=early if early.exists() else None,
-            work=context.work / "tasks",
+            work=context.work / "conditions",
             output=context.output,
         ),
     )
     metrics = {k: v for k, v in report.items() if isinstance(v, float)}
     metrics |= {f"success/{name}": row["successes"] / row["n"] for name, row in report["tasks"].items()}
     videos = tuple(sorted(p.relative_to(context.output).as_posix() for p in context.output.glob("videos/*.mp4")))
-    return StageResult(metrics, dict(inputs["sft"].contracts), ("report.json", "episodes.parquet", *videos))
+    return StageResult(
+        metrics, dict(inputs["sft"].contracts), ("report.json", "episodes.parquet", "page.html", *videos)
+    )

@@ -26,7 +26,7 @@ from prts_core.stages.base import StageContext, StageResult
 RECORDS = ("train_config.json", "benchmark.json", "value.json")
 DESCRIPTION = "Vision-language-action policy with goal reachability, trained by PRTS on demonstrations of {embodiment}."
 PROTOCOL = (
-    "held-out seeds; the simulator's own success flag at any step within the task's limit; "
+    "held-out episodes; the simulator's own success flag at any step within the task's limit; "
     "the policy sees images, sentence and proprioception only"
 )
 
@@ -45,7 +45,8 @@ def package(config: PackageConfig, inputs: dict[str, Manifest], context: StageCo
                 cure=f"run `prts {who}` again",
             )  # fmt: skip
     policy = load_policy(context.output)
-    latency = require_equal_actions(load_policy(source), policy)
+    sentence = next(iter(benchmark["tasks"].values()))["instruction"]
+    latency = require_equal_actions(load_policy(source), policy, sentence)
     report = {k: v for k, v in benchmark.items() if k != "policy_digest"}
     write_json(context.output / "benchmark.json", benchmark)
     write_json(context.output / "value.json", {k: v for k, v in value.items() if k != "curves"})
@@ -65,7 +66,7 @@ def package(config: PackageConfig, inputs: dict[str, Manifest], context: StageCo
         files={name: digest_file(context.output / name) for name in (*policy_files(context.output), *RECORDS)},
         evaluations=(
             Evaluation(
-                suite="metaworld",
+                suite=report["suite"],
                 protocol=PROTOCOL,
                 success_rate=report["success_rate"],
                 episodes=sum(row["n"] for row in report["tasks"].values()),
@@ -83,7 +84,7 @@ def package(config: PackageConfig, inputs: dict[str, Manifest], context: StageCo
     )
 
 
-def require_equal_actions(left: Policy, right: Policy) -> float:
+def require_equal_actions(left: Policy, right: Policy, sentence: str) -> float:
     """Both policies give the same actions and values on a fixed observation, to the bit; returns the milliseconds of
     one call."""
     rng = np.random.default_rng(0)
@@ -91,12 +92,12 @@ def require_equal_actions(left: Policy, right: Policy) -> float:
     seen = {c.key: rng.integers(0, 256, (c.height, c.width, 3), dtype=np.uint8) for c in meant.cameras}
     statistics = left.processor.statistics.state
     seen[STATE] = rng.uniform(statistics.q01, statistics.q99).astype(np.float32)
-    ours = left.act(seen, "open the faucet", 0)
+    ours = left.act(seen, sentence, 0)
     begin = time.perf_counter()
-    theirs = right.act(seen, "open the faucet", 0)
+    theirs = right.act(seen, sentence, 0)
     elapsed = (time.perf_counter() - begin) * 1e3
     same = np.array_equal(ours, theirs) and np.array_equal(
-        left.value(seen, ours, "open the faucet"), right.value(seen, ours, "open the faucet")
+        left.value(seen, ours, sentence), right.value(seen, ours, sentence)
     )
     if not same:
         raise StageError(

@@ -65,7 +65,7 @@ def _register(config: RegisterConfig, inputs: dict[str, Manifest], context: Stag
     folder = package.folder(context.outputs)
     episodes = benchmark.folder(context.outputs) / "episodes.parquet"
     contract = PolicyContract.load(folder / "policy_contract.json")
-    success_rate = _success_rate(benchmark.folder(context.outputs) / "report.json")
+    success_rate, standins = _success_rate(benchmark.folder(context.outputs) / "report.json")
     store, name = client(context.outputs), config.model_name
     tags = {
         "prts.package_digest": package.content_digest,
@@ -93,7 +93,8 @@ def _register(config: RegisterConfig, inputs: dict[str, Manifest], context: Stag
             run_id=run_id,
             tags=tags | {"prts.model_id": model_id},
             model_id=model_id if on_server or run_id else None,
-            description=f"Success rate {success_rate:.3f} on held-out episodes; package {package.content_digest}.",
+            description=f"Success rate {success_rate:.3f} on held-out episodes; package {package.content_digest}."
+            + (f" {standins}." if standins else ""),
         )
     else:
         for key, value in tags.items():
@@ -101,7 +102,7 @@ def _register(config: RegisterConfig, inputs: dict[str, Manifest], context: Stag
                 store.set_model_version_tag(name, version.version, key, value)
     store.set_registered_model_alias(name, registry.CHALLENGER, version.version)
 
-    verdict = _judge(config, context, store, version, episodes, benchmark)
+    verdict = _judge(config, context, store, version, episodes, benchmark, standins)
     aliases = [registry.CHALLENGER] + ([registry.CHAMPION] if verdict["promote"] else [])
     write_json(
         context.output / "registration.json",
@@ -121,10 +122,11 @@ def _register(config: RegisterConfig, inputs: dict[str, Manifest], context: Stag
     return StageResult(metrics, {"policy": contract.fingerprint}, ("registration.json",))
 
 
-def _success_rate(path: Path) -> float:
+def _success_rate(path: Path) -> tuple[float, str]:
+    """(rate, what the suite's assets were replaced by)"""
     report = read_json(path)
     try:
-        return float(report["success_rate"])
+        return float(report["success_rate"]), "; ".join(report.get("labels", []))
     except (KeyError, TypeError, ValueError) as err:
         raise DataError(
             "A benchmark report has no success rate", file=path, field="success_rate", cure="run `prts benchmark` again"
@@ -148,6 +150,7 @@ def _judge(
     version: ModelVersion,
     episodes: Path,
     benchmark: Manifest,
+    standins: str,
 ) -> dict[str, Any]:
     """Ask the gate once per version, benchmark and setting; the answer is kept on the version before any alias moves.
 
@@ -161,7 +164,7 @@ def _judge(
     else:
         verdict = _ask(config, context, store, version, episodes)
         own, words = policy_episodes(episodes), {"alarm": verdict["alarm"], "reason": verdict["reason"][:2000]}
-        result = SuiteResult(OWN_BENCHMARK, int(own["success"].sum()), own.height, **words)
+        result = SuiteResult(OWN_BENCHMARK, int(own["success"].sum()), own.height, standins=standins, **words)
         write_result(context.outputs, version, OWN_BENCHMARK, result)
         store.set_model_version_tag(version.name, version.version, tag, json.dumps(verdict, sort_keys=True))
     store.set_model_version_tag(version.name, version.version, promotion.QUESTION, question)

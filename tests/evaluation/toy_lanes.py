@@ -14,7 +14,8 @@ import numpy as np
 
 from prts_core.contract import Camera, Contract, Dimension, PolicyContract
 from prts_core.observation import STATE
-from prts_core.sim.pool import WorkerLost
+from prts_core.sim import protocol
+from prts_core.sim.pool import WorkerLost, WorkerRefused
 from prts_core.sim.suite import EpisodeKey, SuiteSpec, Task
 
 CAMERA = "observation.images.top"
@@ -52,10 +53,13 @@ class DotPolicy:
 
 class ToyLanes:
     """See prts_core.evaluation.runner.Lanes. dies: (key, number of the message since its reset) -> is the worker lost
-    there? looks: how often anything was rendered."""
+    there? looks: how often anything was rendered. skills: tasks that an expert can do."""
 
-    def __init__(self, lanes: int, order: int = 0, dies: Callable[[EpisodeKey, int], bool] = lambda key, n: False):
-        self.lanes, self.lost, self.looks, self.dies = lanes, 0, 0, dies
+    def __init__(
+        self, lanes: int, order: int = 0, dies: Callable[[EpisodeKey, int], bool] = lambda key, n: False,
+        skills: tuple[str, ...] = tuple(GOALS),
+    ):  # fmt: skip
+        self.lanes, self.lost, self.looks, self.dies, self.skills = lanes, 0, 0, dies, skills
         self.random = random.Random(order)
         self.due: dict[int, dict[str, Any]] = {}
         self.at: dict[int, np.ndarray] = {}
@@ -73,7 +77,7 @@ class ToyLanes:
             return None
         lane = self.random.choice(sorted(self.due))
         message = self.due.pop(lane)
-        if message["kind"] == "reset":
+        if message["kind"] in protocol.BEGINS:
             key = EpisodeKey(*(message[name] for name in ("suite", "task", "initial_state", "seed")))
             self.keys[lane], self.count[lane] = key, 0
             self.resets.append(key)
@@ -82,16 +86,28 @@ class ToyLanes:
         if self.dies(self.keys[lane], self.count[lane]):
             self.lost += 1
             return lane, WorkerLost("lost for a test")
-        return lane, self._reset(lane) if message["kind"] == "reset" else self._step(lane, message)
+        answers = {"reset": self._reset, "step": self._step, "demonstrate": self._demonstrate}
+        return lane, answers[message["kind"]](lane, message)
 
     def _see(self, lane: int, wanted: bool) -> dict[str, np.ndarray] | None:
         self.looks += wanted
         picture = np.full((8, 8, 3), int(abs(self.at[lane][0]) * 100) % 256, np.uint8)
         return {STATE: self.at[lane].astype(np.float32), CAMERA: picture} if wanted else None
 
-    def _reset(self, lane: int) -> dict[str, Any]:
+    def _reset(self, lane: int, message: dict[str, Any]) -> dict[str, Any]:
         return {"kind": "reset", "observation": self._see(lane, True), "frame": None,
                 "instruction": f"go {self.keys[lane].task}"}  # fmt: skip
+
+    def _demonstrate(self, lane: int, message: dict[str, Any]) -> dict[str, Any]:
+        task = self.keys[lane].task
+        if task not in self.skills:
+            refused = WorkerRefused("refused for a test", found=f"nobody can go {task}")
+            refused.lane = lane
+            raise refused
+        way = np.repeat([np.array(GOALS[task]) - self.at[lane]], message["max_steps"], axis=0).astype(np.float32) / 8
+        done = self._step(lane, {"actions": way, "look": False})
+        reached = done["steps"] - 1 if done["successes"].any() else None
+        return {"kind": "demonstrate", "executed": way, "success_row": reached, "instruction": f"go {task}"}
 
     def _step(self, lane: int, message: dict[str, Any]) -> dict[str, Any]:
         successes = []

@@ -45,6 +45,7 @@ def tonight(monkeypatch: pytest.MonkeyPatch):
             asked.update(config=config, places=places, conditions=conditions)
             places.output.mkdir(parents=True, exist_ok=True)
             outcomes(successes, first_seed=first_seed).write_parquet(places.output / "episodes.parquet")
+            return {"labels": []}
 
         monkeypatch.setattr(benchmark, "benchmark_policy", run)
         return asked

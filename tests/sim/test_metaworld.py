@@ -8,7 +8,6 @@ import pytest
 pytest.importorskip("metaworld", reason="pip install 'prts[sim]'")
 
 from prts_core.config.schema import MetaworldSource, TaskSpec
-from prts_core.evaluation.rollout import Arena, Job, observe
 from prts_core.sim.demonstrations import record_task, subtask_spans
 from prts_core.sim.metaworld import PHASES, MetaworldEnv, ScriptedExpert
 
@@ -111,39 +110,3 @@ def test_subtask_spans_cover_the_episode():
         (2, 3, "lower"),
         (3, 5, "turn"),
     ]
-
-
-class Recorder:
-    """Acts like an expert that sees pictures: it stands still, and remembers what it was shown."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[np.ndarray, tuple[str, ...]]] = []
-
-    def act(self, observation, instruction, seeds):
-        self.seen.append((observation["observation.images.top"].copy(), tuple(instruction)))
-        return np.zeros((len(seeds), 8, 4), np.float32)
-
-    def value(self, observation, actions, instruction):
-        return np.arange(len(actions), dtype=np.float32)
-
-
-def test_rollouts_end_at_the_limit_and_respect_their_jobs():
-    arena, policy = Arena("faucet-open", 2, SOURCE), Recorder()
-    jobs = [
-        Job("policy", "faucet-open", "open the faucet", 1, 12, score_value=True),
-        Job("black_images", "faucet-open", "close the faucet", 2, 8, black=True),
-        Job("expert", "faucet-open", "", 3, 92, controller="expert"),
-    ]
-    still, black, expert = arena.run(jobs[:2], execute=2, policy=policy) + arena.run(jobs[2:], execute=2)
-    assert (still.success, still.steps, [row for row, _ in still.values]) == (False, 12, [0, 2, 4])
-    assert (black.success, black.steps) == (False, 8) and not policy.seen[0][0][1].any() and policy.seen[0][0][0].any()
-    assert policy.seen[0][1] == ("open the faucet", "close the faucet")
-    assert expert.success and expert.steps < 92
-
-
-def test_observation_keys_are_the_contracts(env):
-    env.reset(0)
-    images = observe([env, env], [False, True])
-    assert images.pop("observation.state").shape == (2, 4)
-    assert set(images) == {"observation.images.top", "observation.images.wrist"}
-    assert images["observation.images.top"].dtype == np.uint8

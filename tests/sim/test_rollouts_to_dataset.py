@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -12,32 +11,58 @@ import pytest
 pytest.importorskip("metaworld", reason="pip install 'prts[sim]'")
 
 from prts_core.config.load import check, read_yaml
-from prts_core.config.schema import BenchmarkConfig, MetaworldSource, RobotConfig, TaskSpec, VideoConfig
+from prts_core.config.schema import RobotConfig, VideoConfig
+from prts_core.contract import PolicyContract
 from prts_core.data.convert.mapping import Mapping, load_mapping
 from prts_core.data.convert.run import convert
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.validation import validate_dataset
 from prts_core.errors import ConfigError, DataError
-from prts_core.evaluation.benchmark import Places, benchmark_policy
-from prts_core.evaluation.recording import write_rollouts
-from prts_core.evaluation.rollout import Arena, Job, Outcome
+from prts_core.evaluation.actors import LocalActor
+from prts_core.evaluation.conditions import OtherSentence, Still
+from prts_core.evaluation.plan import Plan, Settings, make_plan
+from prts_core.evaluation.recording import Run, write_rollouts
+from prts_core.evaluation.runner import ExpertRunner, Runner
+from prts_core.evaluation.suite_run import Machine, Simulators, play
+from prts_core.sim.adapter import adapt
+from prts_core.sim.suites import suites_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-TASK = TaskSpec("faucet-open", "open the faucet", 92)
-SOURCE = MetaworldSource(kind="metaworld", tasks=(TASK,), image_size=32)
+TASK = "faucet-open"
+SETTINGS = {"tasks": [[TASK, "open the faucet", 92]], "image_size": 32, "start_jitter": 8}
+SPEC = suites_of("metaworld", SETTINGS)["metaworld"]
+CONTRACT = PolicyContract("metaworld_sawyer", SPEC.contract, 46, "QUANTILE", "sha256:x")
+
+
+def plan_of(episodes: int) -> Plan:
+    return make_plan(SPEC, 46, Settings(episodes=episodes, execute=46))
+
+
+def played(simulators: Simulators, folder: Path, name: str, plan: Plan, **how) -> Run:
+    actor, adapter = LocalActor(Still(CONTRACT, 46), {"name": name}), adapt(SPEC.contract, SPEC.contract)
+    made = play(plan, actor, folder / name, simulators, adapter, **how)
+    return Run(name, 0.0, plan, made.rows, folder / name / "actions")
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Outcome]]:
-    """Two expert rollouts that succeed, one that does nothing and fails, one that is not recorded."""
-    root = tmp_path_factory.mktemp("rollouts")
-    arena = Arena(TASK.name, 2, SOURCE)
-    expert = Job("expert", TASK.name, TASK.instruction, 90_000, TASK.max_steps, controller="expert", record=True)
-    idle = replace(expert, condition="blind_replay", controller="replay", max_steps=10, instruction="wait")
-    jobs = [expert, replace(expert, seed=90_001), idle, replace(expert, seed=90_002, max_steps=6, record=False)]
-    outcomes = arena.run(jobs, execute=2, replay=np.zeros((1, 4), np.float32))
-    assert write_rollouts(root / "faucet-open.hdf5", TASK, SOURCE, outcomes) == 3
-    return root, outcomes
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Run], Path]:
+    """Two expert rollouts that succeed and one that does nothing and fails; in a file of its own, one that is said to
+    have ended otherwise than it did."""
+    root, lied, work = (tmp_path_factory.mktemp(name) for name in ("rollouts", "lied", "work"))
+    with Simulators(plan_of(1), Machine(1, launch={"settings": SETTINGS})) as simulators:
+        runs = [
+            played(simulators, work, "expert", plan_of(2), how=ExpertRunner),
+            played(simulators, work, "blind_replay", plan_of(1), how=Runner, treatment=OtherSentence({TASK: "wait"})),
+        ]
+        assert write_rollouts(simulators.pool(1), runs, root) == []
+        stamp = (root / f"{TASK}.hdf5").stat().st_mtime_ns
+        assert write_rollouts(simulators.pool(1), runs, root) == []  # what is whole is left as it is
+        assert (root / f"{TASK}.hdf5").stat().st_mtime_ns == stamp
+        lying = Run("expert", 0.0, plan_of(2), [runs[0].rows[0] | {"success": False}], runs[0].folder)
+        assert write_rollouts(simulators.pool(1), [lying], lied) == [
+            f"expert, {TASK} 0: played again it ended otherwise"
+        ]
+    return root, runs, lied
 
 
 def run(root: Path, folder: Path, **options: object) -> LeRobotDataset:
@@ -49,40 +74,42 @@ def run(root: Path, folder: Path, **options: object) -> LeRobotDataset:
     return LeRobotDataset.open(folder / "made")
 
 
-def test_what_happened_is_what_the_dataset_says(tmp_path: Path, recorded: tuple[Path, list[Outcome]]) -> None:
-    root, outcomes = recorded
-    assert [outcome.success for outcome in outcomes] == [True, True, False, False]
+def test_what_happened_is_what_the_dataset_says(tmp_path: Path, recorded: tuple[Path, list[Run], Path]) -> None:
+    root, runs, _ = recorded
+    outcomes = [(run, index, row) for run in runs for index, row in enumerate(run.rows)]
+    assert [row["success"] for _, _, row in outcomes] == [True, True, False]
     dataset = run(root, tmp_path, outcomes="all")
     rows = [row.model_dump() for row in dataset.rows]
     assert [row["condition"] for row in rows] == ["expert", "expert", "blind_replay"]
     assert [row["success"] for row in rows] == [True, True, False]
-    assert [row["seed"] for row in rows] == [90_000, 90_001, 90_000]
     assert [row["tasks"] for row in rows] == [["open the faucet"]] * 2 + [["wait"]]
     assert dataset.fps == 40 and dataset.contract.embodiment == "metaworld_sawyer"
-    for episode, outcome in enumerate(outcomes[:3]):
-        assert outcome.tape is not None
-        assert outcome.steps == SOURCE.action_repeat * dataset.length(episode)
-        assert np.array_equal(dataset.actions(episode), np.stack(outcome.tape.actions))
-        assert np.allclose(dataset.states(episode), np.stack(outcome.tape.proprio))
-        frames = dataset.frames(episode, "observation.images.top").astype(int)
-        assert np.abs(frames - np.stack(outcome.tape.images["top"])).mean() < 6
-        reached = dataset.columns(episode, ["next.success"])["next.success"]
-        assert reached[-1] == outcome.success and not reached[:-1].any()
+    assert dataset.contract == SPEC.contract
+    with h5py.File(root / f"{TASK}.hdf5") as file:
+        demos = [file[f"data/demo_{number}"] for number in range(3)]
+        for episode, (made, index, row) in enumerate(outcomes):
+            demo = demos[episode]
+            assert (demo.attrs["seed"], demo.attrs["initial_state"]) == (row["seed"], row["initial_state"]) == (
+                90_000, index
+            )  # fmt: skip
+            assert row["steps"] == dataset.length(episode) == demo.attrs["num_samples"]
+            executed = np.load(made.folder / f"{index:05d}.npy", allow_pickle=False)
+            assert np.array_equal(dataset.actions(episode), executed)
+            assert np.allclose(dataset.states(episode), demo["obs/proprio"][:])
+            frames = dataset.frames(episode, "observation.images.top").astype(int)
+            assert np.abs(frames - demo["obs/top_rgb"][:]).mean() < 6
+            reached = dataset.columns(episode, ["next.success"])["next.success"]
+            assert reached[-1] == row["success"] and not reached[:-1].any()
     assert validate_dataset(dataset.root).ok
 
 
-def test_executing_the_recorded_actions_does_it_again(recorded: tuple[Path, list[Outcome]]) -> None:
-    root, outcomes = recorded
-    with h5py.File(root / "faucet-open.hdf5") as file:
-        actions, states = file["data/demo_0/actions"][:], file["data/demo_0/states"][:]
-    again = replace(outcomes[0].job, controller="replay")
-    (outcome,) = Arena(TASK.name, 1, SOURCE).run([again], execute=2, replay=actions)
-    assert outcome.success and outcome.steps == outcomes[0].steps and outcome.tape is not None
-    assert np.allclose(np.stack(outcome.tape.states), states)
+def test_what_ends_otherwise_when_played_again_is_not_recorded(recorded: tuple[Path, list[Run], Path]) -> None:
+    with h5py.File(recorded[2] / f"{TASK}.hdf5") as file:
+        assert list(file["data"]) == []
 
 
-def test_chosen_by_outcome_and_condition(tmp_path: Path, recorded: tuple[Path, list[Outcome]]) -> None:
-    root, _ = recorded
+def test_chosen_by_outcome_and_condition(tmp_path: Path, recorded: tuple[Path, list[Run], Path]) -> None:
+    root, *_ = recorded
     assert len(run(root, tmp_path / "a").rows) == 2
     assert len(run(root, tmp_path / "b", outcomes="failure").rows) == 1
     with pytest.raises(DataError, match="no training recordings"):
@@ -91,8 +118,8 @@ def test_chosen_by_outcome_and_condition(tmp_path: Path, recorded: tuple[Path, l
         run(root, tmp_path / "d", outcomes="good")
 
 
-def test_demonstrations_are_no_rollouts(tmp_path: Path, recorded: tuple[Path, list[Outcome]]) -> None:
-    root, _ = recorded
+def test_demonstrations_are_no_rollouts(tmp_path: Path, recorded: tuple[Path, list[Run], Path]) -> None:
+    root, *_ = recorded
     (tmp_path / "raw").mkdir()
     path = tmp_path / "raw/faucet-open.hdf5"
     path.write_bytes((root / "faucet-open.hdf5").read_bytes())
@@ -100,10 +127,3 @@ def test_demonstrations_are_no_rollouts(tmp_path: Path, recorded: tuple[Path, li
         del file["data/demo_1"].attrs["condition"]
     with pytest.raises(DataError, match=r"demo_1\.condition.*benchmark\.record"):
         run(tmp_path / "raw", tmp_path)
-
-
-def test_the_benchmark_records_what_is_asked(tmp_path: Path) -> None:
-    config = BenchmarkConfig(dataset="toy", source=SOURCE, record=("polici",))
-    places = Places(tmp_path, None, None, tmp_path / "work", tmp_path / "out")
-    with pytest.raises(ConfigError, match=r"benchmark\.record.*polici"):
-        benchmark_policy(config, places)

@@ -7,7 +7,9 @@ of ours here, or one of somebody else's named by its dotted module path (`my_lab
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
 
 from prts_core.errors import ConfigError, lookup
 from prts_core.sim.suite import SuiteSpec, Task
@@ -52,6 +54,14 @@ def family_of(suite: str) -> str:
     if ":" in suite:
         return suite.split(":", 1)[0]
     return lookup({name: family for family, names in FAMILIES.items() for name in names}, suite, "suite")
+
+
+def suites_of(family: str, settings: Mapping[str, Any]) -> dict[str, SuiteSpec]:
+    """A family's suites as its workers, made with `settings`, have them: another protocol only where its spec.py has
+    `suites_for`."""
+    spec = part(family, "spec")
+    found: dict[str, SuiteSpec] = spec.suites_for(settings) if hasattr(spec, "suites_for") else spec.suites()
+    return found
 
 
 def suite(name: str) -> SuiteSpec:

@@ -14,9 +14,9 @@ from prts_core.errors import ConfigError
 from prts_core.sim.keep import Keep
 from prts_core.sim.metaworld import MetaworldEnv
 from prts_core.sim.suite import SuiteSpec, Task
-from prts_core.sim.suites.metaworld.spec import ACTION_REPEAT, START_JITTER
+from prts_core.sim.suites.metaworld.spec import SIMULATOR_HZ, START_JITTER, suites_for
 
-KEPT = 12  # environments; one takes some 30 MB
+KEPT = 6  # environments; one takes 100 MB and more with its renderer, and half a second to build
 
 
 class MetaworldEnvironment:
@@ -25,14 +25,15 @@ class MetaworldEnvironment:
     perturbation: `start_jitter`, centimetres, in place of the suite's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, start_jitter: int = START_JITTER) -> None:
+        self.start_jitter = start_jitter
         self.environments = Keep(self._build, KEPT)
         self.current: MetaworldEnv | None = None
         self.cameras: dict[str, str] = {}
 
-    def _build(self, key: tuple[str, int]) -> MetaworldEnv:
-        task, size = key
-        return MetaworldEnv(task, image_size=size, action_repeat=ACTION_REPEAT)
+    def _build(self, key: tuple[str, int, int]) -> MetaworldEnv:
+        task, size, repeat = key
+        return MetaworldEnv(task, image_size=size, action_repeat=repeat)
 
     @property
     def env(self) -> MetaworldEnv:
@@ -45,8 +46,9 @@ class MetaworldEnvironment:
             raise ConfigError(
                 "Meta-World has no such perturbation", field="perturbation", found=min(unknown), expected="start_jitter"
             )
-        self.current = self.environments((task.name, suite.contract.cameras[0].height))
-        self.current.start_jitter = int(task.perturbation.get("start_jitter", START_JITTER))
+        repeat = round(SIMULATOR_HZ / suite.contract.control_hz)
+        self.current = self.environments((task.name, suite.contract.cameras[0].height, repeat))
+        self.current.start_jitter = int(task.perturbation.get("start_jitter", self.start_jitter))
         self.cameras = {camera.key.rsplit(".", 1)[-1]: camera.key for camera in suite.contract.cameras}
         self.current.reset(seed + initial_state)
 
@@ -75,7 +77,6 @@ class MetaworldEnvironment:
 
 
 def make(settings: Mapping[str, Any]) -> MetaworldEnvironment:
-    """Meta-World has no settings."""
-    if settings:
-        raise ConfigError("Meta-World has no settings", field="settings", found=", ".join(sorted(settings)))
-    return MetaworldEnvironment()
+    """settings: those of spec.py's `suites_for`, from which the worker has its suites too."""
+    suites_for(settings)
+    return MetaworldEnvironment(settings.get("start_jitter", START_JITTER))

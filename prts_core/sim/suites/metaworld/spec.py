@@ -6,16 +6,22 @@ compares; the worker process that reads this file has no YAML.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
 from prts_core.contract import Camera, Contract, Dimension
+from prts_core.errors import ConfigError
 from prts_core.sim.suite import SuiteSpec, Task
 
+SIMULATOR_HZ = 80.0
 ACTION_REPEAT = 2  # simulator steps (80 a second) that one action is held
 START_JITTER = 14  # centimetres, see sim/metaworld.py
 IMAGE_SIZE = 64
 
 CONTRACT = Contract(
     embodiment="metaworld_sawyer",
-    control_hz=80.0 / ACTION_REPEAT,
+    control_hz=SIMULATOR_HZ / ACTION_REPEAT,
     state=(
         Dimension("hand_x", "m"),
         Dimension("hand_y", "m"),
@@ -49,17 +55,44 @@ _TASKS = (
 def suites() -> dict[str, SuiteSpec]:
     """A reset draws the scene from seed + initial_state, so that initial states 0, 1, 2, ... of the suite's seed are
     the episodes of the quickstart's benchmark."""
+    return suites_for({})
+
+
+def suites_for(settings: Mapping[str, Any]) -> dict[str, SuiteSpec]:
+    """The suite as a dataset of other settings was recorded; none: as it is.
+
+    settings: `image_size` (pixels), `action_repeat` (simulator steps), `start_jitter` (cm) and `tasks`, a list of
+    [name, sentence, simulator steps]. ConfigError for anything else.
+    """
+    numbers = {"image_size": IMAGE_SIZE, "action_repeat": ACTION_REPEAT, "start_jitter": START_JITTER}
+    unknown = sorted(set(settings) - {*numbers, "tasks"})
+    if unknown:
+        raise ConfigError(
+            "Meta-World has no such setting", field="settings", found=unknown[0],
+            expected=", ".join([*numbers, "tasks"]),
+        )  # fmt: skip
+    for name, least in (("image_size", 16), ("action_repeat", 1), ("start_jitter", 0)):
+        numbers[name] = settings.get(name, numbers[name])
+        if type(numbers[name]) is not int or numbers[name] < least:
+            raise ConfigError(
+                "Not a setting of Meta-World", field=name, found=numbers[name], expected=f"{least} or more"
+            )
+    size, repeat = numbers["image_size"], numbers["action_repeat"]
+    jitter = numbers["start_jitter"]
+    cameras = tuple(replace(camera, height=size, width=size) for camera in CONTRACT.cameras)
+    tasks: Sequence[Any] = settings.get("tasks", _TASKS)
     return {
         "metaworld": SuiteSpec(
             name="metaworld",
             family="metaworld",
-            tasks=tuple(Task(name, text, 0, steps // ACTION_REPEAT) for name, text, steps in _TASKS),
-            contract=CONTRACT,
+            tasks=tuple(Task(name, text, 0, steps // repeat) for name, text, steps in tasks),
+            contract=replace(CONTRACT, control_hz=SIMULATOR_HZ / repeat, cameras=cameras),
             settle_steps=0,
             settle_action=(0.0, 0.0, 0.0, -1.0),
             image_rotation=0,
             episodes_per_task=50,
             seed=90_000,
-            source="Meta-World 3.1.1 (Yu et al. 2019, arXiv:1910.10897); protocol of configs/quickstart.yaml",
+            source="Meta-World 3.1.1 (Yu et al. 2019, arXiv:1910.10897); protocol of configs/quickstart.yaml"
+            + ("" if jitter == START_JITTER else f", but starts up to {jitter} cm off"),
         )
     }
