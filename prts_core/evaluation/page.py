@@ -35,10 +35,11 @@ letter-spacing: 0; color: var(--soft); }}
 table {{ border-collapse: collapse; width: 100%; }} td, th {{ padding: 4px 8px; text-align: left; font-weight: 400; }}
 th {{ color: var(--soft); font-size: 12px; border-bottom: 1px solid var(--line); }}
 td.n {{ text-align: right; white-space: nowrap; overflow-wrap: normal; font-variant-numeric: tabular-nums; }}
+td.levels {{ color: var(--soft); font-size: 13px; width: 30%; }}
 .bar {{ width: 300px; display: block; }}
 td, figcaption {{ overflow-wrap: anywhere; }} tr + tr td {{ border-top: 1px solid #f0f2f4; }}
 .grid {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 16px; }}
-figure {{ margin: 0; }} figcaption {{ font-size: 13px; margin-top: 4px; }}
+figure {{ margin: 0; }} figure svg {{ display: block; }} figcaption {{ font-size: 13px; margin-top: 4px; }}
 video {{ width: 100%; background: #000; border-radius: 4px; display: block; }}
 .s {{ color: {SUCCESS}; }} .f {{ color: {FAILURE}; }} summary {{ cursor: pointer; }}
 pre {{ font-size: 12px; overflow: auto; background: #f4f6f8; padding: 12px; }}
@@ -96,7 +97,8 @@ def _head(report: dict[str, Any]) -> str:
         notes.append(f"Rows may depend on which episodes ran side by side: {report['neighbours']}.")
     if report["workers_lost"]:
         notes.append(f"Workers lost: {report['workers_lost']}; their episodes were run again and counted once.")
-    notes += [f"Converted between policy and suite: {note}" for note in report.get("adapter", [])]
+    if converted := report.get("adapter"):
+        notes.append(f"Converted between policy and suite: {'; '.join(converted)}.")
     notes += [f"Replay: {fault}" for fault in report.get("replay_faults", [])]
     return (
         f"<h1>{escape(report['suite'])}</h1><p class=soft>{escape(protocol['source'])}</p>"
@@ -107,6 +109,11 @@ def _head(report: dict[str, Any]) -> str:
         f"{report['latency_ms']['median']:g} ms a look (median)</small></div>"
         + "".join(f"<div class=note>{escape(note)}</div>" for note in notes)
     )
+
+
+def _name(text: str) -> str:
+    """A task's name, which may be broken at its underscores."""
+    return escape(text).replace("_", "_<wbr>")
 
 
 def _bar(score: dict[str, Any]) -> str:
@@ -129,7 +136,7 @@ def _axes(report: dict[str, Any]) -> str:
     lines = []
     for name, axis in report["axes"].items():
         levels = ", ".join(f"{level}: {one['successes']} / {one['n']}" for level, one in axis["levels"].items())
-        lines.append(f"<tr><td>{escape(name)}</td>{_bar(axis)}<td class=soft>{levels}</td></tr>")
+        lines.append(f"<tr><td>{escape(name)}</td>{_bar(axis)}<td class=levels>{levels}</td></tr>")
     return (
         "<h2>Axes of perturbation</h2><table><tr><th>axis<th>success with its Wilson 95 % interval<th><th><th>episodes"
         f"<th>of which at level</tr>{''.join(lines)}</table>"
@@ -138,7 +145,7 @@ def _axes(report: dict[str, Any]) -> str:
 
 def _tasks(report: dict[str, Any]) -> str:
     lines = [
-        f"<tr><td>{escape(name)}<div class=soft>{escape(task['instruction'])}</div></td>{_bar(task)}"
+        f"<tr><td>{_name(name)}<div class=soft>{escape(task['instruction'])}</div></td>{_bar(task)}"
         f"<td class=n>{'-' if task['steps_of_successes'] is None else task['steps_of_successes']} "
         f"<span class=soft>of {task['max_steps']}</span></td></tr>"
         for name, task in sorted(report["tasks"].items(), key=lambda item: item[1]["success_rate"])
@@ -174,7 +181,7 @@ def _gallery(report: dict[str, Any], rows: Sequence[dict[str, Any]], folder: Pat
         kind = "s" if row["success"] else "f"
         figures.append(
             f'<figure><video src="{escape(source)}" controls loop muted autoplay playsinline></video><figcaption>'
-            f"<b class={kind}>{'success' if row['success'] else 'failure'}</b> {escape(row['task'])}, initial state "
+            f"<b class={kind}>{'success' if row['success'] else 'failure'}</b> {_name(row['task'])}, initial state "
             f"{row['initial_state']}, seed {row['seed']}, {row['steps']} steps<div class=soft>"
             f"{escape(row['instruction'])}</div></figcaption></figure>"
         )
@@ -190,7 +197,7 @@ def _curves(report: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     grouped: dict[str, list[dict[str, Any]]] = {}  # by axis where there are any: tasks may be thousands
     for row in scored:
         grouped.setdefault(axis_of_row(row) or "none" if report["axes"] else row["task"], []).append(row)
-    figures = [f"<figure>{_plot(own)}<figcaption>{escape(name)}</figcaption></figure>" for name, own in grouped.items()]
+    figures = [f"<figure>{_plot(own)}<figcaption>{_name(name)}</figcaption></figure>" for name, own in grouped.items()]
     return (
         "<h2>Value along the episodes</h2><p class=soft>Nats at every look of the policy: log of the discounted chance "
         "to reach the goal, up to a constant of the sentence. "
@@ -206,7 +213,7 @@ def _plot(rows: Sequence[dict[str, Any]]) -> str:
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     last = max([1, *(r for row in shown for r in row["value_rows"])])
     span = (high - low) or 1.0
-    left, top, width, height = 40, 8, CURVE_WIDTH - 48, CURVE_HEIGHT - 30
+    left, top, width, height = 48, 8, CURVE_WIDTH - 56, CURVE_HEIGHT - 26
 
     def points(row: dict[str, Any]) -> Iterable[str]:
         for step, value in zip(row["value_rows"], row["values"], strict=True):
@@ -220,8 +227,8 @@ def _plot(rows: Sequence[dict[str, Any]]) -> str:
     return (
         f'<svg width="100%" viewBox="0 0 {CURVE_WIDTH} {CURVE_HEIGHT}" font-size="10" fill="#60676f">'
         f'<path d="M{left} {top}V{top + height}H{left + width}" fill="none" stroke="#b9c1c9"/>'
-        f'<text x="{left - 4}" y="{top + 8}" text-anchor="end">{high:.1f}</text>'
-        f'<text x="{left - 4}" y="{top + height}" text-anchor="end">{low:.1f}</text>'
+        f'<text x="{left - 4}" y="{top + 8}" text-anchor="end">{round(high, 2) + 0.0:g}</text>'
+        f'<text x="{left - 4}" y="{top + height}" text-anchor="end">{round(low, 2) + 0.0:g}</text>'
         f'<text x="{left}" y="{top + height + 13}">0</text>'
         f'<text x="{left + width}" y="{top + height + 13}" text-anchor="end">step {last}</text>{"".join(lines)}</svg>'
     )
@@ -232,7 +239,7 @@ DASHES = ' stroke-dasharray="4 3"'
 
 def _episodes(rows: Sequence[dict[str, Any]]) -> str:
     lines = "".join(
-        f"<tr><td>{escape(row['task'])}<td class=n>{row['initial_state']}<td class=n>{row['seed']}"
+        f"<tr><td>{_name(row['task'])}<td class=n>{row['initial_state']}<td class=n>{row['seed']}"
         f"<td><span class={'s' if row['success'] else 'f'}>{'success' if row['success'] else 'failure'}</span>"
         f"<td class=n>{row['steps']}<td class=n>{row['latency_ms']:g}</tr>"
         for row in rows
