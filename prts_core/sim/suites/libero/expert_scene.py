@@ -37,8 +37,18 @@ class Scene:
         self.hand: np.ndarray = seen["hand"]
         fingers = seen["fingers"][1] - seen["fingers"][0]
         self.opening = float(np.linalg.norm(fingers))
+        self.across: np.ndarray = fingers / max(self.opening, 1e-9)
         self.yaw = float(np.arctan2(fingers[1], fingers[0]))
         self.approach: np.ndarray = seen["hand_mat"][:, 2]
+
+    def turn_to(self, approach: np.ndarray, opening: np.ndarray) -> np.ndarray:
+        """(3,) axis times angle to where the hand points along `approach` and opens along `opening`."""
+        wanted = np.column_stack([opening, np.cross(approach, opening), approach])
+        now = np.column_stack([self.across, np.cross(self.approach, self.across), self.approach])
+        off = wanted @ now.T
+        axis = np.array([off[2, 1] - off[1, 2], off[0, 2] - off[2, 0], off[1, 0] - off[0, 1]])
+        angle = float(np.arccos(np.clip((np.trace(off) - 1) / 2, -1.0, 1.0)))
+        return axis / max(float(np.linalg.norm(axis)), 1e-9) * angle
 
     def stretch(self, position: np.ndarray) -> float:
         """How far beyond comfort (0) the arm would be with the grip site there, pointing down: shoulder to wrist."""
@@ -63,6 +73,15 @@ class Scene:
     def corners(self, name: str) -> np.ndarray:
         """(8 n, 3) corners of the object's boxes."""
         return self._corners(self._of(name))
+
+    def boxes(self, name: str) -> np.ndarray:
+        """(n, 8, 3) corners of each of the object's boxes."""
+        return self.corners(name).reshape(-1, 8, 3)
+
+    def moved_by(self, joint: str) -> np.ndarray:
+        """(n, 8, 3) corners of each box that moves with a fixture's joint."""
+        rows = self.seen["links"][joint]["boxes"]
+        return self._corners(rows).reshape(len(rows), 8, 3)
 
     def _corners(self, mask: np.ndarray) -> np.ndarray:
         seen = self.seen
@@ -96,17 +115,42 @@ class Scene:
         heights = centers[:, 2] + np.einsum("nj,nj->n", np.abs(seen["box_mat"][mask][:, 2]), seen["box_half"][mask])
         return float(heights[near].max(initial=-np.inf))
 
+    def floor(self, place: np.ndarray, name: str) -> float:
+        """Top of a thing itself at a point (2,); -inf where it is not."""
+        return self._top(place, self._of(name))
+
     def support(self, place: np.ndarray, without: str) -> float:
         """Top of what is under a point (2,): of boxes that cover it; -inf where none does."""
-        seen, other = self.seen, self.seen["box_owner"] != self.seen["owners"].index(without)
+        return self._top(place, ~self._of(without))
+
+    def _top(self, place: np.ndarray, other: np.ndarray) -> float:
+        seen = self.seen
         offset = np.c_[place[:2] - seen["box_center"][:, :2], np.zeros(len(other))]
         local = np.abs(np.einsum("nji,nj->ni", seen["box_mat"], offset))
         tops = seen["box_center"][:, 2] + np.einsum("nj,nj->n", np.abs(seen["box_mat"][:, 2]), seen["box_half"])
         return float(tops[other & (local[:, :2] < seen["box_half"][:, :2]).all(1)].max(initial=-np.inf))
 
-    def blocked(self, position: np.ndarray, yaw: float, without: str, opening: float = FINGER_OUT) -> float:
-        """How much of an open hand at a grasp would be inside things other than `without`: 0 is free."""
+    def way_out(self, name: str) -> np.ndarray | None:
+        """(2,) the shortest way from under what hangs over a thing; None where nothing does."""
+        low, high = self.extent(name)
+        middle, radius = (low + high) / 2, float((high - low)[:2].max()) / 2
+        if self.top_along(middle, middle, radius, name) < high[2]:
+            return None
+        angles = np.arange(16) * np.pi / 8
+        for far in np.arange(0.01, 0.16, 0.01):
+            for out in far * np.stack([np.cos(angles), np.sin(angles)], axis=1):
+                if self.top_along(middle[:2] + out, middle[:2] + out, radius + 0.01, name) < high[2]:
+                    return out
+        return None
+
+    def blocked(
+        self, position: np.ndarray, yaw: float, without: str, opening: float = FINGER_OUT, tall: bool = False
+    ) -> float:
+        """How much of an open hand at a grasp would be inside things other than `without`: 0 is free. `tall`: and
+        on its way down to there."""
         points = _hand_points(opening) @ _turn(yaw).T + position
+        if tall:
+            points = np.concatenate([points + up for up in _WAY_DOWN])
         mask = self.seen["box_owner"] != self.seen["owners"].index(without)
         near = mask & (np.linalg.norm(self.seen["box_center"] - position, axis=1) < 0.5)
         seen = self.seen
@@ -115,6 +159,11 @@ class Scene:
         )  # (n, points, 3)
         depth = (seen["box_half"][near][:, None] + 0.006 - np.abs(local)).min(-1)
         return float(np.maximum(depth, 0.0).max(0, initial=0.0).sum())
+
+    def within(self, site: str, point: np.ndarray) -> bool:
+        """Is a point (3,) inside a region's box? As LIBERO has it, which turns the box's size and not its axes."""
+        place, mat, half = self.seen["sites"][site]
+        return bool((np.abs(point - place) < np.abs(mat @ half)).all())
 
     def width(self, name: str, yaw: float) -> tuple[float, float]:
         """(width, middle) of an object along a yaw, from the corners' shadow on it."""
@@ -126,6 +175,9 @@ def _turn(yaw: float) -> np.ndarray:
     """(3, 3) from the hand's frame (x along the opening, z up) to the world."""
     c, s = np.cos(yaw), np.sin(yaw)
     return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]])
+
+
+_WAY_DOWN = np.array([[0.0, 0.0, up] for up in (0.0, 0.04, 0.08, 0.12, 0.16)])
 
 
 def _hand_points(opening: float) -> np.ndarray:
@@ -172,6 +224,31 @@ def pinch(scene: Scene, name: str, below_top: float, widest: float) -> Grasp:
     return best
 
 
+def level_pinch(scene: Scene, name: str, widest: float) -> Grasp | None:
+    """Of a thing that is too wide as a whole: across it at the height where a pinch spans it with most room; None where
+    there is no such height."""
+    corners = scene.boxes(name)
+    low, high = scene.extent(name)
+    best: Grasp | None = None
+    for height in np.arange(high[2] - 0.008, (low[2] + high[2]) / 2 - 0.01, -0.008):
+        cut = corners[(corners[..., 2].min(1) < height + 0.012) & (corners[..., 2].max(1) > height - FINGER_BELOW)]
+        if not len(cut):
+            continue
+        for step in range(24):
+            yaw = turned(step * np.pi / 24)
+            axis, side = np.array([np.cos(yaw), np.sin(yaw)]), np.array([-np.sin(yaw), np.cos(yaw)])
+            shadow = cut.reshape(-1, 3)[:, :2] @ axis
+            width, along = float(np.ptp(shadow)), float(shadow.max() + shadow.min()) / 2
+            if width > widest:
+                continue
+            position = np.r_[along * axis + (scene.position(name)[:2] @ side) * side, height]
+            score = width + 0.01 * abs(yaw - NEUTRAL) + 0.2 * (high[2] - height)
+            score += 10 * scene.blocked(position, yaw, name)
+            if best is None or score < best.cost:
+                best = Grasp(position, yaw, score)
+    return best
+
+
 def rim(
     scene: Scene,
     name: str,
@@ -180,10 +257,12 @@ def rim(
     place: np.ndarray,
     failed: Sequence[np.ndarray] = (),
     round_body: bool = True,
+    tight: bool = False,
 ) -> Grasp:
     """One finger inside, one outside: on the rim at the angle with the most room, `inset` inside the outer edge,
     where the arm stays bent, there and at the place (3,), and away from what `failed`: offsets (2,) from the middle.
-    A body that is not round has a handle; its own middle counts then, and the side of the handle does not."""
+    A body that is not round has a handle; its own middle counts then, and the side of the handle does not. `tight`: the
+    hand must have room at the place too."""
     low, high = scene.extent(name)
     center = (low + high)[:2] / 2 if round_body else scene.position(name)[:2]
     directions = [np.array([np.cos(angle), np.sin(angle)]) for angle in np.arange(24) * np.pi / 12]
@@ -195,11 +274,12 @@ def rim(
         angle = step * np.pi / 12
         position = np.r_[center + (reach - inset) * out, high[2] - below_top]
         yaw = turned(angle)
-        cost = scene.blocked(position, yaw, name)
+        cost = scene.blocked(position, yaw, name, tall=tight)
         above = np.r_[0.0, 0.0, 0.05]
         there = position + place - np.r_[center, low[2]] + above
         score = 10 * cost + 0.02 * abs(yaw - NEUTRAL) + 0.05 * float(np.linalg.norm(position[:2] - scene.hand[:2]))
         score += 2 * scene.stretch(position + above) + 2 * scene.stretch(there)
+        score += 10 * scene.blocked(there - above, yaw, name, tall=True) if tight else 0.0
         score += sum(0.3 for offset in failed if np.linalg.norm(position[:2] - center - offset) < 0.02)
         if best is None or score < best.cost:
             best = Grasp(position, yaw, score)

@@ -16,7 +16,9 @@ class Privileged:
     Calling it gives, in world coordinates, metres and radians: hand (3,), hand_mat (3, 3): the grip site between the
     finger tips; base (3,): the robot's; fingers (2, 3): the tips; objects {name: (position (3,), rotation (3, 3))} of
     things and fixtures; sites {name: (position, rotation, half size (3,))} of the regions that goals speak of; joints
-    {name: value} of the fixtures; box_owner (N,) index into `owners` (-1: something else), box_center (N, 3), box_mat
+    {name: value} of the fixtures; links {joint: {slides, axis (3,), anchor (3,), value, boxes: rows of what it moves}};
+    joints_of {fixture or region: its joints}; ranges {fixture: {open, close, turnon: (low, high) of a joint's value}};
+    box_owner (N,) index into `owners` (-1: something else), box_center (N, 3), box_mat
     (N, 3, 3), box_half (N, 3): a box around every colliding shape but the robot's; goal: [[predicate, argument, ...]].
     """
 
@@ -31,7 +33,7 @@ class Privileged:
         owner_of_root = {int(body): index for index, body in enumerate(self.bodies.values())}
         owner = [_owner(model, int(body), owner_of_root) for body in model.geom_bodyid]
         robot = _robot_bodies(model)
-        solid = [g for g in range(model.ngeom) if model.geom_contype[g] and int(model.geom_bodyid[g]) not in robot]
+        solid = [g for g in range(model.ngeom) if _solid(model, g) and int(model.geom_bodyid[g]) not in robot]
         keep = [g for g in solid if model.geom_type[g] in _BOXED]
         self._geoms = np.array(keep, dtype=int)
         self._owner = np.array([owner[g] for g in keep], dtype=int)
@@ -43,6 +45,10 @@ class Privileged:
             for fixture in inner.fixtures_dict.values()
             for joint in getattr(fixture, "joints", None) or []
         }
+        self._links = {joint: self._link(model, joint) for joint in self._joints}
+        movable = {**inner.fixtures_dict, **inner.object_sites_dict}
+        self._joints_of = {name: list(getattr(each, "joints", None) or []) for name, each in movable.items()}
+        self._ranges = {name: _ranges(fixture) for name, fixture in inner.fixtures_dict.items()}
         robot_model = inner.robots[0]
         self._grip = int(robot_model.eef_site_id)
         self._base = _id(model, "body", "robot0_link0")
@@ -68,6 +74,18 @@ class Privileged:
             },
             "joints": {name: float(data.qpos[address]) for name, address in self._joints.items()},
             "owners": self.owners,
+            "links": {
+                name: {
+                    "slides": slides,
+                    "axis": data.xaxis[joint].copy(),
+                    "anchor": data.xanchor[joint].copy(),
+                    "value": float(data.qpos[self._joints[name]]),
+                    "boxes": boxes,
+                }
+                for name, (joint, slides, boxes) in self._links.items()
+            },
+            "joints_of": self._joints_of,
+            "ranges": self._ranges,
             "box_owner": self._owner,
             "box_center": data.geom_xpos[self._geoms] + np.einsum("nij,nj->ni", mats, self._offset),
             "box_mat": mats.copy(),
@@ -75,9 +93,28 @@ class Privileged:
             "goal": self._goal,
         }
 
+    def _link(self, model: Any, name: str) -> tuple[int, bool, np.ndarray]:
+        """(joint, whether it slides, rows of the boxes that move with it)."""
+        joint = _id(model, "joint", name)
+        body = int(model.jnt_bodyid[joint])
+        moved = [_owner(model, int(model.geom_bodyid[geom]), {body: 0}) == 0 for geom in self._geoms]
+        return joint, int(model.jnt_type[joint]) == _SLIDE, np.flatnonzero(moved)
 
+
+def _ranges(fixture: Any) -> dict[str, tuple[float, float]]:
+    """What LIBERO says of a fixture's joints: {"open": (low, high), ...}."""
+    said = getattr(fixture, "object_properties", {}).get("articulation", {})
+    known = {name: said.get(f"default_{name}_ranges") for name in ("open", "close", "turnon", "turnoff")}
+    return {name: (float(min(pair)), float(max(pair))) for name, pair in known.items() if pair}
+
+
+_SLIDE = 2  # mjtJoint
 _BOXED = (2, 3, 4, 5, 6, 7)  # mjtGeom: sphere, capsule, ellipsoid, cylinder, box, mesh; not planes and height fields
 _KINDS = {"body": 1, "joint": 3, "geom": 5, "site": 6}  # mjtObj
+
+
+def _solid(model: Any, geom: int) -> bool:
+    return bool(model.geom_contype[geom] or model.geom_conaffinity[geom])
 
 
 def _id(model: Any, kind: str, name: str) -> int:
