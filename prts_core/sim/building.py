@@ -1,0 +1,113 @@
+"""What installations of simulators have in common: one at a time, pinned packages, links, a self-check in a process.
+
+It knows no simulator. Every step leaves a mark when it is done, so that an interrupted installation goes on.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prts_core.errors import SimulatorError, UnavailableError
+from prts_core.files import digest_value, write_text
+from prts_core.sim.homes import Home, code_folder
+
+PRIVATE = ("PYTHON", "VIRTUAL_ENV")  # variables of this environment that another's Python must not see
+
+
+@contextmanager
+def locked(home: Home) -> Iterator[int]:
+    """Two installations at once would build into one folder. Yields the lock's file descriptor."""
+    home.path.mkdir(parents=True, exist_ok=True)
+    with (home.path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock.fileno()
+
+
+def packages(
+    home: Home,
+    pins: Sequence[str],
+    lock: int,
+    *,
+    title: str,
+    first: tuple[Sequence[str], Sequence[str]] = ((), ()),
+    cure: str = "run the same command where there is a network or a mirror of the package index",
+) -> None:
+    """`<home>/venv` with exactly `pins`, nothing resolved; what is there and made of the same pins stays.
+
+    first: (pins, options of pip) that are installed before, from an index of their own. pip inherits the lock: where
+    this process is killed, the next installation waits until pip has ended too. UnavailableError with what pip said.
+    """
+    place, mark = home.path / "venv", home.path / "venv" / "finished"
+    every = (*first[0], *pins)
+    made_from = digest_value({"pins": every, "python": sys.version})
+    if mark.is_file() and mark.read_text() == made_from:
+        return
+    print(f"{title}: {len(every)} packages into {place}", file=sys.stderr, flush=True)
+    shutil.rmtree(place, ignore_errors=True)
+    venv.create(place, with_pip=False)  # our own pip installs into it: a second one costs ten seconds
+    pip = [sys.executable, "-m", "pip", "--python", str(home.python), "--disable-pip-version-check"]
+    for chosen, options in (first, (pins, ())):
+        if not chosen:
+            continue
+        done = subprocess.run(
+            [*pip, "install", "--quiet", "--no-deps", *options, *chosen], capture_output=True, text=True, check=False,
+            pass_fds=(lock,), stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if not line.startswith("WARNING")]
+            raise UnavailableError(
+                f"{title}'s packages cannot be installed", file=place, found="\n".join(lines)[-800:], cure=cure
+            )
+    write_text(mark, made_from)
+
+
+def link(place: Path, target: Path) -> None:
+    """`place` becomes a link to the folder `target`, whatever it linked to before."""
+    if place == target or (place.is_symlink() and place.readlink() == target):
+        return
+    partial = place.with_name(f".{place.name}-{os.getpid()}")
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(target, target_is_directory=True)
+    partial.replace(place)
+
+
+def self_check(
+    home: Home,
+    module: str,
+    *,
+    title: str,
+    seconds: float,
+    cure: str,
+    variables: Mapping[str, str],
+    without: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """What `python -m module <home>` of the simulator's own Python reports: JSON in its last line.
+
+    without: beginnings of variables' names that it must not inherit. SimulatorError with what it said where it fails.
+    """
+    kept = {key: value for key, value in os.environ.items() if not key.startswith((*PRIVATE, *without))}
+    environment = kept | {"PYTHONPATH": str(code_folder(home.python)), "PYTHONNOUSERSITE": "1", "OMP_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(
+            [str(home.python), "-m", module, str(home.path)], env=environment | dict(variables), capture_output=True,
+            text=True, check=False, timeout=seconds, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as err:
+        raise SimulatorError(f"{title}'s self-check did not finish", file=home.path, found=str(err)[-500:]) from err
+    report = done.stdout.strip().rpartition("\n")[2]
+    if done.returncode or not report.startswith("{"):
+        raise SimulatorError(
+            f"{title} does not pass its self-check", file=home.path,
+            found=(done.stdout + done.stderr).strip()[-1500:], cure=cure,
+        )  # fmt: skip
+    return json.loads(report)

@@ -1,0 +1,1 @@
+"""SimplerEnv's WidowX tasks as ManiSkill3 carries them."""

@@ -1,0 +1,235 @@
+"""SimplerEnv as a worker drives it: any of its WidowX tasks by episode id, drawn only when somebody looks.
+
+It does not know processes, policies or the protocol's numbers (spec.py). It runs in the simulator's own Python.
+
+Scenes, controller and success check are ManiSkill's own. What is left out computes nothing: the pictures that its loop
+draws at every step. A policy of the Bridge data speaks another language than ManiSkill, and the translation is here:
+turns as roll, pitch, yaw; the hand's attitude from pointing straight down; a gripper from 0 to 1.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prts_core.errors import ConfigError, UnavailableError, lookup
+from prts_core.sim.keep import Keep
+from prts_core.sim.suite import SuiteSpec, Task
+from prts_core.sim.suites.simpler.assets import missing
+from prts_core.sim.suites.simpler.spec import CAMERA, FAMILY, GRIPPER_SWITCH, TASKS
+
+VIEW = "3rd_view_camera"
+FILM_SIZE = (320, 240)  # width, height
+KEPT = 4  # scenes
+# The Bridge robot's software counts turns from the hand pointing down; its axes in those of the hand.
+POINTING_DOWN = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])
+
+
+class Scene:
+    """One task's simulation, built once."""
+
+    def __init__(self, task: str) -> None:
+        from mani_skill.envs.tasks.digital_twins.bridge_dataset_eval import put_on_in_scene
+
+        kind: Any = getattr(put_on_in_scene, TASKS[task].environment)
+        # Lists of the base class that every scene of a process would otherwise share and add to.
+        kind._rgb_overlay_images, kind._objects_to_remove_from_greenscreen = {}, []
+        self.env: Any = kind(
+            obs_mode="rgb+segmentation", num_envs=1, sim_backend="physx_cpu", render_backend="cpu",
+            reconfiguration_freq=0,
+        )  # fmt: skip
+        self.env.get_obs = lambda *args, **kwargs: {}  # its steps draw pictures nobody looks at
+        self.names = dict(zip(("carried", "target"), TASKS[task].models, strict=False))
+
+    def reset(self, episode: int, seed: int) -> None:
+        self.env.reset(seed=seed, options={"episode_id": episode})
+
+    def step(self, action: np.ndarray) -> bool:
+        """One control step of ManiSkill's action: metres, angles about x y z in turn, gripper 1 open to -1 closed."""
+        return bool(self.env.step(action)[4]["success"][0])
+
+    def picture(self) -> np.ndarray:
+        """(480, 640, 3) uint8, the background replaced by the photograph."""
+        return self.env._get_obs_sensor_data()[VIEW]["rgb"][0].numpy()
+
+    @property
+    def robot(self) -> Any:
+        return self.env.agent.robot
+
+    def pose(self, thing: Any) -> tuple[np.ndarray, np.ndarray]:
+        """((3,) position, (3, 3) rotation) of a link or object, in the frame of the robot's base."""
+        origin, turn = _pose(self.robot.links_map["base_link"].pose)
+        position, rotation = _pose(thing.pose)
+        return turn.T @ (position - origin), turn.T @ rotation
+
+    def opening(self) -> float:
+        """1 for a gripper at its widest, 0 closed; less than 0 where it is pressed beyond."""
+        limits = self.robot.get_qlimits()[0, -2:].numpy().astype(np.float64)  # (2, 2)
+        fingers = self.robot.get_qpos()[0, -2:].numpy().astype(np.float64)
+        return 1.0 - max(float(((limits[:, 1] - fingers) / (limits[:, 1] - limits[:, 0])).mean()), 0.0)
+
+    def close(self) -> None:
+        self.env.close()
+
+
+class SimplerEnvironment:
+    """`prts_core.sim.suite.Environment` for SimplerEnv's WidowX tasks.
+
+    home: where the simulator is installed (assets). tasks: how many scenes are kept built.
+    """
+
+    def __init__(self, home: Path, tasks: int = KEPT) -> None:
+        self.home = home
+        self._scenes: Keep[str, Scene] = Keep(self._build, tasks, Scene.close)
+        self._scene: Scene | None = None
+        self._size, self._left = (0, 0), 0
+
+    def _build(self, task: str) -> Scene:
+        if (file := missing(self.home / "assets", task)) is not None:  # ManiSkill would ask on stdin
+            raise UnavailableError(
+                f"The assets of {task} are not all there", file=self.home / "assets" / file, found="missing",
+                cure="prts sim install simpler --assets FOLDER",
+            )  # fmt: skip
+        return Scene(task)
+
+    def reset(self, suite: SuiteSpec, task: Task, initial_state: int, seed: int) -> None:
+        """Episode id `initial_state`: where things lie and how they are turned. Equal arguments give equal bits."""
+        if task.perturbation:
+            raise ConfigError(
+                "SimplerEnv has no such perturbation", field="perturbation", found=min(task.perturbation),
+                expected="none",
+            )  # fmt: skip
+        lookup(TASKS, task.name, "task of SimplerEnv")
+        (camera,) = suite.contract.cameras
+        self._scene = self._scenes(task.name)
+        self._size, self._left = (camera.width, camera.height), task.max_steps
+        self._scene.reset(initial_state, seed)
+
+    @property
+    def scene(self) -> Scene:
+        assert self._scene is not None, "reset comes first"
+        return self._scene
+
+    def step(self, action: np.ndarray) -> tuple[float, bool]:
+        """One control step (0.2 s) of a (7,) action: (1 where ManiSkill's check holds now, that at the last step).
+
+        SimplerEnv judges an episode by its last step: what touched its goal and fell off again is no success."""
+        action = np.asarray(action, np.float64)
+        gripper = 1.0 if action[6] > GRIPPER_SWITCH else -1.0
+        holds = self.scene.step(np.r_[action[:3], controller_angles(action[3:6]), gripper].astype(np.float32))
+        self._left -= 1
+        return float(holds), holds and self._left <= 0
+
+    def proprioception(self) -> np.ndarray:
+        """(7,) float32: hand below the base (m), roll, pitch, yaw from pointing down (rad), gripper (1 open)."""
+        position, rotation = self.scene.pose(self.scene.robot.links_map["ee_gripper_link"])
+        return np.r_[position, rpy_of(rotation @ POINTING_DOWN.T), self.scene.opening()].astype(np.float32)
+
+    def images(self) -> dict[str, np.ndarray]:
+        """{camera: (H, W, 3) uint8} upright, squeezed to the suite's size where that is another than the camera's."""
+        return {CAMERA: _squeezed(self.scene.picture(), self._size)}
+
+    def film(self) -> np.ndarray:
+        """(240, 320, 3): the same camera."""
+        return _squeezed(self.scene.picture(), FILM_SIZE)
+
+    def privileged(self) -> dict[str, Any]:
+        """Poses in the base's frame, each ((3,) m, (3, 3)): `goal`, where the controller wants the hand; `hand`;
+        `carried` and `target`, the task's two things. `opening`: of the gripper."""
+        scene = self.scene
+        goal = scene.env.agent.controller.controllers["arm"]._target_pose
+        return {
+            "goal": _pose(goal),
+            "hand": scene.pose(scene.robot.links_map["ee_gripper_link"]),
+            "opening": scene.opening(),
+            **{role: scene.pose(scene.env.objs[name]) for role, name in scene.names.items()},
+        }
+
+    def state(self) -> np.ndarray:
+        """(n,) float64: poses and velocities of all bodies, joints, and where the controller wants the hand."""
+        return self.scene.env.get_state()[0].numpy().astype(np.float64)
+
+    def close(self) -> None:
+        self._scene = None
+        self._scenes.close()
+
+
+def make(settings: Mapping[str, Any]) -> SimplerEnvironment:
+    """settings: `tasks`, how many scenes to keep built (default 4)."""
+    from prts_core.sim.homes import Home
+
+    unknown = set(settings) - {"tasks"}
+    if unknown:
+        raise ConfigError("SimplerEnv has no such setting", field="settings", found=min(unknown), expected="tasks")
+    home = Home(FAMILY)
+    home.require()
+    import_simulator(home.path)
+    return SimplerEnvironment(home.path, int(settings.get("tasks", KEPT)))
+
+
+def import_simulator(home: Path) -> None:
+    """Now and not at the first reset, since it takes longer than any; where assets lie is read at import."""
+    os.environ["MS_ASSET_DIR"] = str(home / "assets")
+    import mani_skill.envs  # noqa: F401
+
+
+def controller_angles(rpy: np.ndarray) -> np.ndarray:
+    """(3,) angles a, b, c with Rx(a) Ry(b) Rz(c) = Rz(yaw) Ry(pitch) Rx(roll): what ManiSkill 3's controller reads."""
+    turn = matrix_of(rpy)
+    return np.array(
+        [
+            np.arctan2(-turn[1, 2], turn[2, 2]),
+            np.arcsin(np.clip(turn[0, 2], -1.0, 1.0)),
+            np.arctan2(-turn[0, 1], turn[0, 0]),
+        ]
+    )
+
+
+def matrix_of(rpy: np.ndarray) -> np.ndarray:
+    """(3, 3) Rz(yaw) Ry(pitch) Rx(roll)."""
+    (cr, cp, cy), (sr, sp, sy) = np.cos(rpy), np.sin(rpy)
+    return np.array(
+        [
+            [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
+            [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
+            [-sp, cp * sr, cp * cr],
+        ]
+    )
+
+
+def rpy_of(turn: np.ndarray) -> np.ndarray:
+    """(3,) roll, pitch, yaw of a rotation; the inverse of `matrix_of` for pitches within a right angle."""
+    return np.array(
+        [
+            np.arctan2(turn[2, 1], turn[2, 2]),
+            np.arcsin(np.clip(-turn[2, 0], -1.0, 1.0)),
+            np.arctan2(turn[1, 0], turn[0, 0]),
+        ]
+    )
+
+
+def _pose(pose: Any) -> tuple[np.ndarray, np.ndarray]:
+    """((3,), (3, 3)) float64 of a batch of one."""
+    x, y, z, *quaternion = pose.raw_pose[0].numpy().astype(np.float64)
+    w, i, j, k = np.asarray(quaternion) / np.linalg.norm(quaternion)
+    turn = np.array(
+        [
+            [1 - 2 * (j * j + k * k), 2 * (i * j - k * w), 2 * (i * k + j * w)],
+            [2 * (i * j + k * w), 1 - 2 * (i * i + k * k), 2 * (j * k - i * w)],
+            [2 * (i * k - j * w), 2 * (j * k + i * w), 1 - 2 * (i * i + j * j)],
+        ]
+    )
+    return np.array([x, y, z]), turn
+
+
+def _squeezed(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A (H, W, 3) picture at size (width, height)."""
+    if size == (picture.shape[1], picture.shape[0]):
+        return np.ascontiguousarray(picture)
+    import cv2
+
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
