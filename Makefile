@@ -21,7 +21,8 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export PYTHONWARNINGS ?= ignore::DeprecationWarning,ignore::FutureWarning
 PYTEST = OMP_NUM_THREADS=1 python -m pytest
-BESIDE = -n auto --dist loadscope  # a process a core; a module's fixtures are made once
+# A process a core; a module's fixtures are made once, and modules that may take longest begin first (tests/conftest.py).
+BESIDE = -n auto --dist loadscope --no-loadscope-reorder
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## / /' | awk '{n=$$1; $$1=""; printf "make %-12s%s\n", n, $$0}'
@@ -35,7 +36,8 @@ demo: setup  ## the whole chain through Dagster, then outputs/demo/report.json; 
 repro: setup  ## the chain from collect to package by DVC instead of Dagster
 	@dvc repro
 
-test: test-fast test-slow  ## every test but conformance
+test: setup  ## every test but conformance
+	@$(PYTEST) $(BESIDE) -m "not conformance"
 
 test-fast: setup  ## tests that take seconds
 	@$(PYTEST) $(BESIDE) -m "not slow and not conformance"
@@ -50,7 +52,7 @@ types: setup  ## mypy
 	@mypy
 
 conformance: setup  ## the real lerobot, openpi-client, LIBERO and SimplerEnv, in venvs of their own under the user's cache
-	@$(PYTEST) -m conformance || [ $$? = 5 ]
+	@$(PYTEST) $(BESIDE) -m conformance $$(grep -rl "mark\.conformance" tests --include='*.py') || [ $$? = 5 ]
 
 bench: setup  ## ours beside the peer's: make bench NAME=<name>
 	@prts bench $(NAME)

@@ -7,6 +7,7 @@ import os
 # Early and shallow: pandera imports it wherever it is installed, and Python 3.11's parser gives up (SystemError: AST
 # constructor recursion depth) where pytest rewrites it for the first time deep inside other imports.
 import hypothesis  # noqa: F401
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MUJOCO_GL", "egl")
@@ -19,3 +20,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # a user's server must not receive test runs
 
 pytest_plugins = ["tests.fixtures.tiny_network"]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Beside others (`make test`), modules that may take longest begin first: none is left to run alone in the end."""
+    if not hasattr(config, "workerinput"):
+        return
+    longest: dict[str, float] = {}
+    for item in items:
+        marker = item.get_closest_marker("timeout")
+        seconds = float(marker.args[0]) if marker else 300.0 if item.get_closest_marker("slow") else 0.0
+        module = item.nodeid.partition("::")[0]
+        longest[module] = max(longest.get(module, 0.0), seconds)
+    items.sort(key=lambda item: -longest[item.nodeid.partition("::")[0]])
