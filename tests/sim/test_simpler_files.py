@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from prts_core.config.schema import RobotConfig
 from prts_core.contract import Contract, Dimension
 from prts_core.data.convert.conventions import convert_rotation
 from prts_core.errors import ConfigError, ContractError, DataError, SimulatorError, UnavailableError
+from prts_core.evaluation.plan import rendered_at
 from prts_core.sim import building
 from prts_core.sim.adapter import adapt
 from prts_core.sim.homes import Home
@@ -21,24 +23,32 @@ from prts_core.sim.suites import part, suite
 from prts_core.sim.suites.simpler import install
 from prts_core.sim.suites.simpler.assets import BRIDGE, NEEDED, missing, unavailable
 from prts_core.sim.suites.simpler.environment import SimplerEnvironment, controller_angles, matrix_of, rpy_of
-from prts_core.sim.suites.simpler.spec import SUITES, TASKS, contract, suites_of
+from prts_core.sim.suites.simpler.spec import SUITE, TASKS, contract, suites_of
 
 ROOT = Path(__file__).parents[2]
 EGGPLANT = "widowx_put_eggplant_in_basket"
 
 
 def test_the_protocol_is_the_published_one():
-    suites = suites_of({"standins": "stand-in assets", "unavailable": {EGGPLANT: "a mesh"}})
-    assert tuple(suites) == SUITES and {found.standins for found in suites.values()} == {"stand-in assets"}
-    for found in suites.values():
-        assert EGGPLANT not in {task.name for task in found.tasks} and len(found.tasks) == 3
-        assert {task.max_steps for task in found.tasks} == {60} and found.contract.control_hz == 5.0
-        assert {task.initial_states for task in found.tasks} == {found.episodes_per_task} == {24}
-        assert "arXiv:2405.05941" in found.source and "judged by the last" in found.source
-    whole = suites_of({})["simpler_widowx"]
+    (found,) = suites_of({"standins": "stand-in assets", "unavailable": {EGGPLANT: "a mesh"}}).values()
+    assert found.name == SUITE and found.standins == "stand-in assets"
+    assert EGGPLANT not in {task.name for task in found.tasks} and len(found.tasks) == 3
+    assert {task.max_steps for task in found.tasks} == {60} and found.contract.control_hz == 5.0
+    assert {task.initial_states for task in found.tasks} == {found.episodes_per_task} == {24}
+    assert "arXiv:2405.05941" in found.source and "judged by the last" in found.source
+    assert [(camera.height, camera.width) for camera in found.contract.cameras] == [(480, 640)]
+    whole = suites_of({})[SUITE]
     assert [task.max_steps for task in whole.tasks if task.name == EGGPLANT] == [120] and whole.standins == ""
-    sizes = [(camera.height, camera.width) for found in suites.values() for camera in found.contract.cameras]
-    assert sizes == [(480, 640), (256, 256)]
+
+
+def test_a_policy_of_square_pictures_asks_for_them():
+    """The Bridge data set in RLDS holds 256 x 256; of the camera's proportions it is none of the adapter's business."""
+    spec = suites_of({})[SUITE]
+    small = replace(spec.contract, cameras=(replace(spec.contract.cameras[0], height=256, width=256),))
+    with pytest.raises(ContractError, match="size"):
+        adapt(small, spec.contract)
+    sized, make = rendered_at(spec, 256)
+    assert make == {"image_size": 256} and not adapt(small, sized.contract).notes
 
 
 def test_numbers_mean_what_the_robots_file_and_the_bridge_mapping_say():
@@ -176,11 +186,12 @@ def test_the_record_says_what_is_missing(home: Home, tmp_path: Path, monkeypatch
     assert record["standins"] == f"stand-in assets, without {EGGPLANT}" and EGGPLANT in record["unavailable"]
     assert record["pins"]["mani_skill"] == "3.0.1" and record["pins"]["torch"].endswith("+cpu")
     assert suite("simpler_widowx").standins == record["standins"] and len(suite("simpler_widowx").tasks) == 3
-    spec = suites_of({})["simpler_widowx"]
+    spec = suites_of({})[SUITE]
     with pytest.raises(UnavailableError, match="not all there"):  # before ManiSkill could ask for it
         SimplerEnvironment(home.path).reset(spec, spec.tasks[-1], 0, 0)
-    with pytest.raises(ConfigError, match="no such setting"):
-        part("simpler", "environment").make({"image_size": 64})
+    for settings in ({"camera": 1}, {"placement": "drawn"}, {"image_size": 7}):
+        with pytest.raises(ConfigError):
+            part("simpler", "environment").make(settings)
 
 
 def test_a_self_check_that_fails_is_told_with_its_words(home: Home):

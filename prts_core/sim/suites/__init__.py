@@ -36,7 +36,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "libero_pro_task",
         "libero_pro_environment",
     ),
-    "simpler": ("simpler_widowx", "simpler_widowx_256"),
+    "simpler": ("simpler_widowx",),
 }
 PARTS = ("spec", "environment", "install", "expert")
 

@@ -22,13 +22,13 @@ from prts_core.sim.suites.simpler.environment import (
     controller_angles,
     import_simulator,
 )
-from prts_core.sim.suites.simpler.spec import CAMERA, FAMILY, SEED, suites_of
+from prts_core.sim.suites.simpler.spec import CAMERA, FAMILY, SEED, SUITE, suites_of
 
 STEPS, EPISODE = 6, 3
 
 
 def main(home: Path) -> dict[str, Any]:
-    suite = suites_of({"unavailable": unavailable(home / "assets")})["simpler_widowx"]
+    suite = suites_of({"unavailable": unavailable(home / "assets")})[SUITE]
     task, other = suite.tasks[:2]
     import_simulator(home)
     environment = SimplerEnvironment(home)

@@ -79,11 +79,12 @@ class Scene:
 class SimplerEnvironment:
     """`prts_core.sim.suite.Environment` for SimplerEnv's WidowX tasks.
 
-    home: where the simulator is installed (assets). tasks: how many scenes are kept built.
+    home: where the simulator is installed (assets). tasks: how many scenes are kept built. image_size: of the pictures,
+    squeezed to a square, in place of the suite's 480 x 640.
     """
 
-    def __init__(self, home: Path, tasks: int = KEPT) -> None:
-        self.home = home
+    def __init__(self, home: Path, tasks: int = KEPT, image_size: int | None = None) -> None:
+        self.home, self._image_size = home, image_size
         self._scenes: Keep[str, Scene] = Keep(self._build, tasks, Scene.close)
         self._scene: Scene | None = None
         self._size, self._left = (0, 0), 0
@@ -106,7 +107,9 @@ class SimplerEnvironment:
         lookup(TASKS, task.name, "task of SimplerEnv")
         (camera,) = suite.contract.cameras
         self._scene = self._scenes(task.name)
-        self._size, self._left = (camera.width, camera.height), task.max_steps
+        square = self._image_size
+        self._size = (camera.width, camera.height) if square is None else (square, square)
+        self._left = task.max_steps
         self._scene.reset(initial_state, seed)
 
     @property
@@ -130,7 +133,7 @@ class SimplerEnvironment:
         return np.r_[position, rpy_of(rotation @ POINTING_DOWN.T), self.scene.opening()].astype(np.float32)
 
     def images(self) -> dict[str, np.ndarray]:
-        """{camera: (H, W, 3) uint8} upright, squeezed to the suite's size where that is another than the camera's."""
+        """{camera: (H, W, 3) uint8} upright, squeezed where another size was asked for."""
         return {CAMERA: _squeezed(self.scene.picture(), self._size)}
 
     def film(self) -> np.ndarray:
@@ -159,16 +162,28 @@ class SimplerEnvironment:
 
 
 def make(settings: Mapping[str, Any]) -> SimplerEnvironment:
-    """settings: `tasks`, how many scenes to keep built (default 4)."""
+    """settings: `tasks`, how many scenes to keep built (default 4); `image_size`, of square pictures (default the
+    suite's 480 x 640); `placement`, "stored", since ManiSkill's own sampler draws from the suite's 24 episodes too."""
     from prts_core.sim.homes import Home
 
-    unknown = set(settings) - {"tasks"}
+    unknown = set(settings) - {"tasks", "image_size", "placement"}
     if unknown:
-        raise ConfigError("SimplerEnv has no such setting", field="settings", found=min(unknown), expected="tasks")
+        raise ConfigError(
+            "SimplerEnv has no such setting", field="settings", found=min(unknown),
+            expected="tasks, image_size, placement",
+        )  # fmt: skip
+    placement, size = settings.get("placement", "stored"), settings.get("image_size")
+    if placement != "stored":
+        raise ConfigError(
+            "SimplerEnv has no episodes besides the suite's own", field="placement", found=placement,
+            expected="stored", cure="--placement stored, and do not evaluate on the same episodes",
+        )  # fmt: skip
+    if size is not None and not (isinstance(size, int) and 16 <= size <= 1024):
+        raise ConfigError("Not a size of pictures", field="image_size", found=size, expected="16 to 1024")
     home = Home(FAMILY)
     home.require()
     import_simulator(home.path)
-    return SimplerEnvironment(home.path, int(settings.get("tasks", KEPT)))
+    return SimplerEnvironment(home.path, int(settings.get("tasks", KEPT)), size)
 
 
 def import_simulator(home: Path) -> None:

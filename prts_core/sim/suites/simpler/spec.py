@@ -15,11 +15,10 @@ from prts_core.contract import Camera, Contract, Dimension
 from prts_core.sim.suite import SuiteSpec, Task
 
 FAMILY = "simpler"
-SUITES = ("simpler_widowx", "simpler_widowx_256")
+SUITE = "simpler_widowx"
 CAMERA = "observation.images.image_0"  # as the Bridge data set names its view over the shoulder
 CONTROL_HZ = 5.0
 HEIGHT, WIDTH = 480, 640
-SQUEEZED = 256
 EPISODES_PER_TASK = 24
 SEED = 0
 GRIPPER_SWITCH = 0.5  # above it the gripper opens
@@ -66,17 +65,12 @@ SOURCE = (
     "to its last step and is judged by the last, so that success is reported nowhere else; one camera, its background "
     "replaced by the photograph of the real table; the gripper opens above 0.5 and closes below, as SimplerEnv's "
     "policies switch it; action rotations are roll, pitch, yaw about the base's axes, which SimplerEnv's policies turn "
-    "into an axis times angle and we into the angles that ManiSkill 3's controller reads"
+    "into an axis times angle and we into the angles that ManiSkill 3's controller reads; pictures at another size are "
+    "squeezed to a square, as the Bridge data set in RLDS holds them (256 px)"
 )
-_SIZES = {
-    "simpler_widowx": (HEIGHT, WIDTH, ""),
-    "simpler_widowx_256": (
-        SQUEEZED, SQUEEZED, "; pictures squeezed to 256 x 256, as the Bridge data set holds them in RLDS",
-    ),
-}  # fmt: skip
 
 
-def contract(height: int = HEIGHT, width: int = WIDTH) -> Contract:
+def contract() -> Contract:
     """State: the hand's position below the base and its turn from pointing straight down, as roll, pitch, yaw, and how
     far the gripper is open (1: fully). Action: displacements of the hand's goal in a step, and the gripper."""
     return Contract(
@@ -92,7 +86,7 @@ def contract(height: int = HEIGHT, width: int = WIDTH) -> Contract:
             *(Dimension(angle, "rad") for angle in ("droll", "dpitch", "dyaw")),
             Dimension("gripper", "1"),
         ),
-        cameras=(Camera(CAMERA, "Camera", height, width),),
+        cameras=(Camera(CAMERA, "Camera", HEIGHT, WIDTH),),
         rotation="rpy",
         gripper="+1 opens, 0 closes",
     )
@@ -113,19 +107,17 @@ def suites_of(record: Mapping[str, Any]) -> dict[str, SuiteSpec]:
         for name, task in TASKS.items()
         if name not in left_out
     )
-    return {
-        name: SuiteSpec(
-            name=name,
-            family=FAMILY,
-            tasks=tasks,
-            contract=contract(height, width),
-            settle_steps=0,
-            settle_action=(0.0,) * 6 + (1.0,),
-            image_rotation=0,
-            episodes_per_task=EPISODES_PER_TASK,
-            seed=SEED,
-            source=SOURCE + more,
-            standins=str(record.get("standins", "")),
-        )
-        for name, (height, width, more) in _SIZES.items()
-    }
+    found = SuiteSpec(
+        name=SUITE,
+        family=FAMILY,
+        tasks=tasks,
+        contract=contract(),
+        settle_steps=0,
+        settle_action=(0.0,) * 6 + (1.0,),
+        image_rotation=0,
+        episodes_per_task=EPISODES_PER_TASK,
+        seed=SEED,
+        source=SOURCE,
+        standins=str(record.get("standins", "")),
+    )
+    return {SUITE: found}
