@@ -1,4 +1,5 @@
-"""LIBERO's scripted expert in the simulator itself: it succeeds shaken too, and what it recorded scores what it scored.
+"""LIBERO's scripted expert in the simulator itself: it succeeds shaken too, moves fixtures as well as things, and what
+it recorded scores what it scored.
 
 `prts sim install libero` is done here where it was not (a minute and a half, once a machine).
 """
@@ -20,12 +21,15 @@ from prts_core.sim.adapter import adapt
 from prts_core.sim.demonstrate import Settings, demonstrate, episode_of
 from prts_core.sim.homes import Home
 from prts_core.sim.pool import Pool, launch_for
+from prts_core.sim.suite import EpisodeKey
 from prts_core.sim.suites import suite, task_of
 from prts_core.sim.suites.libero import install
 
 pytestmark = [pytest.mark.conformance, pytest.mark.timeout(900)]
 OBJECT = ("libero_object", "pick_up_the_cream_cheese_and_place_it_in_the_basket")
 SPATIAL = ("libero_spatial", "pick_up_the_black_bowl_between_the_plate_and_the_ramekin_and_place_it_on_the_plate")
+DRAWER = ("libero_goal", "open_the_middle_drawer_of_the_cabinet")
+KNOB = ("libero_goal", "turn_on_the_stove")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -109,3 +113,12 @@ def test_drawn_placements_are_none_of_the_stored_ones_and_repeat(tmp_path: Path)
         first, again, other = begin(drawn), begin(drawn), begin(stored)
     assert np.array_equal(first, again)
     assert np.abs(first[1:8] - other[1:8]).max() > 1e-3 and np.abs(first[10:] - other[10:]).max() > 1e-3
+
+
+def test_the_expert_opens_a_drawer_and_turns_a_knob() -> None:
+    with Pool(launch_for(DRAWER[0])) as pool:
+        for name, task in (DRAWER, KNOB):
+            key = EpisodeKey(name, task, 0, suite(name).seed)
+            done = pool.ask(0, protocol.demonstrate(key, noise=0.0, noise_seed=0, images=False))
+            assert done["success_row"] is not None, task
+            assert any("drawer open" in phase or "turn the" in phase for phase in done["phases"])

@@ -9,7 +9,8 @@ import pytest
 
 from prts_core.errors import SimulatorError
 from prts_core.sim.suites.libero.expert import LiberoExpert
-from prts_core.sim.suites.libero.expert_scene import NEUTRAL, Scene, pinch, rim, turned
+from prts_core.sim.suites.libero.expert_grasp import pinch, rim, turned
+from prts_core.sim.suites.libero.expert_scene import NEUTRAL, Scene
 
 DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
 SOUP, BASKET, WALL = "soup_1", "basket_1", "wall_1"

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from prts_core.sim.suites.libero.expert import LiberoExpert
+from prts_core.sim.suites.libero.expert_grasp import level_pinch
 from prts_core.sim.suites.libero.expert_joints import Pull, wish
 from prts_core.sim.suites.libero.expert_plan import drawer_place, skills_of
-from prts_core.sim.suites.libero.expert_scene import Scene, level_pinch
+from prts_core.sim.suites.libero.expert_scene import Scene
 
 CABINET, STOVE, DRAWER, KNOB = "wooden_cabinet_1", "flat_stove_1", "wooden_cabinet_1_top_level", "flat_stove_1_button"
 TOP, SIDE, BURNER = "wooden_cabinet_1_top_region", "wooden_cabinet_1_top_side", "flat_stove_1_cook_region"

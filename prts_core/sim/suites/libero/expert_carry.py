@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from prts_core.sim.suites.libero.expert_grasp import Grasp
 from prts_core.sim.suites.libero.expert_motion import CLOSE, OPEN, UP, Skill, action
-from prts_core.sim.suites.libero.expert_scene import HAND_BOTTOM, Grasp, Scene
+from prts_core.sim.suites.libero.expert_scene import HAND_BOTTOM, Scene
 
 UPRIGHT = -0.85  # the vertical part of where the hand points
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from prts_core.errors import SimulatorError
 from prts_core.sim.suites.libero.expert_carry import PickPlace
+from prts_core.sim.suites.libero.expert_grasp import Grasp, level_pinch, pinch, rim
 from prts_core.sim.suites.libero.expert_joints import Drag, Pull, Push, Turn, wish
 from prts_core.sim.suites.libero.expert_motion import Skill
-from prts_core.sim.suites.libero.expert_scene import Grasp, Scene, level_pinch, pinch, rim
+from prts_core.sim.suites.libero.expert_scene import Scene
 
 WIDEST = 0.072  # m, of what the fingers close around
 
