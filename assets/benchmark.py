@@ -1,4 +1,4 @@
-"""Asset `benchmark`: closed loop on held-out seeds, with a check of the success rate. Simulates nothing."""
+"""Asset `benchmark`: closed loop in simulation, with a check of the success rate. Simulates nothing."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -58,7 +58,12 @@ def success_check(report: dict[str, Any], floor: float) -> dg.AssetCheckResult:
         passed=rate.lower > floor,
         check_name="success_rate_above_floor",
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"{successes}/{episodes}, 95 % interval {rate.lower:.3f} - {rate.upper:.3f}, floor {floor}",
+        description="; ".join(
+            [
+                f"{successes}/{episodes}, 95 % interval {rate.lower:.3f} - {rate.upper:.3f}, floor {floor}",
+                *report["labels"],
+            ]
+        ),
         metadata={
             "success_rate": float(report["success_rate"]),
             "lower": rate.lower,

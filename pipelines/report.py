@@ -39,6 +39,8 @@ def write(plan: Plan, outputs: Path) -> Path:
         seconds[stage] = round(seconds.get(stage, 0.0) + spent, 3)
     gathered = {
         "recipe": plan.recipe.name,
+        "suite": benchmark["suite"],
+        "labels": benchmark["labels"],
         **{name: benchmark[name] for name in RATES},
         "tasks": benchmark["tasks"],
         "value": {name: value[name] for name in VALUES},
@@ -66,7 +68,7 @@ def _json(manifest: Manifest, name: str, outputs: Path) -> Any:
 def show(path: Path, console: Console) -> None:
     """Print the report as tables."""
     report = read_json(path)
-    tasks = Table(title="closed loop on held-out seeds", title_justify="left")
+    tasks = Table(title="; ".join([f"closed loop on {report['suite']}", *report["labels"]]), title_justify="left")
     for column in ("task", "success", "expert", "blind replay", "step limit"):
         tasks.add_column(column, justify="left" if column == "task" else "right")
     for name, row in sorted(report["tasks"].items()):

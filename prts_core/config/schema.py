@@ -360,6 +360,9 @@ class SubtaskConfig(SubtaskSection):
     dataset: str
 
 
+CONTROLS = ("expert", "blind_replay", "untrained", "black_images", "swapped")
+
+
 @dataclass(frozen=True)
 class BenchmarkSection:
     """Closed loop in simulation, the policy beside its controls.
@@ -368,13 +371,12 @@ class BenchmarkSection:
     tasks: some of the suite's, or none for all. episodes: a task; none: as many as the suite's protocol says. seed:
     none for the suite's. perturbation: laid over every task's own. image_size: pixels that the simulator renders, none
     for the suite's (or those of the dataset). execute_steps: rows of a chunk executed before the policy looks again.
-    swap_pair: two tasks whose sentences are exchanged in one of the controls.
+    controls: which are run beside the policy. swap_pair: two tasks whose sentences are exchanged for `swapped`.
 
     workers: simulators at once; none: one a core, at most 8. batch: samples the policy is asked at once, no more
-    than workers.
-    failures_wanted: in all, for the value's AUROC; action_noise: standard deviations added to actions to make failures
-    where the policy itself makes too few. record: conditions (policy, expert, noisy, ...) whose episodes are kept whole
-    under rollouts/, for `prts convert --source rollouts`.
+    than workers. failures_wanted: in all, for the value's AUROC; action_noise: standard deviations added to actions to
+    make failures where the policy itself makes too few. record: conditions (policy, expert, noisy, ...) whose episodes
+    are kept whole under rollouts/, for `prts convert --source rollouts`.
     """
 
     __pydantic_config__ = FORBID_EXTRA
@@ -385,6 +387,7 @@ class BenchmarkSection:
     perturbation: dict[str, Any] = field(default_factory=dict)
     image_size: int | None = None
     execute_steps: int = 2
+    controls: tuple[str, ...] = CONTROLS
     swap_pair: tuple[str, str] | None = None
     videos_per_task: int = 1
     workers: int | None = None

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from prts_core.config.schema import BenchmarkConfig, ExpertSource, MetaworldSource
+from prts_core.config.schema import CONTROLS, BenchmarkConfig, ExpertSource, MetaworldSource
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.errors import ConfigError
 from prts_core.evaluation.actors import Asked, LocalActor
@@ -46,8 +46,7 @@ from prts_core.sim.adapter import adapt
 from prts_core.sim.suite import SuiteSpec, Task
 from prts_core.sim.suites import suite, suites_of, task_of
 
-CONTROLS = ("policy", "expert", "blind_replay", "untrained", "black_images", "swapped")
-CONDITIONS = (*CONTROLS, "early", "noisy")
+CONDITIONS = ("policy", *CONTROLS, "early", "noisy")
 RATES = {
     "success_rate": "policy",
     "untrained_success_rate": "untrained",
@@ -68,15 +67,19 @@ class Places:
     output: Path
 
 
-def benchmark_policy(config: BenchmarkConfig, places: Places, conditions: tuple[str, ...] = CONTROLS) -> dict[str, Any]:
+def benchmark_policy(
+    config: BenchmarkConfig, places: Places, conditions: tuple[str, ...] | None = None
+) -> dict[str, Any]:
     """Run what is not yet in `places.work`; write episodes.parquet, report.json, page.html, videos and, where asked
-    for, rollouts to `places.output`."""
-    unknown = set(config.record) - {*CONDITIONS}
-    if unknown:
-        raise ConfigError(
-            "A condition that the benchmark does not have is to be recorded", field="benchmark.record",
-            found=min(unknown), expected=", ".join(CONDITIONS),
-        )  # fmt: skip
+    for, rollouts to `places.output`. conditions: none for the policy and the recipe's controls."""
+    for what, named, known in (("controls", config.controls, CONTROLS), ("record", config.record, CONDITIONS)):
+        if unknown := sorted(set(named) - set(known)):
+            raise ConfigError(
+                "The benchmark has no such condition", field=f"benchmark.{what}", found=unknown[0],
+                expected=", ".join(known),
+            )  # fmt: skip
+    if conditions is None:
+        conditions = ("policy", *(name for name in CONTROLS if name in config.controls))
     with Bench(config, places) as bench:
         for condition in conditions:
             getattr(bench, f"run_{condition}")()
@@ -157,7 +160,10 @@ class Bench:
         actor.identity |= {"condition": condition, "noise": noise}
         name = f"{condition}-{noise:g}" if noise else condition
         folder = self.places.work / name
-        made = play(plan, actor, folder, self.simulators, self.adapter, how=how, treatment=treatment, what=name)
+        made = play(
+            plan, actor, folder, self.simulators, self.adapter, how=how, treatment=treatment, what=name,
+            probe=condition == "policy",
+        )  # fmt: skip
         self.runs.append(Run(condition, noise, plan, made.rows, folder / "actions"))
         self.results[name] = made
 

@@ -129,11 +129,12 @@ class Simulators:
 
 def play(
     plan: Plan, actor: Actor, folder: Path, simulators: Simulators, adapter: Adapter, *, how: type[Runner] = Runner,
-    treatment: Treatment = PLAIN, stop: Reader | None = None, what: str = "", say: Say = lambda text: None,
+    treatment: Treatment = PLAIN, stop: Reader | None = None, what: str = "", probe: bool = True,
+    say: Say = lambda text: None,
 ) -> Played:  # fmt: skip
     """Run what `folder` still lacks of the plan. StageError where the folder holds another run.
 
-    what: for the progress bar; none: the suite.
+    what: for the progress bar; none: the suite. probe: look first whether an answer depends on its neighbours.
     """
     with open_journal(folder / "journal.jsonl", plan, actor, adapter=list(adapter.notes)) as journal:
         todo = missing(plan, journal)
@@ -141,7 +142,7 @@ def play(
             say(f"{len(plan.keys) - len(todo)} of {len(plan.keys)} episodes are done already")
         stopped = None if stop is None else stop(outcomes(plan, journal))
         if todo and stopped is None:
-            unstable = neighbours_matter(actor, [task.instruction for task in plan.tasks])
+            unstable = neighbours_matter(actor, [task.instruction for task in plan.tasks]) if probe else ""
             if unstable:
                 journal.note({"kind": NEIGHBOURS, "what": unstable})
                 say(f"rows may depend on which episodes run side by side: {unstable}; --batch 1 rules that out")

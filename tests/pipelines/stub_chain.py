@@ -27,6 +27,8 @@ REPORTS = {
         "blind_replay_success_rate": 0.1,
         "swapped_success_rate": 0.05,
         "black_image_success_rate": 0.2,
+        "suite": "metaworld",
+        "labels": ["three meshes are stand-ins"],
         "tasks": TASKS,
         "policy_digest": "sha256:stub",
     },
