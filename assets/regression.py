@@ -3,6 +3,7 @@
 It is no stage of the chain: its versions are those of the registry. It knows neither suites nor statistics.
 """
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +20,16 @@ NIGHT_TAG = "prts/night"  # of a run: which night it belongs to, so that its sec
 
 
 def make_asset(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
-    """The asset over `partitions`, whose dimensions are SUITE and VERSION."""
+    """The asset over `partitions`, whose dimensions are SUITE and VERSION; its check is theirs one by one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.PreviewWarning)  # partitioned checks are new in Dagster 1.13
+        check = dg.AssetCheckSpec(
+            CHECK,
+            asset="regression",
+            blocking=True,
+            description="The gate on pairs of the same episodes: tonight's against the champion's recorded ones.",
+            partitions_def=partitions,
+        )
 
     @dg.asset(
         name="regression",
@@ -29,14 +39,7 @@ def make_asset(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
         kinds={"mlflow", "python"},
         partitions_def=partitions,
         deps=["register"],
-        check_specs=[
-            dg.AssetCheckSpec(
-                CHECK,
-                asset="regression",
-                blocking=True,
-                description="The gate on pairs of the same episodes: tonight's against the champion's recorded ones.",
-            )
-        ],
+        check_specs=[check],
     )
     def regression(context: dg.AssetExecutionContext, plan: PlanResource) -> Iterator[Any]:
         key = context.partition_key
@@ -69,10 +72,8 @@ regression = make_asset(REGRESSION)
 
 
 def drop_check(outcome: Outcome) -> dg.AssetCheckResult:
-    """Red on a drop. A comparison that could not be made is no pass: it warns.
-
-    Dagster's checks have no partitions, so that its text says which suite and version it is about.
-    """
+    """Red on a drop. A comparison that could not be made is no pass: it warns. An alarm shows the text alone, so that
+    it says which suite and version it is about."""
     verdict = outcome.verdict
     missing = verdict is None and outcome.said.startswith("not compared")
     figures: dict[str, Any] = {"success_rate": outcome.result.rate.estimate}

@@ -83,7 +83,7 @@ def instance():
 def test_an_unchanged_champion_passes_and_shows_its_history(outputs, tonight, instance):
     asked = tonight(115)
     result = night(outputs, instance, make_asset(REGRESSION))
-    assert result.success and check_of(result).passed
+    assert result.success and check_of(result).passed and check_of(result).partition == "benchmark|1"
     assert asked["conditions"] == ("policy",) and asked["config"].failures_wanted == 0
     assert (asked["places"].policy / "model.safetensors").read_text() == "w"  # the registered one
     assert asked["places"].output.name == "2026-11-21"  # a second attempt of the night resumes the first
@@ -125,8 +125,14 @@ def test_other_episodes_cannot_be_compared_and_fail_too(outputs, tonight, instan
     assert "did not run the same episodes" in said and "Cure:" in said
 
 
-def test_a_suite_of_the_recipe_is_a_partition_and_says_stand_in_assets(outputs, instance, monkeypatch):
-    """Every place a result on stand-in assets appears says so; published numbers keep away from it."""
+def test_a_suite_of_the_recipe_is_a_partition_and_says_stand_in_assets(outputs, tonight, instance, monkeypatch):
+    """Every place a result on stand-in assets appears says so; published numbers keep away from it. What is red on one
+    suite stays red there when another passes."""
+    suites = dg.MultiPartitionsDefinition(
+        {SUITE: dg.StaticPartitionsDefinition(["benchmark", "libero_object"]), VERSION: VERSIONS}
+    )
+    tonight(80)
+    assert not night(outputs, instance, make_asset(suites)).success
     tasks = [
         {"name": f"t{i}", "instruction": "", "initial_states": 50, "max_steps": 280, "perturbation": {}}
         for i in range(10)
@@ -153,9 +159,6 @@ def test_a_suite_of_the_recipe_is_a_partition_and_says_stand_in_assets(outputs, 
 
     monkeypatch.setattr(regression, "measure", measure)
     monkeypatch.setattr(regression, "planned", lambda run, package: Episodes)
-    suites = dg.MultiPartitionsDefinition(
-        {SUITE: dg.StaticPartitionsDefinition(["benchmark", "libero_object"]), VERSION: VERSIONS}
-    )
     result = night(outputs, instance, make_asset(suites), "libero_object", WITH_SUITE)
     assert result.success and check_of(result).passed and "first result" in check_of(result).description
     (event,) = result.get_asset_materialization_events()
@@ -164,6 +167,12 @@ def test_a_suite_of_the_recipe_is_a_partition_and_says_stand_in_assets(outputs, 
     assert "this policy (stand-in assets) | 83.3" in shown["published"].value
     assert "| PRTS |" not in shown["published"].value and "ours ran on stand-in assets" in shown["published"].value
     assert "| t0 | 10/12 | 0.50 - 0.90 |" in shown["tasks"].value
+    checks = instance.event_log_storage.get_asset_check_partition_info(
+        [dg.AssetCheckKey(dg.AssetKey("regression"), CHECK)]
+    )
+    assert {one.partition_key: one.latest_execution_status.value for one in checks} == {
+        "benchmark|1": "FAILED", "libero_object|1": "SUCCEEDED",
+    }  # fmt: skip
 
 
 def test_the_schedule_asks_for_the_champion_and_is_silent_without_one(tmp_path, outputs):
