@@ -32,6 +32,9 @@ With --policy and --suite this is a tool and runs no stage:
       --episodes it adds to those there are. Other settings, or another policy, need another --output.
   prts benchmark --policy ws://robot-gpu:8000 --suite libero_object --episodes 500 --patience 600
       the same through a policy server (`prts serve`); while it is away its episodes wait, up to 600 seconds
+  prts benchmark --policy ws://gpu:8000 --suite libero_object --contract suite
+      an openpi server of somebody else's, which states no contract: say what its numbers mean. Nobody can check that,
+      nor which policy it is; the results are labelled so, and its noise is its own
   prts benchmark --policy P --suite libero_object,libero_spatial --compare outputs/benchmark/champion
       beside an earlier run on the same initial states: paired difference, exact McNemar test (Holm's correction over
       the suites), and the verdict of the promotion gate. Exit status 3 where a suite is significantly worse
@@ -79,6 +82,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tool.add_argument(
         "--api-key-env", default="PRTS_API_KEY", metavar="NAME", help="variable with the server's key (%(default)s)"
     )
+    tool.add_argument(
+        "--contract", metavar="C",
+        help="what the numbers of an openpi server mean that does not say so: suite (as the suite's own), a policy's "
+        "folder, or a contract's file",
+    )  # fmt: skip
     tool.add_argument("--output", type=Path, metavar="DIR", help="default: <outputs>/benchmark/<policy>")
     tool.add_argument("--compare", type=Path, metavar="RUN", help="an earlier --output, or a folder with its parquet")
     tool.add_argument("--margin", type=float, default=-0.05, help="of the gate, with --compare (default: %(default)s)")
@@ -89,12 +97,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def wanted(args: argparse.Namespace) -> bool:
     """Whether the command line asks for the tool, not for the stage."""
-    names = ("policy", "suite", "episodes", "workers", "batch", "execute", "seed", "output", "compare", "stop_early")
-    return bool(args.tasks) or any(getattr(args, name) is not None for name in names)
+    names = ("policy", "suite", "episodes", "workers", "batch", "execute", "seed", "contract", "output", "compare")
+    return bool(args.tasks) or any(getattr(args, name) is not None for name in (*names, "stop_early"))
 
 
 def main(args: argparse.Namespace) -> int:
-    from prts_core.evaluation.actors import open_actor
+    from prts_core.evaluation.actors import named_contract, open_actor
     from prts_core.evaluation.plan import Settings
     from prts_core.evaluation.suite_run import Machine, run_suite
     from prts_core.sim.suites import suite as suite_of
@@ -118,6 +126,7 @@ def main(args: argparse.Namespace) -> int:
     actor = open_actor(
         args.policy, batch=default_batch(args), values=not args.no_values, patience_s=args.patience,
         api_key=os.environ.get(args.api_key_env) or None, outputs=args.outputs,
+        contract=None if args.contract is None else named_contract(args.contract, suites[0].contract),
     )  # fmt: skip
     reports = {}
     try:

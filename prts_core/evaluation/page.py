@@ -79,7 +79,8 @@ def interval_of(report: dict[str, Any]) -> tuple[list[float], str]:
 def _head(report: dict[str, Any]) -> str:
     protocol, stop = report["protocol"], report["stopped_early"]
     (low, high), method = interval_of(report)
-    identity = ", ".join(f"{name} {str(value)[:23]}" for name, value in sorted(report["policy"].items()) if value)
+    told = {name: str(value) for name, value in sorted(report["policy"].items()) if value and name != "unverified"}
+    identity = ", ".join(f"{name} {v[:23] if v.startswith('sha256:') else v}" for name, v in told.items())
     notes = []
     if stop:
         notes.append(

@@ -77,7 +77,7 @@ def summarize(plan: Plan, rows: Sequence[Row], actor: Actor, *, stop: Stop | Non
     latencies = [row["latency_ms"] for row in rows]
     return {
         "suite": plan.suite.name,
-        "labels": [plan.suite.standins] if plan.suite.standins else [],
+        "labels": [label for label in (plan.suite.standins, actor.identity.get("unverified")) if label],
         "planned": len(plan.keys),
         **_score(rows),
         "mean_over_tasks": round(float(np.mean([task["success_rate"] for task in tasks.values()])), 4),

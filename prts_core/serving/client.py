@@ -105,6 +105,10 @@ class PolicyClient:
         except ConnectionClosed as err:
             raise ServerGone("The server closed the connection", found=str(err)) from err
         reply = self._receive()
+        if not isinstance(reply.get("actions"), np.ndarray):
+            raise ServeError(
+                "The server's answer has no actions", found=", ".join(sorted(map(str, reply))), expected="actions"
+            )
         reply["actions"] = np.array(reply["actions"])  # a writable copy: robots like to edit their actions
         return reply
 

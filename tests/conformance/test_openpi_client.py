@@ -108,3 +108,42 @@ def test_the_real_client_gets_actions(openpi_python, key):
     np.testing.assert_allclose(told["actions"], expected[0], rtol=1e-6)
     assert told["value"] == pytest.approx(FakePolicy().value(seen, expected, ["open the faucet"])[0], rel=1e-5)
     assert "width of the contract" in told["refused"] and "Traceback" not in told["refused"]
+
+
+FOREIGN = """
+import numpy as np
+from openpi_client import msgpack_numpy
+from websockets.sync.server import serve
+
+def handle(connection):
+    packer = msgpack_numpy.Packer()
+    connection.send(packer.pack({"config": "pi05_libero"}))
+    while True:
+        seen = msgpack_numpy.unpackb(connection.recv())
+        assert set(seen) == {"observation/state", "observation/top", "observation/wrist", "prompt"}, sorted(seen)
+        told = float(seen["observation/top"][0, 0, 0]) + float(seen["observation/state"][1])
+        actions = np.full((10, 2), told)  # float64, as numpy makes it
+        connection.send(packer.pack({"actions": actions, "server_timing": {"infer_ms": np.float32(1.5)}}))
+
+server = serve(handle, "127.0.0.1", 0, compression=None, max_size=None)
+print(server.socket.getsockname()[1], flush=True)
+server.serve_forever()
+"""
+
+
+def test_a_server_that_packs_as_openpi_is_benchmarked_by_the_users_word(openpi_python):
+    from prts_core.evaluation.actors import ServerActor
+
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    server = subprocess.Popen([openpi_python, "-c", FOREIGN], stdout=subprocess.PIPE, text=True, env=env)
+    try:
+        actor = ServerActor(f"ws://127.0.0.1:{server.stdout.readline().strip()}", contract=CONTRACT.contract)
+        seen = {f"observation.images.{name}": np.full((1, 8, 8, 3), 3, np.uint8) for name in ("top", "wrist")}
+        seen[STATE] = np.array([[0.0, 0.25, 0.0]], np.float32)
+        answer = actor.ask(seen, ["open the faucet"], [1])
+        actor.close()
+    finally:
+        server.terminate()
+        server.communicate(timeout=20)
+    assert actor.contract.chunk_length == 10 and "unverified" in actor.identity
+    assert answer.values is None and (answer.chunks == np.float32(3.25)).all() and answer.chunks.dtype == np.float32

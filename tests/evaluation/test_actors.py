@@ -6,15 +6,26 @@ import contextlib
 import socket
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.server import serve
 
-from prts_core.errors import ConfigError, ServeError
-from prts_core.evaluation.actors import LocalActor, ServerActor, neighbours_matter, open_actor
+from prts_core.errors import ConfigError, ContractError, ServeError
+from prts_core.evaluation.actors import (
+    LocalActor,
+    ServerActor,
+    ask_filled,
+    named_contract,
+    neighbours_matter,
+    open_actor,
+)
 from prts_core.observation import STATE
+from prts_core.serving.codec import pack, unpack
 from prts_core.serving.server import PolicyServer, ServerConfig, running
-from tests.evaluation.toy_lanes import CAMERA, TASKS, DotPolicy
+from tests.evaluation.toy_lanes import CAMERA, CONTRACT, TASKS, DotPolicy
 
 TEXTS = ["go left", "go right", "go up"]
 SEEDS = [1, 2**62, 3]
@@ -85,6 +96,85 @@ def test_another_policy_at_the_same_address_is_refused(port):
         with pytest.raises(ServeError, match=r"Another policy is served now.*sha256:two.*sha256:one"):
             actor.ask(observation(1), TEXTS[:1], SEEDS[:1])
         actor.close()
+
+
+@contextlib.contextmanager
+def foreign(seen: list, reply=None, metadata=None, port: int = 0):
+    """A server as openpi's: metadata at the handshake, an answer without seeds or values; it says nothing of itself."""
+
+    def handle(connection) -> None:
+        connection.send(pack(metadata or {}))
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                seen.append(unpack(connection.recv()))
+                answer = {"actions": np.full((6, 2), float(len(seen)), np.float32)} if reply is None else reply
+                connection.send(pack(answer | {"server_timing": {"infer_ms": 1.0}}))
+
+    with serve(handle, "127.0.0.1", port, compression=None) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
+        server.shutdown()
+        thread.join(10)
+
+
+def test_a_server_that_says_nothing_is_asked_once_its_contract_is_named():
+    seen: list = []
+    with foreign(seen) as url:
+        with pytest.raises(ServeError, match=r"does not say what its numbers mean.*--contract suite"):
+            ServerActor(url)
+        actor = open_actor(url, contract=CONTRACT)
+        assert actor.contract.chunk_length == 6 and actor.contract.contract == CONTRACT
+        answer = ask_filled(actor, [{key: value[0] for key, value in observation(1).items()}], TEXTS[:1], SEEDS[:1])
+        actor.close()
+    assert answer.values is None and (answer.chunks == 2.0).all()
+    assert set(seen[1]) == {"observation/state", "observation/top", "prompt"}, "openpi's keys, no seed"
+    np.testing.assert_array_equal(seen[1]["observation/top"], observation(1)[CAMERA][0])
+    assert actor.identity["server"] == url and actor.identity["unverified"].startswith("the server says neither")
+    assert actor.identity["contract"] == CONTRACT.fingerprint and "package_digest" not in actor.identity
+
+
+def test_another_foreign_server_is_refused(port):
+    with foreign([], port=port) as url:
+        actor = ServerActor(url, contract=CONTRACT, patience_s=20)
+        actor.clients[0].close()
+    with foreign([], metadata={"config": "another"}, port=port):
+        with pytest.raises(ServeError, match="Another policy is served now"):
+            actor.ask(observation(1), TEXTS[:1], SEEDS[:1])
+        actor.close()
+
+
+@pytest.mark.parametrize(
+    "reply, told",
+    [
+        ({"actions": np.zeros((6, 7), np.float32)}, r"not those of the contract.*\(6, 7\)"),
+        ({"actions": np.zeros(7, np.float32)}, "are no chunk"),
+        ({"actions": np.array([["a"]])}, "are no chunk"),
+        ({"action": 1}, "has no actions"),
+    ],
+)
+def test_what_a_foreign_server_must_not_answer(reply, told):
+    with foreign([], reply) as url, pytest.raises(ServeError, match=told):
+        ServerActor(url, contract=CONTRACT)
+
+
+def test_a_contract_named_against_the_servers_own_is_refused():
+    with serving(DotPolicy()) as url:
+        ServerActor(url, contract=CONTRACT).close()
+        with pytest.raises(ContractError, match="control_hz"):
+            ServerActor(url, contract=replace(CONTRACT, control_hz=5))
+
+
+def test_contracts_are_named_by_suite_file_or_folder(tmp_path):
+    assert named_contract("suite", CONTRACT) is CONTRACT
+    DotPolicy().contract.save(tmp_path / "policy_contract.json")
+    CONTRACT.save(tmp_path / "contract.json")
+    for name in (tmp_path, tmp_path / "policy_contract.json", tmp_path / "contract.json"):
+        assert named_contract(str(name), None) == CONTRACT
+    with pytest.raises(ConfigError, match="no such contract"):
+        named_contract(str(tmp_path / "absent"), CONTRACT)
+    with pytest.raises(ConfigError, match="own contract is what counts"):
+        open_actor(str(tmp_path), contract=CONTRACT)
 
 
 def test_what_cannot_be_asked_is_refused_with_a_cure(tmp_path):
