@@ -139,37 +139,46 @@ def differences(protocol: Mapping[str, Any], episodes: int, published: Protocol)
     return tuple(said)
 
 
-def table(found: list[Baseline], ours: str, successes: int, episodes: int, standins: str = "") -> list[list[str]]:
+def table(
+    found: list[Baseline], ours: str, successes: int, episodes: int, standins: str = "",
+    bounds: tuple[float, float] | None = None,
+) -> list[list[str]]:  # fmt: skip
     """Rows (policy, success in percent, 95 % interval, source): ours, then what may stand beside it.
 
-    ours: what our policy is called; `standins` is said with it.
+    ours: what our policy is called; `standins` is said with it. bounds: of its rate; none: Wilson's.
     """
 
     def percent(rate: float) -> str:
         return f"{100 * rate:.1f}"
 
-    def interval(won: int, n: int) -> str:
-        bounds = wilson(won, n)
-        return f"{percent(bounds.lower)} - {percent(bounds.upper)}"
+    def interval(won: int, n: int) -> tuple[float, float]:
+        made = wilson(won, n)
+        return made.lower, made.upper
+
+    def shown(low: float, high: float) -> str:
+        return f"{percent(low)} - {percent(high)}"
 
     label = f"{ours} (stand-in assets)" if standins else ours
-    rows = [[label, percent(successes / episodes), interval(successes, episodes), "this run"]]
+    rows = [[label, percent(successes / episodes), shown(*(bounds or interval(successes, episodes))), "this run"]]
     for one in found:
         if not one.why_not and one.episodes:
             source = one.source + (f"; {one.note}" if one.note else "")
-            rows.append([one.model, percent(one.rate), interval(round(one.rate * one.episodes), one.episodes), source])
+            theirs = shown(*interval(round(one.rate * one.episodes), one.episodes))
+            rows.append([one.model, percent(one.rate), theirs, source])
     return rows
 
 
-def published(protocol: Mapping[str, Any], successes: int, episodes: int) -> dict[str, Any]:
+def published(
+    protocol: Mapping[str, Any], successes: int, episodes: int, bounds: tuple[float, float] | None = None
+) -> dict[str, Any]:
     """What a report says of others: {"header", "rows": ours and what may stand beside it, "refused": why not the rest}.
 
-    Empty where nothing published on the suite is on file.
+    Empty where nothing published on the suite is on file. bounds: of our rate; none: Wilson's.
     """
     found = beside(protocol, episodes)
     if not found:
         return {}
-    rows = table(found, "this policy", successes, episodes, str(protocol["standins"]))
+    rows = table(found, "this policy", successes, episodes, str(protocol["standins"]), bounds)
     return {"header": HEADER, "rows": rows, "refused": refusals(found)}
 
 

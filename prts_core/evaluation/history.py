@@ -122,7 +122,7 @@ def _panel(axis: Any, name: str, points: list[Point], every: list[int]) -> None:
     axis.set_title(name + (" (stand-in assets)" if standins else ""), fontsize=10, loc="left")
     if standins:
         axis.set_facecolor("#f7f4ec")
-    axis.set_ylim(-0.03, 1.06)
+    axis.set_ylim(-0.03, 1.12)
     axis.set_xlim(-0.6, len(every) - 0.4)
     step = max(1, len(every) // 12)
     axis.set_xticks(range(0, len(every), step), [f"v{version}" for version in every[::step]], fontsize=8)

@@ -28,8 +28,8 @@ body {{ font: 15px/1.45 system-ui, sans-serif; color: var(--ink); margin: 0 auto
 max-width: 1080px; }}
 h1 {{ font-size: 22px; margin: 0 0 2px; }} h2 {{ font-size: 16px; margin: 34px 0 10px; }}
 p {{ margin: 4px 0; }} .soft {{ color: var(--soft); font-size: 13px; }}
-.rate {{ font-size: 46px; font-weight: 650; letter-spacing: -1px; }} .rate small {{ font-size: 16px; font-weight: 400;
-letter-spacing: 0; color: var(--soft); }}
+.rate {{ font-size: 46px; line-height: 1.2; font-weight: 650; letter-spacing: -1px; margin: 10px 0; }} .rate small {{
+display: block; font-size: 15px; line-height: 1.45; font-weight: 400; letter-spacing: 0; color: var(--soft); }}
 .label {{ background: #fff3d6; border-left: 4px solid #d99a00; padding: 8px 12px; margin: 12px 0; }}
 .note {{ background: #f4f6f8; border-left: 4px solid #9aa4ae; padding: 8px 12px; margin: 8px 0; font-size: 13px; }}
 table {{ border-collapse: collapse; width: 100%; }} td, th {{ padding: 4px 8px; text-align: left; font-weight: 400; }}
@@ -68,12 +68,13 @@ def write_page(path: Path, report: dict[str, Any], rows: Sequence[dict[str, Any]
     )
 
 
-def interval_of(report: dict[str, Any]) -> tuple[list[float], str]:
+def interval_of(report: dict[str, Any]) -> tuple[tuple[float, float], str]:
     """95 % interval of the whole suite's rate and what it is called: after an early stop, one that holds then."""
     stop = report["stopped_early"]
     if stop and stop["interval"]:
-        return [stop["interval"]["lower"], stop["interval"]["upper"]], stop["method"]
-    return report["wilson95"], "Wilson"
+        return (stop["interval"]["lower"], stop["interval"]["upper"]), stop["method"]
+    low, high = report["wilson95"]
+    return (low, high), "Wilson"
 
 
 def _head(report: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from prts_core.evaluation.baselines import published
 from prts_core.evaluation.conditions import PLAIN, Treatment
 from prts_core.evaluation.intervals import wilson
 from prts_core.evaluation.journal import Row
-from prts_core.evaluation.page import write_page
+from prts_core.evaluation.page import interval_of, write_page
 from prts_core.evaluation.plan import Plan, Settings, make_plan
 from prts_core.evaluation.results import (
     counted,
@@ -75,7 +75,7 @@ def run_suite(
         report = summarize(plan, rows, actor, stop=made.stopped, events=made.events)
         report["neighbours"] = made.neighbours
         report["adapter"] = list(adapter.notes)
-        report["published"] = published(plan.protocol, report["successes"], report["n"])
+        report["published"] = published(plan.protocol, report["successes"], report["n"], interval_of(report)[0])
         chosen = to_film(plan, rows, machine.videos)
         report["videos"], report["replay_faults"] = show(simulators, plan, rows, chosen, folder, say=say)
     write_episodes(folder / "episodes.parquet", plan, rows)

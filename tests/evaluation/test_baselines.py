@@ -72,6 +72,17 @@ def test_what_a_source_does_not_state_is_never_the_same():
     assert differences(protocol(), 500, replace(own, max_steps={}))
 
 
+def test_bounds_that_hold_after_a_stop_take_the_place_of_wilsons():
+    assert table([], "ours", 45, 50, bounds=(0.6, 0.95))[0][2] == "60.0 - 95.0" != table([], "ours", 45, 50)[0][2]
+
+
+def test_everybody_of_the_list_is_there_and_every_number_has_its_source():
+    entries = listing().baselines
+    wanted = ("PRTS", "pi0", "pi0.5", "OpenVLA-OFT", "ABot-M0", "GR00T-N1.5", "RLinf")
+    assert all(any(entry.model.startswith(name) for entry in entries) for name in wanted)
+    assert all(("arXiv:" in entry.source or "github.com/" in entry.source) and entry.success for entry in entries)
+
+
 def test_stand_in_assets_are_said_with_our_own_number():
     assert table([], "ours", 1, 2, standins="22 files")[0][0] == "ours (stand-in assets)"
 
