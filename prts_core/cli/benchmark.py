@@ -102,8 +102,9 @@ def wanted(args: argparse.Namespace) -> bool:
 
 
 def main(args: argparse.Namespace) -> int:
-    from prts_core.evaluation.actors import named_contract, open_actor
+    from prts_core.evaluation.actors import open_actor
     from prts_core.evaluation.plan import Settings
+    from prts_core.evaluation.served import named_contract
     from prts_core.evaluation.suite_run import Machine, run_suite
     from prts_core.sim.suites import suite as suite_of
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Literal, Self
 
 import numpy as np
 
 from prts_core.errors import ConfigError
 from prts_core.evaluation.intervals import Interval
+from prts_core.evaluation.walk import Walk, endings, first_exit
 
 Decision = Literal["high", "low", "better", "worse", "equal", "undecided"]
 SEARCHED = 20_000  # episodes, when the number that would do is looked for
@@ -35,83 +35,6 @@ class Stop:
     interval: Interval | None = None
     method: str = ""
     p_value: float | None = None
-
-
-@dataclass(frozen=True)
-class Walk:
-    """A log likelihood ratio that starts at 0 and is stopped at log(1 / alpha) or log(beta), or after `most` steps.
-
-    up, down: what a success and a failure add. By Ville's inequality P(upper bound | H0) <= alpha and
-    P(lower bound | H1) <= beta for any number of steps (Wald 1945, Annals of Mathematical Statistics 16:117-186, his
-    bounds made conservative); a walk that ends between them supports neither hypothesis.
-    """
-
-    up: float
-    down: float
-    alpha: float
-    beta: float
-    most: int
-
-    @property
-    def upper(self) -> float:
-        return math.log(1 / self.alpha)
-
-    @property
-    def lower(self) -> float:
-        return math.log(self.beta)
-
-    def sign(self, level: float) -> int:
-        """1 at the upper bound, -1 at the lower, 0 between."""
-        return (level >= self.upper) - (level <= self.lower)
-
-    def exact(self, p: float) -> tuple[float, float, float]:
-        """(P(upper), P(lower), mean steps) when every step is a success with probability `p`, summed over all ways to
-        end: no simulation, no approximation."""
-        ends = endings(self)
-        chances = ends.chances(p)
-        return (
-            float(chances[ends.sign > 0].sum()), float(chances[ends.sign < 0].sum()), float((chances * ends.at).sum())
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Endings:
-    """Where a walk can end, (E,) each: after how many steps, with how many successes, at which bound (0: at the limit),
-    and the logarithm of how many sequences of outcomes lead there."""
-
-    at: np.ndarray
-    successes: np.ndarray
-    sign: np.ndarray
-    log_ways: np.ndarray
-
-    def chances(self, p: np.ndarray | float) -> np.ndarray:
-        """Of each when every step is a success with probability `p`; (..., E) for p (...)."""
-        p = np.asarray(p, np.float64)[..., None]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            won = np.where(self.successes > 0, self.successes * np.log(p), 0.0)
-            lost = np.where(self.at > self.successes, (self.at - self.successes) * np.log1p(-p), 0.0)
-        return np.exp(self.log_ways + won + lost)
-
-
-@lru_cache(maxsize=16)
-def endings(walk: Walk) -> Endings:
-    """Counted step by step over the number of successes, of which only the few between the bounds are alive."""
-    first, ways = 0, np.zeros(1)  # alive: `first` successes and up, log ways each
-    found: list[tuple[np.ndarray, ...]] = []
-    for n in range(1, walk.most + 1):
-        grown = np.full(len(ways) + 1, -np.inf)
-        grown[:-1] = ways
-        grown[1:] = np.logaddexp(grown[1:], ways)
-        successes = first + np.arange(len(grown))
-        level = successes * walk.up + (n - successes) * walk.down
-        sign = (level >= walk.upper).astype(int) - (level <= walk.lower)
-        ends = sign != 0 if n < walk.most else np.ones(len(grown), bool)
-        found.append((np.full(ends.sum(), n), successes[ends], sign[ends], grown[ends]))
-        if ends.all():
-            break
-        alive = np.flatnonzero(~ends)
-        first, ways = first + int(alive[0]), grown[alive]  # what lies between two bounds has no gaps
-    return Endings(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -178,7 +101,7 @@ class RateTest(_Test):
         """(bound met, 0 for none; episodes; successes) of simulated benchmarks at the rate `p`, (runs,) each."""
         walk, rng = self.walk, np.random.default_rng([seed, round(p * 1e6)])
         won = rng.random((runs, self.most)) < p
-        sign, at = _first_exit(np.where(won, walk.up, walk.down), walk)
+        sign, at = first_exit(np.where(won, walk.up, walk.down), walk)
         return sign, at, won.cumsum(1)[np.arange(runs), at - 1]
 
 
@@ -249,7 +172,7 @@ class PairedTest(_Test):
         walk, signs, ats = self.walk, [], []
         for better in (won, lost):
             steps = np.where(moved, np.where(better, walk.up, walk.down), 0.0)
-            sign, at = _first_exit(steps, walk)
+            sign, at = first_exit(steps, walk)
             signs.append(sign)
             ats.append(at)
         sides = np.stack(signs)
@@ -271,16 +194,6 @@ class PairedTest(_Test):
 def _p_value(levels: list[float]) -> float:
     """By Ville's inequality, both directions allowed for."""
     return min(1.0, 2 * math.exp(-max(levels)))
-
-
-def _first_exit(steps: np.ndarray, walk: Walk) -> tuple[np.ndarray, np.ndarray]:
-    """(runs, most) steps -> sign of the bound that each run meets first (0: none), and when."""
-    levels = steps.cumsum(1)
-    out = (levels >= walk.upper) | (levels <= walk.lower)
-    met = out.any(1)
-    at = np.where(met, out.argmax(1), walk.most - 1)
-    sign = np.where(met, np.sign(levels[np.arange(len(at)), at]), 0).astype(int)
-    return sign, at + 1
 
 
 def _binomial(n: int, p: float) -> np.ndarray:

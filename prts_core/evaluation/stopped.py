@@ -14,7 +14,8 @@ import numpy as np
 
 from prts_core.evaluation import anytime
 from prts_core.evaluation.intervals import Interval, wilson
-from prts_core.evaluation.sequential import Endings, PairedTest, RateTest, Stop, Walk, endings
+from prts_core.evaluation.sequential import PairedTest, RateTest, Stop
+from prts_core.evaluation.walk import Endings, Walk, endings
 
 EXACT = "exact for this test, stage-wise ordering"
 ANYTIME = "valid whenever one stops"

@@ -132,7 +132,7 @@ server.serve_forever()
 
 
 def test_a_server_that_packs_as_openpi_is_benchmarked_by_the_users_word(openpi_python):
-    from prts_core.evaluation.actors import ServerActor
+    from prts_core.evaluation.served import ServerActor
 
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
     server = subprocess.Popen([openpi_python, "-c", FOREIGN], stdout=subprocess.PIPE, text=True, env=env)

@@ -14,14 +14,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import serve
 
 from prts_core.errors import ConfigError, ContractError, ServeError
-from prts_core.evaluation.actors import (
-    LocalActor,
-    ServerActor,
-    ask_filled,
-    named_contract,
-    neighbours_matter,
-    open_actor,
-)
+from prts_core.evaluation.actors import LocalActor, ask_filled, neighbours_matter, open_actor
+from prts_core.evaluation.served import ServerActor, named_contract
 from prts_core.observation import STATE
 from prts_core.serving.codec import pack, unpack
 from prts_core.serving.server import PolicyServer, ServerConfig, running

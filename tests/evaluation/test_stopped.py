@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from prts_core.evaluation import anytime
 from prts_core.evaluation.intervals import mcnemar_exact, paired_difference, wilson
-from prts_core.evaluation.sequential import PairedTest, RateTest, Stop, endings
+from prts_core.evaluation.sequential import PairedTest, RateTest, Stop
 from prts_core.evaluation.stopped import bounds, coverage, order, rate_after, read_pairs, read_rate
+from prts_core.evaluation.walk import endings
 
 rates = st.tuples(st.floats(0.05, 0.95), st.floats(0.05, 0.95)).filter(lambda p: p[1] - p[0] > 0.05)
 
