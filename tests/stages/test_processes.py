@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from prts_core.config.load import load_plan
+from prts_core.errors import ConfigError
 from prts_core.stages import base, chain
+from prts_core.stages.processes import run_stage_together
 from tests.data.conftest import convert_toy, write_raw
 from tests.stages.tiny_chain import untracked
 
@@ -80,8 +82,9 @@ def test_two_processes_make_the_stage_of_one(tmp_path: Path, monkeypatch: pytest
     assert again.returncode == 0 and (output.parent / "manifest.json").stat().st_mtime_ns == before, (
         "nothing runs twice"
     )
-    refused = together(tmp_path, "stats")
-    assert refused.returncode != 0 and "runs in one process" in refused.stderr
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="runs in one process"):
+        run_stage_together(chain.STAGES["stats"], plan, "toy", outputs)
 
 
 def rows(output: Path) -> list[dict[str, str]]:
