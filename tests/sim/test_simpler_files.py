@@ -176,6 +176,31 @@ def test_assets_that_cannot_be_fetched_are_an_error_and_not_a_question(home: Hom
     assert home.installed() is None
 
 
+def test_an_interrupted_download_is_not_taken_for_assets(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A stand-in for ManiSkill's downloader that dies in the middle of unpacking, the first time."""
+    package = tmp_path / "site" / "mani_skill" / "utils"
+    package.mkdir(parents=True)
+    robot, bridge = (str(install.ROBOT), str(install.BRIDGE))
+    (package / "download_asset.py").write_text(
+        "import os, pathlib, sys\n"
+        "root = pathlib.Path(os.environ['MS_ASSET_DIR'])\n"
+        f"target = root / ({robot!r} if sys.argv[1] == 'widowx250s' else {bridge!r})\n"
+        "target.mkdir(parents=True)\n"
+        "(target / 'half').touch()\n"
+        f"sys.exit(sys.argv[1] != 'widowx250s' and not pathlib.Path({str(tmp_path / 'again')!r}).exists())\n"
+    )
+    (home.path / "venv" / "bin").mkdir(parents=True)
+    home.python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path / "site"} exec {sys.executable} "$@"\n')
+    home.python.chmod(0o755)
+    with building.locked(home) as lock:
+        with pytest.raises(UnavailableError, match="bridge_v2_real2sim"):
+            install._fetch(home, lock)
+        assert (home.path / "fetched" / install.ROBOT).is_dir()
+        assert not (home.path / "fetched" / install.BRIDGE).exists()
+        (tmp_path / "again").touch()
+        assert (install._fetch(home, lock) / install.BRIDGE / "half").is_file()
+
+
 def test_the_record_says_what_is_missing(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assets = folder_with(tmp_path / "assets", [task for task in TASKS if task != EGGPLANT])
     (assets / "STANDINS.md").write_text("tables")

@@ -61,7 +61,7 @@ class Scene:
         return self.env.agent.robot
 
     def pose(self, thing: Any) -> tuple[np.ndarray, np.ndarray]:
-        """((3,) position, (3, 3) rotation) of a link or object, in the frame of the robot's base."""
+        """((3,) position, (3, 3) rotation) of a link or object, from the robot's base, along its axes."""
         origin, turn = _pose(self.robot.links_map["base_link"].pose)
         position, rotation = _pose(thing.pose)
         return turn.T @ (position - origin), turn.T @ rotation
@@ -128,7 +128,7 @@ class SimplerEnvironment:
         return float(holds), holds and self._left <= 0
 
     def proprioception(self) -> np.ndarray:
-        """(7,) float32: hand below the base (m), roll, pitch, yaw from pointing down (rad), gripper (1 open)."""
+        """(7,) float32: hand from the base (m), roll, pitch, yaw from pointing down (rad), gripper (1 open)."""
         position, rotation = self.scene.pose(self.scene.robot.links_map["ee_gripper_link"])
         return np.r_[position, rpy_of(rotation @ POINTING_DOWN.T), self.scene.opening()].astype(np.float32)
 

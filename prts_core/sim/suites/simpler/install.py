@@ -12,6 +12,7 @@ driver of Mesa that is new enough; it is looked for before anything is built and
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -156,22 +157,26 @@ def _checked(folder: Path) -> Path:
 
 def _fetch(home: Home, lock: int) -> Path:
     """Through ManiSkill's own downloader, which checks what it gets against its own list."""
-    place = home.path / "fetched"
-    place.mkdir(exist_ok=True)
+    place, partial = home.path / "fetched", home.path / "fetching"
     environment = {key: value for key, value in os.environ.items() if not key.startswith(building.PRIVATE)}
     for name, target in zip(DOWNLOADS, (ROBOT, BRIDGE), strict=True):
         if (place / target).is_dir():
             continue
         print(f"{TITLE}: fetching {name}", file=sys.stderr, flush=True)
+        shutil.rmtree(partial, ignore_errors=True)  # what an interrupted one unpacked
+        partial.mkdir()
         done = subprocess.run(
             [str(home.python), "-m", "mani_skill.utils.download_asset", name, "--non-interactive", "--quiet"],
-            env=environment | {"MS_ASSET_DIR": str(place)}, capture_output=True, text=True, check=False,
+            env=environment | {"MS_ASSET_DIR": str(partial)}, capture_output=True, text=True, check=False,
             stdin=subprocess.DEVNULL, pass_fds=(lock,),
         )  # fmt: skip
-        if done.returncode or not (place / target).is_dir():
+        if done.returncode or not (partial / target).is_dir():
             raise UnavailableError(
                 "SimplerEnv's assets are neither here nor can they be fetched", field=name,
-                found=(done.stdout + done.stderr).strip()[-400:],
+                found=(done.stdout + done.stderr).strip().rpartition("\n")[2][-400:],
                 cure="prts sim install simpler --assets FOLDER, what ManiSkill takes as MS_ASSET_DIR",
             )  # fmt: skip
+        (place / target).parent.mkdir(parents=True, exist_ok=True)
+        (partial / target).rename(place / target)
+    shutil.rmtree(partial, ignore_errors=True)
     return place

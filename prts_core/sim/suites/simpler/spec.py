@@ -71,7 +71,7 @@ SOURCE = (
 
 
 def contract() -> Contract:
-    """State: the hand's position below the base and its turn from pointing straight down, as roll, pitch, yaw, and how
+    """State: the hand's position from the base and its turn from pointing straight down, as roll, pitch, yaw, and how
     far the gripper is open (1: fully). Action: displacements of the hand's goal in a step, and the gripper."""
     return Contract(
         embodiment="widowx_bridge",
