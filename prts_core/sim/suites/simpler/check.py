@@ -42,7 +42,10 @@ def main(home: Path) -> dict[str, Any]:
         return environment.state(), environment.images()[CAMERA]
 
     begin = time.perf_counter()
-    state, picture = episode()
+    try:
+        state, picture = episode()
+    except RuntimeError as err:  # Vulkan's words say enough, its traceback nothing
+        raise SystemExit(f"self-check: ManiSkill builds no scene: {err}") from err
     environment.reset(suite, other, 0, SEED)
     for action in moves:
         environment.step(action)
