@@ -41,7 +41,7 @@ With --policy and --suite this is a tool and runs no stage:
   prts benchmark --policy P --suite libero_object --stop-early 0.75,0.90
       is the rate 0.90 or only 0.75? A sequential test reads the episodes in the plan's order and ends the run as soon
       as it knows, wrong at most --alpha and --beta of the time. With --compare: is one better by that much?
-      The interval reported is one that holds after such a stop; so does a stopped comparison's p-value.
+      The interval reported holds after such a stop, and so does a stopped comparison's p-value.
       `prts bench sequential` prints what this saves and the error rates of 10,000 simulated runs
 
 The simulators: prts sim list, prts sim install libero. Rows are the same whatever the number of workers and after any

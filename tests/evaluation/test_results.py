@@ -66,6 +66,16 @@ def test_the_report_counts_tasks_and_bounds_rates(tmp_path):
     assert report["protocol_digest"] != written(tmp_path, set(), seed=8)["protocol_digest"]
 
 
+def test_a_policy_that_nobody_can_identify_is_labelled(tmp_path):
+    plan = make_plan(SUITE, CHUNK, Settings(episodes=6))
+    actor = LocalActor(DotPolicy(), {"server": "ws://gpu:8000", "unverified": "by the user's word"})
+    report = summarize(plan, rows_of(plan, set()), actor, stop=None, events=[])
+    assert report["labels"] == ["by the user's word"]
+    write_page(tmp_path / "page.html", report | {"videos": []}, rows_of(plan, set()))
+    page = Checked((tmp_path / "page.html").read_text()).text
+    assert "policy: server ws://gpu:8000" in page and page.count("by the user's word") == 1
+
+
 def test_the_gate_reads_the_table_and_no_episode_is_confused_with_another(tmp_path):
     written(tmp_path, {1})
     frame = pl.read_parquet(tmp_path / "episodes.parquet")
