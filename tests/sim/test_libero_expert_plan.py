@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from prts_core.errors import SimulatorError
 from prts_core.sim.suites.libero.expert import LiberoExpert
 from prts_core.sim.suites.libero.expert_grasp import level_pinch
 from prts_core.sim.suites.libero.expert_joints import Pull, wish
@@ -170,8 +171,6 @@ def test_a_closed_drawer_is_opened_first_and_only_as_far_as_the_thing_needs() ->
     "goal", [["open", STOVE], ["turnon", CABINET], ["open", SIDE], ["in", BOWL, SIDE], ["up", BOWL]]
 )
 def test_what_has_no_such_joint_or_region_is_refused(goal: list[str]) -> None:
-    from prts_core.errors import SimulatorError
-
     with pytest.raises(SimulatorError, match="no skill"):
         plan(goal)
 
