@@ -196,12 +196,21 @@ def test_the_command_line_is_frozen(monkeypatch: pytest.MonkeyPatch):
     same_as_snapshot("cli_help.txt", "\n".join(shown))
 
 
-def test_the_assets_are_frozen(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(ROOT)
+@pytest.fixture
+def defs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The code location, under an instance of its own: Dagster remembers the one that an earlier run has left."""
+    import dagster as dg
+
     from pipelines.definitions import definitions
+
+    monkeypatch.chdir(ROOT)
+    with dg.DagsterInstance.ephemeral():
+        yield definitions()
+
+
+def test_the_assets_are_frozen(defs: Any):
     from prts_core.stages.chain import STAGES
 
-    defs = definitions()
     shown: dict[str, object] = {}
     order = [*STAGES, "regression"]
     for spec in sorted(defs.resolve_all_asset_specs(), key=lambda s: order.index(s.key.to_user_string())):
@@ -239,14 +248,12 @@ def partition_keys(partitions: Any) -> object:
     return partitions.get_partition_keys() if partitions else None
 
 
-def test_assets_depend_on_what_their_stages_read(monkeypatch: pytest.MonkeyPatch):
+def test_assets_depend_on_what_their_stages_read(defs: Any):
     """The graph on Dagster's page and the parents in the manifests are the same graph."""
-    monkeypatch.chdir(ROOT)
     from assets.partitions import DEPLOY, PLAN
-    from pipelines.definitions import definitions
     from prts_core.stages.chain import STAGES
 
-    for spec in definitions().resolve_all_asset_specs():
+    for spec in defs.resolve_all_asset_specs():
         if spec.key.to_user_string() == "regression":  # of versions in the registry; no stage of the chain
             continue
         stage = STAGES[spec.key.to_user_string()]

@@ -47,11 +47,13 @@ def pid_of(pool: Pool, lane: int) -> int:
 
 
 def gone(pid: int, seconds: float = 10.0) -> bool:
-    """Whether the process ends within that time (a zombie has ended)."""
+    """Whether the process ends within that time. A zombie has ended, once none of its threads is left: until then its
+    parent is told nothing."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         try:
-            if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            ended = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+            if ended and len(list(Path(f"/proc/{pid}/task").iterdir())) == 1:
                 return True
         except (FileNotFoundError, ProcessLookupError):
             return True
