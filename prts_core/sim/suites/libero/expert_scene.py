@@ -53,9 +53,6 @@ class Scene:
     def rotation(self, name: str) -> np.ndarray:
         return self.seen["objects"][name][1]
 
-    def has_body(self, name: str) -> bool:
-        return name in self.seen["objects"]
-
     def _of(self, name: str) -> np.ndarray:
         return self.seen["box_owner"] == self.seen["owners"].index(name)
 
