@@ -1,7 +1,7 @@
-"""The one family of errors a user of PRTS can meet: each names file, field, what was found, what was expected, the
-cure.
+"""Tell a user what went wrong in one family of errors: each names file, field, found, expected and the cure.
 
-It does not know who reports them; the command line prints `str(error)`, Dagster shows it as the failure's text.
+The command line prints `str(error)`, Dagster shows it as the failure's text. A command in a cure stands in backquotes,
+so that it can be copied without the sentence's full stop.
 """
 
 from __future__ import annotations
@@ -68,7 +68,15 @@ class StageError(PrtsError):
 
 
 class UnavailableError(PrtsError):
-    """Reference data that this machine does not have: the stage is skipped with this reason, and so is what follows."""
+    """Something asked for that this machine does not have; an error."""
+
+
+class Skipped(PrtsError):
+    """An optional dataset is not here: its partition is left out (exit status 3)."""
+
+
+class Stopped(PrtsError):
+    """Work stopped on request after leaving a checkpoint (exit status 75)."""
 
 
 class ServeError(PrtsError):

@@ -9,7 +9,6 @@ A folder appears under its name by one rename, after every byte is on the disk; 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -22,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prts_core.config.identity import identity
 from prts_core.errors import CheckpointError, DataError
-from prts_core.files import canonical_json, digest_value, explain_os_errors, read_json, write_json
+from prts_core.files import digest_value, explain_os_errors, read_json, write_json
 from prts_core.tensors import load_sharded, load_weights, save_sharded
 from prts_core.training.config import TrainConfig
 
@@ -31,29 +31,19 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 NAME = re.compile(r"checkpoint-(\d+)")
 PARTS = ("model", "average", "optimizer", "rng")
-# What may change between two stretches of one run without changing what it computes.
-FREE = (
-    "checkpoint_every", "keep", "shard_mb", "eval_every", "eval_batches", "log_every", "workers", "threads",
-    "early_fraction", "deepspeed_stage", "activation_checkpointing",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class State:
     """What a checkpoint says beside tensors. step: finished optimiser steps. cursor: position in the data (and so the
-    mixture's state) of the next batch; one run's plain JSON. config: the TrainConfig as a mapping, without what is free
-    to change."""
+    mixture's state) of the next batch; one run's plain JSON. config: the TrainConfig's identity
+    (prts_core.config.identity), which a resumed run must share."""
 
     step: int
     cursor: dict[str, Any]
     seed: int = 0
     world: int = 1
     config: dict[str, Any] = field(default_factory=dict)
-
-
-def fixed(config: TrainConfig) -> dict[str, Any]:
-    """The part of a configuration that a resumed run must share, as plain JSON."""
-    return json.loads(canonical_json({key: value for key, value in asdict(config).items() if key not in FREE}))
 
 
 def save_checkpoint(
@@ -105,7 +95,7 @@ def read_state(folder: Path) -> State:
 
 def check_same_run(state: State, config: TrainConfig, seed: int, where: Path) -> None:
     """CheckpointError, field by field, if the checkpoint is of another recipe: going on would be neither run."""
-    own = fixed(config)
+    own = identity(config)
     differ = {k: (state.config.get(k), own.get(k)) for k in sorted(own.keys() | state.config.keys())
               if state.config.get(k) != own.get(k)}  # fmt: skip
     if seed != state.seed:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from prts_core.config.identity import execution
+
 Group = Literal["llm", "vision", "merger", "action", "contrastive"]  # see prts_core.training.optim
 
 
@@ -90,16 +92,16 @@ class TrainConfig:
     weights: LossWeights = field(default_factory=LossWeights)
     normalization: Literal["QUANTILE", "MEAN_STD", "MIN_MAX"] = "QUANTILE"
     precision: Literal["fp32", "bf16"] = "fp32"
-    activation_checkpointing: bool = False
-    workers: int = 0
-    threads: int = 2
+    activation_checkpointing: bool = execution(False)
+    workers: int = execution(0)
+    threads: int = execution(2)
     pack_length: int = 0
     pack_window: int = 2048
-    deepspeed_stage: int = 0
-    checkpoint_every: int = 100
-    keep: int = 2
-    shard_mb: int = 5000
-    eval_every: int = 0
-    eval_batches: int = 4
-    log_every: int = 20
+    deepspeed_stage: int = execution(0)
+    checkpoint_every: int = execution(100)
+    keep: int = execution(2)
+    shard_mb: int = execution(5000)
+    eval_every: int = execution(0)
+    eval_batches: int = execution(4)
+    log_every: int = execution(20)
     early_fraction: float = 0.0

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prts_core.config.identity import identity
 from prts_core.errors import CheckpointError, StageError
 from prts_core.files import write_json
 from prts_core.models.prts import PrtsModel
@@ -199,7 +200,7 @@ class Trainer:
         disk.save_checkpoint(root, self._state(), parts, keep=self.config.keep, shard_mb=self.config.shard_mb)
 
     def _state(self) -> disk.State:
-        return disk.State(self.finished, self.cursor, self.seed, self.ranks.world, disk.fixed(self.config))
+        return disk.State(self.finished, self.cursor, self.seed, self.ranks.world, identity(self.config))
 
     def load(self, folder: Path) -> None:
         """Restore in place from a checkpoint folder of the same recipe; CheckpointError where it does not fit."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from prts_core.config.identity import identity
 from prts_core.errors import ConfigError, MissingExtraError
 from prts_core.tensors import load_weights
 from prts_core.training.adapters import adapter_tensors, add_adapters, merged, remove_adapters
@@ -94,6 +95,4 @@ def test_without_peft_the_extra_is_named(monkeypatch):
 
 
 def test_the_recipe_is_plain_json():
-    from prts_core.training.checkpoint import fixed
-
-    json.dumps(fixed(RECIPE))
+    json.dumps(identity(RECIPE))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from prts_core.config.identity import identity
 from prts_core.errors import CheckpointError, StageError
 from prts_core.tensors import load_weights
 from prts_core.training import checkpoint as disk
@@ -20,7 +21,7 @@ PARTS = {"model": {"a": torch.ones(300), "b": torch.zeros(300)}, "average": {"a"
 
 
 def save(root: Path, step: int, **change) -> Path:
-    state = disk.State(step, {"sample": 6 * step}, 7, 1, disk.fixed(CONFIG))
+    state = disk.State(step, {"sample": 6 * step}, 7, 1, identity(CONFIG))
     return disk.save_checkpoint(root, state, PARTS, **change)
 
 
@@ -88,6 +89,8 @@ def test_another_recipe_or_seed_is_told_field_by_field(tmp_path):
     folder = save(tmp_path, 2)
     state = disk.read_state(folder)
     disk.check_same_run(state, TrainConfig(log_every=1, workers=2, deepspeed_stage=2, threads=1), 7, folder)
+    with pytest.raises(CheckpointError, match="early_fraction"):  # `early/` is part of the output
+        disk.check_same_run(state, TrainConfig(early_fraction=0.1), 7, folder)
     with pytest.raises(CheckpointError, match=r"gamma: 0\.9 then, 0\.99 now; seed: 7 then, 8 now"):
         disk.check_same_run(state, TrainConfig(gamma=0.99), 8, folder)
 
