@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from prts_core.config.schema import BenchmarkConfig
 from prts_core.evaluation.benchmark import Places, benchmark_policy
-from prts_core.manifest import Manifest
-from prts_core.stages.base import StageContext, StageResult
+from prts_core.store.manifest import Manifest
+from prts_core.store.stage import StageContext, StageResult
 
 
 def benchmark(config: BenchmarkConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:

@@ -19,8 +19,8 @@ from prts_core.data.convert.run import convert as convert_recording
 from prts_core.data.convert.run import convert_any
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.files import read_json
-from prts_core.manifest import Manifest
-from prts_core.stages.base import StageContext, StageResult
+from prts_core.store.manifest import Manifest
+from prts_core.store.stage import StageContext, StageResult
 
 SIMULATOR_HZ = 80.0  # Meta-World steps a second; a row is `action_repeat` steps
 

@@ -16,12 +16,12 @@ from prts_core import __version__
 from prts_core.config.schema import PackageConfig
 from prts_core.errors import StageError
 from prts_core.files import digest_file, read_json, write_json, write_text
-from prts_core.manifest import Manifest
 from prts_core.observation import STATE
 from prts_core.packaging.card import card
 from prts_core.packaging.manifest import Evaluation, LatencyBudget, PackageManifest
 from prts_core.policy import Policy, load_policy, policy_digest, policy_files
-from prts_core.stages.base import StageContext, StageResult
+from prts_core.store.manifest import Manifest
+from prts_core.store.stage import StageContext, StageResult
 
 RECORDS = ("train_config.json", "benchmark.json", "value.json")
 DESCRIPTION = "Vision-language-action policy with goal reachability, trained by PRTS on demonstrations of {embodiment}."

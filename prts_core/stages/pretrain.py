@@ -22,12 +22,12 @@ from prts_core.data.statistics import require_fresh, statistics_name
 from prts_core.data.training_set import ConversationSet, RobotSet, held_out_set
 from prts_core.errors import ConfigError
 from prts_core.files import digest_file, write_json
-from prts_core.manifest import Manifest
 from prts_core.policy import MODEL_TYPE
 from prts_core.processor import Processor, load_statistics
-from prts_core.stages.base import StageContext, StageResult
 from prts_core.stages.start import pretrained_shapes, qwen_network, qwen_tokenizer, random_network
 from prts_core.stages.training import train
+from prts_core.store.manifest import Manifest
+from prts_core.store.stage import StageContext, StageResult
 from prts_core.tensors import save_sharded
 from prts_core.text import prompt
 from prts_core.text.fast import FastTokenizer

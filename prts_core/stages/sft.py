@@ -16,13 +16,13 @@ from prts_core.data.statistics import require_fresh, statistics_name
 from prts_core.data.training_set import RobotSet, held_out_set
 from prts_core.files import write_json
 from prts_core.hub import checkpoint_digest
-from prts_core.manifest import Manifest
 from prts_core.policy import policy_digest, save_policy
 from prts_core.processor import Processor, load_statistics
-from prts_core.stages.base import StageContext, StageResult
 from prts_core.stages.pretrain import policy_contract
 from prts_core.stages.start import checkpoint_start, own_start
 from prts_core.stages.training import train
+from prts_core.store.manifest import Manifest
+from prts_core.store.stage import StageContext, StageResult
 from prts_core.tensors import load_tensors
 
 

@@ -11,8 +11,8 @@ from prts_core.data import statistics
 from prts_core.data.statistics_forms import camera_stats, write_forms
 from prts_core.data.statistics_plot import plot
 from prts_core.files import read_json, write_json
-from prts_core.manifest import Manifest
-from prts_core.stages.base import StageContext, StageResult
+from prts_core.store.manifest import Manifest
+from prts_core.store.stage import StageContext, StageResult
 
 
 def stats(config: StatsConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:

@@ -16,10 +16,10 @@ from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.training_set import RobotSet, held_out_set
 from prts_core.evaluation.subtasks import Score, score_subtasks
 from prts_core.files import write_json
-from prts_core.manifest import Manifest
 from prts_core.policy import load_policy, policy_digest, save_policy
-from prts_core.stages.base import StageContext, StageResult
 from prts_core.stages.training import train
+from prts_core.store.manifest import Manifest
+from prts_core.store.stage import StageContext, StageResult
 
 
 def subtask(config: SubtaskConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:

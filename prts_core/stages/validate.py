@@ -8,8 +8,8 @@ from __future__ import annotations
 from prts_core.config.schema import ValidateConfig
 from prts_core.contract import Contract
 from prts_core.data.validation import ValidationFailed, validate_dataset
-from prts_core.manifest import Manifest
-from prts_core.stages.base import StageContext, StageResult
+from prts_core.store.manifest import Manifest
+from prts_core.store.stage import StageContext, StageResult
 
 FAILED = "failed-report"
 

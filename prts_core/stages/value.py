@@ -15,10 +15,10 @@ from prts_core.evaluation import ranking as ranks
 from prts_core.evaluation import value as curves_of
 from prts_core.evaluation.value_pictures import plot_curves, plot_ranking
 from prts_core.files import write_json
-from prts_core.manifest import Manifest
 from prts_core.policy import Policy, load_policy, policy_digest
 from prts_core.progress import track
-from prts_core.stages.base import StageContext, StageResult
+from prts_core.store.manifest import Manifest
+from prts_core.store.stage import StageContext, StageResult
 
 
 def value(config: ValueConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
