@@ -19,8 +19,6 @@ from prts_core.config.schema import (
     PackageConfig,
     PretrainConfig,
     RecordingSource,
-    RegisterConfig,
-    RegisterWithSuitesConfig,
     SftConfig,
     StatsConfig,
     SubtaskConfig,
@@ -28,10 +26,15 @@ from prts_core.config.schema import (
     ValueConfig,
 )
 from prts_core.contract import record
-from prts_core.errors import ConfigError, lookup
+from prts_core.errors import ConfigError, StageError, lookup
 from prts_core.hub import checkpoint_digest
-from prts_core.manifest import Manifest
-from prts_core.stages.base import Parent, Stage, StageContext, StageResult, run_stage
+from prts_core.stages.versions import VERSIONS
+from prts_core.store.manifest import Manifest
+from prts_core.store.run_stage import Store
+from prts_core.store.stage import Parent, Stage, StageContext, StageResult
+
+
+TRAINS: dict[str, Any] = {"seeded": True, "trains": True, "pool": "gpu"}
 
 
 def _late(name: str):
@@ -139,102 +142,96 @@ def _benchmark_config(plan: Plan, _: str | None) -> BenchmarkConfig:
     return BenchmarkConfig(dataset=dataset.name, source=dataset.source, **_section(plan.recipe.benchmark))
 
 
-def _register_config(plan: Plan, _: str | None) -> RegisterConfig:
-    suites = tuple(run.label for run in plan.recipe.regression.suites)
-    section = plan.recipe.register
-    return RegisterWithSuitesConfig(**_section(section), suites=suites) if suites else section
+def _stage(name: str, help: str, config: Any, parents: Any, **options: Any) -> Stage:
+    return Stage(name, help, VERSIONS[name], config=config, parents=parents, run=_late(name), **options)
 
 
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage(
+        _stage(
             "collect",
             "record scripted experts into raw HDF5 (an external dataset: list its files and digests)",
-            True,
             _collect_config,
             lambda plan, partition: [],
-            _late("collect"),
+            partitioned=True,
+            external=True,
         ),
-        Stage(
+        _stage(
             "convert",
             "turn raw recordings into a LeRobot v2.1 dataset, or import one; the Contract is born here",
-            True,
             _convert_config,
             lambda plan, partition: [Parent("collect", "collect", partition)],
-            _late("convert"),
+            partitioned=True,
+            external=True,
         ),
-        Stage(
+        _stage(
             "validate",
             "check tables, metadata, videos and the laws between them",
-            True,
             lambda plan, partition: ValidateConfig(dataset=_dataset(plan, partition).name),
             lambda plan, partition: [Parent("convert", "convert", partition)],
-            _late("validate"),
+            partitioned=True,
         ),
-        Stage(
+        _stage(
             "stats",
             "norm statistics (mean, std, min, max, q01, q99) pooled over frames, from parquet only",
-            True,
             _stats_config,
             lambda plan, partition: [
                 Parent("convert", "convert", partition),
                 Parent("validate", "validate", partition),
             ],
-            _late("stats"),
+            partitioned=True,
         ),
-        Stage(
+        _stage(
             "pretrain",
             "behaviour cloning and contrastive RL on a mixture of datasets",
-            False,
             _pretrain_config,
             _pretrain_parents,
-            _late("pretrain"),
+            partitioned=False,
+            **TRAINS,
         ),
-        Stage("sft", "flow-matching fine-tuning on one dataset", True, _sft_config, _sft_parents, _late("sft")),
-        Stage(
+        _stage(
+            "sft",
+            "flow-matching fine-tuning on one dataset",
+            _sft_config,
+            _sft_parents,
+            partitioned=True,
+            **TRAINS,
+        ),
+        _stage(
             "subtask",
             "the fine-tuned policy learns to say the next subtask before it acts, with knowledge insulation",
-            False,
             lambda plan, _: SubtaskConfig(dataset=plan.recipe.deploy, **_section(plan.recipe.subtask)),
             lambda plan, _: _deployed(plan, "convert", "sft"),
-            _late("subtask"),
+            partitioned=False,
+            **TRAINS,
         ),
-        Stage(
+        _stage(
             "benchmark",
             "closed loop in simulation on held-out seeds, with ablations and blind replay",
-            False,
             _benchmark_config,
             lambda plan, _: _deployed(plan, "convert", "sft"),
-            _late("benchmark"),
+            partitioned=False,
+            pool="gpu",
         ),
-        Stage(
+        _stage(
             "value",
             "goal-reachability value along held-out episodes and rollouts, as numbers and as a plot",
-            False,
             lambda plan, _: ValueConfig(dataset=plan.recipe.deploy, **_section(plan.recipe.value)),
             lambda plan, _: [*_deployed(plan, "convert", "sft"), Parent("benchmark", "benchmark", None)],
-            _late("value"),
+            partitioned=False,
+            pool="gpu",
         ),
-        Stage(
+        _stage(
             "package",
             "weights, contract, statistics, processor, manifest and model card in one folder",
-            False,
             lambda plan, _: PackageConfig(dataset=plan.recipe.deploy, **_section(plan.recipe.package)),
             lambda plan, _: [
-                *_deployed(plan, "convert", "stats", "sft"),
+                *_deployed(plan, "sft"),
                 Parent("benchmark", "benchmark", None),
                 Parent("value", "value", None),
             ],
-            _late("package"),
-        ),
-        Stage(
-            "register",
-            "MLflow registered model: @challenger always, @champion only through the gate",
-            False,
-            _register_config,
-            lambda plan, _: [Parent("package", "package", None), Parent("benchmark", "benchmark", None)],
-            _late("register"),
+            partitioned=False,
         ),
     )
 }
@@ -248,7 +245,27 @@ def run(
     caller: dict[str, str] | None = None,
 ) -> Manifest:
     """Run (or find finished) the stage `name`: what `prts <name>`, the Dagster asset and the DVC stage all call."""
-    return run_stage(lookup(STAGES, name, "stage"), plan, partition, outputs, caller)
+    from prts_core.tracking.runs import stage_run
+
+    return store(outputs).run(name, plan, partition, caller=caller, track=stage_run)
+
+
+def store(outputs: Path) -> Store:
+    """The results of the chain under `outputs`."""
+    return Store(outputs, STAGES)
+
+
+def finished(name: str, plan: Plan, partition: str | None, outputs: Path) -> Manifest:
+    """The verified result of a stage under this plan, or a StageError that says how to make it."""
+    results = store(outputs)
+    resolved = results.resolve(name, plan, partition)
+    manifest = results.find(resolved, plan)
+    if manifest is None:
+        raise StageError(
+            f"Stage {resolved.name!r} has not run yet under this plan", file=results.folder(resolved),
+            found="no result", cure=f"run `{plan.command(name, resolved.partition, outputs)}` first",
+        )  # fmt: skip
+    return manifest
 
 
 def steps(plan: Plan) -> list[tuple[str, str | None]]:
@@ -259,7 +276,7 @@ def steps(plan: Plan) -> list[tuple[str, str | None]]:
     if needs_pretrain(plan):
         out.append(("pretrain", None))
     out += [("sft", name) for name in plan.datasets]
-    return out + [(stage, None) for stage in ("subtask", "benchmark", "value", "package", "register")]
+    return out + [(stage, None) for stage in ("subtask", "benchmark", "value", "package")]
 
 
 def needs_pretrain(plan: Plan) -> bool:

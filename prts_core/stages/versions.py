@@ -1,0 +1,18 @@
+"""Behaviour versions of the stages: raise one when the same inputs give another output.
+
+A version is part of every key below it, Dagster's code version, and what `dvc.yaml` watches instead of the code.
+tests/stages/test_behaviour.py holds outputs and versions together.
+"""
+
+VERSIONS = {
+    "collect": 1,
+    "convert": 1,
+    "validate": 1,
+    "stats": 1,
+    "pretrain": 1,
+    "sft": 1,
+    "subtask": 1,
+    "benchmark": 1,
+    "value": 1,
+    "package": 1,
+}

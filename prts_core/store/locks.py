@@ -1,0 +1,56 @@
+"""Lock files between processes: `flock`, which ends with the process that holds it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+POLL_S = 0.2
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, shared: bool = False, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold the lock at `path`, made where it is missing. on_wait: called once when somebody else holds it.
+
+    A lock file that was removed while one waited for it (garbage collection) is made anew.
+    """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    told = False
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as handle:
+            try:
+                fcntl.flock(handle, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if on_wait is not None and not told:
+                    on_wait()
+                told = True
+                time.sleep(POLL_S)
+                continue
+            if not _still(path, handle.fileno()):
+                continue
+            yield
+            return
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock exclusively right now."""
+    try:
+        with path.open("r") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _still(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,342 @@
+"""Run a stage, or find its result: the one door that the command line, Dagster and DVC go through.
+
+A stage's key is computed from the plan alone, its parents' keys included, so that a result made under another plan, by
+another behaviour version or from other files is simply another result. See `manifest.py` for what a result says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prts_core import __version__
+from prts_core.config.identity import identity
+from prts_core.config.load import Plan
+from prts_core.errors import StageError, lookup
+from prts_core.files import digest_value, explain_os_errors, read_json, write_json
+from prts_core.store.code import code_digest
+from prts_core.store.listing import list_files, tree_digest
+from prts_core.store.locks import locked
+from prts_core.store.manifest import FILES, MANIFEST, OUTPUT, PROVENANCE, STORE, Manifest, entry_folder
+from prts_core.store.sources import sources_digest
+from prts_core.store.stage import NullRun, Stage, StageContext, StageResult, Tracker, Work
+from prts_core.store.views import link_tree, show, view_folder
+
+KEY_LENGTH = 20  # hex digits: 80 bits
+# How a stage's function is called: inline, in a child process, over ranks (prts_core.launch).
+Execute = Callable[[Stage, Any, dict[str, Manifest], StageContext], StageResult]
+
+
+def inline(stage: Stage, config: Any, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
+    """Call the stage's function in this process."""
+    return stage.run(config, inputs, context)
+
+
+@contextlib.contextmanager
+def untracked(work: Work) -> Iterator[NullRun]:
+    yield NullRun()
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A stage under a plan: everything its key is made of. identity: the configuration that can change the result."""
+
+    stage: Stage
+    partition: str | None
+    config: Any
+    identity: dict[str, Any]
+    parents: dict[str, Resolved]
+    seed: int | None
+    sources: str
+    key: str
+
+    @property
+    def name(self) -> str:
+        return self.stage.name + (f":{self.partition}" if self.partition else "")
+
+
+class Store:
+    """The results under one outputs folder, for the stages of one chain."""
+
+    def __init__(self, outputs: Path, stages: Mapping[str, Stage]) -> None:
+        self.outputs, self.stages = outputs, dict(stages)
+
+    # ---- keys ------------------------------------------------------------------------------------------------------
+    def resolve(
+        self, name: str, plan: Plan, partition: str | None = None, *, fetch: bool = False,
+        known: dict[tuple[str, str | None], Resolved] | None = None,
+    ) -> Resolved:  # fmt: skip
+        """Compute a stage's key from the plan. Runs nothing; reads the listing of external sources.
+
+        fetch: download a dataset of the hub where that is needed. known: what was resolved before under this plan.
+        """
+        stage = lookup(self.stages, name, "stage")
+        if stage.partitioned and partition is None:
+            partition = plan.recipe.deploy
+        if not stage.partitioned and partition is not None:
+            raise StageError(
+                f"Stage {name!r} is not split by dataset", found=f"--dataset {partition}", cure="leave it out"
+            )
+        known = {} if known is None else known
+        if (name, partition) in known:
+            return known[name, partition]
+        config = stage.config(plan, partition)
+        plain = identity(config)
+        parents = {
+            parent.role: self.resolve(parent.stage, plan, parent.partition, fetch=fetch, known=known)
+            for parent in stage.parents(plan, partition)
+        }
+        seed = plan.recipe.seed if stage.seeded else None
+        sources = sources_digest(plan, partition, self.outputs, fetch=fetch) if stage.external else ""
+        about = {
+            "stage": name, "version": stage.version, "config": plain, "seed": seed, "sources": sources,
+            "parents": {role: parent.key for role, parent in parents.items()},
+        }  # fmt: skip
+        key = digest_value(about)[len("sha256:") :][:KEY_LENGTH]
+        known[name, partition] = Resolved(stage, partition, config, plain, parents, seed, sources, key)
+        return known[name, partition]
+
+    def folder(self, resolved: Resolved) -> Path:
+        return entry_folder(self.outputs, resolved.stage.name, resolved.key)
+
+    # ---- finding ---------------------------------------------------------------------------------------------------
+    def find(self, resolved: Resolved, plan: Plan | None = None) -> Manifest | None:
+        """The result with this key if its content is intact and its parents are those it was made from, else none.
+
+        plan: also look into the recipe's view, which `dvc pull` may have filled, and take its result into the store.
+        """
+        path = self.folder(resolved) / MANIFEST
+        if not path.exists():
+            return None if plan is None else self._adopt(resolved, plan)
+        manifest = Manifest.load(path)
+        for role, parent in resolved.parents.items():
+            present = self.folder(parent) / MANIFEST
+            if present.exists() and Manifest.load(present).digest != manifest.parent_digests[role]:
+                return None  # the parent was damaged and came out different when it was made again
+        return manifest if manifest.verify(self.outputs) else None
+
+    def _adopt(self, resolved: Resolved, plan: Plan) -> Manifest | None:
+        """Take a view's result into the store, if it has this key and its content is whole."""
+        view = view_folder(self.outputs, plan.recipe.name, resolved.stage.name, resolved.partition)
+        raw = read_json(view / MANIFEST) if (view / MANIFEST).is_file() else {}
+        if raw.get("key") != resolved.key or raw.get("kind") != resolved.stage.name:
+            return None
+        manifest = Manifest.load(view / MANIFEST)
+        if not (view / OUTPUT).is_dir() or tree_digest(list_files(view / OUTPUT)) != manifest.content_digest:
+            return None
+        folder = self.folder(resolved)
+        with locked(folder / ".lock"):
+            if not (folder / MANIFEST).exists():
+                shutil.rmtree(folder / OUTPUT, ignore_errors=True)
+                link_tree(view / OUTPUT, folder / OUTPUT)
+                _protect(folder / OUTPUT)
+                write_json(folder / PROVENANCE, {"adopted": datetime.now(UTC).isoformat(), "recipe": plan.recipe.name})
+                manifest.save(folder / MANIFEST)
+        return manifest
+
+    # ---- running ---------------------------------------------------------------------------------------------------
+    def run(
+        self, name: str, plan: Plan, partition: str | None = None, *, caller: dict[str, str] | None = None,
+        track: Tracker = untracked, execute: Execute = inline,
+    ) -> Manifest:  # fmt: skip
+        """Return the stage's verified result, running or resuming the stage only where it must.
+
+        A second caller waits for the first and then finds the work done. A run without `--set` moves the recipe's
+        view. Raises StageError where a parent has not run, Skipped for an optional dataset that is absent.
+        """
+        # What is asked for itself may be downloaded; a stage behind it says that collect comes first.
+        fetch = name in self.stages and self.stages[name].external
+        resolved = self.resolve(name, plan, partition, fetch=fetch)
+        manifest = self.find(resolved, plan)
+        if manifest is None:
+            folder = self.folder(resolved)
+            with explain_os_errors(self.outputs), locked(folder / ".lock", on_wait=lambda: _say_waiting(folder)):
+                _finish(folder)
+                manifest = self.find(resolved) or self._make(resolved, plan, caller or {}, track, execute)
+        if not plan.overrides:
+            view = view_folder(self.outputs, plan.recipe.name, name, resolved.partition)
+            with explain_os_errors(self.outputs):
+                show(view, manifest, self.outputs)
+        return manifest
+
+    def inputs(self, resolved: Resolved, plan: Plan) -> dict[str, Manifest]:
+        """The parents' results. StageError names the command for one that has not run or whose content has changed."""
+        found = {}
+        for role, parent in resolved.parents.items():
+            manifest = self.find(parent, plan)
+            if manifest is None:
+                command = plan.command(parent.stage.name, parent.partition, self.outputs)
+                folder = self.folder(parent)
+                if (folder / MANIFEST).exists():
+                    raise StageError(
+                        f"The output of stage {parent.name!r} (role {role!r}) was changed after it was made",
+                        file=folder / OUTPUT, expected=Manifest.load(folder / MANIFEST).content_digest,
+                        cure=f"run `{command}`: it makes its output again",
+                    )  # fmt: skip
+                raise StageError(
+                    f"Stage {parent.name!r} has not run yet under this plan", file=folder, found="no result",
+                    cure=f"run `{command}` first",
+                )  # fmt: skip
+            found[role] = manifest
+        return found
+
+    def _make(
+        self, resolved: Resolved, plan: Plan, caller: dict[str, str], track: Tracker, execute: Execute
+    ) -> Manifest:
+        """Run or resume the stage in its work folder. The caller holds the entry's lock."""
+        stage, folder = resolved.stage, self.folder(resolved)
+        work = folder / "work"
+        # Until plan.json names them, garbage collection does not know that this work needs its parents.
+        with locked(self.outputs / STORE / ".gc.lock", shared=True):
+            inputs = self.inputs(resolved, plan)
+            _discard(folder)
+            (work / OUTPUT).mkdir(parents=True, exist_ok=True)
+            write_json(work / "plan.json", _plan_record(resolved, plan))
+        context = StageContext(self.outputs, work, plan.recipe.seed, plan.recipe.name, resolved.partition)
+        config_digest = digest_value(resolved.identity)
+        tracking = Work(
+            stage.name, resolved.partition, plan.recipe.name, plan.path.name, plan.overrides, resolved.key,
+            stage.version, resolved.config, config_digest, inputs, resolved.seed, self.outputs, work, caller,
+        )  # fmt: skip
+        started, before, clock = datetime.now(UTC), _spent(work), time.monotonic()
+        with _stopwatch(work, before), track(tracking) as tracked:
+            result = execute(stage, resolved.config, inputs, replace(context, log=tracked.log))
+            if stage.external:
+                self._require_same_sources(resolved, plan)
+            _protect(context.output)
+            files = list_files(context.output, work / FILES)
+            manifest = Manifest(
+                kind=stage.name, key=resolved.key, version=stage.version, partition=resolved.partition,
+                config=resolved.identity, parents={role: m.key for role, m in inputs.items()},
+                parent_digests={role: m.digest for role, m in inputs.items()}, seed=resolved.seed,
+                sources=resolved.sources, content_digest=tree_digest(files), contracts=result.contracts,
+                metrics=result.metrics,
+            )  # fmt: skip
+            tracked.finish(manifest, result, context.output)
+        timing = work / "timing.json"
+        write_json(
+            work / PROVENANCE,
+            {
+                "started": started.isoformat(),
+                "finished": datetime.now(UTC).isoformat(),
+                "seconds": round(before + time.monotonic() - clock, 3),
+                "host": platform.node(),
+                "python": platform.python_version(),
+                "prts": __version__,
+                "code": code_digest(stage.name),
+                "recipe": plan.recipe.name,
+                "config_file": plan.path.as_posix(),
+                "overrides": list(plan.overrides),
+                "mlflow": tracked.links(),
+                "artifacts": list(result.artifacts),
+                "caller": caller,
+                "bytes": sum(file.size for file in files),
+                **({"timing": read_json(timing)} if timing.exists() else {}),
+            },
+        )
+        manifest.save(work / MANIFEST)  # from here on whoever comes next completes the move
+        _finish(folder)
+        return manifest
+
+    def _require_same_sources(self, resolved: Resolved, plan: Plan) -> None:
+        """StageError where an external source has changed while the stage was reading it."""
+        if sources_digest(plan, resolved.partition, self.outputs) != resolved.sources:
+            raise StageError(
+                f"The source of dataset {resolved.partition!r} changed while stage {resolved.stage.name!r} read it",
+                found="another listing than at the start",
+                cure=f"run `{plan.command(resolved.stage.name, resolved.partition, self.outputs)}` again",
+            )  # fmt: skip
+
+
+def load_provenance(outputs: Path, manifest: Manifest) -> dict[str, Any]:
+    """Times, host, versions and links of a result; empty where they were lost."""
+    path = entry_folder(outputs, manifest.kind, manifest.key) / PROVENANCE
+    return read_json(path) if path.exists() else {}
+
+
+def _plan_record(resolved: Resolved, plan: Plan) -> dict[str, Any]:
+    """What `prts status` and garbage collection want to know of work under way."""
+    return {
+        "stage": resolved.stage.name,
+        "partition": resolved.partition,
+        "recipe": plan.recipe.name,
+        "config_file": plan.path.as_posix(),
+        "overrides": list(plan.overrides),
+        "config": resolved.identity,
+        "parents": {role: [parent.stage.name, parent.key] for role, parent in resolved.parents.items()},
+        "started": datetime.now(UTC).isoformat(),
+        "pid": os.getpid(),
+        "host": platform.node(),
+    }
+
+
+def _say_waiting(folder: Path) -> None:
+    path = folder / "work" / "plan.json"
+    about = read_json(path) if path.exists() else {}
+    who = f"process {about['pid']} on {about['host']}" if "pid" in about else "another process"
+    print(f"waiting: {who} is making {folder}; Ctrl-C stops waiting", file=sys.stderr, flush=True)
+
+
+def _protect(output: Path) -> None:
+    """Make the files of a result read-only."""
+    for folder, _, names in os.walk(output):
+        for name in names:
+            path = Path(folder) / name
+            if not path.is_symlink():
+                path.chmod(0o444)
+
+
+def _discard(folder: Path) -> None:
+    """Remove a damaged result, whose place is needed. The work of an interrupted attempt stays."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder / OUTPUT, ignore_errors=True)
+
+
+def _finish(folder: Path) -> None:
+    """Move a whole result out of its work folder. Every step may be cut and is taken up again by whoever comes next."""
+    work = folder / "work"
+    if not (work / MANIFEST).exists():
+        return
+    if (work / OUTPUT).exists():
+        shutil.rmtree(folder / OUTPUT, ignore_errors=True)
+        (work / OUTPUT).rename(folder / OUTPUT)
+    for name in (FILES, PROVENANCE, MANIFEST):
+        if (work / name).exists():
+            shutil.copyfile(work / name, folder / f".{name}")
+            (folder / f".{name}").replace(folder / name)
+    shutil.rmtree(work)
+
+
+def _spent(work: Path) -> float:
+    """Seconds that earlier, interrupted attempts at this very work have used."""
+    path = work / "clock.json"
+    return float(read_json(path)["seconds"]) if path.exists() else 0.0
+
+
+@contextlib.contextmanager
+def _stopwatch(work: Path, before: float) -> Iterator[None]:
+    """Write the elapsed seconds every 2 s, so that provenance survives SIGKILL."""
+    start, stop = time.monotonic(), threading.Event()
+
+    def tick() -> None:
+        while not stop.wait(2.0):
+            with contextlib.suppress(OSError, StageError):  # a full disk shows in the stage itself
+                write_json(work / "clock.json", {"seconds": before + time.monotonic() - start, "pid": os.getpid()})
+
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,79 @@
+"""Two tiny stages, `first` and `second`, around the real stage runner; what they do is set by the test. No robots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from prts_core.config.identity import execution
+from prts_core.config.load import Plan
+from prts_core.config.schema import Recipe
+from prts_core.files import write_text
+from prts_core.store.manifest import Manifest
+from prts_core.store.run_stage import Store
+from prts_core.store.stage import Parent, Stage, StageContext, StageResult
+from prts_core.store.views import view_folder
+
+
+@dataclass(frozen=True)
+class Config:
+    text: str = "hello"
+    workers: int = execution(1)
+
+
+@dataclass
+class Chain:
+    """`run("first")` and `run("second")` under one recipe. runs: the stage functions that were really called.
+
+    config is that of `first`; `second` has one of its own.
+    """
+
+    outputs: Path
+    config: Config = field(default_factory=Config)
+    second: Config = field(default_factory=Config)
+    seed: int = 7
+    version: int = 1
+    recipe: str = "r"
+    overrides: tuple[str, ...] = ()
+    runs: list[str] = field(default_factory=list)
+    work: Callable[[StageContext], StageResult | None] = lambda context: None
+
+    @property
+    def plan(self) -> Plan:
+        recipe = Recipe(name=self.recipe, datasets=("d",), deploy="d", model="m", seed=self.seed)
+        return Plan(Path(f"{self.recipe}.yaml"), recipe, self.overrides)
+
+    @property
+    def store(self) -> Store:
+        return Store(self.outputs, {name: self.stage(name) for name in ("first", "second")})
+
+    def stage(self, name: str) -> Stage:
+        chosen = self.config if name == "first" else self.second
+
+        def call(config: Config, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
+            self.runs.append(name)
+            result = self.work(context)
+            read = "".join((m.folder(context.outputs) / "a" / "text.txt").read_text() for m in inputs.values())
+            write_text(context.output / "a" / "text.txt", f"{read}{name}: {config.text}\n")
+            return result or StageResult(metrics={"n": 1.0})
+
+        parents = [Parent("first", "first", "d")] if name == "second" else []
+        return Stage(
+            name, "help", self.version if name == "first" else 1, True, lambda plan, _: chosen,
+            lambda plan, _: parents, call, seeded=name == "first",
+        )  # fmt: skip
+
+    def run(self, name: str) -> Manifest:
+        return self.store.run(name, self.plan)
+
+    def folder(self, name: str) -> Path:
+        """Where the result of the present plan lies in the store."""
+        store = self.store
+        return store.folder(store.resolve(name, self.plan))
+
+    def view(self, name: str) -> Path:
+        return view_folder(self.outputs, self.recipe, name, "d")
+
+    def text(self, name: str) -> str:
+        return (self.folder(name) / "output" / "a" / "text.txt").read_text()
