@@ -12,18 +12,21 @@ import logging
 import os
 import shutil
 import warnings
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prts_core import __version__
+from prts_core.config.load import Plan
 from prts_core.config.schema import OWN_BENCHMARK, RegisterConfig, RegisterWithSuitesConfig
 from prts_core.contract import PolicyContract
 from prts_core.errors import DataError, StageError
 from prts_core.evaluation import promotion
 from prts_core.evaluation.gate import decide, policy_episodes
 from prts_core.files import digest_value, read_json, write_json
-from prts_core.manifest import Manifest
-from prts_core.stages.base import StageContext, StageResult
+from prts_core.store.manifest import Manifest
+from prts_core.store.run_stage import load_provenance
+from prts_core.store.locks import locked
 from prts_core.tracking import registry
 from prts_core.tracking.source import source_tags
 from prts_core.tracking.store import client, experiment_id, is_server, mlflow_module, tracking_uri
@@ -40,27 +43,51 @@ MODEL_CODE = Path(__file__).parents[1] / "tracking" / "pyfunc_model.py"
 REQUIREMENTS = ("mlflow", "torch", "transformers", "safetensors", "einops", "numpy")
 
 
-def register(config: RegisterConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
-    """Register the package as a version of `config.model_name`; @challenger always, @champion through the gate.
+@dataclass(frozen=True)
+class Context:
+    """Where a registration reads results, works and writes what it found out. caller: tags that lead back to it."""
 
-    Writes `registration.json` {model_uri, version, aliases, verdict, package_digest, ...}. Raises StageError when the
-    registry refuses.
+    outputs: Path
+    recipe: str
+    work: Path
+    caller: dict[str, str] = field(default_factory=dict)
+
+
+def register(plan: Plan, outputs: Path, caller: dict[str, str] | None = None) -> dict[str, Any]:
+    """Register the recipe's finished package as a version of its model: @challenger always, @champion by the gate.
+
+    Always looks at the registry; a second call with the same package finds its version and changes nothing. Returns
+    {model_uri, version, aliases, verdict, package_digest, ...} and writes it to
+    `<outputs>/registrations/<recipe>.json`. Raises StageError when the registry refuses.
     """
+    from prts_core.stages.chain import finished
+
+    inputs = {name: finished(name, plan, None, outputs) for name in ("package", "benchmark")}
+    folder = outputs / "registrations"
+    context = Context(outputs, plan.recipe.name, folder / f".work-{plan.recipe.name}", caller or {})
+    config = plan.recipe.register
+    suites = tuple(run.label for run in plan.recipe.regression.suites)
+    if suites:
+        section = {name: getattr(config, name) for name in config.__dataclass_fields__}
+        config = RegisterWithSuitesConfig(**section, suites=suites)
     mlflow = mlflow_module()
-    try:
-        return _register(config, inputs, context)
-    except mlflow.exceptions.MlflowException as err:
-        raise StageError(
-            "The MLflow registry refused",
-            file=tracking_uri(context.outputs),
-            field="register.model_name",
-            found=f"{config.model_name!r}: " + " ".join(str(err).split())[:300],
-            expected="a working registry and a name without / : .",
-            cure="correct the name or the server, then run `prts register` again",
-        ) from err
+    with locked(folder / ".lock"):
+        try:
+            made = _register(config, inputs, context)
+        except mlflow.exceptions.MlflowException as err:
+            raise StageError(
+                "The MLflow registry refused",
+                file=tracking_uri(outputs),
+                field="register.model_name",
+                found=f"{config.model_name!r}: " + " ".join(str(err).split())[:300],
+                expected="a working registry and a name without / : .",
+                cure=f"correct the name or the server, then run `{plan.command('register', None, outputs)}` again",
+            ) from err
+        write_json(folder / f"{plan.recipe.name}.json", made)
+    return made
 
 
-def _register(config: RegisterConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
+def _register(config: RegisterConfig, inputs: dict[str, Manifest], context: Context) -> dict[str, Any]:
     package, benchmark = inputs["package"], inputs["benchmark"]
     folder = package.folder(context.outputs)
     episodes = benchmark.folder(context.outputs) / "episodes.parquet"
@@ -84,7 +111,7 @@ def _register(config: RegisterConfig, inputs: dict[str, Manifest], context: Stag
     if version is None:
         model_id, location = _logged_model(store, context, package, folder, episodes, contract, success_rate)
         _ensure_registered_model(store, name)
-        run_id = _run_id(context)
+        run_id = _run_id(context, package)
         on_server = is_server(tracking_uri(context.outputs))
         version = store.create_model_version(
             name,
@@ -103,23 +130,17 @@ def _register(config: RegisterConfig, inputs: dict[str, Manifest], context: Stag
     store.set_registered_model_alias(name, registry.CHALLENGER, version.version)
 
     verdict = _judge(config, context, store, version, episodes, benchmark, standins)
-    aliases = [registry.CHALLENGER] + ([registry.CHAMPION] if verdict["promote"] else [])
-    write_json(
-        context.output / "registration.json",
-        {
-            "model_name": name,
-            "model_uri": f"models:/{name}/{version.version}",
-            "version": str(version.version),
-            "aliases": aliases,
-            "verdict": verdict,
-            "package_digest": package.content_digest,
-            "contract_fingerprint": contract.fingerprint,
-            "success_rate": success_rate,
-        },
-    )
-    metrics = {"success_rate": success_rate, "promoted": float(verdict["promote"]), "alarm": float(verdict["alarm"])}
-    metrics |= {f"gate_{side}": verdict[side] for side in ("lower", "upper") if verdict[side] is not None}
-    return StageResult(metrics, {"policy": contract.fingerprint}, ("registration.json",))
+    version = store.get_model_version(name, version.version)
+    return {
+        "model_name": name,
+        "model_uri": f"models:/{name}/{version.version}",
+        "version": str(version.version),
+        "aliases": sorted(version.aliases or []),  # as the registry has them, not as the verdict would
+        "verdict": verdict,
+        "package_digest": package.content_digest,
+        "contract_fingerprint": contract.fingerprint,
+        "success_rate": success_rate,
+    }
 
 
 def _success_rate(path: Path) -> tuple[float, str]:
@@ -145,7 +166,7 @@ def _ensure_registered_model(store: MlflowClient, name: str) -> None:
 # ---- the gate ----------------------------------------------------------------------------------------------------
 def _judge(
     config: RegisterConfig,
-    context: StageContext,
+    context: Context,
     store: MlflowClient,
     version: ModelVersion,
     episodes: Path,
@@ -187,7 +208,7 @@ def _question(config: RegisterConfig, benchmark: Manifest) -> str:
 
 
 def _ask(
-    config: RegisterConfig, context: StageContext, store: MlflowClient, version: ModelVersion, episodes: Path
+    config: RegisterConfig, context: Context, store: MlflowClient, version: ModelVersion, episodes: Path
 ) -> dict[str, Any]:
     """The gate's verdict as plain data. Episodes that do not pair are no reason not to register: the reason says so."""
     champion = registry.version_of_alias(store, version.name, registry.CHAMPION)
@@ -212,7 +233,7 @@ def _ask(
 # ---- the model ---------------------------------------------------------------------------------------------------
 def _logged_model(
     store: MlflowClient,
-    context: StageContext,
+    context: Context,
     package: Manifest,
     folder: Path,
     episodes: Path,
@@ -222,7 +243,7 @@ def _logged_model(
     """(id, location) of the LoggedModel that holds this package; one that a killed run left behind is completed."""
     from mlflow.entities import LoggedModelOutput
 
-    experiment, run_id = experiment_id(context.outputs, context.recipe), _run_id(context)
+    experiment, run_id = experiment_id(context.outputs, context.recipe), _run_id(context, package)
     found = store.search_logged_models(
         [experiment], filter_string=f"tags.`prts.package_digest` = '{package.content_digest}'", max_results=1
     )
@@ -313,8 +334,7 @@ def signature(contract: PolicyContract) -> ModelSignature:
     )
 
 
-def _run_id(context: StageContext) -> str | None:
-    """The MLflow run around this stage, if it is tracked in the same store."""
-    path = context.work / "mlflow.json"
-    known = read_json(path) if path.exists() else {}
+def _run_id(context: Context, package: Manifest) -> str | None:
+    """The MLflow run that made the package, if the same store tracks it."""
+    known = load_provenance(context.outputs, package).get("mlflow", {})
     return known.get("run_id") if known.get("tracking_uri") == tracking_uri(context.outputs) else None
