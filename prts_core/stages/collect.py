@@ -9,13 +9,12 @@ import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
-from prts_core.config.load import present_root
 from prts_core.config.schema import CollectConfig, ExpertSource, MetaworldSource
-from prts_core.data.convert.listed import list_files
 from prts_core.files import list_tree, read_json, write_json
-from prts_core.manifest import Manifest
 from prts_core.progress import track
-from prts_core.stages.base import StageContext, StageResult
+from prts_core.store.manifest import Manifest
+from prts_core.store.sources import listed_rows
+from prts_core.store.stage import StageContext, StageResult
 
 
 def collect(config: CollectConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
@@ -25,7 +24,7 @@ def collect(config: CollectConfig, inputs: dict[str, Manifest], context: StageCo
     elif isinstance(source, ExpertSource):
         metrics = _record_experts(source, context)
     else:
-        files = list_files(present_root(config.dataset, source))
+        files = listed_rows(config, context.outputs)
         write_json(context.output / "files.json", files)
         return StageResult({"files": len(files), "bytes": sum(f["size"] for f in files)}, artifacts=("files.json",))
     write_json(context.output / "files.json", list_tree(context.output))

@@ -6,19 +6,16 @@ Finished episodes are kept across interruptions: their records lie in the work f
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from prts_core.config.load import present_root
 from prts_core.config.schema import ConvertConfig, ExpertSource, LeRobotSource, MetaworldSource, RecordingSource
 from prts_core.contract import Contract
 from prts_core.data.convert.lerobot_v21 import import_dataset
-from prts_core.data.convert.listed import refuse_other
 from prts_core.data.convert.mapping import Mapping, check_mapping
 from prts_core.data.convert.robomimic import native_mapping
 from prts_core.data.convert.run import convert as convert_recording
 from prts_core.data.convert.run import convert_any
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
-from prts_core.files import read_json
 from prts_core.store.manifest import Manifest
 from prts_core.store.stage import StageContext, StageResult
 
@@ -29,7 +26,7 @@ def convert(config: ConvertConfig, inputs: dict[str, Manifest], context: StageCo
     """Write <output> as a LeRobot v2.1 dataset with meta/contract.json."""
     raw = inputs["collect"].folder(context.outputs)
     if isinstance(config.source, RecordingSource):
-        contract = _convert_recording(config, config.source, read_json(raw / "files.json"), context)
+        contract = _convert_recording(config, config.source, context)
     elif isinstance(config.source, LeRobotSource):
         contract = import_dataset(
             present_root(config.dataset, config.source),
@@ -37,7 +34,6 @@ def convert(config: ConvertConfig, inputs: dict[str, Manifest], context: StageCo
             dataset=config.dataset,
             source=config.source,
             robot=config.robot,
-            listed=read_json(raw / "files.json"),
         )
     else:
         contract = convert_recording(
@@ -75,12 +71,9 @@ def _own_mapping(config: ConvertConfig, raw: Path) -> Mapping:
     return check_mapping(config.source.mapping, config.dataset)
 
 
-def _convert_recording(
-    config: ConvertConfig, source: RecordingSource, listed: list[dict[str, Any]], context: StageContext
-) -> Contract:
-    """A recording made elsewhere, whose files are still those that collect listed."""
+def _convert_recording(config: ConvertConfig, source: RecordingSource, context: StageContext) -> Contract:
+    """Convert a recording made elsewhere. That its files stay those of the key is `run_stage`'s to see."""
     root = present_root(config.dataset, source)
-    refuse_other(root, listed)
     assert not isinstance(source.mapping, str), "the plan has read the mapping that the dataset names"
     return convert_any(
         source.kind,

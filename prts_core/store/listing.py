@@ -19,7 +19,9 @@ from prts_core.files import digest_file, digest_value, write_text
 from prts_core.progress import track
 
 SHOWN_FROM = 2**30  # bytes to read from which a progress bar is worth its line
-SETTLED_NS = 50_000_000  # a file changed less than this before it was read may change again within one tick of its clock
+SETTLED_NS = (
+    50_000_000  # a file changed less than this before it was read may change again within one tick of its clock
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def _walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
     folders = [(str(root), "")]
     while folders:
         folder, prefix = folders.pop()
-        here = os.stat(folder)
+        here = Path(folder).stat()
         if (here.st_dev, here.st_ino) in seen:  # a link back to where we have been
             continue
         seen.add((here.st_dev, here.st_ino))
@@ -74,8 +76,8 @@ def _walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
                     folders.append((entry.path, f"{prefix}{entry.name}/"))
                     continue
                 try:
-                    info = os.stat(entry.path)
-                except FileNotFoundError:  # a link to nowhere
+                    info = entry.stat()
+                except FileNotFoundError:  # a link that leads nowhere
                     continue
                 if stat.S_ISREG(info.st_mode):
                     found.append((prefix + entry.name, info))

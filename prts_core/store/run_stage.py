@@ -139,7 +139,6 @@ class Store:
             if not (folder / MANIFEST).exists():
                 shutil.rmtree(folder / OUTPUT, ignore_errors=True)
                 link_tree(view / OUTPUT, folder / OUTPUT)
-                _protect(folder / OUTPUT)
                 write_json(folder / PROVENANCE, {"adopted": datetime.now(UTC).isoformat(), "recipe": plan.recipe.name})
                 manifest.save(folder / MANIFEST)
         return manifest
@@ -213,7 +212,6 @@ class Store:
             result = execute(stage, resolved.config, inputs, replace(context, log=tracked.log))
             if stage.external:
                 self._require_same_sources(resolved, plan)
-            _protect(context.output)
             files = list_files(context.output, work / FILES)
             manifest = Manifest(
                 kind=stage.name, key=resolved.key, version=stage.version, partition=resolved.partition,
@@ -288,11 +286,11 @@ def _say_waiting(folder: Path) -> None:
 
 
 def _protect(output: Path) -> None:
-    """Make the files of a result read-only."""
+    """Make the files of a result read-only, but for those that are hard links to somebody's own files."""
     for folder, _, names in os.walk(output):
         for name in names:
-            path = Path(folder) / name
-            if not path.is_symlink():
+            path = Path(folder, name)
+            if path.lstat().st_nlink == 1 and not path.is_symlink():
                 path.chmod(0o444)
 
 
@@ -315,6 +313,7 @@ def _finish(folder: Path) -> None:
             shutil.copyfile(work / name, folder / f".{name}")
             (folder / f".{name}").replace(folder / name)
     shutil.rmtree(work)
+    _protect(folder / OUTPUT)
 
 
 def _spent(work: Path) -> float:

@@ -87,11 +87,12 @@ def _shows(view: Path, manifest: Manifest, outputs: Path) -> bool:
 
 
 def _inodes(root: Path) -> dict[str, int]:
-    return {
-        os.path.relpath(os.path.join(folder, name), root): os.stat(os.path.join(folder, name)).st_ino
-        for folder, _, names in os.walk(root)
-        for name in names
-    }
+    found = {}
+    for folder, _, names in os.walk(root):
+        for name in names:
+            path = Path(folder, name)
+            found[path.relative_to(root).as_posix()] = path.stat().st_ino
+    return found
 
 
 def _new(view: Path) -> Path:

@@ -17,7 +17,7 @@ from prts_core.data.convert.lerobot_v21 import import_dataset
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.validation import validate_dataset
 from prts_core.errors import ConfigError, ContractError, DataError, UnavailableError
-from prts_core.files import digest_file, digest_tree, list_tree, read_json
+from prts_core.files import digest_file, digest_tree, read_json
 from tests.data.conftest import Converted
 
 
@@ -36,15 +36,15 @@ def theirs(tmp_path: Path, toy: Converted) -> Path:
 
 
 def take(
-    root: Path, output: Path, robot: RobotConfig | None = None, listed: list | None = None, **source: object
+    root: Path, output: Path, robot: RobotConfig | None = None, **source: object
 ) -> Contract:
     settings = LeRobotSource(kind="lerobot", root=str(root), **source)  # type: ignore[arg-type]
-    return import_dataset(root, output, dataset="theirs", source=settings, robot=robot, listed=listed)
+    return import_dataset(root, output, dataset="theirs", source=settings, robot=robot)
 
 
 def test_whole_import_copies_bytes_and_makes_the_contract(tmp_path: Path, theirs: Path) -> None:
     before = digest_tree(theirs)
-    contract = take(theirs, tmp_path / "ours", listed=list_tree(theirs))
+    contract = take(theirs, tmp_path / "ours")
     ours = LeRobotDataset.open(tmp_path / "ours")
     for row in ours.rows:
         for path in ours.info.episode_files(row.episode_index):
@@ -107,7 +107,6 @@ def test_robot_names_apply_or_are_refused(tmp_path: Path, theirs: Path) -> None:
             ["1 of its files", "000003.mp4"],
         ),
         ({"cut": "data/chunk-000/episode_000002.parquet"}, DataError, ["truncated", "episode_000002.parquet"]),
-        ({"append": "data/chunk-000/episode_000002.parquet"}, DataError, ["collect listed", "prts collect"]),
         ({"delete": "meta/info.json"}, DataError, ["info.json", "missing"]),
         ({"delete": "meta/episodes_stats.jsonl"}, DataError, ["per-episode statistics", "convert_dataset_v20_to_v21"]),
         ({"line": "meta/episodes.jsonl"}, DataError, ["episodes.jsonl", "line 3", "not valid JSON"]),
@@ -120,15 +119,12 @@ def test_robot_names_apply_or_are_refused(tmp_path: Path, theirs: Path) -> None:
     ],
 )
 def test_bad_sources(tmp_path: Path, theirs: Path, change: dict, error: type, words: list[str]) -> None:
-    listed = list_tree(theirs) if "append" in change else None
     kind, value = next(iter(change.items()))
     source: dict = {}
     if kind == "delete":
         (theirs / value).unlink()
     elif kind == "cut":
         (theirs / value).write_bytes((theirs / value).read_bytes()[:-300])
-    elif kind == "append":
-        (theirs / value).write_bytes((theirs / value).read_bytes() + b" ")
     elif kind == "line":
         lines = (theirs / value).read_text().splitlines()
         lines[2] = lines[2][:-3]
@@ -141,7 +137,7 @@ def test_bad_sources(tmp_path: Path, theirs: Path, change: dict, error: type, wo
         source = change
     before = digest_tree(theirs)
     with pytest.raises(error) as told:
-        take(theirs, tmp_path / "ours", listed=listed, **source)
+        take(theirs, tmp_path / "ours", **source)
     assert all(word in str(told.value) for word in words), str(told.value)
     assert digest_tree(theirs) == before and not (tmp_path / "ours/meta").exists()
 

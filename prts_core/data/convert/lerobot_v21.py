@@ -1,7 +1,7 @@
 """Take over a LeRobot v2.1 dataset recorded by others: check, copy, cut to a subset, split, and give it a Contract.
 
 The source is only ever read. It does not judge the numbers (`prts_core.data.validation` does), but refuses a source
-whose files are missing or are no longer those that collect listed.
+whose files are missing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 
 from prts_core.config.schema import LeRobotSource, RobotConfig
 from prts_core.contract import Contract
-from prts_core.data.convert.listed import refuse_changed
 from prts_core.data.embodiment import build_contract
 from prts_core.data.lerobot_v21.reader import LeRobotDataset, read_parquet
 from prts_core.data.lerobot_v21.schema import ACTION, CHUNKS_SIZE, DATA_PATH, STATE, VIDEO_PATH, Info
@@ -48,12 +47,10 @@ def import_dataset(
     dataset: str,
     source: LeRobotSource,
     robot: RobotConfig | None,
-    listed: list[dict[str, Any]] | None = None,
 ) -> Contract:
     """Import the dataset at `root` into `output` and write meta/contract.json there.
 
-    listed: what collect saw ([{path, size, sha256}]); a file that differs now is refused. Raises DataError for an
-    absent or incomplete source, ConfigError for a subset or split that does not fit.
+    Raises DataError for an absent or incomplete source, ConfigError for a subset or split that does not fit.
     """
     opened = LeRobotDataset.open(root)
     info = opened.info
@@ -64,8 +61,6 @@ def import_dataset(
     contract = contract_of(info, dataset, robot)
     files = [path for episode in chosen for path in info.episode_files(episode)]
     _complete(root, files)
-    if listed is not None:
-        refuse_changed(root, [*files, *_meta_files(root)], listed)
 
     start, kept, stats = 0, [], []
     raw_rows = read_jsonl(root / "meta" / "episodes.jsonl")
@@ -153,11 +148,6 @@ def _complete(root: Path, files: Iterable[str]) -> None:
             expected="every episode's parquet and videos, as info.json and episodes.jsonl promise",
             cure="download the dataset again, or list the whole episodes in source.episodes",
         )
-
-
-def _meta_files(root: Path) -> list[str]:
-    names = ("info.json", "episodes.jsonl", "tasks.jsonl", "episodes_stats.jsonl")
-    return [f"meta/{name}" for name in names if (root / "meta" / name).is_file()]
 
 
 def _stats_rows(root: Path) -> list[dict[str, Any]]:
