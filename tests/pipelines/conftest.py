@@ -12,8 +12,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from prts_core.store.run_stage import untracked
 from tests.pipelines import stub_chain
-from tests.stages import tiny_chain
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,20 +42,16 @@ class Project:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Project:
-    """The project's configs, dvc.yaml and stage files in a git repository of their own, stages replaced by stubs."""
+    """The project's configs, dvc.yaml and behaviour versions in a git repository, stages replaced by stubs."""
     folder = tmp_path / "project"
     shutil.copytree(ROOT / "configs", folder / "configs")
-    shutil.copytree(ROOT / "prts_core" / "stages", folder / "prts_core" / "stages",
-                    ignore=shutil.ignore_patterns("__pycache__"))  # fmt: skip
-    for stage in stub_chain.chain.STAGES:  # code files that DVC watches, whether written yet or not
-        (folder / "prts_core" / "stages" / f"{stage}.py").touch()
-    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore", str(stub_chain.VERSIONS)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
-    (folder / ".dvc").mkdir()
-    for name in ("config", ".gitignore"):
-        shutil.copy(ROOT / ".dvc" / name, folder / ".dvc" / name)
     subprocess.run(["git", "init", "-q", str(folder)], check=True)
-    (tmp_path / "shared" / "data" / "g1_bottle").mkdir(parents=True)
+    recording = tmp_path / "shared" / "data" / "g1_bottle"
+    recording.mkdir(parents=True)
+    (recording / "episode.txt").write_text("one\n")
     tools = tmp_path / "bin"
     tools.mkdir()
     (tools / "prts").write_text(f'#!/bin/sh\nexec {sys.executable} {Path(stub_chain.__file__)} "$@"\n')
@@ -70,13 +66,16 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fix
         "PRTS_ENV": "local",
     }.items():
         monkeypatch.setenv(name, value)
-    for name in ("PRTS_RECIPE", "PRTS_OUTPUTS", "PRTS_STUB_BREAK"):
+    for name in ("PRTS_RECIPE", "PRTS_OUTPUTS", "PRTS_SOURCES", "PRTS_STUB_BREAK", "PRTS_STUB_INTERRUPT"):
         monkeypatch.delenv(name, raising=False)
-    for name, stage in list(stub_chain.chain.STAGES.items()):
-        monkeypatch.setitem(stub_chain.chain.STAGES, name, stub_chain.stubbed(stage))
-    if not hasattr(request, "param"):  # parametrised indirectly with "tracked": MLflow as in earnest, some seconds more
-        monkeypatch.setattr(stub_chain.base, "stage_run", tiny_chain.untracked)
     monkeypatch.chdir(folder)
+    for name, stage in stub_chain.stubbed_stages().items():
+        monkeypatch.setitem(stub_chain.chain.STAGES, name, stage)
+    monkeypatch.setattr("prts_core.delivery.register.register", stub_chain.stub_register)
+    if hasattr(request, "param"):  # parametrised indirectly with "tracked": MLflow as in earnest, some seconds more
+        monkeypatch.setenv("PRTS_STUB_TRACKED", "1")
+    else:
+        monkeypatch.setattr("prts_core.tracking.runs.stage_run", untracked)
     return Project(folder, calls)
 
 

@@ -1,4 +1,4 @@
-"""A chain whose stages take milliseconds: the real stage runner, manifests and command line around tiny functions.
+"""A chain whose stages take milliseconds: the real store, command line and keys around tiny functions.
 
 Run as a program it is the `prts` command with these stages, for `dvc repro` in tests. Every call of a stage's function
 is a line in $PRTS_STUB_CALLS, so that "runs nothing" can be counted across processes.
@@ -10,13 +10,17 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from prts_core.config.load import source_root
-from prts_core.config.schema import LeRobotSource
-from prts_core.errors import UnavailableError
-from prts_core.files import write_json, write_text
-from prts_core.stages import base, chain
-from prts_core.stages.base import Stage, StageResult
+from prts_core.config.identity import identity
+from prts_core.config.load import Plan
+from prts_core.files import digest_value, write_json, write_text
+from prts_core.stages import chain
+from prts_core.store.run_stage import untracked
+from prts_core.store.stage import Stage, StageResult
+from prts_core.tracking import runs
+
+VERSIONS = Path("prts_core/stages/versions.py")  # of the working copy, in the current folder
 
 TASKS = {"faucet-open": {"n": 20, "successes": 19, "expert": 1.0, "blind_replay": 0.1, "max_steps": 84}}
 REPORTS = {
@@ -53,22 +57,35 @@ REGISTRATION = {
 }
 
 
+def called(name: str) -> None:
+    with Path(os.environ["PRTS_STUB_CALLS"]).open("a") as calls:
+        calls.write(f"{name}\n")
+
+
 def stub(name: str):
-    def run(config, inputs, context) -> StageResult:
-        with Path(os.environ["PRTS_STUB_CALLS"]).open("a") as calls:
-            calls.write(f"{name} {context.partition or '-'}\n")
-        source = getattr(config, "source", None)
-        if name == "collect" and isinstance(source, LeRobotSource) and not source_root(source).is_dir():
-            raise UnavailableError("The dataset's folder is absent", field=config.dataset, cure="set PRTS_SHARED")
+    """A stage's function: its output says what the stage was asked and what it was given, by content.
+
+    $PRTS_STUB_BREAK names a stage that fails, $PRTS_STUB_INTERRUPT one that leaves a checkpoint and is interrupted.
+    """
+
+    def run(config: Any, inputs: dict[str, Any], context: Any) -> StageResult:
+        called(f"{name} {context.partition or '-'}")
         if os.environ.get("PRTS_STUB_BREAK") == name:
             raise ValueError("a bug in the stage's code")
-        write_text(context.output / "data" / "content.txt", f"{name} {context.partition} {sorted(inputs)} {config}\n")
+        checkpoint = context.work / "checkpoint.txt"
+        if os.environ.get("PRTS_STUB_INTERRUPT") == name:
+            write_text(checkpoint, "half of the work\n")
+            raise KeyboardInterrupt
+        if checkpoint.exists():
+            called(f"{name} resumed")
+        given = {role: manifest.content_digest for role, manifest in inputs.items()}
+        seed = context.seed if chain.STAGES[name].seeded else None
+        about = [name, chain.STAGES[name].version, identity(config), given, seed]
+        write_text(context.output / "data" / "content.txt", f"{name} {context.partition} {digest_value(about)}\n")
         if name in REPORTS:
             write_json(context.output / "report.json", REPORTS[name])
         if name == "value":
             write_json(context.output / "ranking.json", RANKING)
-        if name == "register":
-            write_json(context.output / "registration.json", REGISTRATION)
         artifacts: tuple[str, ...] = ()
         if name == "sft":
             from PIL import Image
@@ -81,15 +98,30 @@ def stub(name: str):
     return run
 
 
+def stub_register(plan: Plan, outputs: Path, caller: dict[str, str] | None = None) -> dict[str, Any]:
+    called("register -")
+    return REGISTRATION
+
+
 def stubbed(stage: Stage) -> Stage:
     return replace(stage, run=stub(stage.name))
 
 
-def main() -> int:
-    from tests.stages.tiny_chain import untracked
+def stubbed_stages() -> dict[str, Stage]:
+    """The chain with stubs, of the behaviour versions that the working copy in the current folder says."""
+    versions: dict[str, Any] = {}
+    if VERSIONS.exists():
+        exec(VERSIONS.read_text(), versions)
+    known = versions.get("VERSIONS", {})
+    return {
+        name: replace(stubbed(stage), version=known.get(name, stage.version)) for name, stage in chain.STAGES.items()
+    }
 
-    base.stage_run = untracked
-    chain.STAGES.update({name: stubbed(stage) for name, stage in chain.STAGES.items()})
+
+def main() -> int:
+    if "PRTS_STUB_TRACKED" not in os.environ:
+        runs.stage_run = untracked
+    chain.STAGES.update(stubbed_stages())
     from prts_core.cli.main import main as prts
 
     return prts()
