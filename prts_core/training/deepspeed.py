@@ -1,6 +1,6 @@
 """The trainer over many processes by DeepSpeed ZeRO-1/2/3: the same steps, losses and checkpoints as the plain one.
 
-It does not know losses: `ranks.py` makes the parts of a batch one loss. One process a device, started by a launcher:
+`ranks.py` makes the parts of a batch one loss. One process a device, started by a launcher:
     torchrun --nproc-per-node 8 -m prts_core.cli.main sft --config X --set sft.train.deepspeed_stage=2
     deepspeed --no_local_rank --module prts_core.cli.main sft --config X --set sft.train.deepspeed_stage=2
 and over many machines by the launchers' own flags, with the run's folder on a disk that all of them share:
@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,13 @@ from prts_core.training.batch import Batch, BatchSource
 from prts_core.training.config import TrainConfig
 from prts_core.training.optim import parameter_groups, set_rates
 from prts_core.training.ranks import ProcessRanks, Ranks
-from prts_core.training.trainer import OnStep, Trainer, joined
+from prts_core.training.trainer import OnStep, ShouldStop, Trainer, joined
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 BUCKET = int(5e8)  # elements, as in the public recipe
+# How long a process waits for the others in a collective before it fails. The longest wait is for process 0's
+# checkpoint of the largest model on a slow disk.
+COLLECTIVE_LIMIT = timedelta(minutes=30)
 
 
 def deepspeed_config(config: TrainConfig, world: int) -> dict[str, Any]:
@@ -79,7 +83,7 @@ def join_processes() -> ProcessRanks:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         if "RANK" in os.environ:
-            torch.distributed.init_process_group(backend)
+            torch.distributed.init_process_group(backend, timeout=COLLECTIVE_LIMIT)
         else:
             torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
     return ProcessRanks()
@@ -139,15 +143,18 @@ class DeepSpeedTrainer(Trainer):
             if buffer.dtype != buffers[name].dtype:
                 buffer.data = buffers[name].to(buffer.device)
         self._start_states()
-        self._seed_dropout()
 
-    def fit(self, root: Path, on_step: OnStep, snapshots: dict[int, Path] | None = None) -> None:
+    def fit(
+        self, root: Path, on_step: OnStep, snapshots: dict[int, Path] | None = None,
+        should_stop: ShouldStop = lambda: False,
+    ) -> None:  # fmt: skip
         """As Trainer.fit."""
-        super().fit(root, on_step if self.ranks.rank == 0 else lambda step, metrics: None, snapshots)
+        super().fit(root, on_step if self.ranks.rank == 0 else lambda step, metrics: None, snapshots, should_stop)
 
     def step(self, batches: list[Batch], step: int) -> dict[str, Tensor]:
         """One update of all processes; the metrics are those of the joint batch, the same everywhere."""
         set_rates(self.optimizer.param_groups, self.config, step)
+        self._seed_dropout(step)
         parts = []
         for batch, ranks in micro_batches(batches, self.config.flow_samples, self.ranks):
             loss, metrics = self.loss(batch, step, ranks)
@@ -173,9 +180,10 @@ class DeepSpeedTrainer(Trainer):
     def _averaged(self) -> Iterator[None]:
         yield
 
-    def _seed_dropout(self) -> None:
-        """Processes share no generator state in a checkpoint: each starts anew from (seed, step, rank) after one."""
-        torch.manual_seed(((self.seed << 32) + self.finished) * self.ranks.world + self.ranks.rank)
+    def _seed_dropout(self, step: int) -> None:
+        """Draw a step's dropout from (seed, step, rank): no generator is in a checkpoint, and whether there was one
+        shows nowhere."""
+        torch.manual_seed(((self.seed << 32) + step) * self.ranks.world + self.ranks.rank)
 
     def save(self, root: Path) -> None:
         """The plain trainer's checkpoint, gathered tensor by tensor on process 0."""
@@ -193,7 +201,6 @@ class DeepSpeedTrainer(Trainer):
             parts["average"] |= self.buffers
             disk.save_checkpoint(root, self._state(), parts, keep=self.config.keep, shard_mb=self.config.shard_mb)
         torch.distributed.barrier()
-        self._seed_dropout()
 
     def weights(self, average: bool = True) -> dict[str, Tensor]:
         """As Trainer.weights on process 0, empty elsewhere."""
@@ -221,7 +228,6 @@ class DeepSpeedTrainer(Trainer):
         for flat in self._flat():
             self.optimizer.state[flat]["step"].fill_(float(state.step))
         self.finished, self.cursor = state.step, state.cursor
-        self._seed_dropout()
 
     def _trains(self) -> Iterator[tuple[nn.Parameter, str]]:
         return ((p, name) for p, name in self.names.items() if p.requires_grad)

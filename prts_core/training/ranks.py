@@ -1,5 +1,5 @@
 """One batch spread over processes as one loss: what to gather, sum and share so that N processes compute what
-one would on the joint batch. Knows torch.distributed, no optimiser and no engine.
+one would on the joint batch.
 
 The rule: every process computes the same joint loss, and its backward gives only the part of the gradient that flows
 through its own rows. The engine must therefore *sum* gradients over processes (an engine that averages gets the loss
@@ -25,6 +25,10 @@ class Ranks:
     def total(self, count: int) -> int:
         """The sum of a count over processes."""
         return count
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        return flag
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over processes of a tensor without gradient."""
@@ -55,6 +59,9 @@ class ProcessRanks(Ranks):
 
     def total(self, count: int) -> int:
         return sum(self._counts(count))
+
+    def any(self, flag: bool) -> bool:
+        return self.total(int(flag)) > 0
 
     def sum(self, values: Tensor) -> Tensor:
         total = values.clone()

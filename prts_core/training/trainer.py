@@ -1,6 +1,6 @@
 """The training loop: plain PyTorch, one step after another, resumable to the bit on one process.
 
-It does not know data, disks beyond its checkpoints, MLflow or progress bars: the last two are the callback `on_step`.
+MLflow and progress bars are the callback `on_step`, a wish to stop is the callback `should_stop`.
 Precision: weights, averages and moments are fp32 always; under "bf16" the arithmetic is (torch.autocast), and losses
 are taken in fp32. Random numbers: noise is a function of (seed, step), dropout's generator is in the checkpoint.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from prts_core.config.identity import identity
-from prts_core.errors import CheckpointError, StageError
+from prts_core.errors import CheckpointError, StageError, Stopped
 from prts_core.files import write_json
 from prts_core.models.prts import PrtsModel
 from prts_core.tensors import save_tensors
@@ -33,6 +33,8 @@ from prts_core.training.ranks import ALONE, Ranks
 from prts_core.training.recompute import recompute_activations
 
 OnStep = Callable[[int, dict[str, float]], None]
+ShouldStop = Callable[[], bool]
+STOP_EVERY = 5  # steps between two agreements of many processes on whether to stop
 NAN_FILE = "nan_batch.json"
 
 
@@ -78,11 +80,17 @@ class Trainer:
             recompute_activations(model)
 
     # ---- the loop --------------------------------------------------------------------------------------------------
-    def fit(self, root: Path, on_step: OnStep, snapshots: dict[int, Path] | None = None) -> None:
+    def fit(
+        self, root: Path, on_step: OnStep, snapshots: dict[int, Path] | None = None,
+        should_stop: ShouldStop = lambda: False,
+    ) -> None:  # fmt: skip
         """Train to `config.steps`, from the newest whole checkpoint under `root` where there is one.
 
         A loss or gradient that is not finite stops the run: StageError, with the sample ids in `root/nan_batch.json`.
         snapshots: number of finished steps -> file that gets the averaged weights of that moment.
+        should_stop: asked after every step, over several processes every STOP_EVERY steps (one that is told to stop
+        stops all). Then Stopped, after a checkpoint of that step: a stop takes as long as those steps and one
+        checkpoint.
         """
         found = disk.newest(root)
         if found is not None:
@@ -117,8 +125,21 @@ class Trainer:
                     values["learning_rate"] = learning_rate(self.config, step)
                     on_step(step, values | (self.evaluate() if evaluates else {}))
                     meter.restart()
-                if saves:
+                stops = self._agree(should_stop, saves)
+                if stops and not saves:
+                    self._refuse_nan(unseen, root)
+                if saves or stops:
                     self.save(root)
+                if stops:
+                    raise Stopped(
+                        f"Stopped on request after step {self.finished} of {self.config.steps}",
+                        file=root / f"checkpoint-{self.finished}", cure="the same command goes on from here",
+                    )  # fmt: skip
+
+    def _agree(self, should_stop: ShouldStop, saves: bool) -> bool:
+        """Whether to stop at this step; the same answer in every process."""
+        asks = self.ranks.world == 1 or saves or self.finished % STOP_EVERY == 0
+        return asks and self.ranks.any(should_stop())
 
     def _steps(self) -> Generator[list[Batch]]:
         """The micro-batches of each step from here on, on the model's device."""

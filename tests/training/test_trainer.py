@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from prts_core.errors import CheckpointError, StageError
+from prts_core.errors import CheckpointError, StageError, Stopped
 from prts_core.models.config import MotConfig
-from prts_core.tensors import load_weights
+from prts_core.tensors import load_tensors, load_weights
+from prts_core.training.checkpoint import newest
 from prts_core.training.config import LossWeights, TrainConfig
 from prts_core.training.meter import TIMES
 from prts_core.training.trainer import Trainer
@@ -98,6 +99,46 @@ def test_after_sigkill_the_loss_curve_is_that_of_an_uninterrupted_run(tmp_path):
     straight = losses_of(make(KILLED), tmp_path / "straight")
     assert {row["step"] for row in curve_rows} == set(straight)
     assert all(row["loss"] == straight[row["step"]] for row in curve_rows)
+
+
+@pytest.mark.slow
+def test_a_stop_signal_leaves_a_checkpoint_of_the_last_step_and_no_trace_in_the_weights(tmp_path):
+    from tests.training.trainer_kill_driver import KILLED
+
+    rng = np.random.default_rng()
+    command = [sys.executable, str(HERE / "trainer_kill_driver.py"), str(tmp_path)]
+    curve, root = tmp_path / "curve.jsonl", tmp_path / "checkpoints"
+
+    def rows() -> list[dict]:
+        return [json.loads(line) for line in curve.read_text().splitlines()] if curve.exists() else []
+
+    for number, status in ((signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)):
+        wanted = len(rows()) + int(rng.integers(2, 7))
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            while len(rows()) < wanted and process.poll() is None:
+                time.sleep(0.002)
+            time.sleep(float(rng.uniform(0, 0.05)))
+            process.send_signal(number)
+            said, faults = process.communicate(timeout=60)
+        assert process.returncode == status, said + faults
+        last = rows()[-1]["step"] + 1
+        assert newest(root) == root / f"checkpoint-{last}" and f"after step {last} of 24" in said
+        assert str(root / f"checkpoint-{last}") in said and "Traceback" not in faults
+    subprocess.run(command, check=True, timeout=120, stdout=subprocess.DEVNULL)
+    assert [row["step"] for row in rows()] == list(range(24)), "no step is made twice, none is left out"
+    straight = make(KILLED)
+    straight.fit(tmp_path / "straight", lambda step, metrics: None)
+    made, _ = load_tensors(tmp_path / "last.safetensors")
+    assert all(torch.equal(value, made[name]) for name, value in straight.weights(average=False).items())
+
+
+def test_told_to_stop_it_stops_after_that_very_step_with_one_checkpoint(tmp_path):
+    seen: list[int] = []
+    asked = iter([False, True])
+    with pytest.raises(Stopped, match="after step 2 of 6") as caught:
+        make().fit(tmp_path, lambda step, metrics: seen.append(step), should_stop=lambda: next(asked))
+    assert seen == [0, 1] and caught.value.file == str(tmp_path / "checkpoint-2")
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-2"]
 
 
 def test_it_learns_and_says_what_it_cost(tmp_path):

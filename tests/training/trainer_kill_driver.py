@@ -1,4 +1,4 @@
-"""Trains on random rows in FOLDER, from its newest checkpoint: called, and killed, by test_trainer.py."""
+"""Trains on random rows in FOLDER, from its newest checkpoint: called, killed and told to stop by test_trainer.py."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
+from prts_core.errors import Stopped
+from prts_core.launch.signals import graceful, stop_on_signals
+from prts_core.tensors import save_tensors
 from prts_core.training.trainer import Trainer
 from tests.training.runs import CONFIG, batches, network, text_tokenizer, toy
 
@@ -27,8 +30,18 @@ def main(folder: Path) -> None:
             curve.write(json.dumps({"step": step, "loss": metrics["loss"]}) + "\n")
             curve.flush()
 
-        trainer.fit(folder / "checkpoints", on_step)
+        with graceful() as stop:
+            trainer.fit(folder / "checkpoints", on_step, should_stop=stop)
+    save_tensors(folder / "last.safetensors", trainer.weights(average=False))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    try:
+        with stop_on_signals():
+            main(Path(sys.argv[1]))
+    except Stopped as err:
+        print(err)
+        sys.exit(75)
+    except KeyboardInterrupt as err:
+        print(err)
+        sys.exit(130)
