@@ -1,176 +1,185 @@
-"""One MLflow run around one executed stage: parameters, input digests, curves, artifacts and the tags that lead back.
+"""Track a stage's execution as one MLflow run: parameters, input digests, curves, artifacts and tags that lead back.
 
-It knows no stage: names, configuration, inputs and results are handed in. Without MLflow a null tracker stands in and
-says so once. A tracking server that fails half-way never costs a training run: points are kept and sent again later,
-and what could not be sent is said aloud and written into the stage's provenance.
+All that goes to MLflow goes through an outbox on a thread of its own: a slow or dead server never stalls the stage and
+never fails it. What could not be sent is said aloud and written into the result's provenance.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prts_core import __version__
-from prts_core.errors import MissingExtraError, StageError
+from prts_core.errors import MissingExtraError, Skipped, Stopped
 from prts_core.files import read_json, write_json
-from prts_core.tracking.source import source_tags
+from prts_core.store.stage import NullRun
+from prts_core.tracking.describe import (
+    TAG_CHARS,
+    dataset_input,
+    flatten,
+    manifest_tags,
+    mlflow_name,
+    run_name,
+    work_tags,
+)
+from prts_core.tracking.outbox import PATIENCE_S, Outbox
+from prts_core.tracking.store import client, experiment_id, is_server, mlflow_module, run_url, tracking_uri
 
 if TYPE_CHECKING:
-    from prts_core.config.load import Plan
-    from prts_core.manifest import Manifest
-    from prts_core.stages.base import StageContext, StageResult
+    from prts_core.store.manifest import Manifest
+    from prts_core.store.stage import StageResult, Work
 
 logger = logging.getLogger("prts.tracking")
 _said_missing = threading.Event()
 
-# MLflow's limits: characters of a parameter value, of a tag value, of a dataset digest; entries of one batch.
-PARAM_CHARS, TAG_CHARS, DIGEST_CHARS, PARAM_BATCH, METRIC_BATCH = 6000, 5000, 36, 100, 1000
-FLUSH_POINTS, FLUSH_SECONDS = 200, 5.0
-
-
-class NullRun:
-    """Stands in where MLflow is not installed."""
-
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        """Forget the point."""
-
-    def finish(self, manifest: Manifest, result: StageResult, output: Path) -> None:
-        """Nothing to finish."""
-
-    def links(self) -> dict[str, str]:
-        return {}
+PARAM_BATCH, METRIC_BATCH = 100, 1000  # MLflow's limits
+SEND_SECONDS = 5.0  # points wait so long for company
+OPEN_SECONDS = 10.0  # a server may take so long to open a run before the stage starts without waiting for it
+UPLOAD_BYTES_PER_S = 1_000_000  # slower than this, an upload is given up when the stage ends
+# Errors that the same call would meet again: it is told and given up.
+HOPELESS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
 
 
 class TrackedRun:
-    """An open MLflow run. `log` may be called from any thread."""
+    """An open MLflow run. `log` may be called from any thread and returns at once."""
 
-    def __init__(self, store: Any, uri: str, experiment: str, run_id: str, tags: dict[str, str]) -> None:
-        from mlflow.exceptions import MlflowException
-
-        self.store, self.uri, self.experiment, self.run_id, self.tags = store, uri, experiment, run_id, tags
-        self.faults: dict[str, str] = {}  # what could not be recorded -> why
-        self._refusal: type[Exception] = MlflowException
-        self._lock, self._sent_at = threading.Lock(), time.monotonic()
-        self._waiting: list[tuple[str, float, int, int]] = []  # name, value, milliseconds, step
+    def __init__(self, work: Work) -> None:
+        self.work, self.uri, self.tags = work, tracking_uri(work.outputs), work_tags(work)
+        self.run_id = self.experiment = ""  # known once the run is open
+        self.store: Any = None
+        self._kept = work.folder / "mlflow.json"
+        self._attempt = uuid.uuid4().hex
+        self._has_params: set[str] = set()
+        self._lock, self._points = threading.Lock(), list[tuple[str, float, int, int | None]]()
+        self._sending: list[tuple[str, float, int, int]] = []  # name, value, milliseconds, step
         self._last_step: dict[str, int] = {}
+        self._told = False
+        self.outbox = Outbox(_hopeless, self._tell)
+        self.outbox.put("run", self._open, gate=True)
+        self.outbox.put("tags", lambda: self._log_tags(self.tags))
+        config = work.config
+        plain = asdict(config) if is_dataclass(config) and not isinstance(config, type) else dict(config)
+        self.outbox.put("parameters", lambda: self._log_params(plain))
+        self.outbox.put("config.json", lambda: self.store.log_dict(self.run_id, plain, "config.json"))
+        if work.inputs:
+            self.outbox.put("datasets", lambda: self._log_datasets(*work.inputs.items()))
 
     # ---- what stages use ------------------------------------------------------------------------------------------
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        """Keep one point per metric, sent in batches. Steps that an earlier attempt recorded are not sent again."""
+    def log(self, metrics: dict[str, float], step: int | None) -> None:
+        """Keep one point per metric, to be sent in batches. Steps that an earlier attempt recorded are not sent again.
+
+        step: none for a figure of the whole stage.
+        """
         now = int(time.time() * 1000)
+        points = [(mlflow_name(name), float(value), now, step) for name, value in metrics.items()]
         with self._lock:
-            for name, value in metrics.items():
-                key = _metric_name(name)
-                if step > self._last_step.get(key, -1):
-                    self._last_step[key] = step
-                    self._waiting.append((key, float(value), now, step))
-            due = len(self._waiting) >= FLUSH_POINTS or time.monotonic() - self._sent_at > FLUSH_SECONDS
-            if due:
-                self._flush()
+            first = not self._points
+            self._points += points
+        if first and points:
+            self.outbox.put("metrics", self._send_points, after=SEND_SECONDS)
 
     def finish(self, manifest: Manifest, result: StageResult, output: Path) -> None:
         """Record results, artifacts and the manifest's digests. Called once, when the stage's output is whole."""
-        now = int(time.time() * 1000)
-        with self._lock:
-            for name, value in result.metrics.items():
-                key = _metric_name(name)
-                self._waiting.append((key, float(value), now, self._last_step.get(key, 0)))
-            self._flush()
-        tags = {
-            "prts.manifest_digest": manifest.digest,
-            "prts.content_digest": manifest.content_digest,
-            "prts.path": manifest.path,
-        }
-        tags |= {f"prts.contract.{name}": fingerprint for name, fingerprint in manifest.contracts.items()}
-        if manifest.skipped:
-            tags["prts.skipped"] = manifest.skipped
-        self._try("tags", lambda: self._log_tags(tags))
-        if not manifest.parents and not manifest.skipped:  # raw recordings: the run's dataset is what it made itself
-            made = [_dataset(manifest, "recorded", output)]
-            self._try("dataset", lambda: self.store.log_inputs(self.run_id, datasets=made))
+        self.log(result.metrics, None)
+        self.outbox.put("result tags", lambda: self._log_tags(manifest_tags(manifest)))
+        if not manifest.parents:  # raw recordings: the run's dataset is what it made itself
+            self.outbox.put("dataset", lambda: self._log_datasets(("recorded", manifest)))
         for name in result.artifacts:
-            self._try(f"artifact {name}", lambda name=name: self._log_artifact(output, name))  # type: ignore[misc]
+            seconds = _bytes(output / name) / UPLOAD_BYTES_PER_S
+            self.outbox.put(f"artifact {name}", partial(self._log_artifact, output, name), seconds=seconds)
+        self.outbox.flush()
 
     def links(self) -> dict[str, str]:
-        """Plain strings for provenance and Dagster metadata."""
-        from prts_core.tracking.store import run_url
+        """Plain strings for provenance and Dagster metadata. fault: what MLflow does not have, and why."""
+        out = {key: value for key, value in self.tags.items() if key.startswith(("git.", "dvc."))}
+        out["tracking_uri"] = self.uri
+        if self.run_id:
+            out |= {
+                "run_id": self.run_id,
+                "experiment_id": self.experiment,
+                "url": run_url(self.uri, self.experiment, self.run_id, self.work.outputs),
+            }
+        missing = self.outbox.missing()
+        if missing and not self.run_id:
+            missing = {"run": missing.get("run", "not opened in time")}
+        if missing:
+            out["fault"] = "; ".join(f"{what}: {why}" for what, why in missing.items())
+        return out
 
-        out = {
-            "run_id": self.run_id,
-            "experiment_id": self.experiment,
-            "tracking_uri": self.uri,
-            "url": run_url(self.uri, self.experiment, self.run_id),
-        }
-        out |= {key: value for key, value in self.tags.items() if key.startswith(("git.", "dvc."))}
-        return out | (
-            {"fault": "; ".join(f"{what}: {why}" for what, why in self.faults.items())} if self.faults else {}
-        )
+    def close(self, status: str, error: BaseException | None = None) -> None:
+        """End the run; waits for what is still to be sent, after an error only briefly."""
+        patience = PATIENCE_S if error is None else PATIENCE_S / 4
+        if error is not None and not isinstance(error, Skipped):
+            text = f"{type(error).__name__}: {error}"
+            self.outbox.put("error", lambda: self._log_tags({"prts.error": text}))
+        self.outbox.flush(patience)
+        if isinstance(error, Skipped):  # nothing was done: no run to look at
+            self.outbox.put("end", lambda: self.store.delete_run(self.run_id))
+        else:
+            self.outbox.put("end", lambda: self.store.set_terminated(self.run_id, status))
+        self.outbox.flush(patience)
+        self.outbox.stop()
 
-    # ---- opening and closing --------------------------------------------------------------------------------------
-    def describe(self, config: Any, inputs: dict[str, Manifest], outputs: Path) -> None:
-        """Parameters, full configuration, tags and one dataset input per parent."""
+    # ---- on the outbox's thread -----------------------------------------------------------------------------------
+    def _open(self) -> None:
+        """Go on in the run that an interrupted attempt at the same work left behind, or create one."""
+        self.store = client(self.work.outputs)
+        known = read_json(self._kept) if self._kept.exists() else {}
+        if known.get("tracking_uri") == self.uri and self._reopen(known["run_id"]):
+            self.run_id, self.experiment = known["run_id"], known["experiment_id"]
+            return
+        experiment = experiment_id(self.work.outputs, self.work.recipe)
+        # A server that made the run and could not say so must not make two.
+        mine = f"tags.`prts.opened` = '{self._attempt}'"
+        made = self.store.search_runs([experiment], mine, max_results=1) or [
+            self.store.create_run(
+                experiment, run_name=run_name(self.work), tags={"prts.attempts": "1", "prts.opened": self._attempt}
+            )
+        ]
+        run_id = made[0].info.run_id
+        if not self.outbox.stopped:
+            write_json(self._kept, {"run_id": run_id, "experiment_id": experiment, "tracking_uri": self.uri})
+        self.run_id, self.experiment = run_id, experiment
+
+    def _reopen(self, run_id: str) -> bool:
+        """False where the store does not have the run any more."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = self.store.get_run(run_id)
+        except MlflowException as err:
+            if err.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+        if run.info.lifecycle_stage != "active":
+            return False
+        self._has_params = set(run.data.params)
+        for key in run.data.metrics:
+            self._last_step[key] = max(point.step for point in self.store.get_metric_history(run_id, key))
+        self.store.update_run(run_id, status="RUNNING")
+        if "prts.error" in run.data.tags:
+            self.store.delete_tag(run_id, "prts.error")
+        self.tags["prts.attempts"] = str(int(run.data.tags.get("prts.attempts", "1")) + 1)
+        return True
+
+    def _log_params(self, plain: dict[str, Any]) -> None:
+        """The configuration, leaf by leaf. MLflow cannot change a parameter: the first attempt's values stay."""
         from mlflow.entities import Param
 
-        plain = asdict(config) if is_dataclass(config) and not isinstance(config, type) else dict(config)
-        flat = [Param(key, value) for key, value in flatten(plain).items()]
-        datasets = [_dataset(m, role, m.folder(outputs)) for role, m in inputs.items()]
-        self._try("tags", lambda: self._log_tags(self.tags))
+        flat = [Param(key, value) for key, value in flatten(plain).items() if key not in self._has_params]
         for start in range(0, len(flat), PARAM_BATCH):
-            batch = flat[start : start + PARAM_BATCH]
-            self._try("parameters", lambda batch=batch: self.store.log_batch(self.run_id, params=batch))  # type: ignore[misc]
-        self._try("config.json", lambda: self.store.log_dict(self.run_id, plain, "config.json"))
-        if datasets:
-            self._try("datasets", lambda: self.store.log_inputs(self.run_id, datasets=datasets))
+            self.store.log_batch(self.run_id, params=flat[start : start + PARAM_BATCH])
 
-    def reopen(self) -> None:
-        """Go on in a run that an earlier attempt at the same work left behind. Raises MlflowException."""
-        self.store.update_run(self.run_id, status="RUNNING")
-        run = self.store.get_run(self.run_id)
-        for key in run.data.metrics:
-            self._last_step[key] = max(point.step for point in self.store.get_metric_history(self.run_id, key))
-        self._log_tags({"prts.attempts": str(int(run.data.tags.get("prts.attempts", "1")) + 1)})
-        if "prts.error" in run.data.tags:
-            self.store.delete_tag(self.run_id, "prts.error")
-
-    def close(self, status: str, error: str | None = None) -> None:
-        with self._lock:
-            self._flush()
-        if error is not None:
-            self._try("error", lambda: self._log_tags({"prts.error": error}))
-        self._try("end", lambda: self.store.set_terminated(self.run_id, status))
-
-    # ---- inside ---------------------------------------------------------------------------------------------------
-    def _flush(self) -> None:
-        """Send what waits; what the server does not take is kept for the next time. The caller holds the lock."""
-        from mlflow.entities import Metric
-
-        self._sent_at = time.monotonic()
-        while self._waiting:
-            points = [Metric(*point) for point in self._waiting[:METRIC_BATCH]]
-            if not self._try("metrics", lambda points=points: self.store.log_batch(self.run_id, metrics=points)):  # type: ignore[misc]
-                return
-            del self._waiting[: len(points)]
-
-    def _try(self, what: str, call: Callable[[], Any]) -> bool:
-        """One call to the store. A refusal is said aloud once and kept in `faults`; the stage goes on."""
-        try:
-            call()
-        except self._refusal as err:
-            if not self.faults:
-                logger.warning("MLflow at %s does not take this run's %s: %s", self.uri, what, err)
-            self.faults[what] = " ".join(str(err).split())[:300]
-            return False
-        self.faults.pop(what, None)
-        return True
+    def _log_datasets(self, *inputs: tuple[str, Manifest]) -> None:
+        datasets = [dataset_input(m, role, m.folder(self.work.outputs)) for role, m in inputs]
+        self.store.log_inputs(self.run_id, datasets=datasets)
 
     def _log_tags(self, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag
@@ -181,142 +190,62 @@ class TrackedRun:
         folder = Path(name).parent.as_posix()
         self.store.log_artifact(self.run_id, str(output / name), None if folder == "." else folder)
 
+    def _send_points(self) -> None:
+        """Send what waits, in batches; what the server does not take stays."""
+        from mlflow.entities import Metric
+
+        with self._lock:
+            points, self._points = self._points, []
+        for name, value, now, step in points:
+            last = self._last_step.get(name, -1)
+            if step is None or step > last:
+                self._last_step[name] = max(last, 0) if step is None else step
+                self._sending.append((name, value, now, self._last_step[name]))
+        while self._sending and not self.outbox.stopped:
+            batch = self._sending[:METRIC_BATCH]
+            self.store.log_batch(self.run_id, metrics=[Metric(*point) for point in batch])
+            del self._sending[: len(batch)]
+
+    def _tell(self, what: str, err: Exception) -> None:
+        """Say once that something is amiss."""
+        if not self._told:
+            self._told = True
+            said = " ".join(str(err).split())[:300]
+            logger.warning("MLflow at %s does not take this run's %s: %s; the work goes on", self.uri, what, said)
+
 
 @contextmanager
-def stage_run(
-    stage: str,
-    plan: Plan,
-    config: Any,
-    inputs: dict[str, Manifest],
-    config_digest: str,
-    context: StageContext,
-    outputs: Path,
-) -> Iterator[TrackedRun | NullRun]:
-    """Track one stage: experiment = recipe, run = `stage[:partition]`. An error ends it FAILED and goes on up.
+def stage_run(work: Work) -> Iterator[TrackedRun | NullRun]:
+    """Track one execution: experiment = recipe, run = `stage[:partition]`. An error ends it FAILED and goes on up.
 
-    The run's id lies in `context.work/mlflow.json`, so that the next attempt at the same work goes on in the same run.
+    The run's id lies in `work.folder/mlflow.json`, so that the next attempt at the same work goes on in the same run.
     """
     try:
-        tracked = _open(stage, plan, config, inputs, config_digest, context, outputs)
+        mlflow_module()
+        if not is_server(tracking_uri(work.outputs)):
+            client(work.outputs)  # a database of our own that cannot be opened is a StageError
     except MissingExtraError as err:
         if not _said_missing.is_set():
             _said_missing.set()
             logger.warning("runs are not tracked: %s", err)
         yield NullRun()
         return
+    tracked = TrackedRun(work)
     try:
+        tracked.outbox.settled("run", OPEN_SECONDS)
         yield tracked
     except BaseException as err:  # interrupts too: every run must end, and every error goes on up
-        tracked.close("FAILED" if isinstance(err, Exception) else "KILLED", f"{type(err).__name__}: {err}")
+        stopped = isinstance(err, Stopped) or not isinstance(err, Exception)
+        tracked.close("KILLED" if stopped else "FAILED", err)
         raise
     tracked.close("FINISHED")
 
 
-def _open(
-    stage: str,
-    plan: Plan,
-    config: Any,
-    inputs: dict[str, Manifest],
-    config_digest: str,
-    context: StageContext,
-    outputs: Path,
-) -> TrackedRun:
-    from prts_core.tracking.store import client, experiment_id, tracking_uri
-
-    store, uri = client(outputs), tracking_uri(outputs)
-    name = stage + (f":{context.partition}" if context.partition else "")
-    source = source_tags()
-    tags = {
-        **source,
-        **{key: str(value) for key, value in context.caller.items()},
-        "prts.stage": stage,
-        "prts.recipe": plan.recipe.name,
-        "prts.config_file": plan.path.name,
-        "prts.config_digest": config_digest,
-        "prts.parents": json.dumps({role: m.digest for role, m in inputs.items()}, sort_keys=True),
-        "prts.seed": str(context.seed),
-        "prts.version": __version__,
-        "mlflow.runName": name,
-        "mlflow.source.name": f"prts {stage}",
-        "mlflow.source.type": "LOCAL",
-        "mlflow.source.git.commit": source["git.sha"],
-        "mlflow.user": os.environ.get("USER", "prts"),
-    }
-    if context.partition:
-        tags["prts.partition"] = context.partition
-    from mlflow.exceptions import MlflowException
-
-    try:
-        tracked = _reopened(store, uri, context.work / "mlflow.json", tags)
-        if tracked is None:
-            experiment = experiment_id(outputs, plan.recipe.name)
-            run = store.create_run(experiment, run_name=name, tags={"prts.attempts": "1"})
-            tracked = TrackedRun(store, uri, experiment, run.info.run_id, tags)
-            write_json(
-                context.work / "mlflow.json",
-                {"run_id": tracked.run_id, "experiment_id": experiment, "tracking_uri": uri},
-            )
-    except MlflowException as err:
-        raise StageError(
-            "A run cannot be opened in MLflow",
-            file=uri,
-            found=" ".join(str(err).split())[:300],
-            expected="a working tracking store",
-            cure="repair or start the server, or unset MLFLOW_TRACKING_URI to track into the outputs folder",
-        ) from err
-    tracked.describe(config, inputs, outputs)
-    return tracked
+def _hopeless(err: Exception) -> bool:
+    return isinstance(err, FileNotFoundError) or getattr(err, "error_code", None) in HOPELESS
 
 
-def _reopened(store: Any, uri: str, kept: Path, tags: dict[str, str]) -> TrackedRun | None:
-    """The run that an interrupted attempt named in `kept`, if this store still has it."""
-    from mlflow.exceptions import MlflowException
-
-    known = read_json(kept) if kept.exists() else {}
-    if known.get("tracking_uri") != uri:
-        return None
-    try:
-        if store.get_run(known["run_id"]).info.lifecycle_stage != "active":
-            return None
-    except MlflowException as err:
-        if err.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
-    tracked = TrackedRun(store, uri, known["experiment_id"], known["run_id"], tags)
-    tracked.reopen()
-    return tracked
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, str]:
-    """Nested plain data -> {"a.b.0.c": "text"}. Lists of plain values stay one JSON text; long texts are cut."""
-    nested = isinstance(value, dict) or (isinstance(value, list | tuple) and any(isinstance(v, dict) for v in value))
-    if nested and value:
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        out: dict[str, str] = {}
-        for key, inner in items:
-            out |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
-        return out
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    shown = text if len(text) <= PARAM_CHARS else text[: PARAM_CHARS - 1] + "…"
-    return {_metric_name(prefix)[:250]: shown}
-
-
-def _metric_name(name: str) -> str:
-    """MLflow takes letters, digits and _-. :/ in names."""
-    return re.sub(r"[^\w\-. :/]", "_", name)
-
-
-def _dataset(manifest: Manifest, role: str, folder: Path) -> Any:
-    """One manifest as an MLflow dataset input: digest cut to MLflow's 36 characters, the whole of it in a tag."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    name = manifest.kind + (f":{manifest.partition}" if manifest.partition else "")
-    digest = manifest.content_digest.removeprefix("sha256:")[:DIGEST_CHARS]
-    # What a MetaDataset over a local source becomes when MLflow stores it; nothing is loaded.
-    entity = Dataset(name, digest, source_type="local", source=json.dumps({"uri": str(folder.resolve())}))
-    tags = {
-        "mlflow.data.context": role,
-        "prts.content_digest": manifest.content_digest,
-        "prts.manifest_digest": manifest.digest,
-    }
-    return DatasetInput(entity, tags=[InputTag(key, value) for key, value in tags.items()])
+def _bytes(path: Path) -> int:
+    """Size of a file, or of everything in a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())

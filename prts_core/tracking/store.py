@@ -1,16 +1,19 @@
-"""Where the MLflow store of a run folder is, and the one quiet way to a client of it.
+"""Open the MLflow store of an outputs folder, quietly, and say where its web page is.
 
 `MLFLOW_TRACKING_URI` (and `MLFLOW_REGISTRY_URI`) choose a server; without them runs go to `<outputs>/mlflow.db` and
-artifacts to `<outputs>/mlartifacts`. Nothing global in MLflow is set, so that several run folders may be open in one
-process. It does not know what is logged.
+artifacts to `<outputs>/mlartifacts`. Nothing global in MLflow is set, so that several outputs folders may be open in
+one process.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import logging
 import os
+import re
+import sqlite3
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -22,9 +25,21 @@ from prts_core.errors import StageError, require
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# MLflow's web page as `make ui` starts it; links point there when the store is a local file.
-DEFAULT_UI = "http://127.0.0.1:5000"
+logger = logging.getLogger("prts.tracking")
+
+# What `make ui` wrote when it started the two pages, and where it starts them otherwise.
+UI_FILE = "ui.json"
+UI_PORTS = {"mlflow": "5000", "dagster": "3000"}
+# Where MLflow keeps absolute places of files in its database. MLflow takes no relative ones: it makes them absolute.
+PLACES = (
+    ("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
+    ("model_versions", "source"), ("model_versions", "storage_location"), ("trace_tags", "value"),
+)  # fmt: skip
+# One call to a dead or hanging server ends within seconds: MLflow's own 120 s and 7 retries are minutes.
 QUIET = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "GIT_PYTHON_REFRESH": "quiet",
@@ -44,7 +59,11 @@ def mlflow_module() -> Any:
 
 def tracking_uri(outputs: Path) -> str:
     """`$MLFLOW_TRACKING_URI`, or the sqlite file in `outputs`."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{outputs.resolve() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or _own_database(outputs)
+
+
+def _own_database(outputs: Path) -> str:
+    return f"sqlite:///{outputs.resolve() / 'mlflow.db'}"
 
 
 def is_server(uri: str) -> bool:
@@ -72,6 +91,8 @@ def _client(uri: str, registry_uri: str, outputs: str) -> MlflowClient:
     lock = contextlib.nullcontext() if is_server(uri) else _locked(Path(outputs) / ".mlflow.lock")
     try:
         with lock:
+            if uri == _own_database(Path(outputs)):
+                follow_move(Path(outputs))
             made = mlflow.MlflowClient(tracking_uri=uri, registry_uri=registry_uri)
             made.search_experiments(max_results=1)
     except faults as err:
@@ -83,6 +104,38 @@ def _client(uri: str, registry_uri: str, outputs: str) -> MlflowClient:
             cure="start the server, or unset MLFLOW_TRACKING_URI to track into the outputs folder",
         ) from err
     return made
+
+
+def follow_move(outputs: Path) -> None:
+    """Make the database of an outputs folder that was moved or copied name the files that lie in it now.
+
+    Otherwise MLflow would go on reading and writing where the folder was. Nothing is done where nothing has moved.
+    """
+    database, here = outputs.resolve() / "mlflow.db", outputs.resolve().as_uri()
+    if not database.exists():
+        return
+    with contextlib.closing(sqlite3.connect(database, timeout=60)) as connection:
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if "experiments" not in tables:
+            return
+        with connection:  # one transaction
+            rows = connection.execute("SELECT artifact_location FROM experiments").fetchall()
+            matches = (re.fullmatch(r"(file://.*)/mlartifacts/[^/]+", place or "") for (place,) in rows)
+            for old in sorted({match[1] for match in matches if match} - {here}):
+                _replace_prefix(connection, tables, old, here)
+                logger.warning("MLflow's records in %s came from %s: they name the files here now", outputs, old)
+
+
+def _replace_prefix(connection: sqlite3.Connection, tables: set[str], old: str, new: str) -> None:
+    texts = [(table, column, f"{old}/mlartifacts/", f"{new}/mlartifacts/") for table, column in PLACES]
+    # Inputs of runs are named as JSON {"uri": "/path"}.
+    plain = [json.dumps({"uri": f"{local_path(uri)}/"})[:-2] for uri in (old, new)]
+    for table, column, before, after in [*texts, ("datasets", "dataset_source", *plain)]:
+        if table in tables:
+            connection.execute(
+                f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                (after, len(before) + 1, len(before), before),
+            )
 
 
 @contextlib.contextmanager
@@ -110,19 +163,33 @@ def experiment_id(outputs: Path, name: str) -> str:
     raise StageError("An MLflow experiment can be neither found nor made", field=name, file=uri)
 
 
-def ui_address(uri: str) -> str:
-    """Where MLflow's web page is: the server itself, or `$PRTS_MLFLOW_UI` (default: what `make ui` starts)."""
+def ui_address(page: str, outputs: Path | None = None) -> str:
+    """Where the web page of "mlflow" or "dagster" is, without a slash at the end.
+
+    `$PRTS_MLFLOW_UI` (`$PRTS_DAGSTER_UI`), else what `make ui` wrote into `outputs`, else the port in
+    `$PRTS_MLFLOW_PORT` (`$PRTS_DAGSTER_PORT`) of this machine.
+    """
+    name = page.upper()
+    said = os.environ.get(f"PRTS_{name}_UI")
+    if not said and outputs is not None:
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # not there, half written, or not ours
+            said = json.loads((outputs / UI_FILE).read_text()).get(page)
+    port = os.environ.get(f"PRTS_{name}_PORT") or UI_PORTS[page]
+    return str(said or f"http://127.0.0.1:{port}").rstrip("/")
+
+
+def _mlflow_page(uri: str, outputs: Path | None) -> str:
+    """The server's own page, or for a database the one that `make ui` starts on it."""
     if urlparse(uri).scheme in ("http", "https"):
         return uri.rstrip("/")
-    return os.environ.get("PRTS_MLFLOW_UI", DEFAULT_UI).rstrip("/")
+    if outputs is None and uri.startswith("sqlite:///"):
+        outputs = Path(uri.removeprefix("sqlite:///")).parent
+    return ui_address("mlflow", outputs)
 
 
-def run_url(uri: str, experiment: str, run_id: str) -> str:
-    return f"{ui_address(uri)}/#/experiments/{experiment}/runs/{run_id}"
-
-
-def model_version_url(uri: str, name: str, version: str) -> str:
-    return f"{ui_address(uri)}/#/models/{name}/versions/{version}"
+def run_url(uri: str, experiment: str, run_id: str, outputs: Path | None = None) -> str:
+    """outputs: where `make ui` left its address; by default the folder that a database `uri` lies in."""
+    return f"{_mlflow_page(uri, outputs)}/#/experiments/{experiment}/runs/{run_id}"
 
 
 def local_path(uri: str) -> Path | None:
