@@ -1,17 +1,19 @@
-"""From a name to a folder on this disk: a local one as it is, or a hub id of which only what is asked for is fetched.
+"""Find the folder on this disk that a name means: a local one as it is, or a hub id of which files are fetched.
 
-It does not know what the files mean. Nothing that is fetched is ever executed.
+Nothing that is fetched is ever executed.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from prts_core.errors import CheckpointError
+from prts_core.errors import CheckpointError, StageError, require
 from prts_core.files import digest_bytes, digest_file, digest_value
 
 _SAMPLE = 4096  # bytes
@@ -47,6 +49,46 @@ def local_folder(
             f"The {'checkpoint' if repo_type == 'model' else repo_type} is neither a folder here nor can it be fetched "
             "from the hub", file=source,
             found=f"{type(err).__name__}: {err}"[:300], cure="download it where there is a network and give its folder",
+        ) from err  # fmt: skip
+
+
+def downloaded_dataset(repo_id: str, revision: str | None = None) -> Path | None:
+    """The local copy of a dataset of the hub, or none. Downloads nothing; StageError for a name that none can have."""
+    return _dataset(repo_id, revision, local_files_only=True)
+
+
+def download_dataset(repo_id: str, revision: str | None = None) -> Path:
+    """A local copy of a dataset of the hub. StageError with what the hub, the network or the disk said."""
+    folder = _dataset(repo_id, revision, local_files_only=False)
+    assert folder is not None
+    return folder
+
+
+def _dataset(repo_id: str, revision: str | None, local_files_only: bool) -> Path | None:
+    hub: Any = require("huggingface_hub", "train")
+    errors: Any = require("huggingface_hub.errors", "train")
+    http = [base for base in errors.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"]  # of its HTTP client
+    try:
+        return Path(
+            hub.snapshot_download(repo_id, revision=revision, repo_type="dataset", local_files_only=local_files_only)
+        )
+    except errors.HFValidationError as err:
+        raise StageError(
+            "This is no dataset of the hub", field="repo_id", found=repo_id, expected="owner/name",
+            cure="correct repo_id in the dataset's YAML",
+        ) from err  # fmt: skip
+    except (OSError, *http) as err:
+        if local_files_only and isinstance(err, errors.LocalEntryNotFoundError):
+            return None
+        full = isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT)
+        said = str(err).strip().splitlines() or [""]
+        raise StageError(
+            f"Dataset {repo_id!r} cannot be downloaded from the hub", field="repo_id",
+            file=getattr(err, "filename", None),
+            found="the disk is full" if full else f"{type(err).__name__}: {said[0][:300]}",
+            cure="free some space, or `export HF_HOME=/path/with/room`" if full else
+            "check the name, `revision` and the network (a private dataset needs `hf auth login`), or set `root` to a "
+            "folder that holds it",
         ) from err  # fmt: skip
 
 

@@ -1,20 +1,23 @@
-"""The border where YAML comes in: pydantic checks it against the frozen dataclasses of `schema.py`, once.
+"""Read YAML at the border: pydantic checks it against the frozen dataclasses of `schema.py`, once.
 
-It does not know what a recipe is for. Unknown keys, wrong types and unset environment variables are one ConfigError.
+Unknown keys, wrong types, absurd numbers and unset environment variables are one ConfigError.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from prts_core.config.places import outputs_folder, recipe_path, shared_folder
+from prts_core.config.plain_yaml import YamlError, parse
 from prts_core.config.schema import (
     DatasetConfig,
     ExpertSource,
@@ -25,46 +28,30 @@ from prts_core.config.schema import (
     RobotConfig,
     SftSection,
 )
-from prts_core.errors import ConfigError, UnavailableError, lookup, require, suggest
+from prts_core.errors import ConfigError, Skipped, UnavailableError, lookup, suggest
 from prts_core.files import digest_file
+from prts_core.hub import download_dataset, downloaded_dataset
 from prts_core.models.config import ModelConfig
 
 T = TypeVar("T")
-DEFAULT_SHARED = "../shared"
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML that refuses a key written twice (plain PyYAML silently keeps the last)."""
-
-
-def _no_duplicate_keys(loader: _StrictLoader, node: yaml.MappingNode) -> dict:
-    seen: set = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
-        seen.add(key)
-    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
-
-
-_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _no_duplicate_keys)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping, or a ConfigError that names file and line."""
+def read_yaml(path: Path, what: str = "configuration file") -> dict[str, Any]:
+    """A YAML mapping, or a ConfigError that names file and line. what: it is, for the error where it is missing."""
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+        if not path.is_file():
+            raise FileNotFoundError
+        raw = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError as err:
         near = sorted(p.stem for p in path.parent.glob("*.yaml"))
         raise ConfigError(
-            "No such configuration file" + suggest(path.stem, near),
-            file=path,
-            expected=", ".join(near) or "a YAML file",
-        ) from err
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
-        raise ConfigError(
-            "A configuration file is not valid YAML", file=path, found=" ".join(str(err).split())
-        ) from err
+            f"No such {what}" + suggest(path.stem, near), file=path, expected=", ".join(near) or "a YAML file",
+            cure=f"name one of these, or write {path}" if near else f"write {path}",
+        ) from err  # fmt: skip
+    except OSError as err:
+        raise ConfigError(f"A {what} cannot be read", file=str(path)[:300], found=err.strerror) from err
+    except (YamlError, UnicodeDecodeError) as err:
+        raise ConfigError("A configuration file is not valid YAML", file=path, found=str(err)) from err
     if not isinstance(raw, dict):
         raise ConfigError("A configuration file must be a mapping", file=path, found=type(raw).__name__)
     return raw
@@ -75,22 +62,28 @@ def check(kind: type[T], raw: Any, where: object) -> T:
     try:
         return TypeAdapter(kind).validate_python(raw)
     except ValidationError as err:
-        faults, fields_ = [], []
+        faults, fields_, expected = [], [], None
         for fault in err.errors()[:8]:
-            loc = ".".join(str(part) for part in fault["loc"])
+            loc = ".".join(str(part)[:60] for part in fault["loc"])
             fields_.append(loc)
             if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-                hint = suggest(str(fault["loc"][-1]), _allowed(kind, fault["loc"][:-1]))
-                faults.append(f"{loc}: unknown key{hint}")
+                allowed = _allowed(kind, fault["loc"][:-1])
+                faults.append(f"{loc}: unknown key{suggest(str(fault['loc'][-1]), allowed)}")
+                where_ = loc.rpartition(".")[0] or kind.__name__
+                expected = expected or f"the fields of {where_}: {', '.join(sorted(allowed))}"
+            elif fault["type"] == "value_error":  # of a __post_init__, which names field and value itself
+                faults.append(f"{loc}: ".lstrip(": ") + str(fault["ctx"]["error"]))
+            elif fault["type"] == "union_tag_invalid":
+                faults.append(f"{loc}.kind: {fault['ctx']['tag']!r:.40} is none of {fault['ctx']['expected_tags']}")
             else:
                 faults.append(f"{loc}: {fault['msg']} (found {fault.get('input')!r:.80})")
         raise ConfigError(
             "A configuration does not fit",
             file=where,
-            field=", ".join(fields_),
+            field=", ".join(fields_) or None,
             found="; ".join(faults),
-            expected=f"the fields of {kind.__name__}: {', '.join(sorted(_allowed(kind, ())))}",
-            cure="correct the keys named above; `prts config show` prints a recipe with every default",
+            expected=expected,
+            cure="correct what is named above; `prts config show` prints a recipe with every default",
         ) from err
 
 
@@ -126,20 +119,31 @@ def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def parse_overrides(pairs: list[str]) -> dict[str, Any]:
+def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
     """`["a.b=1", "c=x"]` -> {"a": {"b": 1}, "c": "x"}; values are YAML."""
     out: dict[str, Any] = {}
     for pair in pairs:
         key, sign, value = pair.partition("=")
         if not sign or not key:
             raise ConfigError(
-                "--set takes key=value", field="--set", found=pair, expected="for example sft.train.steps=200"
+                "--set takes key=value", field="--set", found=pair[:80], expected="for example sft.train.steps=200"
             )
-        nested: Any = yaml.load(value, Loader=_StrictLoader)
+        try:
+            nested = parse(value)
+        except YamlError as err:
+            raise ConfigError(
+                "A value of --set is not valid YAML", field=f"--set {key[:80]}", found=f"{value[:80]}: {err}",
+                expected="for example sft.train.steps=200 or 'benchmark.tasks=[one, two]'",
+            ) from err  # fmt: skip
+        if key.count(".") > 20:
+            raise ConfigError("--set names a field nested too deeply", field="--set", found=key[:80])
         for part in reversed(key.split(".")):
             nested = {part: nested}
         out = merge(out, nested)
     return out
+
+
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 def expand(text: str, where: object) -> str:
@@ -147,60 +151,51 @@ def expand(text: str, where: object) -> str:
 
     def value(match: re.Match[str]) -> str:
         name = match.group(1)
-        if name in os.environ:
-            return os.environ[name]
         if name == "PRTS_SHARED":
-            return DEFAULT_SHARED
-        raise ConfigError("An environment variable is not set", file=where, field=name, cure=f"export {name}=...")
+            return str(shared_folder())
+        if os.environ.get(name):
+            return os.environ[name]
+        raise ConfigError(
+            "An environment variable is not set", file=where, field=name, found=text,
+            cure=f"`export {name}=/path/to/the/folder`, with the path that it has on this machine",
+        )  # fmt: skip
 
-    return re.sub(r"\$\{(\w+)\}", value, text)
+    return _VARIABLE.sub(value, text)
 
 
 def source_root(source: LeRobotSource | RecordingSource) -> Path:
-    """The folder (of a recording: or file) of an external dataset. Expanded only when read: configuration digests hold
-    no machine's paths.
+    """The folder (of a recording: or file) of an external dataset. Expanded only when read.
 
     Of a dataset from the hub: where its download lies, or a path that does not exist. Downloads nothing.
     """
     if source.root is not None:
         return Path(expand(source.root, "the dataset's source.root")).expanduser()
     assert isinstance(source, LeRobotSource) and source.repo_id is not None  # it holds one of the two
-    return _hub_snapshot(source.repo_id, download=False) or Path(f"hub:{source.repo_id}")
+    return downloaded_dataset(source.repo_id, source.revision) or Path(f"hub:{source.repo_id}")
 
 
-def present_root(dataset: str, source: LeRobotSource | RecordingSource) -> Path:
-    """`source_root`, downloaded from the hub where it has to be, or an UnavailableError that says what is missing."""
-    root = source_root(source)
-    if isinstance(source, LeRobotSource) and not root.is_dir() and source.root is None and source.repo_id is not None:
-        root = _hub_snapshot(source.repo_id, download=True) or root
-    if not (root.is_dir() or (isinstance(source, RecordingSource) and root.is_file())):
-        raise UnavailableError(
-            f"Dataset {dataset!r} is not on this machine",
-            file=source.root or str(root),
-            field="source.root",
-            cure="point source.root (or PRTS_SHARED) at the folder; everything else runs without it",
-        )
-    return root
+def present_root(dataset: str, source: LeRobotSource | RecordingSource, optional: bool = False) -> Path:
+    """`source_root`, downloaded from the hub where it has to be.
 
-
-def _hub_snapshot(repo_id: str, download: bool) -> Path | None:
-    """The local copy of a hub dataset, fetched if `download`; none where there is none and it cannot be fetched."""
-    hub = require("huggingface_hub", "train")
-    errors = require("huggingface_hub.errors", "train")
-    try:
-        return Path(hub.snapshot_download(repo_id, repo_type="dataset", local_files_only=not download))
-    except errors.HFValidationError as err:
-        raise ConfigError(
-            "This is no dataset of the hub", field="repo_id", found=repo_id, expected="owner/name"
-        ) from err
-    except errors.LocalEntryNotFoundError:
-        return None
-    except (errors.HfHubHTTPError, OSError) as err:
-        raise UnavailableError(
-            f"Dataset {repo_id!r} cannot be downloaded from the hub", field="repo_id",
-            found=f"{type(err).__name__}: {str(err).splitlines()[0] if str(err) else ''}",
-            cure="check the name and the network, or set source.root to a folder that holds it",
-        ) from err  # fmt: skip
+    Where the folder is absent: Skipped for an optional dataset, UnavailableError for any other. What the hub refuses is
+    a StageError in any case.
+    """
+    if isinstance(source, LeRobotSource) and source.root is None:
+        assert source.repo_id is not None
+        named = (source.repo_id, source.revision)
+        return downloaded_dataset(*named) or download_dataset(*named)
+    said, variables = str(source.root), _VARIABLE.findall(str(source.root))
+    unset = [name for name in variables if name != "PRTS_SHARED" and not os.environ.get(name)]
+    root = None if unset else source_root(source)
+    if root is not None and (root.is_dir() or (isinstance(source, RecordingSource) and root.is_file())):
+        return root
+    export = "".join(f"`export {name}=/path/to/the/folder`, or " for name in variables)
+    raise (Skipped if optional else UnavailableError)(
+        f"Dataset {dataset!r} is not on this machine", file=root, field="source.root",
+        found=f"${unset[0]} is not set" if unset else "no such folder" if not root or not root.exists() else "a file",
+        expected=f"the dataset's folder, as its YAML says: {said}",
+        cure=f"{export}correct `root` in the YAML of dataset {dataset}",
+    )  # fmt: skip
 
 
 def with_digest(name: str, source: ImageTextSource) -> ImageTextSource:
@@ -257,20 +252,17 @@ def with_mapping(dataset: DatasetConfig, folder: Path, where: Path) -> DatasetCo
     return replace(dataset, source=replace(source, mapping=asdict(mapping)), embodiment_tag=tag)
 
 
-def shared_folder() -> Path:
-    """Where reference data lies: $PRTS_SHARED, by default the folder `shared` beside the project."""
-    return Path(os.environ.get("PRTS_SHARED", DEFAULT_SHARED))
-
-
 @dataclass(frozen=True)
 class Plan:
     """A recipe with every file it names read and checked. The one thing stages are configured from.
 
-    path: the recipe's YAML; its folder holds datasets/, robots/ and models/.
+    path: the recipe's YAML; its folder holds datasets/, robots/ and models/. overrides: `--set` texts, which the recipe
+    holds already.
     """
 
     path: Path
     recipe: Recipe
+    overrides: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -286,7 +278,7 @@ class Plan:
         image_text: dict[str, ImageTextSource] = {}
         for name in self.recipe.datasets:
             path = self.folder / "datasets" / f"{name}.yaml"
-            raw = read_yaml(path)
+            raw = read_yaml(path, "dataset file")
             if is_public_release(raw):
                 public = read_public_release(raw, path)
                 made, more = public.datasets, public.image_text
@@ -321,26 +313,59 @@ class Plan:
     @cached_property
     def model(self) -> ModelConfig:
         path = self.folder / "models" / f"{self.recipe.model}.yaml"
-        return check(ModelConfig, read_yaml(path), path)
+        return check(ModelConfig, read_yaml(path, "model file"), path)
 
     def robot(self, dataset: str) -> RobotConfig | None:
         tag = lookup(self.datasets, dataset, "dataset").embodiment_tag
         if tag is None:
             return None
         path = self.folder / "robots" / f"{tag}.yaml"
-        robot = check(RobotConfig, read_yaml(path), path)
+        if not path.exists():
+            known = sorted(p.stem for p in path.parent.glob("*.yaml"))
+            raise ConfigError(
+                f"Dataset {dataset!r} names a robot that has no file{suggest(tag, known)}", file=path,
+                field="embodiment_tag", found=tag, expected=", ".join(known) or "a file of robots/",
+                cure=f"name one of these, write {path}, or leave `embodiment_tag` out: what the numbers mean is then "
+                "taken from the names that the dataset itself gives",
+            )  # fmt: skip
+        robot = check(RobotConfig, read_yaml(path, "robot file"), path)
         if self.datasets[dataset].state_relative is False:
             absolute = tuple(replace(dimension, relative=False) for dimension in robot.action)
             robot = replace(robot, relative=(), action=absolute)
         return robot
 
     def sft(self, dataset: str) -> SftSection:
-        """The recipe's `sft` with the dataset's own changes laid over it."""
-        changed = merge(asdict(self.recipe.sft), dict(lookup(self.datasets, dataset, "dataset").sft))
+        """The recipe's `sft`, the dataset's own changes over it, and over both what was typed as `--set sft...`."""
+        own = dict(lookup(self.datasets, dataset, "dataset").sft)
+        typed = parse_overrides(self.overrides).get("sft") or {}
+        changed = merge(merge(asdict(self.recipe.sft), own), typed)
         return check(SftSection, changed, self.folder / "datasets" / f"{dataset}.yaml")
 
+    def read_all(self) -> None:
+        """Read and check every file that the recipe names, so that a fault is told before any work."""
+        _ = self.model
+        for name in self.datasets:
+            self.robot(name)
+            self.sft(name)
+        for name in self.mixture:
+            lookup(self.datasets, name, "dataset of the mixture")
 
-def load_plan(path: Path, overrides: list[str] | None = None) -> Plan:
+    def command(self, stage: str, partition: str | None = None, outputs: Path | None = None) -> str:
+        """The shell command that runs `stage` for this very plan. What equals the defaults is left out."""
+        words = ["prts", stage]
+        if self.path.resolve() != recipe_path().resolve():
+            words += ["--config", str(self.path)]
+        if partition is not None:
+            words += ["--dataset", partition]
+        for text in self.overrides:
+            words += ["--set", text]
+        if outputs is not None and outputs.resolve() != outputs_folder().resolve():
+            words += ["--outputs", str(outputs)]
+        return shlex.join(words)
+
+
+def load_plan(path: Path, overrides: Sequence[str] | None = None) -> Plan:
     """Read a recipe with `--set` overrides laid over it; datasets, robots and models are read when first asked for."""
-    raw = merge(read_yaml(path), parse_overrides(overrides or []))
-    return Plan(path=path, recipe=check(Recipe, raw, path))
+    typed = tuple(overrides or ())
+    raw = merge(read_yaml(path, "recipe"), parse_overrides(typed))
+    return Plan(path=path, recipe=check(Recipe, raw, path), overrides=typed)

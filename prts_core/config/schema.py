@@ -1,22 +1,26 @@
-"""Recipes, datasets and robots as frozen dataclasses: what every YAML file of the project may say.
+"""Describe recipes, datasets and robots as frozen dataclasses: what every YAML file of the project may say.
 
 `prts_core.config.load` checks YAML against these with pydantic; the rest of the library only ever sees the dataclasses.
-A stage's configuration is one of the `*Config` records below, and its digest is part of that stage's identity.
+A stage's configuration is one of the `*Config` records below; what of it can change a result is part of that result's
+key, fields made by `execution` are not.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from prts_core.config.checks import check_names, check_numbers
+from prts_core.config.identity import execution
 from prts_core.contract import Normalization, checked_limits
 from prts_core.models.config import ModelConfig
 from prts_core.training.config import LossWeights, TrainConfig
 
 FORBID_EXTRA = {"extra": "forbid"}
+_SEEDS, _WORKERS = "[0, 4294967295]", "[1, 1024]"
 
 
 # ---- robots ------------------------------------------------------------------------------------------------------
@@ -52,6 +56,7 @@ class RobotConfig:
     gripper: str = "unknown"
 
     def __post_init__(self) -> None:
+        check_names(self, "embodiment_tag")
         if self.relative and self.action:
             raise ValueError("say `relative` for each entry of `action`, or give the list `relative` alone, not both")
         if self.truncate and not self.relative:
@@ -73,6 +78,9 @@ class TaskSpec:
     max_steps: int
     expert_noise: tuple[float, ...] = (0.0, 0.2, 0.4)
 
+    def __post_init__(self) -> None:
+        check_numbers(self, {"[1, inf)": "max_steps", "[0, inf)": "expert_noise"})
+
 
 @dataclass(frozen=True)
 class MetaworldSource:
@@ -93,23 +101,33 @@ class MetaworldSource:
     start_jitter: int = 8
     image_size: int = 64
     tail_rows: int = 4
-    workers: int = 2
+    workers: int = execution(2)
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "[1, inf)": "train_episodes action_repeat image_size",
+            "[0, inf)": "heldout_episodes start_jitter tail_rows", _SEEDS: "train_seed heldout_seed",
+            _WORKERS: "workers",
+        }  # fmt: skip
+        check_numbers(self, ranges)
 
 
 @dataclass(frozen=True)
 class LeRobotSource:
     """A LeRobot v2.1 folder recorded by others. `root` may hold environment variables; without it the dataset `repo_id`
-    is downloaded from the Hugging Face hub. `link`: how files are taken over. select_*: the columns and cameras that
-    become state, action and views, columns one after another (none: `observation.state`, or where there is no such
-    column all that begin so; `action`; every camera)."""
+    is downloaded from the Hugging Face hub, at `revision` (a commit, tag or branch). `link`: how files are taken over.
+    select_*: the columns and cameras that become state, action and views, columns one after another (none:
+    `observation.state`, or where there is no such column all that begin so; `action`; every camera). Where a folder
+    lies is no part of what it is: the listing of its files is."""
 
     __pydantic_config__ = FORBID_EXTRA
     kind: Literal["lerobot"]
-    root: str | None = None
+    root: str | None = execution(None)
     repo_id: str | None = None
+    revision: str | None = None
     episodes: tuple[int, ...] | None = None
     heldout_episodes: int = 0
-    link: Literal["copy", "hardlink"] = "copy"
+    link: Literal["copy", "hardlink"] = execution("copy")
     select_video: tuple[str, ...] | None = None
     select_state: tuple[str, ...] | None = None
     select_action: tuple[str, ...] | None = None
@@ -117,22 +135,26 @@ class LeRobotSource:
     def __post_init__(self) -> None:
         if not self.root and not self.repo_id:
             raise ValueError("give root (a folder) or repo_id (a dataset of the Hugging Face hub)")
+        if self.revision is not None and (self.root or not re.fullmatch(r"[\w][\w./-]*", self.revision)):
+            raise ValueError("revision: a commit, tag or branch of repo_id; a dataset with `root` has none")
+        check_numbers(self, {"[0, inf)": "episodes heldout_episodes"})
 
 
 @dataclass(frozen=True)
 class RecordingSource:
     """A recording made elsewhere, of any kind that `prts convert --source` takes (prts_core.data.convert.source).
 
-    root: its folder or file; may hold environment variables. mapping: what its keys mean, by the name of a file of
-    configs/mappings or written out here; lerobot_v30, which says itself what its numbers mean, takes none. workers:
-    episodes at a time. reencode: of lerobot_v30, encode episodes anew (with `video`) that cannot be cut as they are.
+    root: its folder or file; may hold environment variables; what it is, the listing of its files says. mapping: what
+    its keys mean, by the name of a file of configs/mappings or written out here; lerobot_v30, which says itself what
+    its numbers mean, takes none. workers: episodes at a time. reencode: of lerobot_v30, encode episodes anew (with
+    `video`) that cannot be cut as they are.
     """
 
     __pydantic_config__ = FORBID_EXTRA
     kind: Literal["robomimic", "aloha", "rollouts", "rlds", "mcap", "lerobot_v30"]
-    root: str
+    root: str = execution(MISSING)
     mapping: str | dict[str, Any] | None = None
-    workers: int = 2
+    workers: int = execution(2)
     reencode: bool = False
 
     def __post_init__(self) -> None:
@@ -143,6 +165,8 @@ class RecordingSource:
             raise ValueError(f"mapping: a source of kind {self.kind!r} takes {wanted}")
         if self.reencode and self.kind != "lerobot_v30":
             raise ValueError("reencode belongs to kind lerobot_v30; other recordings are encoded in any case")
+        check_names(self, "mapping")
+        check_numbers(self, {_WORKERS: "workers"})
 
 
 @dataclass(frozen=True)
@@ -168,12 +192,16 @@ class ExpertSource:
     noise: tuple[float, ...] = (0.0, 0.1, 0.2)
     image_size: int | None = None
     tail_steps: int = 0
-    workers: int = 2
+    workers: int = execution(2)
 
     def __post_init__(self) -> None:
-        if min(self.train_episodes, self.heldout_episodes) < 1:
-            raise ValueError("train_episodes and heldout_episodes: at least 1 each")
-        if not self.noise or not all(0 <= level <= 1 for level in self.noise):
+        ranges = {
+            "[1, inf)": "train_episodes heldout_episodes image_size", "[0, inf)": "tail_steps", "[0, 1]": "noise",
+            _SEEDS: "train_seed heldout_seed", _WORKERS: "workers",
+        }  # fmt: skip
+        check_numbers(self, ranges)
+        check_names(self, "mapping")
+        if not self.noise:
             raise ValueError("noise: levels from 0 to 1, at least one")
 
 
@@ -194,6 +222,9 @@ class VideoConfig:
     pixel_format: str = "yuv420p"
     tune: Literal["psnr", "none"] = "psnr"
 
+    def __post_init__(self) -> None:
+        check_numbers(self, {"[0, 63]": "crf", "[1, inf)": "gop"})
+
 
 @dataclass(frozen=True)
 class DatasetConfig:
@@ -202,7 +233,7 @@ class DatasetConfig:
     embodiment_tag none: the mapping's, else the contract is inferred from the dataset's own names. sft: changes to the
     recipe's `sft`. train_subtask: false, true, "mixture:W" or "cumulate" (prts_core.data.subtasks). weight: share in a
     mixture that the recipe does not spell out. state_relative: false trains absolute actions whatever the robot's YAML
-    says.
+    says. optional: its absence is no fault: what needs it says "skipped".
     """
 
     __pydantic_config__ = FORBID_EXTRA
@@ -214,6 +245,11 @@ class DatasetConfig:
     train_subtask: bool | str = False
     weight: float = 1.0
     state_relative: bool | None = None
+    optional: bool = False
+
+    def __post_init__(self) -> None:
+        check_names(self, "name embodiment_tag")
+        check_numbers(self, {"(0, inf)": "weight"})
 
 
 @dataclass(frozen=True)
@@ -222,16 +258,20 @@ class ImageTextSource:
 
     vision_base_path: where its images lie (none: the file's own folder). sampling_strategy: all, first:N, end:N,
     random:N or N%. weight: sample count times weight is its share beside the robot datasets. digest: SHA-256 of the
-    file; filled in from the file, and held against it where the YAML gives one.
+    file; filled in from the file, and held against it where the YAML gives one. It stands for the file in the key of a
+    result, wherever the file lies.
     """
 
     __pydantic_config__ = FORBID_EXTRA
-    json_path: str
-    vision_base_path: str | None = None
+    json_path: str = execution(MISSING)
+    vision_base_path: str | None = execution(None)
     sampling_strategy: str = "all"
     weight: float = 1.0
     max_tokens: int | None = None
     digest: str | None = None
+
+    def __post_init__(self) -> None:
+        check_numbers(self, {"(0, inf)": "weight", "[1, inf)": "max_tokens"})
 
 
 # ---- sections of a recipe and what each stage gets -----------------------------------------------------------------
@@ -270,6 +310,9 @@ class StatsConfig:
     chunk_length: int | None = None
     normalization: Normalization = "QUANTILE"
 
+    def __post_init__(self) -> None:
+        check_numbers(self, {"[1, inf)": "chunk_length"})
+
 
 @dataclass(frozen=True)
 class PretrainSection:
@@ -286,6 +329,9 @@ class PretrainSection:
     fast_vocab_size: int = 256
     fast: str | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        check_numbers(self, {"(0, inf)": "mixture", "[1, inf)": "vocab_size fast_vocab_size"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,6 +399,9 @@ class SubtaskSection:
     score_every: int = 4
     train: TrainConfig = field(default_factory=lambda: PUBLIC_SUBTASK)
 
+    def __post_init__(self) -> None:
+        check_numbers(self, {"[1, inf)": "episodes score_every"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class SubtaskConfig(SubtaskSection):
@@ -390,11 +439,19 @@ class BenchmarkSection:
     controls: tuple[str, ...] = CONTROLS
     swap_pair: tuple[str, str] | None = None
     videos_per_task: int = 1
-    workers: int | None = None
+    workers: int | None = execution(None)
     batch: int = 1
     failures_wanted: int = 30
     action_noise: tuple[float, ...] = (0.5, 1.0)
     record: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "[1, inf)": "episodes image_size execute_steps batch",
+            "[0, inf)": "videos_per_task failures_wanted action_noise",
+            _SEEDS: "seed", _WORKERS: "workers",
+        }  # fmt: skip
+        check_numbers(self, ranges)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -415,6 +472,11 @@ class ValueSection:
     plot_episodes: int = 6
     rank_episodes: int = 96
 
+    def __post_init__(self) -> None:
+        check_numbers(
+            self, {"[1, inf)": "episodes", "[2, inf)": "curve_rows", "[0, inf)": "plot_episodes rank_episodes"}
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ValueConfig(ValueSection):
@@ -428,6 +490,10 @@ class PackageSection:
     name: str = "prts-quickstart"
     licence: str = "apache-2.0"
     latency_budget_ms: float = 200.0
+
+    def __post_init__(self) -> None:
+        check_names(self, "name")
+        check_numbers(self, {"(0, inf)": "latency_budget_ms"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -445,6 +511,10 @@ class RegisterConfig:
     model_name: str = "prts-quickstart"
     margin: float = -0.05
     floor: float = 0.7
+
+    def __post_init__(self) -> None:
+        check_names(self, "model_name")
+        check_numbers(self, {"[-1, 1]": "margin", "[0, 1]": "floor"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -476,8 +546,12 @@ class SuiteRun:
     execute: int | None = None
     perturbation: dict[str, Any] = field(default_factory=dict)
     image_size: int | None = None
-    workers: int | None = None
+    workers: int | None = execution(None)
     batch: int = 1
+
+    def __post_init__(self) -> None:
+        ranges = {"[1, inf)": "episodes execute image_size batch", _SEEDS: "seed", _WORKERS: "workers"}
+        check_numbers(self, ranges)
 
     @property
     def label(self) -> str:
@@ -522,3 +596,7 @@ class Recipe:
     package: PackageSection = field(default_factory=PackageSection)
     register: RegisterConfig = field(default_factory=RegisterConfig)
     regression: RegressionSection = field(default_factory=RegressionSection)
+
+    def __post_init__(self) -> None:
+        check_names(self, "name datasets deploy model")
+        check_numbers(self, {_SEEDS: "seed"})

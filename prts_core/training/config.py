@@ -1,10 +1,11 @@
-"""Training recipes as frozen dataclasses, shared by pre-training and fine-tuning. Imports nothing."""
+"""Training recipes as frozen dataclasses, shared by pre-training and fine-tuning. Imports nothing heavy."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
 
+from prts_core.config.checks import check_numbers
 from prts_core.config.identity import execution
 
 Group = Literal["llm", "vision", "merger", "action", "contrastive"]  # see prts_core.training.optim
@@ -21,6 +22,9 @@ class LossWeights:
     flow: float = 1.0
     contrastive: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_numbers(self, {"[0, inf)": "fast text flow contrastive"})
+
 
 @dataclass(frozen=True)
 class LoraConfig:
@@ -32,6 +36,9 @@ class LoraConfig:
     alpha: float = 32.0
     dropout: float = 0.0
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+    def __post_init__(self) -> None:
+        check_numbers(self, {"[1, inf)": "rank", "(0, inf)": "alpha", "[0, 1)": "dropout"})
 
 
 @dataclass(frozen=True)
@@ -105,3 +112,19 @@ class TrainConfig:
     eval_batches: int = execution(4)
     log_every: int = execution(20)
     early_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_numbers(self, RANGES)
+
+
+RANGES = {
+    "[1, inf)": "steps batch_size accumulate flow_samples contrastive_every pack_window checkpoint_every keep shard_mb "
+    "eval_batches log_every",
+    "[0, inf)": "min_learning_rate warmup_steps weight_decay logsumexp_weight pack_length eval_every",
+    "(0, inf)": "learning_rate vision_lr merger_lr action_lr contrastive_lr adam_eps clip_norm",
+    "[0, 1)": "betas ema_decay early_fraction",
+    "(0, 1)": "gamma",
+    "[0, 1024]": "workers",
+    "[1, 1024]": "threads",
+    "[0, 3]": "deepspeed_stage",
+}

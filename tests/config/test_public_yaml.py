@@ -9,7 +9,7 @@ import pytest
 from prts_core.config.load import Plan, check, load_plan, read_yaml, source_root
 from prts_core.config.schema import LeRobotSource, RobotConfig
 from prts_core.data.embodiment import build_contract
-from prts_core.errors import ConfigError, ContractError
+from prts_core.errors import ConfigError, ContractError, StageError
 from prts_core.stages.chain import config_json
 
 ROBOTS = Path(__file__).resolve().parents[2] / "configs" / "robots"
@@ -139,7 +139,7 @@ def test_a_hub_dataset_is_looked_for_without_a_download(tmp_path: Path, monkeypa
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     source = LeRobotSource(kind="lerobot", repo_id="lab/nothing_of_this_name")
     assert not source_root(source).exists()
-    with pytest.raises(ConfigError, match="owner/name"):
+    with pytest.raises(StageError, match="owner/name"):
         source_root(LeRobotSource(kind="lerobot", repo_id="../lab//x"))
 
 

@@ -1,0 +1,147 @@
+"""A plan: what was typed wins, what is absent is told honestly, and its own command runs it again."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from prts_core.cli.main import build_parser
+from prts_core.config.load import Plan, load_plan, present_root
+from prts_core.config.schema import LeRobotSource, RecordingSource
+from prts_core.errors import ConfigError, Skipped, StageError, UnavailableError
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICKSTART = ROOT / "configs" / "quickstart.yaml"
+OPTIONAL = {"optional": True}
+
+
+def plan_of(folder: Path, dataset: dict | None = None, overrides: list[str] | None = None, **recipe) -> Plan:
+    files = {
+        "datasets/a.yaml": {"name": "a", "source": {"kind": "lerobot", "root": "/nowhere"}, **(dataset or {})},
+        "models/m.yaml": {"name": "m"},
+        "r.yaml": {"name": "r", "datasets": ["a"], "deploy": "a", "model": "m", **recipe},
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(yaml.safe_dump(content))
+    return load_plan(folder / "r.yaml", overrides)
+
+
+# ---- what is typed last wins ---------------------------------------------------------------------------------------
+def test_set_wins_over_the_datasets_own_sft():
+    typed = ["sft.train.steps=30", "sft.train.learning_rate=3.0e-3", "seed=8"]
+    train = load_plan(QUICKSTART, typed).sft("g1_bottle").train
+    assert (train.steps, train.learning_rate) == (30, 3e-3)
+    assert (train.batch_size, train.weights.contrastive) == (16, 0.0)  # still the dataset's
+    assert load_plan(QUICKSTART).sft("g1_bottle").train.steps == 20
+
+
+def test_overrides_of_other_sections_leave_sft_alone():
+    assert load_plan(QUICKSTART, ["pretrain.train.steps=3"]).sft("g1_bottle").train.steps == 20
+
+
+# ---- a command for the very plan -----------------------------------------------------------------------------------
+def test_the_defaults_are_left_out(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PRTS_RECIPE", raising=False)
+    monkeypatch.chdir(ROOT)
+    plan = load_plan(Path("configs/quickstart.yaml"))
+    assert plan.command("convert", "g1_bottle", Path("outputs")) == "prts convert --dataset g1_bottle"
+    assert plan.command("pretrain") == "prts pretrain"
+
+
+def test_a_command_leads_back_to_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    typed = ["seed=8", "benchmark.tasks=[open it, 'close']", "sft.train.steps=30"]
+    plan = plan_of(tmp_path / "with space", overrides=typed)
+    words = shlex.split(plan.command("sft", "a", tmp_path / "out"))
+    args = build_parser().parse_args(words[1:])
+    assert load_plan(args.config, args.overrides) == plan
+    assert (words[0], args.command, args.dataset, args.outputs) == ("prts", "sft", "a", tmp_path / "out")
+    monkeypatch.setenv("PRTS_RECIPE", str(plan.path))
+    monkeypatch.setenv("PRTS_OUTPUTS", str(tmp_path / "out"))
+    assert "--config" not in plan.command("sft") and "--outputs" not in plan.command("sft", None, tmp_path / "out")
+    args = build_parser().parse_args(shlex.split(plan.command("sft", "a", tmp_path / "out"))[1:])
+    assert (args.config, args.outputs) == (plan.path, tmp_path / "out")
+
+
+# ---- absent data ---------------------------------------------------------------------------------------------------
+def test_an_absent_dataset_is_an_error_and_an_optional_one_is_skipped(tmp_path: Path):
+    source = LeRobotSource(kind="lerobot", root=str(tmp_path / "nowhere"))
+    with pytest.raises(UnavailableError, match="not on this machine"):
+        present_root("a", source)
+    with pytest.raises(Skipped, match="not on this machine"):
+        present_root("a", source, optional=True)
+    assert not issubclass(Skipped, UnavailableError) and not issubclass(UnavailableError, Skipped)
+
+
+def test_the_path_as_expanded_and_as_written_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LIBERO_ROOT", str(tmp_path / "nope"))
+    with pytest.raises(UnavailableError) as caught:
+        present_root("a", LeRobotSource(kind="lerobot", root="${LIBERO_ROOT}/x"))
+    said = str(caught.value)
+    assert str(tmp_path / "nope" / "x") in said and "${LIBERO_ROOT}/x" in said
+    assert "`export LIBERO_ROOT=/path/to/the/folder`" in said
+
+
+def test_an_unset_variable_is_absent_data_too(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("LIBERO_ROOT", raising=False)
+    source = RecordingSource(kind="robomimic", root="${LIBERO_ROOT}", mapping="libero")
+    with pytest.raises(UnavailableError, match=r"\$LIBERO_ROOT is not set.*`export LIBERO_ROOT=/path/to/the/folder`"):
+        present_root("a", source)
+    with pytest.raises(Skipped):
+        present_root("a", source, optional=True)
+
+
+def test_a_file_is_no_lerobot_folder_but_may_be_a_recording(tmp_path: Path):
+    (tmp_path / "x.hdf5").write_text("")
+    root = str(tmp_path / "x.hdf5")
+    with pytest.raises(UnavailableError, match="Found: a file"):
+        present_root("a", LeRobotSource(kind="lerobot", root=root))
+    assert present_root("a", RecordingSource(kind="robomimic", root=root, mapping="m")) == Path(root)
+
+
+@pytest.mark.parametrize("optional", [False, True])
+def test_what_the_hub_refuses_is_an_error_never_a_skip(optional: bool, monkeypatch: pytest.MonkeyPatch):
+    import errno
+
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    source = LeRobotSource(kind="lerobot", repo_id="lab/x", revision="v2.1")
+    asked = []
+    faults = [LocalEntryNotFoundError("no network"), OSError(errno.ENOSPC, "No space left", "/cache/blob"),
+              ConnectionError("reset")]  # fmt: skip
+
+    def download(repo_id, revision, repo_type, local_files_only):
+        asked.append((repo_id, revision, repo_type))
+        raise LocalEntryNotFoundError("not here") if local_files_only else fault
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    for fault, said in zip(faults, ("no network", "the disk is full", "reset"), strict=True):
+        with pytest.raises(StageError, match=said) as caught:
+            present_root("a", source, optional=optional)
+        assert caught.value.field == "repo_id" and caught.value.cure
+    assert set(asked) == {("lab/x", "v2.1", "dataset")}
+
+
+def test_the_g1_recording_is_optional_and_nothing_else_is():
+    assert [name for name, d in load_plan(QUICKSTART).datasets.items() if d.optional] == ["g1_bottle"]
+
+
+# ---- every file that a recipe names --------------------------------------------------------------------------------
+def test_a_robot_without_a_file_says_what_to_do(tmp_path: Path):
+    plan = plan_of(tmp_path, {"embodiment_tag": "my_g1"})
+    with pytest.raises(ConfigError, match=r"robots/my_g1\.yaml.*leave `embodiment_tag` out"):
+        plan.read_all()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "recipe", "said"),
+    [({"sft": {"train": {"steps": 0}}}, {}, "steps: 0"), ({}, {"model": "n"}, r"models/n\.yaml"),
+     ({}, {"datasets": ["b"]}, r"datasets/b\.yaml"), ({}, {"pretrain": {"mixture": {"b": 1.0}}}, "'b'")],
+)  # fmt: skip
+def test_read_all_finds_faults_beyond_the_recipe(tmp_path: Path, dataset: dict, recipe: dict, said: str):
+    with pytest.raises(ConfigError, match=said):
+        plan_of(tmp_path, dataset, **recipe).read_all()
