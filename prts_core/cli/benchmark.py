@@ -27,8 +27,8 @@ EPILOG = """\
 With --policy and --suite this is a tool and runs no stage:
 
   prts benchmark --policy models:/prts-quickstart@champion --suite metaworld --episodes 120
-      120 episodes, tasks in turn, on a worker a core; episodes.parquet, report.json, page.html and videos of failures
-      under outputs/benchmark/. Interrupted or killed, the same command goes on with the next episode; with more
+      120 episodes, tasks in turn, on a worker a core; episodes.parquet, report.json, timing.json, page.html and videos
+      of failures under outputs/benchmark/. Interrupted or killed, the same command goes on with the next episode; with more
       --episodes it adds to those there are. Other settings, or another policy, need another --output.
   prts benchmark --policy ws://robot-gpu:8000 --suite libero_object --episodes 500 --patience 600
       the same through a policy server (`prts serve`); while it is away its episodes wait, up to 600 seconds
@@ -45,8 +45,8 @@ With --policy and --suite this is a tool and runs no stage:
       `prts bench sequential` prints what this saves and the error rates of 10,000 simulated runs
 
 The simulators: prts sim list, prts sim install libero. Rows are the same whatever the number of workers and after any
-kill, latency apart: noise is drawn from (seed, task, initial state, step), and batches are filled to one size. Where a
-policy's answer still depends on its neighbours the run says so; --batch 1 rules it out.
+kill (times lie in timing.json): noise is drawn from (seed, task, initial state, step), and batches are filled to one
+size. Where a policy's answer still depends on its neighbours the run says so; --batch 1 rules it out.
 """
 WORSE = 3  # exit status
 

@@ -37,7 +37,7 @@ from prts_core.evaluation.intervals import wilson
 from prts_core.evaluation.page import write_page
 from prts_core.evaluation.plan import Settings, make_plan
 from prts_core.evaluation.recording import Run, write_rollouts
-from prts_core.evaluation.results import SCHEMA, rounded, summarize
+from prts_core.evaluation.results import SCHEMA, rounded, summarize, timing
 from prts_core.evaluation.runner import NO_EXPERT, ExpertRunner, Runner
 from prts_core.evaluation.suite_run import Machine, Played, Simulators, play, show
 from prts_core.files import atomic_path, digest_value, write_json
@@ -58,13 +58,15 @@ RATES = {
 
 @dataclass(frozen=True)
 class Places:
-    """Folders of one benchmark. early: an earlier checkpoint of the same training, or none. work: resume state."""
+    """Folders of one benchmark. early: an earlier checkpoint of the same training, or none. work: resume state.
+    timing: the file for what depends on the machine and the hour, if anybody wants it; nothing in `output` does."""
 
     policy: Path
     dataset: Path | None
     early: Path | None
     work: Path
     output: Path
+    timing: Path | None = None
 
 
 def benchmark_policy(
@@ -235,6 +237,8 @@ class Bench:
         if recorded:
             report["record_faults"] = write_rollouts(self.simulators.pool(1), recorded, output / "rollouts")
         write_json(output / "report.json", report)
+        if self.places.timing is not None:
+            write_json(self.places.timing, {name: timing(m.rows, m.events) for name, m in self.results.items()})
         return report
 
     def _frame(self) -> pl.DataFrame:
@@ -246,7 +250,7 @@ class Bench:
         return pl.DataFrame(rows, schema=SCHEMA | {"max_steps": pl.Int64, "noise": pl.Float64})
 
     def _report(self, frame: pl.DataFrame) -> dict[str, Any]:
-        """Nothing in it depends on the machine: it becomes part of the package."""
+        """Totals, tasks and what they were measured with; it becomes part of the package."""
         events = [event for made in self.results.values() for event in made.events]
         return {
             **rates(frame, self.plan.tasks),
@@ -268,7 +272,7 @@ class Bench:
         (output / "videos").mkdir(exist_ok=True)
         for name in videos:
             shutil.copyfile(run.folder.parent / name, output / name)
-        page = summarize(run.plan, run.rows, self.actor, stop=None, events=made.events) | {
+        page = summarize(run.plan, run.rows, self.actor, stop=None) | {
             "neighbours": made.neighbours,
             "adapter": list(self.adapter.notes),
             "videos": videos,

@@ -46,16 +46,18 @@ pre {{ font-size: 12px; overflow: auto; background: #f4f6f8; padding: 12px; }}
 """
 
 
-def write_page(path: Path, report: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
-    """Write the page of one suite; videos are looked for beside it."""
+def write_page(
+    path: Path, report: dict[str, Any], rows: Sequence[dict[str, Any]], timing: dict[str, Any] | None = None
+) -> None:
+    """Write the page of one suite; videos are looked for beside it. timing (of results.py) is shown."""
     parts = [
-        _head(report),
+        _head(report, timing or {}),
         _axes(report),
         "<h2>Tasks</h2>" + _tasks(report),
         _published(report),
         _gallery(report, rows, path.parent),
         _curves(report, rows),
-        _episodes(rows),
+        _episodes(rows, timed=timing is not None),
         "<h2>Protocol</h2><details><summary>every field; results are comparable only where the digest "
         f"<code>{escape(report['protocol_digest'][:23])}</code> is the same</summary>"
         f"<pre>{escape(json.dumps(report['protocol'], indent=1, ensure_ascii=False))}</pre></details>",
@@ -77,7 +79,7 @@ def interval_of(report: dict[str, Any]) -> tuple[tuple[float, float], str]:
     return (low, high), "Wilson"
 
 
-def _head(report: dict[str, Any]) -> str:
+def _head(report: dict[str, Any], timing: dict[str, Any]) -> str:
     protocol, stop = report["protocol"], report["stopped_early"]
     (low, high), method = interval_of(report)
     told = {name: str(value) for name, value in sorted(report["policy"].items()) if value and name != "unverified"}
@@ -97,19 +99,19 @@ def _head(report: dict[str, Any]) -> str:
         notes.append(f"{report['n']} of {report['planned']} episodes are done.")
     if report.get("neighbours"):
         notes.append(f"Rows may depend on which episodes ran side by side: {report['neighbours']}.")
-    if report["workers_lost"]:
-        notes.append(f"Workers lost: {report['workers_lost']}; their episodes were run again and counted once.")
+    if lost := timing.get("workers_lost"):
+        notes.append(f"Workers lost: {lost}; their episodes were run again and counted once.")
     if converted := report.get("adapter"):
         notes.append(f"Converted between policy and suite: {'; '.join(converted)}.")
     notes += [f"Replay: {fault}" for fault in report.get("replay_faults", [])]
+    latency = f"; {timing['latency_ms']['median']:g} ms a look (median)" if "latency_ms" in timing else ""
     return (
         f"<h1>{escape(report['suite'])}</h1><p class=soft>{escape(protocol['source'])}</p>"
         f"<p class=soft>policy: {escape(identity)}</p>"
         + "".join(f"<div class=label><b>{escape(label)}</b></div>" for label in report["labels"])
         + f"<div class=rate>{report['success_rate']:.1%} <small>[{low:.1%}, {high:.1%}] 95 %, {method}, of "
-        f"{report['successes']} / {report['n']} episodes; mean over tasks {report['mean_over_tasks']:.1%}; "
-        f"{report['latency_ms']['median']:g} ms a look (median)</small></div>"
-        + "".join(f"<div class=note>{escape(note)}</div>" for note in notes)
+        f"{report['successes']} / {report['n']} episodes; mean over tasks {report['mean_over_tasks']:.1%}{latency}"
+        "</small></div>" + "".join(f"<div class=note>{escape(note)}</div>" for note in notes)
     )
 
 
@@ -239,14 +241,15 @@ def _plot(rows: Sequence[dict[str, Any]]) -> str:
 DASHES = ' stroke-dasharray="4 3"'
 
 
-def _episodes(rows: Sequence[dict[str, Any]]) -> str:
+def _episodes(rows: Sequence[dict[str, Any]], timed: bool) -> str:
     lines = "".join(
         f"<tr><td>{_name(row['task'])}<td class=n>{row['initial_state']}<td class=n>{row['seed']}"
         f"<td><span class={'s' if row['success'] else 'f'}>{'success' if row['success'] else 'failure'}</span>"
-        f"<td class=n>{row['steps']}<td class=n>{row['latency_ms']:g}</tr>"
+        f"<td class=n>{row['steps']}" + (f"<td class=n>{row['latency_ms']:g}" if timed else "") + "</tr>"
         for row in rows
     )
     return (
         f"<h2>Episodes</h2><details><summary>all {len(rows)}, as in episodes.parquet</summary><table><tr><th>task"
-        f"<th>initial state<th>seed<th>outcome<th>steps<th>latency, ms</tr>{lines}</table></details>"
+        f"<th>initial state<th>seed<th>outcome<th>steps{'<th>latency, ms' if timed else ''}</tr>{lines}"
+        "</table></details>"
     )

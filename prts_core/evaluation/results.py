@@ -35,8 +35,8 @@ FILM_HZ = 10.0
 FILM_STEPS = 60  # a message
 SCHEMA: dict[str, Any] = {
     "condition": pl.String, "suite": pl.String, "task": pl.String, "instruction": pl.String, "initial_state": pl.Int64,
-    "seed": pl.Int64, "success": pl.Boolean, "steps": pl.Int64, "looks": pl.Int64, "latency_ms": pl.Float64,
-    "value_rows": pl.List(pl.Int64), "values": pl.List(pl.Float64), "perturbation": pl.String, "standins": pl.String,
+    "seed": pl.Int64, "success": pl.Boolean, "steps": pl.Int64, "looks": pl.Int64, "value_rows": pl.List(pl.Int64),
+    "values": pl.List(pl.Float64), "perturbation": pl.String, "standins": pl.String,
 }  # fmt: skip
 
 
@@ -55,12 +55,27 @@ def write_episodes(path: Path, plan: Plan, rows: Sequence[Row]) -> pl.DataFrame:
     return frame
 
 
+def timing(rows: Sequence[Row], events: Sequence[Row]) -> dict[str, Any]:
+    """What depends on the machine and the hour: milliseconds a look (an expert does not look), workers lost.
+
+    It lies beside a result, in timing.json, and never in it, so that equal work has equal bytes.
+    """
+    latencies = [row["latency_ms"] for row in rows if row["latency_ms"] is not None]
+    told: dict[str, Any] = {"workers_lost": sum(event.get("kind") == "worker lost" for event in events)}
+    if latencies:
+        told["latency_ms"] = {
+            "median": round(float(np.median(latencies)), 1),
+            "p95": round(float(np.quantile(latencies, 0.95)), 1),
+        }
+    return told
+
+
 def rounded(interval: Interval) -> list[float]:
     return [round(interval.lower, 4), round(interval.upper, 4)]
 
 
-def summarize(plan: Plan, rows: Sequence[Row], actor: Actor, *, stop: Stop | None, events: Sequence[Row]) -> dict:
-    """The report: totals, tasks, protocol and labels. Nothing in it but latency and events depends on the machine."""
+def summarize(plan: Plan, rows: Sequence[Row], actor: Actor, *, stop: Stop | None) -> dict[str, Any]:
+    """The report: totals, tasks, protocol and labels."""
     by_task: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         by_task[row["task"]].append(row)
@@ -74,7 +89,6 @@ def summarize(plan: Plan, rows: Sequence[Row], actor: Actor, *, stop: Stop | Non
                 "steps_of_successes": round(float(np.mean(steps)), 1) if steps else None,
                 "max_steps": task.max_steps,
             }
-    latencies = [row["latency_ms"] for row in rows]
     return {
         "suite": plan.suite.name,
         "labels": [label for label in (plan.suite.standins, actor.identity.get("unverified")) if label],
@@ -89,11 +103,6 @@ def summarize(plan: Plan, rows: Sequence[Row], actor: Actor, *, stop: Stop | Non
         "protocol": plan.protocol,
         "protocol_digest": plan.protocol_digest,
         "stopped_early": None if stop is None else asdict(stop),
-        "latency_ms": {
-            "median": round(float(np.median(latencies)), 1),
-            "p95": round(float(np.quantile(latencies, 0.95)), 1),
-        },
-        "workers_lost": sum(event.get("kind") == "worker lost" for event in events),
     }
 
 

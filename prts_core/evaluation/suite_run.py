@@ -25,12 +25,14 @@ from prts_core.evaluation.results import (
     film_name,
     require_rows,
     summarize,
+    timing,
     to_film,
     write_episodes,
     write_report,
 )
 from prts_core.evaluation.runner import Runner, finished, missing, open_journal, outcomes
 from prts_core.evaluation.sequential import Stop
+from prts_core.files import write_json
 from prts_core.progress import Bar
 from prts_core.sim.adapter import Adapter, adapt
 from prts_core.sim.pool import Launch, Pool, launch_for
@@ -57,7 +59,7 @@ def run_suite(
     actor: Actor, suite: SuiteSpec, settings: Settings, folder: Path, machine: Machine = Machine(), *,
     stop: Callable[[Plan], Reader] | None = None, say: Say = lambda text: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Run what `folder` still lacks and write episodes.parquet, report.json, page.html and videos/ there.
+    """Run what `folder` still lacks and write episodes.parquet, report.json, timing.json, page.html and videos/ there.
 
     stop: from the plan, the reader of a sequential test. Returns the report. ContractError where policy and suite do
     not mean the same; StageError where the folder holds another run.
@@ -72,7 +74,8 @@ def run_suite(
         )  # fmt: skip
         rows = made.rows
         require_rows(rows)
-        report = summarize(plan, rows, actor, stop=made.stopped, events=made.events)
+        report = summarize(plan, rows, actor, stop=made.stopped)
+        took = timing(rows, made.events)
         report["neighbours"] = made.neighbours
         report["adapter"] = list(adapter.notes)
         report["published"] = published(plan.protocol, report["successes"], report["n"], interval_of(report)[0])
@@ -80,7 +83,8 @@ def run_suite(
         report["videos"], report["replay_faults"] = show(simulators, plan, rows, chosen, folder, say=say)
     write_episodes(folder / "episodes.parquet", plan, rows)
     write_report(folder, report)
-    write_page(folder / "page.html", report, rows)
+    write_json(folder / "timing.json", took)
+    write_page(folder / "page.html", report, rows, took)
     return report
 
 

@@ -19,6 +19,7 @@ def benchmark(config: BenchmarkConfig, inputs: dict[str, Manifest], context: Sta
             early=early if early.exists() else None,
             work=context.work / "conditions",
             output=context.output,
+            timing=context.work / "timing.json",
         ),
     )
     metrics = {k: v for k, v in report.items() if isinstance(v, float)}

@@ -177,7 +177,7 @@ def command(url: str, name: str, tasks: tuple[str, ...], episodes: int, output: 
 
 
 def rows_of(folder: Path) -> list[Row]:
-    return pl.read_parquet(folder / "episodes.parquet").drop("latency_ms").to_dicts()
+    return pl.read_parquet(folder / "episodes.parquet").to_dicts()
 
 
 @pytest.fixture(scope="module")

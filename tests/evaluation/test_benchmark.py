@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from prts_core.config.schema import BenchmarkConfig, ExpertSource, LeRobotSource
 from prts_core.errors import ConfigError
 from prts_core.evaluation.benchmark import Places, benchmark_policy, first_of_each, measured
 from prts_core.evaluation.gate import policy_episodes
-from prts_core.files import read_json
+from prts_core.files import list_tree, read_json
 from prts_core.sim.suites import suite
 from tests.evaluation.tiny_policy import write_policy
 
@@ -60,16 +61,17 @@ def test_films_are_of_each_tasks_failures_first():
 def test_every_condition_on_a_suite_resumes_and_does_not_depend_on_workers(tmp_path: Path, tiny):
     policy = write_policy(tmp_path / "policy" / "policy", tiny, suite(TOY))
 
-    def run(name: str, **changes) -> tuple[dict, list[dict]]:
+    def run(name: str, **changes) -> list[dict]:
+        """Every file that is left behind, with its digest."""
         folder = tmp_path / name
-        report = benchmark_policy(
-            replace(CONFIG, **changes), Places(policy, None, policy, folder / "work", folder / "out")
-        )
-        assert report == read_json(folder / "out" / "report.json")
-        return report, pl.read_parquet(folder / "out" / "episodes.parquet").drop("latency_ms").to_dicts()
+        shutil.rmtree(folder / "out", ignore_errors=True)
+        places = Places(policy, None, policy, folder / "work", folder / "out", folder / "timing.json")
+        assert benchmark_policy(replace(CONFIG, **changes), places) == read_json(folder / "out" / "report.json")
+        return list_tree(folder / "out")
 
     first = run("one")
-    report, rows = first[0], pl.DataFrame(first[1])
+    report = read_json(tmp_path / "one/out/report.json")
+    rows = pl.read_parquet(tmp_path / "one/out/episodes.parquet")
     counted = {(c, n): len(of) for (c, n), of in rows.group_by("condition", "noise")}
     assert counted == {
         ("policy", 0.0): 4, ("expert", 0.0): 4, ("untrained", 0.0): 4, ("black_images", 0.0): 4, ("swapped", 0.0): 4,
@@ -83,6 +85,9 @@ def test_every_condition_on_a_suite_resumes_and_does_not_depend_on_workers(tmp_p
     assert policy_episodes(tmp_path / "one/out/episodes.parquet").height == 4
     assert len(list((tmp_path / "one/out/videos").glob("*.mp4"))) == 2
     assert "toy_stored" in (tmp_path / "one/out/page.html").read_text()
+    timing = read_json(tmp_path / "one/timing.json")
+    assert timing["policy"]["latency_ms"]["median"] > 0 and timing["policy"]["workers_lost"] == 0
+    assert timing["expert"] == {"workers_lost": 0}
     with h5py.File(tmp_path / "one/out/rollouts/push.hdf5") as file:
         assert [file[f"data/demo_{i}"].attrs["condition"] for i in range(2)] == ["expert", "expert"]
 
@@ -93,7 +98,10 @@ def test_every_condition_on_a_suite_resumes_and_does_not_depend_on_workers(tmp_p
     journal = work / "black_images" / "journal.jsonl"
     before = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join(before[:2]) + before[2][:20])
+    with (work / "policy" / "journal.jsonl").open("a") as file:
+        file.write('{"event": {"kind": "worker lost", "task": "push", "initial_state": "0"}}\n')
     for name in ("early", "noisy-0.5"):
         (work / name / "journal.jsonl").unlink()
     assert run("one", workers=2) == first
     assert len(journal.read_bytes().splitlines()) == len(before)
+    assert read_json(tmp_path / "one/timing.json")["policy"]["workers_lost"] == 1

@@ -21,9 +21,10 @@ from prts_core.evaluation.gate import policy_episodes
 from prts_core.evaluation.intervals import Interval, mcnemar_exact, wilson
 from prts_core.evaluation.page import write_page
 from prts_core.evaluation.plan import Plan, Settings, make_plan
-from prts_core.evaluation.results import film_name, summarize, to_film, write_episodes, write_report
+from prts_core.evaluation.results import film_name, summarize, timing, to_film, write_episodes, write_report
 from prts_core.evaluation.sequential import PairedTest, Stop
 from prts_core.evaluation.suite_run import score
+from prts_core.files import digest_tree
 from tests.evaluation.toy_lanes import CHUNK, SUITE, DotPolicy
 
 ACTOR = LocalActor(DotPolicy(), {"policy_digest": "sha256:toy"})
@@ -47,7 +48,7 @@ def written(
 ) -> dict:
     plan = make_plan(suite, CHUNK, Settings(episodes=episodes, **more))
     rows = rows_of(plan, lost)
-    report = summarize(plan, rows, ACTOR, stop=stop, events=[{"kind": "worker lost"}])
+    report = summarize(plan, rows, ACTOR, stop=stop)
     report |= {"videos": [], "adapter": [], "replay_faults": [], "neighbours": ""}
     folder.mkdir(parents=True, exist_ok=True)
     write_episodes(folder / "episodes.parquet", plan, rows)
@@ -58,7 +59,7 @@ def written(
 
 def test_the_report_counts_tasks_and_bounds_rates(tmp_path):
     report = written(tmp_path, {0, 3, 7})
-    assert report["successes"] == 57 and report["n"] == 60 and report["workers_lost"] == 1
+    assert report["successes"] == 57 and report["n"] == 60
     assert report["tasks"]["left"]["successes"] == 18 and report["tasks"]["right"]["successes"] == 19
     bounds = wilson(57, 60)
     assert report["wilson95"] == [round(bounds.lower, 4), round(bounds.upper, 4)]
@@ -69,7 +70,7 @@ def test_the_report_counts_tasks_and_bounds_rates(tmp_path):
 def test_a_policy_that_nobody_can_identify_is_labelled(tmp_path):
     plan = make_plan(SUITE, CHUNK, Settings(episodes=6))
     actor = LocalActor(DotPolicy(), {"server": "ws://gpu:8000", "unverified": "by the user's word"})
-    report = summarize(plan, rows_of(plan, set()), actor, stop=None, events=[])
+    report = summarize(plan, rows_of(plan, set()), actor, stop=None)
     assert report["labels"] == ["by the user's word"]
     write_page(tmp_path / "page.html", report | {"videos": []}, rows_of(plan, set()))
     page = Checked((tmp_path / "page.html").read_text()).text
@@ -112,7 +113,7 @@ def test_the_page_is_whole_and_says_what_the_numbers_are_worth(tmp_path):
     rows = rows_of(plan, {4})
     name = film_name(4, rows[4])
     (tmp_path / "videos" / name).write_bytes(b"moving pictures")
-    report = summarize(plan, rows, ACTOR, stop=Stop("high", 60), events=[])
+    report = summarize(plan, rows, ACTOR, stop=Stop("high", 60))
     report |= {"videos": [f"videos/{name}"], "adapter": ["gripper turned"], "replay_faults": [], "neighbours": "a bit"}
     write_page(tmp_path / "page.html", report, rows)
     page = Checked((tmp_path / "page.html").read_text())
@@ -121,6 +122,25 @@ def test_the_page_is_whole_and_says_what_the_numbers_are_worth(tmp_path):
                  "go right & <back>", "1 of 60 episodes failed"):  # fmt: skip
         assert said in page.text, said
     assert len(re.findall("<polyline", (tmp_path / "page.html").read_text())) == 60
+
+
+def test_times_are_told_beside_the_result_and_never_in_it(tmp_path):
+    """The chain's outputs are compared by their bytes: a page is without times unless they are handed to it."""
+    plan = make_plan(SUITE, CHUNK, Settings(episodes=6))
+    slow = [row | {"latency_ms": 50.0} for row in rows_of(plan, set())]
+    folders = [tmp_path / "fast", tmp_path / "slow"]
+    for folder, rows in zip(folders, (rows_of(plan, set()), slow), strict=True):
+        folder.mkdir()
+        report = summarize(plan, rows, ACTOR, stop=None) | {"videos": []}
+        write_report(folder, report)
+        write_episodes(folder / "episodes.parquet", plan, rows)
+        write_page(folder / "page.html", report, rows)
+    assert digest_tree(folders[0]) == digest_tree(folders[1])
+    took = timing(slow, [{"kind": "worker lost"}])
+    assert took == {"latency_ms": {"median": 50.0, "p95": 50.0}, "workers_lost": 1}
+    write_page(tmp_path / "page.html", report, slow, took)
+    page = Checked((tmp_path / "page.html").read_text()).text
+    assert "50 ms a look (median)" in page and "Workers lost: 1" in page and "latency, ms" in page
 
 
 def test_a_perturbed_suite_is_told_axis_by_axis(tmp_path):
@@ -135,7 +155,7 @@ def test_a_perturbed_suite_is_told_axis_by_axis(tmp_path):
     rows = rows_of(plan, {1, 5, 3})
     for row in rows:
         row["perturbation"] = json.dumps({"base": "left", **kinds[row["task"]]})
-    report = summarize(plan, rows, ACTOR, stop=None, events=[])
+    report = summarize(plan, rows, ACTOR, stop=None)
     assert {name: (axis["successes"], axis["n"]) for name, axis in report["axes"].items()} == {
         "none": (3, 3), "light": (1, 3), "noise": (5, 6),
     }  # fmt: skip

@@ -40,7 +40,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory, tiny) -> Path:
 
 
 def rows_of(folder: Path) -> list[dict]:
-    return pl.read_parquet(folder / "episodes.parquet").drop("latency_ms").to_dicts()
+    return pl.read_parquet(folder / "episodes.parquet").to_dicts()
 
 
 def benchmark(policy: Path, folder: Path, workers: int) -> list[dict]:
@@ -62,6 +62,8 @@ def test_four_workers_make_the_rows_of_one(policy, expected, tmp_path):
     assert report["n"] == EPISODES and report["replay_faults"] == [] and len(report["videos"]) == 1
     page = (tmp_path / "page.html").read_text()
     assert "data:video/mp4;base64," in page and "button-press-topdown" in page
+    timing = json.loads((tmp_path / "timing.json").read_text())
+    assert f"{timing['latency_ms']['median']:g} ms a look (median)" in page and "latency, ms" in page
 
 
 def lines(journal: Path) -> int:
