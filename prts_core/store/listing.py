@@ -43,7 +43,7 @@ def list_files(root: Path, cache: Path | None = None) -> list[File]:
     """Every regular file under `root` in path order; of a single file, that one by its name. Empty folders do not
     count. cache: where digests are kept between calls, rewritten when anything has changed."""
     known = _read_cache(cache) if cache is not None else {}
-    found = list(_walk(root))
+    found = list(walk(root))
     missing = [(path, info) for path, info in found if not _same(known.get(path), info)]
     fresh = _hash(root, missing)
     files = [fresh[path] if path in fresh else known[path] for path, _ in found]
@@ -57,7 +57,7 @@ def tree_digest(files: Sequence[File]) -> str:
     return digest_value([file.row for file in files])
 
 
-def _walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
+def walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
     if root.is_file():
         yield root.name, root.stat()
         return

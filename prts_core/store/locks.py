@@ -22,7 +22,11 @@ def locked(path: Path, *, shared: bool = False, on_wait: Callable[[], None] | No
     told = False
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as handle:
+        try:
+            opened = path.open("a")
+        except FileNotFoundError:  # its folder was removed in between
+            continue
+        with opened as handle:
             try:
                 fcntl.flock(handle, kind | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -35,6 +39,25 @@ def locked(path: Path, *, shared: bool = False, on_wait: Callable[[], None] | No
                 continue
             yield
             return
+
+
+@contextlib.contextmanager
+def try_locked(path: Path) -> Iterator[bool]:
+    """Hold the lock at `path` if nobody else does; yields whether. Makes no file."""
+    try:
+        handle = path.open("a") if path.parent.is_dir() else None
+    except FileNotFoundError:
+        handle = None
+    if handle is None:
+        yield True
+        return
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield _still(path, handle.fileno())
 
 
 def is_locked(path: Path) -> bool:

@@ -22,16 +22,17 @@ from typing import Any
 from prts_core import __version__
 from prts_core.config.identity import identity
 from prts_core.config.load import Plan
-from prts_core.errors import StageError, lookup
+from prts_core.errors import PrtsError, StageError, lookup
 from prts_core.files import digest_value, explain_os_errors, read_json, write_json
 from prts_core.store.code import code_digest
 from prts_core.store.listing import list_files, tree_digest
-from prts_core.store.locks import locked
+from prts_core.store.locks import is_locked, locked
 from prts_core.store.manifest import FILES, MANIFEST, OUTPUT, PROVENANCE, STORE, Manifest, entry_folder
-from prts_core.store.sources import sources_digest
+from prts_core.store.sources import sources_digest, sources_stamp
 from prts_core.store.stage import NullRun, Stage, StageContext, StageResult, Tracker, Work
 from prts_core.store.views import link_tree, show, view_folder
 
+GC_LOCK = ".gc.lock"  # in the store: held shared by who relies on results that nothing names yet
 KEY_LENGTH = 20  # hex digits: 80 bits
 # How a stage's function is called: inline, in a child process, over ranks (prts_core.launch).
 Execute = Callable[[Stage, Any, dict[str, Manifest], StageContext], StageResult]
@@ -119,11 +120,15 @@ class Store:
         if not path.exists():
             return None if plan is None else self._adopt(resolved, plan)
         manifest = Manifest.load(path)
+        return manifest if self._agrees(manifest, resolved) and manifest.verify(self.outputs) else None
+
+    def _agrees(self, manifest: Manifest, resolved: Resolved) -> bool:
+        """Whether a result was made from the very parents that are here now."""
         for role, parent in resolved.parents.items():
             present = self.folder(parent) / MANIFEST
             if present.exists() and Manifest.load(present).digest != manifest.parent_digests[role]:
-                return None  # the parent was damaged and came out different when it was made again
-        return manifest if manifest.verify(self.outputs) else None
+                return False  # the parent was damaged and came out different when it was made again
+        return True
 
     def _adopt(self, resolved: Resolved, plan: Plan) -> Manifest | None:
         """Take a view's result into the store, if it has this key and its content is whole."""
@@ -132,7 +137,9 @@ class Store:
         if raw.get("key") != resolved.key or raw.get("kind") != resolved.stage.name:
             return None
         manifest = Manifest.load(view / MANIFEST)
-        if not (view / OUTPUT).is_dir() or tree_digest(list_files(view / OUTPUT)) != manifest.content_digest:
+        if not self._agrees(manifest, resolved) or not (view / OUTPUT).is_dir():
+            return None
+        if tree_digest(list_files(view / OUTPUT)) != manifest.content_digest:
             return None
         folder = self.folder(resolved)
         with locked(folder / ".lock"):
@@ -156,17 +163,20 @@ class Store:
         # What is asked for itself may be downloaded; a stage behind it says that collect comes first.
         fetch = name in self.stages and self.stages[name].external
         resolved = self.resolve(name, plan, partition, fetch=fetch)
-        manifest = self.find(resolved, plan)
-        if manifest is None:
-            folder = self.folder(resolved)
-            with explain_os_errors(self.outputs), locked(folder / ".lock", on_wait=lambda: _say_waiting(folder)):
-                _finish(folder)
-                manifest = self.find(resolved) or self._make(resolved, plan, caller or {}, track, execute)
-        if not plan.overrides:
-            view = view_folder(self.outputs, plan.recipe.name, name, resolved.partition)
-            with explain_os_errors(self.outputs):
-                show(view, manifest, self.outputs)
-        return manifest
+        folder = self.folder(resolved)
+        while True:
+            manifest = self.find(resolved, plan)
+            if manifest is None:
+                with explain_os_errors(self.outputs), locked(folder / ".lock", on_wait=lambda: _say_waiting(folder)):
+                    _finish(folder)
+                    manifest = self.find(resolved) or self._make(resolved, plan, caller or {}, track, execute)
+            with explain_os_errors(self.outputs), locked(self.outputs / STORE / GC_LOCK, shared=True):
+                if not (folder / MANIFEST).exists():  # garbage collection was told to keep nothing
+                    continue
+                os.utime(folder / MANIFEST)  # its age counts from the last time it was asked for
+                if not plan.overrides:
+                    show(view_folder(self.outputs, plan.recipe.name, name, resolved.partition), manifest, self.outputs)
+            return manifest
 
     def inputs(self, resolved: Resolved, plan: Plan) -> dict[str, Manifest]:
         """The parents' results. StageError names the command for one that has not run or whose content has changed."""
@@ -195,12 +205,19 @@ class Store:
         """Run or resume the stage in its work folder. The caller holds the entry's lock."""
         stage, folder = resolved.stage, self.folder(resolved)
         work = folder / "work"
+        if (folder / MANIFEST).exists():
+            self._wait_for_readers(resolved)
         # Until plan.json names them, garbage collection does not know that this work needs its parents.
-        with locked(self.outputs / STORE / ".gc.lock", shared=True):
+        with locked(self.outputs / STORE / GC_LOCK, shared=True):
             inputs = self.inputs(resolved, plan)
             _discard(folder)
+            seen = sources_stamp(plan, resolved.partition, self.outputs) if stage.external else ""
+            record = _plan_record(resolved, plan) | {
+                "parent_digests": {role: m.digest for role, m in inputs.items()}, "seen": seen,
+            }  # fmt: skip
+            _set_aside_other(folder, record)
             (work / OUTPUT).mkdir(parents=True, exist_ok=True)
-            write_json(work / "plan.json", _plan_record(resolved, plan))
+            write_json(work / "plan.json", record)
         context = StageContext(self.outputs, work, plan.recipe.seed, plan.recipe.name, resolved.partition)
         config_digest = digest_value(resolved.identity)
         tracking = Work(
@@ -211,7 +228,8 @@ class Store:
         with _stopwatch(work, before), track(tracking) as tracked:
             result = execute(stage, resolved.config, inputs, replace(context, log=tracked.log))
             if stage.external:
-                self._require_same_sources(resolved, plan)
+                self._require_same_sources(resolved, plan, seen)
+            self._require_same_parents(resolved, plan, inputs)
             files = list_files(context.output, work / FILES)
             manifest = Manifest(
                 kind=stage.name, key=resolved.key, version=stage.version, partition=resolved.partition,
@@ -246,9 +264,32 @@ class Store:
         _finish(folder)
         return manifest
 
-    def _require_same_sources(self, resolved: Resolved, plan: Plan) -> None:
-        """StageError where an external source has changed while the stage was reading it."""
-        if sources_digest(plan, resolved.partition, self.outputs) != resolved.sources:
+    def _wait_for_readers(self, resolved: Resolved) -> None:
+        """Wait for running stages that read the result that is about to be made again; none can begin to."""
+        told = False
+        while reader := _reader(self.outputs, resolved.key):
+            if not told:
+                print(f"waiting: {reader} reads {self.folder(resolved)}; Ctrl-C stops waiting", file=sys.stderr)
+            told = True
+            time.sleep(1.0)
+
+    def _require_same_parents(self, resolved: Resolved, plan: Plan, inputs: dict[str, Manifest]) -> None:
+        """StageError where a parent's files were changed while the stage was reading them."""
+        for role, manifest in inputs.items():
+            path = manifest.folder(self.outputs).with_name(MANIFEST)
+            if not path.exists() or Manifest.load(path) != manifest or not manifest.verify(self.outputs):
+                parent = resolved.parents[role]
+                first, then = (plan.command(r.stage.name, r.partition, self.outputs) for r in (parent, resolved))
+                raise StageError(
+                    f"The output of stage {parent.name!r} changed while stage {resolved.name!r} read it",
+                    file=path.with_name(OUTPUT), expected=manifest.content_digest,
+                    cure=f"run `{first}`: it makes its output again; then `{then}`",
+                )  # fmt: skip
+
+    def _require_same_sources(self, resolved: Resolved, plan: Plan, seen: str) -> None:
+        """StageError where an external source has changed, even back again, while the stage was reading it."""
+        now = sources_digest(plan, resolved.partition, self.outputs)
+        if (now, sources_stamp(plan, resolved.partition, self.outputs)) != (resolved.sources, seen):
             raise StageError(
                 f"The source of dataset {resolved.partition!r} changed while stage {resolved.stage.name!r} read it",
                 found="another listing than at the start",
@@ -300,9 +341,29 @@ def _discard(folder: Path) -> None:
     shutil.rmtree(folder / OUTPUT, ignore_errors=True)
 
 
+def _set_aside_other(folder: Path, record: dict[str, Any]) -> None:
+    """Put away the work of an attempt that read other parents or files than those of now: to go on from its
+    checkpoints would mix the two. Garbage collection removes it when it is old."""
+    path = folder / "work" / "plan.json"
+    before = read_json(path) if path.exists() else record
+    if any(before.get(name) != record[name] for name in ("parent_digests", "seen")):
+        path.parent.rename(folder / f"work-{digest_value(before)[len('sha256:') :][:8]}")
+
+
+def _reader(outputs: Path, key: str) -> str:
+    """Who is running a stage that reads the result with this key right now; empty where nobody is."""
+    for path in (outputs / STORE).glob("*/*/work/plan.json"):
+        with contextlib.suppress(PrtsError):  # its work has ended meanwhile
+            about = read_json(path)
+            if key in [parent for _, parent in about["parents"].values()] and is_locked(path.parents[1] / ".lock"):
+                return f"process {about['pid']} on {about['host']}"
+    return ""
+
+
 def _finish(folder: Path) -> None:
     """Move a whole result out of its work folder. Every step may be cut and is taken up again by whoever comes next."""
-    work = folder / "work"
+    work, done = folder / "work", folder / ".done"
+    shutil.rmtree(done, ignore_errors=True)
     if not (work / MANIFEST).exists():
         return
     if (work / OUTPUT).exists():
@@ -310,9 +371,9 @@ def _finish(folder: Path) -> None:
         (work / OUTPUT).rename(folder / OUTPUT)
     for name in (FILES, PROVENANCE, MANIFEST):
         if (work / name).exists():
-            shutil.copyfile(work / name, folder / f".{name}")
-            (folder / f".{name}").replace(folder / name)
-    shutil.rmtree(work)
+            (work / name).replace(folder / name)
+    work.rename(done)  # what is half removed must not look like work to go on with
+    shutil.rmtree(done)
     _protect(folder / OUTPUT)
 
 

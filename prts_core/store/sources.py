@@ -14,8 +14,8 @@ from prts_core.config.identity import identity
 from prts_core.config.load import Plan, present_root, source_root
 from prts_core.config.schema import CollectConfig, LeRobotSource, RecordingSource
 from prts_core.errors import ConfigError, UnavailableError
-from prts_core.files import digest_bytes, read_json
-from prts_core.store.listing import File, list_files, tree_digest
+from prts_core.files import digest_bytes, digest_value, read_json
+from prts_core.store.listing import File, list_files, tree_digest, walk
 from prts_core.store.manifest import MANIFEST, STORE
 from prts_core.store.views import view_folder
 
@@ -47,6 +47,17 @@ def listing(plan: Plan, dataset: str, outputs: Path, *, fetch: bool = False) -> 
                 )  # fmt: skip
             root = present_root(dataset, source, plan.datasets[dataset].optional)
     return list_files(root, cache_of(root, outputs))
+
+
+def sources_stamp(plan: Plan, dataset: str | None, outputs: Path) -> str:
+    """Digest of the sizes, times and inodes of an external dataset's files: whether they are the very ones that work
+    under way began to read. Empty where there is nothing to look at."""
+    name = dataset or plan.recipe.deploy
+    source = external_source(plan, name)
+    if source is None or os.environ.get(SOURCES_VARIABLE, "look") == "recorded":
+        return ""
+    root = source_root(source)
+    return digest_value([[path, info.st_size, info.st_mtime_ns, info.st_ino] for path, info in walk(root)])
 
 
 def cache_of(root: Path, outputs: Path) -> Path:
