@@ -7,6 +7,7 @@ Shape legend: S samples, T chunk length, A action width.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -216,6 +217,7 @@ class BatchSource:
                 sampler=_Plans(self, cursor),
                 batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(),
                 generator=torch.Generator(),  # a seed drawn from torch's own would shift dropout after a resume
+                worker_init_fn=_outlive_stop_signals,
             )  # fmt: skip
             yield from loader
         # The thread gets no OpenMP team of its own: two teams spin against each other and cost a third of a step.
@@ -226,6 +228,12 @@ class BatchSource:
                 batch = waiting.result()
                 waiting = ahead.submit(self.__getitem__, next(plans))
                 yield batch
+
+
+def _outlive_stop_signals(worker: int) -> None:
+    """A stop signal to the whole process group must leave the trainer its data until the checkpoint is written."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Plans:

@@ -4,7 +4,8 @@
 
 JOB: NAME,STAGE[,key=value ...][,from=CHECKPOINT] with keys of TrainConfig. Each writes, from process 0, losses.json
 (one row a step), average.safetensors and the checkpoints after two and four steps to FOLDER/NAME. from: go on there;
-die=STEP: process 0 is killed (SIGKILL) right after that step.
+die=STEP: process 0 is killed (SIGKILL) right after that step; term=STEP: it alone is told to stop (SIGTERM).
+dropout: of the action expert.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
+from prts_core.launch.signals import graceful, stop_on_signals
 from prts_core.tensors import save_tensors
 from prts_core.training.config import LossWeights, TrainConfig
 from prts_core.training.deepspeed import DeepSpeedTrainer, join_processes
 from prts_core.training.ranks import ALONE
 from prts_core.training.trainer import Trainer
-from tests.training.runs import batches, network, text_tokenizer, toy
+from tests.training.runs import MODEL, batches, network, text_tokenizer, toy
 
 BASE = TrainConfig(
     steps=4, batch_size=8, warmup_steps=1, learning_rate=1e-2, log_every=1, checkpoint_every=2, clip_norm=0.5,
@@ -35,7 +37,10 @@ BASE = TrainConfig(
 )  # fmt: skip
 
 
-def train(folder: Path, stage: int, resume: Path | None = None, die: int = -1, **change: Any) -> None:
+def train(
+    folder: Path, stage: int, resume: Path | None = None, die: int = -1, term: int = -1, dropout: float = 0.0,
+    **change: Any,
+) -> None:  # fmt: skip
     """stage 0: the plain trainer."""
     folder.mkdir(parents=True, exist_ok=True)
     config = replace(BASE, deepspeed_stage=stage, **change)
@@ -43,7 +48,8 @@ def train(folder: Path, stage: int, resume: Path | None = None, die: int = -1, *
     tokenizer = text_tokenizer()
     sources = [toy(tokenizer), toy(tokenizer, "wide", width=5, seed=4)]
     source = batches(sources, config, ranks.rank, ranks.world)
-    trainer = (DeepSpeedTrainer if stage else Trainer)(network(tokenizer), source, config, 0)
+    model = network(tokenizer, replace(MODEL, expert=replace(MODEL.expert, dropout=dropout)))
+    trainer = (DeepSpeedTrainer if stage else Trainer)(model, source, config, 0)
     checkpoints = folder / "checkpoints"
     if resume and ranks.rank == 0:
         shutil.copytree(resume, checkpoints / resume.name)
@@ -55,8 +61,11 @@ def train(folder: Path, stage: int, resume: Path | None = None, die: int = -1, *
         log.append({"step": step, **metrics})
         if step == die:
             os.kill(os.getpid(), signal.SIGKILL)
+        if step == term:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    trainer.fit(checkpoints, on_step)
+    with graceful() as stop:
+        trainer.fit(checkpoints, on_step, should_stop=stop)
     average = trainer.weights()
     if ranks.rank == 0:
         save_tensors(folder / "average.safetensors", average)
@@ -70,5 +79,6 @@ if __name__ == "__main__":
         options: dict[str, Any] = dict(part.split("=", 1) for part in rest)
         resume = options.pop("from", None)
         change = {k: json.loads(v) if v[0].isdigit() or v in ("true", "false") else v for k, v in options.items()}
-        train(Path(sys.argv[1]) / name, int(stage), Path(resume) if resume else None, **change)
+        with stop_on_signals():
+            train(Path(sys.argv[1]) / name, int(stage), Path(resume) if resume else None, **change)
     torch.distributed.destroy_process_group()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from prts_core.errors import ConfigError, MissingExtraError
 from prts_core.training import deepspeed as ours
-from prts_core.training.checkpoint import load_part
+from prts_core.training.checkpoint import load_part, newest
 from prts_core.training.config import TrainConfig
 from tests.training.deepspeed_driver import train
 
@@ -95,6 +95,24 @@ def test_two_killed_processes_go_on_to_the_same_curve(runs: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+def test_one_that_is_told_to_stop_stops_both_at_one_step_and_the_weights_do_not_show_it(tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    job = "2,steps=8,checkpoint_every=100,dropout=0.3"
+    stopped = launch(tmp_path, f"straight,{job}", f"stopped,{job},term=2")
+    assert stopped.returncode != 0
+    assert stopped.stderr.count("Stopped on request after step 5 of 8") >= 2, stopped.stderr[-6000:]
+    assert newest(tmp_path / "stopped/checkpoints") == tmp_path / "stopped/checkpoints/checkpoint-5"
+    done = launch(tmp_path, f"stopped,{job}")
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
+    assert losses(tmp_path / "stopped").keys() == {5, 6, 7}
+    straight, resumed = (
+        load_part(tmp_path / run / "checkpoints/checkpoint-8", "model") for run in ("straight", "stopped")
+    )
+    assert all(torch.equal(value, resumed[name]) for name, value in straight.items())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_micro_batches_and_recomputation_train_under_zero(runs: Path) -> None:
     plain, micro = losses(runs / "plain"), losses(runs / "micro")
     for name in ("cross_entropy_loss", "flow_loss", "action_accuracy"):  # contrastive negatives are fewer, by design
@@ -152,7 +170,6 @@ def test_the_configuration_is_deepspeeds_own_with_the_public_settings() -> None:
 @pytest.mark.parametrize(
     ("config", "field"),
     [
-        (TrainConfig(deepspeed_stage=4), "train.deepspeed_stage"),
         (TrainConfig(deepspeed_stage=0), "train.deepspeed_stage"),
         (TrainConfig(deepspeed_stage=2, batch_size=9), "train.batch_size"),
         (TrainConfig(deepspeed_stage=2, batch_size=6, accumulate=2), "train.batch_size"),

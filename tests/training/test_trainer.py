@@ -4,6 +4,7 @@ micro-batches is the step of the big batch; precision and recomputation leave th
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -130,6 +131,23 @@ def test_a_stop_signal_leaves_a_checkpoint_of_the_last_step_and_no_trace_in_the_
     straight.fit(tmp_path / "straight", lambda step, metrics: None)
     made, _ = load_tensors(tmp_path / "last.safetensors")
     assert all(torch.equal(value, made[name]) for name, value in straight.weights(average=False).items())
+
+
+@pytest.mark.slow
+def test_loader_processes_outlive_a_signal_to_the_whole_group(tmp_path):
+    """Slurm and a terminal signal every process of a job."""
+    command = [sys.executable, str(HERE / "trainer_kill_driver.py"), str(tmp_path), "2"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        while not (tmp_path / "curve.jsonl").exists() or not (tmp_path / "curve.jsonl").read_text():
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGTERM)
+        said, faults = process.communicate(timeout=60)
+    assert process.returncode == 75 and "Stopped on request" in said, said + faults
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
 
 
 def test_told_to_stop_it_stops_after_that_very_step_with_one_checkpoint(tmp_path):

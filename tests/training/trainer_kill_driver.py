@@ -20,10 +20,11 @@ from tests.training.runs import CONFIG, batches, network, text_tokenizer, toy
 KILLED = replace(CONFIG, steps=24, checkpoint_every=2)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, workers: int = 0) -> None:
     torch.set_num_threads(1)
     tokenizer = text_tokenizer()
-    trainer = Trainer(network(tokenizer), batches([toy(tokenizer)], KILLED), KILLED, 7)
+    config = replace(KILLED, workers=workers)
+    trainer = Trainer(network(tokenizer), batches([toy(tokenizer)], config), config, 7)
     with (folder / "curve.jsonl").open("a") as curve:
 
         def on_step(step: int, metrics: dict[str, float]) -> None:
@@ -38,7 +39,7 @@ def main(folder: Path) -> None:
 if __name__ == "__main__":
     try:
         with stop_on_signals():
-            main(Path(sys.argv[1]))
+            main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
     except Stopped as err:
         print(err)
         sys.exit(75)
