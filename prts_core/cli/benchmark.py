@@ -28,8 +28,8 @@ With --policy and --suite this is a tool and runs no stage:
 
   prts benchmark --policy models:/prts-quickstart@champion --suite metaworld --episodes 120
       120 episodes, tasks in turn, on a worker a core; episodes.parquet, report.json, timing.json, page.html and videos
-      of failures under outputs/benchmark/. Interrupted or killed, the same command goes on with the next episode; with more
-      --episodes it adds to those there are. Other settings, or another policy, need another --output.
+      of failures under outputs/benchmark/. Interrupted or killed, the same command goes on with the next episode; with
+      more --episodes it adds to those there are. Other settings, or another policy, need another --output.
   prts benchmark --policy ws://robot-gpu:8000 --suite libero_object --episodes 500 --patience 600
       the same through a policy server (`prts serve`); while it is away its episodes wait, up to 600 seconds
   prts benchmark --policy ws://gpu:8000 --suite libero_object --contract suite

@@ -16,6 +16,7 @@ import numpy as np
 from prts_core.contract import Contract, PolicyContract
 from prts_core.errors import ConfigError, DataError
 from prts_core.observation import STATE
+from prts_core.threads import torch_threads
 
 SERVERS = ("ws://", "wss://")
 PROBE_SEED = 20_211
@@ -67,17 +68,22 @@ class Asked(ActsOnImages, Protocol):
 
 
 class LocalActor:
-    """A policy in this process. values: ask for them as well, which costs about as much as the actions."""
+    """A policy in this process. values: ask for them as well, which costs about as much as the actions. threads: of
+    torch; none: as many as it has."""
 
     def __init__(
-        self, policy: Asked, identity: Mapping[str, Any], *, batch: int = 1, values: bool = True, fill: bool = False
-    ) -> None:
+        self, policy: Asked, identity: Mapping[str, Any], *, batch: int = 1, values: bool = True, fill: bool = False,
+        threads: int | None = None,
+    ) -> None:  # fmt: skip
         self.policy, self.contract = policy, policy.contract
         self.identity, self.batch, self.values, self.fill = dict(identity), batch, values, fill
+        self.threads = threads
 
     def ask(self, observation: Mapping[str, np.ndarray], instructions: Sequence[str], seeds: Sequence[int]) -> Answer:
-        chunks = self.policy.act(observation, list(instructions), list(seeds))
-        values = self.policy.value(observation, chunks, list(instructions)) if self.values else None
+        # Here and not around a run: whoever asks has a thread of its own, and the number is a thread's.
+        with torch_threads(self.threads):
+            chunks = self.policy.act(observation, list(instructions), list(seeds))
+            values = self.policy.value(observation, chunks, list(instructions)) if self.values else None
         return Answer(chunks, values)
 
     def close(self) -> None:

@@ -45,6 +45,7 @@ from prts_core.policy import load_policy, policy_digest, untrained_policy
 from prts_core.sim.adapter import adapt
 from prts_core.sim.suite import SuiteSpec, Task
 from prts_core.sim.suites import suite, suites_of, task_of
+from prts_core.threads import POLICY_THREADS
 
 CONDITIONS = ("policy", *CONTROLS, "early", "noisy")
 RATES = {
@@ -145,7 +146,9 @@ class Bench:
     def _actor(self, policy: Asked, more: dict[str, Any], *, values: bool = False, batch: int = 0) -> LocalActor:
         identity = {"policy_digest": self.digest, "contract": self.contract.fingerprint, **more}
         fill = self.policy.device.type == "cpu"
-        return LocalActor(policy, identity, batch=batch or self.config.batch, values=values, fill=fill)
+        return LocalActor(
+            policy, identity, batch=batch or self.config.batch, values=values, fill=fill, threads=POLICY_THREADS
+        )
 
     def _run(
         self, condition: str, actor: LocalActor, *, tasks: Sequence[Task] | None = None, treatment: Treatment = PLAIN,

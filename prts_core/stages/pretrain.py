@@ -32,6 +32,7 @@ from prts_core.tensors import save_sharded
 from prts_core.text import prompt
 from prts_core.text.fast import FastTokenizer
 from prts_core.text.tokenizer import TextTokenizer
+from prts_core.threads import torch_threads
 from prts_core.training.batch import SampleSource, chunk_windows
 
 
@@ -72,7 +73,8 @@ def pretrain(config: PretrainConfig, inputs: dict[str, Manifest], context: Stage
     held_out: list[SampleSource] = []
     for name, dataset in datasets.items() if config.train.eval_every else ():
         held_out += held_out_set(name, dataset, processors[name], train_subtask=config.train_subtask.get(name))
-    average, metrics, _ = train(model, sets, weights, config, context, held_out=held_out)
+    with torch_threads(config.train.threads):
+        average, metrics, _ = train(model, sets, weights, config, context, held_out=held_out)
 
     write_json(context.output / "config.json", {"model_type": MODEL_TYPE, **asdict(config.model)})
     write_json(context.output / "train_config.json", asdict(config.train))

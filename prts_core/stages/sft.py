@@ -24,6 +24,7 @@ from prts_core.stages.training import train
 from prts_core.store.manifest import Manifest
 from prts_core.store.stage import StageContext, StageResult
 from prts_core.tensors import load_tensors
+from prts_core.threads import torch_threads
 
 
 def sft(config: SftConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
@@ -52,7 +53,8 @@ def sft(config: SftConfig, inputs: dict[str, Manifest], context: StageContext) -
     )  # fmt: skip
     options = {"train_subtask": config.train_subtask}
     held_out = held_out_set(config.dataset, dataset, processor, **options) if config.train.eval_every else []
-    average, metrics, early = train(model, [rows], [1.0], config, context, held_out=held_out)
+    with torch_threads(config.train.threads):
+        average, metrics, early = train(model, [rows], [1.0], config, context, held_out=held_out)
     save_policy(context.output, average, model_config, processor)
     if early is not None:
         save_policy(context.output / "early", load_tensors(early)[0], model_config, processor)

@@ -20,6 +20,7 @@ from prts_core.policy import load_policy, policy_digest, save_policy
 from prts_core.stages.training import train
 from prts_core.store.manifest import Manifest
 from prts_core.store.stage import StageContext, StageResult
+from prts_core.threads import POLICY_THREADS, torch_threads
 
 
 def subtask(config: SubtaskConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
@@ -30,12 +31,14 @@ def subtask(config: SubtaskConfig, inputs: dict[str, Manifest], context: StageCo
     rows = RobotSet(config.dataset, dataset, processor, episodes, augmented=config.train.augment, say_subtask=True)
     model = policy.model.train()
     held_out = held_out_set(config.dataset, dataset, processor, say_subtask=True) if config.train.eval_every else []
-    weights, metrics, _ = train(
-        model, [rows], [1.0], config, context, average=config.export == "average", held_out=held_out
-    )
+    with torch_threads(config.train.threads):
+        weights, metrics, _ = train(
+            model, [rows], [1.0], config, context, average=config.export == "average", held_out=held_out
+        )
     save_policy(context.output, weights, model.config, processor)
     # What was saved is scored: the trained module may lie on a GPU, or in parts over several.
-    score = score_subtasks(load_policy(context.output), dataset, episodes, config.score_every)
+    with torch_threads(POLICY_THREADS):
+        score = score_subtasks(load_policy(context.output), dataset, episodes, config.score_every)
     write_json(context.output / "train_config.json", asdict(config.train))
     write_json(context.output / "report.json", report(config, episodes, score) | {
         "policy_digest": policy_digest(context.output)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 
 from prts_core.config.schema import ValueConfig
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
@@ -19,16 +18,17 @@ from prts_core.policy import Policy, load_policy, policy_digest
 from prts_core.progress import track
 from prts_core.store.manifest import Manifest
 from prts_core.store.stage import StageContext, StageResult
+from prts_core.threads import POLICY_THREADS, torch_threads
 
 
 def value(config: ValueConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
     folder = inputs["sft"].folder(context.outputs)
-    torch.set_num_threads(2)
     policy, digest = load_policy(folder), policy_digest(folder)
     dataset = LeRobotDataset.open(inputs["convert"].folder(context.outputs))
     camera = policy.contract.contract.cameras[0].key
-    curves = curves_of.heldout_curves(policy, dataset, config.episodes, config.curve_rows)
-    measured = measure_some(policy, dataset, config.rank_episodes)
+    with torch_threads(POLICY_THREADS):
+        curves = curves_of.heldout_curves(policy, dataset, config.episodes, config.curve_rows)
+        measured = measure_some(policy, dataset, config.rank_episodes)
     ranking = ranks.rank(measured)
     episodes = pl.read_parquet(inputs["benchmark"].folder(context.outputs) / "episodes.parquet")
     figures = figures_of(curves, episodes) | {

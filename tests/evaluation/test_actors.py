@@ -6,10 +6,12 @@ import contextlib
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import serve
 
@@ -19,6 +21,7 @@ from prts_core.evaluation.served import ServerActor, named_contract
 from prts_core.observation import STATE
 from prts_core.serving.codec import pack, unpack
 from prts_core.serving.server import PolicyServer, ServerConfig, running
+from prts_core.threads import torch_threads
 from tests.evaluation.toy_lanes import CAMERA, CONTRACT, TASKS, DotPolicy
 
 TEXTS = ["go left", "go right", "go up"]
@@ -55,6 +58,26 @@ def test_a_server_answers_as_the_policy_itself():
     np.testing.assert_array_equal(answer.chunks, local.chunks)
     np.testing.assert_allclose(answer.values, local.values, rtol=1e-6)
     assert actor.identity == {"package_digest": "sha256:p", "contract": DotPolicy().contract.fingerprint}
+
+
+def test_a_policy_computes_with_the_threads_it_was_given_whoever_asks():
+    """How many were set before, in which thread, must not show in a result's bits."""
+    seen = []
+
+    class Counting(DotPolicy):
+        def act(self, observation, instruction, seeds):
+            seen.append(torch.get_num_threads())
+            return super().act(observation, instruction, seeds)
+
+    for before in (1, 3):
+        with torch_threads(before):
+            for threads in (2, None):
+                actor = LocalActor(Counting(), {}, batch=3, threads=threads)
+                actor.ask(observation(), TEXTS, SEEDS)
+                with ThreadPoolExecutor(1) as other:
+                    other.submit(actor.ask, observation(), TEXTS, SEEDS).result()
+            assert torch.get_num_threads() == before
+    assert seen == [2, 2, 1, 1, 2, 2, 3, 3]
 
 
 def test_a_server_that_comes_back_is_waited_for(port):
