@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from prts_core.config.identity import identity
 from prts_core.config.load import expand
 from prts_core.config.schema import ImageTextSource, PretrainConfig
 from prts_core.contract import PolicyContract
@@ -77,7 +78,7 @@ def pretrain(config: PretrainConfig, inputs: dict[str, Manifest], context: Stage
         average, metrics, _ = train(model, sets, weights, config, context, held_out=held_out)
 
     write_json(context.output / "config.json", {"model_type": MODEL_TYPE, **asdict(config.model)})
-    write_json(context.output / "train_config.json", asdict(config.train))
+    write_json(context.output / "train_config.json", identity(config.train))
     tokenizer.save(context.output / "tokenizer.json")
     fast.save(context.output / "fast_tokenizer.json")
     save_sharded(context.output, average)

@@ -6,10 +6,11 @@ The contrastive loss may stay on at a small weight, so that the value does not g
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 
+from prts_core.config.identity import identity
 from prts_core.config.schema import SftConfig
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.statistics import require_fresh, statistics_name
@@ -58,7 +59,7 @@ def sft(config: SftConfig, inputs: dict[str, Manifest], context: StageContext) -
     save_policy(context.output, average, model_config, processor)
     if early is not None:
         save_policy(context.output / "early", load_tensors(early)[0], model_config, processor)
-    write_json(context.output / "train_config.json", asdict(config.train))
+    write_json(context.output / "train_config.json", identity(config.train))
     if config.checkpoint is not None:
         record = {"checkpoint": config.checkpoint, "files": checkpoint_digest(start.folder)}
         write_json(context.output / "start.json", record)

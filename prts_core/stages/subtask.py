@@ -7,10 +7,11 @@ any says its own instruction.
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 
+from prts_core.config.identity import identity
 from prts_core.config.schema import SubtaskConfig
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.training_set import RobotSet, held_out_set
@@ -39,7 +40,7 @@ def subtask(config: SubtaskConfig, inputs: dict[str, Manifest], context: StageCo
     # What was saved is scored: the trained module may lie on a GPU, or in parts over several.
     with torch_threads(POLICY_THREADS):
         score = score_subtasks(load_policy(context.output), dataset, episodes, config.score_every)
-    write_json(context.output / "train_config.json", asdict(config.train))
+    write_json(context.output / "train_config.json", identity(config.train))
     write_json(context.output / "report.json", report(config, episodes, score) | {
         "policy_digest": policy_digest(context.output)
     })  # fmt: skip
