@@ -1,7 +1,7 @@
-"""Stage `register`: the package becomes a version of an MLflow registered model; the gate decides who is champion.
+"""Register a package as a version of an MLflow registered model; the gate decides who is champion.
 
-The same package is registered once: a second run, or one after a kill at any moment, finds what stands and goes on from
-there. It does not know how a policy works.
+The same package is registered once: a second call, or one after a kill at any moment, finds what stands and goes on
+from there.
 """
 
 from __future__ import annotations
@@ -53,16 +53,15 @@ class Context:
     caller: dict[str, str] = field(default_factory=dict)
 
 
-def register(plan: Plan, outputs: Path, caller: dict[str, str] | None = None) -> dict[str, Any]:
-    """Register the recipe's finished package as a version of its model: @challenger always, @champion by the gate.
+def register_package(
+    plan: Plan, package: Manifest, benchmark: Manifest, outputs: Path, caller: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """Register a package as a version of the recipe's model: @challenger always, @champion through the gate.
 
     Always looks at the registry; a second call with the same package finds its version and changes nothing. Returns
     {model_uri, version, aliases, verdict, package_digest, ...} and writes it to
     `<outputs>/registrations/<recipe>.json`. Raises StageError when the registry refuses.
     """
-    from prts_core.stages.chain import finished
-
-    inputs = {name: finished(name, plan, None, outputs) for name in ("package", "benchmark")}
     folder = outputs / "registrations"
     context = Context(outputs, plan.recipe.name, folder / f".work-{plan.recipe.name}", caller or {})
     config = plan.recipe.register
@@ -73,7 +72,7 @@ def register(plan: Plan, outputs: Path, caller: dict[str, str] | None = None) ->
     mlflow = mlflow_module()
     with locked(folder / ".lock"):
         try:
-            made = _register(config, inputs, context)
+            made = _register(config, package, benchmark, context)
         except mlflow.exceptions.MlflowException as err:
             raise StageError(
                 "The MLflow registry refused",
@@ -87,8 +86,7 @@ def register(plan: Plan, outputs: Path, caller: dict[str, str] | None = None) ->
     return made
 
 
-def _register(config: RegisterConfig, inputs: dict[str, Manifest], context: Context) -> dict[str, Any]:
-    package, benchmark = inputs["package"], inputs["benchmark"]
+def _register(config: RegisterConfig, package: Manifest, benchmark: Manifest, context: Context) -> dict[str, Any]:
     folder = package.folder(context.outputs)
     episodes = benchmark.folder(context.outputs) / "episodes.parquet"
     contract = PolicyContract.load(folder / "policy_contract.json")
@@ -97,6 +95,7 @@ def _register(config: RegisterConfig, inputs: dict[str, Manifest], context: Cont
     tags = {
         "prts.package_digest": package.content_digest,
         "prts.manifest_digest": package.digest,
+        "prts.key": package.key,
         "prts.benchmark_digest": benchmark.digest,
         "prts.parents": json.dumps(package.parents, sort_keys=True),
         "prts.success_rate": f"{success_rate:.4f}",

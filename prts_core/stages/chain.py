@@ -33,7 +33,6 @@ from prts_core.store.manifest import Manifest
 from prts_core.store.run_stage import Store
 from prts_core.store.stage import Parent, Stage, StageContext, StageResult
 
-
 TRAINS: dict[str, Any] = {"seeded": True, "trains": True, "pool": "gpu"}
 
 
@@ -266,6 +265,14 @@ def finished(name: str, plan: Plan, partition: str | None, outputs: Path) -> Man
             found="no result", cure=f"run `{plan.command(name, resolved.partition, outputs)}` first",
         )  # fmt: skip
     return manifest
+
+
+def register(plan: Plan, outputs: Path, caller: dict[str, str] | None = None) -> dict[str, Any]:
+    """Register the recipe's finished package: `delivery.register.register_package` on the results of this plan."""
+    from prts_core.delivery.register import register_package
+
+    package, benchmark = (finished(name, plan, None, outputs) for name in ("package", "benchmark"))
+    return register_package(plan, package, benchmark, outputs, caller)
 
 
 def steps(plan: Plan) -> list[tuple[str, str | None]]:

@@ -11,13 +11,14 @@ from prts_core.config.schema import ConvertConfig, MetaworldSource, StatsConfig,
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.normalize import NormStats
 from prts_core.data.validation import ValidationFailed
+from prts_core.errors import Skipped
 from prts_core.files import digest_tree, read_json
-from prts_core.manifest import Manifest
 from prts_core.stages import chain
-from prts_core.stages.base import StageContext
 from prts_core.stages.convert import convert
 from prts_core.stages.stats import stats
 from prts_core.stages.validate import validate
+from prts_core.store.manifest import Manifest
+from prts_core.store.stage import StageContext
 from tests.data.conftest import ROBOT, Converted, write_raw
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -32,8 +33,12 @@ def context(outputs: Path, stage: str) -> StageContext:
 
 
 def manifest(outputs: Path, kind: str, folder: Path) -> Manifest:
-    path = folder.relative_to(outputs).as_posix()
-    return Manifest(kind, "quickstart", "toy", path, digest_tree(folder), "sha256:0", {}, 7)
+    """A manifest whose content is `folder`."""
+    made = Manifest(kind, "0", 1, "toy", {}, {}, {}, None, "", digest_tree(folder))
+    made.folder(outputs).parent.mkdir(parents=True, exist_ok=True)
+    made.folder(outputs).unlink(missing_ok=True)
+    made.folder(outputs).symlink_to(folder)
+    return made
 
 
 def test_convert_validate_stats(tmp_path: Path) -> None:
@@ -109,5 +114,5 @@ def test_absent_g1_is_skipped_with_the_reason(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("PRTS_SHARED", str(tmp_path / "nowhere"))
     plan = load_plan(CONFIGS / "quickstart.yaml")
     for name in ("collect", "convert"):
-        skipped = chain.run(name, plan, "g1_bottle", tmp_path).skipped
-        assert skipped is not None and "not on this machine" in skipped
+        with pytest.raises(Skipped, match="not on this machine"):
+            chain.run(name, plan, "g1_bottle", tmp_path)

@@ -13,9 +13,9 @@ from PIL import Image
 from prts_core.config.load import load_plan
 from prts_core.files import read_json
 from prts_core.policy import load_policy
-from prts_core.stages import base, chain
+from prts_core.stages import chain
+from prts_core.store.run_stage import untracked
 from tests.data.conftest import convert_toy, write_raw
-from tests.stages.tiny_chain import untracked
 
 MODELS = Path(__file__).resolve().parents[2] / "configs" / "models"
 TRAIN = "{steps: 3, batch_size: 4, warmup_steps: 1, checkpoint_every: 3, log_every: 1, threads: 1, augment: true"
@@ -61,7 +61,7 @@ mm_datasets:
 
 @pytest.mark.slow
 def test_the_public_yaml_trains_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "stage_run", untracked)
+    monkeypatch.setattr("prts_core.tracking.runs.stage_run", untracked)
     made = convert_toy(tmp_path, write_raw(tmp_path / "raw"))
     (made.root / "meta/contract.json").unlink()  # as a foreign dataset comes
     monkeypatch.setenv("TOY_ROOT", str(made.root))
@@ -81,17 +81,17 @@ def test_the_public_yaml_trains_as_it_is(tmp_path: Path, monkeypatch: pytest.Mon
     outputs = tmp_path / "outputs"
     for name in plan.datasets:
         for stage in ("collect", "convert", "validate", "stats"):
-            assert chain.run(stage, plan, name, outputs).skipped is None
-    stats = outputs / "runs/stats/r/lab__faucet/output"
+            chain.run(stage, plan, name, outputs)
+    stats = outputs / "runs/r/stats/lab__faucet/output"
     assert (stats / "state_relative_ck8_norm_stats.json").is_file() and (stats / "norm_stats.json").is_file()
-    assert not (outputs / "runs/stats/r/lab__dial/output/state_relative_ck8_norm_stats.json").exists()
+    assert not (outputs / "runs/r/stats/lab__dial/output/state_relative_ck8_norm_stats.json").exists()
 
     pretrained = chain.run("pretrain", plan, None, outputs)
     assert np.isfinite(pretrained.metrics["loss"])
-    curve = (outputs / "runs/pretrain/r/output/training.csv").read_text().splitlines()[0].split(",")
+    curve = (outputs / "runs/r/pretrain/output/training.csv").read_text().splitlines()[0].split(",")
     assert {"vqa/captions", "flow_matching/lab/faucet", "flow_matching/lab/dial"} <= set(curve)
     chain.run("sft", plan, "lab__faucet", outputs)
-    folder = outputs / "runs/sft/r/lab__faucet/output"
+    folder = outputs / "runs/r/sft/lab__faucet/output"
     policy = load_policy(folder)
     own = policy.contract
     assert own.normalization == "MEAN_STD" and own.contract.relative == (True, True, True, False)

@@ -10,13 +10,16 @@ import polars as pl
 
 from prts_core.config.load import Plan
 from prts_core.contract import Camera, Contract, Dimension, PolicyContract
-from prts_core.files import list_tree, write_json
-from prts_core.manifest import Manifest
+from prts_core.delivery.register import register_package
+from prts_core.files import digest_value, list_tree, write_json
 from prts_core.observation import STATE
 from prts_core.packaging.manifest import LatencyBudget, PackageManifest
-from prts_core.stages.base import Stage, StageResult, run_stage
-from prts_core.stages.chain import STAGES
-from tests.tracking.toy_stages import toy_stage
+from prts_core.store.manifest import Manifest
+from prts_core.store.run_stage import Store
+from prts_core.store.stage import Stage, StageResult
+from prts_core.store.views import viewed
+from prts_core.tracking.runs import stage_run
+from tests.tracking.toy_stages import toy_stage, write_and_report
 
 CONTRACT = PolicyContract(
     embodiment_tag="toy",
@@ -111,18 +114,20 @@ def make(
     def fresh(stage: Stage, digest: str) -> Stage:
         return replace(stage, config=lambda plan, _: replace(stage.config(plan, None), note=digest))
 
-    made = {}
-    for name, run, parents in (
-        ("benchmark", benchmark, benchmark_parents),
-        ("package", package, ("benchmark", *package_parents)),
-    ):
-        stage = fresh(toy_stage(name, run, parents), weights)
-        made[name] = run_stage(stage, plan, None, outputs)
-    return made
+    note = weights + digest_value(episodes.to_dicts())
+    stages = {
+        "benchmark": fresh(toy_stage("benchmark", benchmark, benchmark_parents), note),
+        "package": fresh(toy_stage("package", package, ("benchmark", *package_parents)), note),
+    } | {name: toy_stage(name, write_and_report) for name in (*benchmark_parents, *package_parents)}
+    store = Store(outputs, stages)
+    return {name: store.run(name, plan, track=stage_run) for name in ("benchmark", "package")}
 
 
-def register(plan: Plan, outputs: Path, caller: dict[str, str] | None = None) -> Manifest:
-    return run_stage(STAGES["register"], plan, None, outputs, caller)
+def register(plan: Plan, outputs: Path, caller: dict[str, str] | None = None) -> dict:
+    """Register what the recipe's views show."""
+    package, benchmark = (viewed(outputs, plan.recipe.name, name, None) for name in ("package", "benchmark"))
+    assert package is not None and benchmark is not None
+    return register_package(plan, package, benchmark, outputs, caller)
 
 
 def named(plan: Plan, name: str, **register_values) -> Plan:
