@@ -1,6 +1,7 @@
-"""What the stages that train share: run the trainer in a stage's folders, keep its curve, draw it.
+"""Run the trainer in a stage's folders, keep its curve, draw it: what the stages that train share.
 
-It does not know which losses are on. Curves hold no times, so that equal work has equal bytes.
+Curves hold no times, so that equal work has equal bytes. A stop signal leaves a checkpoint: it takes the steps to the
+next look (`Trainer.fit`) and one checkpoint.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from prts_core.data.augment import preview
 from prts_core.data.training_set import RobotSet
 from prts_core.errors import ConfigError, DataError
 from prts_core.files import explain_os_errors, write_text
+from prts_core.launch.signals import graceful
+from prts_core.launch.together import Followed, launched
 from prts_core.models.prts import PrtsModel
 from prts_core.progress import Bar
-from prts_core.stages.base import StageContext
-from prts_core.stages.processes import Followed
+from prts_core.store.stage import StageContext
 from prts_core.tensors import load_tensors, save_tensors
 from prts_core.training.adapters import adapter_tensors, add_adapters, merged, remove_adapters
 from prts_core.training.batch import BatchSource, SampleSource
@@ -48,8 +50,8 @@ def train(
     """Train (or resume) and return (weights, last metrics, snapshot file of the early weights or none).
 
     average: the averaged weights, not those of the last step. With LoRA its adapters are merged in, taken off `model`,
-    and kept as `adapter.safetensors` in the stage's output. held_out: data of `eval_every`. Under a launcher, processes
-    other than the first leave here by `Followed`.
+    and kept as `adapter.safetensors` in the stage's output. held_out: data of `eval_every`. Of several processes all
+    but the first leave here by `Followed`. Raises Stopped where a signal asked for it, after a checkpoint.
     """
     recipe = config.train
     refuse_what_cannot_train(recipe, sets)
@@ -64,7 +66,7 @@ def train(
     curve = context.work / "curve.jsonl"
     early = context.work / "early.safetensors"
     snapshots = {max(1, int(recipe.early_fraction * recipe.steps)): early} if recipe.early_fraction else {}
-    with Bar("training", recipe.steps) as bar, explain_os_errors(context.work):
+    with Bar("training", recipe.steps) as bar, explain_os_errors(context.work), graceful() as stop:
 
         def on_step(step: int, metrics: dict[str, float]) -> None:
             bar.update(step + 1, f"loss {metrics['loss']:.3f}")
@@ -72,7 +74,7 @@ def train(
             with curve.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **metrics}) + "\n")
 
-        trainer.fit(context.work / CHECKPOINTS, on_step, snapshots)
+        trainer.fit(context.work / CHECKPOINTS, on_step, snapshots, stop)
     made = trainer.weights(average)
     if trainer.ranks.rank:
         raise Followed
@@ -97,6 +99,12 @@ def make_trainer(
     held_out: Sequence[SampleSource] = (),
 ) -> Trainer:  # fmt: skip
     """The plain trainer, or DeepSpeed's where the recipe names a stage, over the processes that a launcher started."""
+    if launched() > 1 and not recipe.deepspeed_stage:
+        raise ConfigError(
+            "The plain training loop runs in one process", field="train.deepspeed_stage",
+            found=f"0, and {launched()} processes",
+            expected="1, 2 or 3", cure="set train.deepspeed_stage to 1, 2 or 3, or start one process",
+        )  # fmt: skip
     ranks: Ranks = ALONE
     if recipe.deepspeed_stage:
         from prts_core.training.deepspeed import DeepSpeedTrainer, join_processes

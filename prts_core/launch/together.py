@@ -1,0 +1,107 @@
+"""Spread one call over processes that somebody else's launcher started (torchrun, deepspeed, srun).
+
+The first process does all bookkeeping and only then calls the others, which wait at the launcher's key-value store.
+Waiting there has no time limit and needs no process group, so that hashing a terabyte fails no collective.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from prts_core.errors import ConfigError, PrtsError, Stopped
+
+T = TypeVar("T")
+START_LIMIT = timedelta(minutes=30)  # from the first process to the last
+POLL_S = 0.5
+LEAVE_S = 60.0
+_calls = itertools.count()
+
+
+class Followed(Exception):
+    """Training is done; a process that only helped goes home."""
+
+
+def launched() -> int:
+    """Processes that a launcher started; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def run_together(first: Callable[[Callable[[str], None]], T], follow: Callable[[str], None]) -> T | None:
+    """Return `first(call)` in the first process and None in the others.
+
+    first: calls `call(order)` just before the work that all share, or never. follow: that work in the others, given the
+    order; it ends by Followed. An error of the first process is everyone's end; the others say nothing of their own
+    (SystemExit).
+    """
+    from torch.distributed import rendezvous
+
+    store, rank, world = next(rendezvous("env://", timeout=START_LIMIT))
+    name = f"prts/call-{next(_calls)}"
+    if rank:
+        order = _hear(store, name)
+        if order:
+            _follow(follow, order)
+        leave()
+        return None
+    called = False
+
+    def call(order: str) -> None:
+        nonlocal called
+        called = True
+        store.set(name, order)
+
+    try:
+        return first(call)
+    finally:
+        if not called:
+            store.set(name, "")
+            _until_heard(store, name, world - 1)
+        leave()
+
+
+def refuse_many(stage: str, trains: bool) -> None:
+    """ConfigError where a launcher started several processes for a stage that runs in one."""
+    if launched() > 1 and not trains:
+        raise ConfigError(
+            f"Stage {stage!r} runs in one process", found=f"{launched()} processes",
+            cure=f"run `prts {stage}` without torchrun or deepspeed",
+        )  # fmt: skip
+
+
+def leave() -> None:
+    """Leave the process group, if this process is in one."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _hear(store: Any, name: str) -> str:
+    """What the first process says. Looked up, not waited for, so that a signal is heard as well."""
+    while not store.check([name]):
+        time.sleep(POLL_S)
+    order = store.get(name).decode()
+    store.add(f"{name}/heard", 1)
+    return order
+
+
+def _until_heard(store: Any, name: str, others: int) -> None:
+    """Keep the store, which may live in this process, until everybody has looked."""
+    deadline = time.monotonic() + LEAVE_S
+    while store.add(f"{name}/heard", 0) < others and time.monotonic() < deadline:
+        time.sleep(POLL_S / 10)
+
+
+def _follow(follow: Callable[[str], None], order: str) -> None:
+    try:
+        follow(order)
+    except Followed:
+        return
+    except PrtsError as err:  # the first process meets it too, and tells it
+        raise SystemExit(75 if isinstance(err, Stopped) else 1) from err
+    raise AssertionError("a process that helps did not end in training")
