@@ -1,6 +1,7 @@
-"""The `prts` command: one subcommand a stage, and the tools around them. Prints; decides nothing.
+"""Read the `prts` command line: one subcommand a stage, and the tools around them. Prints; decides nothing.
 
-Exit status: 0 done (or skipped with a reason), 1 a fault told in one paragraph, 130 interrupted.
+Exit status: 0 done, 1 a fault told in one paragraph, 3 skipped (an optional dataset is not here), 75 stopped on request
+after a checkpoint, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,12 +14,18 @@ from pathlib import Path
 from rich.console import Console
 
 from prts_core import __version__
-from prts_core.errors import PrtsError
+from prts_core.config.places import outputs_folder, recipe_path
+from prts_core.errors import PrtsError, Skipped, Stopped
 
-DEFAULT_CONFIG = Path("configs/quickstart.yaml")
+SKIPPED, STOPPED, INTERRUPTED = 3, 75, 130  # exit statuses
 # Commands that are no stages: name -> module with `add_arguments(parser)` and `main(args) -> int`.
 TOOLS = {
     "chain": "prts_core.cli.chain",
+    "register": "prts_core.cli.register",
+    "status": "prts_core.cli.status",
+    "diff": "prts_core.cli.diff",
+    "gc": "prts_core.cli.gc",
+    "dvc": "prts_core.cli.dvc",
     "config": "prts_core.cli.config",
     "dryrun": "prts_core.cli.dryrun",
     "import-policy": "prts_core.cli.import_policy",
@@ -38,6 +45,11 @@ STAGE_TOOLS = {
 }
 TOOL_HELP = {
     "chain": "run every stage in order, without Dagster",
+    "register": "register the package in MLflow; @champion only through the gate",
+    "status": "say what of a recipe is finished, stale and why, running or interrupted",
+    "diff": "compare two results: configuration, sources, parents, metrics",
+    "gc": "list, and on request delete, results that nothing refers to",
+    "dvc": "write the DVC file of a recipe",
     "config": "print a recipe with every default filled in",
     "dryrun": "count a recipe's parameters and estimate its memory on each GPU, without data or weights",
     "import-policy": "turn a checkpoint of the public release into a policy folder",
@@ -49,12 +61,47 @@ TOOL_HELP = {
 }
 
 
+EXAMPLES = """\
+examples
+  prts {name}
+  prts {name} --config configs/my_recipe.yaml{dataset}
+{typed}  prts config {name}
+      prints the values that this stage gets; {source}
+
+Exit status: 0 done, or found finished; 1 a fault; 3 skipped (an optional dataset is not here); 75 stopped on request
+after a checkpoint and 130 interrupted (the same command goes on from there).
+"""
+
+
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="recipe (default: %(default)s)")
     parser.add_argument(
-        "--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="change one value"
+        "--config", type=Path, default=recipe_path(), help="recipe (default: $PRTS_RECIPE, here %(default)s)"
     )
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where runs lie (default: %(default)s)")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="a.b=c",
+        help="change one value of the recipe; may be repeated, the last one wins",
+    )  # fmt: skip
+    add_outputs_argument(parser)
+
+
+def add_outputs_argument(parser: argparse.ArgumentParser, what: str = "where results lie") -> None:
+    parser.add_argument(
+        "--outputs", type=Path, default=outputs_folder(), help=f"{what} (default: $PRTS_OUTPUTS, here %(default)s)"
+    )
+
+
+def stage_examples(name: str, partitioned: bool) -> str:
+    """The end of a stage's help: commands to copy, and where the keys of --set come from."""
+    example = {
+        "pretrain": "train.steps=50", "sft": "train.steps=50", "subtask": "train.steps=50", "benchmark": "episodes=4",
+        "value": "episodes=12", "package": "name=my-policy",
+    }.get(name)  # fmt: skip
+    return EXAMPLES.format(
+        name=name,
+        dataset=" --dataset my_dataset" if partitioned else "",
+        typed=f"  prts {name} --set {name}.{example}\n" if example else "",
+        source=f"--set changes them as {name}.<key>" if example else "their YAML is the dataset's, robot's and model's",
+    )
 
 
 def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
@@ -69,12 +116,17 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"prts {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for stage in STAGES.values():
-        sub = commands.add_parser(stage.name, help=stage.help, description=stage.help)
+        sub = commands.add_parser(
+            stage.name, help=stage.help, description=stage.help, epilog=stage_examples(stage.name, stage.partitioned),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
         add_plan_arguments(sub)
         if stage.partitioned:
             sub.add_argument("--dataset", help="which dataset (default: the one the recipe deploys)")
         if stage.name in STAGE_TOOLS:
             importlib.import_module(STAGE_TOOLS[stage.name]).add_arguments(sub)
+            examples = stage_examples(stage.name, stage.partitioned)
+            sub.epilog = examples if sub.epilog == examples else f"{examples}\n{sub.epilog}"
     for name, module in TOOLS.items():
         sub = commands.add_parser(name, help=TOOL_HELP[name], description=TOOL_HELP[name])
         if name == chosen:
@@ -88,6 +140,7 @@ def run_stage_command(args: argparse.Namespace, console: Console) -> int:
     from prts_core.stages.processes import launched, run_stage_together
 
     plan, partition = load_plan(args.config, args.overrides), getattr(args, "dataset", None)
+    plan.read_all()  # a fault in any file is told before any work
     if launched() > 1:
         together = run_stage_together(chain.STAGES[args.command], plan, partition, args.outputs)
         if together is None:
@@ -95,9 +148,6 @@ def run_stage_command(args: argparse.Namespace, console: Console) -> int:
         manifest = together
     else:
         manifest = chain.run(args.command, plan, partition, args.outputs)
-    if manifest.skipped:
-        console.print(f"[yellow]{args.command} skipped:[/] {manifest.skipped}", highlight=False)
-        return 0
     name = args.command + (f" [{manifest.partition}]" if manifest.partition else "")
     console.print(f"{name}: {manifest.folder(args.outputs)}  {manifest.digest[:19]}", highlight=False, markup=False)
     for metric, value in manifest.metrics.items():
@@ -116,12 +166,22 @@ def main(argv: list[str] | None = None) -> int:
         if args.command in STAGE_TOOLS and (tool := importlib.import_module(STAGE_TOOLS[args.command])).wanted(args):
             return tool.main(args)
         return run_stage_command(args, console)
+    except Skipped as err:
+        _say(f"skipped: {err}", "yellow")
+        return SKIPPED
+    except Stopped as err:
+        _say(f"stopped: {err}", "yellow")
+        return STOPPED
     except PrtsError as err:
-        Console(stderr=True, soft_wrap=True).print(f"error: {err}", style="red", highlight=False, markup=False)
+        _say(f"error: {err}", "red")
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+        return INTERRUPTED
+
+
+def _say(text: str, style: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(text, style=style, highlight=False, markup=False)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,36 @@
+"""`prts register`: the finished package as a version of the recipe's model in MLflow's registry."""
+
+from __future__ import annotations
+
+import argparse
+
+from prts_core.cli.main import add_plan_arguments
+
+EPILOG = """\
+examples
+  prts register
+  MLFLOW_TRACKING_URI=https://mlflow.my-team.example prts register --config configs/my_recipe.yaml
+
+Always looks at the registry: the same package is registered once, a registry that lacks it gets it. It becomes
+@challenger; @champion only through the gate (section `register` of the recipe).
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    add_plan_arguments(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from prts_core.config.load import load_plan
+    from prts_core.stages import chain
+
+    made = chain.register(load_plan(args.config, args.overrides), args.outputs)
+    console = Console(highlight=False, soft_wrap=True)
+    aliases = " ".join(f"@{alias}" for alias in made["aliases"])
+    console.print(f"{made['model_uri']} {aliases}", markup=False)
+    console.print(f"  {made['verdict']['reason']}", markup=False)
+    return 0
