@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from pathlib import Path
 
 from rich.console import Console
 
+from prts_core.cli.main import add_outputs_argument
 from prts_core.errors import lookup
 
 BENCHMARKS = {
@@ -23,7 +23,7 @@ BENCHMARKS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", help=f"one of: {', '.join(BENCHMARKS)} (default: all)")
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where bench/<name>.json goes")
+    add_outputs_argument(parser, "where bench/<name>.json goes")
 
 
 def main(args: argparse.Namespace) -> int:

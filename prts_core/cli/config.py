@@ -1,4 +1,4 @@
-"""`prts config`: a recipe with every default filled in, and each stage's own configuration. Prints only."""
+"""Print a recipe with every default filled in, or one stage's own configuration: `prts config`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def main(args: argparse.Namespace) -> int:
     from prts_core.stages.chain import config_json
 
     plan = load_plan(args.config, args.overrides)
+    plan.read_all()  # the dataset, robot and model files it names as well
     shown = asdict(plan.recipe) if args.what == "show" else config_json(args.what, plan, args.dataset)
     print(json.dumps(shown, indent=2, sort_keys=False))
     return 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from prts_core.cli.main import add_outputs_argument
+
 EPILOG = """\
 examples
   prts history prts-quickstart
@@ -20,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument("model", help="name of a registered model, or models:/<name>")
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where runs lie (default: %(default)s)")
+    add_outputs_argument(parser)
     parser.add_argument(
         "--picture", type=Path, metavar="FILE", help="default: <outputs>/regression/<model>/history.png"
     )

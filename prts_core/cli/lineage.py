@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from prts_core.cli.main import add_outputs_argument
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -16,7 +17,7 @@ EPILOG = """\
 examples
   prts lineage models:/prts-quickstart@champion
   prts lineage models:/prts-quickstart/3 --json
-  prts lineage outputs/runs/package/quickstart/output --verify
+  prts lineage outputs/runs/quickstart/package/output --verify
 
 Every step shows its manifest's digest, its MLflow run, its Dagster run and the git commit. A step that a later run has
 replaced on disk is followed through MLflow and marked. Exit status 1 when a step is lost or damaged.
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument("model", help="models:/<name>@<alias>, models:/<name>/<version>, or a package folder")
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where runs lie (default: %(default)s)")
+    add_outputs_argument(parser)
     parser.add_argument("--json", action="store_true", help="print everything as JSON, every raw file included")
     parser.add_argument("--verify", action="store_true", help="read every output again and compare its digest")
     parser.add_argument(

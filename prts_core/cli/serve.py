@@ -9,13 +9,13 @@ import os
 import signal
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from prts_core.cli.main import add_outputs_argument
 from prts_core.errors import ServeError, require
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 EPILOG = """\
 examples
   prts serve --model models:/prts-quickstart@champion
-  prts serve --model outputs/runs/package/quickstart/output --port 8001 --value
+  prts serve --model outputs/runs/quickstart/package/output --port 8001 --value
   PRTS_API_KEY=... prts serve --model models:/prts-quickstart/3 --host 0.0.0.0
 
 a client (pip install openpi-client, or prts_core.serving.client.PolicyClient)
@@ -71,9 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--camera", action="append", default=[], metavar="CLIENT_KEY=CAMERA",
         help="accept another name for a camera, such as observation/image=observation.images.top; may be repeated",
     )  # fmt: skip
-    parser.add_argument(
-        "--outputs", type=Path, default=Path("outputs"), help="whose registry models:/ means (default: %(default)s)"
-    )
+    add_outputs_argument(parser, "whose registry models:/ means")
     parser.add_argument("--verbose", action="store_true", help="log every client")
 
 

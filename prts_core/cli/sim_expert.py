@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from prts_core.config.places import outputs_folder
 from prts_core.errors import ConfigError
 from prts_core.files import write_json
 
@@ -29,7 +30,7 @@ def add_arguments(actions: Any) -> None:
         )
     expert.add_argument("--episodes", type=int, default=50, help="attempts a task (default 50)")
     expert.add_argument("--seed", type=int, help="default: the suite's")
-    expert.add_argument("--output", metavar="DIR", help="default: outputs/experts/<suite>")
+    expert.add_argument("--output", metavar="DIR", help="default: <outputs>/experts/<suite>")
     demonstrate.add_argument("--episodes", type=int, default=50, help="successes a task (default 50)")
     demonstrate.add_argument("--seed", type=int, default=100_000, help="away from the suite's own (default 100000)")
     demonstrate.add_argument("--output", metavar="DIR", required=True)
@@ -62,7 +63,7 @@ def main(args: argparse.Namespace) -> int:
         names = tuple(task_of(spec, name).name for name in names) or tuple(task.name for task in spec.tasks)
         settings = Settings(spec.name, names, args.episodes, noise, seed, record=False, first=args.first)
         make = {}
-    output = Path(args.output or Path("outputs") / "experts" / spec.name)
+    output = Path(args.output or outputs_folder() / "experts" / spec.name)
     made = demonstrate(spec, settings, launch_for(args.suite, settings=make), output, args.workers)
     rows = [row_of(attempts) for attempts in made]
     write_json(output / "experts.json", {"suite": spec.name, "standins": spec.standins, "tasks": rows})

@@ -26,7 +26,7 @@ With a folder this is a tool and runs no stage:
   prts validate ~/data/my_dataset                 every fault: file, row, what was found, what to do
   prts validate ~/data/my_dataset --json          the same for machines, on standard output
   prts validate ~/data/my_dataset --video packets quickly: frames are counted, none is decoded
-  prts validate ~/data/my_dataset --statistics outputs/runs/stats/my_recipe/my_dataset/output
+  prts validate ~/data/my_dataset --statistics outputs/runs/my_recipe/stats/my_dataset/output
                                                   are these statistics still of this data? (those in meta/ always)
   prts validate ~/data/my_dataset --seal          write meta/prts_manifest.json (size and SHA-256 of every file), once
                                                   nothing else is wrong; later validations then notice any changed byte

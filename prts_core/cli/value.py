@@ -28,7 +28,7 @@ SHOWN = 20  # rows of the table on screen
 EPILOG = """\
 With --policy and --data this is a tool and runs no stage:
 
-  prts value --policy models:/prts-quickstart@champion --data outputs/runs/convert/quickstart/metaworld/output
+  prts value --policy models:/prts-quickstart@champion --data outputs/runs/quickstart/convert/metaworld/output
       curves of a few held-out episodes under every sentence of the dataset, with frames under them: value.png
   prts value --policy P --data D --episode 3 --episode 7 --instruction "open the faucet" --instruction "wave"
       these episodes under these sentences, whether or not the dataset knows them

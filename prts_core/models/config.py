@@ -9,6 +9,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from prts_core.config.checks import check_numbers
 from prts_core.models.heads.contrastive.config import ContrastiveConfig
 from prts_core.models.heads.dit.config import DitConfig
 from prts_core.models.heads.mot.config import MotConfig
@@ -32,6 +33,13 @@ class VisionConfig:
     num_position_embeddings: int = 16
     deepstack_indexes: tuple[int, ...] = (0, 1)
 
+    def __post_init__(self) -> None:
+        ranges = {
+            "[1, inf)": "depth hidden_size num_heads intermediate_size patch_size merge_size num_position_embeddings",
+            "[0, inf)": "deepstack_indexes",
+        }
+        check_numbers(self, ranges)
+
 
 @dataclass(frozen=True)
 class TextConfig:
@@ -46,6 +54,10 @@ class TextConfig:
     intermediate_size: int = 384
     rope_theta: float = 5_000_000.0
     mrope_section: tuple[int, int, int] = (8, 4, 4)
+
+    def __post_init__(self) -> None:
+        sizes = "hidden_size num_layers num_heads num_kv_heads head_dim intermediate_size"
+        check_numbers(self, {"[1, inf)": sizes, "(0, inf)": "rope_theta", "[0, inf)": "mrope_section"})
 
 
 class _ByKind:
@@ -91,3 +103,6 @@ class ModelConfig:
     chunk_length: int = 8
     max_action_dim: int = 32
     attention: str = "sdpa"
+
+    def __post_init__(self) -> None:
+        check_numbers(self, {"[1, inf)": "image_size min_view_tokens max_view_tokens chunk_length max_action_dim"})

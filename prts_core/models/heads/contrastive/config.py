@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from prts_core.config.checks import check_numbers
+
 
 @dataclass(frozen=True)
 class ContrastiveConfig:
@@ -14,3 +16,6 @@ class ContrastiveConfig:
     embed_dim: int = 64
     normalize: bool = True
     init_temperature: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_numbers(self, {"[1, inf)": "hidden_size embed_dim", "(0, inf)": "init_temperature"})

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from prts_core.config.checks import check_numbers
+
 
 @dataclass(frozen=True)
 class DitConfig:
@@ -28,3 +30,11 @@ class DitConfig:
     final_dropout: bool = True
     denoise_steps: int = 4
     noise_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "[1, inf)": "num_layers num_heads head_dim output_dim mlp_ratio text_every denoise_steps",
+            "[0, 1)": "dropout",
+            "[0, inf)": "noise_scale",
+        }
+        check_numbers(self, ranges)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from prts_core.config.checks import check_numbers
+
 
 @dataclass(frozen=True)
 class MotConfig:
@@ -22,3 +24,11 @@ class MotConfig:
     dropout: float = 0.0
     denoise_steps: int = 4
     noise_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "[1, inf)": "hidden_size num_heads intermediate_size denoise_steps",
+            "[0, 1)": "dropout",
+            "[0, inf)": "noise_scale",
+        }
+        check_numbers(self, ranges)
