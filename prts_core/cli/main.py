@@ -137,17 +137,10 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
 def run_stage_command(args: argparse.Namespace, console: Console) -> int:
     from prts_core.config.load import load_plan
     from prts_core.stages import chain
-    from prts_core.stages.processes import launched, run_stage_together
 
     plan, partition = load_plan(args.config, args.overrides), getattr(args, "dataset", None)
     plan.read_all()  # a fault in any file is told before any work
-    if launched() > 1:
-        together = run_stage_together(chain.STAGES[args.command], plan, partition, args.outputs)
-        if together is None:
-            return 0
-        manifest = together
-    else:
-        manifest = chain.run(args.command, plan, partition, args.outputs)
+    manifest = chain.run(args.command, plan, partition, args.outputs)
     name = args.command + (f" [{manifest.partition}]" if manifest.partition else "")
     console.print(f"{name}: {manifest.folder(args.outputs)}  {manifest.digest[:19]}", highlight=False, markup=False)
     for metric, value in manifest.metrics.items():

@@ -51,13 +51,6 @@ def test_exit_statuses(raising, capsys: pytest.CaptureFixture[str], fault, statu
     assert said in captured.err and captured.out == ""
 
 
-def test_the_chain_leaves_an_absent_optional_dataset_out(raising, capsys: pytest.CaptureFixture[str]):
-    asked = raising(Skipped("Dataset 'g1_bottle' is not on this machine"), only="g1_bottle")
-    assert prts.main(["chain"]) == 0
-    assert {name for name, partition, _ in asked if partition == "metaworld"} >= {"collect", "sft"}
-    assert "skipped: Dataset 'g1_bottle'" in capsys.readouterr().out
-
-
 def test_the_environment_gives_recipe_and_outputs(raising, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PRTS_OUTPUTS", str(tmp_path))
     monkeypatch.setenv("PRTS_RECIPE", str(ROOT / "configs" / "smoke.yaml"))
