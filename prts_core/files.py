@@ -1,7 +1,4 @@
-"""Writing to disk without ever leaving half a file: temporary name, fsync, rename; and content digests.
-
-It does not know what the files mean.
-"""
+"""Write to disk without ever leaving half a file (temporary name, fsync, rename), and digest what lies there."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +19,7 @@ from prts_core.errors import DataError, StageError
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path`; on success it is flushed and renamed onto `path`, on failure removed."""
-    with explain_os_errors(path):
+    with explain_os_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
         try:
@@ -34,28 +32,52 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def explain_os_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or a read-only place into one StageError that names the path and the cure."""
+def explain_os_errors(folder: Path) -> Iterator[None]:
+    """Turn a full disk, a read-only place or a file that may not be read into one StageError with place and cure.
+
+    folder: what is written here. An error about a file elsewhere is told about that file.
+    """
     try:
         yield
     except OSError as err:
-        if err.errno in (errno.ENOSPC, errno.EDQUOT):
+        names = [str(name) for name in (err.filename, err.filename2) if isinstance(name, str | os.PathLike)]
+        ours = any(_same_place(Path(name), folder) for name in names)
+        # Some libraries keep the number to themselves.
+        full = err.errno is None and "No space left on device" in str(
+            err
+        )
+        if full or err.errno in (errno.ENOSPC, errno.EDQUOT):
+            place = folder if ours or not names else Path(names[0])
             raise StageError(
                 "The disk is full; what was there before is untouched",
-                file=path,
-                found=f"{_free_mib(path)} MiB free",
+                file=place,
+                found=f"{_free_mib(place)} MiB free",
                 expected="room for the output",
-                cure="free some space (`dvc gc --workspace` drops old versions) and run the same command again",
+                cure="free some space (`prts gc` lists results that nothing refers to) and run the same command again",
             ) from err
-        if err.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if not names or err.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        if ours or err.errno == errno.EROFS:
             raise StageError(
                 "The output cannot be written; what was there before is untouched",
-                file=err.filename or path,
+                file=names[-1],
                 found=os.strerror(err.errno),
                 expected="a writable folder",
                 cure="change its permissions, or choose another place with --outputs",
             ) from err
-        raise
+        raise StageError(
+            "A file cannot be read",
+            file=names[0],
+            found=os.strerror(err.errno),
+            expected="permission to read it",
+            cure=f"`chmod -R u+rX {shlex.quote(names[0])}` by its owner, then run the same command again",
+        ) from err
+
+
+def _same_place(path: Path, folder: Path) -> bool:
+    """Whether `path` is `folder`, lies inside it, or is one of the folders that hold it."""
+    path, folder = path.resolve(), folder.resolve()
+    return path == folder or folder in path.parents or path in folder.parents
 
 
 def _free_mib(path: Path) -> int:
@@ -97,7 +119,7 @@ def read_json(path: Path) -> Any:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """One object a line; blank lines are skipped; a bad line is named by number."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().decode("utf-8").split("\n")  # U+2028 and its like end no line
     except FileNotFoundError as err:
         raise DataError("A file is missing", file=path, expected="JSON lines", cure="restore or rebuild it") from err
     except UnicodeDecodeError as err:

@@ -1,6 +1,6 @@
-"""Named tensors on disk as safetensors, one file or shards with an index, each written whole or not at all.
+"""Keep named tensors on disk as safetensors, one file or shards with an index, each written whole or not at all.
 
-It does not know what the tensors mean. Layout of shards: that of `transformers` and the released PRTS-4B folder,
+Layout of shards: that of `transformers` and the released PRTS-4B folder,
     <name>.safetensors                                         all of it, where it fits one file
     <name>-00001-of-00003.safetensors ... and <name>.safetensors.index.json {"metadata", "weight_map": {tensor: file}}
 """
@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prts_core.errors import CheckpointError, DataError
-from prts_core.files import read_json, write_json
+from prts_core.files import explain_os_errors, read_json, write_json
 
 MAX_SHARD_BYTES = 5_000_000_000
 
@@ -27,12 +27,20 @@ MAX_SHARD_BYTES = 5_000_000_000
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write one file under a temporary name, flush, rename. Tensors that share memory are refused by safetensors."""
     partial = path.with_name(f".{path.name}.partial")
-    save_file(
-        {k: v.detach().contiguous() for k, v in tensors.items()}, partial, metadata={"format": "pt", **(metadata or {})}
-    )
-    with partial.open("rb") as handle:
-        os.fsync(handle.fileno())
-    partial.replace(path)
+    plain = {k: v.detach().contiguous() for k, v in tensors.items()}
+    with explain_os_errors(path.parent):
+        try:
+            save_file(plain, partial, metadata={"format": "pt", **(metadata or {})})
+            with partial.open("rb") as handle:
+                os.fsync(handle.fileno())
+            partial.replace(path)
+        except SafetensorError as err:  # a full disk comes as its own type
+            number = re.search(r"\(os error (\d+)\)", str(err))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from err
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
