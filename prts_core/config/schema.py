@@ -104,12 +104,11 @@ class MetaworldSource:
     workers: int = execution(2)
 
     def __post_init__(self) -> None:
-        ranges = {
+        check_numbers(self, {
             "[1, inf)": "train_episodes action_repeat image_size",
             "[0, inf)": "heldout_episodes start_jitter tail_rows", _SEEDS: "train_seed heldout_seed",
             _WORKERS: "workers",
-        }  # fmt: skip
-        check_numbers(self, ranges)
+        })  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -195,11 +194,10 @@ class ExpertSource:
     workers: int = execution(2)
 
     def __post_init__(self) -> None:
-        ranges = {
+        check_numbers(self, {
             "[1, inf)": "train_episodes heldout_episodes image_size", "[0, inf)": "tail_steps", "[0, 1]": "noise",
             _SEEDS: "train_seed heldout_seed", _WORKERS: "workers",
-        }  # fmt: skip
-        check_numbers(self, ranges)
+        })  # fmt: skip
         check_names(self, "mapping")
         if not self.noise:
             raise ValueError("noise: levels from 0 to 1, at least one")
@@ -446,12 +444,10 @@ class BenchmarkSection:
     record: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        ranges = {
-            "[1, inf)": "episodes image_size execute_steps batch",
+        check_numbers(self, {
+            "[1, inf)": "episodes image_size execute_steps batch", _SEEDS: "seed", _WORKERS: "workers",
             "[0, inf)": "videos_per_task failures_wanted action_noise",
-            _SEEDS: "seed", _WORKERS: "workers",
-        }  # fmt: skip
-        check_numbers(self, ranges)
+        })  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -550,8 +546,9 @@ class SuiteRun:
     batch: int = 1
 
     def __post_init__(self) -> None:
-        ranges = {"[1, inf)": "episodes execute image_size batch", _SEEDS: "seed", _WORKERS: "workers"}
-        check_numbers(self, ranges)
+        check_numbers(
+            self, {"[1, inf)": "episodes execute image_size batch", _SEEDS: "seed", _WORKERS: "workers"}
+        )  # fmt: skip
 
     @property
     def label(self) -> str:
