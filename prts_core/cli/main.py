@@ -123,6 +123,10 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
         add_plan_arguments(sub)
         if stage.partitioned:
             sub.add_argument("--dataset", help="which dataset (default: the one the recipe deploys)")
+        sub.add_argument(
+            "--allow-skip", action="store_true",
+            help="take an optional dataset that is not here for done: exit status 0, and the recipe's view says so",
+        )  # fmt: skip
         if stage.name in STAGE_TOOLS:
             importlib.import_module(STAGE_TOOLS[stage.name]).add_arguments(sub)
             examples = stage_examples(stage.name, stage.partitioned)
@@ -140,7 +144,14 @@ def run_stage_command(args: argparse.Namespace, console: Console) -> int:
 
     plan, partition = load_plan(args.config, args.overrides), getattr(args, "dataset", None)
     plan.read_all()  # a fault in any file is told before any work
-    manifest = chain.run(args.command, plan, partition, args.outputs)
+    try:
+        manifest = chain.run(args.command, plan, partition, args.outputs)
+    except Skipped as err:
+        if args.allow_skip:
+            chain.note_skip(args.command, plan, partition, args.outputs, err)
+            _say(f"skipped: {err}", "yellow")
+            return 0
+        raise
     name = args.command + (f" [{manifest.partition}]" if manifest.partition else "")
     console.print(f"{name}: {manifest.folder(args.outputs)}  {manifest.digest[:19]}", highlight=False, markup=False)
     for metric, value in manifest.metrics.items():

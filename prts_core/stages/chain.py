@@ -26,12 +26,13 @@ from prts_core.config.schema import (
     ValueConfig,
 )
 from prts_core.contract import record
-from prts_core.errors import ConfigError, StageError, lookup
+from prts_core.errors import ConfigError, Skipped, StageError, lookup
 from prts_core.hub import checkpoint_digest
 from prts_core.stages.versions import VERSIONS
 from prts_core.store.manifest import Manifest
 from prts_core.store.run_stage import Store
 from prts_core.store.stage import Parent, Stage, StageContext, StageResult
+from prts_core.store.views import show_skipped, view_folder
 
 TRAINS: dict[str, Any] = {"seeded": True, "trains": True, "pool": "gpu"}
 
@@ -247,6 +248,13 @@ def run(
     from prts_core.tracking.runs import stage_run
 
     return store(outputs).run(name, plan, partition, caller=caller, track=stage_run)
+
+
+def note_skip(name: str, plan: Plan, partition: str | None, outputs: Path, why: Skipped) -> None:
+    """Make the recipe's view say that this stage's optional dataset is not here: what DVC keeps of it."""
+    chosen = partition or (plan.recipe.deploy if STAGES[name].partitioned else None)
+    if not plan.overrides:
+        show_skipped(view_folder(outputs, plan.recipe.name, name, chosen), why.problem, outputs)
 
 
 def store(outputs: Path) -> Store:
