@@ -1,0 +1,49 @@
+"""`prts dvc`: write a recipe's DVC file, or check that it says what the recipe says now."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from prts_core.cli.main import add_outputs_argument
+from prts_core.config.places import recipe_path
+
+EPILOG = """\
+examples
+  prts dvc                                     dvc.yaml, of the quickstart; then: dvc repro
+  prts dvc --config configs/my_recipe.yaml     configs/dvc/my_recipe/dvc.yaml
+  prts dvc --check                             says whether the file is what the recipe says; writes nothing
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
+    parser.add_argument(
+        "--config", type=Path, default=recipe_path(), help="recipe (default: $PRTS_RECIPE, here %(default)s)"
+    )
+    add_outputs_argument(parser)
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail where the file has to be written anew"
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    from prts_core.config.load import load_plan
+    from prts_core.stages.dvc_file import DvcFile
+
+    plan = load_plan(args.config)
+    plan.read_all()
+    file = DvcFile(plan, args.outputs)
+    shown = file.path.relative_to(file.root)
+    if args.check:
+        file.require_current()
+        print(f"{shown} is what {file.recipe} says")
+        return 0
+    if file.is_current():
+        print(f"{shown} is what {file.recipe} says; nothing written")
+        return 0
+    file.path.parent.mkdir(parents=True, exist_ok=True)
+    file.write()
+    print(f"{shown} written; `dvc repro{f' {shown}' if file.up else ''}` runs the chain")
+    return 0
