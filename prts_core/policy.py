@@ -15,7 +15,7 @@ import torch
 from prts_core.config.load import check
 from prts_core.contract import PolicyContract
 from prts_core.errors import CheckpointError, DataError
-from prts_core.files import digest_value, list_tree, read_json, write_json
+from prts_core.files import digest_file, digest_value, read_json, write_json
 from prts_core.models.config import Compat, ModelConfig
 from prts_core.models.generate import generate
 from prts_core.models.prts import PrtsModel
@@ -198,5 +198,10 @@ def policy_files(folder: Path) -> tuple[str, ...]:
 
 def policy_digest(folder: Path) -> str:
     """Digest of exactly the files that decide what a policy does; the same in sft's output and in the package."""
-    files = policy_files(folder)
-    return digest_value([entry for entry in list_tree(folder) if entry["path"] in files])
+    files = [folder / name for name in sorted(policy_files(folder)) if (folder / name).is_file()]
+    return digest_value(
+        [
+            {"path": p.name, "size": p.stat().st_size, "sha256": digest_file(p).removeprefix("sha256:")}
+            for p in files
+        ]
+    )
