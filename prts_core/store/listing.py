@@ -48,8 +48,15 @@ def list_files(root: Path, cache: Path | None = None) -> list[File]:
     fresh = _hash(root, missing)
     files = [fresh[path] if path in fresh else known[path] for path, _ in found]
     if cache is not None and (missing or len(found) != len(known)):
-        _write_cache(cache, files)
+        _write_cache(cache, root, files)
     return files
+
+
+def cached_root(cache: Path) -> Path | None:
+    """The folder whose digests a cache of external files keeps; none where it does not say so."""
+    with cache.open(encoding="utf-8", errors="surrogateescape") as handle:
+        sign, _, root = handle.readline().rstrip("\n").partition("\t")
+    return Path(root) if sign == "#" and root else None
 
 
 def tree_digest(files: Sequence[File]) -> str:
@@ -125,6 +132,7 @@ def _read_cache(path: Path) -> dict[str, File]:
     return known
 
 
-def _write_cache(path: Path, files: list[File]) -> None:
-    lines = [f"{f.size}\t{f.mtime_ns}\t{f.inode}\t{f.sha256}\t{f.path}" for f in files if "\n" not in f.path]
+def _write_cache(path: Path, root: Path, files: list[File]) -> None:
+    lines = [] if path.parent == root.parent else [f"#\t{root.absolute()}"]  # a result's own cache moves with it
+    lines += [f"{f.size}\t{f.mtime_ns}\t{f.inode}\t{f.sha256}\t{f.path}" for f in files if "\n" not in f.path]
     write_text(path, "\n".join(lines) + "\n")

@@ -43,15 +43,8 @@ def locked(path: Path, *, shared: bool = False, on_wait: Callable[[], None] | No
 
 @contextlib.contextmanager
 def try_locked(path: Path) -> Iterator[bool]:
-    """Hold the lock at `path` if nobody else does; yields whether. Makes no file."""
-    try:
-        handle = path.open("a") if path.parent.is_dir() else None
-    except FileNotFoundError:
-        handle = None
-    if handle is None:
-        yield True
-        return
-    with handle:
+    """Hold the lock at `path` if nobody else does; yields whether. The folder must exist."""
+    with path.open("a") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

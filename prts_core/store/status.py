@@ -23,8 +23,8 @@ from prts_core.store.entries import (
     files_changed,
     files_line,
     listed_files,
-    work_command,
     with_ancestors,
+    work_command,
 )
 from prts_core.store.manifest import MANIFEST
 from prts_core.store.run_stage import Resolved, Store

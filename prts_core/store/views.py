@@ -1,5 +1,6 @@
-"""Show a recipe's present results at `outputs/runs/<recipe>/<stage>[/<dataset>]/`: output/, manifest.json, metrics.json.
+"""Show a recipe's present results at `outputs/runs/<recipe>/<stage>[/<dataset>]/`.
 
+A view holds output/, manifest.json and metrics.json.
 A view is a folder of hard links into the store. DVC keeps versions of views: `dvc checkout` unlinks files and writes
 others in their place, which leaves the store as it is; through a symbolic link it would write into the store.
 """
