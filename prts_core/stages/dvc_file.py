@@ -58,11 +58,6 @@ def stage_name(stage: str, partition: str | None) -> str:
     return stage + (f"-{partition}" if partition else "")
 
 
-def dvc_command(plan: Plan) -> str:
-    """The command that writes this recipe's DVC file."""
-    return shlex.join(["prts", "dvc", "--config", str(plan.path)])
-
-
 class DvcFile:
     """The DVC file of a plan, for an outputs folder. root: the project's folder, which holds `.dvc`."""
 
@@ -109,8 +104,9 @@ class DvcFile:
 
     @property
     def command(self) -> str:
+        """The command that writes this file."""
         words = ["--outputs", self.outputs] if self.outputs != DEFAULT_OUTPUTS else []
-        return shlex.join([*shlex.split(dvc_command(self.plan)), *words])
+        return shlex.join(["prts", "dvc", "--config", self.recipe, *words])
 
     # ---- the text --------------------------------------------------------------------------------------------------
     @cached_property
