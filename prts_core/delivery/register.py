@@ -29,7 +29,15 @@ from prts_core.store.manifest import Manifest
 from prts_core.store.run_stage import load_provenance
 from prts_core.tracking import registry
 from prts_core.tracking.source import source_tags
-from prts_core.tracking.store import client, experiment_id, is_server, mlflow_module, tracking_uri
+from prts_core.tracking.store import (
+    client,
+    experiment_id,
+    is_server,
+    mlflow_module,
+    patient,
+    recorded_uri,
+    tracking_uri,
+)
 from prts_core.tracking.suite_results import SuiteResult, write_result
 
 if TYPE_CHECKING:
@@ -261,7 +269,8 @@ def _logged_model(
         staged = context.work / "mlflow-model"
         shutil.rmtree(staged, ignore_errors=True)
         _save(staged, model, folder, episodes, contract)
-        store.log_model_artifacts(model.model_id, str(staged))
+        with patient():
+            store.log_model_artifacts(model.model_id, str(staged))
         store.finalize_logged_model(model.model_id, "READY")
         shutil.rmtree(staged)
     if run_id is not None:
@@ -336,4 +345,4 @@ def signature(contract: PolicyContract) -> ModelSignature:
 def _run_id(context: Context, package: Manifest) -> str | None:
     """The MLflow run that made the package, if the same store tracks it."""
     known = load_provenance(context.outputs, package).get("mlflow", {})
-    return known.get("run_id") if known.get("tracking_uri") == tracking_uri(context.outputs) else None
+    return known.get("run_id") if known.get("tracking_uri") == recorded_uri(context.outputs) else None

@@ -67,15 +67,17 @@ class Outbox:
             for call in self._calls:
                 call.due = begun
             self._changed.notify_all()
-            least = begun + min(patience, GRACE_S if self._given_up else patience)
             while self._calls and not self.stopped:
-                until = max(self._progress + patience, least)
-                if self._now is not None and not self._ill:
-                    until = max(until, self._now[1] + patience + self._now[0].seconds)
+                if self._given_up:
+                    until = begun + min(patience, GRACE_S)
+                else:
+                    until = max(begun, self._progress) + patience
+                    if self._now is not None and not self._ill:
+                        until = max(until, self._now[1] + patience + self._now[0].seconds)
                 if (left := until - time.monotonic()) <= 0:
-                    self._given_up = True
                     break
                 self._changed.wait(left)
+            self._given_up = bool(self._calls)
             self._hurry = False
             return not self._calls
 

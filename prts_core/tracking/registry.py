@@ -1,14 +1,14 @@
-"""Registered models in MLflow: versions found by what they hold, their aliases, files and stored episodes.
+"""Find registered models in MLflow: versions by what they hold or by alias, their files and stored episodes.
 
 A version carries the package folder and the benchmark episodes it was judged by, so that a later challenger can be
-compared with it anywhere. It decides nothing; the gate does.
+compared with it anywhere.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,21 +101,23 @@ def version_files(outputs: Path, version: ModelVersion, inner: str) -> Path:
 
 
 def _downloaded(outputs: Path, uri: str, name: str) -> Path:
+    """The model's folder in the user's cache. Of several processes that fetch it at once, the first one's stays."""
     mlflow = mlflow_module()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "prts" / "models"
-    target, partial = cache / name, cache / f".{name}.partial-{os.getpid()}"
+    target = cache / name
     if not target.exists():
-        partial.mkdir(parents=True, exist_ok=True)
-        try:
-            mlflow.artifacts.download_artifacts(
-                artifact_uri=uri, dst_path=str(partial), tracking_uri=tracking_uri(outputs)
-            )
-            inside = [p for p in partial.iterdir() if p.is_dir() and (p / "MLmodel").exists()]
-            (inside[0] if inside else partial).replace(target)
-        except mlflow.exceptions.MlflowException as err:
-            raise StageError("A registered model cannot be downloaded", file=uri, found=str(err)[:300]) from err
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=cache) as folder:
+            try:
+                mlflow.artifacts.download_artifacts(
+                    artifact_uri=uri, dst_path=folder, tracking_uri=tracking_uri(outputs)
+                )
+                inside = [p for p in Path(folder).iterdir() if (p / "MLmodel").exists()]
+                (inside[0] if inside else Path(folder)).rename(target)
+            except (mlflow.exceptions.MlflowException, OSError) as err:
+                if not target.exists():
+                    raise StageError("A registered model cannot be downloaded", file=uri, found=str(err)[:300]) from err
+            Path(folder).mkdir(exist_ok=True)  # it may be the target now
     return target
 
 

@@ -30,7 +30,15 @@ from prts_core.tracking.describe import (
     work_tags,
 )
 from prts_core.tracking.outbox import PATIENCE_S, Outbox
-from prts_core.tracking.store import client, experiment_id, is_server, mlflow_module, run_url, tracking_uri
+from prts_core.tracking.store import (
+    client,
+    experiment_id,
+    is_server,
+    mlflow_module,
+    recorded_uri,
+    run_url,
+    tracking_uri,
+)
 
 if TYPE_CHECKING:
     from prts_core.store.manifest import Manifest
@@ -44,7 +52,7 @@ SEND_SECONDS = 5.0  # points wait so long for company
 OPEN_SECONDS = 10.0  # a server may take so long to open a run before the stage starts without waiting for it
 UPLOAD_BYTES_PER_S = 1_000_000  # slower than this, an upload is given up when the stage ends
 # Errors that the same call would meet again: it is told and given up.
-HOPELESS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
+HOPELESS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
 
 class TrackedRun:
@@ -52,6 +60,7 @@ class TrackedRun:
 
     def __init__(self, work: Work) -> None:
         self.work, self.uri, self.tags = work, tracking_uri(work.outputs), work_tags(work)
+        self._recorded_uri = recorded_uri(work.outputs)
         self.run_id = self.experiment = ""  # known once the run is open
         self.store: Any = None
         self._kept = work.folder / "mlflow.json"
@@ -99,7 +108,7 @@ class TrackedRun:
     def links(self) -> dict[str, str]:
         """Plain strings for provenance and Dagster metadata. fault: what MLflow does not have, and why."""
         out = {key: value for key, value in self.tags.items() if key.startswith(("git.", "dvc."))}
-        out["tracking_uri"] = self.uri
+        out["tracking_uri"] = self._recorded_uri
         if self.run_id:
             out |= {
                 "run_id": self.run_id,
@@ -132,7 +141,7 @@ class TrackedRun:
         """Go on in the run that an interrupted attempt at the same work left behind, or create one."""
         self.store = client(self.work.outputs)
         known = read_json(self._kept) if self._kept.exists() else {}
-        if known.get("tracking_uri") == self.uri and self._reopen(known["run_id"]):
+        if known.get("tracking_uri") == self._recorded_uri and self._reopen(known["run_id"]):
             self.run_id, self.experiment = known["run_id"], known["experiment_id"]
             return
         experiment = experiment_id(self.work.outputs, self.work.recipe)
@@ -145,7 +154,7 @@ class TrackedRun:
         ]
         run_id = made[0].info.run_id
         if not self.outbox.stopped:
-            write_json(self._kept, {"run_id": run_id, "experiment_id": experiment, "tracking_uri": self.uri})
+            write_json(self._kept, {"run_id": run_id, "experiment_id": experiment, "tracking_uri": self._recorded_uri})
         self.run_id, self.experiment = run_id, experiment
 
     def _reopen(self, run_id: str) -> bool:
@@ -203,7 +212,12 @@ class TrackedRun:
                 self._sending.append((name, value, now, self._last_step[name]))
         while self._sending and not self.outbox.stopped:
             batch = self._sending[:METRIC_BATCH]
-            self.store.log_batch(self.run_id, metrics=[Metric(*point) for point in batch])
+            try:
+                self.store.log_batch(self.run_id, metrics=[Metric(*point) for point in batch])
+            except Exception as err:
+                if _hopeless(err):
+                    del self._sending[: len(batch)]
+                raise
             del self._sending[: len(batch)]
 
     def _tell(self, what: str, err: Exception) -> None:

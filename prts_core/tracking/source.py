@@ -1,6 +1,6 @@
-"""Which code and which data versions a run was made with: git's and DVC's names for the state of the checkout.
+"""Name the code and data versions that a run is made with, as git and DVC call them.
 
-It only reads, through the two tools' own files and commands; where there is no checkout it says so.
+Reads only, through the two tools' own files and commands; where there is no checkout it says so.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _git(*args: str, where: Path) -> str | None:
 
 
 def source_tags(where: Path = CODE) -> dict[str, str]:
-    """`git.sha`, `git.dirty` ("true" / "false"), `dvc.rev`.
+    """`git.sha`, `git.dirty` ("true" / "false"), `dvc.rev`; under DVC also `dvc.stage` and the experiment's `dvc.exp`.
 
     dvc.rev: the commit that holds the present `dvc.lock` (`dvc get --rev` takes it); "uncommitted:<md5 of dvc.lock>"
     while the lock differs from every commit; "none" without one.
@@ -48,6 +48,7 @@ def source_tags(where: Path = CODE) -> dict[str, str]:
         clean = bool(commit) and _git("status", "--porcelain", "--", "dvc.lock", where=lock.parent) == ""
         md5 = hashlib.md5(lock.read_bytes(), usedforsecurity=False).hexdigest()
         tags["dvc.rev"] = str(commit) if clean else f"uncommitted:{md5}"
-    if os.environ.get("DVC_STAGE"):  # set by `dvc repro` around each command
-        tags["dvc.stage"] = os.environ["DVC_STAGE"]
+    for name, variable in (("dvc.stage", "DVC_STAGE"), ("dvc.exp", "DVC_EXP_NAME")):  # set by `dvc repro`, `dvc exp`
+        if os.environ.get(variable):
+            tags[name] = os.environ[variable]
     return tags

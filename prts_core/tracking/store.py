@@ -62,6 +62,12 @@ def tracking_uri(outputs: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or _own_database(outputs)
 
 
+def recorded_uri(outputs: Path) -> str:
+    """How records name the store, so that they hold where `outputs` has moved: its own database without the path."""
+    uri = tracking_uri(outputs)
+    return "sqlite:///mlflow.db" if uri == _own_database(outputs) else uri
+
+
 def _own_database(outputs: Path) -> str:
     return f"sqlite:///{outputs.resolve() / 'mlflow.db'}"
 
@@ -123,7 +129,7 @@ def follow_move(outputs: Path) -> None:
             matches = (re.fullmatch(r"(file://.*)/mlartifacts/[^/]+", place or "") for (place,) in rows)
             for old in sorted({match[1] for match in matches if match} - {here}):
                 _replace_prefix(connection, tables, old, here)
-                logger.warning("MLflow's records in %s came from %s: they name the files here now", outputs, old)
+                logger.warning("%s came from %s: MLflow's records name the files here now", database, local_path(old))
 
 
 def _replace_prefix(connection: sqlite3.Connection, tables: set[str], old: str, new: str) -> None:
@@ -136,6 +142,18 @@ def _replace_prefix(connection: sqlite3.Connection, tables: set[str], old: str, 
                 f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
                 (after, len(before) + 1, len(before), before),
             )
+
+
+@contextlib.contextmanager
+def patient(seconds: int = 3600) -> Iterator[None]:
+    """Let a server take its time to answer, as it may after it was sent a large model."""
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    before = os.environ.get(name, QUIET[name])
+    os.environ[name] = str(max(seconds, int(before)))
+    try:
+        yield
+    finally:
+        os.environ[name] = before
 
 
 @contextlib.contextmanager
