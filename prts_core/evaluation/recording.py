@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,19 +18,17 @@ import numpy as np
 from prts_core.errors import require
 from prts_core.evaluation.journal import Row
 from prts_core.evaluation.plan import Plan
+from prts_core.evaluation.results import despite_losses
 from prts_core.evaluation.runner import KEY, row_key
 from prts_core.files import atomic_path
 from prts_core.observation import STATE
 from prts_core.progress import track
 from prts_core.sim import protocol
 from prts_core.sim.demonstrate import arrays_of, attributes_of, write_array
-from prts_core.sim.pool import WorkerLost
 from prts_core.sim.suite import Task
 
 if TYPE_CHECKING:
     from prts_core.sim.pool import Pool
-
-LOST_AT_MOST = 3  # workers that one episode may cost
 
 
 @dataclass(frozen=True)
@@ -62,12 +61,12 @@ def write_rollouts(pool: Pool, runs: Sequence[Run], folder: Path) -> list[str]:
 def _write_task(pool: Pool, runs: Sequence[Run], task: Task, path: Path) -> list[str]:
     h5py, faults, count = require("h5py", "sim"), [], 0
     spec = runs[0].plan.suite
-    with atomic_path(path) as partial, h5py.File(partial, "w", track_order=True) as file:
+    with atomic_path(path) as unfinished, h5py.File(unfinished, "w", track_order=True) as file:
         data = file.create_group("data", track_order=True)
         for run in runs:
             for row, index in run.of_task(task.name):
                 actions = np.load(run.folder / f"{index:05d}.npy", allow_pickle=False)
-                episode = _played_again(pool, run.plan, index, actions)
+                episode = despite_losses(partial(_episode, pool, run.plan, index, np.clip(actions, -1.0, 1.0)))
                 if (episode["success_row"] is not None) != row["success"]:
                     faults.append(
                         f"{run.condition}, {task.name} {row['initial_state']}: played again it ended otherwise"
@@ -102,18 +101,8 @@ def _write_demo(group: Any, run: Run, episode: dict[str, Any], row: Row) -> None
         group.attrs["success_row"] = episode["success_row"]
 
 
-def _played_again(pool: Pool, plan: Plan, index: int, actions: np.ndarray) -> dict[str, Any]:
-    """The episode's arrays, as sim/expert_episode.py has them. WorkerLost where it costs LOST_AT_MOST workers."""
-    for left in reversed(range(LOST_AT_MOST)):
-        try:
-            return _episode(pool, plan, index, np.clip(actions, -1.0, 1.0))
-        except WorkerLost:
-            if not left:
-                raise
-    raise AssertionError("unreachable")
-
-
 def _episode(pool: Pool, plan: Plan, index: int, actions: np.ndarray) -> dict[str, Any]:
+    """The episode's arrays, as sim/expert_episode.py has them."""
     reply = pool.ask(0, protocol.reset(plan.keys[index], perturbation=plan.perturbation))
     states, seen, success_row = [], [], None
     for row, action in enumerate(actions):

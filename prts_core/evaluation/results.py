@@ -5,13 +5,15 @@ It knows rows, plans and pictures; how they came about is the runner's, what the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -31,8 +33,10 @@ if TYPE_CHECKING:
     from prts_core.evaluation.actors import Actor
     from prts_core.sim.pool import Pool
 
+T = TypeVar("T")
 FILM_HZ = 10.0
 FILM_STEPS = 60  # a message
+LOST_AT_MOST = 3  # workers that one episode may cost when it is played again
 SCHEMA: dict[str, Any] = {
     "condition": pl.String, "suite": pl.String, "task": pl.String, "instruction": pl.String, "initial_state": pl.Int64,
     "seed": pl.Int64, "success": pl.Boolean, "steps": pl.Int64, "looks": pl.Int64, "value_rows": pl.List(pl.Int64),
@@ -50,8 +54,8 @@ def write_episodes(path: Path, plan: Plan, rows: Sequence[Row]) -> pl.DataFrame:
     """One row an episode, in the plan's order. `condition` is "policy", as in the chain's own benchmarks."""
     more = {"condition": "policy", "standins": plan.suite.standins}
     frame = pl.DataFrame([row | more for row in rows], schema=SCHEMA)
-    with atomic_path(path) as partial:
-        frame.write_parquet(partial)
+    with atomic_path(path) as unfinished:
+        frame.write_parquet(unfinished)
     return frame
 
 
@@ -187,7 +191,7 @@ def film(pool: Pool, plan: Plan, index: int, row: Row, actions: np.ndarray, fold
 
 
 def film_all(pool: Pool, plan: Plan, rows: Sequence[Row], indices: Sequence[int], folder: Path) -> list[str]:
-    """Videos of these episodes that are not there yet; what went wrong, in words. A lost worker costs one video."""
+    """Videos of these episodes that are not there yet; what went wrong, in words."""
     faults = []
     for index in indices:
         row = rows[index]
@@ -195,11 +199,19 @@ def film_all(pool: Pool, plan: Plan, rows: Sequence[Row], indices: Sequence[int]
             continue
         actions = np.load(folder / "actions" / f"{index:05d}.npy", allow_pickle=False)
         try:
-            if not film(pool, plan, index, row, actions, folder / "videos"):
+            if not despite_losses(partial(film, pool, plan, index, row, actions, folder / "videos")):
                 faults.append(f"{row['task']} {row['initial_state']}: played again it ended otherwise")
         except WorkerLost as err:
             faults.append(f"{row['task']} {row['initial_state']}: not filmed ({err.problem})")
     return faults
+
+
+def despite_losses(play: Callable[[], T]) -> T:
+    """What `play` returns, tried again where it costs a worker; WorkerLost where it costs LOST_AT_MOST."""
+    for _ in range(LOST_AT_MOST - 1):
+        with contextlib.suppress(WorkerLost):
+            return play()
+    return play()
 
 
 def require_rows(rows: Sequence[Row]) -> None:

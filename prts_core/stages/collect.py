@@ -8,9 +8,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
 
 from prts_core.config.schema import CollectConfig, ExpertSource, MetaworldSource
-from prts_core.files import list_tree, read_json, write_json
+from prts_core.errors import require
+from prts_core.files import list_tree, write_json
 from prts_core.progress import track
 from prts_core.store.manifest import Manifest
 from prts_core.store.sources import listed_rows
@@ -40,22 +42,24 @@ def _record_metaworld(source: MetaworldSource, context: StageContext) -> dict[st
         for split in ("train", "heldout")
         for task in source.tasks
     ]
-    failures_path = context.work / "failures.json"
-    failures = read_json(failures_path) if failures_path.exists() else {}
     todo = [job for job in jobs if not job[2].exists()]
     # Rendering contexts do not survive a fork, so workers start fresh.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=source.workers, mp_context=spawn) as pool:
-        running = {pool.submit(record_task, source, task, split, path): (task, split) for task, split, path in todo}
+        running = [pool.submit(record_task, source, *job) for job in todo]
         for done in track(as_completed(running), total=len(running), what="recording experts"):
-            task, split = running[done]
-            failures[f"{split}/{task.name}"] = done.result()
-            write_json(failures_path, failures)
+            done.result()
     return {
         "tasks": len(source.tasks),
         "episodes": len(source.tasks) * (source.train_episodes + source.heldout_episodes),
-        "dropped_attempts": sum(failures.values()),
+        "dropped_attempts": sum(_dropped(path) for *_, path in jobs),
     }
+
+
+def _dropped(path: Path) -> int:
+    """Attempts that failed while this file was recorded, in whichever run that was."""
+    with require("h5py", "sim").File(path) as file:
+        return int(file["data"].attrs["failed_attempts"])
 
 
 def _record_experts(source: ExpertSource, context: StageContext) -> dict[str, float]:

@@ -9,12 +9,14 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from rich.console import Console
 
 from prts_core.cli.benchmark import earlier_run, early_stop, read_rates, shown
 from prts_core.errors import ConfigError, DataError
+from prts_core.evaluation import results
 from prts_core.evaluation.actors import LocalActor
 from prts_core.evaluation.comparison import compare_runs
 from prts_core.evaluation.gate import policy_episodes
@@ -25,6 +27,7 @@ from prts_core.evaluation.results import film_name, summarize, timing, to_film, 
 from prts_core.evaluation.sequential import PairedTest, Stop
 from prts_core.evaluation.suite_run import score
 from prts_core.files import digest_tree
+from prts_core.sim.pool import WorkerLost
 from tests.evaluation.toy_lanes import CHUNK, SUITE, DotPolicy
 
 ACTOR = LocalActor(DotPolicy(), {"policy_digest": "sha256:toy"})
@@ -176,6 +179,24 @@ def test_failures_are_filmed_first_tasks_in_turn():
     rows = rows_of(plan, {2, 4, 6})
     assert to_film(plan, rows, 5) == [2, 4, 6, 0, 1] and to_film(plan, rows, 2) == [2, 4]
     assert film_name(4, rows[4]) == "failure_00004_right.mp4"
+
+
+def test_a_worker_lost_while_filming_costs_time_and_no_video(tmp_path, monkeypatch):
+    plan = make_plan(SUITE, CHUNK, Settings(episodes=3))
+    rows, asked = rows_of(plan, set()), []
+
+    def film(pool, plan, index, row, actions, folder) -> bool:
+        asked.append(index)
+        if index == 2 or len(asked) == 1:
+            raise WorkerLost("The worker ended")
+        return True
+
+    monkeypatch.setattr(results, "film", film)
+    (tmp_path / "actions").mkdir()
+    for index in range(3):
+        np.save(tmp_path / f"actions/{index:05d}.npy", np.zeros((1, 2)))
+    (fault,) = results.film_all(None, plan, rows, [0, 1, 2], tmp_path)
+    assert asked == [0, 0, 1, 2, 2, 2] and fault.startswith("up 0: not filmed (The worker ended")
 
 
 def test_a_drop_is_told_and_several_suites_are_corrected(tmp_path):

@@ -12,13 +12,20 @@ from pathlib import Path
 import h5py
 import pytest
 
-from prts_core.config.schema import CollectConfig, ConvertConfig, ExpertSource, VideoConfig
+from prts_core.config.schema import (
+    CollectConfig,
+    ConvertConfig,
+    ExpertSource,
+    MetaworldSource,
+    TaskSpec,
+    VideoConfig,
+)
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.errors import ConfigError
 from prts_core.files import digest_tree
-from prts_core.stages.base import StageContext
 from prts_core.stages.collect import collect
 from prts_core.stages.convert import convert
+from prts_core.store.stage import StageContext
 
 SOURCE = ExpertSource(
     "expert", "tests.fixtures.toy_family:toy", ("push", "drawn"), train_episodes=3, heldout_episodes=1, tail_steps=1
@@ -26,7 +33,19 @@ SOURCE = ExpertSource(
 
 
 def context(folder: Path) -> StageContext:
-    return StageContext(folder, folder / "work", 7, "toy", "toy", {})
+    return StageContext(folder, folder / "work", 7, "toy", "toy")
+
+
+def test_what_a_killed_run_recorded_counts_as_if_it_had_not_been_killed(tmp_path: Path) -> None:
+    """Its dropped attempts too, though it died before it could say so: metrics are part of a result's digest."""
+    where = context(tmp_path)
+    source = MetaworldSource(kind="metaworld", tasks=(TaskSpec("dial-turn", "turn the dial", 90),), image_size=32)
+    for split, failed in (("train", 2), ("heldout", 1)):
+        path = where.output / split / "dial-turn_demo.hdf5"
+        path.parent.mkdir(parents=True)
+        with h5py.File(path, "w") as file:
+            file.create_group("data").attrs["failed_attempts"] = failed
+    assert collect(CollectConfig("toy", source), {}, where).metrics["dropped_attempts"] == 3
 
 
 def test_experts_become_a_dataset(tmp_path: Path) -> None:
