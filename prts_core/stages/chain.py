@@ -196,6 +196,7 @@ STAGES: dict[str, Stage] = {
             _sft_config,
             _sft_parents,
             partitioned=True,
+            headline=("loss",),
             **TRAINS,
         ),
         _stage(
@@ -204,6 +205,7 @@ STAGES: dict[str, Stage] = {
             lambda plan, _: SubtaskConfig(dataset=plan.recipe.deploy, **_section(plan.recipe.subtask)),
             lambda plan, _: _deployed(plan, "convert", "sft"),
             partitioned=False,
+            headline=("exact_match",),
             **TRAINS,
         ),
         _stage(
@@ -213,6 +215,7 @@ STAGES: dict[str, Stage] = {
             lambda plan, _: _deployed(plan, "convert", "sft"),
             partitioned=False,
             pool="gpu",
+            headline=("success_rate", "blind_replay_success_rate"),
         ),
         _stage(
             "value",
@@ -221,6 +224,7 @@ STAGES: dict[str, Stage] = {
             lambda plan, _: [*_deployed(plan, "convert", "sft"), Parent("benchmark", "benchmark", None)],
             partitioned=False,
             pool="gpu",
+            headline=("spearman", "auroc"),
         ),
         _stage(
             "package",

@@ -31,7 +31,6 @@ from prts_core.store.views import METRICS, view_folder
 
 VERSIONS_FILE = "prts_core/stages/versions.py"
 FOLDER = "configs/dvc"
-MEASURED = ("sft", "subtask", "benchmark", "value")  # their figures make `dvc metrics show`
 # What DVC moves out of the way before it runs a stage again it copies, because it is linked: too much for a dataset.
 LARGE = ("convert",)
 # Keys of the recipe and of the dataset's file that a stage's own configuration is made of.
@@ -140,7 +139,7 @@ class DvcFile:
         lines += _list("params", self._params(stage, partition), plain=True)
         view, keep = self._view(stage, partition), "" if stage in LARGE else ": {persist: true}"
         lines += _list("outs", [f"{view}/{OUTPUT}", f"{view}/{MANIFEST}"], keep)
-        if stage in MEASURED:
+        if STAGES[stage].headline:  # `dvc metrics show`
             lines += _list("metrics", [f"{view}/{METRICS}"], keep)
         return lines
 
@@ -241,7 +240,7 @@ class DvcFile:
         return False
 
     def _inside(self, path: Path, what: str, cure: str) -> str:
-        relative = os.path.relpath((self.root / path).resolve(), self.root)
+        relative = os.path.relpath(path.resolve(), self.root)
         if relative.startswith(".."):
             raise ConfigError(
                 f"DVC keeps only what lies inside the project, and {what} does not", file=path,

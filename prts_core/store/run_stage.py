@@ -175,7 +175,8 @@ class Store:
                     continue
                 os.utime(folder / MANIFEST)  # its age counts from the last time it was asked for
                 if not plan.overrides:
-                    show(view_folder(self.outputs, plan.recipe.name, name, resolved.partition), manifest, self.outputs)
+                    view = view_folder(self.outputs, plan.recipe.name, name, resolved.partition)
+                    show(view, manifest, self.outputs, resolved.stage.headline)
             return manifest
 
     def inputs(self, resolved: Resolved, plan: Plan) -> dict[str, Manifest]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,13 @@ def viewed(outputs: Path, recipe: str, stage: str, partition: str | None) -> Man
     return Manifest.load(path) if path.is_file() and "skipped" not in read_json(path) else None
 
 
-def show(view: Path, manifest: Manifest, outputs: Path) -> None:
-    """Make the view show this result. Nothing is done where it does already."""
+def show(view: Path, manifest: Manifest, outputs: Path, headline: Sequence[str] = ()) -> None:
+    """Make the view show this result. Nothing is done where it does already. headline: metrics for metrics.json."""
     with locked(outputs / RUNS / ".lock"):
         if not _shows(view, manifest, outputs):
             new = _new(view)
             link_tree(manifest.folder(outputs), new / OUTPUT)
-            write_json(new / METRICS, manifest.metrics)
+            write_json(new / METRICS, {name: manifest.metrics[name] for name in headline if name in manifest.metrics})
             manifest.save(new / MANIFEST)
             _swap(view, new)
 

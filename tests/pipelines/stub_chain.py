@@ -38,6 +38,12 @@ REPORTS = {
     },
     "value": {"spearman": 0.97, "right_over_wrong": 1.0, "auroc": 0.9, "n_failed": 31, "n_success": 90},
 }
+FIGURES = {
+    "sft": {"loss": 0.25},
+    "subtask": {"exact_match": 0.95, "loss": 0.5},
+    "benchmark": {"success_rate": 0.95, "blind_replay_success_rate": 0.1, "success/faucet-open": 0.95},
+    "value": {"spearman": 0.97, "auroc": 0.9},
+}
 RANKING = {
     "verdicts": [
         {
@@ -93,14 +99,17 @@ def stub(name: str):
             Image.new("RGB", (1200, 400), (20, 90, 160)).save(context.output / "loss.png")
             write_text(context.output / "training.csv", "step,loss\n0,2.0\n1,1.5\n")
             artifacts = ("training.csv", "loss.png")
-        return StageResult(metrics={"rows": 3.0}, contracts={"dataset": "sha256:c"}, artifacts=artifacts)
+        return StageResult(metrics={"rows": 3.0} | FIGURES.get(name, {}), contracts={"dataset": "sha256:c"}, artifacts=artifacts)
 
     return run
 
 
 def stub_register(plan: Plan, outputs: Path, caller: dict[str, str] | None = None) -> dict[str, Any]:
+    """What `chain.register` leaves behind, without a registry."""
     called("register -")
-    return REGISTRATION
+    made = REGISTRATION | {"package_digest": chain.finished("package", plan, None, outputs).content_digest}
+    write_json(outputs / "registrations" / f"{plan.recipe.name}.json", made)
+    return made
 
 
 def stubbed(stage: Stage) -> Stage:
