@@ -32,12 +32,11 @@ def launched() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def run_together(first: Callable[[Callable[[str], None]], T], follow: Callable[[str], None]) -> T | None:
-    """Return `first(call)` in the first process and None in the others.
+def run_together(first: Callable[[Callable[[str], None]], T], follow: Callable[[str], None]) -> T:
+    """Return `first(call)` in the first process; the others end here, by SystemExit.
 
     first: calls `call(order)` just before the work that all share, or never. follow: that work in the others, given the
-    order; it ends by Followed. An error of the first process is everyone's end; the others say nothing of their own
-    (SystemExit).
+    order; it ends by Followed. An error of the first process is everyone's end; the others say nothing of their own.
     """
     from torch.distributed import rendezvous
 
@@ -45,10 +44,9 @@ def run_together(first: Callable[[Callable[[str], None]], T], follow: Callable[[
     name = f"prts/call-{next(_calls)}"
     if rank:
         order = _hear(store, name)
-        if order:
-            _follow(follow, order)
+        status = _follow(follow, order) if order else 0
         leave()
-        return None
+        raise SystemExit(status)
     called = False
 
     def call(order: str) -> None:
@@ -97,11 +95,14 @@ def _until_heard(store: Any, name: str, others: int) -> None:
         time.sleep(POLL_S / 10)
 
 
-def _follow(follow: Callable[[str], None], order: str) -> None:
+def _follow(follow: Callable[[str], None], order: str) -> int:
+    """The exit status of a process that helped."""
     try:
         follow(order)
     except Followed:
-        return
-    except PrtsError as err:  # the first process meets it too, and tells it
-        raise SystemExit(75 if isinstance(err, Stopped) else 1) from err
+        return 0
+    except Stopped:
+        return 75
+    except PrtsError:  # the first process meets it too, and tells it
+        return 1
     raise AssertionError("a process that helps did not end in training")
