@@ -62,8 +62,8 @@ class Stage:
     version: behaviour version; raise it when the same inputs give another output. partitioned: one result per dataset.
     seeded: the recipe's seed can change the result. external: the result depends on files from outside, whose listing
     is part of the key (`prts_core.store.sources`). trains: it runs the trainer, so that a launcher may spread it over
-    processes and a stop signal leaves a checkpoint. pool: what it is short of, "cpu" or "gpu". headline: the metrics that
-    a table over all stages shows, or none for no place in it. config and parents are read off the plan.
+    processes and a stop signal leaves a checkpoint. pool: what it is short of, "cpu" or "gpu". headline: its metrics
+    in a table over all stages; none: it has no row there. config and parents are read off the plan.
     """
 
     name: str

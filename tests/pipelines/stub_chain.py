@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from prts_core.config.identity import identity
 from prts_core.config.load import Plan
+from prts_core.data.validation.report import ValidationReport
+from prts_core.errors import Stopped
 from prts_core.files import digest_value, write_json, write_text
+from prts_core.launch.signals import graceful
 from prts_core.stages import chain
 from prts_core.store.run_stage import untracked
 from prts_core.store.stage import Stage, StageResult
@@ -63,6 +67,34 @@ REGISTRATION = {
 }
 
 
+INFO = {
+    "total_frames": 40,
+    "total_episodes": 2,
+    "fps": 20,
+    "features": {
+        "observation.state": {"dtype": "float32", "shape": [3], "names": ["x", "y", "gripper"]},
+        "observation.images.top": {"dtype": "video", "shape": [64, 64, 3], "names": ["height", "width", "channel"]},
+    },
+}
+
+
+def slow_stages() -> list[str]:
+    """Stages that $PRTS_STUB_CALLS.slow names: a file, so that a test can change it under running servers."""
+    path = Path(os.environ["PRTS_STUB_CALLS"] + ".slow")
+    return path.read_text().split() if path.exists() else []
+
+
+def work_slowly(checkpoint: Path, seconds: float = 60.0) -> None:
+    """Train for a minute, with a checkpoint after the first step; a stop request leaves another one."""
+    write_text(checkpoint, "step 1\n")
+    with graceful() as stop:
+        for _ in range(int(seconds * 10)):
+            if stop():
+                write_text(checkpoint, "on request\n")
+                raise Stopped("Training stopped on request", cure="the same again goes on")
+            time.sleep(0.1)
+
+
 def called(name: str) -> None:
     with Path(os.environ["PRTS_STUB_CALLS"]).open("a") as calls:
         calls.write(f"{name}\n")
@@ -84,12 +116,18 @@ def stub(name: str):
             raise KeyboardInterrupt
         if checkpoint.exists():
             called(f"{name} resumed")
+        elif name in slow_stages():
+            work_slowly(checkpoint)
         given = {role: manifest.content_digest for role, manifest in inputs.items()}
         seed = context.seed if chain.STAGES[name].seeded else None
         about = [name, chain.STAGES[name].version, identity(config), given, seed]
         write_text(context.output / "data" / "content.txt", f"{name} {context.partition} {digest_value(about)}\n")
         if name in REPORTS:
             write_json(context.output / "report.json", REPORTS[name])
+        if name == "convert":
+            write_json(context.output / "meta" / "info.json", INFO)
+        if name == "validate":
+            ValidationReport(str(context.partition)).save(context.output)
         if name == "value":
             write_json(context.output / "ranking.json", RANKING)
         artifacts: tuple[str, ...] = ()
@@ -99,7 +137,7 @@ def stub(name: str):
             Image.new("RGB", (1200, 400), (20, 90, 160)).save(context.output / "loss.png")
             write_text(context.output / "training.csv", "step,loss\n0,2.0\n1,1.5\n")
             artifacts = ("training.csv", "loss.png")
-        return StageResult(metrics={"rows": 3.0} | FIGURES.get(name, {}), contracts={"dataset": "sha256:c"}, artifacts=artifacts)
+        return StageResult({"rows": 3.0} | FIGURES.get(name, {}), {"dataset": "sha256:c"}, artifacts)
 
     return run
 
