@@ -1,6 +1,6 @@
-"""The dataset YAML of the public PRTS release (`lerobot_datasets:`, `mm_datasets:`), accepted as it is.
+"""Read the dataset YAML of the public PRTS release (`lerobot_datasets:`, `mm_datasets:`) as it is.
 
-It knows what each public field means here and says so where that differs: nothing is dropped without a word.
+Nothing is dropped without a word: where a public field means something else here, that is said.
 
     repo_id                the dataset's name (`/` becomes `__`), and where to download it from if `root` is not given
     root, episodes         the LeRobot v2.1 folder, and which of its episodes
@@ -10,6 +10,7 @@ It knows what each public field means here and says so where that differs: nothi
     train_subtask          prts_core.data.subtasks
     select_*_keys          cameras and columns that become views, state and action
     load_quantile_stats    checked, not used: stage stats always computes exact quantiles, and only QUANTILE reads them
+    optional, revision     ours: its absence is no fault; which version of repo_id is downloaded
     weight                 the release reads it from no entry; here the share of the mixture
     mm_datasets            LLaVA-style files (prts_core.data.llava): name, json_path, sampling_strategy,
                            vision_base_path, weight
@@ -45,6 +46,8 @@ class _Robot:
     select_state_keys: tuple[str, ...] | None = None
     select_action_keys: tuple[str, ...] | None = None
     load_quantile_stats: bool = True
+    optional: bool = False
+    revision: str | None = None
     weight: float = 1.0
 
 
@@ -106,6 +109,7 @@ def read_public_release(raw: dict[str, Any], path: Path) -> PublicRelease:
             "kind": "lerobot",
             "root": entry.root,
             "repo_id": entry.repo_id,
+            "revision": entry.revision,
             "episodes": entry.episodes,
             "select_video": entry.select_video_keys,
             "select_state": entry.select_state_keys,
@@ -119,6 +123,7 @@ def read_public_release(raw: dict[str, Any], path: Path) -> PublicRelease:
                 "embodiment_tag": entry.embodiment_tag,
                 "train_subtask": entry.train_subtask,
                 "weight": entry.weight,
+                "optional": entry.optional,
                 "state_relative": entry.state_relative_action,
             },
             where,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import yaml
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from prts_core.cli.main import build_parser
 from prts_core.config.load import Plan, load_plan, present_root
@@ -104,22 +107,20 @@ def test_a_file_is_no_lerobot_folder_but_may_be_a_recording(tmp_path: Path):
 
 @pytest.mark.parametrize("optional", [False, True])
 def test_what_the_hub_refuses_is_an_error_never_a_skip(optional: bool, monkeypatch: pytest.MonkeyPatch):
-    import errno
-
-    import huggingface_hub
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
     source = LeRobotSource(kind="lerobot", repo_id="lab/x", revision="v2.1")
-    asked = []
-    faults = [LocalEntryNotFoundError("no network"), OSError(errno.ENOSPC, "No space left", "/cache/blob"),
-              ConnectionError("reset")]  # fmt: skip
+    asked: list[tuple] = []
+    faults = {
+        "no network": LocalEntryNotFoundError("no network"),
+        "the disk is full": OSError(errno.ENOSPC, "No space left", "/cache/blob"),
+        "reset": ConnectionError("reset"),
+    }
+    for said in faults:
 
-    def download(repo_id, revision, repo_type, local_files_only):
-        asked.append((repo_id, revision, repo_type))
-        raise LocalEntryNotFoundError("not here") if local_files_only else fault
+        def download(repo_id, revision, repo_type, local_files_only, said=said):
+            asked.append((repo_id, revision, repo_type))
+            raise LocalEntryNotFoundError("not here") if local_files_only else faults[said]
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    for fault, said in zip(faults, ("no network", "the disk is full", "reset"), strict=True):
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
         with pytest.raises(StageError, match=said) as caught:
             present_root("a", source, optional=optional)
         assert caught.value.field == "repo_id" and caught.value.cure

@@ -135,6 +135,12 @@ def test_the_file_is_checked(tmp_path: Path, public: str, words: str) -> None:
         _ = plan_of(tmp_path, public).datasets
 
 
+def test_optional_and_revision_may_stand_in_an_entry(tmp_path: Path) -> None:
+    entry = "lerobot_datasets:\n  - {repo_id: lab/pour_water, optional: true, revision: v2.1}\n"
+    dataset = plan_of(tmp_path, entry).datasets["lab__pour_water"]
+    assert dataset.optional and isinstance(dataset.source, LeRobotSource) and dataset.source.revision == "v2.1"
+
+
 def test_a_hub_dataset_is_looked_for_without_a_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     source = LeRobotSource(kind="lerobot", repo_id="lab/nothing_of_this_name")

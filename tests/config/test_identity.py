@@ -1,0 +1,73 @@
+"""What cannot change a result is no part of what the result is, by one declaration a field."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+
+from prts_core.config.identity import identity
+from prts_core.config.schema import (
+    BenchmarkSection,
+    ExpertSource,
+    ImageTextSource,
+    LeRobotSource,
+    MetaworldSource,
+    PretrainSection,
+    RecordingSource,
+    SftConfig,
+    SuiteRun,
+    TaskSpec,
+)
+from prts_core.files import canonical_json
+from prts_core.training.checkpoint import State, check_same_run
+from prts_core.training.config import TrainConfig
+
+MACHINE = {
+    "activation_checkpointing": True, "workers": 3, "threads": 7, "deepspeed_stage": 2, "keep": 5,
+    "checkpoint_every": 9, "shard_mb": 100, "eval_every": 3, "eval_batches": 2, "log_every": 1,
+}  # fmt: skip
+METAWORLD = MetaworldSource("metaworld", (TaskSpec("a", "do a", 9),))
+LEROBOT = LeRobotSource("lerobot", root="/here")
+RECORDING = RecordingSource("robomimic", "/here", "libero")
+PICTURES = ImageTextSource("/here/a.jsonl", "/here", digest="sha256:0")
+
+
+def test_exactly_these_fields_of_training_cannot_change_a_result():
+    plain = TrainConfig()
+    assert {f.name for f in fields(plain)} - identity(plain).keys() == MACHINE.keys()
+    for name, value in MACHINE.items():
+        assert identity(replace(plain, **{name: value})) == identity(plain)
+    for name, value in {"early_fraction": 0.1, "batch_size": 8, "accumulate": 2, "precision": "bf16"}.items():
+        assert identity(replace(plain, **{name: value})) != identity(plain)
+
+
+def test_a_checkpoint_and_a_key_ask_the_same(tmp_path):
+    plain = TrainConfig()
+    check_same_run(State(1, {}, 7, 1, identity(plain)), replace(plain, **MACHINE), 7, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "free", "not_free"),
+    [
+        (METAWORLD, {"workers": 9}, {"train_episodes": 3}),
+        (ExpertSource("expert", "libero_object"), {"workers": 9}, {"noise": (0.5,)}),
+        (LEROBOT, {"root": "/there", "link": "hardlink"}, {"episodes": (1,)}),
+        (LEROBOT, {}, {"repo_id": "lab/x"}),
+        (LeRobotSource("lerobot", repo_id="lab/x"), {}, {"revision": "v2"}),
+        (RECORDING, {"root": "/there", "workers": 9}, {"mapping": "other"}),
+        (PICTURES, {"json_path": "/there/b.jsonl", "vision_base_path": None}, {"digest": "sha256:1"}),
+        (BenchmarkSection(), {"workers": 3}, {"batch": 3}),
+        (SuiteRun("s"), {"workers": 3}, {"episodes": 3}),
+    ],
+)
+def test_sources_and_suites(config, free: dict, not_free: dict):
+    assert identity(replace(config, **free)) == identity(config)
+    assert identity(replace(config, **not_free)) != identity(config)
+
+
+def test_fields_deep_inside_count_too():
+    one, other = (SftConfig(dataset="a", train=TrainConfig(workers=w)) for w in (0, 4))
+    assert identity(one) == identity(other)
+    mixed = [PretrainSection(image_text={"a": replace(PICTURES, json_path=path)}) for path in ("/x", "/y")]
+    assert identity(mixed[0]) == identity(mixed[1]) and canonical_json(identity(mixed[0]))
