@@ -97,13 +97,14 @@ def suggest(name: str, allowed: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def lookup(table: dict, name: str, what: str):
+def lookup(table: dict, name: str, what: str, cure: str | None = None):
     """`table[name]`, or a ConfigError that lists the names and suggests one. The one registry shape of the project."""
     if name in table:
         return table[name]
     raise ConfigError(
-        f"Unknown {what} {name!r}{suggest(name, table)}", field=what, found=name, expected=", ".join(sorted(table))
-    )
+        f"Unknown {what} {name!r}{suggest(name, table)}", field=what, found=name, expected=", ".join(sorted(table)),
+        cure=cure,
+    )  # fmt: skip
 
 
 def require(package: str, extra: str):

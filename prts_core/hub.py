@@ -39,12 +39,12 @@ def local_folder(
         )
     from huggingface_hub import snapshot_download
 
+    faults: tuple[type[Exception], ...] = (ValueError, *_network_errors())
     try:
-        fetched = snapshot_download(
-            str(source), revision=revision, allow_patterns=list(patterns), repo_type=repo_type
-        )  # fmt: skip
-        return Path(fetched)
-    except (OSError, ValueError) as err:  # the hub's own errors, and its client's, are of these two
+        return Path(
+            snapshot_download(str(source), revision=revision, allow_patterns=list(patterns), repo_type=repo_type)
+        )
+    except faults as err:
         raise CheckpointError(
             f"The {'checkpoint' if repo_type == 'model' else repo_type} is neither a folder here nor can it be fetched "
             "from the hub", file=source,
@@ -67,7 +67,6 @@ def download_dataset(repo_id: str, revision: str | None = None) -> Path:
 def _dataset(repo_id: str, revision: str | None, local_files_only: bool) -> Path | None:
     hub: Any = require("huggingface_hub", "train")
     errors: Any = require("huggingface_hub.errors", "train")
-    http = [base for base in errors.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"]  # of its HTTP client
     try:
         return Path(
             hub.snapshot_download(repo_id, revision=revision, repo_type="dataset", local_files_only=local_files_only)
@@ -77,7 +76,7 @@ def _dataset(repo_id: str, revision: str | None, local_files_only: bool) -> Path
             "This is no dataset of the hub", field="repo_id", found=repo_id, expected="owner/name",
             cure="correct repo_id in the dataset's YAML",
         ) from err  # fmt: skip
-    except (OSError, *http) as err:
+    except _network_errors() as err:
         if local_files_only and isinstance(err, errors.LocalEntryNotFoundError):
             return None
         full = isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -90,6 +89,12 @@ def _dataset(repo_id: str, revision: str | None, local_files_only: bool) -> Path
             "check the name, `revision` and the network (a private dataset needs `hf auth login`), or set `root` to a "
             "folder that holds it",
         ) from err  # fmt: skip
+
+
+def _network_errors() -> tuple[type[Exception], ...]:
+    """OSError, and the errors of the hub's HTTP client, whichever that is: some of them are no OSError."""
+    errors: Any = require("huggingface_hub.errors", "train")
+    return (OSError, *(base for base in errors.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"))
 
 
 def checkpoint_digest(source: str | Path) -> str | None:

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import huggingface_hub
+import pytest
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import save_file
 
+from prts_core.errors import CheckpointError, StageError
 from prts_core.files import write_json
-from prts_core.hub import checkpoint_digest
+from prts_core.hub import checkpoint_digest, download_dataset, local_folder
+
+
+def network_faults() -> list[Exception]:
+    """An error of the HTTP client itself, which is no OSError everywhere."""
+    return [kind("timed out") for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError"]
 
 
 def write(folder: Path, weights: dict[str, torch.Tensor]) -> str | None:
@@ -37,3 +46,15 @@ def test_other_weights_of_the_same_shapes_are_another_checkpoint(tmp_path: Path)
 
 def test_a_name_on_the_hub_needs_no_network(tmp_path: Path):
     assert checkpoint_digest("owner/name") is None and checkpoint_digest(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize("fault", [ValueError("no such id"), OSError("no network"), *network_faults()], ids=repr)
+def test_what_the_hub_says_is_told(monkeypatch: pytest.MonkeyPatch, fault: Exception):
+    def refuse(*args, **kwargs):
+        raise fault
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(CheckpointError, match="neither a folder here nor can it be fetched"):
+        local_folder("owner/name", ["*.json"])
+    with pytest.raises(StageError if not isinstance(fault, ValueError) else ValueError):
+        download_dataset("owner/name")

@@ -144,6 +144,7 @@ def run_stage_command(args: argparse.Namespace, console: Console) -> int:
 
     plan, partition = load_plan(args.config, args.overrides), getattr(args, "dataset", None)
     plan.read_all()  # a fault in any file is told before any work
+    plan.dataset(partition)
     try:
         manifest = chain.run(args.command, plan, partition, args.outputs)
     except Skipped as err:

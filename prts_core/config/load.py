@@ -299,6 +299,11 @@ class Plan:
     def datasets(self) -> dict[str, DatasetConfig]:
         return self._dataset_files[0]
 
+    def dataset(self, name: str | None) -> DatasetConfig:
+        """The dataset of this name; none: the one that the recipe deploys."""
+        cure = f"add it to `datasets:` of {self.path}, or name the recipe that has it with --config"
+        return lookup(self.datasets, name or self.recipe.deploy, "dataset", cure)
+
     @property
     def mixture(self) -> dict[str, float]:
         """What pre-training draws from: the recipe's mixture, or every dataset with its own weight."""
@@ -316,7 +321,7 @@ class Plan:
         return check(ModelConfig, read_yaml(path, "model file"), path)
 
     def robot(self, dataset: str) -> RobotConfig | None:
-        tag = lookup(self.datasets, dataset, "dataset").embodiment_tag
+        tag = self.dataset(dataset).embodiment_tag
         if tag is None:
             return None
         path = self.folder / "robots" / f"{tag}.yaml"
@@ -336,7 +341,7 @@ class Plan:
 
     def sft(self, dataset: str) -> SftSection:
         """The recipe's `sft`, the dataset's own changes over it, and over both what was typed as `--set sft...`."""
-        own = dict(lookup(self.datasets, dataset, "dataset").sft)
+        own = dict(self.dataset(dataset).sft)
         typed = parse_overrides(self.overrides).get("sft") or {}
         changed = merge(merge(asdict(self.recipe.sft), own), typed)
         return check(SftSection, changed, self.folder / "datasets" / f"{dataset}.yaml")

@@ -84,6 +84,13 @@ def test_nothing_starts_with_an_absurd_number(raising, capsys: pytest.CaptureFix
     assert "steps: -5 is not at least 1" in capsys.readouterr().err and not asked
 
 
+def test_an_unknown_dataset_says_where_datasets_are_named(raising, capsys: pytest.CaptureFixture[str]):
+    asked = raising(StageError("Broken"))
+    assert prts.main(["convert", "--dataset", "g1_botle"]) == 1
+    said = capsys.readouterr().err
+    assert "did you mean 'g1_bottle'" in said and f"`datasets:` of {QUICKSTART}" in said and not asked
+
+
 # ---- prts config ---------------------------------------------------------------------------------------------------
 def recipe(folder: Path, **files: str) -> list[str]:
     texts = {
