@@ -1,5 +1,4 @@
-"""Dagster assets, one module a stage in the order of the chain. They call the library and know nothing of how it works.
+"""Dagster assets of every recipe, made from the stages' declarations by `factory.py`. They call the library.
 
-Order: collect, convert, validate, stats, pretrain, sft, subtask, benchmark, value, package, register. How they are run,
-on what schedule and with which resources stands in `pipelines/`.
+How they are run, on what schedule and with which resources stands in `pipelines/`.
 """

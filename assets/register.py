@@ -1,39 +1,47 @@
-"""Asset `register`: the package in MLflow's registry, promoted only through the gate. A thin caller; knows no gate."""
+"""Asset `register` of a recipe: its package in MLflow's registry, promoted only through the gate.
 
-from collections.abc import Iterator
-from pathlib import Path
+An operation: it looks at the registry every time it is materialised.
+"""
+
 from typing import Any
 
 import dagster as dg
 
-from assets.common import declare, materialize
-from assets.partitions import VERSIONS
-from assets.resources import DvcResource, PlanResource
-from prts_core.files import read_json
+from assets.factory import DELIVERY, failure
+from assets.launchpad import Chosen
+from assets.recipes import RecipePage
+from prts_core.errors import PrtsError
+from prts_core.files import digest_value
+from prts_core.stages import chain
 
 
-@dg.asset(
-    **declare(
-        "register",
-        group="delivery",
-        team="delivery",
+def register_asset(page: RecipePage) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=page.key("register"),
+        description="Register the package as a version of the model: @challenger always, @champion by the gate.",
+        group_name=DELIVERY,
+        owners=[f"team:{DELIVERY}"],
         kinds={"mlflow"},
-        deps=["package", "benchmark"],
-    ),
-)
-def register(context: dg.AssetExecutionContext, plan: PlanResource, dvc: DvcResource) -> Iterator[Any]:
-    def told(output: Path) -> dict[str, Any]:
-        shown = registration(output)
+        tags={"prts/recipe": page.name},
+        deps=[page.key("package"), page.key("benchmark")],
+        required_resource_keys={page.resource},
+    )
+    def register(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        chosen: Chosen = getattr(context.resources, page.resource)
+        caller = {"dagster.run_id": context.run.run_id, "dagster.asset_key": page.key("register").to_user_string()}
+        try:
+            made = chain.register(chosen.load(), chosen.outputs, caller)
+        except PrtsError as err:
+            raise failure(err) from err
         # From now on the version can be picked on the page of asset `regression`; the schedule adds it otherwise.
-        context.instance.add_dynamic_partitions(str(VERSIONS.name), [shown["model_uri"].rsplit("/", 1)[1]])
-        return shown
+        context.instance.add_dynamic_partitions(str(page.versions.name), [made["model_uri"].rsplit("/", 1)[1]])
+        return dg.MaterializeResult(data_version=dg.DataVersion(digest_value(made)), metadata=registration(made))
 
-    yield from materialize(context, plan, dvc, extra=told)
+    return register
 
 
-def registration(output: Path) -> dict[str, Any]:
+def registration(made: dict[str, Any]) -> dict[str, Any]:
     """What the registry calls the model now, and what the gate said."""
-    made = read_json(output / "registration.json")
     return {
         "model_uri": made["model_uri"],
         "aliases": ", ".join(f"@{alias}" for alias in made["aliases"]),

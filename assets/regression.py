@@ -1,17 +1,17 @@
-"""Asset `regression`: a registered version on a suite, red when it has fallen behind the champion. A thin caller.
+"""Asset `regression`: a registered version on a suite, red when it has fallen behind the champion.
 
-It is no stage of the chain: its versions are those of the registry. It knows neither suites nor statistics.
+It is no stage of the chain: its versions are those of the registry.
 """
 
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
 
-from assets.common import failure, inline_picture, markdown_table
-from assets.partitions import REGRESSION, SUITE, VERSION
-from assets.resources import PlanResource
+from assets.factory import EVALUATION, failure
+from assets.launchpad import Chosen
+from assets.metadata import inline_picture, table
+from assets.recipes import SUITE, VERSION, RecipePage
 from prts_core.errors import PrtsError
 from prts_core.evaluation.regression import Outcome, regress, report_of
 
@@ -19,43 +19,45 @@ CHECK = "no_significant_drop"
 NIGHT_TAG = "prts/night"  # of a run: which night it belongs to, so that its second attempt resumes the first
 
 
-def make_asset(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
-    """The asset over `partitions`, whose dimensions are SUITE and VERSION; its check is theirs one by one."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", dg.PreviewWarning)  # partitioned checks are new in Dagster 1.13
-        check = dg.AssetCheckSpec(
-            CHECK,
-            asset="regression",
-            blocking=True,
-            description="The gate on pairs of the same episodes: tonight's against the champion's recorded ones.",
-            partitions_def=partitions,
-        )
+def regression_asset(page: RecipePage) -> dg.AssetsDefinition:
+    """The asset over suites and versions; its check is theirs one by one."""
+    check = dg.AssetCheckSpec(
+        CHECK,
+        asset=page.key("regression"),
+        blocking=True,
+        description="The gate on pairs of the same episodes: tonight's against the champion's recorded ones.",
+        partitions_def=page.measured,
+    )
 
     @dg.asset(
-        name="regression",
+        key=page.key("regression"),
         description="A registered version on one suite; promotes the challenger once nothing stands against it.",
-        group_name="evaluation",
-        owners=["team:evaluation"],
+        group_name=EVALUATION,
+        owners=[f"team:{EVALUATION}"],
         kinds={"mlflow", "python"},
-        partitions_def=partitions,
-        deps=["register"],
+        tags={"prts/recipe": page.name},
+        partitions_def=page.measured,
+        deps=[page.key("register")],
         check_specs=[check],
+        pool="gpu",
+        required_resource_keys={page.resource},
     )
-    def regression(context: dg.AssetExecutionContext, plan: PlanResource) -> Iterator[Any]:
+    def regression(context: dg.AssetExecutionContext) -> Iterator[Any]:
+        chosen: Chosen = getattr(context.resources, page.resource)
         key = context.partition_key
         assert isinstance(key, dg.MultiPartitionKey)
         caller = {
             "dagster.run_id": context.run.run_id,
             "dagster.job": context.job_name,
-            "dagster.asset_key": "regression",
+            "dagster.asset_key": page.key("regression").to_user_string(),
             "dagster.partition": str(key),
         }
         try:
             outcome = regress(
-                plan.load(),
+                chosen.load(),
                 key.keys_by_dimension[SUITE],
                 key.keys_by_dimension[VERSION],
-                plan.folder,
+                chosen.outputs,
                 attempt=context.run.tags.get(NIGHT_TAG, context.run.run_id),
                 caller=caller,
                 say=context.log.info,
@@ -66,9 +68,6 @@ def make_asset(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
         yield dg.MaterializeResult(metadata=shown(outcome), check_results=[drop_check(outcome)])
 
     return regression
-
-
-regression = make_asset(REGRESSION)
 
 
 def drop_check(outcome: Outcome) -> dg.AssetCheckResult:
@@ -105,21 +104,13 @@ def shown(outcome: Outcome) -> dict[str, Any]:
         "protocol_digest": result.protocol_digest or "the recipe's own benchmark",
         "verdict": outcome.said,
         "promotion": outcome.settled or "decided at registration",
-        "content": dg.MetadataValue.path(str(outcome.folder)),
+        "path": dg.MetadataValue.path(str(outcome.folder)),
     }
     report = report_of(outcome.folder)
     if report is not None:
-        tasks = [
-            [name, f"{task['successes']}/{task['n']}", " - ".join(f"{bound:.2f}" for bound in task["wilson95"])]
-            for name, task in report["tasks"].items()
-        ]
-        out["tasks"] = dg.MetadataValue.md(markdown_table(["task", "success", "95 % interval"], tasks))
+        rows = [[name, task["successes"], task["n"], *task["wilson95"]] for name, task in report["tasks"].items()]
+        out["tasks"] = table(["task", "successes", "episodes", "95 % from", "95 % to"], rows)
         if told := report.get("published"):
-            out["published"] = dg.MetadataValue.md(published(told))
+            out["published"] = table(told["header"], told["rows"])
+            out["not comparable"] = dg.MetadataValue.md("\n".join(f"- {sentence}" for sentence in told["refused"]))
     return out
-
-
-def published(told: dict[str, Any]) -> str:
-    """Others' numbers beside ours where the protocol is the same, and why the rest is not there."""
-    lines = [markdown_table(told["header"], told["rows"]), ""]
-    return "\n".join(lines + [f"- {sentence}" for sentence in told["refused"]])

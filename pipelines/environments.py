@@ -1,25 +1,28 @@
-"""Resource instances per environment, chosen by $PRTS_ENV. Knows which environments there are, not what they run."""
+"""Resource instances per environment, chosen by $PRTS_ENV."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-import dagster as dg
-
-from assets.partitions import recipe_path
-from assets.resources import DvcResource, PlanResource
+from assets.dvc import DvcResource
+from assets.launch import LaunchResource
+from assets.launchpad import plan_resource
+from assets.recipes import RecipePage
 from prts_core.errors import lookup
 
 ENVIRONMENTS = ("local", "test")
 
 
-def resources(name: str | None = None) -> dict[str, dg.ConfigurableResource]:
-    """local: one machine, outputs entered into DVC. test: the same without DVC. Outputs lie in $PRTS_OUTPUTS."""
-    chosen = name or os.environ.get("PRTS_ENV", "local")
+def resources(pages: Sequence[RecipePage], outputs: Path, launch: str | None = None) -> dict[str, Any]:
+    """local: one machine, outputs entered into DVC. test: the same without DVC.
+
+    launch: where stages run; by default what $PRTS_LAUNCH says, else each in a process of its own.
+    """
+    chosen = os.environ.get("PRTS_ENV", "local")
     lookup({known: known for known in ENVIRONMENTS}, chosen, "environment ($PRTS_ENV)")
-    return {"plan": plan(), "dvc": DvcResource(enabled=chosen == "local")}
-
-
-def plan() -> PlanResource:
-    """The recipe of this code location and the folder of its outputs."""
-    return PlanResource(recipe=str(recipe_path()), outputs=os.environ.get("PRTS_OUTPUTS", "outputs"))
+    where = launch or os.environ.get("PRTS_LAUNCH") or "process"
+    plans = {page.resource: plan_resource(page, outputs) for page in pages}
+    return {**plans, "launch": LaunchResource(default=where), "dvc": DvcResource(enabled=chosen == "local")}

@@ -1,39 +1,67 @@
-"""The nightly regression test: the champion on every suite, and every new version on what it has no result on.
+"""What happens by the clock once it is switched on: a look at the sources, and the nightly regression test.
 
-A policy does not change overnight; code, drivers and packages do. It knows neither simulator nor statistics: what is
-due and what a result means is prts_core.evaluation.regression's.
+A policy does not change overnight; code, drivers and packages do. What is due and what a result means is
+prts_core.evaluation.regression's.
 """
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
 
 import dagster as dg
 
-from assets.partitions import SUITE, VERSION, VERSIONS
+from assets.recipes import SUITE, VERSION, RecipePage
 from assets.regression import NIGHT_TAG
-from assets.resources import PlanResource
-from pipelines.jobs import nightly_benchmark
+from pipelines.jobs import Jobs
 from prts_core.evaluation.regression import due
 
 
-@dg.schedule(
-    job=nightly_benchmark,
-    cron_schedule="30 2 * * *",
-    name="every_night",
-    default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Half past two: the champion on every suite, new challengers on those they have no result on. Nothing "
-    "happens while nothing is registered.",
-)
-def every_night(context: dg.ScheduleEvaluationContext, plan: PlanResource) -> list[dg.RunRequest] | dg.SkipReason:
-    loaded = plan.load()
-    model = loaded.recipe.register.model_name
-    tonight = due(loaded, plan.folder)
-    if not tonight:
-        return dg.SkipReason(f"models:/{model} has no champion yet, and no version without a result")
-    context.instance.add_dynamic_partitions(str(VERSIONS.name), sorted({version for _, version in tonight}, key=int))
-    night = f"{context.scheduled_execution_time:%Y-%m-%d}"
-    return [
-        dg.RunRequest(
-            run_key=f"{night}/{model}/{version}/{suite}",
-            partition_key=dg.MultiPartitionKey({SUITE: suite, VERSION: version}),
-            tags={"prts/model": model, NIGHT_TAG: night},
+def schedules(page: RecipePage, jobs: Jobs, outputs: Path) -> list[dg.ScheduleDefinition]:
+    """The recipe's schedules, all stopped: a laptop with the page open must not start a benchmark at night."""
+    found = [nightly_regression(page, jobs, outputs)]
+    if jobs.observe is not None:
+        found.append(
+            dg.ScheduleDefinition(
+                name=f"{page.identifier}_hourly_look_at_sources",
+                job=jobs.observe,
+                cron_schedule="0 * * * *",
+                execution_timezone=timezone(),
+                description="Every hour: list the files of external datasets, so that what is stale shows.",
+            )
         )
-        for suite, version in tonight
-    ]
+    return found
+
+
+def timezone() -> str:
+    """$PRTS_TIMEZONE, such as Europe/Berlin; UTC where it is not set."""
+    return os.environ.get("PRTS_TIMEZONE") or "UTC"
+
+
+def nightly_regression(page: RecipePage, jobs: Jobs, outputs: Path) -> dg.ScheduleDefinition:
+    @dg.schedule(
+        job=jobs.regression,
+        cron_schedule="30 2 * * *",
+        execution_timezone=timezone(),
+        name=f"{page.identifier}_nightly_regression",
+        description="Half past two: the champion on every suite, new challengers on those they have no result on. "
+        "Nothing happens while nothing is registered.",
+    )
+    def every_night(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
+        model = page.plan.recipe.register.model_name
+        tonight = due(page.plan, outputs)
+        if not tonight:
+            return dg.SkipReason(f"models:/{model} has no champion yet, and no version without a result")
+        versions = sorted({version for _, version in tonight}, key=int)
+        context.instance.add_dynamic_partitions(str(page.versions.name), versions)
+        night = f"{context.scheduled_execution_time:%Y-%m-%d}"
+        return [
+            dg.RunRequest(
+                run_key=f"{night}/{model}/{version}/{suite}",
+                partition_key=dg.MultiPartitionKey({SUITE: suite, VERSION: version}),
+                tags={"prts/model": model, NIGHT_TAG: night},
+            )
+            for suite, version in tonight
+        ]
+
+    return every_night

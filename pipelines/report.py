@@ -1,4 +1,4 @@
-"""`outputs/demo/report.json`: the figures of the whole chain in one file, and as a table. Computes none itself."""
+"""`outputs/demo/report.json`: the figures of the whole chain in one file, and as a table."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from prts_core.config.load import Plan
+from prts_core.errors import Skipped, StageError, UnavailableError
 from prts_core.files import read_json, write_json
-from prts_core.manifest import Manifest
 from prts_core.stages import chain
-from prts_core.stages.base import load_manifest, load_provenance
+from prts_core.store.manifest import Manifest
+from prts_core.store.run_stage import Resolved, load_provenance
 
 RATES = (
     "success_rate",
@@ -25,18 +26,50 @@ SUBTASK = ("exact_match", "baseline_commonest")
 VALUES = ("spearman", "right_over_wrong", "auroc", "n_failed", "n_success")
 
 
+Results = dict[tuple[str, str | None], Manifest | Skipped | None]
+
+
+def results(plan: Plan, outputs: Path) -> Results:
+    """(stage, dataset) -> its verified result under this plan, why it is skipped, or none where it has not run."""
+    store = chain.store(outputs)
+    known: dict[tuple[str, str | None], Resolved] = {}
+    found: Results = {}
+    for stage, partition in chain.steps(plan):
+        try:
+            found[stage, partition] = store.find(store.resolve(stage, plan, partition, known=known), plan)
+        except Skipped as err:
+            found[stage, partition] = err
+        except UnavailableError:  # a dataset of the hub that is not downloaded yet
+            found[stage, partition] = None
+    return found
+
+
+def registration(plan: Plan, outputs: Path) -> Path | None:
+    """What `register` wrote for this recipe, or none."""
+    path = outputs / "registrations" / f"{plan.recipe.name}.json"
+    return path if path.is_file() else None
+
+
 def write(plan: Plan, outputs: Path) -> Path:
-    """Gather the finished stages' reports into `<outputs>/demo/report.json`."""
-    manifests = {(s, p): load_manifest(outputs, s, plan.recipe.name, p) for s, p in chain.steps(plan)}
-    benchmark = _json(manifests["benchmark", None], "report.json", outputs)
-    value = _json(manifests["value", None], "report.json", outputs)
-    said = _json(manifests["subtask", None], "report.json", outputs)["heldout"] or {}
-    package = manifests["package", None]
-    registered = _json(manifests["register", None], "registration.json", outputs)
-    seconds: dict[str, float] = {}
+    """Gather the finished stages' reports into `<outputs>/demo/report.json`. StageError where something has not run."""
+    found = results(plan, outputs)
+    missing = [(stage, partition) for (stage, partition), result in found.items() if result is None]
+    registered = registration(plan, outputs)
+    if missing or registered is None:
+        stage, partition = (missing or [("register", None)])[0]
+        raise StageError(
+            f"Stage {stage!r} has not run yet under this plan", found="no result",
+            cure=f"run `{plan.command(stage, partition, outputs)}`, or `make demo` again",
+        )  # fmt: skip
+    manifests = {step: result for step, result in found.items() if isinstance(result, Manifest)}
+    skipped = {f"{s}:{p}" if p else s: str(result) for (s, p), result in found.items() if isinstance(result, Skipped)}
+    benchmark = _json(manifests["benchmark", None], outputs)
+    value = _json(manifests["value", None], outputs)
+    said = _json(manifests["subtask", None], outputs)["heldout"] or {}
+    package, model = manifests["package", None], read_json(registered)
+    seconds = dict.fromkeys(chain.STAGES, 0.0)
     for (stage, _), manifest in manifests.items():
-        spent = 0.0 if manifest.skipped else float(load_provenance(outputs, manifest).get("seconds", 0.0))
-        seconds[stage] = round(seconds.get(stage, 0.0) + spent, 3)
+        seconds[stage] += float(load_provenance(outputs, manifest).get("seconds", 0.0))
     gathered = {
         "recipe": plan.recipe.name,
         "suite": benchmark["suite"],
@@ -45,15 +78,15 @@ def write(plan: Plan, outputs: Path) -> Path:
         "tasks": benchmark["tasks"],
         "value": {name: value[name] for name in VALUES},
         "subtask": {name: said.get(name) for name in SUBTASK},
-        "seconds": seconds,
+        "seconds": {stage: round(spent, 3) for stage, spent in sorted(seconds.items())},
         "seconds_total": round(sum(seconds.values()), 3),
-        "model_uri": registered["model_uri"],
-        "aliases": registered["aliases"],
-        "verdict": registered["verdict"]["reason"],
+        "model_uri": model["model_uri"],
+        "aliases": model["aliases"],
+        "verdict": model["verdict"]["reason"],
         "package_digest": package.content_digest,
         "policy_digest": benchmark["policy_digest"],
-        "dataset_digests": {name: manifests["convert", name].content_digest for name in plan.datasets},
-        "skipped": {f"{s}:{p}" if p else s: m.skipped for (s, p), m in manifests.items() if m.skipped},
+        "dataset_digests": {p: m.content_digest for (s, p), m in manifests.items() if s == "convert"},
+        "skipped": skipped,
     }
     path = outputs / "demo" / "report.json"
     if not path.exists() or read_json(path) != gathered:
@@ -61,8 +94,8 @@ def write(plan: Plan, outputs: Path) -> Path:
     return path
 
 
-def _json(manifest: Manifest, name: str, outputs: Path) -> Any:
-    return read_json(manifest.folder(outputs) / name)
+def _json(manifest: Manifest, outputs: Path) -> Any:
+    return read_json(manifest.folder(outputs) / "report.json")
 
 
 def show(path: Path, console: Console) -> None:
@@ -96,7 +129,7 @@ def show(path: Path, console: Console) -> None:
         figures.add_row(f"dataset {name}", digest)
     console.print(figures)
     for what, reason in report["skipped"].items():
-        console.print(f"skipped {what}: {reason}", highlight=False, markup=False)
+        console.print(f"skipped {what}: {reason}", style="yellow", highlight=False, markup=False)
 
 
 def _number(value: Any) -> str:

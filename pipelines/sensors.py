@@ -1,11 +1,10 @@
-"""What is told when a run fails at night and nobody looks at the page. Knows no stage."""
+"""What is told when a run fails and nobody looks at the page."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 import dagster as dg
 
-from pipelines.environments import plan
-from pipelines.jobs import nightly_benchmark
 from prts_core.files import write_json
 
 
@@ -19,30 +18,34 @@ def failed_check(context: dg.RunFailureSensorContext) -> str | None:
     return None
 
 
-@dg.run_failure_sensor(
-    name="alarm",
-    monitored_jobs=[nightly_benchmark],
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Writes `<outputs>/alarms/<run>.json` when the nightly benchmark fails, for a mail job to pick up.",
-)
-def alarm(context: dg.RunFailureSensorContext) -> None:
-    told = failed_check(context) or next(
-        (
-            event.step_failure_data.user_failure_data.description
-            for event in context.get_step_failure_events()
-            if event.step_failure_data.user_failure_data is not None
-        ),
-        None,
+def alarm_sensor(outputs: Path) -> dg.SensorDefinition:
+    """Watches every job of the page. Stopped until it is switched on there."""
+
+    @dg.run_failure_sensor(
+        name="alarm_on_failed_runs",
+        description="Writes `<outputs>/alarms/<run>.json` when any run fails, for a mail job to pick up.",
     )
-    path = plan().folder / "alarms" / f"{context.dagster_run.run_id}.json"
-    write_json(
-        path,
-        {
-            "job": context.dagster_run.job_name,
-            "partition": context.dagster_run.tags.get("dagster/partition"),
-            "run_id": context.dagster_run.run_id,
-            "time": datetime.now(UTC).isoformat(),
-            "reason": told or context.failure_event.message,
-        },
-    )
-    context.log.error("%s failed: %s (%s)", context.dagster_run.job_name, told, path)
+    def alarm(context: dg.RunFailureSensorContext) -> None:
+        told = failed_check(context) or next(
+            (
+                event.step_failure_data.user_failure_data.description
+                for event in context.get_step_failure_events()
+                if event.step_failure_data.user_failure_data is not None
+            ),
+            None,
+        )
+        path = outputs / "alarms" / f"{context.dagster_run.run_id}.json"
+        write_json(
+            path,
+            {
+                "job": context.dagster_run.job_name,
+                "recipe": context.dagster_run.tags.get("prts/recipe"),
+                "partition": context.dagster_run.tags.get("dagster/partition"),
+                "run_id": context.dagster_run.run_id,
+                "time": datetime.now(UTC).isoformat(),
+                "reason": told or context.failure_event.message,
+            },
+        )
+        context.log.error(f"{context.dagster_run.job_name} failed: {told} ({path})")
+
+    return alarm

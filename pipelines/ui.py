@@ -1,6 +1,6 @@
 """`make ui`: Dagster's and MLflow's web pages on the state that `make demo` left, for this machine only.
 
-It starts the two servers, says where they are and stops both on Ctrl-C. It knows nothing of what they show.
+Starts the two servers, says where they are and stops both on Ctrl-C.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,10 +17,18 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipelines import environments
-from pipelines.demo import prepare_home
+import dagster as dg
 
+from pipelines.home import prepare_home, prepare_instance
+from prts_core.config.places import outputs_folder
+from prts_core.errors import ConfigError, PrtsError, StageError
+from prts_core.files import write_json
+from prts_core.tracking.store import UI_FILE, UI_PORTS
+
+HOST = "127.0.0.1"
+VARIABLES = {"Dagster": "PRTS_DAGSTER_PORT", "MLflow": "PRTS_MLFLOW_PORT"}
 GRACE_S = 20.0
+PROC, LISTEN = Path("/proc"), "0A"
 
 
 @contextlib.contextmanager
@@ -56,48 +65,104 @@ def answers(url: str) -> bool:
         return False
 
 
+def listens(port: int, session: int) -> bool:
+    """Whether a process of `session` listens on this machine's `port`; True where that cannot be seen."""
+    if not PROC.is_dir():
+        return True
+    rows = [line.split() for name in ("tcp", "tcp6") for line in (PROC / "net" / name).read_text().splitlines()[1:]]
+    sockets = {f"socket:[{row[9]}]" for row in rows if row[3] == LISTEN and int(row[1].rpartition(":")[2], 16) == port}
+    for folder in PROC.glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended, or is somebody else's
+            if os.getsid(int(folder.name)) == session:
+                for link in (folder / "fd").iterdir():
+                    with contextlib.suppress(OSError):
+                        if str(link.readlink()) in sockets:
+                            return True
+    return False
+
+
+def require_free(name: str, port: int) -> None:
+    """StageError where another program has the port."""
+    with socket.socket() as asked:
+        asked.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            asked.bind((HOST, port))
+        except OSError as err:
+            raise _taken(name, port) from err
+
+
+def _taken(name: str, port: int) -> StageError:
+    variable = VARIABLES[name]
+    with socket.socket() as asked:
+        asked.bind((HOST, 0))
+        free = asked.getsockname()[1]
+    return StageError(
+        f"Another program has the port of {name}'s page", field=variable, found=port,
+        cure=f"stop it (another `make ui`?), or take a free port: `{variable}={free} make ui`",
+    )  # fmt: skip
+
+
+def chosen_port(name: str) -> int:
+    text = os.environ.get(VARIABLES[name]) or UI_PORTS[name.lower()]
+    if not str(text).isdecimal() or not 0 < int(text) < 65536:
+        raise ConfigError("This is no port", field=VARIABLES[name], found=text, expected="1 to 65535")
+    return int(text)
+
+
 def stop_on_signal(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def main() -> int:
-    for sign in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(sign, stop_on_signal)
-    outputs = environments.plan().folder.resolve()
+def serve(outputs: Path) -> None:
+    """Start both servers, say where they are once they answer, and watch them until a signal comes."""
+    ports = {name: chosen_port(name) for name in VARIABLES}
+    for name, port in ports.items():
+        require_free(name, port)
     (outputs / "mlartifacts").mkdir(parents=True, exist_ok=True)
     prepare_home(outputs)
+    with dg.DagsterInstance.get() as instance:
+        prepare_instance(instance)
     tools = Path(sys.executable).parent
-    ports = {
-        "Dagster": os.environ.get("PRTS_DAGSTER_PORT", "3000"),
-        "MLflow": os.environ.get("PRTS_MLFLOW_PORT", "5000"),
-    }
     commands = {
-        "Dagster": [str(tools / "dagster"), "dev", "--host", "127.0.0.1", "--port", ports["Dagster"]],
+        "Dagster": [str(tools / "dagster"), "dev", "--host", HOST, "--port", str(ports["Dagster"])],
         "MLflow": [
-            *(str(tools / "mlflow"), "server", "--host", "127.0.0.1", "--port", ports["MLflow"], "--workers", "1"),
+            *(str(tools / "mlflow"), "server", "--host", HOST, "--port", str(ports["MLflow"]), "--workers", "1"),
             *("--backend-store-uri", f"sqlite:///{outputs / 'mlflow.db'}"),
             *("--artifacts-destination", str(outputs / "mlartifacts")),
         ],
     }
     logs = {name: outputs / f"{name.lower()}-server.log" for name in commands}
+    urls = {name: f"http://{HOST}:{port}" for name, port in ports.items()}
+    write_json(outputs / UI_FILE, {name.lower(): url for name, url in urls.items()})
+    with contextlib.ExitStack() as stack:
+        servers = {name: stack.enter_context(running(commands[name], logs[name])) for name in commands}
+        print(f"starting (10-20 s); logs: {', '.join(map(str, logs.values()))}", flush=True)
+        waiting = dict(urls)
+        while True:
+            for name, server in servers.items():
+                if server.poll() is not None:
+                    said = "\n  ".join(logs[name].read_text(errors="replace").splitlines()[-5:])
+                    raise StageError(f"{name} stopped", file=logs[name], found=f"its last words:\n  {said}\n")
+            for name in [name for name, url in waiting.items() if answers(url)]:
+                if not listens(ports[name], servers[name].pid):
+                    raise _taken(name, ports[name])
+                print(f"{name:8s} {waiting.pop(name)}", flush=True)
+                if not waiting:
+                    print("Ctrl-C stops both", flush=True)
+            time.sleep(1.0)
+
+
+def main() -> int:
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sign, stop_on_signal)
     try:
-        with contextlib.ExitStack() as stack:
-            servers = {name: stack.enter_context(running(commands[name], logs[name])) for name in commands}
-            print(f"starting (10-20 s); logs: {', '.join(map(str, logs.values()))}", flush=True)
-            waiting = {name: f"http://127.0.0.1:{ports[name]}" for name in commands}
-            while True:
-                for name, server in servers.items():
-                    if server.poll() is not None:
-                        said = logs[name].read_text(errors="replace").splitlines()[-5:]
-                        print(f"error: {name} stopped. Its last words:", *said, sep="\n  ", file=sys.stderr)
-                        return 1
-                for name in [name for name, url in waiting.items() if answers(url)]:
-                    print(f"{name:8s} {waiting.pop(name)}", flush=True)
-                    if not waiting:
-                        print("Ctrl-C stops both", flush=True)
-                time.sleep(1.0)
+        serve(outputs_folder().resolve())
+    except PrtsError as err:
+        print(f"error: {err}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        return 0
+        pass
+    return 0
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fix
     monkeypatch.chdir(folder)
     for name, stage in stub_chain.stubbed_stages().items():
         monkeypatch.setitem(stub_chain.chain.STAGES, name, stage)
-    monkeypatch.setattr("prts_core.delivery.register.register", stub_chain.stub_register)
+    monkeypatch.setattr(stub_chain.chain, "register", stub_chain.stub_register)
     if hasattr(request, "param"):  # parametrised indirectly with "tracked": MLflow as in earnest, some seconds more
         monkeypatch.setenv("PRTS_STUB_TRACKED", "1")
     else:
@@ -81,12 +81,16 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fix
 
 @pytest.fixture
 def run_job(project: Project) -> Callable[..., dg.ExecuteInProcessResult]:
-    """Run a job of the code location on a Dagster instance that lives in memory."""
-    from pipelines.definitions import definitions
+    """Run a job of a recipe (`chain`, `import_dataset`, ...) on a Dagster instance that lives in memory."""
+    from assets.recipes import recipe_pages
+    from pipelines.definitions import build
+    from pipelines.terminal import QUIET
 
-    def run(name: str, partition: str, **options) -> dg.ExecuteInProcessResult:
-        job = definitions().resolve_job_def(name)
+    def run(name: str, partition: str, recipe: str = "quickstart", **options) -> dg.ExecuteInProcessResult:
+        defs = build(recipe_pages(), project.outputs, launch="inline")
+        job = defs.resolve_job_def(f"{recipe}_{'chain' if name == 'demo' else name}")
         with dg.DagsterInstance.ephemeral() as instance:
-            return job.execute_in_process(instance=instance, partition_key=partition, raise_on_error=False, **options)
+            options = {"run_config": QUIET, "raise_on_error": False} | options
+            return job.execute_in_process(instance=instance, partition_key=partition, **options)
 
     return run

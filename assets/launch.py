@@ -1,0 +1,89 @@
+"""Choose where a stage runs when Dagster asks for it: in the step itself, in a child process, over torchrun's ranks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import dagster as dg
+from dagster._core.errors import DagsterExecutionInterruptedError
+from pydantic import Field
+
+from assets.launchpad import Chosen
+from assets.pipes_main import unpack
+from prts_core.errors import Stopped
+from prts_core.launch.signals import stop_on_signals
+from prts_core.stages import chain
+from prts_core.store.manifest import MANIFEST, Manifest, entry_folder
+from prts_core.store.stage import Stage
+
+
+class Crashed(Exception):
+    """The process that ran a stage was killed from outside; the same again goes on from its checkpoint."""
+
+
+class LaunchResource(dg.ConfigurableResource):
+    """Where stages run. A stop from the page (or Ctrl-C) reaches them as a signal; they leave a checkpoint."""
+
+    default: str = Field(default="process", description="inline: in the step; process: in a child; torchrun:N: N ranks")
+    stages: dict[str, str] = Field(default={}, description="another choice for one stage, as {pretrain: 'torchrun:8'}")
+    grace_s: float = Field(default=300.0, description="seconds that a stopped stage has for its checkpoint")
+    command: list[str] = Field(
+        default=[sys.executable, "-m", "assets.pipes_main"], description="what a child process runs"
+    )
+
+    def run(
+        self, context: dg.AssetExecutionContext, stage: Stage, chosen: Chosen, partition: str | None,
+        caller: dict[str, str],
+    ) -> Manifest:  # fmt: skip
+        """The stage's result. PrtsErrors as `chain.run` raises them; Crashed where its process was killed."""
+        where = self.stages.get(stage.name, self.default)
+        if where == "inline":
+            try:
+                with stop_on_signals():
+                    return chain.run(stage.name, chosen.load(), partition, chosen.outputs, caller=caller)
+            except Stopped as err:
+                context.log.warning(str(err))
+                raise DagsterExecutionInterruptedError(str(err)) from err
+        return self._child(context, stage, chosen, partition, caller, where)
+
+    def _child(
+        self, context: dg.AssetExecutionContext, stage: Stage, chosen: Chosen, partition: str | None,
+        caller: dict[str, str], where: str,
+    ) -> Manifest:  # fmt: skip
+        asked = {
+            "stage": stage.name, "partition": partition, "config": str(chosen.path), "outputs": str(chosen.outputs),
+            "overrides": list(chosen.overrides), "caller": caller, "launch": where,
+        }  # fmt: skip
+        with dg.open_pipes_session(
+            context, dg.PipesTempFileContextInjector(), dg.PipesTempFileMessageReader(), extras=asked
+        ) as session:
+            child = subprocess.Popen(
+                self.command, env=os.environ | session.get_bootstrap_env_vars(), start_new_session=True
+            )
+            try:
+                status = child.wait()
+            except BaseException:
+                context.log.warning(f"stopping {stage.name}: it leaves a checkpoint first")
+                self._stop(child)
+                raise
+        told = {key: value for message in session.get_custom_messages() for key, value in message.items()}
+        if status == 0:
+            return Manifest.load(entry_folder(chosen.outputs, stage.name, told["key"]) / MANIFEST)
+        if "error" in told:
+            raise unpack(told["error"])
+        raise Crashed(f"the process of stage {stage.name!r} was killed ({_how(status)}); its log says more")
+
+    def _stop(self, child: subprocess.Popen[bytes]) -> None:
+        child.send_signal(signal.SIGTERM)
+        try:
+            child.wait(self.grace_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+
+
+def _how(status: int) -> str:
+    return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
