@@ -74,7 +74,8 @@ def all_views(outputs: Path) -> list[tuple[Path, dict[str, Any]]]:
     found = []
     root = outputs / RUNS
     for path in sorted([*root.glob(f"*/*/{MANIFEST}"), *root.glob(f"*/*/*/{MANIFEST}")]):
-        if OUTPUT not in path.relative_to(root).parts:
+        parts = path.relative_to(root).parts
+        if OUTPUT not in parts and not any(part.startswith(".") for part in parts):  # what a kill left of a swap
             found.append((path.parent, read_json(path)))
     return found
 
