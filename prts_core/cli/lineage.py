@@ -1,4 +1,4 @@
-"""`prts lineage`: the path from a registered model or a package back to the raw files, as a tree or as JSON."""
+"""`prts lineage`: follow a registered model or a package back to the raw files, as a tree or as JSON."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ examples
   prts lineage models:/prts-quickstart/3 --json
   prts lineage outputs/runs/quickstart/package/output --verify
 
-Every step shows its manifest's digest, its MLflow run, its Dagster run and the git commit. A step that a later run has
-replaced on disk is followed through MLflow and marked. Exit status 1 when a step is lost or damaged.
+Every step shows its manifest's digest, its MLflow run, its Dagster run and the git commit. A step that is gone from the
+store, or was made again and came out different, is followed through MLflow and marked. Exit status 1 when a step is
+lost or damaged.
 """
 
 
@@ -56,8 +57,6 @@ def tree(lineage: Lineage, files: int = 4) -> Tree:
     from rich.markup import escape
     from rich.tree import Tree
 
-    from prts_core.tracking.lineage import in_chain_order
-
     about = "\n".join(f"{key.replace('_', ' ')} {value}" for key, value in lineage.model.items() if value)
     root = Tree(f"[bold]{escape(lineage.reference)}[/]\n[dim]{escape(about)}[/]")
     shown: set[str] = set()
@@ -73,7 +72,7 @@ def tree(lineage: Lineage, files: int = 4) -> Tree:
         if len(step.files) > files:
             size = sum(int(row.get("size", 0)) for row in step.files)
             here.add(f"[dim]... {len(step.files)} raw files in all, {size / 1e6:.1f} MB; --json lists every digest[/]")
-        for parent in in_chain_order(step, lineage.steps):
+        for parent in lineage.parents(step):
             grow(here, parent)
 
     grow(root, lineage.steps[lineage.root])
@@ -83,7 +82,7 @@ def tree(lineage: Lineage, files: int = 4) -> Tree:
 def _label(step: Step) -> str:
     from rich.markup import escape
 
-    colour = {"on disk": "green", "replaced": "yellow"}.get(step.state, "red")
+    colour = {"on disk": "green", "gone": "yellow", "remade": "yellow"}.get(step.state, "red")
     note = f" ({step.note})" if step.note else ""
     git = step.git_sha[:12] + (" + changes" if step.git_dirty == "true" else "") if step.git_sha else ""
     links = {"mlflow run": step.mlflow_run, "dagster run": step.dagster_run, "git": git, "dvc": step.dvc_rev[:20]}

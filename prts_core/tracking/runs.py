@@ -222,7 +222,7 @@ class TrackedRun:
 
     def _tell(self, what: str, err: Exception) -> None:
         """Say once that something is amiss."""
-        if not self._told:
+        if not self._told and not self.outbox.stopped:
             self._told = True
             said = " ".join(str(err).split())[:300]
             logger.warning("MLflow at %s does not take this run's %s: %s; the work goes on", self.uri, what, said)

@@ -54,6 +54,7 @@ def mlflow_module() -> Any:
     module = require("mlflow", "pipeline")
     for name in ("mlflow.store.db.utils", "mlflow.store.model_registry.abstract_store", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # each retry; our own warning says it once
     return module
 
 
