@@ -18,8 +18,10 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test downloads a model
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # a user's server must not receive test runs
+for _name in ("PRTS_RECIPE", "PRTS_OUTPUTS"):  # nor their outputs folder
+    os.environ.pop(_name, None)
 
-pytest_plugins = ["tests.fixtures.tiny_network"]
+pytest_plugins = ["tests.fixtures.smoke_run", "tests.fixtures.tiny_network"]
 
 
 @pytest.hookimpl(trylast=True)
