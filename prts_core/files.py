@@ -43,9 +43,7 @@ def explain_os_errors(folder: Path) -> Iterator[None]:
         names = [str(name) for name in (err.filename, err.filename2) if isinstance(name, str | os.PathLike)]
         ours = any(_same_place(Path(name), folder) for name in names)
         # Some libraries keep the number to themselves.
-        full = err.errno is None and "No space left on device" in str(
-            err
-        )
+        full = err.errno is None and "No space left on device" in str(err)
         if full or err.errno in (errno.ENOSPC, errno.EDQUOT):
             place = folder if ours or not names else Path(names[0])
             raise StageError(
