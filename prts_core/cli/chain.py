@@ -34,6 +34,7 @@ def main(args: argparse.Namespace) -> int:
 
     from prts_core.config.load import load_plan
     from prts_core.errors import Skipped, StageError
+    from prts_core.launch.signals import stop_on_signals
     from prts_core.stages import chain
 
     console = Console(highlight=False, soft_wrap=True)
@@ -51,7 +52,8 @@ def main(args: argparse.Namespace) -> int:
             manifest = store.find(store.resolve(stage, plan, partition, fetch=not args.dry_run), plan)
             found = manifest is not None
             if manifest is None or not args.dry_run:
-                manifest = None if args.dry_run else chain.run(stage, plan, partition, args.outputs)
+                with stop_on_signals():
+                    manifest = None if args.dry_run else chain.run(stage, plan, partition, args.outputs)
         except Skipped as err:
             console.print(f"{name} [yellow]skipped[/]  {err.problem}")
             continue

@@ -124,6 +124,10 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
         if stage.partitioned:
             sub.add_argument("--dataset", help="which dataset (default: the one the recipe deploys)")
         sub.add_argument(
+            "--launch", metavar="WHERE",
+            help="inline, process or torchrun:N: where the stage's function runs (default: $PRTS_LAUNCH, else inline)",
+        )  # fmt: skip
+        sub.add_argument(
             "--allow-skip", action="store_true",
             help="take an optional dataset that is not here for done: exit status 0, and the recipe's view says so",
         )  # fmt: skip
@@ -140,13 +144,17 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
 
 def run_stage_command(args: argparse.Namespace, console: Console) -> int:
     from prts_core.config.load import load_plan
+    from prts_core.launch.signals import stop_on_signals
+    from prts_core.launch.where import default_launch, parse_launch
     from prts_core.stages import chain
 
     plan, partition = load_plan(args.config, args.overrides), getattr(args, "dataset", None)
     plan.read_all()  # a fault in any file is told before any work
     plan.dataset(partition)
+    launch = parse_launch(args.launch, "--launch") if args.launch else default_launch()
     try:
-        manifest = chain.run(args.command, plan, partition, args.outputs)
+        with stop_on_signals():
+            manifest = chain.run(args.command, plan, partition, args.outputs, launch=launch)
     except Skipped as err:
         if args.allow_skip:
             chain.note_skip(args.command, plan, partition, args.outputs, err)

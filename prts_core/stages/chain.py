@@ -28,9 +28,11 @@ from prts_core.config.schema import (
 from prts_core.contract import record
 from prts_core.errors import ConfigError, Skipped, StageError, lookup
 from prts_core.hub import checkpoint_digest
+from prts_core.launch.together import launched
+from prts_core.launch.where import Launch, default_launch
 from prts_core.stages.versions import VERSIONS
 from prts_core.store.manifest import Manifest
-from prts_core.store.run_stage import Store
+from prts_core.store.run_stage import Execute, Store
 from prts_core.store.stage import Parent, Stage, StageContext, StageResult
 from prts_core.store.views import show_skipped, view_folder
 
@@ -55,13 +57,9 @@ def _section(section: Any) -> dict[str, Any]:
     return {name: getattr(section, name) for name in section.__dataclass_fields__}
 
 
-def _dataset(plan: Plan, partition: str | None):
-    return lookup(plan.datasets, partition or plan.recipe.deploy, "dataset")
-
-
 def _collect_config(plan: Plan, partition: str | None) -> CollectConfig:
     """What a recording's keys mean is no matter of which files it has: another mapping lists nothing anew."""
-    dataset = _dataset(plan, partition)
+    dataset = plan.dataset(partition)
     source = dataset.source
     if isinstance(source, RecordingSource | ExpertSource) and source.mapping is not None:
         source = replace(source, mapping={})
@@ -69,7 +67,7 @@ def _collect_config(plan: Plan, partition: str | None) -> CollectConfig:
 
 
 def _convert_config(plan: Plan, partition: str | None) -> ConvertConfig:
-    dataset = _dataset(plan, partition)
+    dataset = plan.dataset(partition)
     return ConvertConfig(
         dataset=dataset.name, source=dataset.source, robot=plan.robot(dataset.name), video=dataset.video
     )
@@ -108,7 +106,7 @@ def _pretrain_parents(plan: Plan, _: str | None) -> list[Parent]:
 
 def _stats_config(plan: Plan, partition: str | None) -> StatsConfig:
     """Statistics depend on the model's chunk length only where actions are relative to the state."""
-    name = _dataset(plan, partition).name
+    name = plan.dataset(partition).name
     robot = plan.robot(name)
     relative = robot is not None and (any(robot.relative) or any(d.relative for d in robot.action))
     return StatsConfig(
@@ -118,7 +116,7 @@ def _stats_config(plan: Plan, partition: str | None) -> StatsConfig:
 
 
 def _sft_config(plan: Plan, partition: str | None) -> SftConfig:
-    dataset = _dataset(plan, partition)
+    dataset = plan.dataset(partition)
     section = plan.sft(dataset.name)
     return SftConfig(
         dataset=dataset.name, train_subtask=dataset.train_subtask,
@@ -132,13 +130,13 @@ def _sft_parents(plan: Plan, partition: str | None) -> list[Parent]:
     # The processor (tokenizers, prompt) is born in pre-training, so that sft needs it even when it starts from
     # random weights. A checkpoint brings its own.
     own = [Parent(stage, stage, partition) for stage in ("convert", "validate", "stats")]
-    if plan.sft(_dataset(plan, partition).name).checkpoint is not None:
+    if plan.sft(plan.dataset(partition).name).checkpoint is not None:
         return own
     return [*own, Parent("pretrain", "pretrain", None)]
 
 
 def _benchmark_config(plan: Plan, _: str | None) -> BenchmarkConfig:
-    dataset = _dataset(plan, None)
+    dataset = plan.dataset(None)
     return BenchmarkConfig(dataset=dataset.name, source=dataset.source, **_section(plan.recipe.benchmark))
 
 
@@ -168,7 +166,7 @@ STAGES: dict[str, Stage] = {
         _stage(
             "validate",
             "check tables, metadata, videos and the laws between them",
-            lambda plan, partition: ValidateConfig(dataset=_dataset(plan, partition).name),
+            lambda plan, partition: ValidateConfig(dataset=plan.dataset(partition).name),
             lambda plan, partition: [Parent("convert", "convert", partition)],
             partitioned=True,
         ),
@@ -247,11 +245,22 @@ def run(
     partition: str | None = None,
     outputs: Path = Path("outputs"),
     caller: dict[str, str] | None = None,
+    launch: Launch | None = None,
 ) -> Manifest:
-    """Run (or find finished) the stage `name`: what `prts <name>`, the Dagster asset and the DVC stage all call."""
+    """Run (or find finished) the stage `name`: what `prts <name>`, the Dagster asset and the DVC stage all call.
+
+    launch: where its function runs; none: what $PRTS_LAUNCH says. Under a launcher that has started several processes,
+    those that only help end here by SystemExit.
+    """
+    from prts_core.stages.elsewhere import executor, run_launched
     from prts_core.tracking.runs import stage_run
 
-    return store(outputs).run(name, plan, partition, caller=caller, track=stage_run)
+    stage = lookup(STAGES, name, "stage")
+
+    def run_by(execute: Execute) -> Manifest:
+        return store(outputs).run(name, plan, partition, caller=caller, track=stage_run, execute=execute)
+
+    return run_launched(stage, plan, run_by) if launched() > 1 else run_by(executor(launch or default_launch(), plan))
 
 
 def note_skip(name: str, plan: Plan, partition: str | None, outputs: Path, why: Skipped) -> None:

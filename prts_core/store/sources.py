@@ -35,17 +35,12 @@ def listing(plan: Plan, dataset: str, outputs: Path, *, fetch: bool = False) -> 
     """
     source = external_source(plan, dataset)
     assert source is not None, "recorded here: there is nothing to list"
-    if fetch:
-        root = present_root(dataset, source, plan.datasets[dataset].optional)
-    else:
-        root = source_root(source)
-        if not root.exists():
-            if isinstance(source, LeRobotSource) and source.root is None:
-                raise UnavailableError(
-                    f"Dataset {dataset!r} is not downloaded yet", field="source.repo_id", found=source.repo_id,
-                    cure=f"run `{plan.command('collect', dataset, outputs)}`",
-                )  # fmt: skip
-            root = present_root(dataset, source, plan.datasets[dataset].optional)
+    if isinstance(source, LeRobotSource) and source.root is None and not fetch and not source_root(source).exists():
+        raise UnavailableError(
+            f"Dataset {dataset!r} is not downloaded yet", field="source.repo_id", found=source.repo_id,
+            cure=f"run `{plan.command('collect', dataset, outputs)}`",
+        )  # fmt: skip
+    root = present_root(dataset, source, plan.datasets[dataset].optional)
     return list_files(root, cache_of(root, outputs))
 
 
