@@ -6,6 +6,7 @@ were is not read again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import time
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prts_core.errors import StageError
 from prts_core.files import digest_file, digest_value, write_text
 from prts_core.progress import track
 
@@ -48,7 +50,8 @@ def list_files(root: Path, cache: Path | None = None) -> list[File]:
     fresh = _hash(root, missing)
     files = [fresh[path] if path in fresh else known[path] for path, _ in found]
     if cache is not None and (missing or len(found) != len(known)):
-        _write_cache(cache, root, files)
+        with contextlib.suppress(StageError):  # on a full or read-only disk the files are read again next time
+            _write_cache(cache, root, files)
     return files
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from prts_core import __version__
 from prts_core.config.identity import identity
 from prts_core.config.load import Plan
-from prts_core.errors import PrtsError, StageError, lookup
+from prts_core.errors import DataError, PrtsError, StageError, lookup
 from prts_core.files import digest_value, explain_os_errors, read_json, write_json
 from prts_core.store.code import code_digest
 from prts_core.store.listing import list_files, tree_digest
@@ -119,8 +119,13 @@ class Store:
         path = self.folder(resolved) / MANIFEST
         if not path.exists():
             return None if plan is None else self._adopt(resolved, plan)
-        manifest = Manifest.load(path)
-        return manifest if self._agrees(manifest, resolved) and manifest.verify(self.outputs) else None
+        try:
+            manifest = Manifest.load(path)
+            return manifest if self._agrees(manifest, resolved) and manifest.verify(self.outputs) else None
+        except (DataError, FileNotFoundError):
+            if path.exists():
+                raise
+            return None  # garbage collection took it meanwhile
 
     def _agrees(self, manifest: Manifest, resolved: Resolved) -> bool:
         """Whether a result was made from the very parents that are here now."""

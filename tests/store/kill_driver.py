@@ -1,7 +1,7 @@
 """Kill a stage with SIGKILL before its n-th step on disk, for every n, and take it up again each time.
 
-Run as a program by test_base.py: prints one JSON object a kill. Steps are the renames, copies and removals of the
-stage runner itself, so that every phase of the swap is cut once.
+Run as a program by test_run_stage.py: prints one JSON object a kill. Steps are the renames, links, changes of mode and
+removals of the store itself, so that every phase of the move and of the view's swap is cut once.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from prts_core.stages import base
-from tests.stages.tiny_chain import Chain, Config, untracked
+from prts_core.store.code import code_digest
+from tests.store.toy_chain import Chain, Config
 
-base.stage_run = untracked
+STEPS = (
+    (shutil, "rmtree"), (os, "link"), (os, "utime"), (Path, "rename"), (Path, "replace"), (Path, "mkdir"),
+    (Path, "chmod"), (Path, "unlink"),
+)  # fmt: skip
 
 
 def cut_before(step: int, action) -> bool:
@@ -37,13 +40,7 @@ def cut_before(step: int, action) -> bool:
 
             return call
 
-        for place, name in (
-            (shutil, "rmtree"),
-            (shutil, "copyfile"),
-            (Path, "rename"),
-            (Path, "replace"),
-            (Path, "mkdir"),
-        ):
+        for place, name in STEPS:
             setattr(place, name, counting(getattr(place, name)))
         action()
         os._exit(0)
@@ -51,33 +48,42 @@ def cut_before(step: int, action) -> bool:
 
 
 def main(root: Path) -> None:
-    for had_before in (False, True):
+    code_digest("nothing")  # read once, before forking
+    for before in ("nothing", "other setting", "damaged"):
         for step in range(1, 200):
-            outputs = root / f"{had_before}-{step}"
+            outputs = root / f"{before}-{step}"
             old, new = Chain(outputs, Config("old")), Chain(outputs, Config("new"))
-            if had_before:
+            if before == "other setting":
                 old.run("first")
+            if before == "damaged":
+                new.run("first")
+                new.damage("first")
+                new.runs.clear()
             died = cut_before(step, lambda: new.run("first"))  # noqa: B023 - called at once
-            whole = new.folder("first") / "output" / "a" / "text.txt"
-            present = whole.read_text() if whole.exists() else None  # what a reader sees right after the kill
-            done_before = any(new.folder("first").glob("work-*/manifest.json")) if died else True
+            entry = new.folder("first")
+            whole = (entry / "manifest.json").exists() or (entry / "work" / "manifest.json").exists()
+            shown = new.view("first") / "output" / "a" / "text.txt"
+            seen = shown.read_text() if shown.exists() else None  # what a reader of the view sees right after the kill
+            found = new.find("first")
             manifest = new.run("first")
             again = new.run("first")
-            print(
-                json.dumps(
-                    {
-                        "had_before": had_before,
-                        "step": step,
-                        "died": died,
-                        "present": present,
-                        "ran_again": len(new.runs),
-                        "was_whole": done_before,
-                        "verified": manifest.verify(outputs) and again == manifest,
-                        "text": whole.read_text(),
-                        "left": sorted(p.name for p in new.folder("first").iterdir()),
-                    }
-                )
-            )
+            row = {
+                "before": before,
+                "step": step,
+                "died": died,
+                "whole": whole,
+                "seen": seen,
+                "found": found is not None,
+                "ran_again": len(new.runs),
+                "verified": manifest.verify(outputs) and again == manifest,
+                "text": new.text("first"),
+                "shown": shown.read_text(),
+                "left": sorted(p.name for p in entry.iterdir()),
+                "beside": sorted(p.name for p in new.view("first").parent.iterdir()),
+                "other": old.text("first") if before == "other setting" else None,
+            }
+            print(json.dumps(row))
+            shutil.rmtree(outputs)
             if not died:
                 break
 

@@ -4,29 +4,13 @@ disturbed."""
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 DRIVER = Path(__file__).with_name("law_driver.py")
 ROUNDS = 200
 SEED = 13
-
-
-@pytest.fixture
-def memory(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one: ten thousand small files are flushed to it."""
-    if not Path("/dev/shm").is_dir():
-        yield tmp_path
-        return
-    folder = Path(tempfile.mkdtemp(dir="/dev/shm", prefix="prts-law-"))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_two_hundred_random_interleavings_hold_the_law(memory: Path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prts_core.config.identity import execution
 from prts_core.config.load import Plan
-from prts_core.config.schema import Recipe
+from prts_core.config.schema import DatasetConfig, LeRobotSource, Recipe
 from prts_core.files import write_text
 from prts_core.store.manifest import Manifest
 from prts_core.store.run_stage import Store
@@ -22,11 +22,22 @@ class Config:
     workers: int = execution(1)
 
 
+class ToyPlan(Plan):
+    """A plan whose one dataset `d` lies in `source`, so that no YAML is read."""
+
+    source: Path | None = None
+    optional: bool = False
+
+    @property
+    def datasets(self) -> dict[str, DatasetConfig]:
+        return {"d": DatasetConfig("d", LeRobotSource("lerobot", root=str(self.source)), optional=self.optional)}
+
+
 @dataclass
 class Chain:
     """`run("first")` and `run("second")` under one recipe. runs: the stage functions that were really called.
 
-    config is that of `first`; `second` has one of its own.
+    config is that of `first`; `second` has one of its own. source: a folder that `first` depends on.
     """
 
     outputs: Path
@@ -36,13 +47,17 @@ class Chain:
     version: int = 1
     recipe: str = "r"
     overrides: tuple[str, ...] = ()
+    source: Path | None = None
+    optional: bool = False
     runs: list[str] = field(default_factory=list)
     work: Callable[[StageContext], StageResult | None] = lambda context: None
 
     @property
     def plan(self) -> Plan:
         recipe = Recipe(name=self.recipe, datasets=("d",), deploy="d", model="m", seed=self.seed)
-        return Plan(Path(f"{self.recipe}.yaml"), recipe, self.overrides)
+        plan = ToyPlan(Path(f"{self.recipe}.yaml"), recipe, self.overrides)
+        plan.source, plan.optional = self.source, self.optional
+        return plan
 
     @property
     def store(self) -> Store:
@@ -62,10 +77,16 @@ class Chain:
         return Stage(
             name, "help", self.version if name == "first" else 1, True, lambda plan, _: chosen,
             lambda plan, _: parents, call, seeded=name == "first",
+            external=name == "first" and self.source is not None, headline=("n",),
         )  # fmt: skip
 
     def run(self, name: str) -> Manifest:
         return self.store.run(name, self.plan)
+
+    def find(self, name: str) -> Manifest | None:
+        """The finished result under the present plan; nothing is run."""
+        store, plan = self.store, self.plan
+        return store.find(store.resolve(name, plan), plan)
 
     def folder(self, name: str) -> Path:
         """Where the result of the present plan lies in the store."""
@@ -77,3 +98,10 @@ class Chain:
 
     def text(self, name: str) -> str:
         return (self.folder(name) / "output" / "a" / "text.txt").read_text()
+
+    def damage(self, name: str, text: str = "vandal") -> Path:
+        """Write over a file of a finished result, as a careless person would."""
+        path = self.folder(name) / "output" / "a" / "text.txt"
+        path.chmod(0o644)
+        path.write_text(text)
+        return path
