@@ -15,6 +15,7 @@ from assets.launchpad import Chosen
 from assets.pipes_main import unpack
 from prts_core.errors import Stopped
 from prts_core.launch.signals import stop_on_signals
+from prts_core.launch.where import INLINE
 from prts_core.stages import chain
 from prts_core.store.manifest import MANIFEST, Manifest, entry_folder
 from prts_core.store.stage import Stage
@@ -43,7 +44,7 @@ class LaunchResource(dg.ConfigurableResource):
         if where == "inline":
             try:
                 with stop_on_signals():
-                    return chain.run(stage.name, chosen.load(), partition, chosen.outputs, caller=caller)
+                    return chain.run(stage.name, chosen.load(), partition, chosen.outputs, caller=caller, launch=INLINE)
             except Stopped as err:
                 context.log.warning(str(err))
                 raise DagsterExecutionInterruptedError(str(err)) from err

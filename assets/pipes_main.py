@@ -21,6 +21,7 @@ from prts_core.config.load import load_plan
 from prts_core.data.validation.report import Finding, ValidationFailed, ValidationReport
 from prts_core.errors import PrtsError, Skipped, StageError, Stopped
 from prts_core.launch.signals import stop_on_signals
+from prts_core.launch.where import INLINE, parse_launch
 from prts_core.stages import chain
 
 FIELDS = ("problem", "file", "field", "found", "expected", "cure")
@@ -69,8 +70,9 @@ def main() -> int:
             with stop_on_signals():
                 plan = load_plan(Path(asked["config"]), asked["overrides"])
                 manifest = chain.run(
-                    asked["stage"], plan, asked["partition"], Path(asked["outputs"]), caller=asked["caller"]
-                )
+                    asked["stage"], plan, asked["partition"], Path(asked["outputs"]), caller=asked["caller"],
+                    launch=INLINE if asked["launch"] == "process" else parse_launch(asked["launch"]),
+                )  # fmt: skip
         except PrtsError as err:
             pipes.report_custom_message({"error": pack(err)})
             print(f"error: {err}", file=sys.stderr)
