@@ -50,7 +50,7 @@ def parts(page: RecipePage) -> list[tuple[str, str]]:
 
 def run_job(defs: dg.Definitions, name: str, partition: str, instance: dg.DagsterInstance, console: Console) -> None:
     """Run one job in this process, telling how it goes; a failed step's own paragraph becomes the StageError."""
-    lines, run_id = Lines(console), str(uuid.uuid4())
+    lines, run_id = Lines(console, partition), str(uuid.uuid4())
     instance.add_event_listener(run_id, lines)
     result = defs.resolve_job_def(name).execute_in_process(
         instance=instance, partition_key=partition, run_id=run_id, run_config=QUIET, tags=NO_RETRY, raise_on_error=False

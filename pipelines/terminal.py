@@ -8,15 +8,17 @@ import dagster as dg
 from rich.console import Console
 from rich.text import Text
 
+from prts_core.stages.chain import STAGES
+
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}  # Dagster's own lines stay in its event log
 FOUND_S = 5.0  # a stage whose work took longer than it was here for was finished before
 
 
 class Lines:
-    """Listens to one run's events. causes: what stopped it, in its own words."""
+    """Listens to one run's events. dataset: its partition. causes: what stopped it, in its own words."""
 
-    def __init__(self, console: Console) -> None:
-        self.console, self.causes = console, list[str]()
+    def __init__(self, console: Console, dataset: str) -> None:
+        self.console, self.dataset, self.causes = console, dataset, list[str]()
         self.begun: dict[str, float] = {}
         self.metadata: dict[str, Any] = {}
         self.skipped = ""
@@ -79,5 +81,6 @@ class Lines:
         return str(event.step_key).partition("__")[2]
 
     def _name(self, event: dg.DagsterEvent) -> str:
-        partition = event.logging_tags.get("partition", "") if event.logging_tags else ""
-        return f"{self._stage(event):10} {partition:12}"
+        stage = self._stage(event)
+        split = stage in STAGES and STAGES[stage].partitioned
+        return f"{stage:10} {self.dataset if split else '':12}"

@@ -13,10 +13,14 @@ import pytest
 
 from pipelines import demo, report
 from prts_core.config.load import load_plan
+from prts_core.data.validation.report import Finding
 from prts_core.errors import DataError, StageError
 from prts_core.files import read_json
 from prts_core.stages import chain
 from tests.pipelines import stub_chain
+from tests.pipelines.test_assets import break_validation
+
+DATA = ("collect", "convert", "validate", "stats")
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +33,7 @@ def runs(project) -> list[dg.DagsterRun]:
         return list(reversed(instance.get_runs()))
 
 
-def test_the_demo_makes_everything_once_and_reports_it(project, capsys):
+def test_the_demo_makes_everything_once_and_reports_it(project, capfd):
     assert demo.main([]) == 0
     assert len(project.calls()) == 16
     made = read_json(project.outputs / "demo" / "report.json")
@@ -40,15 +44,21 @@ def test_the_demo_makes_everything_once_and_reports_it(project, capsys):
     assert list(made["seconds"]) == sorted(chain.STAGES)
     assert made["seconds_total"] == pytest.approx(sum(made["seconds"].values()), abs=0.01)
     assert made["model_uri"] == "models:/prts-stub/1"
-    package = chain.run("package", load_plan(project.folder / "configs/quickstart.yaml"), None, project.outputs)
+    package = chain.finished("package", load_plan(project.folder / "configs/quickstart.yaml"), None, project.outputs)
     assert made["package_digest"] == package.content_digest
     assert set(made["dataset_digests"]) == {"metaworld", "g1_bottle"}
-    shown = capsys.readouterr().out
-    assert all(text in shown for text in ("faucet-open", "19/20", "models:/prts-stub/1", "are stand-ins"))
     assert [(run.job_name, run.status) for run in runs(project)] == [
-        ("demo", dg.DagsterRunStatus.SUCCESS),
-        ("import_dataset", dg.DagsterRunStatus.SUCCESS),
+        ("quickstart_chain", dg.DagsterRunStatus.SUCCESS),
+        ("quickstart_import_dataset", dg.DagsterRunStatus.SUCCESS),
     ]
+    shown, log = capfd.readouterr()
+    assert all(text in shown for text in ("faucet-open", "19/20", "models:/prts-stub/1", "are stand-ins"))
+    assert "http://127.0.0.1:3000" in shown and "http://127.0.0.1:5000" in shown
+    # one line a stage, and none of Dagster's own
+    lines = [line.split()[1:3] for line in shown.splitlines() if line.startswith("done")]
+    assert lines[:4] == [[stage, "metaworld"] for stage in DATA] and lines[4][0] == "pretrain"
+    assert len(lines) == 16
+    assert "DEBUG" not in shown + log and "STEP_START" not in shown + log
 
 
 def test_the_third_time_nothing_happens_in_no_time(project, capsys):
@@ -68,9 +78,14 @@ def test_the_third_time_nothing_happens_in_no_time(project, capsys):
 def test_a_damaged_output_is_found_and_made_again(project, capsys):
     assert demo.main([]) == 0
     project.calls()
-    (project.outputs / "runs/value/quickstart/output/data/content.txt").write_text("vandal")
+    plan = load_plan(project.folder / "configs/quickstart.yaml")
+    content = chain.finished("value", plan, None, project.outputs).folder(project.outputs) / "data" / "content.txt"
+    content.chmod(0o644)
+    content.write_text("vandal")
     assert demo.main([]) == 0
-    assert project.calls() == ["value -"]  # equal work, equal digest: what follows stays
+    assert project.calls() == ["value -", "register -"]  # equal work, equal digest: what follows stays
+    shown = capsys.readouterr().out
+    assert "nothing to do" not in shown
 
 
 def test_a_fault_is_one_paragraph_and_the_next_demo_goes_on(project, capsys, monkeypatch):
@@ -81,12 +96,13 @@ def test_a_fault_is_one_paragraph_and_the_next_demo_goes_on(project, capsys, mon
 
     monkeypatch.setitem(chain.STAGES, "stats", replace(real, run=run))
     assert demo.main([]) == 1
-    said = capsys.readouterr().err
+    shown = capsys.readouterr()
     assert (
-        "error: Job 'demo' stopped: stats failed: A parquet file is truncated. File: data/x.parquet. Cure: restore it."
-        in (said)
+        "error: Job 'quickstart_chain' stopped: stats failed: A parquet file is truncated. File: data/x.parquet. Cure: "
+        "restore it." in shown.err
     )
-    assert "Traceback" not in said.rsplit("error:", 1)[1]
+    assert "Traceback" not in shown.err
+    assert shown.out.splitlines()[-1].split() == ["failed", "stats", "metaworld"]
     monkeypatch.setitem(chain.STAGES, "stats", real)
     project.calls()
     assert demo.main([]) == 0
@@ -101,20 +117,19 @@ def test_a_bug_in_a_stage_names_the_stage(project, capsys, monkeypatch):
 
 
 def test_a_failed_check_names_the_stage(project, capsys, monkeypatch):
-    from prts_core.data.validation.report import Finding
-    from tests.pipelines.test_assets import break_validation
-
     break_validation(monkeypatch, Finding("totals", "meta/info.json", "total_frames: 9", "10"))
     assert demo.main([]) == 1
     said = capsys.readouterr().err.rsplit("error:", 1)[1]
     assert "validate" in said and "total_frames: 9" in said and "meta/info.json" in said
 
 
-def test_absent_reference_data_is_no_reason_to_run_again(project, capsys, monkeypatch):
+def test_absent_optional_data_is_told_and_no_reason_to_run_again(project, capsys, monkeypatch):
     monkeypatch.setenv("PRTS_SHARED", str(project.folder / "nowhere"))
     assert demo.main([]) == 0
+    shown = capsys.readouterr().out
+    assert any(line.startswith("skipped collect") and "g1_bottle" in line for line in shown.splitlines())
     made = read_json(project.outputs / "demo" / "report.json")
-    assert "folder is absent" in made["skipped"]["collect:g1_bottle"]
+    assert "g1_bottle" in made["skipped"]["collect:g1_bottle"]
     project.calls()
     assert demo.main([]) == 0
     assert "nothing to do" in capsys.readouterr().out
@@ -125,16 +140,39 @@ def test_absent_reference_data_is_no_reason_to_run_again(project, capsys, monkey
     assert read_json(project.outputs / "demo" / "report.json")["skipped"] == {}
 
 
+def test_an_absent_dataset_that_the_policy_needs_is_told_as_the_cause(project, capsys, monkeypatch):
+    recipe = project.folder / "configs/quickstart.yaml"
+    text = recipe.read_text().replace("deploy: metaworld", "deploy: g1_bottle")
+    recipe.write_text(text.replace("mixture: {metaworld: 1.0}", "mixture: {g1_bottle: 1.0}"))
+    monkeypatch.setenv("PRTS_SHARED", str(project.folder / "nowhere"))
+    assert demo.main([]) == 1
+    said = capsys.readouterr().err
+    assert "'g1_bottle' needs data that is not here" in said and "has not run yet" not in said
+    assert project.calls() == []
+
+
+def test_a_mixture_of_datasets_is_imported_before_pretraining(project):
+    recipe = project.folder / "configs/quickstart.yaml"
+    text = recipe.read_text()
+    assert "mixture: {metaworld: 1.0}" in text
+    recipe.write_text(text.replace("mixture: {metaworld: 1.0}", "mixture: {metaworld: 1.0, g1_bottle: 1.0}"))
+    assert demo.main([]) == 0
+    called = project.calls()
+    assert called.index("stats g1_bottle") < called.index("pretrain -")
+    assert len(called) == 16
+
+
 def test_a_killed_demo_is_taken_up_and_its_run_is_closed(project, capsys):
-    """SIGKILL while `sft` works; the run must not stand as running for ever."""
+    """SIGKILL while `sft` works; the run must not stand as running for ever, nor hold its place in the pool."""
     script = project.folder / "killed.py"
     script.write_text(
         "import os, signal, sys\n"
-        "from tests.pipelines import stub_chain\nfrom tests.stages import tiny_chain\n"
+        "from tests.pipelines import stub_chain\n"
         "from dataclasses import replace\n"
-        "stub_chain.base.stage_run = tiny_chain.untracked\n"
+        "from prts_core.store.run_stage import untracked\n"
+        "import prts_core.tracking.runs as runs\nruns.stage_run = untracked\n"
         "stages = stub_chain.chain.STAGES\n"
-        "stages.update({name: stub_chain.stubbed(stage) for name, stage in stages.items()})\n"
+        "stages.update(stub_chain.stubbed_stages())\n"
         "die = lambda config, inputs, context: os.kill(os.getpid(), signal.SIGKILL)\n"
         "stages['sft'] = replace(stages['sft'], run=die)\n"
         "from pipelines import demo\ndemo.main([])\n"
@@ -159,7 +197,9 @@ def test_finished_asks_for_every_stage(project):
     assert not demo.finished(plan, project.outputs)
     for stage, partition in chain.steps(plan):
         chain.run(stage, plan, partition, project.outputs)
+    assert not demo.finished(plan, project.outputs)
+    chain.register(plan, project.outputs)
     assert demo.finished(plan, project.outputs)
     assert not demo.finished(load_plan(plan.path, ["seed=8"]), project.outputs)
     with pytest.raises(StageError, match="has not run yet"):
-        report.write(load_plan(plan.path, ["name=other"]), project.outputs)
+        report.write(load_plan(plan.path, ["name=other", "seed=9"]), project.outputs)
