@@ -153,7 +153,7 @@ class TrackedRun:
             )
         ]
         run_id = made[0].info.run_id
-        if not self.outbox.stopped:
+        if self._kept.parent.is_dir() and not self.outbox.stopped:  # the stage may have ended without us
             write_json(self._kept, {"run_id": run_id, "experiment_id": experiment, "tracking_uri": self._recorded_uri})
         self.run_id, self.experiment = run_id, experiment
 
