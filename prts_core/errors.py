@@ -46,6 +46,11 @@ class PrtsError(ValueError):
             parts.append(f"Cure: {cure.rstrip('.')}.")
         super().__init__(" ".join(parts))
 
+    def set_cure(self, cure: str) -> None:
+        """Say another cure: for whoever knows more than the place that raised."""
+        known = {name: getattr(self, name) for name in ("file", "field", "found", "expected")}
+        PrtsError.__init__(self, self.problem, **known, cure=cure)
+
 
 class ConfigError(PrtsError):
     """A recipe, dataset or robot YAML that does not say what it should."""

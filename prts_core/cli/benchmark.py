@@ -37,7 +37,7 @@ With --policy and --suite this is a tool and runs no stage:
       nor which policy it is; the results are labelled so, and its noise is its own
   prts benchmark --policy P --suite libero_object,libero_spatial --compare outputs/benchmark/champion
       beside an earlier run on the same initial states: paired difference, exact McNemar test (Holm's correction over
-      the suites), and the verdict of the promotion gate. Exit status 3 where a suite is significantly worse
+      the suites), and the verdict of the promotion gate. Exit status 4 where a suite is significantly worse
   prts benchmark --policy P --suite libero_object --stop-early 0.75,0.90
       is the rate 0.90 or only 0.75? A sequential test reads the episodes in the plan's order and ends the run as soon
       as it knows, wrong at most --alpha and --beta of the time. With --compare: is one better by that much?
@@ -48,7 +48,7 @@ The simulators: prts sim list, prts sim install libero. Rows are the same whatev
 kill (times lie in timing.json): noise is drawn from (seed, task, initial state, step), and batches are filled to one
 size. Where a policy's answer still depends on its neighbours the run says so; --batch 1 rules it out.
 """
-WORSE = 3  # exit status
+WORSE = 4  # exit status
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

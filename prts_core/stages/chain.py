@@ -6,6 +6,7 @@ It imports no stage's code until the stage runs, so that `prts --help` and the s
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from prts_core.config.schema import (
     ValueConfig,
 )
 from prts_core.contract import record
-from prts_core.errors import ConfigError, Skipped, StageError, lookup
+from prts_core.errors import ConfigError, PrtsError, Skipped, StageError, lookup
 from prts_core.hub import checkpoint_digest
 from prts_core.launch.together import launched
 from prts_core.launch.where import Launch, default_launch
@@ -260,7 +261,26 @@ def run(
     def run_by(execute: Execute) -> Manifest:
         return store(outputs).run(name, plan, partition, caller=caller, track=stage_run, execute=execute)
 
-    return run_launched(stage, plan, run_by) if launched() > 1 else run_by(executor(launch or default_launch(), plan))
+    try:
+        return (
+            run_launched(stage, plan, run_by) if launched() > 1 else run_by(executor(launch or default_launch(), plan))
+        )
+    except PrtsError as err:
+        complete_cure(err, plan, partition, outputs)
+        raise
+
+
+def complete_cure(err: PrtsError, plan: Plan, partition: str | None, outputs: Path) -> None:
+    """Make a cure that names a bare stage, "run `prts convert`", the command for this plan: with its recipe, dataset,
+    changed values and outputs."""
+
+    def whole(match: re.Match[str]) -> str:
+        stage = STAGES.get(match[1])
+        chosen = partition or plan.recipe.deploy if stage is not None and stage.partitioned else None
+        return match[0] if stage is None else f"`{plan.command(stage.name, chosen, outputs)}`"
+
+    if err.cure is not None and (cure := re.sub(r"`prts (\w+)`", whole, err.cure)) != err.cure:
+        err.set_cure(cure)
 
 
 def note_skip(name: str, plan: Plan, partition: str | None, outputs: Path, why: Skipped) -> None:
