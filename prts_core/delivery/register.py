@@ -24,7 +24,7 @@ from prts_core.errors import DataError, StageError
 from prts_core.evaluation import promotion
 from prts_core.evaluation.gate import decide, policy_episodes
 from prts_core.files import digest_value, read_json, write_json
-from prts_core.store.locks import locked
+from prts_core.locks import locked
 from prts_core.store.manifest import Manifest
 from prts_core.store.run_stage import load_provenance
 from prts_core.tracking import registry

@@ -5,16 +5,13 @@ It knows no simulator. Every step leaves a mark when it is done, so that an inte
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prts_core.errors import SimulatorError, UnavailableError
@@ -22,15 +19,6 @@ from prts_core.files import digest_value, write_text
 from prts_core.sim.homes import Home, code_folder
 
 PRIVATE = ("PYTHON", "VIRTUAL_ENV")  # variables of this environment that another's Python must not see
-
-
-@contextmanager
-def locked(home: Home) -> Iterator[int]:
-    """Two installations at once would build into one folder. Yields the lock's file descriptor."""
-    home.path.mkdir(parents=True, exist_ok=True)
-    with (home.path / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield lock.fileno()
 
 
 def packages(
@@ -69,16 +57,6 @@ def packages(
                 f"{title}'s packages cannot be installed", file=place, found="\n".join(lines)[-800:], cure=cure
             )
     write_text(mark, made_from)
-
-
-def link(place: Path, target: Path) -> None:
-    """`place` becomes a link to the folder `target`, whatever it linked to before."""
-    if place == target or (place.is_symlink() and place.readlink() == target):
-        return
-    partial = place.with_name(f".{place.name}-{os.getpid()}")
-    partial.unlink(missing_ok=True)
-    partial.symlink_to(target, target_is_directory=True)
-    partial.replace(place)
 
 
 def self_check(

@@ -81,11 +81,16 @@ def code_folder(python: Path) -> Path:
     if python == Path(sys.executable):
         return package.parent
     folder = cache() / "sims" / ".code" / f"{zlib.crc32(str(package).encode()):08x}"
-    link = folder / "prts_core"
-    if not link.is_symlink():
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".prts_core-{os.getpid()}"
-        partial.unlink(missing_ok=True)
-        partial.symlink_to(package, target_is_directory=True)
-        partial.replace(link)
+    link(folder / "prts_core", package)
     return folder
+
+
+def link(place: Path, target: Path) -> None:
+    """`place` becomes a link to the folder `target`, whatever it linked to before."""
+    if place == target or (place.is_symlink() and place.readlink() == target):
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial = place.with_name(f".{place.name}-{os.getpid()}")
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(target, target_is_directory=True)
+    partial.replace(place)

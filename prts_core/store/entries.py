@@ -18,27 +18,33 @@ from typing import Any
 
 from prts_core.errors import PrtsError
 from prts_core.files import read_json
-from prts_core.store.locks import is_locked
+from prts_core.locks import is_locked
 from prts_core.store.manifest import MANIFEST, OUTPUT, PROVENANCE, STORE
 
 WORK = "work"
+# Fields of the outermost object, as `files.write_json` indents it.
+_PARENTS, _BYTES = re.compile(r'\n  "parents": (\{[^}]*\})'), re.compile(r'\n  "bytes": (\d+)')
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One folder of the store. names: what lies in it."""
+    """One folder of the store, as a string: ten thousand paths take as long as all the rest. names: what lies in it."""
 
-    folder: Path
+    place: str
     names: frozenset[str]
 
     @property
+    def folder(self) -> Path:
+        return Path(self.place)
+
+    @property
     def stage(self) -> str:
-        return self.folder.parent.name
+        return self.place.rsplit("/", 2)[1]
 
     @property
     def key(self) -> str:
-        return self.folder.name
+        return self.place.rpartition("/")[2]
 
     @property
     def finished(self) -> bool:
@@ -52,6 +58,21 @@ class Entry:
     @property
     def running(self) -> bool:
         return ".lock" in self.names and is_locked(self.folder / ".lock")
+
+    @property
+    def parents(self) -> dict[str, str]:
+        """Role -> key of a finished result's parents, cut out of its manifest without reading all of it."""
+        if "manifest" not in self.__dict__:
+            text = _text(f"{self.place}/{MANIFEST}")
+            if found := _PARENTS.search(text):
+                return json.loads(found[1])
+        return self.manifest.get("parents", {})
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of a finished result's output, as its provenance says."""
+        found = _BYTES.search(_text(f"{self.place}/{PROVENANCE}"))
+        return int(found[1]) if found else 0
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -86,19 +107,19 @@ class Entry:
         return float(_read(self.folder / WORK / "clock.json").get("seconds", 0.0))
 
 
-def entry_at(folder: Path) -> Entry:
+def entry_at(folder: Path | str) -> Entry:
     try:
-        return Entry(folder, frozenset(_names(folder)))
+        return Entry(str(folder), frozenset(_names(folder)))
     except OSError:
-        return Entry(folder, frozenset())
+        return Entry(str(folder), frozenset())
 
 
 def all_entries(outputs: Path) -> Iterator[Entry]:
     """Every entry, stages and keys in order."""
-    root = outputs / STORE
+    root = str(outputs / STORE)
     for stage in sorted(_folders(root)):
-        for key in sorted(_folders(root / stage)):
-            yield entry_at(root / stage / key)
+        for key in sorted(_folders(f"{root}/{stage}")):
+            yield entry_at(f"{root}/{stage}/{key}")
 
 
 def with_ancestors(keys: Iterable[str], entries: dict[str, Entry]) -> set[str]:
@@ -109,7 +130,7 @@ def with_ancestors(keys: Iterable[str], entries: dict[str, Entry]) -> set[str]:
         if key not in seen:
             seen.add(key)
             if key in entries and entries[key].finished:
-                waiting += entries[key].manifest.get("parents", {}).values()
+                waiting += entries[key].parents.values()
     return seen
 
 
@@ -194,17 +215,24 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _names(folder: Path) -> list[str]:
+def _names(folder: Path | str) -> list[str]:
     with os.scandir(folder) as found:
         return [item.name for item in found]
 
 
-def _folders(root: Path) -> list[str]:
+def _folders(root: str) -> list[str]:
     try:
         with os.scandir(root) as found:
             return [item.name for item in found if item.is_dir() and not item.name.startswith(".")]
     except FileNotFoundError:
         return []
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _read(path: Path) -> dict[str, Any]:

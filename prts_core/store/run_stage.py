@@ -24,9 +24,9 @@ from prts_core.config.identity import identity
 from prts_core.config.load import Plan
 from prts_core.errors import DataError, PrtsError, StageError, lookup
 from prts_core.files import digest_value, explain_os_errors, read_json, write_json
+from prts_core.locks import is_locked, locked
 from prts_core.store.code import code_digest
 from prts_core.store.listing import list_files, tree_digest
-from prts_core.store.locks import is_locked, locked
 from prts_core.store.manifest import FILES, MANIFEST, OUTPUT, PROVENANCE, STORE, Manifest, entry_folder
 from prts_core.store.sources import sources_digest, sources_stamp
 from prts_core.store.stage import NullRun, Stage, StageContext, StageResult, Tracker, Work
@@ -326,8 +326,9 @@ def _plan_record(resolved: Resolved, plan: Plan) -> dict[str, Any]:
 
 
 def _say_waiting(folder: Path) -> None:
-    path = folder / "work" / "plan.json"
-    about = read_json(path) if path.exists() else {}
+    about: dict[str, Any] = {}
+    with contextlib.suppress(PrtsError):  # it has not written it yet, or its work has ended meanwhile
+        about = read_json(folder / "work" / "plan.json")
     who = f"process {about['pid']} on {about['host']}" if "pid" in about else "another process"
     print(f"waiting: {who} is making {folder}; Ctrl-C stops waiting", file=sys.stderr, flush=True)
 

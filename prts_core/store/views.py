@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from prts_core.files import read_json, write_json
-from prts_core.store.locks import locked
+from prts_core.locks import locked
 from prts_core.store.manifest import MANIFEST, OUTPUT, Manifest
 
 RUNS = "runs"

@@ -5,13 +5,14 @@ It does not know what is tested with them.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
 import sys
 import venv
 from pathlib import Path
+
+from prts_core.locks import locked
 
 
 def ensure_venv(name: str, requirements: list[list[str]]) -> Path:
@@ -21,10 +22,8 @@ def ensure_venv(name: str, requirements: list[list[str]]) -> Path:
     requirements, is built anew; two callers do not build at once.
     """
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prts" / "venvs"
-    root.mkdir(parents=True, exist_ok=True)
     home, marker = root / name, root / name / "finished"
-    with (root / f".{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(root / f".{name}.lock"):
         if not marker.is_file() or marker.read_text() != repr(requirements):
             shutil.rmtree(home, ignore_errors=True)
             venv.create(home, with_pip=False)  # our own pip installs into it: a second one costs ten seconds

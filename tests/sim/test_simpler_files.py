@@ -16,6 +16,7 @@ from prts_core.contract import Contract, Dimension
 from prts_core.data.convert.conventions import convert_rotation
 from prts_core.errors import ConfigError, ContractError, DataError, SimulatorError, UnavailableError
 from prts_core.evaluation.plan import rendered_at
+from prts_core.locks import locked
 from prts_core.sim import building
 from prts_core.sim.adapter import adapt
 from prts_core.sim.homes import Home
@@ -192,7 +193,7 @@ def test_an_interrupted_download_is_not_taken_for_assets(home: Home, tmp_path: P
     (home.path / "venv" / "bin").mkdir(parents=True)
     home.python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path / "site"} exec {sys.executable} "$@"\n')
     home.python.chmod(0o755)
-    with building.locked(home) as lock:
+    with locked(home.path / ".lock") as lock:
         with pytest.raises(UnavailableError, match="bridge_v2_real2sim"):
             install._fetch(home, lock)
         assert (home.path / "fetched" / install.ROBOT).is_dir()

@@ -20,9 +20,9 @@ import pytest
 from prts_core.config.identity import identity
 from prts_core.errors import ConfigError, Skipped, StageError, UnavailableError
 from prts_core.files import read_json, write_json, write_text
+from prts_core.locks import locked
 from prts_core.store import listing
 from prts_core.store.gc import delete_garbage
-from prts_core.store.locks import locked
 from prts_core.store.manifest import Manifest
 from prts_core.store.run_stage import load_provenance
 from prts_core.store.stage import StageContext, StageResult

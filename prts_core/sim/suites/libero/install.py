@@ -28,9 +28,10 @@ import numpy as np
 
 from prts_core.errors import ConfigError, DataError, UnavailableError
 from prts_core.files import atomic_path, digest_file, read_json, write_json, write_text
+from prts_core.locks import locked
 from prts_core.progress import track
 from prts_core.sim import building
-from prts_core.sim.homes import Home
+from prts_core.sim.homes import Home, link
 from prts_core.sim.suites.libero.environment import states_digest
 from prts_core.sim.suites.libero.init_states import read_init_states
 from prts_core.sim.suites.libero.spec import MAX_STEPS
@@ -62,7 +63,7 @@ def install(home: Home, assets: str | None = None) -> dict[str, Any]:
     UnavailableError where packages or assets cannot be had, DataError for files that are not what they should be,
     SimulatorError where the self-check fails.
     """
-    with building.locked(home) as lock:
+    with locked(home.path / ".lock") as lock:
         folder = _assets(home, assets)
         wanted = _wanted(folder)
         found = home.installed()
@@ -70,8 +71,8 @@ def install(home: Home, assets: str | None = None) -> dict[str, Any]:
             return found
         home.record.unlink(missing_ok=True)
         building.packages(home, PINS, lock, title=TITLE)
-        building.link(home.path / "assets", folder)
-        building.link(_package(home) / "assets", home.path / "assets")
+        link(home.path / "assets", folder)
+        link(_package(home) / "assets", home.path / "assets")
         _configure(home)
         _convert(home)
         report = check(home)

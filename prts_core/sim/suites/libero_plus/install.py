@@ -6,14 +6,13 @@ the others cannot) and installed.json.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from prts_core.errors import ConfigError
 from prts_core.files import digest_file, write_json
-from prts_core.sim.homes import Home
+from prts_core.sim.homes import Home, link
 from prts_core.sim.suites.libero import install as libero
 from prts_core.sim.suites.libero.spec import FAMILY as LIBERO
 from prts_core.sim.suites.libero.spec import suites as libero_suites
@@ -32,7 +31,7 @@ def install(home: Home, assets: str | None = None) -> dict[str, Any]:
     found = base.installed()
     if found is None or (assets is not None and listed is None):
         found = libero.install(base, None if listed else assets)
-    link_venv(home, base)
+    link(home.path / "venv", base.path / "venv")
     record: dict[str, Any] = {"over": LIBERO, "standins": found.get("standins", "")}
     if listed is not None:
         record["list"] = _list(home, listed)
@@ -46,18 +45,6 @@ def check(home: Home) -> dict[str, Any]:
     """LIBERO's self-check: the layer lives in its environment."""
     home.require()
     return libero.check(Home(LIBERO))
-
-
-def link_venv(home: Home, base: Home) -> None:
-    """Workers of this family run in LIBERO's venv."""
-    home.path.mkdir(parents=True, exist_ok=True)
-    link, target = home.path / "venv", base.path / "venv"
-    if link.is_symlink() and link.readlink() == target:
-        return
-    partial = home.path / f".venv-{os.getpid()}"
-    partial.unlink(missing_ok=True)
-    partial.symlink_to(target, target_is_directory=True)
-    partial.replace(link)
 
 
 def _list(home: Home, path: Path) -> dict[str, Any]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from prts_core.files import write_json
-from prts_core.sim.homes import Home
+from prts_core.sim.homes import Home, link
 from prts_core.sim.suites.libero import install as libero
 from prts_core.sim.suites.libero.spec import FAMILY as LIBERO
-from prts_core.sim.suites.libero_plus.install import link_venv
 
 
 def install(home: Home, assets: str | None = None) -> dict[str, Any]:
@@ -17,7 +16,7 @@ def install(home: Home, assets: str | None = None) -> dict[str, Any]:
     found = base.installed()
     if found is None or assets is not None:
         found = libero.install(base, assets)
-    link_venv(home, base)
+    link(home.path / "venv", base.path / "venv")
     record = {"over": LIBERO, "standins": found.get("standins", "")}
     write_json(home.record, record)
     return record

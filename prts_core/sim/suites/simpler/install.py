@@ -21,8 +21,9 @@ from typing import Any
 
 from prts_core.errors import ConfigError, DataError, UnavailableError
 from prts_core.files import digest_file, write_json
+from prts_core.locks import locked
 from prts_core.sim import building
-from prts_core.sim.homes import Home
+from prts_core.sim.homes import Home, link
 from prts_core.sim.suites.simpler.assets import BRIDGE, NEEDED, ROBOT, unavailable
 from prts_core.sim.suites.simpler.spec import TASKS
 
@@ -65,7 +66,7 @@ def install(home: Home, assets: str | None = None) -> dict[str, Any]:
     Raises UnavailableError where a driver, packages or assets cannot be had, DataError for a folder that is not what it
     should be, SimulatorError where the self-check fails.
     """
-    with building.locked(home) as lock:
+    with locked(home.path / ".lock") as lock:
         folder = _here(home, assets)
         if (found := home.installed()) is not None and folder is not None and _holds(found, _wanted(folder)):
             return found
@@ -78,7 +79,7 @@ def install(home: Home, assets: str | None = None) -> dict[str, Any]:
             "the same command where there is a network or a mirror of the package index",
         )  # fmt: skip
         folder = _checked(_fetch(home, lock) if folder is None else folder)
-        building.link(home.path / "assets", folder)
+        link(home.path / "assets", folder)
         wanted = _wanted(folder)
         record = wanted | {"self_check": check(home), "installed": datetime.now(UTC).isoformat(timespec="seconds")}
         write_json(home.record, record)

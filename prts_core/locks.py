@@ -13,8 +13,10 @@ POLL_S = 0.2
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, shared: bool = False, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+def locked(path: Path, *, shared: bool = False, on_wait: Callable[[], None] | None = None) -> Iterator[int]:
     """Hold the lock at `path`, made where it is missing. on_wait: called once when somebody else holds it.
+
+    Yields the file descriptor: a child process that inherits it holds the lock too.
 
     A lock file that was removed while one waited for it (garbage collection) is made anew.
     """
@@ -37,7 +39,7 @@ def locked(path: Path, *, shared: bool = False, on_wait: Callable[[], None] | No
                 continue
             if not _still(path, handle.fileno()):
                 continue
-            yield
+            yield handle.fileno()
             return
 
 
