@@ -15,7 +15,7 @@ from assets.launchpad import Chosen
 from assets.pipes_main import unpack
 from prts_core.errors import Stopped
 from prts_core.launch.signals import stop_on_signals
-from prts_core.launch.where import INLINE
+from prts_core.launch.where import INLINE, Launch, parse_launch
 from prts_core.stages import chain
 from prts_core.store.manifest import MANIFEST, Manifest, entry_folder
 from prts_core.store.stage import Stage
@@ -40,15 +40,17 @@ class LaunchResource(dg.ConfigurableResource):
         caller: dict[str, str],
     ) -> Manifest:  # fmt: skip
         """The stage's result. PrtsErrors as `chain.run` raises them; Crashed where its process was killed."""
-        where = self.stages.get(stage.name, self.default)
-        if where == "inline":
+        where = parse_launch(self.stages.get(stage.name, self.default))
+        if where.kind == "torchrun" and not stage.trains:
+            where = Launch("process")
+        if where == INLINE:
             try:
                 with stop_on_signals():
                     return chain.run(stage.name, chosen.load(), partition, chosen.outputs, caller=caller, launch=INLINE)
             except Stopped as err:
                 context.log.warning(str(err))
                 raise DagsterExecutionInterruptedError(str(err)) from err
-        return self._child(context, stage, chosen, partition, caller, where)
+        return self._child(context, stage, chosen, partition, caller, str(where))
 
     def _child(
         self, context: dg.AssetExecutionContext, stage: Stage, chosen: Chosen, partition: str | None,

@@ -9,10 +9,12 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from assets.partitions import REGRESSION, SUITE, VERSION, VERSIONS
-from assets.regression import CHECK, NIGHT_TAG, make_asset
-from assets.resources import PlanResource
-from pipelines.nightly import every_night
+from assets.launchpad import plan_resource
+from assets.recipes import SUITE, VERSION, RecipePage
+from assets.regression import CHECK, NIGHT_TAG, regression_asset
+from pipelines.jobs import jobs
+from pipelines.nightly import nightly_regression
+from pipelines.sensors import alarm_sensor
 from prts_core.config.load import load_plan
 from prts_core.evaluation import benchmark, regression
 from prts_core.evaluation.baselines import published
@@ -21,6 +23,7 @@ from prts_core.files import write_json
 from tests.tracking.toy_package import make, named, outcomes, register
 
 ROOT = Path(__file__).resolve().parents[2]
+KEY = dg.AssetKey(["quickstart", "regression"])
 RECIPE = ROOT / "configs" / "quickstart.yaml"
 WITH_SUITE = ["regression.suites=[{suite: libero_object, episodes: 120}]"]
 
@@ -53,17 +56,21 @@ def tonight(monkeypatch: pytest.MonkeyPatch):
     return set_
 
 
+def page(overrides: list[str] | None = None) -> RecipePage:
+    return RecipePage(load_plan(RECIPE, overrides))
+
+
 def night(
-    outputs: Path, instance: dg.DagsterInstance, asset: dg.AssetsDefinition, suite: str = "benchmark",
-    overrides: list[str] | None = None,
-) -> dg.ExecuteInProcessResult:  # fmt: skip
-    instance.add_dynamic_partitions(VERSIONS.name, ["1"])
+    outputs: Path, instance: dg.DagsterInstance, suite: str = "benchmark", overrides: list[str] | None = None
+) -> dg.ExecuteInProcessResult:
+    mine = page(overrides)
+    instance.add_dynamic_partitions(str(mine.versions.name), ["1"])
     return dg.materialize(
-        [asset],
+        [regression_asset(mine)],
         partition_key=dg.MultiPartitionKey({SUITE: suite, VERSION: "1"}),
         instance=instance,
         tags={NIGHT_TAG: "2026-11-21"},
-        resources={"plan": PlanResource(recipe=str(RECIPE), outputs=str(outputs), overrides=overrides or [])},
+        resources={mine.resource: plan_resource(mine, outputs, overrides or [])},
         raise_on_error=False,
     )
 
@@ -82,7 +89,7 @@ def instance():
 
 def test_an_unchanged_champion_passes_and_shows_its_history(outputs, tonight, instance):
     asked = tonight(115)
-    result = night(outputs, instance, make_asset(REGRESSION))
+    result = night(outputs, instance)
     assert result.success and check_of(result).passed and check_of(result).partition == "benchmark|1"
     assert asked["conditions"] == ("policy",) and asked["config"].failures_wanted == 0
     assert (asked["places"].policy / "model.safetensors").read_text() == "w"  # the registered one
@@ -95,12 +102,8 @@ def test_an_unchanged_champion_passes_and_shows_its_history(outputs, tonight, in
 
 
 def test_a_regression_turns_the_check_red_and_leaves_an_alarm(outputs, tonight, instance, monkeypatch, tmp_path):
-    from pipelines.sensors import alarm
-
-    monkeypatch.setenv("PRTS_OUTPUTS", str(tmp_path))
-    monkeypatch.setenv("PRTS_RECIPE", str(RECIPE))
     tonight(80)
-    result = night(outputs, instance, make_asset(REGRESSION))
+    result = night(outputs, instance)
     assert not result.success
     red = check_of(result)
     assert not red.passed and red.severity == dg.AssetCheckSeverity.ERROR
@@ -110,16 +113,19 @@ def test_a_regression_turns_the_check_red_and_leaves_an_alarm(outputs, tonight, 
     )
     failure_event = next(e for e in result.all_events if e.event_type_value == "PIPELINE_FAILURE")
     context = dg.build_run_status_sensor_context(
-        sensor_name="alarm", dagster_event=failure_event, dagster_instance=instance, dagster_run=result.dagster_run
+        sensor_name="alarm_on_failed_runs",
+        dagster_event=failure_event,
+        dagster_instance=instance,
+        dagster_run=result.dagster_run,
     ).for_run_failure()
-    alarm(context)
+    alarm_sensor(tmp_path)(context)
     told = json.loads((tmp_path / "alarms" / f"{result.run_id}.json").read_text())
     assert told["reason"] == red.description and told["partition"] == "benchmark|1"
 
 
 def test_other_episodes_cannot_be_compared_and_fail_too(outputs, tonight, instance):
     tonight(115, first_seed=1)
-    result = night(outputs, instance, make_asset(REGRESSION))
+    result = night(outputs, instance)
     (failed,) = result.get_step_failure_events()
     said = failed.step_failure_data.user_failure_data.description
     assert "did not run the same episodes" in said and "Cure:" in said
@@ -128,11 +134,8 @@ def test_other_episodes_cannot_be_compared_and_fail_too(outputs, tonight, instan
 def test_a_suite_of_the_recipe_is_a_partition_and_says_stand_in_assets(outputs, tonight, instance, monkeypatch):
     """Every place a result on stand-in assets appears says so; published numbers keep away from it. What is red on one
     suite stays red there when another passes."""
-    suites = dg.MultiPartitionsDefinition(
-        {SUITE: dg.StaticPartitionsDefinition(["benchmark", "libero_object"]), VERSION: VERSIONS}
-    )
     tonight(80)
-    assert not night(outputs, instance, make_asset(suites)).success
+    assert not night(outputs, instance, overrides=WITH_SUITE).success
     tasks = [
         {"name": f"t{i}", "instruction": "", "initial_states": 50, "max_steps": 280, "perturbation": {}}
         for i in range(10)
@@ -159,17 +162,17 @@ def test_a_suite_of_the_recipe_is_a_partition_and_says_stand_in_assets(outputs, 
 
     monkeypatch.setattr(regression, "measure", measure)
     monkeypatch.setattr(regression, "planned", lambda run, package: Episodes)
-    result = night(outputs, instance, make_asset(suites), "libero_object", WITH_SUITE)
+    result = night(outputs, instance, "libero_object", WITH_SUITE)
     assert result.success and check_of(result).passed and "first result" in check_of(result).description
     (event,) = result.get_asset_materialization_events()
     shown = event.materialization.metadata
     assert shown["assets"].value == "stand-ins: 22 files" and "(stand-in assets)" in shown["result"].value
-    assert "this policy (stand-in assets) | 83.3" in shown["published"].value
-    assert "| PRTS |" not in shown["published"].value and "ours ran on stand-in assets" in shown["published"].value
-    assert "| t0 | 10/12 | 0.50 - 0.90 |" in shown["tasks"].value
-    checks = instance.event_log_storage.get_asset_check_partition_info(
-        [dg.AssetCheckKey(dg.AssetKey("regression"), CHECK)]
-    )
+    cells = [str(cell) for record in shown["published"].records for cell in record.data.values()]
+    assert any("this policy (stand-in assets)" in cell for cell in cells) and "83.3" in cells and "PRTS" not in cells
+    assert "ours ran on stand-in assets" in shown["not comparable"].value
+    (task,) = shown["tasks"].records
+    assert list(task.data.values()) == ["t0", 10, 12, 0.5, 0.9]
+    checks = instance.event_log_storage.get_asset_check_partition_info([dg.AssetCheckKey(KEY, CHECK)])
     assert {one.partition_key: one.latest_execution_status.value for one in checks} == {
         "benchmark|1": "FAILED", "libero_object|1": "SUCCEEDED",
     }  # fmt: skip
@@ -182,16 +185,13 @@ def test_the_schedule_asks_for_the_champion_and_is_silent_without_one(tmp_path, 
 
 def asks_for_the_champion(tmp_path: Path, outputs: Path, instance: dg.DagsterInstance) -> None:
     def evaluate(folder: Path, overrides: list[str]):
-        context = dg.build_schedule_context(
-            instance=instance,
-            scheduled_execution_time=datetime(2026, 11, 21, 2, 30),
-            resources={"plan": PlanResource(recipe=str(RECIPE), outputs=str(folder), overrides=overrides)},
-        )
-        return every_night(context)
+        context = dg.build_schedule_context(instance=instance, scheduled_execution_time=datetime(2026, 11, 21, 2, 30))
+        mine = page(overrides)
+        return nightly_regression(mine, jobs(mine), folder)(context)
 
     skipped = evaluate(tmp_path / "empty", [])
     assert isinstance(skipped, dg.SkipReason) and "no champion yet" in str(skipped.skip_message)
     asked = evaluate(outputs, ["regression.suites=[{suite: libero_goal}]"])
     assert [str(request.partition_key) for request in asked] == ["benchmark|1", "libero_goal|1"]
     assert asked[0].tags[NIGHT_TAG] == "2026-11-21" and asked[0].run_key.startswith("2026-11-21/")
-    assert instance.get_dynamic_partitions(VERSIONS.name) == ["1"]
+    assert instance.get_dynamic_partitions(str(page().versions.name)) == ["1"]
