@@ -212,7 +212,7 @@ def summarise(outputs: Path, entries: dict[str, Entry], wanted: set[str], listed
     works, rows = [], []
     for entry in entries.values():
         if entry.finished:
-            size = int(entry.provenance.get("bytes", 0))
+            size = entry.bytes
             count, total = count + 1, total + size
             if entry.key not in shown:
                 unshown, unshown_bytes = unshown + 1, unshown_bytes + size
