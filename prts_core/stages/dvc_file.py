@@ -2,7 +2,8 @@
 
 The quickstart's is `dvc.yaml`, another recipe's `configs/dvc/<recipe>/dvc.yaml`, each with a `dvc.lock` beside it.
 A stage watches its parents' manifests (they hold key and content), its behaviour version and the YAML that its
-configuration is read from. Where a key may be given and is not, the whole file is watched: adding it counts too.
+configuration is read from: the keys that stand there, and the whole file where a key may be added that only this
+stage reads. What is added for an earlier stage is told by the one that trains: that stage has not run under this plan.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ VERSIONS_FILE = "prts_core/stages/versions.py"
 FOLDER = "configs/dvc"
 # What DVC moves out of the way before it runs a stage again it copies, because it is linked: too much for a dataset.
 LARGE = ("convert",)
-# Keys of the recipe and of the dataset's file that a stage's own configuration is made of.
+# Keys of the recipe that a stage's own configuration is made of.
 RECIPE_KEYS = {
     "pretrain": ("model", "pretrain"),
     "sft": ("sft",),
@@ -42,11 +43,12 @@ RECIPE_KEYS = {
     "value": ("deploy", "value"),
     "package": ("deploy", "package"),
 }
+# Of the dataset's file; of the stages that train all of it (a mixture: of each of its datasets).
 DATASET_KEYS = {
     "collect": ("source",),
     "convert": ("source", "embodiment_tag", "video", "state_relative"),
     "stats": ("sft",),
-    "sft": ("sft", "train_subtask"),
+    "sft": (),
     "benchmark": ("source",),
 }
 NORMALIZATION = "sft.train.normalization"
@@ -174,9 +176,9 @@ class DvcFile:
             lines.append(_watch(self.recipe, self._raw_recipe, keys))
         if stage == "pretrain":
             lines += [self._watch_file("models", self.plan.recipe.model)]
-            lines += [self._watch_dataset(name, ("train_subtask", "weight")) for name in self.plan.mixture]
+            lines += [line for name in self.plan.mixture for line in self._watch_dataset(name, ())]
         elif stage in DATASET_KEYS:
-            lines.append(self._watch_dataset(partition or self.plan.recipe.deploy, DATASET_KEYS[stage]))
+            lines += self._watch_dataset(partition or self.plan.recipe.deploy, DATASET_KEYS[stage])
         if stage == "convert":
             lines += self._robot_and_mapping(str(partition))
         if stage == "sft" and "model" in keys:
@@ -192,11 +194,13 @@ class DvcFile:
         mapping = None if entry else (read_yaml(self.plan.folder / file).get("source") or {}).get("mapping")
         return lines + ([self._watch_file("mappings", mapping)] if isinstance(mapping, str) else [])
 
-    def _watch_dataset(self, dataset: str, keys: Sequence[str]) -> str:
+    def _watch_dataset(self, dataset: str, keys: Sequence[str]) -> list[str]:
         file, entry = self._dataset_files[dataset]
         if entry:  # one of several in a file of the public release
-            return f"{_scalar(self._config(file))}: [{entry}]"
-        return _watch(self._config(file), read_yaml(self.plan.folder / file), keys)
+            return [f"{_scalar(self._config(file))}: [{entry}]"]
+        raw = read_yaml(self.plan.folder / file)
+        there = [key for key in keys if _has(raw, key)]
+        return [_watch(self._config(file), raw, there)] if there or not keys else []
 
     def _watch_file(self, folder: str, name: str, keys: Sequence[str] = ()) -> str:
         file = f"{folder}/{name}.yaml"
@@ -231,8 +235,8 @@ class DvcFile:
         if stage == "collect":
             return external_source(self.plan, str(partition)) is not None
         if stage == "pretrain":
-            public = any(entry for _, entry in self._dataset_files.values())
-            texts = bool(recipe.image_text) or (public and bool(self.plan.image_text))
+            files = [read_yaml(self.plan.folder / f"datasets/{name}.yaml") for name in self.plan.recipe.datasets]
+            texts = bool(recipe.image_text) or any(raw.get("mm_datasets") for raw in files)
             return texts or _is_path(self.plan.model.pretrained) or _is_path(recipe.fast)
         if stage == "sft":
             section = self.plan.sft(str(partition))
