@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import typing
 from pathlib import Path
@@ -15,12 +16,15 @@ from prts_core.config.schema import DatasetConfig, RecordingSource, Source
 from prts_core.data.convert.lerobot_v30_export import export
 from prts_core.data.convert.source import DATASETS, SOURCES
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
-from prts_core.errors import ConfigError, DataError
+from prts_core.errors import ConfigError, Skipped, StageError, UnavailableError
 from prts_core.files import digest_tree, list_tree, read_json
-from prts_core.stages import base, chain
+from prts_core.stages import chain
+from prts_core.store.diff import Results, compare
+from prts_core.store.run_stage import untracked
+from prts_core.store.status import status
+from prts_core.tracking import runs
 from tests.data.conftest import Converted
 from tests.data.test_convert_robomimic import write_demos
-from tests.stages.tiny_chain import untracked
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAME = "libero_hdf5"
@@ -37,7 +41,7 @@ def planned(folder: Path, name: str = NAME) -> Plan:
 
 @pytest.fixture(autouse=True)
 def _without_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "stage_run", untracked)
+    monkeypatch.setattr(runs, "stage_run", untracked)
 
 
 @pytest.fixture
@@ -45,6 +49,13 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = write_demos(tmp_path / "raw", count=2)
     monkeypatch.setenv("LIBERO_HDF5_ROOT", str(root))
     return root
+
+
+def follow(cure: str | None) -> None:
+    """Run the command that a cure names, as a person would who copies it."""
+    assert cure is not None
+    words = shlex.split(cure.split("`")[1])
+    assert words[0] == "prts" and main(words[1:]) == 0
 
 
 def test_the_chain_converts_what_the_command_converts(recorded: Path, tmp_path: Path) -> None:
@@ -72,34 +83,85 @@ def test_another_mapping_is_another_conversion_of_the_same_files(recorded: Path,
     path.write_text(path.read_text().replace("fps: 20", "fps: 10"))
     second = {name: chain.run(name, planned(tmp_path / "configs"), NAME, outputs) for name in first}
     assert second["collect"].digest == first["collect"].digest
-    assert second["convert"].config_digest != first["convert"].config_digest
+    assert second["convert"].key != first["convert"].key
     assert LeRobotDataset.open(second["convert"].folder(outputs)).fps == 10
+    assert first["convert"].verify(outputs), "the first lies beside it"
 
 
 @pytest.mark.parametrize("change", ["touched", "new", "lost"])
-def test_other_files_than_collect_listed_are_refused(recorded: Path, tmp_path: Path, change: str) -> None:
+def test_other_files_are_another_collection_and_the_cure_works(recorded: Path, tmp_path: Path, change: str) -> None:
+    """Defect 1: convert said `run prts collect again`, and collect said that it was finished."""
     plan, outputs = planned(tmp_path / "configs"), tmp_path / "outputs"
-    chain.run("collect", plan, NAME, outputs)
+    before = {name: chain.run(name, plan, NAME, outputs) for name in ("collect", "convert")}
     path = recorded / "open_drawer_demo.hdf5"
     if change == "touched":
         with path.open("ab") as file:
             file.write(b"x")
+        line = "sources: 1 file changed (open_drawer_demo.hdf5)"
     elif change == "new":
         shutil.copy(path, recorded / "one_more_demo.hdf5")
+        line = "sources: 1 file added (one_more_demo.hdf5)"
     else:
         path.unlink()
-    with pytest.raises(DataError, match=r"collect listed.*_demo\.hdf5.*prts collect"):
+        line = "sources: 1 file removed (open_drawer_demo.hdf5)"
+    rows = {row.stage: row for row in status(chain.store(outputs), plan, [(name, NAME) for name in before]).rows}
+    assert [row.state for row in rows.values()] == ["stale", "stale"] and rows["collect"].why == (line,)
+    assert rows["convert"].why == (line, f"its parent collect [{NAME}] is stale")
+    with pytest.raises(StageError, match=r"collect:libero_hdf5' has not run yet under this plan") as caught:
         chain.run("convert", plan, NAME, outputs)
+    follow(caught.value.cure)
+    after = chain.run("convert", plan, NAME, outputs)
+    assert after.sources != before["convert"].sources and after.parents != before["convert"].parents
+    results = Results(outputs)
+    manifests = [results.manifest(made.key) for made in (before["convert"], after)]
+    assert None not in manifests and f"collect [{NAME}]: {line}" in compare(results, *manifests).causes  # type: ignore[arg-type]
 
 
-def test_an_absent_recording_is_skipped_with_the_reason(
-    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_training_on_a_changed_recording_is_refused(recorded: Path, tmp_path: Path) -> None:
+    """Defects 2 and 12: sft trained on the old conversion without a word."""
+    plan, outputs = planned(tmp_path / "configs"), tmp_path / "outputs"
+    for name in ("collect", "convert", "validate", "stats"):
+        chain.run(name, plan, NAME, outputs)
+    (recorded / "open_drawer_demo.hdf5").unlink()
+    with pytest.raises(StageError, match="has not run yet under this plan"):
+        chain.run("stats", plan, NAME, outputs)
+
+
+@pytest.mark.parametrize("change", ["added", "changed"])
+def test_a_changed_dataset_made_elsewhere_is_noticed(toy: Converted, tmp_path: Path, change: str) -> None:
+    planned(tmp_path / "configs")
+    root = Path(shutil.copytree(toy.root, tmp_path / "theirs"))
+    source = {"kind": "lerobot", "root": str(root)}
+    (tmp_path / "configs/datasets/theirs.yaml").write_text(yaml.safe_dump({"name": "theirs", "source": source}))
+    plan, outputs = planned(tmp_path / "configs", "theirs"), tmp_path / "outputs"
+    before = [chain.run(name, plan, "theirs", outputs) for name in ("collect", "convert")]
+    assert [chain.run(name, plan, "theirs", outputs) for name in ("collect", "convert")] == before
+    if change == "added":
+        (root / "README.md").write_text("another word")
+    else:
+        tasks = root / "meta" / "tasks.jsonl"
+        tasks.write_text(tasks.read_text().replace("open", "close"))
+    with pytest.raises(StageError, match="has not run yet under this plan") as caught:
+        chain.run("convert", plan, "theirs", outputs)
+    follow(caught.value.cure)
+    assert chain.run("convert", plan, "theirs", outputs).key != before[1].key
+
+
+@pytest.mark.parametrize("optional", [True, False])
+def test_an_absent_recording_is_skipped_only_where_it_is_optional(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optional: bool
 ) -> None:
+    planned(tmp_path / "configs")
+    path = tmp_path / "configs/datasets" / f"{NAME}.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"optional": optional}))
     monkeypatch.setenv("LIBERO_HDF5_ROOT", str(tmp_path / "nowhere"))
     plan = planned(tmp_path / "configs")
     for name in ("collect", "convert"):
-        skipped = chain.run(name, plan, NAME, tmp_path / "outputs").skipped
-        assert skipped is not None and "not on this machine" in skipped
+        with pytest.raises(Skipped if optional else UnavailableError, match="not on this machine") as caught:
+            chain.run(name, plan, NAME, tmp_path / "outputs")
+    assert "`export LIBERO_HDF5_ROOT=" in str(caught.value.cure)
+    monkeypatch.setenv("LIBERO_HDF5_ROOT", str(recorded))  # the cure, followed
+    chain.run("collect", plan, NAME, tmp_path / "outputs")
 
 
 def test_one_file_and_a_mapping_written_out(recorded: Path, tmp_path: Path) -> None:
