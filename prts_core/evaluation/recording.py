@@ -24,7 +24,8 @@ from prts_core.files import atomic_path
 from prts_core.observation import STATE
 from prts_core.progress import track
 from prts_core.sim import protocol
-from prts_core.sim.demonstrate import arrays_of, attributes_of, write_array
+from prts_core.sim.demonstrate import arrays_of, attributes_of
+from prts_core.sim.demonstrations import write_array
 from prts_core.sim.suite import Task
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from prts_core.evaluation.journal import Journal
 from prts_core.files import atomic_path
 from prts_core.progress import Bar
 from prts_core.sim import protocol
-from prts_core.sim.demonstrations import subtask_spans
+from prts_core.sim.demonstrations import subtask_spans, write_array
 from prts_core.sim.pool import Launch, Pool, WorkerLost
 from prts_core.sim.suite import EpisodeKey, SuiteSpec, Task
 from prts_core.sim.suites import task_of
@@ -243,12 +243,6 @@ def attributes_of(spec: SuiteSpec, task: Task, image_size: int) -> dict[str, str
     layout = layout_of(spec.family)
     own = {"env_args": json.dumps({"env_name": spec.name, "control_hz": spec.contract.control_hz})}
     return dict(layout.attributes(spec, task, image_size)) if layout else own
-
-
-def write_array(group: Any, name: str, value: np.ndarray) -> None:
-    """Pictures are packed one by one. Level 1 takes them to a quarter; higher levels cost time and gain little."""
-    packed = {"compression": "gzip", "compression_opts": 1, "chunks": (1, *value.shape[1:])}
-    group.create_dataset(name, data=value, track_times=False, **(packed if value.ndim == 4 else {}))
 
 
 def _write_part(path: Path, spec: SuiteSpec, reply: dict[str, Any], row: dict[str, Any]) -> None:

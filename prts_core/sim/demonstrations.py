@@ -27,7 +27,7 @@ class Episode:
 
     seed: int
     noise: float
-    success_row: int | None  # None: it failed
+    success_row: int
     actions: np.ndarray  # (T, 4) clean expert labels
     executed: np.ndarray  # (T, 4) what the simulator got
     proprio: np.ndarray  # (T, 4)
@@ -151,15 +151,17 @@ def write_demo(group: Any, episode: Episode) -> None:
         "dones": (np.arange(rows) == rows - 1).astype(np.uint8),
         "states": episode.states,
         "obs/proprio": episode.proprio,
+        **{f"obs/{camera}_rgb": pictures for camera, pictures in episode.images.items()},
     }.items():
-        group.create_dataset(name, data=value, track_times=False)
-    for camera, pictures in episode.images.items():
-        # Level 1 already takes these pictures to a quarter; higher levels cost time and gain little.
-        group.create_dataset(f"obs/{camera}_rgb", data=pictures, compression="gzip", compression_opts=1,
-                             chunks=(1, *pictures.shape[1:]), track_times=False)  # fmt: skip
+        write_array(group, name, value)
     group.attrs["num_samples"], group.attrs["seed"] = rows, episode.seed
     group.attrs["expert_noise"] = episode.noise
-    if episode.success_row is not None:
-        group.attrs["success_row"] = episode.success_row
+    group.attrs["success_row"] = episode.success_row
     if episode.subtasks:
         group.attrs["action_config"] = json.dumps(episode.subtasks)
+
+
+def write_array(group: Any, name: str, value: np.ndarray) -> None:
+    """Pictures are packed one by one. Level 1 takes them to a quarter; higher levels cost time and gain little."""
+    packed = {"compression": "gzip", "compression_opts": 1, "chunks": (1, *value.shape[1:])}
+    group.create_dataset(name, data=value, track_times=False, **(packed if value.ndim == 4 else {}))

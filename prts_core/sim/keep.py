@@ -28,7 +28,3 @@ class Keep(Generic[K, V]):
             self.held[key] = self.build(key)
         self.held.move_to_end(key)
         return self.held[key]
-
-    def close(self) -> None:
-        while self.held:
-            self.drop(self.held.popitem()[1])

@@ -16,12 +16,12 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from prts_core.errors import lookup, require
+from prts_core.sim.rendering import Renderer
 
 if TYPE_CHECKING:
     from prts_core.config.schema import MetaworldSource
@@ -76,50 +76,9 @@ PHASES: dict[str, Phases] = {
 }
 
 
-class SceneRenderer:
-    """Offscreen pictures of one task's scene, for any number of environments of that task in one process.
-
-    Meshes and textures are uploaded once; body positions that a reset moves are read from the environment's own model.
-    """
-
-    def __init__(self, model: Any, size: int) -> None:
-        self.mujoco = require("mujoco", "sim")
-        self.size = size
-        self.context = _gl_context(size)
-        self.context.make_current()
-        self.scene = self.mujoco.MjvScene(model, maxgeom=1000)
-        self.scene.flags[self.mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-        self.scene.flags[self.mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-        self.option, self.perturb, self.camera = (
-            self.mujoco.MjvOption(),
-            self.mujoco.MjvPerturb(),
-            self.mujoco.MjvCamera(),
-        )
-        self.render_context = self.mujoco.MjrContext(model, self.mujoco.mjtFontScale.mjFONTSCALE_100)
-        self.viewport = self.mujoco.MjrRect(0, 0, size, size)
-
-    def __call__(self, model: Any, data: Any, camera_id: int) -> np.ndarray:
-        """(size, size, 3) uint8 picture of one camera."""
-        mj = self.mujoco
-        self.context.make_current()
-        # Another renderer may have bound its own buffer; without this the first picture after it is that one's last.
-        mj.mjr_setBuffer(mj.mjtFramebuffer.mjFB_OFFSCREEN, self.render_context)
-        self.camera.type, self.camera.fixedcamid = mj.mjtCamera.mjCAMERA_FIXED, camera_id
-        mj.mjv_updateScene(model, data, self.option, self.perturb, self.camera, mj.mjtCatBit.mjCAT_ALL, self.scene)
-        mj.mjr_render(self.viewport, self.scene, self.render_context)
-        out = np.empty((self.size, self.size, 3), np.uint8)
-        mj.mjr_readPixels(out, None, self.viewport, self.render_context)
-        return out[::-1].copy()
-
-
-@lru_cache(maxsize=4)
-def _gl_context(size: int) -> Any:
-    """One GL context a process and size; kept for the life of the process (freeing EGL contexts at exit prints
-    noise)."""
-    return require("mujoco", "sim").GLContext(size, size)
-
-
-_RENDERERS: dict[tuple[str, int], SceneRenderer] = {}
+# One for all environments of a task and size in this process: meshes and textures are uploaded once, and body positions
+# that a reset moves are read from the environment's own model.
+_RENDERERS: dict[tuple[str, int], Renderer] = {}
 
 
 class MetaworldEnv:
@@ -202,8 +161,8 @@ class MetaworldEnv:
     def _picture(self, size: int, camera: int) -> np.ndarray:
         key = (self.task, size)
         if key not in _RENDERERS:
-            _RENDERERS[key] = SceneRenderer(self.env.model, size)
-        return _RENDERERS[key](self.env.model, self.env.data, camera)
+            _RENDERERS[key] = Renderer(self.env.model, size, plain=True)
+        return _RENDERERS[key](self.env.data, camera, self.env.model)[::-1].copy()
 
     def privileged(self) -> np.ndarray:
         """(39,) what the scripted expert sees, object poses and goal included. Never given to a policy."""

@@ -81,7 +81,7 @@ class Timeouts:
             return self.step + self.action * len(message["actions"])
         if kind == "demonstrate":
             return self.reset + self.action * (max(message["max_steps"], 1000) + message["tail_steps"])
-        return self.close if kind == "close" else self.look
+        return self.look
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,12 @@ error}: what was asked for is wrong, the worker lives on. A worker that is at fa
 
     hello        -> protocol, family, pid
     make         -> {}             settings: the family's own; the environment is built, nothing is simulated
-    reset        -> observation?, frame?, instruction
+    reset        -> observation?, frame? (H, W, 3) uint8 for people, instruction
     step         -> rewards (K',), successes (K',), steps = K', observation?, frames (F, H, W, 3)?
                     K' <= K: the chunk ends with its first success unless `ignore_success`
     look         -> observation    {"observation.state": (S,) float32, "<camera key>": (H, W, 3) uint8, ...}
-    film         -> frame          (H, W, 3) uint8, for people
     state        -> state          (n,) float64
     demonstrate  -> one episode of the suite's scripted expert, see sim/expert_episode.py
-    close        -> {}             and the worker ends
 """
 
 from __future__ import annotations
@@ -60,10 +58,8 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "reset": _EPISODE | {"look": bool, "film": bool},
     "step": {"actions": Array(2, "f"), "look": bool, "film": int, "ignore_success": bool},
     "look": {},
-    "film": {},
     "state": {},
     "demonstrate": _EPISODE | {"noise": float, "noise_seed": int, "max_steps": int, "tail_steps": int, "images": bool},
-    "close": {},
 }
 REPLIES: dict[str, dict[str, Any]] = {
     "hello": {"protocol": int, "family": str, "pid": int},
@@ -77,7 +73,6 @@ REPLIES: dict[str, dict[str, Any]] = {
         "frames": (Array(4, "u"), OPTIONAL),
     },
     "look": {"observation": dict},
-    "film": {"frame": Array(3, "u")},
     "state": {"state": Array(1, "f")},
     "demonstrate": {
         "actions": Array(2, "f"),
@@ -90,7 +85,6 @@ REPLIES: dict[str, dict[str, Any]] = {
         "success_row": (int, OPTIONAL),
         "instruction": str,
     },
-    "close": {},
     "refused": {"error": str},
 }
 # Requests that begin an episode of their own: a fresh worker can answer them, whatever came before.
@@ -140,10 +134,6 @@ def look() -> Message:
     return {"kind": "look"}
 
 
-def film() -> Message:
-    return {"kind": "film"}
-
-
 def state() -> Message:
     return {"kind": "state"}
 
@@ -169,10 +159,6 @@ def demonstrate(
         "tail_steps": int(tail_steps),
         "images": images,
     }
-
-
-def close() -> Message:
-    return {"kind": "close"}
 
 
 def frame(message: Message) -> bytes:

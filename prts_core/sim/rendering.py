@@ -16,11 +16,12 @@ MAX_GEOMS = 1000
 class Renderer:
     """One scene's meshes and textures on the GL side; looking costs no physics and changes none.
 
-    hidden_groups: groups of geoms that are not drawn. Multisampling is off: `model.vis.quality.offsamples` is set to 0
-    before the context is made, which is the larger part of the time with a software rasteriser.
+    hidden_groups: groups of geoms that are not drawn. plain: without shadows and reflections. Multisampling is off:
+    `model.vis.quality.offsamples` is set to 0 before the context is made, which is the larger part of the time with a
+    software rasteriser.
     """
 
-    def __init__(self, model: Any, size: int, hidden_groups: tuple[int, ...] = ()) -> None:
+    def __init__(self, model: Any, size: int, hidden_groups: tuple[int, ...] = (), *, plain: bool = False) -> None:
         import mujoco
 
         self.mujoco, self.model, self.size = mujoco, model, size
@@ -30,6 +31,9 @@ class Renderer:
         self.gl = _gl_context(size)
         self.gl.make_current()
         self.scene = mujoco.MjvScene(model, maxgeom=MAX_GEOMS)
+        if plain:
+            self.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+            self.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         self.option, self.perturb, self.camera = mujoco.MjvOption(), mujoco.MjvPerturb(), mujoco.MjvCamera()
         for group in hidden_groups:
             self.option.geomgroup[group] = 0
@@ -37,14 +41,17 @@ class Renderer:
         self.context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         self.viewport = mujoco.MjrRect(0, 0, size, size)
 
-    def __call__(self, data: Any, camera_id: int) -> np.ndarray:
-        """(size, size, 3) uint8 picture as OpenGL returns it: the bottom row first."""
-        mj = self.mujoco
+    def __call__(self, data: Any, camera_id: int, model: Any = None) -> np.ndarray:
+        """(size, size, 3) uint8 picture as OpenGL returns it: the bottom row first.
+
+        model: `data`'s own, where it is another one of the same scene.
+        """
+        mj, model = self.mujoco, self.model if model is None else model
         self.gl.make_current()
         # Another renderer may have bound its own buffer; without this the first picture after it is that one's last.
         mj.mjr_setBuffer(mj.mjtFramebuffer.mjFB_OFFSCREEN, self.context)
         self.camera.fixedcamid = camera_id
-        mj.mjv_updateScene(self.model, data, self.option, self.perturb, self.camera, mj.mjtCatBit.mjCAT_ALL, self.scene)
+        mj.mjv_updateScene(model, data, self.option, self.perturb, self.camera, mj.mjtCatBit.mjCAT_ALL, self.scene)
         mj.mjr_render(self.viewport, self.scene, self.context)
         out = np.empty((self.size, self.size, 3), np.uint8)
         mj.mjr_readPixels(out, None, self.viewport, self.context)

@@ -98,8 +98,6 @@ class Environment(Protocol):
 
     def state(self) -> np.ndarray: ...
 
-    def close(self) -> None: ...
-
 
 class Expert(Protocol):
     """A scripted expert of one episode. `act`: (A,) float32 in the suite's action convention; `phase`: what it is

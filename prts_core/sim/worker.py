@@ -122,9 +122,6 @@ class Session:
     def _look(self) -> dict[str, Any]:
         return {"observation": self._observe()}
 
-    def _film(self) -> dict[str, Any]:
-        return {"frame": self._episode()[0].film()}
-
     def _state(self) -> dict[str, Any]:
         return {"state": np.asarray(self._episode()[0].state(), np.float64)}
 
@@ -141,15 +138,9 @@ class Session:
         self.suite = None  # the expert's episode is over
         return made | {"instruction": task.instruction}
 
-    def _close(self) -> dict[str, Any]:
-        if self.environment is not None:
-            self.environment.close()
-        self.environment = self.suite = None
-        return {}
-
 
 def serve(family: str, sock: socket.socket) -> None:
-    """Answer requests until `close` or the other end is gone. SimulatorError where no frame of ours comes in."""
+    """Answer requests until the other end is gone. SimulatorError where no frame of ours comes in."""
     session, frames = Session(family), Frames(protocol.REQUEST_LIMITS)
     while data := sock.recv(1 << 20):
         for message in frames.feed(data):
@@ -159,8 +150,6 @@ def serve(family: str, sock: socket.socket) -> None:
             except PrtsError as err:
                 reply = protocol.frame({"kind": "refused", "error": str(err)})
             sock.sendall(reply)
-            if isinstance(message, dict) and message.get("kind") == "close":
-                return
 
 
 def end_with_parent(sock: socket.socket, parent: int) -> None:

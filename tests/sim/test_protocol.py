@@ -20,10 +20,8 @@ MESSAGES = [
     protocol.reset(KEY, perturbation={"shift": 0.5}),
     protocol.step(np.ones((2, 3))),
     protocol.look(),
-    protocol.film(),
     protocol.state(),
     protocol.demonstrate(KEY, noise=1),
-    protocol.close(),
 ]
 
 

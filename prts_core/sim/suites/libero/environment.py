@@ -227,10 +227,6 @@ class LiberoEnvironment:
         """(1 + nq + nv,) float64: time, positions, velocities, as LIBERO stores its initial states."""
         return self.scene.env.sim.get_state().flatten()
 
-    def close(self) -> None:
-        self._scene = None
-        self._scenes.close()
-
 
 def as_drawn(scene: Scene, stored: np.ndarray) -> np.ndarray:
     """(1 + nq + nv,) the state LIBERO's sampler made, the arm's joints off by robosuite's default noise (0.02 rad)."""

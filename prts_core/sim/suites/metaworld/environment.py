@@ -71,10 +71,6 @@ class MetaworldEnvironment:
     def state(self) -> np.ndarray:
         return self.env.simulator_state()
 
-    def close(self) -> None:
-        self.environments.close()
-        self.current = None
-
 
 def make(settings: Mapping[str, Any]) -> MetaworldEnvironment:
     """settings: those of spec.py's `suites_for`, from which the worker has its suites too."""

@@ -156,10 +156,6 @@ class SimplerEnvironment:
         """(n,) float64: poses and velocities of all bodies, joints, and where the controller wants the hand."""
         return self.scene.env.get_state()[0].numpy().astype(np.float64)
 
-    def close(self) -> None:
-        self._scene = None
-        self._scenes.close()
-
 
 def make(settings: Mapping[str, Any]) -> SimplerEnvironment:
     """settings: `tasks`, how many scenes to keep built (default 4); `image_size`, of square pictures (default the
