@@ -85,7 +85,7 @@ def show(found: Status, everything: bool = False) -> None:
         )
     console.print(line, markup=False)
     if store.works and not everything:
-        console.print(f"{len(store.works)} works of other plans are under way or interrupted (`prts status --all`)")
+        console.print(f"under way or interrupted for other plans: {len(store.works)} (`prts status --all` lists them)")
     for work in store.works if everything else ():
         name = work["stage"] + (f" [{work['partition']}]" if work["partition"] else "")
         console.print(f"  {name} {work['key'][:12]} {_progress(work)}", markup=False)

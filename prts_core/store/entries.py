@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from prts_core.config.places import outputs_folder
 from prts_core.errors import PrtsError
 from prts_core.files import read_json
 from prts_core.locks import is_locked
@@ -201,12 +202,13 @@ def listed_files(entries: dict[str, Entry], manifest: dict[str, Any]) -> list[di
     return read_json(path) if path is not None and path.is_file() else None
 
 
-def work_command(plan: dict[str, Any], stage: str) -> str:
+def work_command(plan: dict[str, Any], stage: str, outputs: Path) -> str:
     """The command that goes on with work of which plan.json tells."""
     words = ["prts", stage, "--config", str(plan.get("config_file", "?"))]
     words += ["--dataset", plan["partition"]] if plan.get("partition") else []
     for text in plan.get("overrides") or ():
         words += ["--set", text]
+    words += ["--outputs", str(outputs)] if outputs.resolve() != outputs_folder().resolve() else []
     return shlex.join(words)
 
 

@@ -147,7 +147,7 @@ class _Look:
             if code and code != code_digest(stage):
                 notes.append(OTHER_CODE)
             if shown.get("key") != key and not self.plan.overrides:
-                notes.append("not shown by the recipe yet: the command does so without running it again")
+                notes.append(f"not shown by the recipe yet: `{command}` does so and runs nothing")
             return Row(stage, partition, "finished", key, command, notes=tuple(notes), **facts)
         why = tuple(self._why(resolved, shown)) if shown.get("key") else ()
         if entry.interrupted:
@@ -226,7 +226,7 @@ def summarise(outputs: Path, entries: dict[str, Entry], wanted: set[str], listed
         elif entry.interrupted and entry.key not in wanted:
             works.append({
                 "stage": entry.stage, "partition": entry.partition, "key": entry.key, **_work(entry),
-                "running": entry.running, "command": work_command(entry.plan, entry.stage),
+                "running": entry.running, "command": work_command(entry.plan, entry.stage, outputs),
             })  # fmt: skip
     return Summary(count, total, unshown, unshown_bytes, tuple(works), tuple(rows))
 

@@ -117,7 +117,7 @@ def test_work_of_other_plans_is_in_the_summary(made: Chain):
     made.overrides, made.seed = (), 7
     found = look(made).store
     assert [(work["stage"], work["checkpoint"]) for work in found.works] == [("first", 70)]
-    assert found.works[0]["command"] == "prts first --config r.yaml --dataset d --set seed=9"
+    assert found.works[0]["command"] == f"prts first --config r.yaml --dataset d --set seed=9 --outputs {made.outputs}"
 
 
 @pytest.mark.parametrize("optional", [True, False])
@@ -187,7 +187,7 @@ def test_it_is_one_json_document_and_a_calm_table(
     command.show(found)
     text = capsys.readouterr().out
     assert 'config text: "hello" -> "other"' in text and "seed 7 -> 9" in text
-    assert "1 works of other plans" in text and "store: 2 results" in text
+    assert "for other plans: 1" in text and "store: 2 results" in text
     command.show(found, everything=True)
     assert "go on: prts first --config r.yaml --dataset d" in capsys.readouterr().out
 
