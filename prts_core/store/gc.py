@@ -140,9 +140,8 @@ def delete_garbage(
                 moved.append(item)
             elif _move_away(item, trash):
                 moved.append(item)
-    for left in list(trash.iterdir()):
-        shutil.rmtree(left)
-    trash.rmdir()
+    for left in list(trash.iterdir()):  # with what a killed collection left
+        shutil.rmtree(left, ignore_errors=True)  # another collection may be removing it too
     return Garbage(tuple(moved), found.bytes, found.kept, keep_days, deleted=True)
 
 

@@ -127,12 +127,19 @@ class Store:
                 raise
             return None  # garbage collection took it meanwhile
 
-    def _agrees(self, manifest: Manifest, resolved: Resolved) -> bool:
-        """Whether a result was made from the very parents that are here now."""
+    def _agrees(self, manifest: Manifest, resolved: Resolved, seen: dict[str, bool] | None = None) -> bool:
+        """Whether a result was made from the very parents that are here now, and these from theirs. One that was
+        damaged may have come out different when it was made again. seen: parents that were looked at before, by key."""
+        seen = {} if seen is None else seen
         for role, parent in resolved.parents.items():
-            present = self.folder(parent) / MANIFEST
-            if present.exists() and Manifest.load(present).digest != manifest.parent_digests[role]:
-                return False  # the parent was damaged and came out different when it was made again
+            path = self.folder(parent) / MANIFEST
+            if not path.exists():
+                continue
+            present = Manifest.load(path)
+            if parent.key not in seen:
+                seen[parent.key] = self._agrees(present, parent, seen)
+            if present.digest != manifest.parent_digests[role] or not seen[parent.key]:
+                return False
         return True
 
     def _adopt(self, resolved: Resolved, plan: Plan) -> Manifest | None:

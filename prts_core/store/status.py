@@ -163,7 +163,9 @@ class _Look:
             there = self.entries.get(parent.key)
             if there is None or not there.finished:
                 continue
-            if there.manifest.get("digest") != entry.manifest.get("parent_digests", {}).get(role):
+            if self.states.get(parent.key) == "stale":
+                reasons.append(f"its parent {_name(parent)} is stale")
+            elif there.manifest.get("digest") != entry.manifest.get("parent_digests", {}).get(role):
                 reasons.append(f"its parent {_name(parent)} was made again and came out different")
         return reasons
 

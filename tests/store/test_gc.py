@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def test_what_no_recipe_shows_goes_and_what_one_shows_stays(chain: Chain, old: C
     deleted = delete_garbage(chain.outputs, keys=set(), registered=set(), keep_days=14)
     assert deleted.deleted and stages(deleted) == stages(found) and deleted.bytes > 0
     assert old.find("first") is None and chain.find("first") is not None
-    assert stages(look(chain)) == [] and not (chain.outputs / "store" / ".trash").exists()
+    assert stages(look(chain)) == [] and not list((chain.outputs / "store" / ".trash").iterdir())
     old.runs.clear()
     old.run("first")
     assert old.runs == ["first"], "what was removed can be made again"
@@ -230,3 +231,12 @@ def test_registered_versions_are_read_from_mlflow(chain: Chain, old: Chain, no_r
     assert command.registered_results(chain.outputs) == {key, "sha256:x"}
     assert run(chain, "--delete", "--keep-days", "0") == 0
     assert old.find("second") is not None
+
+
+def test_two_collections_at_once_take_everything_once(chain: Chain, old: Chain):
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [
+            pool.submit(delete_garbage, chain.outputs, keys=set(), registered=set(), keep_days=14) for _ in range(4)
+        ]
+        taken = [item.path for job in jobs for item in job.result().items]
+    assert len(taken) == 2 == len(set(taken)) and chain.find("second") is not None

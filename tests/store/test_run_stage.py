@@ -25,7 +25,8 @@ from prts_core.store import listing
 from prts_core.store.gc import delete_garbage
 from prts_core.store.manifest import Manifest
 from prts_core.store.run_stage import load_provenance
-from prts_core.store.stage import StageContext, StageResult
+from prts_core.store.stage import Parent, StageContext, StageResult
+from prts_core.store.status import status
 from prts_core.store.views import show_skipped
 from tests.store.toy_chain import Chain, Config
 
@@ -329,6 +330,25 @@ def test_a_child_follows_a_parent_that_came_out_different(chain: Chain):
     made = chain.run("second")
     assert made.parent_digests["first"] == chain.find("first").digest
     assert chain.runs == ["first", "second", "first", "second"]
+
+
+def test_so_does_a_grandchild(chain: Chain):
+    chain.work = lambda context: StageResult({"drawn": float(time.monotonic_ns())})
+    store = chain.store
+    third = replace(store.stages["second"], name="third", parents=lambda plan, _: [Parent("second", "second", "d")])
+    store.stages["third"] = third
+    for name in store.stages:
+        store.run(name, chain.plan)
+    chain.damage("first")
+    store.run("first", chain.plan)
+    assert store.find(store.resolve("third", chain.plan)) is None
+    states = [row.state for row in status(store, chain.plan, [(name, "d") for name in store.stages]).rows]
+    assert states == ["finished", "stale", "stale"]
+    with pytest.raises(StageError, match="prts second"):
+        store.run("third", chain.plan)
+    for name in ("second", "third"):
+        store.run(name, chain.plan)
+    assert store.find(store.resolve("third", chain.plan)) is not None
 
 
 def test_a_parent_that_changes_under_its_reader_is_told(chain: Chain):
