@@ -5,14 +5,14 @@ Files that are whole are kept across interruptions: each is written under a temp
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 
 from prts_core.config.schema import CollectConfig, ExpertSource, MetaworldSource
 from prts_core.errors import require
 from prts_core.files import list_tree, write_json
+from prts_core.launch.orphans import fresh_workers
 from prts_core.progress import track
 from prts_core.store.manifest import Manifest
 from prts_core.store.sources import listed_rows
@@ -42,10 +42,10 @@ def _record_metaworld(source: MetaworldSource, context: StageContext) -> dict[st
         for split in ("train", "heldout")
         for task in source.tasks
     ]
+    for left in context.output.rglob(".*.partial-*"):  # of a kill
+        left.unlink()
     todo = [job for job in jobs if not job[2].exists()]
-    # Rendering contexts do not survive a fork, so workers start fresh.
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=source.workers, mp_context=spawn) as pool:
+    with fresh_workers(source.workers) as pool:
         running = [pool.submit(record_task, source, *job) for job in todo]
         for done in track(as_completed(running), total=len(running), what="recording experts"):
             done.result()

@@ -1,0 +1,87 @@
+"""Recording of Meta-World experts, killed and stopped: no worker goes on alone, and the result does not show it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from prts_core.config.schema import CollectConfig, MetaworldSource, TaskSpec
+from prts_core.files import digest_tree
+from prts_core.stages.collect import collect
+from prts_core.store.stage import StageContext
+from tests.launch.test_children import gone
+
+pytest.importorskip("metaworld")
+# Noise at which some attempts fail: their number is part of the result.
+NOISE = (0.0, 0.9)
+SOURCE = MetaworldSource(
+    "metaworld",
+    tasks=tuple(TaskSpec(name, name, 92, NOISE) for name in ("faucet-open", "faucet-close", "plate-slide")),
+    train_episodes=4, heldout_episodes=1, image_size=32, workers=2,
+)  # fmt: skip
+CODE = """\
+import sys
+from pathlib import Path
+from prts_core.launch.signals import stop_on_signals
+from tests.stages.test_collect_killed import SOURCE, CollectConfig, collect, context
+if __name__ == "__main__":
+    with stop_on_signals():
+        collect(CollectConfig("toy", SOURCE), {}, context(Path(sys.argv[1])))
+"""
+
+
+def context(folder: Path) -> StageContext:
+    made = StageContext(folder, folder / "work", 7, "toy", "toy")
+    made.output.mkdir(parents=True, exist_ok=True)
+    return made
+
+
+def start(folder: Path) -> tuple[subprocess.Popen[bytes], list[int]]:
+    """A recording that is under way, and its workers."""
+    (folder / "record.py").write_text(CODE)
+    before = set((folder / "work").rglob(".*.partial-*"))
+    with (folder / "said").open("w") as said:
+        process = subprocess.Popen(
+            [sys.executable, str(folder / "record.py"), str(folder)], stderr=said,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while len(set((folder / "work").rglob(".*.partial-*")) - before) < 2:
+        assert process.poll() is None and time.monotonic() < deadline, (folder / "said").read_text()
+        time.sleep(0.01)
+    return process, [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+@pytest.mark.slow
+def test_a_kill_leaves_no_worker_and_no_trace_in_the_result(tmp_path: Path) -> None:
+    plain, killed = context(tmp_path / "plain"), context(tmp_path / "killed")
+    straight = collect(CollectConfig("toy", SOURCE), {}, plain)
+    for _ in range(2):
+        process, workers = start(tmp_path / "killed")
+        assert len(workers) >= 2
+        process.kill()
+        process.wait()
+        gone(workers, 2.0)
+    assert list(killed.output.rglob(".*.partial-*")), "what the killed were writing"
+    resumed = collect(CollectConfig("toy", SOURCE), {}, killed)
+    assert digest_tree(killed.output) == digest_tree(plain.output)
+    assert resumed.metrics == straight.metrics and straight.metrics["dropped_attempts"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_ends_the_workers_at_once(tmp_path: Path, number: int) -> None:
+    process, workers = start(tmp_path)
+    started = time.monotonic()
+    process.send_signal(number)
+    process.wait(30)
+    assert time.monotonic() - started < 3.0
+    said = (tmp_path / "said").read_text()
+    assert ("Stopped by SIGTERM" if number == signal.SIGTERM else "KeyboardInterrupt: interrupted") in said
+    gone(workers, 2.0)
