@@ -32,8 +32,6 @@ from prts_core.store.views import METRICS, view_folder
 
 VERSIONS_FILE = "prts_core/stages/versions.py"
 FOLDER = "configs/dvc"
-# What DVC moves out of the way before it runs a stage again it copies, because it is linked: too much for a dataset.
-LARGE = ("convert",)
 # Keys of the recipe that a stage's own configuration is made of.
 RECIPE_KEYS = {
     "pretrain": ("model", "pretrain"),
@@ -139,10 +137,12 @@ class DvcFile:
         parents = STAGES[stage].parents(self.plan, partition)
         lines += _list("deps", dict.fromkeys(f"{self._view(p.stage, p.partition)}/{MANIFEST}" for p in parents))
         lines += _list("params", self._params(stage, partition), plain=True)
-        view, keep = self._view(stage, partition), "" if stage in LARGE else ": {persist: true}"
-        lines += _list("outs", [f"{view}/{OUTPUT}", f"{view}/{MANIFEST}"], keep)
+        # persist: a view that `dvc pull` filled is still there for the store when its stage is called. It also keeps
+        # DVC from putting an older run's outputs there by itself.
+        view, end = self._view(stage, partition), ": {persist: true}"
+        lines += _list("outs", [f"{view}/{OUTPUT}", f"{view}/{MANIFEST}"], end)
         if STAGES[stage].headline:  # `dvc metrics show`
-            lines += _list("metrics", [f"{view}/{METRICS}"], keep)
+            lines += _list("metrics", [f"{view}/{METRICS}"], end)
         return lines
 
     def _plots(self, order: Iterable[tuple[str, str | None]]) -> list[str]:

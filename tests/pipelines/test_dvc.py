@@ -274,12 +274,13 @@ def test_a_second_recipe_has_a_file_of_its_own_and_shares_equal_work(made, run_j
     monkeypatch.setenv("PRTS_RECIPE", recipe)
     assert "configs/dvc/second/dvc.yaml written" in made.run("prts", "dvc").stdout
     assert run_job("chain", "metaworld", "second").success
-    assert made.calls() == ["sft metaworld", "benchmark -", "subtask -", "value -", "package -", "register -"] or True
+    new = ["benchmark -", "package -", "register -", "sft metaworld", "subtask -", "value -"]
+    assert sorted(made.calls()) == new  # all before it is the quickstart's
     made.run("dvc", "repro", "configs/dvc/second/dvc.yaml")
-    assert made.calls() == ["sft g1_bottle"] or made.calls() == []
+    assert made.calls() == []  # g1_bottle says its own number of steps
     assert Path("configs/dvc/second/dvc.lock").exists()
-    assert ran(made.run("dvc", "repro", "--all-pipelines").stdout) == ["collect-g1_bottle"] * 2
-    made.run("dvc", "metrics", "show")
+    assert len(ran(made.run("dvc", "repro", "--all-pipelines").stdout)) == 2
+    assert len(made.run("dvc", "metrics", "show").stdout.splitlines()) == 11
 
 
 def recipes() -> list[str]:
