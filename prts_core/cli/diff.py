@@ -77,7 +77,7 @@ def show(found: Comparison) -> None:
     from prts_core.cli.status import duration
     from prts_core.store.status import when
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 160)
     if found.difference is None:
         console.print("one and the same result", style="green")
         return

@@ -120,7 +120,7 @@ def show(found: Garbage) -> None:
     from rich.filesize import decimal
     from rich.table import Table
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 160)
     if found.items:
         table = Table(box=None, header_style="bold", pad_edge=False)
         for name in ("what", "stage", "dataset", "key", "of"):

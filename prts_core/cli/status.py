@@ -69,7 +69,7 @@ def show(found: Status, everything: bool = False) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 160)
     console.print(Text.assemble((found.recipe, "bold"), f"  {found.config_file} in {found.outputs}"))
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("stage", "dataset", "state", ""):

@@ -99,9 +99,10 @@ class Results:
             assert made is not None
             return made
         if found:
-            shown = [f"{entry.stage}/{key}" for key, entry in list(found.items())[:6] if key in self.entries]
+            more = f"{len(found)} results begin with {text!r}"
             raise StageError(
-                f"{len(found)} results begin with {text!r}", found=text, expected=", ".join(shown),
+                more if len(found) > 1 else f"A key is known by {LEAST} digits and more", found=text,
+                expected=_some([f"{entry.stage}/{key}" for key, entry in found.items()]),
                 cure="give more digits of the key",
             )  # fmt: skip
         names = [*self.entries, *(f"{entry.stage}/{key}" for key, entry in self.entries.items()), *self._names()]
@@ -124,9 +125,13 @@ class Results:
             return names[inside[0]]
         raise StageError(
             f"No recipe's view is called {text!r}{suggest(text, names)}", file=self.outputs / RUNS, found=text,
-            expected=", ".join(inside or sorted(names)) or "a view; there is none yet",
+            expected=_some(inside or sorted(names)) or "a view; there is none yet",
             cure="name the dataset too: recipe:stage:dataset" if inside else None,
         )  # fmt: skip
+
+
+def _some(names: list[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def compare(results: Results, left: dict[str, Any], right: dict[str, Any]) -> Comparison:
