@@ -81,19 +81,13 @@ def paired_difference(only_first: int, only_second: int, n: int, confidence: flo
 
 def _crossing(score, level: float, low: float, high: float) -> float:
     """d in [low, high] with score(d) = level, by bisection; a bound that nothing excludes is the end itself."""
+    from scipy.optimize import bisect
+
     if level > 0 and score(low) <= level:
         return low
     if level < 0 and score(high) >= level:
         return high
-    for _ in range(200):
-        middle = (low + high) / 2
-        if middle in (low, high):
-            break
-        if score(middle) > level:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
+    return bisect(lambda d: score(d) - level, low, high, xtol=1e-15)
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:

@@ -151,11 +151,13 @@ class PairedTest(_Test):
     def missed(self) -> float:
         """The chance of not saying "better" when the rates are p1 and p0 and the outcomes independent: exact but for
         the other direction's bound, which is reached first with a chance below alpha / 2."""
+        from scipy.stats import binom
+
         # How many of the pairs are discordant varies; a shorter walk is the beginning of the longest.
         ends = endings(self.walk)
         better = ends.sign > 0
         by_length = np.bincount(ends.at[better], ends.chances(self.share)[better], self.most + 1).cumsum()
-        return float(1 - _binomial(self.most, self._discordant) @ by_length)
+        return float(1 - binom.pmf(np.arange(self.most + 1), self.most, self._discordant) @ by_length)
 
     def simulate(
         self, first: float, second: float, runs: int, seed: int = 0, agreement: float = 0.0
@@ -194,15 +196,6 @@ class PairedTest(_Test):
 def _p_value(levels: list[float]) -> float:
     """By Ville's inequality, both directions allowed for."""
     return min(1.0, 2 * math.exp(-max(levels)))
-
-
-def _binomial(n: int, p: float) -> np.ndarray:
-    """(n + 1,) probabilities of 0..n successes."""
-    if p >= 1.0:
-        return np.eye(1, n + 1, n)[0]
-    k = np.arange(n + 1)
-    logs = np.array([math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in k])
-    return np.exp(logs + k * math.log(p) + (n - k) * math.log1p(-p))
 
 
 def _enough(test: _Test) -> int | None:

@@ -83,15 +83,13 @@ def convert_rotation(values: np.ndarray, source: Rotation, target: Rotation) -> 
 
 
 def _to_matrix(values: np.ndarray, kind: Rotation) -> np.ndarray:
+    from scipy.spatial.transform import Rotation as Turn  # here: most conversions turn nothing, and it loads slowly
+
     if kind == "axis-angle":
-        angle = np.linalg.norm(values, axis=1)
-        axis = values / np.where(angle > 1e-12, angle, 1.0)[:, None]
-        return _of_quaternion(np.concatenate([np.cos(angle / 2)[:, None], axis * np.sin(angle / 2)[:, None]], 1))
+        return Turn.from_rotvec(values).as_matrix()
     if kind in ("quaternion-wxyz", "quaternion-xyzw"):
-        wxyz = values if kind == "quaternion-wxyz" else values[:, [3, 0, 1, 2]]
-        length = np.linalg.norm(wxyz, axis=1)
-        _require_near_one(length, "a quaternion of length")
-        return _of_quaternion(wxyz / length[:, None])
+        _require_near_one(np.linalg.norm(values, axis=1), "a quaternion of length")
+        return Turn.from_quat(values, scalar_first=kind == "quaternion-wxyz").as_matrix()
     if kind == "6d":
         first, second = values[:, :3], values[:, 3:]
         length = np.linalg.norm(first, axis=1)
@@ -105,13 +103,7 @@ def _to_matrix(values: np.ndarray, kind: Rotation) -> np.ndarray:
         y = rest / length[:, None]
         return np.stack([x, y, np.cross(x, y)], axis=2)
     if kind == "rpy":
-        (cr, cp, cy), (sr, sp, sy) = np.cos(values).T, np.sin(values).T
-        rows = [
-            [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
-            [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
-            [-sp, cp * sr, cp * cr],
-        ]
-        return np.array(rows).transpose(2, 0, 1)
+        return Turn.from_euler("xyz", values).as_matrix()
     matrices = values.reshape(-1, 3, 3)
     off = np.abs(matrices @ matrices.transpose(0, 2, 1) - np.eye(3)).max((1, 2))
     wrong = np.flatnonzero((off > 2 * _UNIT_TOLERANCE) | (np.linalg.det(matrices) < 0))
@@ -124,16 +116,6 @@ def _require_near_one(lengths: np.ndarray, what: str) -> None:
     wrong = np.flatnonzero(np.abs(lengths - 1) > _UNIT_TOLERANCE)
     if wrong.size:
         raise ConventionError(int(wrong[0]), f"{what} {lengths[wrong[0]]:.4g}", "length 1")
-
-
-def _of_quaternion(wxyz: np.ndarray) -> np.ndarray:
-    w, x, y, z = wxyz.T
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
-    return np.array(rows).transpose(2, 0, 1)
 
 
 def _from_matrix(matrices: np.ndarray, kind: Rotation) -> np.ndarray:
@@ -151,32 +133,11 @@ def _from_matrix(matrices: np.ndarray, kind: Rotation) -> np.ndarray:
         )
         yaw = np.where(locked, 0.0, np.arctan2(matrices[:, 1, 0], matrices[:, 0, 0]))
         return np.stack([roll, pitch, yaw], axis=1)
-    wxyz = _quaternion(matrices)
-    if kind == "quaternion-wxyz":
-        return wxyz
-    if kind == "quaternion-xyzw":
-        return wxyz[:, [1, 2, 3, 0]]
-    sine = np.linalg.norm(wxyz[:, 1:], axis=1)
-    angle = 2 * np.arctan2(sine, wxyz[:, 0])
-    return wxyz[:, 1:] * np.where(sine > 1e-12, angle / np.where(sine > 1e-12, sine, 1.0), 2.0)[:, None]
+    from scipy.spatial.transform import Rotation as Turn
 
-
-def _quaternion(m: np.ndarray) -> np.ndarray:
-    """(T, 4) w, x, y, z with w >= 0 of (T, 3, 3), by the largest of the four components (Shepperd 1978)."""
-    trace = np.trace(m, axis1=1, axis2=2)
-    diagonal = np.stack([m[:, 0, 0], m[:, 1, 1], m[:, 2, 2]], 1)
-    squares = np.stack([1 + trace, *(1 + 2 * diagonal - trace[:, None]).T], 1)  # 4 w^2, 4 x^2, 4 y^2, 4 z^2
-    wx, wy, wz = m[:, 2, 1] - m[:, 1, 2], m[:, 0, 2] - m[:, 2, 0], m[:, 1, 0] - m[:, 0, 1]
-    xy, xz, yz = m[:, 1, 0] + m[:, 0, 1], m[:, 0, 2] + m[:, 2, 0], m[:, 2, 1] + m[:, 1, 2]
-    rows = np.array(
-        [
-            [squares[:, 0], wx, wy, wz],
-            [wx, squares[:, 1], xy, xz],
-            [wy, xy, squares[:, 2], yz],
-            [wz, xz, yz, squares[:, 3]],
-        ]
-    )  # (component taken, 4, T): each row is 4 times that component times the quaternion
-    taken = squares.argmax(1)
-    out = rows[taken, :, np.arange(len(m))]
-    out /= np.linalg.norm(out, axis=1, keepdims=True)
-    return out * np.where(out[:, :1] < 0, -1.0, 1.0)
+    turn = Turn.from_matrix(matrices, assume_valid=True)  # _to_matrix has looked, with its own tolerance
+    if kind == "axis-angle":
+        return turn.as_rotvec()
+    quaternions = turn.as_quat(scalar_first=kind == "quaternion-wxyz")
+    w = quaternions[:, 0 if kind == "quaternion-wxyz" else 3]
+    return quaternions * np.where(w < 0, -1.0, 1.0)[:, None]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from prts_core.errors import ConfigError, UnavailableError, lookup
 from prts_core.sim.keep import Keep
@@ -190,51 +191,23 @@ def import_simulator(home: Path) -> None:
 
 def controller_angles(rpy: np.ndarray) -> np.ndarray:
     """(3,) angles a, b, c with Rx(a) Ry(b) Rz(c) = Rz(yaw) Ry(pitch) Rx(roll): what ManiSkill 3's controller reads."""
-    turn = matrix_of(rpy)
-    return np.array(
-        [
-            np.arctan2(-turn[1, 2], turn[2, 2]),
-            np.arcsin(np.clip(turn[0, 2], -1.0, 1.0)),
-            np.arctan2(-turn[0, 1], turn[0, 0]),
-        ]
-    )
+    return Rotation.from_euler("xyz", rpy).as_euler("XYZ")
 
 
 def matrix_of(rpy: np.ndarray) -> np.ndarray:
     """(3, 3) Rz(yaw) Ry(pitch) Rx(roll)."""
-    (cr, cp, cy), (sr, sp, sy) = np.cos(rpy), np.sin(rpy)
-    return np.array(
-        [
-            [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
-            [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
-            [-sp, cp * sr, cp * cr],
-        ]
-    )
+    return Rotation.from_euler("xyz", rpy).as_matrix()
 
 
 def rpy_of(turn: np.ndarray) -> np.ndarray:
     """(3,) roll, pitch, yaw of a rotation; the inverse of `matrix_of` for pitches within a right angle."""
-    return np.array(
-        [
-            np.arctan2(turn[2, 1], turn[2, 2]),
-            np.arcsin(np.clip(-turn[2, 0], -1.0, 1.0)),
-            np.arctan2(turn[1, 0], turn[0, 0]),
-        ]
-    )
+    return Rotation.from_matrix(turn).as_euler("xyz")
 
 
 def _pose(pose: Any) -> tuple[np.ndarray, np.ndarray]:
     """((3,), (3, 3)) float64 of a batch of one."""
     x, y, z, *quaternion = pose.raw_pose[0].numpy().astype(np.float64)
-    w, i, j, k = np.asarray(quaternion) / np.linalg.norm(quaternion)
-    turn = np.array(
-        [
-            [1 - 2 * (j * j + k * k), 2 * (i * j - k * w), 2 * (i * k + j * w)],
-            [2 * (i * j + k * w), 1 - 2 * (i * i + k * k), 2 * (j * k - i * w)],
-            [2 * (i * k - j * w), 2 * (j * k + i * w), 1 - 2 * (i * i + j * j)],
-        ]
-    )
-    return np.array([x, y, z]), turn
+    return np.array([x, y, z]), Rotation.from_quat(quaternion, scalar_first=True).as_matrix()
 
 
 def _squeezed(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
