@@ -13,7 +13,6 @@ from prts_core.store.entries import (
     Entry,
     all_entries,
     changes,
-    entry_at,
     files_changed,
     files_line,
     listed_files,
@@ -86,26 +85,21 @@ class Results:
         if ":" in text:
             return self._shown(text)
         stage, _, start = text.rpartition("/")
-        found = {
-            key: entry for key, entry in self.entries.items()
-            if entry.finished and key.startswith(start) and stage in ("", entry.stage)
-        }  # fmt: skip
-        found |= {
-            raw["key"]: entry_at(folder) for folder, raw in self.views
-            if raw["key"].startswith(start) and stage in ("", raw["kind"])
-        }  # fmt: skip
+        known = {key: entry.stage for key, entry in self.entries.items() if entry.finished}
+        known |= {raw["key"]: raw["kind"] for _, raw in self.views}
+        found = [f"{at}/{key}" for key, at in known.items() if key.startswith(start) and stage in ("", at)]
         if len(found) == 1 and len(start) >= LEAST:
-            made = self.manifest(next(iter(found)))
+            made = self.manifest(found[0].rpartition("/")[2])
             assert made is not None
             return made
         if found:
             more = f"{len(found)} results begin with {text!r}"
             raise StageError(
                 more if len(found) > 1 else f"A key is known by {LEAST} digits and more", found=text,
-                expected=_some([f"{entry.stage}/{key}" for key, entry in found.items()]),
+                expected=_some(found),
                 cure="give more digits of the key",
             )  # fmt: skip
-        names = [*self.entries, *(f"{entry.stage}/{key}" for key, entry in self.entries.items()), *self._names()]
+        names = [*known, *(f"{at}/{key}" for key, at in known.items()), *self._names()]
         raise StageError(
             f"No result is called {text!r}{suggest(text, names)}", file=self.outputs, found=text, expected=EXPECTED,
             cure="`prts status --all` lists what there is",
