@@ -49,7 +49,7 @@ def stop_on_signals() -> Iterator[None]:
         yield
         return
     before = {n: signal.getsignal(n) for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN}
-    _State.owner, _State.working, _State.asked = os.getpid(), 0, 0
+    _State.owner = os.getpid()
     try:
         for number in before:
             signal.signal(number, _handle)
@@ -62,7 +62,7 @@ def stop_on_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
-        _State.owner = 0
+        _State.owner = _State.working = _State.asked = 0
 
 
 @contextmanager

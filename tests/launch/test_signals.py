@@ -84,8 +84,10 @@ def test_handlers_come_back_and_a_second_block_is_none() -> None:
             pass
         assert signal.getsignal(signal.SIGTERM) is mine
     assert [signal.getsignal(n) for n in signals.SIGNALS] == before
+    with pytest.raises(Stopped), stop_on_signals():
+        send(signal.SIGTERM)
     with graceful() as stop:
-        assert not stop()
+        assert not stop(), "an earlier block's request is no request of this one"
 
 
 def test_outside_the_main_thread_it_does_nothing() -> None:
