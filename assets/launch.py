@@ -72,6 +72,8 @@ class LaunchResource(dg.ConfigurableResource):
                 context.log.warning(f"stopping {stage.name}: it leaves a checkpoint first")
                 self._stop(child)
                 raise
+        # A skip yields nothing, which Dagster takes for a forgotten result once Pipes was open.
+        context.op_execution_context._step_execution_context._requires_typed_event_stream = False
         told = {key: value for message in session.get_custom_messages() for key, value in message.items()}
         if status == 0:
             return Manifest.load(entry_folder(chosen.outputs, stage.name, told["key"]) / MANIFEST)

@@ -113,6 +113,28 @@ def stop_on_signal(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def commands(outputs: Path, ports: dict[str, int]) -> dict[str, list[str]]:
+    """What starts each server."""
+    tools = Path(sys.executable).parent
+    return {
+        "Dagster": [
+            str(tools / "dagster"),
+            "dev",
+            "-m",
+            "pipelines.definitions",
+            "--host",
+            HOST,
+            "--port",
+            str(ports["Dagster"]),
+        ],
+        "MLflow": [
+            *(str(tools / "mlflow"), "server", "--host", HOST, "--port", str(ports["MLflow"]), "--workers", "1"),
+            *("--backend-store-uri", f"sqlite:///{outputs / 'mlflow.db'}"),
+            *("--artifacts-destination", str(outputs / "mlartifacts")),
+        ],
+    }
+
+
 def serve(outputs: Path) -> None:
     """Start both servers, say where they are once they answer, and watch them until a signal comes."""
     ports = {name: chosen_port(name) for name in VARIABLES}
@@ -122,20 +144,12 @@ def serve(outputs: Path) -> None:
     prepare_home(outputs)
     with dg.DagsterInstance.get() as instance:
         prepare_instance(instance)
-    tools = Path(sys.executable).parent
-    commands = {
-        "Dagster": [str(tools / "dagster"), "dev", "--host", HOST, "--port", str(ports["Dagster"])],
-        "MLflow": [
-            *(str(tools / "mlflow"), "server", "--host", HOST, "--port", str(ports["MLflow"]), "--workers", "1"),
-            *("--backend-store-uri", f"sqlite:///{outputs / 'mlflow.db'}"),
-            *("--artifacts-destination", str(outputs / "mlartifacts")),
-        ],
-    }
-    logs = {name: outputs / f"{name.lower()}-server.log" for name in commands}
+    started = commands(outputs, ports)
+    logs = {name: outputs / f"{name.lower()}-server.log" for name in started}
     urls = {name: f"http://{HOST}:{port}" for name, port in ports.items()}
     write_json(outputs / UI_FILE, {name.lower(): url for name, url in urls.items()})
     with contextlib.ExitStack() as stack:
-        servers = {name: stack.enter_context(running(commands[name], logs[name])) for name in commands}
+        servers = {name: stack.enter_context(running(started[name], logs[name])) for name in started}
         print(f"starting (10-20 s); logs: {', '.join(map(str, logs.values()))}", flush=True)
         waiting = dict(urls)
         while True:

@@ -88,7 +88,7 @@ def run_job(project: Project) -> Callable[..., dg.ExecuteInProcessResult]:
 
     def run(name: str, partition: str, recipe: str = "quickstart", **options) -> dg.ExecuteInProcessResult:
         defs = build(recipe_pages(), project.outputs, launch="inline")
-        job = defs.resolve_job_def(f"{recipe}_{'chain' if name == 'demo' else name}")
+        job = defs.resolve_job_def(f"{recipe}_{name}")
         with dg.DagsterInstance.ephemeral() as instance:
             options = {"run_config": QUIET, "raise_on_error": False} | options
             return job.execute_in_process(instance=instance, partition_key=partition, **options)

@@ -84,8 +84,8 @@ def slow_stages() -> list[str]:
     return path.read_text().split() if path.exists() else []
 
 
-def work_slowly(checkpoint: Path, seconds: float = 60.0) -> None:
-    """Train for a minute, with a checkpoint after the first step; a stop request leaves another one."""
+def work_slowly(checkpoint: Path, seconds: float = 600.0) -> None:
+    """Train for ten minutes, with a checkpoint after the first step; a stop request leaves another one."""
     write_text(checkpoint, "step 1\n")
     with graceful() as stop:
         for _ in range(int(seconds * 10)):

@@ -163,7 +163,8 @@ def page(tmp_path_factory) -> Iterator[Page]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     env = os.environ | {
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "PRTS_ENV": "test", "PRTS_RECIPE": "configs/arms.yaml,configs/smoke.yaml",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "PRTS_ENV": "test", "PRTS_LAUNCH": "process",
+        "PRTS_RECIPE": "configs/arms.yaml,configs/smoke.yaml",
         "PRTS_OUTPUTS": "outputs", "PRTS_STUB_CALLS": str(folder / "calls.txt"), "PYTHONWARNINGS": "ignore",
         "DAGSTER_HOME": str(folder / "outputs/dagster"), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
@@ -245,8 +246,8 @@ def test_a_cancelled_training_leaves_a_checkpoint_and_resumes(page, trained_unti
     page.until(lambda: page.calls("sft arm_1"), "the training begins")
     (checkpoint,) = page.until(lambda: list(page.outputs.glob("store/sft/*/work/checkpoint.txt")), "a checkpoint")
     second = page.launch("arms", "sft", "arm_1")
-    page.until(lambda: page.run(second).status == dg.DagsterRunStatus.STARTED, "the second run starts")
-    assert page.calls("sft") == ["sft arm_1"]
+    page.until(lambda: "is blocked by global concurrency" in (page.folder / "dev.log").read_text(), "the second waits")
+    assert page.run(second).status == dg.DagsterRunStatus.QUEUED and page.calls("sft") == ["sft arm_1"]
     page.slow_file.unlink()
     page.cancel(first)
     page.ends(first, dg.DagsterRunStatus.CANCELED)

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from prts_core.config.load import load_plan, shared_folder
+from prts_core.config.load import load_plan
 from prts_core.files import read_json
 from prts_core.stages import chain
-from prts_core.stages.base import load_manifest, load_provenance
+from prts_core.store.run_stage import load_provenance
 
 ROOT = Path(__file__).resolve().parents[2]
+DVC_FILE = "configs/dvc/smoke/dvc.yaml"
 
 
 @pytest.mark.slow
@@ -24,9 +25,6 @@ def test_dvc_repro_then_dagster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     project.mkdir()
     for name in ("configs", "prts_core/stages"):
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (project / "dvc.yaml").write_text(
-        (ROOT / "dvc.yaml").read_text().replace("configs/quickstart.yaml:", "configs/smoke.yaml:")
-    )
     shutil.copytree(ROOT / ".dvc", project / ".dvc", ignore=shutil.ignore_patterns("tmp", "cache"))
     for name in (".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, project / name)
@@ -40,13 +38,12 @@ def test_dvc_repro_then_dagster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}",
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("PRTS_SHARED", str((ROOT / shared_folder()).resolve()))
     monkeypatch.delenv("PRTS_OUTPUTS", raising=False)
 
     def run(*command: str) -> str:
         done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=1000)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        return done.stdout
+        return done.stdout + done.stderr
 
     plan = load_plan(project / "configs" / "smoke.yaml")
     outputs = project / "outputs"
@@ -55,18 +52,19 @@ def test_dvc_repro_then_dagster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         """stage -> (data version, when it was made)"""
         out = {}
         for stage, partition in chain.steps(plan):
-            if stage != "register":
-                manifest = load_manifest(outputs, stage, "smoke", partition)
-                out[f"{stage} {partition}"] = manifest.digest, str(load_provenance(outputs, manifest)["finished"])
+            manifest = chain.finished(stage, plan, partition, outputs)
+            out[f"{stage} {partition}"] = manifest.digest, str(load_provenance(outputs, manifest)["finished"])
         return out
 
-    run("dvc", "repro")
-    made, lock = state(), (project / "dvc.lock").read_text()
+    run("prts", "dvc")
+    run("dvc", "repro", DVC_FILE)
+    made, lock = state(), (project / DVC_FILE).with_suffix(".lock").read_text()
 
-    run(sys.executable, "-m", "pipelines")
+    shown = run(sys.executable, "-m", "pipelines")
     assert state() == made
-    assert (project / "dvc.lock").read_text() == lock
+    assert (project / DVC_FILE).with_suffix(".lock").read_text() == lock
+    assert "DEBUG" not in shown and "done    sft        metaworld_smoke" in shown
     report = read_json(outputs / "demo" / "report.json")
     assert report["model_uri"] == "models:/prts-smoke/1"
     assert set(report["tasks"]) == {"faucet-open", "faucet-close"}
-    assert report["package_digest"] == load_manifest(outputs, "package", "smoke", None).content_digest
+    assert report["package_digest"] == chain.finished("package", plan, None, outputs).content_digest
