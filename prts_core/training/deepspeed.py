@@ -6,6 +6,8 @@
 and over many machines by the launchers' own flags, with the run's folder on a disk that all of them share:
     torchrun --nnodes 4 --node-rank N --master-addr HOST --nproc-per-node 8 -m prts_core.cli.main ...
     deepspeed --no_local_rank --hostfile HOSTS --module prts_core.cli.main ...
+A signal to stop (SIGTERM; SIGUSR1 with `--signals-to-handle SIGTERM,SIGUSR1`) goes to torchrun, which passes it on and
+kills after 30 s: `--shutdown-timeout 600` leaves time for a large checkpoint. All processes stop at one step.
 Checkpoints hold whole tensors, so that a run goes on with another number of processes or another stage.
 Precision "bf16": weights in bf16, their fp32 master copies, moments and average split over the processes.
 """
