@@ -14,14 +14,15 @@ POLL_S = 0.2
 
 @contextlib.contextmanager
 def locked(path: Path, *, shared: bool = False, on_wait: Callable[[], None] | None = None) -> Iterator[int]:
-    """Hold the lock at `path`, made where it is missing. on_wait: called once when somebody else holds it.
+    """Hold the lock at `path`, made where it is missing. on_wait: called once when somebody else goes on holding it;
+    `prts status`, which looks at locks, holds one for a moment.
 
     Yields the file descriptor: a child process that inherits it holds the lock too.
 
     A lock file that was removed while one waited for it (garbage collection) is made anew.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    told = False
+    tries = 0
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -32,9 +33,9 @@ def locked(path: Path, *, shared: bool = False, on_wait: Callable[[], None] | No
             try:
                 fcntl.flock(handle, kind | fcntl.LOCK_NB)
             except BlockingIOError:
-                if on_wait is not None and not told:
+                tries += 1
+                if on_wait is not None and tries == 2:
                     on_wait()
-                told = True
                 time.sleep(POLL_S)
                 continue
             if not _still(path, handle.fileno()):

@@ -118,3 +118,18 @@ def test_the_command(chain: Chain, other: Chain, capsys: pytest.CaptureFixture[s
     assert json.loads(capsys.readouterr().out)["causes"] == ['first [d]: config text: "hello" -> "other"']
     assert run(chain, "r:second", "r:second") == 0
     assert "one and the same result" in capsys.readouterr().out
+
+
+def test_a_registered_model_is_its_package(chain: Chain, other: Chain, monkeypatch: pytest.MonkeyPatch):
+    from prts_core.tracking.store import client
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store, made = client(chain.outputs), chain.find("second")
+    assert made is not None
+    store.create_registered_model("m")
+    store.create_model_version("m", "file:///nowhere", tags={"prts.key": made.key})
+    store.set_registered_model_alias("m", "champion", "1")
+    assert command.find(Results(chain.outputs), "models:/m@champion", chain.outputs)["key"] == made.key
+    store.create_model_version("m", "file:///nowhere", tags={"prts.key": "0" * 20})
+    with pytest.raises(StageError, match="The package of models:/m/2 is not in this store"):
+        command.find(Results(chain.outputs), "models:/m/2", chain.outputs)
