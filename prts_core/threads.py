@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-POLICY_THREADS = 2  # of every stage that runs a policy, on any machine
+POLICY_THREADS = 2  # of the stages that ask a policy in an order of their own, on any machine
 
 
 @contextmanager

@@ -45,8 +45,10 @@ from prts_core.policy import load_policy, policy_digest, untrained_policy
 from prts_core.sim.adapter import adapt
 from prts_core.sim.suite import SuiteSpec, Task
 from prts_core.sim.suites import suite, suites_of, task_of
-from prts_core.threads import POLICY_THREADS
 
+# Of torch, on a CPU. Two share a batch between them, so that an answer's last bits depend on its place in it, and that
+# on which worker was quicker. With one they did not, wherever it was tried (AVX-512); where they do, the run says so.
+THREADS = 1
 CONDITIONS = ("policy", *CONTROLS, "early", "noisy")
 RATES = {
     "success_rate": "policy",
@@ -146,9 +148,7 @@ class Bench:
     def _actor(self, policy: Asked, more: dict[str, Any], *, values: bool = False, batch: int = 0) -> LocalActor:
         identity = {"policy_digest": self.digest, "contract": self.contract.fingerprint, **more}
         fill = self.policy.device.type == "cpu"
-        return LocalActor(
-            policy, identity, batch=batch or self.config.batch, values=values, fill=fill, threads=POLICY_THREADS
-        )
+        return LocalActor(policy, identity, batch=batch or self.config.batch, values=values, fill=fill, threads=THREADS)
 
     def _run(
         self, condition: str, actor: LocalActor, *, tasks: Sequence[Task] | None = None, treatment: Treatment = PLAIN,
