@@ -1,5 +1,6 @@
-"""Statistics files of the public PRTS release, read and written: a checkpoint's statistics.json and a dataset's
-meta/norm_stats.json (meta/state_relative_ck<chunk>_norm_stats.json has the same form). It does not know who normalises.
+"""Statistics files of the public PRTS release: a checkpoint's statistics.json, read and written, and a dataset's
+meta/norm_stats.json, written (meta/state_relative_ck<chunk>_norm_stats.json has the same form). It does not know who
+normalises.
 
 statistics.json: {state_mode, features, stats, datasets: {repo_id: {features, stats}}}, where the top level repeats the
 first dataset. The other: {feature: {min, max, mean, std, q01, q99}}.
@@ -89,22 +90,14 @@ def write_statistics(path: Path, statistics: ReleasedStatistics) -> None:
     write_text(path, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_norm_stats(path: Path) -> dict[str, FeatureStats]:
-    """Read a public meta/norm_stats.json: statistics by feature. What is no state and no action is left out."""
-    raw = read_json(path)
-    wrapped = isinstance(raw, dict) and isinstance(raw.get("norm_stats"), dict)
-    return _stats(raw["norm_stats"] if wrapped else raw, path, "")
-
-
 def write_norm_stats(path: Path, stats: Mapping[str, FeatureStats]) -> None:
     write_json(path, {key: one.to_json() for key, one in stats.items()})
 
 
 def _stats(raw: object, path: Path, where: str) -> dict[str, FeatureStats]:
-    entries = _mapping(raw, path, where or "the top level")
     return {
-        str(key): FeatureStats.from_json(entry, f"{path}: {where}.{key}" if where else f"{path}: {key}")
-        for key, entry in entries.items()
+        str(key): FeatureStats.from_json(entry, f"{path}: {where}.{key}")
+        for key, entry in _mapping(raw, path, where).items()
         if str(key).startswith((STATE, ACTION))
     }
 

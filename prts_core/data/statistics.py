@@ -25,7 +25,6 @@ from prts_core.data.normalize import ACTION, STATE, FeatureStats, NormStats, aff
 from prts_core.data.summary import BLOCK, Summary
 from prts_core.errors import ConfigError, DataError
 from prts_core.files import digest_file, digest_value
-from prts_core.models.config import Compat
 from prts_core.progress import Bar
 
 METHOD = "population std; linear quantiles 0.01 and 0.99, exact below 2**18 rows, else of rank error <= 1e-4; pooled"
@@ -127,17 +126,6 @@ def compute(
         digest_value(made_from), max(rows.rank_error, chunks.rank_error), made_from,
     )  # fmt: skip
     return Computed(stats, rows, contract, trained, chunks)
-
-
-def describe(values: np.ndarray, compat: Compat = "none") -> FeatureStats:
-    """FeatureStats of (rows, D) values in memory, computed in float64: what `compute` is held against.
-
-    compat "prts": in float32 as the public release does, where the std of a constant is not 0 but rounding.
-    """
-    wide: np.ndarray = values.astype(np.float32 if compat == "prts" else np.float64)
-    q01, q99 = np.quantile(wide, 0.01, axis=0), np.quantile(wide, 0.99, axis=0)
-    parts = (wide.mean(0), wide.std(0), wide.min(0), wide.max(0), q01, q99)
-    return FeatureStats(*(part.astype(np.float64) for part in parts))
 
 
 def require_fresh(stats: NormStats, path: Path, root: Path | Sequence[Path], chunk_length: int | None = None) -> None:

@@ -20,7 +20,6 @@ import numpy as np
 from prts_core.data.images import fit
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.errors import ConfigError, DataError, PrtsError, suggest
-from prts_core.training.stream import Stream
 
 TOLERANCE_S = 1e-4  # lerobot's: how far a delta may be from a whole number of frames
 Window = dict[str, Any]
@@ -149,21 +148,6 @@ class WindowDataset:
     def _pictures(self, episode: int, camera: str, at: np.ndarray) -> np.ndarray:
         order, back = np.unique(at, return_inverse=True)  # ascending, so that a decoder goes on where it stands
         return np.stack([self._picture(episode, camera, int(row)) for row in order])[back]
-
-    def shuffled(self, seed: int, cursor: int = 0, workers: int = 0) -> Iterator[tuple[int, Window]]:
-        """(cursor, item) without end, an epoch a permutation; `cursor` is the position after the item: given back, the
-        order goes on exactly there. workers: threads that decode ahead; the items are the same without."""
-        if not len(self):
-            raise DataError("No episodes to read", file=self.dataset.root, expected="at least one episode")
-        stream = Stream([len(self)], [1.0], seed)
-
-        def rows() -> Iterator[int]:
-            number = cursor
-            while True:
-                yield stream.draw(number).row
-                number += 1
-
-        return ((cursor + count, item) for count, item in enumerate(self.ahead(rows(), workers), 1))
 
     def ahead(self, indices: Iterable[int], workers: int = 2, depth: int = 4) -> Generator[Window, None, None]:
         """Items at `indices`, in this order, made by `workers` threads up to `depth` runs each before they are asked

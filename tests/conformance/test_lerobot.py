@@ -18,6 +18,7 @@ from prts_core.files import read_json, write_json
 from prts_core.stages.stats import write_statistics
 from tests.conformance.venvs import ensure_venv
 from tests.data.conftest import convert_toy, write_raw
+from tests.data.reference import rows_of
 from tests.data.test_convert_robomimic import mapped, run, write_demos
 
 pytestmark = [pytest.mark.conformance, pytest.mark.timeout(900)]
@@ -72,7 +73,7 @@ def compare(root: Path, theirs: dict[str, np.ndarray]) -> None:
             pictures = ours.frames(row.episode_index, camera).astype(int)
             assert np.abs(theirs[camera][part] - pictures).max() <= 2
         start += row.length
-    pooled = ours.all_columns(ours.episodes(), ["action"])["action"]
+    pooled = rows_of(ours, ours.episodes())
     assert np.allclose(theirs["stats/action/mean"], pooled.mean(0), atol=1e-5)
     assert np.allclose(theirs["stats/action/std"], pooled.std(0), atol=1e-5)
 

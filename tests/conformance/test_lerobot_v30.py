@@ -16,6 +16,7 @@ from prts_core.data.convert.lerobot_v30_export import export
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from tests.conformance.venvs import ensure_venv
 from tests.data.conftest import convert_toy, write_raw
+from tests.data.reference import rows_of
 
 pytestmark = [pytest.mark.conformance, pytest.mark.timeout(900)]
 CHUNK = 5
@@ -69,7 +70,7 @@ def compare(ours: LeRobotDataset, v30: Path, python: Path, folder: Path) -> None
             # two builds of the same decoders: YUV to RGB may round differently
             assert np.abs(theirs[camera][part] - pictures).max() <= 2
         start += row.length
-    pooled = ours.all_columns(ours.episodes(), ["action"])["action"]
+    pooled = rows_of(ours, ours.episodes())
     assert np.allclose(theirs["stats/action/mean"], pooled.mean(0), atol=1e-5)
     assert np.allclose(theirs["stats/action/std"], pooled.std(0), atol=1e-5)
     assert np.allclose(theirs["stats/action/min"], pooled.min(0), atol=1e-6)

@@ -12,8 +12,8 @@ from hypothesis.extra import numpy as hnp
 
 from prts_core.contract import Normalization
 from prts_core.data.normalize import FeatureStats, normalize, unnormalize
-from prts_core.data.statistics import describe
 from prts_core.errors import ConfigError, ContractError, DataError
+from tests.data.reference import describe
 
 MODES = get_args(Normalization)
 numbers = st.floats(-1e3, 1e3, width=32)

@@ -19,14 +19,15 @@ from prts_core.config.schema import DimensionSpec
 from prts_core.contract import Contract, PolicyContract
 from prts_core.data import statistics, summary
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
-from prts_core.data.normalize import NormStats
-from prts_core.data.released_statistics import read_norm_stats, read_statistics
+from prts_core.data.normalize import FeatureStats, NormStats
+from prts_core.data.released_statistics import read_statistics
 from prts_core.data.statistics_forms import camera_stats, write_forms
 from prts_core.data.statistics_plot import plot
 from prts_core.data.summary import Summary
 from prts_core.errors import CheckpointError, ConfigError, ContractError, DataError
 from prts_core.files import digest_file, digest_value, read_json, read_jsonl, write_json, write_jsonl
 from tests.data.conftest import ROBOT, Converted, convert_toy, write_raw
+from tests.data.reference import describe, rows_of
 
 
 def test_pooled_over_the_frames_of_one_split(toy: Converted) -> None:
@@ -146,7 +147,7 @@ def test_state_relative_statistics_are_of_chunks(toy: Converted, tmp_path: Path)
 def test_constant_dimension_is_finite() -> None:
     values = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
     values[:, 1] = 0.1
-    assert statistics.constant_dimensions(statistics.describe(values)) == 1
+    assert statistics.constant_dimensions(describe(values)) == 1
     made = Summary.of(values.T.copy())
     assert made.std[1] == 0 and made.mean[1] == np.float32(0.1) == made.quantiles([0.01])[0, 1]
 
@@ -203,8 +204,8 @@ def test_datasets_pool(toy: Converted, tmp_path: Path) -> None:
     shutil.copytree(toy.root, other)
     _set_action(other, 3, 1, 2.5)
     pooled = statistics.compute([toy.root, other]).stats
-    arrays = [LeRobotDataset.open(root).all_columns(range(4), ["action"])["action"] for root in (toy.root, other)]
-    wanted = statistics.describe(np.concatenate(arrays))
+    arrays = [rows_of(LeRobotDataset.open(root), range(4)) for root in (toy.root, other)]
+    wanted = describe(np.concatenate(arrays))
     assert pooled.count == 100 and np.array_equal(pooled.action.q99, wanted.q99)
     np.testing.assert_allclose(pooled.action.std, wanted.std, rtol=1e-12)
     contract = Contract.load(other / "meta/contract.json")
@@ -258,12 +259,12 @@ def test_forms_of_others(toy: Converted, tmp_path: Path) -> None:
     made = statistics.compute(root, chunk_length=5)
     features = read_json(root / "meta/info.json")["features"]
     write_forms(tmp_path / "forms", made, features, "lab/toy", "MEAN_STD", 5)
-    public = read_norm_stats(tmp_path / "forms/prts/norm_stats.json")
-    assert np.array_equal(public["action"].q01, made.stats.action.q01)
-    relative = read_norm_stats(tmp_path / "forms/prts/state_relative_ck5_norm_stats.json")
-    assert np.array_equal(relative["action"].q01, made.trained.action.q01) and not np.array_equal(
-        relative["action"].q01, public["action"].q01
+    public = FeatureStats.from_json(read_json(tmp_path / "forms/prts/norm_stats.json")["action"], "public")
+    assert np.array_equal(public.q01, made.stats.action.q01)
+    relative = FeatureStats.from_json(
+        read_json(tmp_path / "forms/prts/state_relative_ck5_norm_stats.json")["action"], "relative"
     )
+    assert np.array_equal(relative.q01, made.trained.action.q01) and not np.array_equal(relative.q01, public.q01)
     released = read_statistics(tmp_path / "forms/prts/statistics.json")
     assert released.state_mode == "MEAN_STD" and list(released.datasets) == ["lab/toy"]
     assert list(released.dataset().features) == list(features)
@@ -272,7 +273,7 @@ def test_forms_of_others(toy: Converted, tmp_path: Path) -> None:
     assert set(openpi) == {"state", "actions"} and set(openpi["actions"]) == {"mean", "std", "q01", "q99"}
     assert openpi["actions"]["q99"] == made.trained.action.q99.tolist()
     lerobot = read_json(tmp_path / "forms/lerobot/stats.json")
-    frames = LeRobotDataset.open(root).all_columns(range(4), ["action"])["action"].astype(np.float64)
+    frames = rows_of(LeRobotDataset.open(root), range(4)).astype(np.float64)
     assert lerobot["action"]["count"] == [50] and lerobot["action"]["min"] == frames.min(0).tolist()
     assert lerobot["action"]["q50"] == np.quantile(frames, 0.5, axis=0).tolist()
 
@@ -344,8 +345,8 @@ def test_shards_pool_to_one_pass(tmp_path: Path) -> None:
         for seed in range(3)
     ]
     made = statistics.compute(roots)
-    rows = np.concatenate([LeRobotDataset.open(r).all_columns(range(3), ["action"])["action"] for r in roots])
-    wanted = statistics.describe(rows)
+    rows = np.concatenate([rows_of(LeRobotDataset.open(r), range(3)) for r in roots])
+    wanted = describe(rows)
     assert made.stats.count == len(rows) and 0 < made.stats.rank_error < 1
     np.testing.assert_allclose(made.stats.action.mean, wanted.mean, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(made.stats.action.std, wanted.std, rtol=1e-12)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,17 +32,7 @@ def find_files(root: Path) -> list[Path]:
 
 def natural(path: Path) -> list[tuple[int, int | str]]:
     """episode_2 before episode_10."""
-    parts: list[tuple[int, int | str]] = []
-    digits = ""
-    for sign in path.name + "\0":
-        if sign.isdigit():
-            digits += sign
-            continue
-        if digits:
-            parts.append((0, int(digits)))
-            digits = ""
-        parts.append((1, sign))
-    return parts
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", path.name + "\0") if part]
 
 
 def split_files(root: Path) -> Iterator[tuple[str, Path]]:

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import ValidationError, field_validator
 
 from prts_core.data.lerobot_v21.reader import read_parquet
-from prts_core.data.lerobot_v21.schema import Feature, faults, inner_pattern, plain_names
+from prts_core.data.lerobot_v21.schema import AnyInfo, faults, inner_pattern
 from prts_core.errors import DataError
 from prts_core.files import atomic_path, read_json
 
@@ -35,21 +35,8 @@ _OWN = ("episode_index", "tasks", "length", "dataset_from_index", "dataset_to_in
 _PLACES = ("data/", "videos/", "meta/", "stats/")
 
 
-class Info30(BaseModel):
+class Info30(AnyInfo):
     """meta/info.json of v3.0; unknown keys are kept."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    codebase_version: str
-    robot_type: str | None = None
-    total_episodes: int = Field(ge=0)
-    total_frames: int = Field(ge=0)
-    total_tasks: int = Field(ge=0)
-    fps: float = Field(gt=0)
-    splits: dict[str, str] = {}
-    data_path: str
-    video_path: str | None = None
-    features: dict[str, Feature]
 
     @field_validator("codebase_version")
     @classmethod
@@ -62,15 +49,6 @@ class Info30(BaseModel):
     @classmethod
     def _stays_inside(cls, value: str | None) -> str | None:
         return inner_pattern(value, ("chunk_index", "file_index", "video_key"))
-
-    @field_validator("features")
-    @classmethod
-    def _plain_names(cls, value: dict[str, Feature]) -> dict[str, Feature]:
-        return plain_names(value)
-
-    @property
-    def video_keys(self) -> list[str]:
-        return [key for key, feature in self.features.items() if feature.is_video]
 
 
 @dataclass(frozen=True)

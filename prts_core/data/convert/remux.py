@@ -17,6 +17,7 @@ import numpy as np
 
 from prts_core.config.schema import VideoConfig
 from prts_core.data.lerobot_v21 import video
+from prts_core.data.lerobot_v21.frames import faults, opened
 from prts_core.errors import DataError
 from prts_core.files import atomic_path
 
@@ -42,21 +43,8 @@ class _Packets:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[av.container.InputContainer]:
-    if not path.is_file():
-        raise DataError("A video is missing", file=path, expected="an mp4 file", cure="restore it from its source")
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise DataError("A file holds no video stream", file=path, cure="restore it from its source")
-            yield container
-    except av.error.FFmpegError as err:
-        raise DataError(
-            "A video cannot be read",
-            file=path,
-            found=f"{type(err).__name__}: {err.strerror}, {path.stat().st_size} bytes",
-            expected="a whole mp4 file",
-            cure="restore it from its source",
-        ) from err
+    with opened(path) as container, faults(path):
+        yield container
 
 
 def codec_key(path: Path) -> tuple:

@@ -7,10 +7,9 @@ the work folder, and what is finished is never encoded again. The result does no
 from __future__ import annotations
 
 import importlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from prts_core.config.schema import RobotConfig, VideoConfig
 from prts_core.contract import Contract
@@ -129,9 +128,9 @@ def _in_order(recording: Recording, mapping: Mapping, root: Path) -> list[RawEpi
         )
     if held:
         cut = len(episodes) - held
-        episodes = episodes[:cut] + [_with(episode, split="heldout") for episode in episodes[cut:]]
+        episodes = episodes[:cut] + [replace(episode, split="heldout") for episode in episodes[cut:]]
         names.append("heldout")
-    episodes = [_with(episode, task=mapping.task or episode.task) for episode in episodes]
+    episodes = [replace(episode, task=mapping.task or episode.task) for episode in episodes]
     silent = next((episode for episode in episodes if not episode.task.strip()), None)
     if silent is not None:
         raise DataError(
@@ -143,10 +142,6 @@ def _in_order(recording: Recording, mapping: Mapping, root: Path) -> list[RawEpi
     keys = [episode.key for episode in episodes]
     assert len(set(keys)) == len(keys), "a source gives every episode a key of its own"
     return [episode for name in names for episode in episodes if episode.split == name]
-
-
-def _with(episode: RawEpisode, **changes: Any) -> RawEpisode:
-    return RawEpisode(**{name: getattr(episode, name) for name in RawEpisode.__dataclass_fields__} | changes)
 
 
 def _jobs(episodes: list[RawEpisode], plan: Plan, video: VideoConfig, root: Path) -> list[Job]:

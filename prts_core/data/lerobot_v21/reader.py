@@ -109,14 +109,6 @@ class LeRobotDataset:
         path = self.root / self.info.data_file(episode)
         return {key: column_array(table.column(key), path, key) for key in keys}
 
-    def all_columns(self, episodes: Iterable[int], keys: Iterable[str]) -> dict[str, np.ndarray]:
-        """Columns of several episodes, one after another: (sum of T, ...)."""
-        keys = list(keys)
-        parts = [self.columns(episode, keys) for episode in episodes]
-        if not parts:
-            raise DataError("No episodes to read", file=self.root, expected="at least one episode")
-        return {key: np.concatenate([part[key] for part in parts]) for key in keys}
-
     def states(self, episode: int) -> np.ndarray:
         """observation.state (T, D) float32."""
         return self._vectors(episode, STATE)

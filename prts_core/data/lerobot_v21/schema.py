@@ -122,22 +122,36 @@ def plain_names(features: dict[str, Feature]) -> dict[str, Feature]:
     return features
 
 
-class Info(_Open):
-    """meta/info.json."""
+class AnyInfo(_Open):
+    """What meta/info.json holds in every version of LeRobot."""
 
     codebase_version: str
     robot_type: str | None = None
     total_episodes: int = Field(ge=0)
     total_frames: int = Field(ge=0)
     total_tasks: int = Field(ge=0)
-    total_videos: int = Field(default=0, ge=0)
-    total_chunks: int = Field(default=1, ge=0)
-    chunks_size: int = Field(ge=1)
     fps: float = Field(gt=0, allow_inf_nan=False)
     splits: dict[str, str] = {}
     data_path: str
     video_path: str | None = None
     features: dict[str, Feature]
+
+    @field_validator("features")
+    @classmethod
+    def _plain_names(cls, value: dict[str, Feature]) -> dict[str, Feature]:
+        return plain_names(value)
+
+    @property
+    def video_keys(self) -> list[str]:
+        return [key for key, feature in self.features.items() if feature.is_video]
+
+
+class Info(AnyInfo):
+    """meta/info.json."""
+
+    total_videos: int = Field(default=0, ge=0)
+    total_chunks: int = Field(default=1, ge=0)
+    chunks_size: int = Field(ge=1)
 
     @field_validator("codebase_version")
     @classmethod
@@ -145,11 +159,6 @@ class Info(_Open):
         if value != CODEBASE_VERSION:
             raise ValueError(f"must be {CODEBASE_VERSION!r}; lerobot ships converters between its versions")
         return value
-
-    @field_validator("features")
-    @classmethod
-    def _plain_names(cls, value: dict[str, Feature]) -> dict[str, Feature]:
-        return plain_names(value)
 
     @field_validator("data_path", "video_path")
     @classmethod
@@ -172,10 +181,6 @@ class Info(_Open):
     @property
     def camera_keys(self) -> list[str]:
         return [key for key, feature in self.features.items() if feature.is_camera]
-
-    @property
-    def video_keys(self) -> list[str]:
-        return [key for key, feature in self.features.items() if feature.is_video]
 
     def data_file(self, episode: int) -> str:
         return self.data_path.format(episode_chunk=episode // self.chunks_size, episode_index=episode)

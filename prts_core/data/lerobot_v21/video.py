@@ -110,17 +110,6 @@ def count_frames(path: Path) -> int:
         return sum(1 for packet in container.demux(video=0) if packet.size)
 
 
-def decode_check(path: Path, every: bool, threads: int = 1) -> int:
-    """Decode all frames (`every`) or only the first and last; return the number of frames by packets or by decoding."""
-    if every:
-        with opened(path, threads) as container, faults(path):
-            return sum(1 for _ in container.decode(video=0))
-    count = count_frames(path)
-    if count:
-        decode(path, [0, count - 1], threads=threads)
-    return count
-
-
 def decode(
     path: Path,
     indices: Sequence[int] | None = None,
