@@ -194,7 +194,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _say(text: str, style: str) -> None:
-    Console(stderr=True, soft_wrap=True).print(text, style=style, highlight=False, markup=False)
+    Console(stderr=True, soft_wrap=True).print(text, style=style, highlight=False, markup=False, emoji=False)
 
 
 if __name__ == "__main__":
