@@ -83,9 +83,6 @@ class Peer:
         self.data.save_episode()
         return time.perf_counter() - begin
 
-    def versions(self):
-        return {"av": av.__version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
-
 
 def main() -> None:
     torch.set_num_threads(1)

@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import polars as pl
 
-from prts_core.errors import SimulatorError
 from prts_core.evaluation.intervals import Interval, wilson
 from prts_core.evaluation.journal import Journal, Row
 from prts_core.evaluation.plan import Plan
 from prts_core.evaluation.runner import rows_in_order
 from prts_core.evaluation.sequential import Stop
-from prts_core.files import atomic_path, explain_os_errors, write_json
+from prts_core.files import atomic_path, explain_os_errors
 from prts_core.sim import protocol
 from prts_core.sim.pool import WorkerLost
 from prts_core.sim.suite import axis_of
@@ -148,10 +147,6 @@ def _levels(axis: str, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     return {str(level): _score(grouped[level]) for level in sorted(grouped)}
 
 
-def write_report(folder: Path, report: dict[str, Any]) -> None:
-    write_json(folder / "report.json", report)
-
-
 def to_film(plan: Plan, rows: Sequence[Row], limit: int) -> list[int]:
     """Indices of the episodes to show: failures, tasks in turn, then successes; at most `limit`."""
     failures = [index for index, row in enumerate(rows) if not row["success"]]
@@ -212,8 +207,3 @@ def despite_losses(play: Callable[[], T]) -> T:
         with contextlib.suppress(WorkerLost):
             return play()
     return play()
-
-
-def require_rows(rows: Sequence[Row]) -> None:
-    if not rows:
-        raise SimulatorError("No episode was finished", cure="run the same command again")

@@ -278,16 +278,6 @@ class ExpertRunner(Runner):
         return True
 
 
-class Same:
-    """The adapter of a policy that means what the suite means."""
-
-    def observation(self, seen: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        return seen
-
-    def actions(self, chunk: np.ndarray) -> np.ndarray:
-        return chunk
-
-
 def row_key(key: EpisodeKey) -> tuple[Any, ...]:
     return tuple(getattr(key, name) for name in KEY)
 

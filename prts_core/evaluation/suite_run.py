@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prts_core.errors import ConfigError
+from prts_core.errors import ConfigError, SimulatorError
 from prts_core.evaluation.actors import Actor, neighbours_matter
 from prts_core.evaluation.baselines import published
 from prts_core.evaluation.conditions import PLAIN, Treatment
@@ -23,12 +23,10 @@ from prts_core.evaluation.results import (
     counted,
     film_all,
     film_name,
-    require_rows,
     summarize,
     timing,
     to_film,
     write_episodes,
-    write_report,
 )
 from prts_core.evaluation.runner import Runner, finished, missing, open_journal, outcomes
 from prts_core.evaluation.sequential import Stop
@@ -73,7 +71,8 @@ def run_suite(
             plan, actor, folder, simulators, adapter, stop=None if stop is None else stop(plan), say=say,
         )  # fmt: skip
         rows = made.rows
-        require_rows(rows)
+        if not rows:
+            raise SimulatorError("No episode was finished", cure="run the same command again")
         report = summarize(plan, rows, actor, stop=made.stopped)
         took = timing(rows, made.events)
         report["neighbours"] = made.neighbours
@@ -82,7 +81,7 @@ def run_suite(
         chosen = to_film(plan, rows, machine.videos)
         report["videos"], report["replay_faults"] = show(simulators, plan, rows, chosen, folder, say=say)
     write_episodes(folder / "episodes.parquet", plan, rows)
-    write_report(folder, report)
+    write_json(folder / "report.json", report)
     write_json(folder / "timing.json", took)
     write_page(folder / "page.html", report, rows, took)
     return report

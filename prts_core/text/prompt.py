@@ -137,8 +137,3 @@ def instruction_text(instruction: str | None, markers: bool = True, compat: Comp
 def tail_text(subtask: bool = False) -> str:
     """What closes the user's turn and opens the assistant's. subtask: the answer begins with the next subtask."""
     return f"{PREDICT_SUBTASK if subtask else PREDICT}{IM_END}\n{IM_START}assistant\n"
-
-
-def response_text(action_tokens: str) -> str:
-    """The assistant's turn in pre-training; fine-tuning leaves it out."""
-    return f"{action_tokens}{IM_END}\n"

@@ -20,7 +20,7 @@ from torch import Tensor
 from prts_core.models.tokens import Tokens, moved
 from prts_core.text.collate import collate, packed, patches
 from prts_core.text.sequence import TokenSequence
-from prts_core.training.packing import fill, pack
+from prts_core.training.packing import pack
 from prts_core.training.stream import Draw, Stream
 
 Cursor = dict[str, int]
@@ -160,11 +160,6 @@ class BatchSource:
         draws = [self.stream.draw(index * self.pack_window + i) for i in range(self.pack_window)]
         lengths = [int(self._lengths[d.source][d.row]) for d in draws]
         return [[draws[i] for i in row] for row in pack(lengths, self.pack_length)]
-
-    def pack_fill(self) -> float:
-        """Share of the first window's places that hold a token."""
-        rows = self.window(0)
-        return fill([int(self._lengths[d.source][d.row]) for row in rows for d in row], rows, self.pack_length)
 
     def __getitem__(self, plan: Plan) -> Batch:
         """This process's part of a planned batch."""

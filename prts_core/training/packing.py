@@ -8,7 +8,7 @@ to a whole sample a row where lengths are alike, as a robot's are; choosing sums
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -49,8 +49,3 @@ def _best_subset(sizes: list[int], room: int) -> list[int]:
             chosen.append(i - 1)
             left -= sizes[i - 1]
     return chosen[::-1]
-
-
-def fill(lengths: Sequence[int] | np.ndarray, rows: Sequence[Sized], capacity: int) -> float:
-    """Share of the rows' places that hold a token."""
-    return float(np.sum(lengths)) / (len(rows) * capacity) if rows else 1.0

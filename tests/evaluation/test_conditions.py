@@ -21,10 +21,10 @@ from prts_core.evaluation.conditions import (
     mean_trajectory,
 )
 from prts_core.evaluation.plan import Plan, Settings, make_plan
-from prts_core.evaluation.runner import ExpertRunner, Runner, Same, finished, missing, open_journal, without_expert
+from prts_core.evaluation.runner import ExpertRunner, Runner, finished, missing, open_journal, without_expert
 from prts_core.observation import STATE
 from prts_core.sim.suite import EpisodeKey
-from tests.evaluation.toy_lanes import CAMERA, CHUNK, CONTRACT, SUITE, DotPolicy, ToyLanes
+from tests.evaluation.toy_lanes import CAMERA, CHUNK, CONTRACT, SUITE, DotPolicy, Same, ToyLanes
 
 KEY = EpisodeKey("dots", "left", 0, 7)
 

@@ -23,10 +23,10 @@ from prts_core.evaluation.gate import policy_episodes
 from prts_core.evaluation.intervals import Interval, mcnemar_exact, wilson
 from prts_core.evaluation.page import write_page
 from prts_core.evaluation.plan import Plan, Settings, make_plan
-from prts_core.evaluation.results import film_name, summarize, timing, to_film, write_episodes, write_report
+from prts_core.evaluation.results import film_name, summarize, timing, to_film, write_episodes
 from prts_core.evaluation.sequential import PairedTest, Stop
 from prts_core.evaluation.suite_run import score
-from prts_core.files import digest_tree
+from prts_core.files import digest_tree, write_json
 from prts_core.sim.pool import WorkerLost
 from tests.evaluation.toy_lanes import CHUNK, SUITE, DotPolicy
 
@@ -55,7 +55,7 @@ def written(
     report |= {"videos": [], "adapter": [], "replay_faults": [], "neighbours": ""}
     folder.mkdir(parents=True, exist_ok=True)
     write_episodes(folder / "episodes.parquet", plan, rows)
-    write_report(folder, report)
+    write_json(folder / "report.json", report)
     write_page(folder / "page.html", report, rows)
     return report
 
@@ -135,7 +135,7 @@ def test_times_are_told_beside_the_result_and_never_in_it(tmp_path):
     for folder, rows in zip(folders, (rows_of(plan, set()), slow), strict=True):
         folder.mkdir()
         report = summarize(plan, rows, ACTOR, stop=None) | {"videos": []}
-        write_report(folder, report)
+        write_json(folder / "report.json", report)
         write_episodes(folder / "episodes.parquet", plan, rows)
         write_page(folder / "page.html", report, rows)
     assert digest_tree(folders[0]) == digest_tree(folders[1])

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from prts_core.errors import ConfigError, DataError, SimulatorError, StageError
 from prts_core.evaluation.actors import LocalActor, ask_filled, neighbours_matter
 from prts_core.evaluation.plan import Plan, Queue, Settings, make_plan, noise_seed
-from prts_core.evaluation.runner import Runner, Same, missing, open_journal, outcomes, rows_in_order
+from prts_core.evaluation.runner import Runner, missing, open_journal, outcomes, rows_in_order
 from prts_core.evaluation.sequential import RateTest, Stop
 from prts_core.observation import STATE
-from tests.evaluation.toy_lanes import CAMERA, CHUNK, SUITE, TASKS, DotPolicy, ToyLanes
+from tests.evaluation.toy_lanes import CAMERA, CHUNK, SUITE, TASKS, DotPolicy, Same, ToyLanes
 
 INSTRUCTIONS = [task.instruction for task in TASKS]
 

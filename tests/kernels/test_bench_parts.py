@@ -101,11 +101,6 @@ def test_the_clock_of_a_gpu_by_a_pretended_one(monkeypatch: pytest.MonkeyPatch) 
     assert timings["a"].runs >= 4 and max(leads) > 2 * 2e-3  # the lead covers the host's work of a whole turn
 
 
-@pytest.mark.parametrize(("share", "value"), [(0.0, 1.0), (0.5, 2.5), (1.0, 4.0), (0.2, 1.6)])
-def test_percentiles(share: float, value: float) -> None:
-    assert timing.percentile([4, 1, 3, 2], share) == pytest.approx(value)
-
-
 # ---- packs ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("total", "mean"), [(8192, 771), (32768, 1024), (512, 64)])
 def test_packs_are_full_and_near_their_mean(total: int, mean: int) -> None:

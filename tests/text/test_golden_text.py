@@ -175,7 +175,7 @@ def test_golden_training_prompts(cases: dict[str, Any], released_fast: FastToken
             (fast,) = released_fast.encode_many(chunk)
             assert fast == case["fast_token_ids"]
             shown = prompt.ACTION_START + "".join(map(prompt.fast_token, fast)) + prompt.ACTION_END
-            assert prompt.response_text(shown) == answer
+            assert f"{shown}{prompt.IM_END}\n" == answer
         else:
             assert answer == "" and case["fast_token_ids"] is None
         # How many tokens an image takes is the file's to say.

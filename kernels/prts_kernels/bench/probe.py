@@ -20,7 +20,7 @@ from prts_kernels.bench.contenders import CONTENDERS, Attend, Contender
 from prts_kernels.bench.correctness import NAMES, Four, Verdict, Yardstick, poisoned
 from prts_kernels.bench.goals import FLOP_SHARE, MODES
 from prts_kernels.bench.packs import Pack, Shape
-from prts_kernels.bench.timing import FAILURES, Call, Plan, captured, measure, one_line, percentile, sets_past_cache
+from prts_kernels.bench.timing import FAILURES, Call, Plan, captured, measure, one_line, sets_past_cache
 from prts_kernels.bench.worker import Emit
 from prts_kernels.role_attention import RoleMask, measured
 
@@ -179,7 +179,7 @@ def _median_us(call: Callable[[], object]) -> float:
         begin = time.perf_counter()
         call()
         seen.append((time.perf_counter() - begin) * 1e6)
-    return percentile(seen[10:], 0.5)
+    return float(np.median(seen[10:]))
 
 
 def _calls(

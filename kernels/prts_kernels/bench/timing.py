@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
+import numpy as np
 import torch
 
 Call = Callable[[], object]
@@ -92,8 +93,7 @@ def measure(
             hosts[name] = min(hosts[name], host_s)
             times[name] += seen
     return {
-        name: Timing(percentile(t, 0.5), percentile(t, 0.2), percentile(t, 0.8), len(t), hosts[name] * 1e6)
-        for name, t in times.items()
+        name: Timing(*np.quantile(t, (0.5, 0.2, 0.8)).tolist(), len(t), hosts[name] * 1e6) for name, t in times.items()
     }, failed
 
 
@@ -103,15 +103,6 @@ def sets_past_cache(bytes_a_set: int, device: torch.device) -> int:
         return 2
     cache = int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)) or 64 * 2**20
     return max(2, math.ceil(2 * cache / max(bytes_a_set, 1)) + 1)
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """Linear between the ordered values."""
-    ordered = sorted(values)
-    at = share * (len(ordered) - 1)
-    low = int(at)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (at - low)
 
 
 def captured(call: Call) -> Call:
