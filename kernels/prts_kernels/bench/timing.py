@@ -92,9 +92,11 @@ def measure(
                 continue
             hosts[name] = min(hosts[name], host_s)
             times[name] += seen
-    return {
-        name: Timing(*np.quantile(t, (0.5, 0.2, 0.8)).tolist(), len(t), hosts[name] * 1e6) for name, t in times.items()
-    }, failed
+    found = {}
+    for name, seen in times.items():
+        median, low, high = np.quantile(seen, (0.5, 0.2, 0.8)).tolist()
+        found[name] = Timing(median, low, high, len(seen), hosts[name] * 1e6)
+    return found, failed
 
 
 def sets_past_cache(bytes_a_set: int, device: torch.device) -> int:
