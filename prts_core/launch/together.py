@@ -54,13 +54,19 @@ def run_together(first: Callable[[Callable[[str], None]], T], follow: Callable[[
         called = True
         store.set(name, order)
 
-    try:
-        return first(call)
-    finally:
+    def dismiss() -> None:
         if not called:
             store.set(name, "")
             _until_heard(store, name, world - 1)
-        leave()
+
+    try:
+        made = first(call)
+    except Exception:  # not of a stop signal, which the others have got as well
+        dismiss()
+        raise
+    dismiss()
+    leave()
+    return made
 
 
 def refuse_many(stage: str, trains: bool) -> None:

@@ -143,7 +143,7 @@ def test_a_stop_reaches_both_ranks_which_leave_at_one_step(tmp_path: Path) -> No
             os.killpg(process.pid, number)  # as a terminal and Slurm do
             said, faults = process.communicate(timeout=60)
         assert process.returncode == status, faults
-        assert time.monotonic() - started < 10.0
+        assert time.monotonic() - started < 30.0
         left = [(folder / f"left-{rank}").read_text() for rank in (0, 1)]
         assert left[0] == left[1] and f"after step {left[0]}" in faults
         assert "Traceback" not in faults and "ChildFailed" not in faults, faults
@@ -170,7 +170,7 @@ def test_a_second_signal_ends_everybody_at_once(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         started = time.monotonic()
         assert process.wait(30) == 75
-        assert time.monotonic() - started < 5.0
+        assert time.monotonic() - started < 15.0
         gone(pids)
 
 

@@ -68,7 +68,7 @@ def test_a_stop_reaches_a_process_that_waits(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         started = time.monotonic()
         process.communicate(timeout=60)
-        assert time.monotonic() - started < 10.0
+        assert time.monotonic() - started < 20.0, "torchrun kills after 30 s"
     gone(pids)
 
 
