@@ -30,7 +30,7 @@ VIEW_TOKENS = (64, 144)  # visual tokens of a view in the public launchers
 def import_released(
     source: str | Path, output: Path, *, fast: str | Path, control_hz: float, embodiment_tag: str,
     repo_id: str | None = None, relative: Sequence[bool] | None = None,
-    view_tokens: tuple[int, int] = VIEW_TOKENS, revision: str | None = None,
+    view_tokens: tuple[int, int] = VIEW_TOKENS,
 ) -> Policy:  # fmt: skip
     """Write the policy folder `output` from the checkpoint `source` (folder or hub id) and load it.
 
@@ -41,7 +41,7 @@ def import_released(
     Raises CheckpointError for a damaged or pre-trained-only checkpoint, or tokens that have other ids than it was
     trained with; ContractError where `relative` does not fit.
     """
-    folder = fetch(source, revision)
+    folder = fetch(source)
     model, released = load_released(folder)
     if not released.has_action_head:
         raise CheckpointError(

@@ -52,9 +52,9 @@ def fetch(source: str | Path, revision: str | None = None) -> Path:
     return local_folder(source, FILES, revision)
 
 
-def read_released(source: str | Path, revision: str | None = None) -> Released:
+def read_released(source: str | Path) -> Released:
     """Configuration, token ids and weights of a checkpoint in the released layout, else CheckpointError."""
-    folder = fetch(source, revision)
+    folder = fetch(source)
     section = _config(folder, RELEASED)
     tensors = backbone_names(load_sharded(folder), folder)
     config = model_config(section, value_heads=any(name.startswith("crl_") for name in tensors))
@@ -65,16 +65,10 @@ def read_released(source: str | Path, revision: str | None = None) -> Released:
     return Released(folder, config, vocabulary, token_ids(section), _rounded(tensors))
 
 
-def load_released(
-    source: str | Path, revision: str | None = None, fresh_head: bool = False
-) -> tuple[PrtsModel, Released]:
-    """The model with compat "prts", in eval mode.
-
-    fresh_head: where the checkpoint has no action head, make the one that its configuration describes; else the model
-    has none either.
-    """
-    released = read_released(source, revision)
-    if not (released.has_action_head or fresh_head):
+def load_released(source: str | Path) -> tuple[PrtsModel, Released]:
+    """The model with compat "prts", in eval mode; without an action head where the checkpoint has none."""
+    released = read_released(source)
+    if not released.has_action_head:
         released = replace(released, config=replace(released.config, expert=None))
     return released_network(released).eval(), released
 
@@ -92,25 +86,23 @@ def released_network(released: Released) -> PrtsModel:
     return model
 
 
-def resolve_pretrained(config: ModelConfig, revision: str | None = None) -> ModelConfig:
+def resolve_pretrained(config: ModelConfig) -> ModelConfig:
     """`config` with the vision and text shapes of the folder or hub id it starts from, if any."""
     if config.pretrained is None:
         return config
-    section = _config(fetch(config.pretrained, revision), OFFICIAL, RELEASED)
+    section = _config(fetch(config.pretrained), OFFICIAL, RELEASED)
     vision, text = qwen3vl_shapes(section)
     return replace(config, vision=vision, text=text)
 
 
-def load_backbone(
-    model: PrtsModel, source: str | Path, revision: str | None = None, added_from: int | None = None
-) -> None:
+def load_backbone(model: PrtsModel, source: str | Path, added_from: int | None = None) -> None:
     """Put vision tower and language model of a Qwen3-VL (or released PRTS) folder into `model`; heads stay.
 
     added_from: the first id of tokens that the checkpoint was not trained with, by default its number of rows. Rows of
     such tokens start at the mean of the others, so that they neither win nor lose against them, plus a little noise
     (torch's global generator), so that they are not all one. A larger vocabulary than the model's is cut.
     """
-    folder = fetch(source, revision)
+    folder = fetch(source)
     _config(folder, OFFICIAL, RELEASED)
     tensors = backbone_names(load_sharded(folder), folder)
     weights = {name: tensor for name, tensor in tensors.items() if name.startswith(BACKBONE)}
@@ -171,9 +163,9 @@ def is_released(folder: Path) -> bool:
     return isinstance(raw, dict) and raw.get("model_type") == RELEASED and "text_config" in raw
 
 
-def vocabulary_rows(source: str | Path, revision: str | None = None) -> int:
+def vocabulary_rows(source: str | Path) -> int:
     """Rows of a checkpoint's embeddings, from the header of its file; Qwen's own are more than its tokens."""
-    shapes = load_sharded(fetch(source, revision)).shapes
+    shapes = load_sharded(fetch(source)).shapes
     return max((shape[0] for name, shape in shapes.items() if name.endswith(EMBEDDINGS)), default=0)
 
 

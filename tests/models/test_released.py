@@ -15,7 +15,14 @@ from prts_core.errors import CheckpointError
 from prts_core.models.backbone import qwen3vl_config
 from prts_core.models.config import ContrastiveConfig, DitConfig, ModelConfig, MotConfig, TextConfig, VisionConfig
 from prts_core.models.prts import PrtsModel
-from prts_core.models.released import fetch, load_backbone, load_released, read_released, resolve_pretrained
+from prts_core.models.released import (
+    fetch,
+    load_backbone,
+    load_released,
+    read_released,
+    released_network,
+    resolve_pretrained,
+)
 from prts_core.models.stock import stock_tokens
 from prts_core.tensors import load_sharded, load_weights, save_sharded
 
@@ -138,7 +145,7 @@ def test_a_pre_trained_checkpoint_has_no_action_head(folder, network):
     save_file(kept, folder / "model.safetensors")
     model, _ = load_released(folder)
     assert model.config.expert is None and not hasattr(model, "dit_action_head")
-    fresh, _ = load_released(folder, fresh_head=True)
+    fresh = released_network(read_released(folder))
     assert fresh.config.expert == network.config.expert
     assert torch.equal(fresh.visual.pos_embed.weight, network.visual.pos_embed.weight)
     with pytest.raises(CheckpointError, match="cannot act"):

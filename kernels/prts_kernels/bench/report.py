@@ -75,11 +75,6 @@ def replace_block(text: str, name: str, body: str) -> str:
     return f"{head}{begin}\n{body.strip()}\n{end}{rest.split(end)[1]}"
 
 
-def block(text: str, name: str) -> str:
-    """What stands between the marks of `replace_block`."""
-    return text.split(f"<!-- {name}:begin -->")[1].split(f"<!-- {name}:end -->")[0].strip()
-
-
 def number(value: float | None, digits: int = 3) -> str:
     """Three significant digits without an exponent, or `not measured`."""
     if value is None or not math.isfinite(value):
