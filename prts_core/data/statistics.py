@@ -8,9 +8,8 @@ means over frames: averaging per-episode quantiles, as others do, is wrong. It d
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prts_core.contract import Contract, require_equal
+from prts_core.data.ahead import in_order
 from prts_core.data.lerobot_v21.reader import LeRobotDataset, column_array
 from prts_core.data.normalize import ACTION, STATE, FeatureStats, NormStats, affine
 from prts_core.data.summary import BLOCK, Summary
@@ -101,7 +101,7 @@ def compute(
     width = len(contract.state) + len(contract.action)
     rows, chunks, digests = Summary(width), Summary(len(relative)), []
     with Bar("reading tables", len(files)) as bar:
-        for own, steps, found in _in_order(
+        for own, steps, found in in_order(
             lambda leaf: _summarise(leaf, contract, relative, chunk_length), _leaves(files), workers or _cores()
         ):
             rows.merge(own)
@@ -201,23 +201,6 @@ def _leaves(files: Sequence[_File]) -> Iterator[list[_File]]:
             leaf, rows = [], 0
     if leaf:
         yield leaf
-
-
-def _in_order(work: Callable[[list[_File]], Any], leaves: Iterator[list[_File]], workers: int) -> Iterator[Any]:
-    """`work` of every leaf in their order, a few ahead: threads, because numpy, pyarrow and hashlib let go of the
-    GIL."""
-    pending: deque[Future[Any]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for leaf in leaves:
-                pending.append(pool.submit(work, leaf))
-                if len(pending) > workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
 
 
 def _cores() -> int:

@@ -8,15 +8,15 @@ from __future__ import annotations
 import os
 import threading
 from bisect import bisect_right
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from prts_core.data.ahead import in_order
 from prts_core.data.images import fit
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.errors import ConfigError, DataError, PrtsError, suggest
@@ -155,21 +155,10 @@ class WindowDataset:
         if not workers:
             yield from (self[index] for index in indices)
             return
-        left, waiting = _runs(indices, depth), deque[Future[tuple[list[Window], PrtsError | IndexError | None]]]()
-        with ThreadPoolExecutor(workers, thread_name_prefix="windows") as pool:
-            try:
-                while True:
-                    while len(waiting) < workers * depth and (run := next(left, None)) is not None:
-                        waiting.append(pool.submit(self._run, run))
-                    if not waiting:
-                        return
-                    items, fault = waiting.popleft().result()
-                    yield from items
-                    if fault is not None:
-                        raise fault
-            finally:
-                for future in waiting:
-                    future.cancel()
+        for items, fault in in_order(self._run, _runs(indices, depth), workers, depth):
+            yield from items
+            if fault is not None:
+                raise fault
 
     def _run(self, indices: Sequence[int]) -> tuple[list[Window], PrtsError | IndexError | None]:
         items: list[Window] = []

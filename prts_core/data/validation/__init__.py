@@ -6,15 +6,13 @@ threads, and only a few numbers of each are kept. What repairs is `repair.py`.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import polars as pl
 
+from prts_core.data.ahead import in_order
 from prts_core.data.lerobot_v21.reader import read_parquet
 from prts_core.data.lerobot_v21.schema import ACTION, STATE, EpisodeRow, Info
 from prts_core.data.lerobot_v21.seal import SEAL, compare, read_seal
@@ -32,8 +30,6 @@ from prts_core.files import digest_file
 from prts_core.progress import track
 
 __all__ = ["Depth", "Finding", "ValidationFailed", "ValidationReport", "validate_dataset"]
-A = TypeVar("A")
-B = TypeVar("B")
 
 
 def validate_dataset(
@@ -149,7 +145,7 @@ def _tables(
         return _Checked(file, found, frame, made, seen, digest_file(root / file) if stored.made else None)
 
     jobs = list(zip(meta.episodes, starts, strict=True))
-    done = ordered(read, jobs, workers)
+    done = in_order(read, jobs, workers, 4)
     for (row, _), checked in zip(jobs, track(done, total=len(jobs), what="checking tables"), strict=True):
         report.checks["table values"] += row.length
         report.findings.extend(checked.findings)
@@ -171,18 +167,5 @@ def _check_videos(
     def check(job: tuple[EpisodeRow, str]) -> list[Finding]:
         return list(law_video(root, job[0], job[1], info, depth, motion.get(job[0].episode_index)))
 
-    for findings in track(ordered(check, jobs, workers), total=len(jobs), what="checking videos"):
+    for findings in track(in_order(check, jobs, workers, 4), total=len(jobs), what="checking videos"):
         report.findings.extend(findings)
-
-
-def ordered(call: Callable[[A], B], jobs: Iterable[A], workers: int) -> Iterator[B]:
-    """`call` of every job in order, some jobs ahead in threads: reading, hashing and decoding leave Python's lock.
-    Memory holds a few results, however many jobs there are."""
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        ahead: deque[Future[B]] = deque()
-        for job in jobs:
-            ahead.append(pool.submit(call, job))
-            if len(ahead) > 4 * max(1, workers):
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()

@@ -19,13 +19,14 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from prts_core.contract import Contract
+from prts_core.data.ahead import in_order
 from prts_core.data.convert.lerobot_v21 import take_file
 from prts_core.data.lerobot_v21 import video
 from prts_core.data.lerobot_v21.reader import column_array, read_parquet
 from prts_core.data.lerobot_v21.schema import EpisodeRow, EpisodeStatsRow, Info, TaskRow, read_info
 from prts_core.data.lerobot_v21.seal import SEAL, compare, files_of, read_seal
 from prts_core.data.lerobot_v21.writer import episode_stats, remove_strays, write_meta
-from prts_core.data.validation import laws, ordered
+from prts_core.data.validation import laws
 from prts_core.data.validation.episode import Facts, facts, numbers
 from prts_core.data.validation.metadata import Metadata
 from prts_core.data.validation.report import Finding
@@ -72,7 +73,7 @@ def repair(
     for job, _ in zip(
         episodes,
         track(
-            ordered(lambda episode: _inspect(root, episode, info, tasks, changed, video), episodes, workers),
+            in_order(lambda episode: _inspect(root, episode, info, tasks, changed, video), episodes, workers, 4),
             total=len(episodes),
             what="inspecting episodes",
         ),
@@ -236,7 +237,7 @@ def _write(
         return {"episode_index": new, "stats": _stats(root, episode, table, stored.get(old), info, table is was)}
 
     jobs = list(enumerate(kept))
-    stats = list(track(ordered(take, jobs, workers), total=len(jobs), what="writing episodes"))
+    stats = list(track(in_order(take, jobs, workers, 4), total=len(jobs), what="writing episodes"))
     remove_strays(output, [file for new in range(len(kept)) for file in info.episode_files(new)])
     _take_others(root, output, info, len(kept) if len(kept) == len(episodes) else None, link, done)
     left_out = [

@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from prts_core.sim.suite import SuiteSpec, Task
 
@@ -25,7 +26,7 @@ def datasets(episode: dict[str, Any]) -> dict[str, np.ndarray]:
     position, rotation, fingers = proprio[:, :3], proprio[:, 3:6], proprio[:, 6:8]
     pictures = {CAMERAS[key]: seen[:, ::-1, ::-1] for key, seen in episode["images"].items()}
     return {
-        "robot_states": np.c_[fingers, position, quaternion(rotation)],
+        "robot_states": np.c_[fingers, position, Rotation.from_rotvec(rotation).as_quat()],
         "obs/ee_pos": position,
         "obs/ee_ori": rotation,
         "obs/ee_states": np.c_[position, rotation],
@@ -60,10 +61,3 @@ def attributes(suite: SuiteSpec, task: Task, image_size: int) -> dict[str, str]:
         "macros_image_convention": "opengl",
         "tag": "libero-v1",
     }
-
-
-def quaternion(axis_angle: np.ndarray) -> np.ndarray:
-    """(T, 4) x y z w of (T, 3) axis times angle."""
-    angle = np.linalg.norm(axis_angle, axis=1, keepdims=True)
-    axis = np.divide(axis_angle, angle, out=np.zeros_like(axis_angle), where=angle > 0)
-    return np.concatenate([axis * np.sin(angle / 2), np.cos(angle / 2)], axis=1)
