@@ -88,7 +88,7 @@ def _stage_asset(page: RecipePage, stage: Stage) -> dg.AssetsDefinition:
         page.key(stage.name),
         deps=dependencies(page, stage),
         description=f"{stage.help[0].upper()}{stage.help[1:]}.",
-        group_name=group,
+        group_name=page.group(group),
         owners=[f"team:{group}"],
         kinds=kinds,
         tags={"prts/recipe": page.name, "prts/stage": stage.name},

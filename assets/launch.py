@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
+from dataclasses import dataclass, field, replace
+from functools import cache
 
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
-from pydantic import Field
 
 from assets.launchpad import Chosen
 from assets.pipes_main import unpack
@@ -25,21 +28,25 @@ class Crashed(Exception):
     """The process that ran a stage was killed from outside; the same again goes on from its checkpoint."""
 
 
-class LaunchResource(dg.ConfigurableResource):
-    """Where stages run. A stop from the page (or Ctrl-C) reaches them as a signal; they leave a checkpoint."""
+@dataclass(frozen=True)
+class Launcher:
+    """Where stages run. A stop from the page (or Ctrl-C) reaches them as a signal; they leave a checkpoint.
 
-    default: str = Field(default="process", description="inline: in the step; process: in a child; torchrun:N: N ranks")
-    stages: dict[str, str] = Field(default={}, description="another choice for one stage, as {pretrain: 'torchrun:8'}")
-    grace_s: float = Field(default=300.0, description="seconds that a stopped stage has for its checkpoint")
-    command: list[str] = Field(
-        default=[sys.executable, "-m", "assets.pipes_main"], description="what a child process runs"
-    )
+    default: inline (in the step), process (in a child of it), torchrun:N (over N ranks, stages that train). stages:
+    another choice for one stage. grace_s: seconds that a stopped stage has. command: what a child runs.
+    """
+
+    default: str = "process"
+    stages: dict[str, str] = field(default_factory=dict)
+    grace_s: float = 300.0
+    command: tuple[str, ...] = (sys.executable, "-m", "assets.pipes_main")
 
     def run(
         self, context: dg.AssetExecutionContext, stage: Stage, chosen: Chosen, partition: str | None,
         caller: dict[str, str],
     ) -> Manifest:  # fmt: skip
         """The stage's result. PrtsErrors as `chain.run` raises them; Crashed where its process was killed."""
+        _stop_with_run()
         where = parse_launch(self.stages.get(stage.name, self.default))
         if where.kind == "torchrun" and not stage.trains:
             where = Launch("process")
@@ -90,5 +97,30 @@ class LaunchResource(dg.ConfigurableResource):
             child.wait()
 
 
+@cache
+def _stop_with_run() -> None:
+    """Stop this step, and by that its child, when the run's own process is killed: nobody would hear of its result, and
+    the run that is tried again would wait for it."""
+    run = multiprocessing.parent_process()
+    if run is None:
+        return
+
+    def wait() -> None:
+        run.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="run", daemon=True).start()
+
+
 def _how(status: int) -> str:
     return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+
+
+def launch_resource(launcher: Launcher) -> dg.ResourceDefinition:
+    """The launcher as a resource; on the launchpad a run may choose where its stages run."""
+    schema = {
+        "default": dg.Field(str, default_value=launcher.default, description="inline, process or torchrun:N"),
+        "stages": dg.Field(dict, default_value=launcher.stages, description="for one stage: {pretrain: torchrun:8}"),
+        "grace_s": dg.Field(float, default_value=launcher.grace_s, description="seconds for the last checkpoint"),
+    }
+    return dg.ResourceDefinition(lambda context: replace(launcher, **context.resource_config), config_schema=schema)

@@ -62,14 +62,14 @@ def metadata(manifest: Manifest, outputs: Path, overrides: Sequence[str] = ()) -
     shown |= {
         "seconds": float(provenance.get("seconds", 0.0)),
         "bytes": int(provenance.get("bytes", 0)),
-        "path": dg.MetadataValue.path(str(folder)),
+        "path": dg.MetadataValue.path(str(folder.resolve())),
         "key": manifest.key,
         "content_digest": manifest.content_digest,
         "manifest_digest": manifest.digest,
         **{f"contract/{name}": value for name, value in manifest.contracts.items()},
     }
     for name, value in links.items():  # run_id, fault, git.sha, dvc.rev, ...
-        if value and name not in ("url", "tracking_uri", "experiment_id"):
+        if value not in ("", "none") and name not in ("url", "tracking_uri", "experiment_id"):
             shown[name if name.startswith(("git.", "dvc.")) else f"mlflow_{name}"] = str(value)
     return shown
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 import signal
 import sys
 from dataclasses import asdict
@@ -62,7 +61,7 @@ class _ToDagster(logging.Handler):
 
 
 def main() -> int:
-    _end_with_parent()
+    stop_with_parent()
     with open_dagster_pipes() as pipes:
         asked = pipes.extras
         logging.getLogger("prts").addHandler(_ToDagster(pipes))
@@ -87,12 +86,10 @@ def main() -> int:
     return 0
 
 
-def _end_with_parent() -> None:
-    """Have Linux stop this process, after a checkpoint, when the step that waits for it is killed."""
+def stop_with_parent() -> None:
+    """Have Linux stop this process by SIGTERM, hence after a checkpoint, when the one that started it is killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() == 1:
-            sys.exit(75)
 
 
 if __name__ == "__main__":

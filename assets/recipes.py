@@ -47,6 +47,10 @@ class RecipePage:
     def key(self, asset: str) -> dg.AssetKey:
         return dg.AssetKey([self.name, asset])
 
+    def group(self, room: str) -> str:
+        """Group on the page: nodes of the graph show only the last part of a key, so that groups tell the recipes."""
+        return f"{self.identifier}_{room}"
+
     @property
     def stages(self) -> list[Stage]:
         """The recipe's stages; without pretrain where every fine-tuning starts from a checkpoint."""

@@ -19,7 +19,7 @@ def register_asset(page: RecipePage) -> dg.AssetsDefinition:
     @dg.asset(
         key=page.key("register"),
         description="Register the package as a version of the model: @challenger always, @champion by the gate.",
-        group_name=DELIVERY,
+        group_name=page.group(DELIVERY),
         owners=[f"team:{DELIVERY}"],
         kinds={"mlflow"},
         tags={"prts/recipe": page.name},

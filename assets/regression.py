@@ -32,7 +32,7 @@ def regression_asset(page: RecipePage) -> dg.AssetsDefinition:
     @dg.asset(
         key=page.key("regression"),
         description="A registered version on one suite; promotes the challenger once nothing stands against it.",
-        group_name=EVALUATION,
+        group_name=page.group(EVALUATION),
         owners=[f"team:{EVALUATION}"],
         kinds={"mlflow", "python"},
         tags={"prts/recipe": page.name},
@@ -104,7 +104,7 @@ def shown(outcome: Outcome) -> dict[str, Any]:
         "protocol_digest": result.protocol_digest or "the recipe's own benchmark",
         "verdict": outcome.said,
         "promotion": outcome.settled or "decided at registration",
-        "path": dg.MetadataValue.path(str(outcome.folder)),
+        "path": dg.MetadataValue.path(str(outcome.folder.resolve())),
     }
     report = report_of(outcome.folder)
     if report is not None:

@@ -25,7 +25,7 @@ def source_assets(page: RecipePage) -> list[dg.SourceAsset]:
     @dg.observable_source_asset(
         key=key,
         description="Files of the datasets that were made elsewhere, as they lie there now.",
-        group_name=DATA,
+        group_name=page.group(DATA),
         partitions_def=page.external,
         tags={"prts/recipe": page.name},
         required_resource_keys={page.resource},

@@ -6,12 +6,15 @@ Started again it goes on where it was; when everything is finished it verifies e
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 import time
 import uuid
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.instance.ref import InstanceRef
 from rich.console import Console
 
 from assets.recipes import RecipePage, recipe_pages
@@ -60,6 +63,16 @@ def run_job(defs: dg.Definitions, name: str, partition: str, instance: dg.Dagste
         raise StageError(f"Job {name!r} stopped: {why}", cure="then `make demo` again; it goes on from there")
 
 
+def open_instance() -> dg.DagsterInstance:
+    """The instance of DAGSTER_HOME. On a terminal Dagster captures no output, so that progress bars stay bars."""
+    if not sys.stderr.isatty():
+        return dg.DagsterInstance.get()
+    none = {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
+    return dg.DagsterInstance.from_ref(
+        InstanceRef.from_dir(os.environ["DAGSTER_HOME"], overrides={"compute_logs": none})
+    )
+
+
 def require_data(plan: Plan, outputs: Path) -> None:
     """StageError where the deployed policy needs a dataset that is not here: nothing after it could run."""
     try:
@@ -75,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     from pipelines.definitions import build
 
     argparse.ArgumentParser(prog="make demo", description=__doc__).parse_args(argv)
-    console, begun = Console(soft_wrap=True), time.monotonic()
+    console, begun = Console(file=sys.stdout, soft_wrap=True), time.monotonic()
     try:
         page, outputs = recipe_pages()[0], outputs_folder()
         require_data(page.plan, outputs)
@@ -84,7 +97,9 @@ def main(argv: list[str] | None = None) -> int:
         else:
             prepare_home(outputs)
             defs = build([page], outputs, launch="inline")
-            with dg.DagsterInstance.get() as instance:
+            log = outputs / "demo" / "stages.log"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with open_instance() as instance, log.open("a") as file, contextlib.redirect_stdout(file):
                 prepare_instance(instance)
                 for job, dataset in parts(page):
                     run_job(defs, job, dataset, instance, console)

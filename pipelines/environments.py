@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
+
 from assets.dvc import DvcResource
-from assets.launch import LaunchResource
+from assets.launch import Launcher, launch_resource
 from assets.launchpad import plan_resource
 from assets.recipes import RecipePage
 from prts_core.errors import lookup
@@ -24,5 +26,8 @@ def resources(pages: Sequence[RecipePage], outputs: Path, launch: str | None = N
     chosen = os.environ.get("PRTS_ENV", "local")
     lookup({known: known for known in ENVIRONMENTS}, chosen, "environment ($PRTS_ENV)")
     where = launch or os.environ.get("PRTS_LAUNCH") or "process"
-    plans = {page.resource: plan_resource(page, outputs) for page in pages}
-    return {**plans, "launch": LaunchResource(default=where), "dvc": DvcResource(enabled=chosen == "local")}
+    return {
+        **{page.resource: plan_resource(page, outputs) for page in pages},
+        "launch": launch_resource(Launcher(where)),
+        "dvc": dg.ResourceDefinition.hardcoded_resource(DvcResource(enabled=chosen == "local")),
+    }

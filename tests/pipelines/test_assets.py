@@ -68,7 +68,7 @@ def test_data_versions_are_the_manifests_digests(project, run_job):
         shown = event.metadata
         assert shown["manifest_digest"].value == manifest.digest and shown["key"].value == manifest.key
         assert shown["rows"].value == 3.0 and shown["bytes"].value > 0
-        assert Path(shown["path"].value) == manifest.folder(project.outputs)
+        assert Path(shown["path"].value) == manifest.folder(project.outputs).resolve()
 
 
 def test_the_plot_is_shown_inline_and_small(project, run_job):

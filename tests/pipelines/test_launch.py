@@ -10,7 +10,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from assets.launch import LaunchResource
+from assets.launch import Launcher, launch_resource
 from assets.pipes_main import pack, unpack
 from assets.recipes import RecipePage, recipe_pages
 from pipelines.definitions import build
@@ -47,7 +47,7 @@ def run_in_child(project, monkeypatch):
     monkeypatch.setenv("PRTS_ENV", "test")
 
     def run(name: str, dataset: str) -> dg.ExecuteInProcessResult:
-        child = LaunchResource(default="process", command=[sys.executable, stub_child.__file__])
+        child = launch_resource(Launcher("process", command=(sys.executable, stub_child.__file__)))
         job = build(recipe_pages(), project.outputs).resolve_job_def(f"quickstart_{name}")
         with dg.DagsterInstance.ephemeral() as instance:
             return job.execute_in_process(

@@ -33,11 +33,11 @@ import sys
 from tests.pipelines import stub_child, stub_chain
 stub_chain.chain.STAGES.update(stub_chain.stubbed_stages())
 import pipelines.environments as environments
-from assets.launch import LaunchResource
+from assets.launch import Launcher, launch_resource
 real = environments.resources
 def resources(*given):
-    child = [sys.executable, stub_child.__file__]
-    return real(*given) | {"launch": LaunchResource(default="process", command=child, grace_s=20)}
+    child = (sys.executable, stub_child.__file__)
+    return real(*given) | {"launch": launch_resource(Launcher("process", grace_s=20, command=child))}
 environments.resources = resources
 from pipelines.definitions import definitions
 defs = definitions()
