@@ -37,6 +37,7 @@ from prts_core.tracking.store import (
     mlflow_module,
     recorded_uri,
     run_url,
+    tracking_home,
     tracking_uri,
 )
 
@@ -59,8 +60,8 @@ class TrackedRun:
     """An open MLflow run. `log` may be called from any thread and returns at once."""
 
     def __init__(self, work: Work) -> None:
-        self.work, self.uri, self.tags = work, tracking_uri(work.outputs), work_tags(work)
-        self._recorded_uri = recorded_uri(work.outputs)
+        self.work, self.tags, self._home = work, work_tags(work), tracking_home(work.outputs)
+        self.uri, self._recorded_uri = tracking_uri(self._home), recorded_uri(self._home)
         self.run_id = self.experiment = ""  # known once the run is open
         self.store: Any = None
         self._kept = work.folder / "mlflow.json"
@@ -113,7 +114,7 @@ class TrackedRun:
             out |= {
                 "run_id": self.run_id,
                 "experiment_id": self.experiment,
-                "url": run_url(self.uri, self.experiment, self.run_id, self.work.outputs),
+                "url": run_url(self.uri, self.experiment, self.run_id, self._home),
             }
         missing = self.outbox.missing()
         if missing and not self.run_id:
@@ -139,12 +140,12 @@ class TrackedRun:
     # ---- on the outbox's thread -----------------------------------------------------------------------------------
     def _open(self) -> None:
         """Go on in the run that an interrupted attempt at the same work left behind, or create one."""
-        self.store = client(self.work.outputs)
+        self.store = client(self._home)
         known = read_json(self._kept) if self._kept.exists() else {}
         if known.get("tracking_uri") == self._recorded_uri and self._reopen(known["run_id"]):
             self.run_id, self.experiment = known["run_id"], known["experiment_id"]
             return
-        experiment = experiment_id(self.work.outputs, self.work.recipe)
+        experiment = experiment_id(self._home, self.work.recipe)
         # A server that made the run and could not say so must not make two.
         mine = f"tags.`prts.opened` = '{self._attempt}'"
         made = self.store.search_runs([experiment], mine, max_results=1) or [
@@ -236,8 +237,9 @@ def stage_run(work: Work) -> Iterator[TrackedRun | NullRun]:
     """
     try:
         mlflow_module()
-        if not is_server(tracking_uri(work.outputs)):
-            client(work.outputs)  # a database of our own that cannot be opened is a StageError
+        home = tracking_home(work.outputs)
+        if not is_server(tracking_uri(home)):
+            client(home)  # a database of our own that cannot be opened is a StageError
     except MissingExtraError as err:
         if not _said_missing.is_set():
             _said_missing.set()

@@ -58,6 +58,17 @@ def mlflow_module() -> Any:
     return module
 
 
+def tracking_home(outputs: Path) -> Path:
+    """Where work in `outputs` is tracked: there, or the project's own outputs where this is the copy of the project in
+    which DVC runs a queued experiment (`dvc exp run --temp`), and which it removes afterwards."""
+    parts = outputs.resolve().parts
+    for at in range(len(parts) - 3):
+        if parts[at : at + 3] == (".dvc", "tmp", "exps"):
+            below = at + (5 if parts[at + 3] == "standalone" else 4)  # of --temp, of --queue
+            return Path(*parts[:at], *parts[below:])
+    return outputs
+
+
 def tracking_uri(outputs: Path) -> str:
     """`$MLFLOW_TRACKING_URI`, or the sqlite file in `outputs`."""
     return os.environ.get("MLFLOW_TRACKING_URI") or _own_database(outputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 import subprocess
 import sys
@@ -62,11 +63,13 @@ def commit_all() -> None:
 
 @pytest.fixture
 def made(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project in which `dvc repro` has made the quickstart: run once, then copied with its hard links."""
+    """A project that has made the quickstart, known to DVC: run once, then copied with its hard links."""
     if not _snapshot:
         commit_all()
-        project.run("dvc", "repro")
+        for stage, partition in chain.steps(plan_of()):
+            chain.run(stage, plan_of(), partition, project.outputs)
         assert len(project.calls()) == 15
+        project.run("dvc", "commit", "-f")
         place = tmp_path_factory.mktemp("snapshot") / "project"
         subprocess.run(["cp", "-a", str(project.folder), str(place)], check=True)
         _snapshot.append(place)
@@ -87,11 +90,13 @@ def test_dvc_repro_after_a_dagster_run_executes_nothing(project, run_job):
     assert project.calls() == []
 
 
-def test_a_dagster_run_after_dvc_repro_runs_nothing_and_has_the_same_versions(made, run_job):
-    before, lock = versions(plan_of(), made.outputs), Path("dvc.lock").read_text()
+def test_a_dagster_run_after_dvc_repro_runs_nothing_and_has_the_same_versions(project, run_job):
+    project.run("dvc", "repro")
+    assert len(project.calls()) == 15
+    before, lock = versions(plan_of(), project.outputs), Path("dvc.lock").read_text()
     results = run_job("chain", "metaworld"), run_job("import_dataset", "g1_bottle")
     assert all(result.success for result in results)
-    assert made.calls() == ["register -"]
+    assert project.calls() == ["register -"]
     events = [event for result in results for event in result.get_asset_materialization_events()]
     assert {
         f"{e.asset_key.path[-1]} {e.partition}": e.materialization.tags["dagster/data_version"]
@@ -223,7 +228,9 @@ def test_a_clone_without_the_source_takes_its_recorded_listing(made, tmp_path, m
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_experiments_here_in_a_temporary_copy_and_queued(made):
+def test_experiments_here_in_a_temporary_copy_and_queued(made, monkeypatch):
+    from prts_core.tracking.store import client
+
     commit_all()
     at = f"{RECIPE}:value.episodes"
     made.run("dvc", "exp", "run", "-S", f"{at}=12")
@@ -231,14 +238,18 @@ def test_experiments_here_in_a_temporary_copy_and_queued(made):
     assert plan_of().recipe.value.episodes == 12
     subprocess.run(["git", "checkout", "-q", "."], check=True)
     made.run("dvc", "checkout")
-    made.run("dvc", "exp", "run", "--temp", "-S", f"{at}=13")
+    monkeypatch.setenv("PRTS_STUB_TRACKED", "1")
+    made.run("dvc", "exp", "run", "--temp", "--name", "thirteen", "-S", f"{at}=13")
     assert made.calls() == ["value -", "package -"]
+    experiment = client(made.outputs).get_experiment_by_name("quickstart")
+    runs = client(made.outputs).search_runs([experiment.experiment_id])
+    assert {run.info.run_name: run.data.tags["dvc.exp"] for run in runs} == {"value": "thirteen", "package": "thirteen"}
+    monkeypatch.delenv("PRTS_STUB_TRACKED")
     made.run("dvc", "exp", "run", "--queue", "-S", f"{at}=14,15")
     made.run("dvc", "exp", "run", "--run-all")
     assert made.calls() == 2 * ["value -", "package -"]
-    table = made.run("dvc", "exp", "show", "--csv").stdout.splitlines()
-    column = table[0].split(",").index("value.episodes")
-    assert {row.split(",")[column] for row in table[1:]} == {"48", "12", "13", "14", "15"}
+    table = csv.DictReader(made.run("dvc", "exp", "show", "--csv").stdout.splitlines())
+    assert {row["value.episodes"] for row in table} == {"48", "12", "13", "14", "15"}
     assert plan_of().recipe.value.episodes == 48
     assert subprocess.run(["git", "status", "--short"], capture_output=True, text=True).stdout == ""
 

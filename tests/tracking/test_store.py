@@ -14,9 +14,16 @@ from prts_core.store.stage import StageResult
 from prts_core.tracking import registry
 from prts_core.tracking import store as tracking_store
 from prts_core.tracking.runs import stage_run
-from prts_core.tracking.store import client, run_url, tracking_uri, ui_address
+from prts_core.tracking.store import client, run_url, tracking_home, tracking_uri, ui_address
 from tests.tracking.toy_package import make, named, outcomes, register
 from tests.tracking.toy_stages import toy_manifest, toy_work
+
+
+@pytest.mark.parametrize("copy", ["tmpab12", "standalone/tmpab12"])
+def test_a_queued_experiment_of_dvc_is_tracked_in_the_project(tmp_path: Path, copy: str):
+    there = tmp_path / ".dvc" / "tmp" / "exps" / copy / "outputs"
+    assert tracking_home(there) == tmp_path / "outputs"
+    assert tracking_home(tmp_path / "outputs") == tmp_path / "outputs"
 
 
 def listing(folder: Path) -> set[tuple[str, int, int]]:
