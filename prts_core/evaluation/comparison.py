@@ -11,7 +11,7 @@ from typing import Any
 
 from prts_core.errors import DataError
 from prts_core.evaluation.gate import decide, policy_episodes
-from prts_core.evaluation.multiple import holm
+from prts_core.evaluation.intervals import holm
 from prts_core.files import read_json
 
 KEY = ["task", "initial_state", "seed"]

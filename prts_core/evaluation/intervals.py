@@ -1,11 +1,12 @@
-"""Intervals and tests for success rates: one policy alone, and two policies on the same episodes.
+"""Intervals and tests for success rates: one policy alone, two policies on the same episodes, several tests at once.
 
-Plain arithmetic on counts; it knows neither episodes nor policies.
+Plain arithmetic on counts and p-values; it knows neither episodes nor policies.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -100,3 +101,20 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     n, few = only_first + only_second, min(only_first, only_second)
     tail = sum(math.comb(n, k) for k in range(few + 1))
     return min(1.0, 2 * tail / 2**n)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Adjusted p-values, in the order given (Holm 1979, Scandinavian Journal of Statistics 6:65-70).
+
+    Rejecting where the adjusted one is at most alpha makes any false rejection at most as likely as alpha, whatever the
+    dependence between the tests. Raises PrtsError for what is no probability.
+    """
+    for name, p in p_values.items():
+        if not 0.0 <= p <= 1.0:
+            raise PrtsError("A p-value must lie between 0 and 1", field=name, found=p)
+    adjusted: dict[str, float] = {}
+    running = 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[name]))
+        adjusted[name] = running
+    return {name: adjusted[name] for name in p_values}

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prts_core.config.load import read_yaml
 from prts_core.errors import CheckpointError
-from prts_core.files import digest_file, write_text
+from prts_core.files import write_text
 
 FILE = "manifest.yaml"
 
@@ -70,14 +70,3 @@ class PackageManifest(_Strict):
         except ValidationError as err:
             faults = "; ".join(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in err.errors()[:6])
             raise CheckpointError("A package manifest is malformed", file=folder / FILE, found=faults) from err
-
-    def verify(self, folder: Path) -> None:
-        """Raise CheckpointError for the first file that is missing or differs from its digest."""
-        for name, digest in self.files.items():
-            path = folder / name
-            if not path.is_file() or digest_file(path) != digest:
-                raise CheckpointError(
-                    "A package file is missing or was changed", file=path,
-                    found=digest_file(path) if path.is_file() else "missing", expected=digest,
-                    cure="take the package from the registry or run `prts package` again",
-                )  # fmt: skip

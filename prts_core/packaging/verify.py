@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 
 from prts_core.errors import CheckpointError
+from prts_core.files import digest_file
 from prts_core.packaging.manifest import FILE, PackageManifest
 
 UNLISTED = {FILE, "README.md"}  # the manifest cannot hold its own digest; the card is for people
@@ -37,7 +38,12 @@ def verify_package(folder: Path) -> PackageManifest:
             raise CheckpointError(
                 "A package manifest lists a path outside the package", file=path, found=name, cure=CURE
             )
-    manifest.verify(folder)
+    for name, digest in manifest.files.items():
+        found = digest_file(folder / name) if (folder / name).is_file() else "missing"
+        if found != digest:
+            raise CheckpointError(
+                "A package file is missing or was changed", file=folder / name, found=found, expected=digest, cure=CURE
+            )
     present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     if extra := sorted(present - set(manifest.files) - UNLISTED):
         raise CheckpointError(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prts_core.errors import PrtsError
-from prts_core.evaluation.multiple import holm
+from prts_core.evaluation.intervals import holm
 
 p_values = st.dictionaries(st.text("abcdefgh", min_size=1, max_size=3), st.floats(0, 1), min_size=1, max_size=8)
 
