@@ -78,6 +78,8 @@ def graceful() -> Iterator[Callable[[], bool]]:
     except Stopped as err:
         if _State.asked == signal.SIGINT:
             raise KeyboardInterrupt(str(err)) from err
+        # Another rank may have heard first; this one's own signal is then the same request.
+        _State.asked, _State.since = _State.asked or signal.SIGUSR1, time.monotonic()
         raise
     finally:
         _State.working -= 1
@@ -107,7 +109,7 @@ def _handle(number: int, frame: Any) -> None:
         if _State.working:
             os.write(2, NOTICE)
             return
-    elif _State.working and now - _State.since < SAME_REQUEST_S:
+    elif now - _State.since < SAME_REQUEST_S:
         return
     raise Signalled(signal.Signals(number).name)
 

@@ -59,6 +59,16 @@ def test_graceful_work_is_asked_to_stop_and_a_second_signal_stops_at_once(monkey
     assert reached
 
 
+def test_a_rank_that_stops_because_another_heard_first_ignores_its_own_copy_of_the_request() -> None:
+    with pytest.raises(Stopped, match="checkpoint 7"), stop_on_signals():
+        try:
+            with graceful():
+                raise Stopped("checkpoint 7")
+        except Stopped:
+            send(signal.SIGUSR1)
+            raise
+
+
 def test_sigint_ends_graceful_work_as_an_interrupt() -> None:
     with pytest.raises(KeyboardInterrupt, match="checkpoint 7"), stop_on_signals(), graceful() as stop:
         send(signal.SIGINT)
