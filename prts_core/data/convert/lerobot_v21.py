@@ -21,9 +21,9 @@ from prts_core.config.schema import LeRobotSource, RobotConfig
 from prts_core.contract import Contract
 from prts_core.data.embodiment import build_contract
 from prts_core.data.lerobot_v21.reader import LeRobotDataset, read_parquet
-from prts_core.data.lerobot_v21.schema import ACTION, CHUNKS_SIZE, DATA_PATH, STATE, VIDEO_PATH, Info
+from prts_core.data.lerobot_v21.schema import ACTION, CHUNKS_SIZE, DATA_PATH, STANDARD_FEATURES, STATE, VIDEO_PATH, Info
 from prts_core.data.lerobot_v21.select import Selection, select
-from prts_core.data.lerobot_v21.writer import remove_strays, write_meta
+from prts_core.data.lerobot_v21.writer import episode_stats, remove_strays, write_meta
 from prts_core.errors import ConfigError, DataError
 from prts_core.files import atomic_path, digest_file, explain_os_errors, read_json, read_jsonl
 from prts_core.progress import track
@@ -219,16 +219,7 @@ def _take_table(
         table = table.set_column(table.column_names.index(key), table.schema.field(key), pa.array(values))
     with atomic_path(new) as partial:
         pq.write_table(table, partial)
-    return {
-        key: {
-            "min": [int(values.min())],
-            "max": [int(values.max())],
-            "mean": [float(values.mean())],
-            "std": [float(values.std())],
-            "count": [len(values)],
-        }
-        for key, values in numbering.items()
-    }
+    return episode_stats(numbering, {key: STANDARD_FEATURES[key] for key in numbering})
 
 
 def _info(info: Info, root: Path, episodes: int, frames: int, tasks: int, splits: dict[str, str]) -> dict[str, Any]:
