@@ -179,6 +179,17 @@ def test_every_value_of_a_recipe_can_be_typed(project):
     assert load_plan(plan.path, set_texts(plain)).recipe == plan.recipe
 
 
+def test_the_launchpad_as_it_opens_changes_nothing(project, run_job):
+    """The page sends back every value that it shows."""
+    (page,) = recipe_pages()
+    schema = build([page], project.outputs).resolve_job_def("quickstart_data").resource_defs[page.resource]
+    shown = schema.config_schema.default_value
+    assert shown["sft"]["train"]["steps"] == 1900 and "name" not in shown
+    made = materialised(run_job("data", "metaworld", **changed(**shown)))
+    assert "changed values" not in made["stats"].metadata
+    assert viewed(project.outputs, "quickstart", "stats", "metaworld") is not None
+
+
 def test_set_texts_are_yaml():
     config = {"a": {"b": 1.0e-5, "c": [1, 2]}, "d": "no", "e": None, "f": {}}
     assert set_texts(config) == ["a.b=1.0e-05", "a.c=[1, 2]", "d='no'", "e=null", "f={}"]
@@ -220,6 +231,25 @@ def test_a_changed_file_makes_that_dataset_stale_and_no_other(project, monkeypat
         assert (stale("g1_bottle"), stale("metaworld")) == ("STALE", "FRESH")
         run("data", "g1_bottle")
         assert stale("g1_bottle") == "FRESH"
+
+
+def test_data_follows_its_source_once_that_is_switched_on(project):
+    (page,) = recipe_pages()
+    defs = build([page], project.outputs, "inline")
+    with dg.DagsterInstance.ephemeral() as instance:
+        for job, partition in (("look_at_sources", None), ("data", "g1_bottle"), ("data", "metaworld")):
+            run = defs.resolve_job_def(f"quickstart_{job}").execute_in_process
+            assert run(instance=instance, partition_key=partition).success
+        first = dg.evaluate_automation_conditions(defs, instance)
+        (project.folder.parent / "shared/data/g1_bottle/more.txt").write_text("two\n")
+        assert defs.resolve_job_def("quickstart_look_at_sources").execute_in_process(instance=instance).success
+        then = dg.evaluate_automation_conditions(defs, instance, cursor=first.cursor)
+        asked = {
+            (key.path[-1], partition)
+            for key in (page.key(stage) for stage in chain.STAGES)
+            for partition in then.get_requested_partitions(key)
+        }
+        assert asked == {(stage, "g1_bottle") for stage in ("collect", "convert", "validate", "stats")}
 
 
 def test_an_absent_source_is_observed_as_nothing(project, monkeypatch):
