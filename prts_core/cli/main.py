@@ -188,8 +188,8 @@ def main(argv: list[str] | None = None) -> int:
     except PrtsError as err:
         _say(f"error: {err}", "red")
         return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+    except KeyboardInterrupt as err:
+        print(str(err) or "interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
 
 

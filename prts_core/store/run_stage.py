@@ -230,6 +230,8 @@ class Store:
             }  # fmt: skip
             _set_aside_other(folder, record)
             (work / OUTPUT).mkdir(parents=True, exist_ok=True)
+            for torn in (work / OUTPUT).rglob(".*.partial-*"):  # a file that a kill cut (files.atomic_path)
+                torn.unlink()
             write_json(work / "plan.json", record)
         context = StageContext(self.outputs, work, plan.recipe.seed, plan.recipe.name, resolved.partition)
         config_digest = digest_value(resolved.identity)
