@@ -210,6 +210,29 @@ def test_a_clone_pulls_what_was_pushed_and_goes_on_from_there(made, tmp_path, mo
     assert there.calls() == ["value -", "package -"]  # parents came with the views
 
 
+def test_push_and_pull_over_s3(made, tmp_path, monkeypatch):
+    pytest.importorskip("dvc_s3", reason="pip install dvc-s3 'moto[server]' for a remote that is an S3 server")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    try:
+        boto3 = pytest.importorskip("boto3")
+        boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(Bucket="team")
+        made.run("dvc", "remote", "add", "-q", "-d", "team", "s3://team/prts")
+        made.run("dvc", "remote", "modify", "team", "endpointurl", f"http://{host}:{port}")
+        made.run("dvc", "push")
+        commit_all()
+        clone = tmp_path / "clone"
+        subprocess.run(["git", "clone", "-q", str(made.folder), str(clone)], check=True)
+        monkeypatch.chdir(clone)
+        Project(clone, made.calls_file).run("dvc", "pull")
+        assert versions(plan_of(), Path("outputs")) == versions(plan_of(), made.folder / "outputs")
+    finally:
+        server.stop()
+
+
 def test_a_clone_without_the_source_takes_its_recorded_listing(made, tmp_path, monkeypatch):
     made.run("dvc", "remote", "add", "-q", "-d", "team", str(tmp_path / "remote"))
     made.run("dvc", "push")
