@@ -12,6 +12,7 @@ EPILOG = """\
 examples
   prts dvc                                     dvc.yaml, of the quickstart; then: dvc repro
   prts dvc --config configs/my_recipe.yaml     configs/dvc/my_recipe/dvc.yaml
+  dvc repro $(prts dvc --path)                 the chain of the recipe that $PRTS_RECIPE names
   prts dvc --check                             says whether the file is what the recipe says; writes nothing
 """
 
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", type=Path, default=recipe_path(), help="recipe (default: $PRTS_RECIPE, here %(default)s)"
     )
     add_outputs_argument(parser)
+    parser.add_argument("--path", action="store_true", help="print where the file is; write nothing")
     parser.add_argument(
         "--check", action="store_true", help="write nothing; fail where the file has to be written anew"
     )
@@ -36,6 +38,9 @@ def main(args: argparse.Namespace) -> int:
     plan.read_all()
     file = DvcFile(plan, args.outputs)
     shown = file.path.relative_to(file.root)
+    if args.path:
+        print(shown)
+        return 0
     if args.check:
         file.require_current()
         print(f"{shown} is what {file.recipe} says")

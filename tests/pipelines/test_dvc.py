@@ -307,6 +307,7 @@ def test_a_second_recipe_has_a_file_of_its_own_and_shares_equal_work(made, run_j
     recipe = second_recipe()
     monkeypatch.setenv("PRTS_RECIPE", recipe)
     assert "configs/dvc/second/dvc.yaml written" in made.run("prts", "dvc").stdout
+    assert made.run("prts", "dvc", "--path").stdout == "configs/dvc/second/dvc.yaml\n"
     assert run_job("chain", "metaworld", "second").success
     new = ["benchmark -", "package -", "register -", "sft metaworld", "subtask -", "value -"]
     assert sorted(made.calls()) == new  # all before it is the quickstart's
