@@ -2,63 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from prts_core.config.load import Plan
-from prts_core.contract import Camera, Contract, Dimension, PolicyContract
+from prts_core.contract import PolicyContract
 from prts_core.delivery.register import register_package
 from prts_core.files import digest_value, list_tree, write_json
-from prts_core.observation import STATE
 from prts_core.packaging.manifest import LatencyBudget, PackageManifest
 from prts_core.store.manifest import Manifest
 from prts_core.store.run_stage import Store
 from prts_core.store.stage import Stage, StageResult
 from prts_core.store.views import viewed
 from prts_core.tracking.runs import stage_run
+from tests.serving.fake_policy import CONTRACT, FakePolicy
 from tests.tracking.toy_stages import toy_stage, write_and_report
 
-CONTRACT = PolicyContract(
-    embodiment_tag="toy",
-    contract=Contract(
-        embodiment="toy",
-        control_hz=20.0,
-        state=(Dimension("x", "m"), Dimension("y", "m"), Dimension("gripper", "1")),
-        action=(Dimension("x", "m"), Dimension("y", "m")),
-        cameras=(Camera("observation.images.top", "top", 8, 8), Camera("observation.images.wrist", "wrist", 8, 8)),
-    ),
-    chunk_length=4,
-    normalization="QUANTILE",
-    statistics_digest="sha256:00",
-)
 
-
-@dataclass
-class ToyPolicy:
-    """Actions say what went in: state sum, mean brightness, words and seed."""
-
-    contract: PolicyContract
-
-    def act(self, observation, instruction, seeds) -> np.ndarray:
-        state = observation[STATE]
-        images = {key: image for key, image in observation.items() if key != STATE}
-        chunk, width = self.contract.chunk_length, len(self.contract.contract.action)
-        out = np.zeros((len(state), chunk, width), np.float32)
-        for row in range(len(state)):
-            bright = sum(float(image[row].mean()) for image in images.values())
-            out[row] = state[row].sum() + bright + len(instruction[row].split())
-            out[row] += np.random.default_rng(seeds[row]).normal(size=(chunk, width)).astype(np.float32)
-        return out
-
-    def value(self, observation, actions, instruction) -> np.ndarray:
-        return actions.mean(axis=(1, 2)) + observation[STATE].sum(axis=1)
-
-
-def load_toy_policy(folder: Path) -> ToyPolicy:
-    return ToyPolicy(PolicyContract.load(folder / "policy_contract.json"))
+def load_toy_policy(folder: Path) -> FakePolicy:
+    return FakePolicy(PolicyContract.load(folder / "policy_contract.json"))
 
 
 def write_package(folder: Path, weights: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from prts_core.models.config import ContrastiveConfig, ModelConfig, MotConfig, TextConfig, VisionConfig
+from prts_core.models.config import ModelConfig
 from prts_core.models.prts import PrtsModel
 from prts_core.text import prompt
 from prts_core.text.fast import FastTokenizer
@@ -15,23 +15,10 @@ from prts_core.text.sequence import SequenceBuilder, View
 from prts_core.text.tokenizer import TextTokenizer
 from prts_core.training.batch import BatchSource
 from prts_core.training.config import LossWeights, TrainConfig
+from tests.fixtures.tiny_network import MODEL
 from tests.fixtures.toy_source import ToySource
 
 SENTENCES = ("open the faucet", "close the faucet", "press the button")
-MODEL = ModelConfig(
-    vision=VisionConfig(
-        depth=2, hidden_size=32, num_heads=2, intermediate_size=48, patch_size=8, deepstack_indexes=(0,)
-    ),
-    text=TextConfig(
-        hidden_size=48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, intermediate_size=64,
-        mrope_section=(4, 2, 2),
-    ),
-    expert=MotConfig(hidden_size=32, num_heads=2, intermediate_size=48),
-    contrastive=ContrastiveConfig(hidden_size=32, embed_dim=16),
-    image_size=32,
-    chunk_length=4,
-    max_action_dim=8,
-)  # fmt: skip
 CONFIG = TrainConfig(
     steps=6, batch_size=6, warmup_steps=2, checkpoint_every=3, log_every=1, threads=1,
     weights=LossWeights(fast=1.0, flow=1.0, contrastive=0.5),
