@@ -34,7 +34,7 @@ demo: setup  ## the whole chain through Dagster, then outputs/demo/report.json; 
 	@python -m pipelines
 
 repro: setup  ## the chain from collect to package by DVC instead of Dagster
-	@dvc repro
+	@prts dvc --check && dvc repro "$$(prts dvc --path)"
 
 test: setup  ## every test but conformance
 	@$(PYTEST) $(BESIDE) -m "not conformance"

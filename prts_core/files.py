@@ -84,6 +84,14 @@ def _free_mib(path: Path) -> int:
     return shutil.disk_usage(path).free // 2**20
 
 
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Give `target` the content of `source` as a hard link; as a copy where the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     with atomic_path(path) as partial:
         partial.write_bytes(data)

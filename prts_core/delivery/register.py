@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
-import os
 import shutil
 import warnings
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from prts_core.contract import PolicyContract
 from prts_core.errors import DataError, StageError
 from prts_core.evaluation import promotion
 from prts_core.evaluation.gate import decide, policy_episodes
-from prts_core.files import digest_value, read_json, write_json
+from prts_core.files import digest_value, link_or_copy, read_json, write_json
 from prts_core.locks import locked
 from prts_core.store.manifest import Manifest
 from prts_core.store.run_stage import load_provenance
@@ -286,8 +285,8 @@ def _save(target: Path, model: Any, folder: Path, episodes: Path, contract: Poli
 
     staging = target.with_name(target.name + "-artifacts")  # MLflow keeps a folder's own name: give it the fixed one
     shutil.rmtree(staging, ignore_errors=True)
-    shutil.copytree(folder, staging / "package", copy_function=_link_or_copy)
-    _link_or_copy(str(episodes), str(staging / "episodes.parquet"))
+    shutil.copytree(folder, staging / "package", copy_function=link_or_copy)
+    link_or_copy(str(episodes), str(staging / "episodes.parquet"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # an input example would run the model; the signature is given
         mlflow.pyfunc.save_model(
@@ -304,13 +303,6 @@ def _save(target: Path, model: Any, folder: Path, episodes: Path, contract: Poli
             ),
         )
     shutil.rmtree(staging)
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copy2(source, target)
 
 
 def _requirements() -> list[str]:

@@ -6,7 +6,6 @@ actions.
 
 from __future__ import annotations
 
-import shutil
 import time
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy as np
 from prts_core import __version__
 from prts_core.config.schema import PackageConfig
 from prts_core.errors import StageError
-from prts_core.files import digest_file, read_json, write_json, write_text
+from prts_core.files import digest_file, link_or_copy, read_json, write_json, write_text
 from prts_core.observation import STATE
 from prts_core.packaging.card import card
 from prts_core.packaging.manifest import Evaluation, LatencyBudget, PackageManifest
@@ -36,7 +35,8 @@ def package(config: PackageConfig, inputs: dict[str, Manifest], context: StageCo
     benchmark = read_json(inputs["benchmark"].folder(context.outputs) / "report.json")
     value = read_json(inputs["value"].folder(context.outputs) / "report.json")
     for name in (*policy_files(source), "train_config.json"):
-        shutil.copyfile(source / name, context.output / name)
+        (context.output / name).unlink(missing_ok=True)
+        link_or_copy(source / name, context.output / name)
     digest = policy_digest(context.output)
     for who, measured in (("benchmark", benchmark["policy_digest"]), ("value", value["policy_digest"])):
         if measured != digest:
