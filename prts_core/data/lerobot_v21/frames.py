@@ -23,7 +23,7 @@ _ONE = 1  # thread for colour conversion: PyAV's default wakes every core for ev
 _PLANAR = 16  # swscale leaves the last (width mod 16) columns of planar RGB unwritten
 
 
-def opened(path: Path, threads: int = 1) -> av.container.InputContainer:
+def opened(path: Path) -> av.container.InputContainer:
     """The container of a file that holds a video stream; the caller closes it."""
     if not path.is_file():
         raise DataError(
@@ -36,7 +36,7 @@ def opened(path: Path, threads: int = 1) -> av.container.InputContainer:
             raise DataError(
                 "A file holds no video stream that can be decoded", file=path, cure="restore it from its source"
             )
-        container.streams.video[0].codec_context.thread_count = threads
+        container.streams.video[0].codec_context.thread_count = 1
         return container
 
 
@@ -68,9 +68,9 @@ class OpenVideo:
     damaged file.
     """
 
-    def __init__(self, path: Path, threads: int = 1) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._container = opened(path, threads)
+        self._container = opened(path)
         try:
             self._stream = self._container.streams.video[0]
             rate, base = self._stream.average_rate, self._stream.time_base

@@ -128,7 +128,6 @@ class LeRobotDataset:
         camera: str,
         indices: Sequence[int] | None = None,
         size: int | tuple[int, int] | None = None,
-        threads: int = 1,
     ) -> np.ndarray:
         """RGB images of one camera, (N, H, W, 3) uint8: all or those at `indices`.
 
@@ -145,7 +144,7 @@ class LeRobotDataset:
         if self.info.features[camera].is_video:
             from prts_core.data.lerobot_v21 import video  # tables are read where PyAV is not installed, too
 
-            return video.decode(self.root / self.info.video_file(episode, camera), indices, size, threads)
+            return video.decode(self.root / self.info.video_file(episode, camera), indices, size)
         cells = self.table(episode, [camera]).column(camera).to_pylist()
         images = [
             self._still(cells[index]["bytes"], episode) for index in (range(len(cells)) if indices is None else indices)

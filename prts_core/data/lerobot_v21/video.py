@@ -110,12 +110,7 @@ def count_frames(path: Path) -> int:
         return sum(1 for packet in container.demux(video=0) if packet.size)
 
 
-def decode(
-    path: Path,
-    indices: Sequence[int] | None = None,
-    size: int | tuple[int, int] | None = None,
-    threads: int = 1,
-) -> np.ndarray:
+def decode(path: Path, indices: Sequence[int] | None = None, size: int | tuple[int, int] | None = None) -> np.ndarray:
     """RGB frames of `path` as (N, H, W, 3) uint8: all, or those at `indices` in that order (repeats allowed).
 
     size: letterbox each frame to size x size, or resize it to (height, width), while decoding, so that long videos
@@ -124,7 +119,7 @@ def decode(
     """
     shape = VideoReformatter()  # one for all frames: making one costs more than decoding a small frame
     if indices is None:
-        with opened(path, threads) as container, faults(path):
+        with opened(path) as container, faults(path):
             images = [_image(frame, size, shape) for frame in container.decode(video=0)]
         if not images:
             raise DataError("A video has no frames", file=path, cure="restore it from its source")
@@ -134,7 +129,7 @@ def decode(
         empty = np.zeros((0, facts.height, facts.width, 3), np.uint8)
         return empty if size is None else fit(empty, size)
     found: dict[int, np.ndarray] = {}
-    with closing(OpenVideo(path, threads)) as video:
+    with closing(OpenVideo(path)) as video:
         for index in sorted(set(indices)):
             image = video.rgb(index)
             found[index] = image if size is None else fit(image[None], size)[0]
