@@ -8,8 +8,9 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 import dagster as dg
+from dagster._core.errors import DagsterExecutionInterruptedError
 
-from assets.launch import Crashed
+from assets.launch import STOPPED, Crashed
 from assets.launchpad import Chosen
 from assets.metadata import Shown, metadata
 from assets.recipes import RecipePage
@@ -131,6 +132,8 @@ def _stage_asset(page: RecipePage, stage: Stage) -> dg.AssetsDefinition:
             if not results:
                 raise failure(err) from err
             yield from _of(spec.key, results, wanted)
+        except (KeyboardInterrupt, DagsterExecutionInterruptedError) as err:  # which Dagster itself would try again
+            raise dg.Failure(STOPPED, allow_retries=False) from err
         except Crashed as err:
             raise dg.Failure(str(err)) from err
         except Exception as err:

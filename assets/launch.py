@@ -23,6 +23,8 @@ from prts_core.stages import chain
 from prts_core.store.manifest import MANIFEST, Manifest, entry_folder
 from prts_core.store.stage import Stage
 
+STOPPED = "stopped on request; training has left a checkpoint, and the same again goes on from there"
+
 
 class Crashed(Exception):
     """The process that ran a stage was killed from outside; the same again goes on from its checkpoint."""

@@ -17,6 +17,7 @@ import dagster as dg
 from dagster._core.instance.ref import InstanceRef
 from rich.console import Console
 
+from assets.launch import STOPPED
 from assets.recipes import RecipePage, recipe_pages
 from pipelines import report
 from pipelines.home import prepare_home, prepare_instance
@@ -58,6 +59,8 @@ def run_job(defs: dg.Definitions, name: str, partition: str, instance: dg.Dagste
     result = defs.resolve_job_def(name).execute_in_process(
         instance=instance, partition_key=partition, run_id=run_id, run_config=QUIET, tags=NO_RETRY, raise_on_error=False
     )
+    if any(STOPPED in cause for cause in lines.causes):
+        raise KeyboardInterrupt
     if not result.success:
         why = lines.causes[0] if lines.causes else "no step says why; `make ui` shows the run"
         raise StageError(f"Job {name!r} stopped: {why}", cure="then `make demo` again; it goes on from there")

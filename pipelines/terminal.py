@@ -8,6 +8,7 @@ import dagster as dg
 from rich.console import Console
 from rich.text import Text
 
+from assets.launch import STOPPED
 from prts_core.stages.chain import STAGES
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}  # Dagster's own lines stay in its event log
@@ -41,6 +42,8 @@ class Lines:
             self._check(event.asset_check_evaluation_data)
         elif kind == dg.DagsterEventType.STEP_SUCCESS:
             self._done(event, entry.timestamp)
+        elif kind == dg.DagsterEventType.ENGINE_EVENT and (event.message or "").startswith("Step blocked"):
+            self._line("waits", f"{self._name(event)} another run uses all of its pool", "yellow")
         elif kind == dg.DagsterEventType.STEP_FAILURE:
             self._failed(event)
 
@@ -62,7 +65,9 @@ class Lines:
             error = data.error and (data.error.cause or data.error)
             said = " ".join(error.message.split()) if error else "no step says why; `make ui` shows the run"
         self.causes.append(f"{self._stage(event)} failed: {said}")
-        self._line("failed", self._name(event), "red")
+        self._line(
+            *("stopped", self._name(event), "yellow") if STOPPED in said else ("failed", self._name(event), "red")
+        )
 
     def _check(self, check: Any) -> None:
         if check.passed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -162,24 +163,23 @@ def test_a_mixture_of_datasets_is_imported_before_pretraining(project):
     assert len(called) == 16
 
 
+def demo_script(project, then: str = "") -> list[str]:
+    """`make demo` of the stub chain as a program of its own."""
+    script = project.folder / "demo_of_stubs.py"
+    script.write_text(
+        "import os, signal, sys\nfrom dataclasses import replace\nfrom tests.pipelines import stub_chain\n"
+        "from prts_core.store.run_stage import untracked\nimport prts_core.tracking.runs as runs\n"
+        "runs.stage_run = untracked\nstages = stub_chain.chain.STAGES\nstages.update(stub_chain.stubbed_stages())\n"
+        f"stub_chain.chain.register = stub_chain.stub_register\n{then}\n"
+        "from pipelines import demo\nsys.exit(demo.main([]))\n"
+    )
+    return [sys.executable, str(script)]
+
+
 def test_a_killed_demo_is_taken_up_and_its_run_is_closed(project, capsys):
     """SIGKILL while `sft` works; the run must not stand as running for ever, nor hold its place in the pool."""
-    script = project.folder / "killed.py"
-    script.write_text(
-        "import os, signal, sys\n"
-        "from tests.pipelines import stub_chain\n"
-        "from dataclasses import replace\n"
-        "from prts_core.store.run_stage import untracked\n"
-        "import prts_core.tracking.runs as runs\nruns.stage_run = untracked\n"
-        "stages = stub_chain.chain.STAGES\n"
-        "stages.update(stub_chain.stubbed_stages())\n"
-        "die = lambda config, inputs, context: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "stages['sft'] = replace(stages['sft'], run=die)\n"
-        "from pipelines import demo\ndemo.main([])\n"
-    )
-    died = subprocess.run(
-        [sys.executable, str(script)], cwd=project.folder, capture_output=True, text=True, timeout=120
-    )
+    die = "stages['sft'] = replace(stages['sft'], run=lambda *given: os.kill(os.getpid(), signal.SIGKILL))"
+    died = subprocess.run(demo_script(project, die), cwd=project.folder, capture_output=True, text=True, timeout=120)
     assert died.returncode == -9, died.stderr
     assert [run.status for run in runs(project)] == [dg.DagsterRunStatus.STARTED]
     assert project.calls()[-1] == "pretrain -"
@@ -190,6 +190,30 @@ def test_a_killed_demo_is_taken_up_and_its_run_is_closed(project, capsys):
         dg.DagsterRunStatus.SUCCESS,
         dg.DagsterRunStatus.SUCCESS,
     ]
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_the_next_demo_goes_on(project):
+    slow = project.calls_file.with_name("calls.txt.slow")
+    slow.write_text("sft")
+    log = project.folder / "demo.log"
+    running = subprocess.Popen(
+        demo_script(project), cwd=project.folder, stdout=log.open("w"), stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    give_up = time.monotonic() + 120
+    while not (found := list(project.outputs.glob("store/sft/*/work/checkpoint.txt"))):
+        assert running.poll() is None and time.monotonic() < give_up
+        time.sleep(0.2)
+    running.send_signal(signal.SIGINT)
+    assert running.wait(60) == 130, log.read_text()
+    shown = log.read_text()
+    assert "stopped sft        metaworld" in shown
+    assert "interrupted; `make demo` goes on from here" in shown and "Traceback" not in shown
+    assert found[0].read_text() == "on request\n"
+    slow.unlink()
+    project.calls()
+    assert demo.main([]) == 0
+    assert project.calls()[:2] == ["sft metaworld", "sft resumed"]
 
 
 def test_finished_asks_for_every_stage(project):

@@ -37,7 +37,8 @@ from assets.launch import Launcher, launch_resource
 real = environments.resources
 def resources(*given):
     child = (sys.executable, stub_child.__file__)
-    return real(*given) | {"launch": launch_resource(Launcher("process", grace_s=20, command=child))}
+    launcher = Launcher("process", {"collect": "inline"}, grace_s=20, command=child)
+    return real(*given) | {"launch": launch_resource(launcher)}
 environments.resources = resources
 from pipelines.definitions import definitions
 defs = definitions()
