@@ -513,14 +513,6 @@ class RegisterConfig:
         check_numbers(self, {"[-1, 1]": "margin", "[0, 1]": "floor"})
 
 
-@dataclass(frozen=True, kw_only=True)
-class RegisterWithSuitesConfig(RegisterConfig):
-    """suites: results on these are needed, and may not be significantly worse than the champion's, before promotion."""
-
-    __pydantic_config__ = FORBID_EXTRA
-    suites: tuple[str, ...]
-
-
 OWN_BENCHMARK = "benchmark"  # the recipe's own benchmark, where suites are listed
 
 

@@ -11,13 +11,13 @@ import json
 import logging
 import shutil
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prts_core import __version__
 from prts_core.config.load import Plan
-from prts_core.config.schema import OWN_BENCHMARK, RegisterConfig, RegisterWithSuitesConfig
+from prts_core.config.schema import OWN_BENCHMARK, RegisterConfig
 from prts_core.contract import PolicyContract
 from prts_core.errors import DataError, StageError
 from prts_core.evaluation import promotion
@@ -52,12 +52,14 @@ REQUIREMENTS = ("mlflow", "torch", "transformers", "safetensors", "einops", "num
 
 @dataclass(frozen=True)
 class Context:
-    """Where a registration reads results, works and writes what it found out. caller: tags that lead back to it."""
+    """Where a registration reads results and works. suites: results on these are needed, and may not be significantly
+    worse than the champion's, before promotion. caller: tags that lead back to it."""
 
     outputs: Path
     recipe: str
     work: Path
-    caller: dict[str, str] = field(default_factory=dict)
+    suites: tuple[str, ...]
+    caller: dict[str, str]
 
 
 def register_package(
@@ -70,12 +72,9 @@ def register_package(
     `<outputs>/registrations/<recipe>.json`. Raises StageError when the registry refuses.
     """
     folder = outputs / "registrations"
-    context = Context(outputs, plan.recipe.name, folder / f".work-{plan.recipe.name}", caller or {})
-    config = plan.recipe.register
     suites = tuple(run.label for run in plan.recipe.regression.suites)
-    if suites:
-        section = {name: getattr(config, name) for name in config.__dataclass_fields__}
-        config = RegisterWithSuitesConfig(**section, suites=suites)
+    context = Context(outputs, plan.recipe.name, folder / f".work-{plan.recipe.name}", suites, caller or {})
+    config = plan.recipe.register
     mlflow = mlflow_module()
     with locked(folder / ".lock"):
         try:
@@ -183,7 +182,7 @@ def _judge(
 
     A second run reads that answer, so that its registration is the same although the champion has changed meanwhile.
     """
-    question = _question(config, benchmark)
+    question = _question(config, benchmark, context.suites)
     tag, done = promotion.verdict_tag(question), promotion.promoted_tag(question)
     present = store.get_model_version(version.name, version.version)
     if tag in present.tags:
@@ -206,11 +205,8 @@ def _judge(
     return verdict
 
 
-def _question(config: RegisterConfig, benchmark: Manifest) -> str:
-    asked: list[Any] = [config.margin, config.floor, benchmark.digest]
-    if isinstance(config, RegisterWithSuitesConfig):
-        asked.append(config.suites)
-    return digest_value(asked)[len("sha256:") :][:16]
+def _question(config: RegisterConfig, benchmark: Manifest, suites: tuple[str, ...]) -> str:
+    return digest_value([config.margin, config.floor, benchmark.digest, suites])[len("sha256:") :][:16]
 
 
 def _ask(
@@ -229,9 +225,9 @@ def _ask(
         logger.warning("not promoted: %s", err)
         refused = {"promote": False, "alarm": False, "reason": f"not compared with version {number}: {err}"}
         verdict = refused | {"lower": None, "upper": None, "n_pairs": 0, "champion_version": number}
-    if isinstance(config, RegisterWithSuitesConfig):
+    if context.suites:
         present = store.get_model_version(version.name, version.version)
-        held = promotion.held_back(context.outputs, present, champion, config, config.suites)
+        held = promotion.held_back(context.outputs, present, champion, config, context.suites)
         verdict = promotion.hold(verdict, held)
     return verdict
 

@@ -372,4 +372,4 @@ def test_stage_imports_no_torch(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, str(config), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False False"
-    assert (tmp_path / "runs/stats/quickstart/g1_bottle/output/forms/openpi/norm_stats.json").is_file()
+    assert (tmp_path / "runs/quickstart/stats/g1_bottle/output/forms/openpi/norm_stats.json").is_file()
