@@ -200,8 +200,5 @@ def policy_digest(folder: Path) -> str:
     """Digest of exactly the files that decide what a policy does; the same in sft's output and in the package."""
     files = [folder / name for name in sorted(policy_files(folder)) if (folder / name).is_file()]
     return digest_value(
-        [
-            {"path": p.name, "size": p.stat().st_size, "sha256": digest_file(p).removeprefix("sha256:")}
-            for p in files
-        ]
+        [{"path": p.name, "size": p.stat().st_size, "sha256": digest_file(p).removeprefix("sha256:")} for p in files]
     )

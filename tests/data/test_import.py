@@ -35,9 +35,7 @@ def theirs(tmp_path: Path, toy: Converted) -> Path:
     return root
 
 
-def take(
-    root: Path, output: Path, robot: RobotConfig | None = None, **source: object
-) -> Contract:
+def take(root: Path, output: Path, robot: RobotConfig | None = None, **source: object) -> Contract:
     settings = LeRobotSource(kind="lerobot", root=str(root), **source)  # type: ignore[arg-type]
     return import_dataset(root, output, dataset="theirs", source=settings, robot=robot)
 
