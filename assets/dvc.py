@@ -10,9 +10,11 @@ from typing import Any
 
 import dagster as dg
 
-from prts_core.config.load import Plan
+from prts_core.config.load import Plan, load_plan
 from prts_core.errors import PrtsError, StageError
+from prts_core.stages import chain
 from prts_core.stages.dvc_file import DvcFile
+from prts_core.store.views import viewed
 
 POLL_S = 0.5
 
@@ -59,6 +61,7 @@ def commit(file: DvcFile, stage: str, partition: str | None, patience: float = 6
     from dvc.repo import Repo
 
     file.require_current()
+    _require_shown(file, stage, partition)
     target = file.target(stage, partition)
     logging.getLogger("dvc").setLevel(logging.ERROR)  # its words would stand in every asset's log
     give_up = time.monotonic() + patience
@@ -78,3 +81,16 @@ def commit(file: DvcFile, stage: str, partition: str | None, patience: float = 6
             file=file.path.relative_to(file.root).with_suffix(".lock"), field=target,
             found=" ".join(str(err).split()), cure=f"run `dvc commit -f {target}` once the reason is gone",
         ) from err  # fmt: skip
+
+
+def _require_shown(file: DvcFile, stage: str, partition: str | None) -> None:
+    """StageError where the recipe has been edited since the run began: DVC would write the new values beside the old
+    result, and never make the one that they mean."""
+    now, outputs = load_plan(file.plan.path), file.root / file.outputs
+    resolved = chain.store(outputs).resolve(stage, now, partition)
+    shown = viewed(outputs, now.recipe.name, stage, resolved.partition)
+    if shown is None or shown.key != resolved.key:
+        raise StageError(
+            "The recipe was changed while the stage ran: its result is in the store, not in DVC", file=now.path,
+            cure=f"run `{now.command(stage, resolved.partition, Path(file.outputs))}` for what the recipe says now",
+        )  # fmt: skip

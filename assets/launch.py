@@ -17,6 +17,7 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 from assets.launchpad import Chosen
 from assets.pipes_main import unpack
 from prts_core.errors import Stopped
+from prts_core.launch.children import STOP_LIMIT_S
 from prts_core.launch.signals import stop_on_signals
 from prts_core.launch.where import INLINE, Launch, parse_launch
 from prts_core.stages import chain
@@ -40,7 +41,7 @@ class Launcher:
 
     default: str = "process"
     stages: dict[str, str] = field(default_factory=dict)
-    grace_s: float = 300.0
+    grace_s: float = STOP_LIMIT_S + 30.0  # a launched stage ends itself before
     command: tuple[str, ...] = (sys.executable, "-m", "assets.pipes_main")
 
     def run(

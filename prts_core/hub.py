@@ -30,7 +30,7 @@ def local_folder(
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or folder.is_absolute():
+    if not is_hub_id(str(source)):
         raise CheckpointError(
             "There is no such checkpoint",
             file=source,
@@ -95,6 +95,11 @@ def _network_errors() -> tuple[type[Exception], ...]:
     """OSError, and the errors of the hub's HTTP client, whichever that is: some of them are no OSError."""
     errors: Any = require("huggingface_hub.errors", "train")
     return (OSError, *(base for base in errors.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"))
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether `text` has the form of a hub id, owner/name. A folder of that path counts before it."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", text) is not None
 
 
 def checkpoint_digest(source: str | Path) -> str | None:

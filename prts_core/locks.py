@@ -26,7 +26,7 @@ def locked(path: Path, *, shared: bool = False, on_wait: Callable[[], None] | No
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            opened = path.open("a")
+            opened = path.open("a+")
         except FileNotFoundError:  # its folder was removed in between
             continue
         with opened as handle:
@@ -47,7 +47,7 @@ def locked(path: Path, *, shared: bool = False, on_wait: Callable[[], None] | No
 @contextlib.contextmanager
 def try_locked(path: Path) -> Iterator[bool]:
     """Hold the lock at `path` if nobody else does; yields whether. The folder must exist."""
-    with path.open("a") as handle:
+    with path.open("a+") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -28,7 +28,7 @@ from prts_core.config.schema import (
 )
 from prts_core.contract import record
 from prts_core.errors import ConfigError, PrtsError, Skipped, StageError, lookup
-from prts_core.hub import checkpoint_digest
+from prts_core.hub import checkpoint_digest, is_hub_id
 from prts_core.launch.together import launched
 from prts_core.launch.where import Launch, default_launch
 from prts_core.stages.versions import VERSIONS
@@ -86,16 +86,17 @@ def _pretrain_config(plan: Plan, _: str | None) -> PretrainConfig:
 
 
 def _digests(named: dict[str, str | None]) -> dict[str, str]:
-    """Field -> digest of the local checkpoint folder that it names. A hub id's name is identity enough; of what is not
-    on this machine the stage itself tells."""
+    """Field -> digest of the local checkpoint folder that it names, or the hub id, environment variables replaced. Of
+    what is not on this machine the stage itself tells."""
     found = {}
     for field, source in named.items():
         try:
-            digest = None if source is None else checkpoint_digest(expand(source, field))
+            where = "" if source is None else expand(source, field)
         except ConfigError:  # a variable that is not set
             continue
-        if digest is not None:
-            found[field] = digest
+        digest = checkpoint_digest(where) if where else None
+        if digest is not None or is_hub_id(where):
+            found[field] = digest or where
     return found
 
 

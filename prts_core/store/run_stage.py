@@ -28,7 +28,7 @@ from prts_core.locks import is_locked, locked
 from prts_core.store.code import code_digest
 from prts_core.store.listing import list_files, tree_digest
 from prts_core.store.manifest import FILES, MANIFEST, OUTPUT, PROVENANCE, STORE, Manifest, entry_folder
-from prts_core.store.sources import sources_digest, sources_stamp
+from prts_core.store.sources import require_looked_at, sources_digest, sources_stamp
 from prts_core.store.stage import NullRun, Stage, StageContext, StageResult, Tracker, Work
 from prts_core.store.views import link_tree, show, view_folder
 
@@ -98,7 +98,10 @@ class Store:
             for parent in stage.parents(plan, partition)
         }
         seed = plan.recipe.seed if stage.seeded else None
-        sources = sources_digest(plan, partition, self.outputs, fetch=fetch) if stage.external else ""
+        listed = next((parent.sources for parent in parents.values() if parent.stage.external), None)
+        if stage.external and listed is None:  # convert reads what collect has listed: one look is enough
+            listed = sources_digest(plan, partition, self.outputs, fetch=fetch)
+        sources = listed or "" if stage.external else ""
         about = {
             "stage": name, "version": stage.version, "config": plain, "seed": seed, "sources": sources,
             "parents": {role: parent.key for role, parent in parents.items()},
@@ -158,6 +161,10 @@ class Store:
             if not (folder / MANIFEST).exists():
                 shutil.rmtree(folder / OUTPUT, ignore_errors=True)
                 link_tree(view / OUTPUT, folder / OUTPUT)
+                if tree_digest(list_files(folder / OUTPUT, folder / FILES)) != manifest.content_digest:
+                    shutil.rmtree(folder / OUTPUT)  # the view was moved meanwhile
+                    return None
+                _protect(folder / OUTPUT, links=True)
                 write_json(folder / PROVENANCE, {"adopted": datetime.now(UTC).isoformat(), "recipe": plan.recipe.name})
                 manifest.save(folder / MANIFEST)
         return manifest
@@ -185,7 +192,8 @@ class Store:
             with explain_os_errors(self.outputs), locked(self.outputs / STORE / GC_LOCK, shared=True):
                 if not (folder / MANIFEST).exists():  # garbage collection was told to keep nothing
                     continue
-                os.utime(folder / MANIFEST)  # its age counts from the last time it was asked for
+                with contextlib.suppress(PermissionError):  # somebody else's, which one may read
+                    os.utime(folder / MANIFEST)  # its age counts from the last time it was asked for
                 if not plan.overrides:
                     view = view_folder(self.outputs, plan.recipe.name, name, resolved.partition)
                     show(view, manifest, self.outputs, resolved.stage.headline)
@@ -223,7 +231,9 @@ class Store:
         # Until plan.json names them, garbage collection does not know that this work needs its parents.
         with locked(self.outputs / STORE / GC_LOCK, shared=True):
             inputs = self.inputs(resolved, plan)
-            _discard(folder)
+            if stage.external:
+                require_looked_at(plan, resolved.partition, resolved.sources, self.outputs)
+            _make_room(folder, self.outputs)
             seen = sources_stamp(plan, resolved.partition, self.outputs) if stage.external else ""
             record = _plan_record(resolved, plan) | {
                 "parent_digests": {role: m.digest for role, m in inputs.items()}, "seen": seen,
@@ -342,18 +352,27 @@ def _say_waiting(folder: Path) -> None:
     print(f"waiting: {who} is making {folder}; Ctrl-C stops waiting", file=sys.stderr, flush=True)
 
 
-def _protect(output: Path) -> None:
-    """Make the files of a result read-only, but for those that are hard links to somebody's own files."""
+def _protect(output: Path, links: bool = False) -> None:
+    """Make the files of a result read-only; unless `links`, not those that are hard links to somebody's own files."""
     for folder, _, names in os.walk(output):
         for name in names:
             path = Path(folder, name)
-            if path.lstat().st_nlink == 1 and not path.is_symlink():
-                path.chmod(0o444)
+            if (links or path.lstat().st_nlink == 1) and not path.is_symlink():
+                with contextlib.suppress(PermissionError):  # somebody else's
+                    path.chmod(0o444)
 
 
-def _discard(folder: Path) -> None:
-    """Remove a damaged result, whose place is needed. The work of an interrupted attempt stays."""
-    (folder / MANIFEST).unlink(missing_ok=True)
+def _make_room(folder: Path, outputs: Path) -> None:
+    """Take away a result whose place is needed. One that is intact, and only of parents that came out different, is put
+    aside, as garbage collection removes when it is old; a damaged one is removed."""
+    path = folder / MANIFEST
+    if path.exists() and (manifest := Manifest.load(path)).verify(outputs):
+        aside = folder / f"work-{manifest.digest[len('sha256:') :][:8]}"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        path.rename(aside / MANIFEST)  # first: without it there is no result here
+        (folder / OUTPUT).rename(aside / OUTPUT)
+    path.unlink(missing_ok=True)
     shutil.rmtree(folder / OUTPUT, ignore_errors=True)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from prts_core.config.identity import identity
 from prts_core.config.load import Plan, present_root, source_root
 from prts_core.config.schema import CollectConfig, LeRobotSource, RecordingSource
-from prts_core.errors import ConfigError, UnavailableError
+from prts_core.errors import ConfigError, StageError, UnavailableError
 from prts_core.files import digest_bytes, digest_value, read_json
 from prts_core.store.listing import File, list_files, tree_digest, walk
 from prts_core.store.manifest import MANIFEST, STORE
@@ -77,14 +77,27 @@ def sources_digest(plan: Plan, dataset: str | None, outputs: Path, *, fetch: boo
     return tree_digest(listing(plan, name, outputs, fetch=fetch))
 
 
+def require_looked_at(plan: Plan, dataset: str | None, digest: str, outputs: Path) -> None:
+    """StageError where the source that a stage is about to read is not the one whose listing is in its key: recorded
+    listings find results, they never make one."""
+    name = dataset or plan.recipe.deploy
+    if os.environ.get(SOURCES_VARIABLE, "look") == "look" or external_source(plan, name) is None:
+        return
+    if tree_digest(listing(plan, name, outputs)) != digest:
+        raise StageError(
+            f"The source of dataset {name!r} is not the one that was recorded", field=SOURCES_VARIABLE,
+            found="other files than those that collect listed", cure=f"unset {SOURCES_VARIABLE}",
+        )  # fmt: skip
+
+
 def _recorded(plan: Plan, dataset: str, outputs: Path) -> str:
     """The listing that the recipe's view, or else the newest result of collect, has of this source."""
-    wanted = _described(identity(plan.datasets[dataset].source))
+    wanted = dataset, _described(identity(plan.datasets[dataset].source))
     view = view_folder(outputs, plan.recipe.name, "collect", dataset) / MANIFEST
     stored = sorted((outputs / STORE / "collect").glob(f"*/{MANIFEST}"), key=lambda path: -path.stat().st_mtime)
     for path in [*([view] if view.is_file() else []), *stored]:
         known = read_json(path)
-        if known.get("sources") and _described(known["config"]["source"]) == wanted:
+        if known.get("sources") and (known["partition"], _described(known["config"]["source"])) == wanted:
             return str(known["sources"])
     raise UnavailableError(
         f"No listing of dataset {dataset!r} was recorded", field=SOURCES_VARIABLE, found="recorded",
