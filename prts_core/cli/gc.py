@@ -69,8 +69,8 @@ def main(args: argparse.Namespace) -> int:
             if args.delete:
                 raise StageError(
                     "Nothing was removed: MLflow cannot say which results are registered models", file=err.file,
-                    found=err.found, cure="start the server and run the same command again, or add --ignore-registry "
-                    "if no model of this store is registered",
+                    found=err.found, expected=err.expected, cure="start the server, or `export MLFLOW_TRACKING_URI=` "
+                    "of where the models are, and run the same command again; --ignore-registry asks nobody",
                 ) from err  # fmt: skip
             print(f"note: {err} Registered models are not left out below.", file=sys.stderr)
     if args.delete:
@@ -91,8 +91,16 @@ def registered_results(outputs: Path) -> set[str]:
     """Keys (of older versions: manifest digests) of every registered model's package. StageError when MLflow cannot be
     asked. An outputs folder that has never tracked anything has none."""
     from prts_core.errors import StageError
-    from prts_core.tracking.store import client, is_server, mlflow_module, tracking_uri
+    from prts_core.files import read_json
+    from prts_core.tracking.store import client, is_server, mlflow_module, recorded_uri, tracking_uri
 
+    for path in sorted((outputs / "registrations").glob("*.json")):
+        known = read_json(path).get("tracking_uri")
+        if known != recorded_uri(outputs):
+            raise StageError(
+                "A model of this store is registered in another MLflow than the one that is asked", file=path,
+                found=recorded_uri(outputs), expected=known,
+            )  # fmt: skip
     if not is_server(tracking_uri(outputs)) and not (outputs / "mlflow.db").exists() and not _tracked_elsewhere():
         return set()
     store, found, token = client(outputs), set(), None

@@ -137,6 +137,7 @@ def _register(config: RegisterConfig, package: Manifest, benchmark: Manifest, co
     verdict = _judge(config, context, store, version, episodes, benchmark, standins)
     version = store.get_model_version(name, version.version)
     return {
+        "tracking_uri": recorded_uri(context.outputs),
         "model_name": name,
         "model_uri": f"models:/{name}/{version.version}",
         "version": str(version.version),

@@ -14,7 +14,7 @@ import pytest
 
 from prts_core.cli import gc as command
 from prts_core.errors import StageError
-from prts_core.files import read_json, write_text
+from prts_core.files import read_json, write_json, write_text
 from prts_core.locks import locked
 from prts_core.store.gc import Garbage, delete_garbage, find_garbage, plan_keys
 from prts_core.store.listing import list_files
@@ -240,3 +240,13 @@ def test_two_collections_at_once_take_everything_once(chain: Chain, old: Chain):
         ]
         taken = [item.path for job in jobs for item in job.result().items]
     assert len(taken) == 2 == len(set(taken)) and chain.find("second") is not None
+
+
+def test_a_model_registered_elsewhere_stops_deletion(chain: Chain, no_recipe: None, monkeypatch: pytest.MonkeyPatch):
+    chain.run("first")
+    write_json(chain.outputs / "registrations" / "r.json", {"tracking_uri": "http://mlflow.team.example"})
+    with pytest.raises(
+        StageError, match=r"Nothing was removed.*Expected: http://mlflow\.team\.example.*MLFLOW_TRACKING"
+    ):
+        run(chain, "--delete")
+    assert chain.folder("first").exists()
