@@ -6,6 +6,7 @@ younger than the stated age, results younger than that age, and all that these w
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -160,7 +161,10 @@ def _item(what: Any, path: Path, entry: Entry, age: float, links: dict[tuple[int
     own: dict[tuple[int, int], list[int]] = {}
     for folder, _, names in os.walk(path):
         for name in names:
-            info = Path(folder, name).lstat()
+            try:
+                info = Path(folder, name).lstat()
+            except FileNotFoundError:  # a stage that ends tidies up meanwhile
+                continue
             inode = (info.st_dev, info.st_ino)
             for table in (own, links):
                 table.setdefault(inode, [info.st_size, 0, info.st_nlink])[1] += 1
@@ -183,9 +187,10 @@ def _age(entry: Entry, now: float) -> float:
 
 
 def _tree_age(root: Path, now: float) -> float:
-    """Days since the newest file or folder under `root` was changed."""
-    newest = root.stat().st_mtime
+    """Days since the newest file or folder under `root` was changed; 0 where it goes away meanwhile."""
+    newest = 0.0
     for folder, folders, names in os.walk(root):
-        for name in (*folders, *names):
-            newest = max(newest, Path(folder, name).lstat().st_mtime)
-    return (now - newest) / DAY_S
+        for path in (Path(folder), *(Path(folder, name) for name in (*folders, *names))):
+            with contextlib.suppress(FileNotFoundError):
+                newest = max(newest, path.lstat().st_mtime)
+    return (now - newest) / DAY_S if newest else 0.0

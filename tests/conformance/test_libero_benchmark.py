@@ -30,13 +30,14 @@ from prts_core.errors import ContractError
 from prts_core.evaluation.actors import LocalActor
 from prts_core.evaluation.journal import Row
 from prts_core.evaluation.plan import Plan, Settings, make_plan
-from prts_core.evaluation.runner import Runner, Same, open_journal, rows_in_order
+from prts_core.evaluation.runner import Runner, open_journal, rows_in_order
 from prts_core.sim import protocol
 from prts_core.sim.adapter import ROTATION_NAMES, adapt
 from prts_core.sim.homes import Home
 from prts_core.sim.pool import Pool, launch_for
 from prts_core.sim.suite import EpisodeKey, Task
 from prts_core.sim.suites import part, suite
+from tests.evaluation.toy_lanes import Same
 from tests.fixtures.replay_policy import ReplayPolicy, table, write_package
 
 pytestmark = [pytest.mark.conformance, pytest.mark.timeout(900)]

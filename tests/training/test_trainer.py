@@ -114,7 +114,7 @@ def test_a_stop_signal_leaves_a_checkpoint_of_the_last_step_and_no_trace_in_the_
         return [json.loads(line) for line in curve.read_text().splitlines()] if curve.exists() else []
 
     for number, status in ((signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)):
-        wanted = len(rows()) + int(rng.integers(2, 7))
+        wanted = len(rows()) + int(rng.integers(2, 5))
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             while len(rows()) < wanted and process.poll() is None:
                 time.sleep(0.002)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def main(folder: Path, workers: int = 0) -> None:
         def on_step(step: int, metrics: dict[str, float]) -> None:
             curve.write(json.dumps({"step": step, "loss": metrics["loss"]}) + "\n")
             curve.flush()
+            time.sleep(0.1)  # who watches the curve may be slow, and must still meet the run
 
         with graceful() as stop:
             trainer.fit(folder / "checkpoints", on_step, should_stop=stop)
