@@ -82,3 +82,6 @@ if __name__ == "__main__":
         with stop_on_signals():
             train(Path(sys.argv[1]) / name, int(stage), Path(resume) if resume else None, **change)
     torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # torch's own threads may abort a process that ends while they still run

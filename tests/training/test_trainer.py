@@ -102,6 +102,14 @@ def test_after_sigkill_the_loss_curve_is_that_of_an_uninterrupted_run(tmp_path):
     assert all(row["loss"] == straight[row["step"]] for row in curve_rows)
 
 
+def hear_signals() -> None:
+    """What a shell's background job or an earlier test ignores or blocks, a child would ignore too."""
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    for number in numbers:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+
 @pytest.mark.slow
 def test_a_stop_signal_leaves_a_checkpoint_of_the_last_step_and_no_trace_in_the_weights(tmp_path):
     from tests.training.trainer_kill_driver import KILLED
@@ -115,7 +123,9 @@ def test_a_stop_signal_leaves_a_checkpoint_of_the_last_step_and_no_trace_in_the_
 
     for number, status in ((signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)):
         wanted = len(rows()) + int(rng.integers(2, 5))
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear_signals
+        ) as process:
             while len(rows()) < wanted and process.poll() is None:
                 time.sleep(0.002)
             time.sleep(float(rng.uniform(0, 0.05)))
@@ -138,7 +148,12 @@ def test_loader_processes_outlive_a_signal_to_the_whole_group(tmp_path):
     """Slurm and a terminal signal every process of a job."""
     command = [sys.executable, str(HERE / "trainer_kill_driver.py"), str(tmp_path), "2"]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=hear_signals,
     ) as process:
         while not (tmp_path / "curve.jsonl").exists() or not (tmp_path / "curve.jsonl").read_text():
             assert process.poll() is None
