@@ -26,7 +26,6 @@ from prts_kernels.bench.run import Run
 from prts_kernels.bench.timing import Plan, measure
 from prts_kernels.role_attention import RoleMask, role_attention
 
-HELP = "role-aware attention beside plain causal attention over the same tokens"
 CPU_SHAPE = Shape(8, 2, 32, "float32")
 CPU_GOAL = "<= 1.18"  # what the mask costs in the paper, on its GPU; no one states a goal for CPUs
 CPU_PLAN = Plan(each_ms=600, rounds=9, most_s=4.0)

@@ -19,7 +19,6 @@ from prts_core.text.fast import FastTokenizer
 from prts_core.text.sequence import Sample, SequenceBuilder, View
 from prts_core.text.tokenizer import TextTokenizer
 
-HELP = "our backbone against transformers' own on the same weights and inputs"
 BATCH = 32
 
 

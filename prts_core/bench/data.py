@@ -11,7 +11,6 @@ from rich.console import Console
 
 from prts_core.bench.report import Row
 
-HELP = "loading, encoding, statistics and validation of datasets"
 # Memory is measured before what fills it.
 PARTS = ("data_statistics", "data_validation", "data_loading", "data_encoding")
 

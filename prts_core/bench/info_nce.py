@@ -10,7 +10,6 @@ from rich.console import Console
 
 from prts_core.bench.report import Row
 
-HELP = "contrastive loss in chunks against whole score matrices: time and memory"
 SIZES = {"cpu": (1024, 4096), "cuda": (8192, 32768)}
 
 

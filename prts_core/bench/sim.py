@@ -28,7 +28,6 @@ from prts_core.sim.pool import THREAD_VARIABLES, Pool, launch_for
 from prts_core.sim.suite import EpisodeKey
 from prts_core.sim.suites import suite
 
-HELP = "a simulator stepped by workers beside LIBERO's own loop"
 SUITE, TASK, SEED = "libero_object", "pick_up_the_milk_and_place_it_in_the_basket", 7
 CHUNK, PIXELS, STEPS, ROUNDS = 8, 224, 48, 5
 SETTINGS = {"image_size": PIXELS, "tasks": 1}

@@ -33,7 +33,6 @@ from prts_core.training.config import LossWeights, TrainConfig
 from prts_core.training.losses import prts_loss
 from prts_core.training.trainer import Trainer
 
-HELP = "a training step against transformers' backbone; contrastive parts, processes, data wait"
 PUBLIC_SCALING = 0.851  # 477 K tokens/s on 64 H100 against 64/2 times the 18 K tokens/s of two (official figure)
 
 # The sizes of the released architecture's smallest test: 62 tokens, two rows, two images a row.

@@ -10,15 +10,7 @@ from rich.console import Console
 from prts_core.cli.main import add_outputs_argument
 from prts_core.errors import lookup
 
-BENCHMARKS = {
-    "attention": "prts_core.bench.attention",
-    "backbone": "prts_core.bench.backbone",
-    "data": "prts_core.bench.data",
-    "info_nce": "prts_core.bench.info_nce",
-    "sequential": "prts_core.bench.sequential",
-    "sim": "prts_core.bench.sim",
-    "train": "prts_core.bench.train",
-}
+BENCHMARKS = ("attention", "backbone", "data", "info_nce", "sequential", "sim", "train")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,8 +24,8 @@ def main(args: argparse.Namespace) -> int:
     console = Console(soft_wrap=True)
     if not console.is_terminal:  # a file has no width: a table of 80 columns would break every word
         console = Console(soft_wrap=True, width=180)
-    for name in [args.name] if args.name else list(BENCHMARKS):
-        module = importlib.import_module(lookup(BENCHMARKS, name, "benchmark"))
+    for name in [args.name] if args.name else BENCHMARKS:
+        module = importlib.import_module(lookup({n: f"prts_core.bench.{n}" for n in BENCHMARKS}, name, "benchmark"))
         path = show(name, module.run(console), args.outputs, console)
         console.print(str(path), highlight=False)
     return 0

@@ -52,8 +52,6 @@ WORSE = 4  # exit status
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     tool = parser.add_argument_group("as a tool")
     tool.add_argument(
         "--policy", metavar="POLICY",
@@ -93,12 +91,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tool.add_argument("--stop-early", metavar="p0,p1", help="the two rates that must be told apart")
     tool.add_argument("--alpha", type=float, default=0.05, help="of --stop-early and --compare (default: %(default)s)")
     tool.add_argument("--beta", type=float, default=0.05, help="of --stop-early (default: %(default)s)")
-
-
-def wanted(args: argparse.Namespace) -> bool:
-    """Whether the command line asks for the tool, not for the stage."""
-    names = ("policy", "suite", "episodes", "workers", "batch", "execute", "seed", "contract", "output", "compare")
-    return bool(args.tasks) or any(getattr(args, name) is not None for name in (*names, "stop_early"))
 
 
 def main(args: argparse.Namespace) -> int:

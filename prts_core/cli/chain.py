@@ -22,8 +22,6 @@ A finished stage is verified, not run again; an interrupted one goes on. An opti
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from prts_core.stages.chain import STAGES
 
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     add_plan_arguments(parser)
     parser.add_argument("--until", choices=list(STAGES), metavar="STAGE", help="the last stage to run")
     parser.add_argument("--dry-run", action="store_true", help="say what would run; run nothing")

@@ -18,26 +18,22 @@ WORKERS = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("a recording outside of a recipe")
-    group.add_argument("--source", metavar="KIND", help="what kind of recording (an unknown name lists them)")
-    group.add_argument("--from", dest="recording", type=Path, metavar="PATH", help="its folder or file; only read")
-    group.add_argument("--to", type=Path, metavar="DIR", help="the dataset to write")
-    group.add_argument("--mapping", type=Path, metavar="FILE", help="what its keys mean: configs/mappings/<name>.yaml")
-    group.add_argument("--robot", type=Path, metavar="FILE", help="configs/robots/<tag>.yaml (default: the mapping's)")
-    group.add_argument(
+    tool = parser.add_argument_group("a recording outside of a recipe")
+    tool.add_argument("--source", metavar="KIND", help="what kind of recording (an unknown name lists them)")
+    tool.add_argument("--from", dest="recording", type=Path, metavar="PATH", help="its folder or file; only read")
+    tool.add_argument("--to", type=Path, metavar="DIR", help="the dataset to write")
+    tool.add_argument("--mapping", type=Path, metavar="FILE", help="what its keys mean: configs/mappings/<name>.yaml")
+    tool.add_argument("--robot", type=Path, metavar="FILE", help="configs/robots/<tag>.yaml (default: the mapping's)")
+    tool.add_argument(
         "--format", choices=("v2.1", "v3.0"), default="v2.1", help="of LeRobot; v3.0 takes --source lerobot_v21"
     )
-    group.add_argument(
+    tool.add_argument(
         "--reencode", action="store_true",
         help="of --source lerobot_v30: encode the episodes that cannot be cut as they are (default: refuse them)",
     )  # fmt: skip
-    group.add_argument(
+    tool.add_argument(
         "--workers", type=int, default=WORKERS, help="episodes at a time (default: %(default)s); --set video.codec=..."
     )
-
-
-def wanted(args: argparse.Namespace) -> bool:
-    return any(value is not None for value in (args.source, args.recording, args.to, args.mapping))
 
 
 def main(args: argparse.Namespace) -> int:

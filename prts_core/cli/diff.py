@@ -27,8 +27,6 @@ Both must be results of one stage.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     for name in ("left", "right"):
         parser.add_argument(
             name, help="a key or its beginning, stage/key, recipe:stage[:dataset], a folder, or models:/<name>@<alias>"

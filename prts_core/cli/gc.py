@@ -26,8 +26,6 @@ counts from when it was last asked for), and all that these were made from.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     parser.add_argument(
         "--config", type=Path, action="append", metavar="RECIPE",
         help="a recipe whose results stay; may be repeated (default: $PRTS_RECIPE)",

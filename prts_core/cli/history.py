@@ -19,8 +19,6 @@ a hollow mark the champion run again. Results on stand-in assets say so.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     parser.add_argument("model", help="name of a registered model, or models:/<name>")
     add_outputs_argument(parser)
     parser.add_argument(

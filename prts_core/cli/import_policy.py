@@ -28,8 +28,6 @@ checkpoint that is pre-trained only cannot act: name it in a recipe as sft.check
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     parser.add_argument("checkpoint", help="folder or hub id of the public release's layout")
     parser.add_argument("--out", type=Path, required=True, help="the policy folder to write; must not exist")
     parser.add_argument(

@@ -26,8 +26,6 @@ lost or damaged.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     parser.add_argument("model", help="models:/<name>@<alias>, models:/<name>/<version>, or a package folder")
     add_outputs_argument(parser)
     parser.add_argument("--json", action="store_true", help="print everything as JSON, every raw file included")

@@ -10,6 +10,7 @@ import argparse
 import importlib
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from rich.console import Console
 
@@ -18,32 +19,9 @@ from prts_core.config.places import outputs_folder, recipe_path
 from prts_core.errors import PrtsError, Skipped, Stopped
 
 SKIPPED, STOPPED, INTERRUPTED = 3, 75, 130  # exit statuses
-# Commands that are no stages: name -> module with `add_arguments(parser)` and `main(args) -> int`.
+# Commands that are no stages: each the module of its name, with `add_arguments(parser)`, `main(args) -> int` and, where
+# its help ends with examples, EPILOG.
 TOOLS = {
-    "chain": "prts_core.cli.chain",
-    "register": "prts_core.cli.register",
-    "status": "prts_core.cli.status",
-    "diff": "prts_core.cli.diff",
-    "gc": "prts_core.cli.gc",
-    "dvc": "prts_core.cli.dvc",
-    "config": "prts_core.cli.config",
-    "dryrun": "prts_core.cli.dryrun",
-    "import-policy": "prts_core.cli.import_policy",
-    "serve": "prts_core.cli.serve",
-    "lineage": "prts_core.cli.lineage",
-    "history": "prts_core.cli.history",
-    "bench": "prts_core.cli.bench",
-    "sim": "prts_core.cli.sim",
-}
-# Stages that are tools as well: the module also has `wanted(args) -> bool`, by which it takes over from the stage.
-STAGE_TOOLS = {
-    "convert": "prts_core.cli.convert",
-    "validate": "prts_core.cli.validate",
-    "stats": "prts_core.cli.stats",
-    "benchmark": "prts_core.cli.benchmark",
-    "value": "prts_core.cli.value",
-}
-TOOL_HELP = {
     "chain": "run every stage in order, without Dagster",
     "register": "register the package in MLflow; @champion only through the gate",
     "status": "say what of a recipe is finished, stale and why, running or interrupted",
@@ -59,6 +37,13 @@ TOOL_HELP = {
     "bench": "run a benchmark of the project and print ours beside the peer's",
     "sim": "list, install, check or remove the simulators that benchmarks run in",
 }
+STAGE_TOOLS = (
+    "convert",
+    "validate",
+    "stats",
+    "benchmark",
+    "value",
+)  # tools as well, where an option of theirs is given
 
 
 EXAMPLES = """\
@@ -132,14 +117,28 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
             help="take an optional dataset that is not here for done: exit status 0, and the recipe's view says so",
         )  # fmt: skip
         if stage.name in STAGE_TOOLS:
-            importlib.import_module(STAGE_TOOLS[stage.name]).add_arguments(sub)
-            examples = stage_examples(stage.name, stage.partitioned)
-            sub.epilog = examples if sub.epilog == examples else f"{examples}\n{sub.epilog}"
-    for name, module in TOOLS.items():
-        sub = commands.add_parser(name, help=TOOL_HELP[name], description=TOOL_HELP[name])
+            module, of_stage = module_of(stage.name), vars(sub.parse_args([]))
+            module.add_arguments(sub)
+            both = vars(sub.parse_args([]))
+            sub.set_defaults(of_tool={name: both[name] for name in both.keys() - of_stage.keys()})
+            sub.epilog += "\n" + module.EPILOG if hasattr(module, "EPILOG") else ""
+    for name, what in TOOLS.items():
+        sub = commands.add_parser(
+            name, help=what, description=what, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         if name == chosen:
-            importlib.import_module(module).add_arguments(sub)
+            sub.epilog = getattr(module_of(name), "EPILOG", None)
+            module_of(name).add_arguments(sub)
     return parser
+
+
+def module_of(command: str) -> ModuleType:
+    return importlib.import_module(f"prts_core.cli.{command.replace('-', '_')}")
+
+
+def asks_for_tool(args: argparse.Namespace) -> bool:
+    """Whether an option is given that the stage does not have, but the tool of its name."""
+    return any(getattr(args, name) != blank for name, blank in getattr(args, "of_tool", {}).items())
 
 
 def run_stage_command(args: argparse.Namespace, console: Console) -> int:
@@ -174,10 +173,8 @@ def main(argv: list[str] | None = None) -> int:
     chosen = argv[0] if argv else None
     try:
         args = build_parser(chosen).parse_args(argv)
-        if args.command in TOOLS:
-            return importlib.import_module(TOOLS[args.command]).main(args)
-        if args.command in STAGE_TOOLS and (tool := importlib.import_module(STAGE_TOOLS[args.command])).wanted(args):
-            return tool.main(args)
+        if args.command in TOOLS or asks_for_tool(args):
+            return module_of(args.command).main(args)
         return run_stage_command(args, console)
     except Skipped as err:
         _say(f"skipped: {err}", "yellow")

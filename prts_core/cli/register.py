@@ -17,8 +17,6 @@ Always looks at the registry: the same package is registered once, a registry th
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     add_plan_arguments(parser)
 
 

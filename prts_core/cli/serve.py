@@ -41,8 +41,6 @@ a client (pip install openpi-client, or prts_core.serving.client.PolicyClient)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     parser.add_argument(
         "--model", required=True, help="a package folder, models:/<name>@<alias> or models:/<name>/<version>"
     )

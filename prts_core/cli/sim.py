@@ -30,8 +30,6 @@ Meta-World lives in the main environment (pip install 'prts[sim]'); install only
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     actions = parser.add_subparsers(dest="action", required=True, metavar="action")
     actions.add_parser("list", help="families, suites, and what is installed")
     actions.add_parser("show", help="the protocol of a suite").add_argument("suite", help="of `prts sim list`")

@@ -27,8 +27,6 @@ Datasets that are pooled must have equal Contracts. The same folders in the same
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     tool = parser.add_argument_group("as a tool")
     tool.add_argument("folder", nargs="*", type=Path, help="LeRobot v2.1 datasets of one contract")
     tool.add_argument("--out", type=Path, metavar="OUT", help="folder to write to")
@@ -38,11 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--normalization", choices=get_args(Normalization), default="QUANTILE",
         help="what forms/prts/statistics.json says actions are normalised by (default: %(default)s)",
     )  # fmt: skip
-
-
-def wanted(args: argparse.Namespace) -> bool:
-    """Whether the command line asks for the tool, not for the stage."""
-    return bool(args.folder) or args.out is not None or args.chunk is not None
 
 
 def main(args: argparse.Namespace) -> int:

@@ -34,8 +34,6 @@ SHOWN_REASONS = 4
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from prts_core.cli.main import add_plan_arguments
 
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     add_plan_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print everything as one JSON document")
     parser.add_argument(

@@ -40,8 +40,6 @@ changed, but for the manifest that --seal writes.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     tool = parser.add_argument_group("as a tool")
     tool.add_argument("folder", nargs="?", type=Path, help="a LeRobot v2.1 dataset")
     tool.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -59,11 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="statistics that must be this dataset's: a file, or a folder such as stage stats makes (repeatable)",
     )  # fmt: skip
     tool.add_argument("--workers", type=int, help="threads (default: one a core)")
-
-
-def wanted(args: argparse.Namespace) -> bool:
-    """Whether the command line asks for the tool, not for the stage."""
-    return args.folder is not None or args.json or args.seal or args.fix is not None or bool(args.statistics)
 
 
 def main(args: argparse.Namespace) -> int:

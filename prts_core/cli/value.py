@@ -42,8 +42,6 @@ sentence. Along a good demonstration they rise by about -log gamma a row. The nu
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     tool = parser.add_argument_group("as a tool")
     tool.add_argument(
         "--policy", metavar="POLICY", help="a policy or package folder, models:/<name>@<alias> or /<version>"
@@ -62,12 +60,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tool.add_argument(
         "--out", type=Path, metavar="PNG", help="the picture (default: value.png, with --rank ranking.png)"
     )
-
-
-def wanted(args: argparse.Namespace) -> bool:
-    """Whether the command line asks for the tool, not for the stage."""
-    tool = ("policy", "data", "episodes", "instructions", "camera", "out")
-    return args.rank or any(getattr(args, name) is not None for name in tool)
 
 
 def main(args: argparse.Namespace) -> int:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from prts_core.bench import attention
-from prts_core.cli.bench import BENCHMARKS
 from prts_kernels.bench import goals, packs
 from prts_kernels.bench.timing import Plan
 
@@ -50,7 +49,3 @@ def test_the_cpus_contenders_run(lengths: list[int], row: int, monkeypatch: pyte
     monkeypatch.setattr(attention, "CPU_PLAN", Plan(each_ms=1, rounds=1, warmup=1, pause_s=0))
     times = attention.cpu_times(packs.pack_of(lengths, np.random.default_rng(0)), row)
     assert len(times) == 3 and min(times) > 0
-
-
-def test_the_command_knows_it() -> None:
-    assert BENCHMARKS["attention"] == "prts_core.bench.attention" and attention.HELP

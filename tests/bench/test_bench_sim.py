@@ -10,7 +10,6 @@ import pytest
 from rich.console import Console
 
 from prts_core.bench import sim
-from prts_core.cli.bench import BENCHMARKS
 from prts_core.sim.pool import THREAD_VARIABLES
 from prts_core.sim.suites import suite
 
@@ -18,7 +17,7 @@ from prts_core.sim.suites import suite
 def test_without_libero_every_row_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     rows = sim.run(Console(quiet=True))
-    assert BENCHMARKS["sim"] == "prts_core.bench.sim" and len(rows) == 4
+    assert len(rows) == 4
     assert all(row.peer is None and "prts sim install libero" in row.note for row in rows)
     assert [row.goal for row in rows] == [">= 3.0", ">= 3.0", ">= 1.6", ">= 1.0"]
 

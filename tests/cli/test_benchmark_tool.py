@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prts_core.cli import benchmark
-from prts_core.cli.main import build_parser, main
+from prts_core.cli.main import asks_for_tool, build_parser, main
 
 
 @pytest.mark.parametrize(
@@ -36,6 +35,6 @@ def test_faults_are_told_with_their_cure(
 
 def test_without_its_options_it_is_the_stage() -> None:
     parser = build_parser("benchmark")
-    assert not benchmark.wanted(parser.parse_args(["benchmark", "--set", "benchmark.episodes=2"]))
+    assert not asks_for_tool(parser.parse_args(["benchmark", "--set", "benchmark.episodes=2"]))
     for option in (["--task", "x"], ["--workers", "2"], ["--compare", "run"], ["--stop-early", "0.1,0.9"]):
-        assert benchmark.wanted(parser.parse_args(["benchmark", *option]))
+        assert asks_for_tool(parser.parse_args(["benchmark", *option]))

@@ -153,8 +153,8 @@ def test_a_dataset_of_another_contract_is_refused_and_one_without_is_told(asked,
 
 
 def test_the_stage_is_the_command_without_these_words():
-    from prts_core.cli.main import build_parser
+    from prts_core.cli.main import asks_for_tool, build_parser
 
     parser = build_parser("value")
-    assert not tool.wanted(parser.parse_args(["value", "--config", "configs/quickstart.yaml", "--set", "seed=3"]))
-    assert tool.wanted(parser.parse_args(["value", "--rank"]))
+    assert not asks_for_tool(parser.parse_args(["value", "--config", "configs/quickstart.yaml", "--set", "seed=3"]))
+    assert asks_for_tool(parser.parse_args(["value", "--rank"]))
