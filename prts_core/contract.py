@@ -1,7 +1,6 @@
 """What the numbers of a dataset or a policy mean: two immutable records and the one function that compares them.
 
-A `Contract` is born when recordings become a dataset; a `PolicyContract` when training starts. This module knows
-neither tensors nor files beyond JSON.
+A `Contract` is born when recordings become a dataset; a `PolicyContract` when training starts.
 """
 
 from __future__ import annotations

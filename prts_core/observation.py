@@ -1,6 +1,6 @@
 """What a policy is shown: one mapping of named arrays, of one robot or a batch, checked and given a batch axis.
 
-It does not know models or statistics: keys, ranks and dtypes only. Widths and finiteness are the processor's to check.
+Widths and finiteness are the processor's to check.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A policy as its users hold it: observations and a sentence in, a chunk of actions and a value out, in robot units.
 
-It does not know simulators, servers or training. A policy folder is what stages sft and package write; loading reads
-config.json, model.safetensors and the processor's files, nothing executable.
+A policy folder is what stages sft and package write; loading reads config.json, model.safetensors and the processor's
+files, nothing executable.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Between robot units and the network: normalisation, tokens and images, the same code in training and in serving.
 
-It does not know weights. Its files travel with every checkpoint: policy_contract.json, norm_stats.json, tokenizer.json,
-fast_tokenizer.json and processor_config.json.
+Its files travel with every checkpoint: policy_contract.json, norm_stats.json, tokenizer.json, fast_tokenizer.json and
+processor_config.json.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Progress bars on long work: one call, quiet where nobody watches. It knows nothing of what is counted."""
+"""Progress bars on long work: one call, quiet where nobody watches."""
 
 from __future__ import annotations
 

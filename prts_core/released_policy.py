@@ -1,7 +1,7 @@
 """From a checkpoint folder of the public release to a policy folder of ours, set to `compat: prts`.
 
-It does not know training. Weights and shapes are `models.released`'s to read, numbers `data.released_statistics`'s,
-FAST tokens the published processor's; what the release leaves unsaid (control rate, units) is asked for.
+Weights and shapes are `models.released`'s to read, numbers `data.released_statistics`'s, FAST tokens the published
+processor's; what the release leaves unsaid (control rate, units) is asked for.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Implementations of an operation by name. It knows no operation."""
+"""Implementations of an operation by name."""
 
 from __future__ import annotations
 

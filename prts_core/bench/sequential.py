@@ -1,6 +1,6 @@
 """`prts bench sequential`: what early stopping saves; error rates and coverage it realises in 10,000 simulated runs.
 
-The case is 0.90 against 0.75 with at most 500 episodes and alpha = beta = 0.05. It runs no simulator and no policy.
+The case is 0.90 against 0.75 with at most 500 episodes and alpha = beta = 0.05.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`prts sim expert` and `prts sim demonstrate`: scripted experts measured, or recorded. It knows no simulator."""
+"""`prts sim expert` and `prts sim demonstrate`: scripted experts measured, or recorded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results of many jobs in their order, some of them made ahead in threads. It does not know what is done."""
+"""Results of many jobs in their order, some of them made ahead in threads."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A picture of norm statistics: every dimension's distribution with its 1 % and 99 % quantiles.
-
-It knows no files but the picture's own, and nothing of what the numbers are for.
-"""
+"""A picture of norm statistics: every dimension's distribution with its 1 % and 99 % quantiles."""
 
 from __future__ import annotations
 

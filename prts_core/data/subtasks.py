@@ -1,7 +1,7 @@
 """Which subtask a row of an episode shows, and what `train_subtask` makes of it: another sentence, another end.
 
-It knows neither files nor tokens. Subtasks come from the episode's metadata (`EpisodeRow.spans`: both public forms);
-an episode without any is its own single subtask (identity), as in the public LIBERO subtask recipe.
+Subtasks come from the episode's metadata (`EpisodeRow.spans`: both public forms); an episode without any is its own
+single subtask (identity), as in the public LIBERO subtask recipe.
 
 Where public material is silent: `end_frame` is exclusive, so that the last row of a subtask has 0 steps to go like the
 last row of an episode (the release computes end - frame, one more, which scales all discount weights alike). A row in

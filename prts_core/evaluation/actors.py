@@ -1,7 +1,7 @@
 """One way to ask any policy: a folder, a package, `models:/name@alias` or the address of a server.
 
 A batch of observations goes in, action chunks and, where wanted, values come out; every batch is filled up to one size,
-so that what a sample gets need not depend on which others wait beside it. It knows neither simulators nor episodes.
+so that what a sample gets need not depend on which others wait beside it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Each inverts a mixture of likelihood ratios, whose chance of ever exceeding 1 / alpha is at most alpha (Ville's
 inequality; Darling and Robbins 1967, PNAS 58:66-68; Robbins 1970, Annals of Mathematical Statistics 41:1397-1409). They
-are wider than those for a fixed number. It knows counts only.
+are wider than those for a fixed number.
 """
 
 from __future__ import annotations

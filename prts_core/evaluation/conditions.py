@@ -1,7 +1,7 @@
 """What a benchmark's controls do to a policy: between simulator and policy sits a treatment, one a condition.
 
 Black pictures, another task's sentence, shaken actions, a trajectory played blindly; and the policies that go with
-them. Whatever is drawn is drawn from the episode's key and its step. It knows neither simulators nor files.
+them. Whatever is drawn is drawn from the episode's key and its step.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The gate: may a policy replace the champion, or has it fallen behind? Promotion and the nightly run both ask here.
 
-Both sides must have run the same episodes (task, initial state, seed), so that the comparison is paired. It knows no
-registry.
+Both sides must have run the same episodes (task, initial state, seed), so that the comparison is paired.
 """
 
 from __future__ import annotations

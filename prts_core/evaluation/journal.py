@@ -1,6 +1,6 @@
 """What a benchmark has done so far, one line an episode, on disk before the next begins: kill -9 costs nothing.
 
-The first line says which run this is; a folder of another run is refused. It knows neither suites nor policies.
+The first line says which run this is; a folder of another run is refused.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Which demonstrations are good: episodes ranked by how well the value under their own sentence rises, and flags.
 
-It does not know stages, files or pictures. `measure` asks the policy, `rank` only compares numbers, so that a ranking
-can be judged again with other thresholds. Every threshold is relative to the episode's peers, the ranked episodes of
-the same instruction, by median and MAD: it works on training episodes, and while a part of the peers is bad. What no
-threshold helps against is a policy that was trained on bad episodes for so many epochs that it knows them by heart.
+`measure` asks the policy, `rank` only compares numbers, so that a ranking can be judged again with other thresholds.
+Every threshold is relative to the episode's peers, the ranked episodes of the same instruction, by median and MAD: it
+works on training episodes, and while a part of the peers is bad. What no threshold helps against is a policy that was
+trained on bad episodes for so many epochs that it knows them by heart.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """One registered version on one suite: run it, hold it against the champion's recorded episodes, write the verdict.
 
 The one mechanism behind the nightly run, a new challenger's first measurement and the asset `regression`. The champion
-is held against its own recorded episodes: a policy does not change overnight, but code, drivers and packages do. It
-knows neither Dagster nor how an episode is run.
+is held against its own recorded episodes: a policy does not change overnight, but code, drivers and packages do.
 """
 
 from __future__ import annotations

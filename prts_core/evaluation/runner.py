@@ -2,8 +2,7 @@
 
 Workers step while the policy thinks. Pictures are rendered only when the policy looks, which is every `execute` steps.
 What an episode becomes depends on its key, the policy and the settings, not on how many workers there are or what was
-killed on the way: a lost worker's episode is run again from its start, a journal holds what is finished. It knows no
-simulator, no files but the journal and the recorded actions, and no statistics.
+killed on the way: a lost worker's episode is run again from its start, a journal holds what is finished.
 """
 
 from __future__ import annotations

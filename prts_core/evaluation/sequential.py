@@ -1,8 +1,8 @@
 """Tests that may stop early: is a success rate p1 or only p0, and is one policy better than another on the same states.
 
-Wald's sequential probability ratio test, truncated. It knows counts only: no episodes, no policies. Outcomes must come
-in the order of the plan, whatever order episodes finish in: successes end sooner than failures, so that a test fed by
-finishing time would see too many of them at first.
+Wald's sequential probability ratio test, truncated. Outcomes must come in the order of the plan, whatever order
+episodes finish in: successes end sooner than failures, so that a test fed by finishing time would see too many of them
+at first.
 """
 
 from __future__ import annotations

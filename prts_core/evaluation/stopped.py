@@ -2,7 +2,7 @@
 
 A run that ends when it looks good looks better than it is, so that successes over episodes is biased and an interval
 for a fixed number of episodes covers too seldom. After a test of one rate the interval is exact; after a test of pairs
-it is one that holds whenever one stops (evaluation/anytime.py). It knows counts only.
+it is one that holds whenever one stops (evaluation/anytime.py).
 """
 
 from __future__ import annotations

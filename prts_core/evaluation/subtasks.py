@@ -1,6 +1,6 @@
 """How often a policy says exactly the annotated subtask on held-out frames, beside the best constant answer.
 
-It does not know how policies are made. Words are compared after the prompt's own clean-up, case and full stop included.
+Words are compared after the prompt's own clean-up, case and full stop included.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Goal-reachability value along episodes: curves under right and wrong sentences, and their three figures.
 
-It does not know stages, pictures or how policies are made. A curve is the value of demonstrated action chunks.
+A curve is the value of demonstrated action chunks.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The walk of a sequential test between its two bounds, and every way it can end, counted exactly.
 
-Wald's sequential probability ratio test, truncated. It knows counts only, and not what is tested.
+Wald's sequential probability ratio test, truncated.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Role-aware attention inside `transformers`: registered once, used by the stock Qwen3-VL text model, no patched file.
 
 The mask of a batch (prts_kernels.role_attention.RoleMask) is handed once to `language_model(..., role_mask=)` and
-passed on by transformers to every layer; `kept_layers` is the cache in which layers leave keys and values. It does not
-know what the roles are.
+passed on by transformers to every layer; `kept_layers` is the cache in which layers leave keys and values.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The Qwen3-VL backbone from `transformers`, made from our ModelConfig.
 
-It does not know actions or values. Two CPU speed-ups leave weights and results alone (a test compares with the stock
-modules): images of one size go through the vision attention as one batch (stock loops image by image), and the patch
-convolution, whose two time slices see the same picture, is one matrix product.
+Two CPU speed-ups leave weights and results alone (a test compares with the stock modules): images of one size go
+through the vision attention as one batch (stock loops image by image), and the patch convolution, whose two time slices
+see the same picture, is one matrix product.
 """
 
 from __future__ import annotations

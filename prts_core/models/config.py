@@ -1,6 +1,6 @@
 """The shape of a PRTS model as frozen dataclasses. Imports nothing heavy: GPU machines without pydantic read it too.
 
-It does not know networks. Names follow the released PRTS-4B configuration; the heads' shapes stand beside the heads.
+Names follow the released PRTS-4B configuration; the heads' shapes stand beside the heads.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Greedy decoding of words after a prompt, and the prefix that an action head then reads. Knows ids, no text.
+"""Greedy decoding of words after a prompt, and the prefix that an action head then reads.
 
 The prompt is encoded once; every further token costs one step of the language model on the kept keys and values, and
 those of the words stay for the action head: nothing is encoded twice.

@@ -1,7 +1,7 @@
 """The PRTS network: Qwen3-VL backbone, action head, two contrastive heads. Tensors in, tensors out.
 
-It does not know text, files, robots or losses' weights. Submodule names are the released checkpoint's key prefixes
-(`visual`, `language_model`, `dit_action_head`, `crl_action_encoder`, `crl_goal_encoder`, `crl_logit_scale`).
+Submodule names are the released checkpoint's key prefixes (`visual`, `language_model`, `dit_action_head`,
+`crl_action_encoder`, `crl_goal_encoder`, `crl_logit_scale`).
 
 Shape legend: B rows, L tokens a row, S samples, T chunk length, A padded action width (see tokens.py).
 """

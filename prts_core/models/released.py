@@ -1,8 +1,8 @@
 """Checkpoint folders of others: the released PRTS layout and plain Qwen3-VL, local or from the hub; none of it is run.
 
-It does not know training, text or robots. Released: the public `save_pretrained`, model_type "prts_qwen3_vl"; weights
-`visual.*`, `language_model.*` (or with `model.` before them), `dit_action_head.*`, `crl_*`; `lm_head.weight` tied,
-written or not. Official: model_type "qwen3_vl", weights `model.visual.*`, `model.language_model.*`.
+Released: the public `save_pretrained`, model_type "prts_qwen3_vl"; weights `visual.*`, `language_model.*` (or with
+`model.` before them), `dit_action_head.*`, `crl_*`; `lm_head.weight` tied, written or not. Official: model_type
+"qwen3_vl", weights `model.visual.*`, `model.language_model.*`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The configuration of a released PRTS or Qwen3-VL checkpoint as our ModelConfig, every field checked by hand.
 
-It does not know weights or files. Forms: that of transformers 4.57 (`rope_theta`, `rope_scaling`) and of 5
-(`rope_parameters`). No token is known by number: ids come from here.
+Forms: that of transformers 4.57 (`rope_theta`, `rope_scaling`) and of 5 (`rope_parameters`). No token is known by
+number: ids come from here.
 """
 
 from __future__ import annotations

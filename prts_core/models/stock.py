@@ -1,6 +1,6 @@
 """Inputs as `transformers`' own Qwen3-VL processor makes them, as the Tokens our backbone reads: images and videos.
 
-For checkpoints and partners that come with finished ids; our own data goes through prts_core.text. Knows no text.
+For checkpoints and partners that come with finished ids; our own data goes through prts_core.text.
 """
 
 from __future__ import annotations

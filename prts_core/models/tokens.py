@@ -1,4 +1,4 @@
-"""What the backbone reads and what it leaves behind, as plain records of tensors. Knows no network and no text.
+"""What the backbone reads and what it leaves behind, as plain records of tensors.
 
 B rows of L tokens hold S samples: one a row, right-padded, or many a row, packed. Everything said of a sample is (S,)
 and names its place by `row` and by columns of that row; `mask` keeps packed samples apart.

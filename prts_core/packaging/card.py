@@ -1,4 +1,4 @@
-"""The model card: README.md of a package, made from the reports beside it. Knows words and tables only."""
+"""The model card: README.md of a package, made from the reports beside it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """manifest.yaml of a packaged policy: what it is, may be used for, needs and has been measured to do.
 
-Checked by pydantic on reading; the field names follow openral's rSkill manifest where it has one. It does not know
-weights.
+Checked by pydantic on reading; the field names follow openral's rSkill manifest where it has one.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 An array is {b"__ndarray__": true, b"data": bytes, b"dtype": "<f4", b"shape": [..]} in C order, a numpy scalar is
 {b"__npgeneric__": true, b"data": value, b"dtype": "<f4"}. Object, void and complex dtypes are refused both ways.
-It does not know what the values mean.
 """
 
 from __future__ import annotations

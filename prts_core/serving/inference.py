@@ -1,6 +1,6 @@
 """The policy's own thread: requests of several clients are answered together, and the event loop never waits for them.
 
-While one batch is computed the next requests gather; nothing waits for company. It knows no sockets.
+While one batch is computed the next requests gather; nothing waits for company.
 """
 
 from __future__ import annotations

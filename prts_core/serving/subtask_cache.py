@@ -1,9 +1,8 @@
 """Keeps what a policy said for a prompt and lets it act on those words for some looks before it speaks again.
 
-Decoding words costs many times an action chunk, and a subtask outlives several looks. It knows no sockets. The
-prompt is
-the key, as in public forks: two robots that were given the same sentence share what was said, so a server of several
-robots keeps words for one look only, or gives each robot its own prompt.
+Decoding words costs many times an action chunk, and a subtask outlives several looks. The prompt is the key, as in
+public forks: two robots that were given the same sentence share what was said, so a server of several robots keeps
+words for one look only, or gives each robot its own prompt.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Between what a policy says its numbers mean and what a suite says: equal, converted by name, or refused.
 
-It knows no simulator and no model. What is converted is written down in `notes`, for the report; whatever is not one of
-the known differences stops the program with all differences, field by field, before the first episode.
+What is converted is written down in `notes`, for the report; whatever is not one of the known differences stops the
+program with all differences, field by field, before the first episode.
 
 Known differences: the gripper's convention, the form of a rotation in the state, units of one kind, the order of
 dimensions, the size of a picture of equal proportions; and a policy may look at less than the suite shows (fewer

@@ -1,6 +1,6 @@
 """What installations of simulators have in common: one at a time, pinned packages, links, a self-check in a process.
 
-It knows no simulator. Every step leaves a mark when it is done, so that an interrupted installation goes on.
+Every step leaves a mark when it is done, so that an interrupted installation goes on.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Scripted experts recorded into raw HDF5 in the robomimic / LIBERO layout, one file a task and split.
 
-It does not know LeRobot, training or stages. An episode is the pure function of (task, seed, settings): the noise that
-pushes the expert off its path is drawn from the episode's own seed, and failed attempts are dropped, never repaired.
+An episode is the pure function of (task, seed, settings): the noise that pushes the expert off its path is drawn from
+the episode's own seed, and failed attempts are dropped, never repaired.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One episode of a suite's scripted expert, as the worker's answer to `demonstrate`. It knows no simulator and no file.
+"""One episode of a suite's scripted expert, as the worker's answer to `demonstrate`.
 
 The expert's clean action is the label; what the simulator gets is that action pushed off by noise, so that the expert
 is recorded recovering. A push is held for some rows, else the arm's inertia swallows it.

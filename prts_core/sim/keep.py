@@ -1,7 +1,4 @@
-"""The last few simulators a worker built, by what they were built for: building one costs seconds.
-
-It does not know what it keeps.
-"""
+"""The last few simulators a worker built, by what they were built for: building one costs seconds."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Meta-World as a policy meets it: two small cameras, hand position and gripper opening, an action held for some steps.
 
-It does not know policies, datasets or files. What a policy may see (`proprioception`, `images`) and what only the
-scripted
-expert may see (`privileged`) are separate methods, and nothing of the second leaks into the first.
+What a policy may see (`proprioception`, `images`) and what only the scripted expert may see (`privileged`) are separate
+methods, and nothing of the second leaks into the first.
 
 Traps of Meta-World that are dealt with here: the goal marker would give the instruction away (hidden); `env.seed`
 wants a

@@ -1,7 +1,7 @@
 """Pipeline stages: environments in parts that take turns, so that simulators work while the policy is asked.
 
 With two parts, the policy answers for one while the other executes its chunk; neither waits as long as the other's work
-takes. A part is a VectorEnv with workers of its own, and does exactly what it would do alone. It knows no policy.
+takes. A part is a VectorEnv with workers of its own, and does exactly what it would do alone.
 """
 
 from __future__ import annotations

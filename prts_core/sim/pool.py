@@ -1,4 +1,4 @@
-"""Workers under supervision: started, asked, and replaced when they crash or hang. It knows no simulator and no policy.
+"""Workers under supervision: started, asked, and replaced when they crash or hang.
 
     with Pool(launch_for("metaworld"), lanes=4) as pool:
         pool.send(0, protocol.reset(EpisodeKey("metaworld", "faucet-open", 0, 90_000)))

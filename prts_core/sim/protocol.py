@@ -1,9 +1,9 @@
 """The messages between a runner and the worker process of a simulator: MessagePack frames, checked on both sides.
 
-It knows neither processes nor simulators. A frame is its length (4 bytes, big endian) and one MessagePack map in the
-array form of serving/codec.py. A request is a map with `kind` and exactly the fields of REQUESTS[kind]; build one with
-the function of that name. The reply has the same `kind` and the fields of REPLIES[kind], or is {kind: "refused",
-error}: what was asked for is wrong, the worker lives on. A worker that is at fault itself says nothing; it ends.
+A frame is its length (4 bytes, big endian) and one MessagePack map in the array form of serving/codec.py. A request is
+a map with `kind` and exactly the fields of REQUESTS[kind]; build one with the function of that name. The reply has the
+same `kind` and the fields of REPLIES[kind], or is {kind: "refused", error}: what was asked for is wrong, the worker
+lives on. A worker that is at fault itself says nothing; it ends.
 
     hello        -> protocol, family, pid
     make         -> {}             settings: the family's own; the environment is built, nothing is simulated

@@ -1,6 +1,6 @@
 """Pictures of a MuJoCo scene from its fixed cameras, without a screen, for any simulator that holds a model and data.
 
-It does not know tasks or suites. MUJOCO_GL (egl, osmesa) says how; it must be set before mujoco is first imported.
+MUJOCO_GL (egl, osmesa) says how; it must be set before mujoco is first imported.
 """
 
 from __future__ import annotations

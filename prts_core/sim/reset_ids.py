@@ -1,4 +1,4 @@
-"""Which initial state each group of environments starts its n-th episode from. It knows no simulator and no time.
+"""Which initial state each group of environments starts its n-th episode from.
 
 A reset id numbers every (task, initial state) of a suite, tasks one after another. The id of an episode depends on the
 group and on how many episodes the group has begun, never on which environment was quicker: the members of a group walk

@@ -1,6 +1,6 @@
 """Whether an installed simulator does what its suites say, asked through a worker as a benchmark would ask.
 
-It knows no simulator. The family's own check (install.py) looks at packages and files; this one at what comes out.
+The family's own check (install.py) looks at packages and files; this one at what comes out.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """What a simulation suite is: its tasks and its protocol as data, and the environment that a worker process drives.
 
-It knows no simulator, no policy and no process. A family of suites is a package `prts_core.sim.suites.<family>` with
-the same files each: `spec.py` (`suites()`: data only, importable without the simulator; `suites_for(settings)` where
-settings of the workers make another protocol), `environment.py`
-(`make(settings) -> Environment`, runs in the worker), `install.py` (`install(home, assets) -> record`
+A family of suites is a package `prts_core.sim.suites.<family>` with the same files each: `spec.py` (`suites()`: data
+only, importable without the simulator; `suites_for(settings)` where settings of the workers make another protocol),
+`environment.py` (`make(settings) -> Environment`, runs in the worker), `install.py` (`install(home, assets) -> record`
 builds the simulator's own environment and writes the record, `check(home) -> report`; MAIN_ENVIRONMENT where there is
 nothing to build) and `expert.py` (`expert(suite, task) -> Expert`; a task without one is a SimulatorError); and
 `layout.py` where its demonstrations have names of their own in HDF5.

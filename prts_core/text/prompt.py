@@ -1,7 +1,7 @@
 """The words around a sample: instruction clean-up, proprioception as integers, the chat scaffold of PRTS.
 
-It does not know token ids. Every fixed phrase stands here once, so that a tokenizer of ours can learn them whole.
-compat "prts": the very words that the public release's checkpoints were trained on, slips included.
+Every fixed phrase stands here once, so that a tokenizer of ours can learn them whole. compat "prts": the very words
+that the public release's checkpoints were trained on, slips included.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The policy as MLflow sees it: a models-from-code `PythonModel` around a PRTS package.
 
-MLflow runs this file to load the model. Nothing is pickled: the package's safetensors are the weights. It does not
-know registries or aliases.
+MLflow runs this file to load the model. Nothing is pickled: the package's safetensors are the weights.
 
 `predict` takes a dict of arrays, one row an observation:
 

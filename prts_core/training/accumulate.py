@@ -1,4 +1,4 @@
-"""A step in several micro-batches that computes what one big batch would. Knows what losses count, no optimiser.
+"""A step in several micro-batches that computes what one big batch would.
 
 Cross-entropy is a mean over tokens and flow matching over samples, so micro-batches of unequal counts must not be
 averaged alike: each gets the share of its own count. Noise is drawn for the whole step and cut. The contrastive loss

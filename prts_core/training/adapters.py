@@ -1,7 +1,7 @@
 """Low-rank adapters on the language model, through `peft`, and plain weights out of them, without it.
 
-It does not know the trainer. LoRA: a frozen linear layer W gets W x + (alpha / rank) B A x, and only A and B train
-(Hu et al., arXiv:2106.09685, eq. 3). `peft` names them <layer>.base_layer, <layer>.lora_A.default, lora_B.default.
+LoRA: a frozen linear layer W gets W x + (alpha / rank) B A x, and only A and B train (Hu et al., arXiv:2106.09685, eq.
+3). `peft` names them <layer>.base_layer, <layer>.lora_A.default, lora_B.default.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Checkpoints of a training run: folders `<root>/checkpoint-<step>/`, written whole or not at all.
 
-It does not know what the tensors mean. In each folder
-    model*.safetensors      weights            average*.safetensors   averaged weights of what trains
-    optimizer*.safetensors  "<parameter>.<state>"      rng.safetensors  torch's generators (dropout; noise needs none)
-    state.json              step, data position, mixture state, configuration, and the size of every file
-A folder appears under its name by one rename, after every byte is on the disk; a kill leaves at most a `.partial` one.
+In each folder model*.safetensors weights average*.safetensors averaged weights of what trains optimizer*.safetensors
+"<parameter>.<state>" rng.safetensors torch's generators (dropout; noise needs none) state.json step, data position,
+mixture state, configuration, and the size of every file A folder appears under its name by one rename, after every byte
+is on the disk; a kill leaves at most a `.partial` one.
 """
 
 from __future__ import annotations

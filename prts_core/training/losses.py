@@ -1,4 +1,4 @@
-"""The PRTS objective: token cross-entropy + flow matching + contrastive RL on one encoded batch. Knows no optimiser.
+"""The PRTS objective: token cross-entropy + flow matching + contrastive RL on one encoded batch.
 
     L = w_fast CE(FAST tokens) + w_text CE(words) + w_flow ||v(x_t, t) - (a - eps)||^2 + w_crl (L_sa->l + L_l->sa)
 

@@ -1,4 +1,4 @@
-"""An estimate of what training one model needs on each device, before anybody rents it. Knows sizes, runs nothing.
+"""An estimate of what training one model needs on each device, before anybody rents it.
 
 States, in bytes a parameter, P all and T those that train, N processes, ZeRO stage s (Rajbhandari et al.,
 arXiv:1910.02054, section 3: stage 1 splits the optimiser's states, 2 gradients too, 3 weights too):

@@ -1,4 +1,4 @@
-"""What a stretch of training costs: seconds, tokens, samples, waiting for data, memory. Knows no losses."""
+"""What a stretch of training costs: seconds, tokens, samples, waiting for data, memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameter groups, learning rates, freezing: what of a PRTS trains, and how fast. Knows names, no losses and no data.
+"""Parameter groups, learning rates, freezing: what of a PRTS trains, and how fast.
 
 Groups as in the public recipe: the language model, the vision tower, the merger between them (with its DeepStack
 copies), the action head, the contrastive heads. Each is split in what decays (matrices) and what does not.

@@ -1,4 +1,4 @@
-"""Samples of unequal length into rows of fixed length, nearly full. Knows lengths only.
+"""Samples of unequal length into rows of fixed length, nearly full.
 
 Rows are filled one after another: the oldest waiting sample always goes in, and of the next POOL samples those whose
 sum

@@ -1,4 +1,4 @@
-"""Activation checkpointing: layers keep their input and are computed again in the backward pass. Knows no losses.
+"""Activation checkpointing: layers keep their input and are computed again in the backward pass.
 
 `transformers`' own gradient checkpointing drops the key-value cache, which the action head reads. torch's non-reentrant
 checkpoint needs no such thing: keys and values that the first pass left in the cache stay part of its graph, and the

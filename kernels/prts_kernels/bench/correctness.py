@@ -2,7 +2,7 @@
 
     max|x - ref32| <= 2 max|eager - ref32| + 2 max|(ref + 0.3 - 0.3) - ref|
 
-Outputs are poisoned: what a kernel does not write is NaN. It does not know which implementation it judges.
+Outputs are poisoned: what a kernel does not write is NaN.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The benchmark of InfoNCE: in chunks against whole score matrices, time and extra memory of a step, by batch size.
 
-Every size is timed in one process, contenders in turns; memory is each contender's alone, in a process of its own. It
-does not know how either computes.
+Every size is timed in one process, contenders in turns; memory is each contender's alone, in a process of its own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Random packs of samples as PRTS's packer makes them, and tensors for them. It does not know kernels.
+"""Random packs of samples as PRTS's packer makes them, and tensors for them.
 
 A sample: an observation of about three quarters of its behaviour-cloning part, then instruction and action, then a
 contrastive copy of the action (about 50 tokens) and of the goal (about 30). Shapes: T tokens, Hq and Hkv heads, D.

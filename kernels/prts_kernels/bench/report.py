@@ -1,7 +1,4 @@
-"""Results on disk and as tables: JSON written whole or not at all, text and Markdown tables, marked blocks of a README.
-
-It does not know what was measured.
-"""
+"""Write results whole or not at all, as JSON, text and Markdown tables, and marked blocks of a README."""
 
 from __future__ import annotations
 

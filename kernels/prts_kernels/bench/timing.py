@@ -1,7 +1,7 @@
 """Time of calls on one device: contenders in turns, inputs rotated past the L2 cache, medians.
 
 On CUDA it is the GPU's time, by events; a spin kernel ahead of each turn lets the host queue all calls of the turn, so
-that no gap of the host is counted. The host's own time a call is given beside it. It does not know what is timed.
+that no gap of the host is counted. The host's own time a call is given beside it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Jobs in processes of their own, several at once, each with a time limit: a hang or a crash costs one job.
 
 A job is "module:function" with JSON arguments; the function reports through `emit`, one JSON line at a time, so that
-what was reported before a crash is kept. It does not know what the jobs do.
+what was reported before a crash is kept.
 """
 
 from __future__ import annotations

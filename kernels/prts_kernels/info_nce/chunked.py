@@ -1,6 +1,6 @@
 """InfoNCE that never holds the N x N scores: it walks chunks of rows, keeps O(N) numbers, recomputes in the backward.
 
-Plain torch, any device; the same bits on every run (no atomics, fixed order of sums). It knows no task, only ids.
+Plain torch, any device; the same bits on every run (no atomics, fixed order of sums).
 
 Why it is exact. The softmaxes enter the loss only through a log-sum-exp a row (r) and one a column (c). r is complete
 once a row has met all columns; c is a running maximum and a running sum over chunks. So are the gradients: with P_ij =

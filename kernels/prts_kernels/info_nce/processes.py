@@ -1,6 +1,6 @@
 """How the samples of a batch lie over processes, and the two collectives a loss over all pairs needs.
 
-Knows torch.distributed, no loss. Every process must call the same methods in the same order.
+Every process must call the same methods in the same order.
 """
 
 from __future__ import annotations

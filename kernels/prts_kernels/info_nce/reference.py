@@ -1,7 +1,4 @@
-"""Eager InfoNCE over the whole matrix of scores: the specification of every other implementation.
-
-It does not know speed, memory or processes.
-"""
+"""Eager InfoNCE over the whole matrix of scores: the specification of every other implementation."""
 
 from __future__ import annotations
 

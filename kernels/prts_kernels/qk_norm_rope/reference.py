@@ -1,4 +1,4 @@
-"""Eager RMS norm and rotary embedding: the specification of every other implementation. It does not know speed."""
+"""Eager RMS norm and rotary embedding: the specification of every other implementation."""
 
 from __future__ import annotations
 

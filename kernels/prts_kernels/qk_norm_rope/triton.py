@@ -1,8 +1,8 @@
 """RMS norm and rotary embedding by our own Triton kernels, forward and backward.
 
 Bound by memory: forward one read and one write of q and k (4 bytes an element in bf16, where eager moves 56), backward
-two reads and one write. Nothing but the inputs is kept for the backward. It does not know what reads its result.
-`TRITON_INTERPRET=1` in the environment before first use runs it on the CPU, for tests.
+two reads and one write. Nothing but the inputs is kept for the backward. `TRITON_INTERPRET=1` in the environment before
+first use runs it on the CPU, for tests.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Triton kernels of norm and rotation: an element is read once and written once; no atomics, the same bits every run.
 
-Imported only by `triton.py` of this folder, when it is first used. They do not know queries from keys.
+Imported only by `triton.py` of this folder, when it is first used.
 
 Legend: a program takes BT tokens and HB heads, one head at a time; cos, sin and the weight stay in registers meanwhile,
 and the next head is under way while one is computed (stores would hold back later loads: pointers may alias).

@@ -1,7 +1,4 @@
-"""Eager role-aware attention in fp32 (fp64 for fp64 input): the specification of every other implementation.
-
-It does not know speed.
-"""
+"""Eager role-aware attention in fp32 (fp64 for fp64 input): the specification of every other implementation."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@
     2. CRL actions also see their observation: that goes on from the (out, log-sum-exp) of step 1, in place
 
 Backward: the stock backward with the merged out and log-sum-exp is exact for the pairs of step 1, since both define the
-weights, and the crossing adds its own pairs. No token is copied, except where a batch has padding. It does not know the
-role table. As deterministic as the stock kernel; the crossing gives the same bits on every run.
+weights, and the crossing adds its own pairs. No token is copied, except where a batch has padding. As deterministic as
+the stock kernel; the crossing gives the same bits on every run.
 
 Shapes: T tokens, M of them real (no padding); K crossings; q, out (T, Hq, D); k, v (T, Hkv, D); lse (Hq, M), natural.
 """

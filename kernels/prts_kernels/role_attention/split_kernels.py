@@ -1,8 +1,8 @@
 """Triton kernels of the crossing: a few queries a sample over keys of which all are visible to all of them.
 
-Imported only by `split.py` of this folder, when it first runs on a GPU. They do not know roles, padding or causality.
-The forward goes on with the online softmax of what those queries saw before; the backward adds onto gradients. Every
-element is written by one program, so that the same bits come out on every run.
+Imported only by `split.py` of this folder, when it first runs on a GPU. The forward goes on with the online softmax of
+what those queries saw before; the backward adds onto gradients. Every element is written by one program, so that the
+same bits come out on every run.
 
 Legend: SPANS (K, 4) int32, tokens of queries [0, 1) and of keys [2, 3). The queries of all G heads of a key head are
 rows of one tile: row r is token r // G, head r % G of the group. BM rows and BN keys a tile; D head size. LSE is a

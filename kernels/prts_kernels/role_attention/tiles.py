@@ -1,6 +1,6 @@
 """Which tokens each program of the Triton kernels takes: tiles that begin where a sample begins, longest work first.
 
-Built on the host from the packer's spans, with numpy, once a batch. It does not know heads or head sizes.
+Built on the host from the packer's spans, with numpy, once a batch.
 
 A tile that never crosses from one sample into the next visits 0.8 of the area that tiles of fixed places do (packs of
 samples of 771 tokens, tiles of 32 queries and 64 keys), meets no padding among its keys, and reads its whole mask

@@ -1,7 +1,7 @@
 """Role-aware attention by our own Triton kernels, mask inside: what the mask hides is never visited.
 
-Cost follows the visible area (0.9 of varlen-causal); forward and backward give the same bits on every run. It does not
-know the role table. `TRITON_INTERPRET=1` in the environment before first use runs it on the CPU, for tests.
+Cost follows the visible area (0.9 of varlen-causal); forward and backward give the same bits on every run.
+`TRITON_INTERPRET=1` in the environment before first use runs it on the CPU, for tests.
 """
 
 from __future__ import annotations

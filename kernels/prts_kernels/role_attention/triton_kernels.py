@@ -1,7 +1,7 @@
 """Triton kernels of role-aware attention: forward, and a backward without atomics (bitwise repeatable).
 
 Imported only by `triton.py` of this folder, when it is first used. Of the mask they see one list of tiles (`tiles.py`):
-where a tile begins and the five numbers of its sample. They do not know padding: no tile of keys holds any.
+where a tile begins and the five numbers of its sample.
 
 Legend: BM rows of queries a tile: TOKENS tokens times the G query heads of one key head, token by token, so that one
 load of K and V serves all G and the diagonal wastes TOKENS, not BM (rows beyond TOKENS * G idle). BN keys a tile; D

@@ -1,8 +1,8 @@
 """ALOHA recordings: one HDF5 file an episode with /observations/{qpos, qvel, effort, images/<camera>} and /action.
 
-It does not know what the keys mean. Keys are paths in the file. Pictures are raw (T, H, W, 3) or compressed, one JPEG a
-row, padded to one length (attribute `compress`) or of its own length; those come as the JPEG says, in RGB. OpenCV,
-which ALOHA compresses with, takes its input for BGR: files that were fed RGB need `channels: bgr` in the mapping.
+Keys are paths in the file. Pictures are raw (T, H, W, 3) or compressed, one JPEG a row, padded to one length (attribute
+`compress`) or of its own length; those come as the JPEG says, in RGB. OpenCV, which ALOHA compresses with, takes its
+input for BGR: files that were fed RGB need `channels: bgr` in the mapping.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A mapping applied to a recording: its Contract and features once, then the columns and images of each episode.
 
-It does not know file formats on either side. Everything that does not fit (keys, widths, dtypes, units) is refused in
-one error before any number is read; numbers that contradict their convention are refused with their row.
+Everything that does not fit (keys, widths, dtypes, units) is refused in one error before any number is read; numbers
+that contradict their convention are refused with their row.
 """
 
 from __future__ import annotations

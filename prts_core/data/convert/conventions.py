@@ -1,6 +1,6 @@
 """Numbers from one convention to another: rotations, grippers, units. Arrays in, arrays out.
 
-It does not know files or mappings. Values that contradict the convention they are said to follow are refused.
+Values that contradict the convention they are said to follow are refused.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What every source in HDF5 does alike: open files, list a group's arrays, read some of them, hold episodes together.
 
-It does not know layouts. Links to other files and objects that would need unpickling are not followed.
+Links to other files and objects that would need unpickling are not followed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A mapping says what the keys of a recording mean: which become state, action and cameras, in which conventions.
 
-It does not know file formats. `configs/mappings/<name>.yaml` is checked against these dataclasses by pydantic, once;
-keys and widths are held against the recording by `prts_core.data.convert.apply`. Everywhere, `source_*` is the
-convention as recorded and the plain name the convention as written; where only the plain name stands, nothing changes.
+`configs/mappings/<name>.yaml` is checked against these dataclasses by pydantic, once; keys and widths are held against
+the recording by `prts_core.data.convert.apply`. Everywhere, `source_*` is the convention as recorded and the plain name
+the convention as written; where only the plain name stands, nothing changes.
 """
 
 from __future__ import annotations

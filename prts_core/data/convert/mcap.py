@@ -1,8 +1,7 @@
 """MCAP recordings (Foxglove, ROS 2 bags): topics that tick on their own become rows at the mapping's fps.
 
-It does not know what the topics mean. Keys are `<topic>:<field>` for numbers (`/joint_states:position`,
-`/ee:pose.position`) and `<topic>` for pictures. One file is one episode; the files of a bag that metadata.yaml lists
-are one together.
+Keys are `<topic>:<field>` for numbers (`/joint_states:position`, `/ee:pose.position`) and `<topic>` for pictures. One
+file is one episode; the files of a bag that metadata.yaml lists are one together.
 """
 
 from __future__ import annotations

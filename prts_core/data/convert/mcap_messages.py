@@ -1,7 +1,6 @@
 """Messages of MCAP files as numpy arrays: ROS 2 (cdr), JSON and protobuf; pictures and video of ROS and Foxglove.
 
-It does not know files or times. A message is whatever the `mcap` packages decode it to: an object with attributes, or
-a dict; nothing of it is executed.
+A message is whatever the `mcap` packages decode it to: an object with attributes, or a dict; nothing of it is executed.
 """
 
 from __future__ import annotations

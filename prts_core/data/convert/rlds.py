@@ -1,9 +1,9 @@
 """RLDS recordings as tensorflow_datasets stores them (Open X-Embodiment and others): TFRecord shards, one episode each
 record, described by features.json. Read without TensorFlow.
 
-It does not know what the keys mean. Keys are paths below a step (`action`, `observation/image`, `is_terminal`, ...).
-Records are read twice: once whole files to know and check every episode before anything is written (0.2 % of the time
-of a conversion with two 256x256 cameras), then one episode at a time.
+Keys are paths below a step (`action`, `observation/image`, `is_terminal`, ...). Records are read twice: once whole
+files to know and check every episode before anything is written (0.2 % of the time of a conversion with two 256x256
+cameras), then one episode at a time.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Recordings in the robomimic / LIBERO layout: HDF5 files with groups data/demo_<i>, in a folder or in one per split.
 
-It does not know what the keys mean. Keys are paths below a demonstration (`actions`, `obs/agentview_rgb`, ...), and
-`success` for whether the attribute success_row has been reached (false where there is none).
+Keys are paths below a demonstration (`actions`, `obs/agentview_rgb`, ...), and `success` for whether the attribute
+success_row has been reached (false where there is none).
 """
 
 from __future__ import annotations

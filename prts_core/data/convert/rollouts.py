@@ -1,7 +1,7 @@
 """Our own rollouts back into datasets: what `benchmark.record` keeps of evaluation, in the robomimic layout.
 
-It does not know simulators or policies. Keys and splits are those of `robomimic`; beyond them every episode says under
-which condition it was rolled out and whether it succeeded, and the mapping's options choose by that.
+Keys and splits are those of `robomimic`; beyond them every episode says under which condition it was rolled out and
+whether it succeeded, and the mapping's options choose by that.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Recordings of any kind become a LeRobot v2.1 dataset: one runner for every source.
 
-It does not know formats or conventions. One episode is in memory per worker; each is finished when its record stands in
-the work folder, and what is finished is never encoded again. The result does not depend on workers or interruptions.
+One episode is in memory per worker; each is finished when its record stands in the work folder, and what is finished is
+never encoded again. The result does not depend on workers or interruptions.
 """
 
 from __future__ import annotations

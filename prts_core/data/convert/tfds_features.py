@@ -1,7 +1,7 @@
 """The features.json of a tensorflow_datasets folder: which features a step has, and how each lies in a record.
 
-It does not know files of records or mappings. Only what can be read without TensorFlow is described; other kinds are
-named with the reason, so that a mapping that asks for them is told why.
+Only what can be read without TensorFlow is described; other kinds are named with the reason, so that a mapping that
+asks for them is told why.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """TFRecord files and the tf.train.Example records in them, read without TensorFlow; every checksum is checked.
 
-It does not know what the features mean. A file is a run of records: length (uint64), masked crc32c of the length,
-payload, masked crc32c of the payload, all little endian (the format of tensorflow/core/lib/io/record_writer).
+A file is a run of records: length (uint64), masked crc32c of the length, payload, masked crc32c of the payload, all
+little endian (the format of tensorflow/core/lib/io/record_writer).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Frames of an mp4 by number, from a decoder that stays open: seek to the keyframe before, decode only from there on.
 
-It does not know datasets or samples. Colours come out as uint8 (H, W, 3), or as float32 (3, H, W) in 0-1.
+Colours come out as uint8 (H, W, 3), or as float32 (3, H, W) in 0-1.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Write LeRobot v2.1 datasets as lerobot 0.3.3 writes them, one episode at a time, so that a cut run goes on.
 
-It does not know where episodes come from. An episode counts as finished when its record stands in the state folder;
-`finish` then writes the metadata from the records, so that any number of workers may have written the episodes.
+An episode counts as finished when its record stands in the state folder; `finish` then writes the metadata from the
+records, so that any number of workers may have written the episodes.
 """
 
 from __future__ import annotations

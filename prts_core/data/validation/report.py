@@ -1,7 +1,4 @@
-"""What validation found, for people and machines: findings, a table, a readable page.
-
-It does not know how anything is checked.
-"""
+"""What validation found, for people and machines: findings, a table, a readable page."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """The contrastive objective on a batch: `prts_kernels.info_nce`, which says the formula, with the project's names and
-its refusal of a batch without negatives. Knows no network and no data.
+its refusal of a batch without negatives.
 
 At the optimum phi(s, a) . psi(l) = log Q_l(s, a) + C(l): along a demonstration it rises by -log gamma a row.
 """

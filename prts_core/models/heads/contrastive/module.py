@@ -1,4 +1,4 @@
-"""One contrastive encoder: [Linear -> LayerNorm -> SiLU] x 4, a projection, optional unit norm. Knows no loss.
+"""One contrastive encoder: [Linear -> LayerNorm -> SiLU] x 4, a projection, optional unit norm.
 
 Names and shapes are those of the released checkpoint (`crl_action_encoder.*`, `crl_goal_encoder.*`).
 """

@@ -1,7 +1,7 @@
 """The DiT action head: even blocks attend to the language model's last hidden states, odd blocks to the chunk itself.
 
 Names and shapes are those of the public PRTS head (`dit_action_head.*`), after GR00T N1 (arXiv:2503.14734) and DiT
-(arXiv:2212.09748). It does not know losses, noise or text.
+(arXiv:2212.09748).
 
 Shape legend: S samples, T chunk length, A padded action width, P prompt tokens, W inner width, H language hidden.
 """

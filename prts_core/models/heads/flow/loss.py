@@ -1,4 +1,4 @@
-"""Flow matching for action chunks: the noised chunk and the masked squared error. Knows no network.
+"""Flow matching for action chunks: the noised chunk and the masked squared error.
 
 x_t = (1 - t) eps + t a, target velocity v = a - eps (rectified flow, arXiv:2209.03003). `compat` "none" treats every
 sample by its own real dimensions, so that one batch mixes embodiments; "prts" repeats the public code, on which

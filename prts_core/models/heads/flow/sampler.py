@@ -1,4 +1,4 @@
-"""Euler integration of the velocity field from noise to an action chunk. Knows no observation and no units."""
+"""Euler integration of the velocity field from noise to an action chunk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The times of flow matching: how they are drawn, and the codes a network reads them by. Knows no network.
+"""The times of flow matching: how they are drawn, and the codes a network reads them by.
 
 t runs from 0 (noise) to 1 (data). Sources: pi0 (arXiv:2410.24164, appendix B) for the distribution; PRTS mirrors it.
 """

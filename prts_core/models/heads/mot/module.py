@@ -1,6 +1,6 @@
 """The mixture-of-transformers action head: one block per language-model layer, reading that layer's keys and values.
 
-Names and shapes are those of the released PRTS-4B head (`dit_action_head.*`). It does not know losses, noise or text.
+Names and shapes are those of the released PRTS-4B head (`dit_action_head.*`).
 
 Shape legend: S samples, T chunk length, A padded action width, P prompt tokens, H head width, G key/value heads,
 d head_dim.

@@ -1,7 +1,7 @@
 """LIBERO's scripted expert picks one thing up and puts it down: a state machine over privileged poses.
 
 A phase follows from what is seen (where the hand is, whether the object moved with it), so that a drop, a push or a
-disturbed hand sends it back to the phase that mends it. It does not know tasks and goals.
+disturbed hand sends it back to the phase that mends it.
 """
 
 from __future__ import annotations

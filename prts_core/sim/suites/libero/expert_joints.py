@@ -2,7 +2,7 @@
 flat things over a table.
 
 Where to touch is read from the boxes of what a joint moves, and how far from the ranges in which LIBERO calls it open,
-closed or turned on. It does not know tasks and goals. World frame, metres, radians.
+closed or turned on. World frame, metres, radians.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How LIBERO's scripted expert moves: OSC_POSE actions towards a pose of the hand, and what a skill is.
 
-It does not know tasks, objects or phases. World frame, metres, radians.
+World frame, metres, radians.
 """
 
 from __future__ import annotations

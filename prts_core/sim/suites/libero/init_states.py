@@ -1,7 +1,7 @@
 """LIBERO's stored initial states: from the file it ships (a torch archive with a pickle inside) to one plain array.
 
-It does not know simulators. The pickle is never executed: its instructions are read one by one (`pickletools` only
-lists them) by a machine that knows how numpy writes an array and refuses everything else.
+The pickle is never executed: its instructions are read one by one (`pickletools` only lists them) by a machine that
+knows how numpy writes an array and refuses everything else.
 """
 
 from __future__ import annotations

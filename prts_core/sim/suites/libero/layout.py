@@ -1,6 +1,6 @@
 """A recorded LIBERO episode as LIBERO's own demonstration files have it: names, conventions, attributes.
 
-It does not know files or processes. The pictures stand on their heads there (OpenGL's rows, from the bottom up).
+The pictures stand on their heads there (OpenGL's rows, from the bottom up).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Installing LIBERO-Plus's axes: LIBERO itself, and a list of LIBERO-Plus tasks where the user has one.
 
-It does not know workers. The home holds a link to LIBERO's venv, tasks.json (the list's tasks that can be run, and why
-the others cannot) and installed.json.
+The home holds a link to LIBERO's venv, tasks.json (the list's tasks that can be run, and why the others cannot) and
+installed.json.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """LIBERO-Plus's task names: what one says is changed, read back so that a list of its tasks can be run here.
 
-It knows no simulator. A name is a LIBERO task and suffixes: `_view_h_v_scale_rot_vert_initstate_N[_noise_K]`,
-`_language_N`, `_light_N`, `_table_N`, `_tb_N`, `_add_N`, `_levelK_sampleJ`. Camera, robot and noise are in the name
-itself and run here by its definition; the others name files of LIBERO-Plus's fork (texts, scenes, initial states) and
-are not guessed at.
+A name is a LIBERO task and suffixes: `_view_h_v_scale_rot_vert_initstate_N[_noise_K]`, `_language_N`, `_light_N`,
+`_table_N`, `_tb_N`, `_add_N`, `_levelK_sampleJ`. Camera, robot and noise are in the name itself and run here by its
+definition; the others name files of LIBERO-Plus's fork (texts, scenes, initial states) and are not guessed at.
 """
 
 from __future__ import annotations

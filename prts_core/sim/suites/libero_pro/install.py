@@ -1,4 +1,4 @@
-"""Installing LIBERO-Pro's axes: LIBERO itself, and a home whose venv is LIBERO's. It does not know workers."""
+"""Installing LIBERO-Pro's axes: LIBERO itself, and a home whose venv is LIBERO's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LIBERO-Pro's axes as suites: one for each, the forty tasks of four LIBERO suites each. It knows no simulator.
+"""LIBERO-Pro's axes as suites: one for each, the forty tasks of four LIBERO suites each.
 
 Its axes keep their names of the paper's tables: object, position, semantic, task, environment. What is LIBERO-Pro's
 definition and what is ours stands in each suite's `source`; no result here is comparable with a published one.

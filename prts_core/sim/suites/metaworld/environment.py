@@ -1,4 +1,4 @@
-"""Meta-World as a worker drives it: any task of its suites, one episode at a time. It knows no process and no policy.
+"""Meta-World as a worker drives it: any task of its suites, one episode at a time.
 
 The simulation itself is sim/metaworld.py, the one that the quickstart's demonstrations come from.
 """

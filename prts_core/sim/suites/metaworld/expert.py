@@ -1,4 +1,4 @@
-"""Meta-World's own scripted policies as experts of its suites. It knows nothing of recording."""
+"""Meta-World's own scripted policies as experts of its suites."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Meta-World needs no installing: it lives in the main environment. It knows no worker."""
+"""Meta-World needs no installing: it lives in the main environment."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Which of SimplerEnv's assets a folder holds, so that ManiSkill never has to ask for one (it asks on stdin).
 
-It knows file names only. The folder is what ManiSkill takes as MS_ASSET_DIR.
+The folder is what ManiSkill takes as MS_ASSET_DIR.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """SimplerEnv's self-check, run in the simulator's own Python: `python -m prts_core.sim.suites.simpler.check <home>`.
 
-It does not know how the home was made. One line of JSON at the end says what was found; a failed check is an exit
-status and a sentence.
+One line of JSON at the end says what was found; a failed check is an exit status and a sentence.
 """
 
 from __future__ import annotations

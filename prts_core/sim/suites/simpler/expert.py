@@ -1,7 +1,6 @@
 """SimplerEnv's scripted expert: carry one thing to a place, from privileged poses, in the words of the Bridge data.
 
-It does not know pictures, processes or recordings. A phase follows from what is seen, so that a drop or a push sends it
-back to the phase that mends it.
+A phase follows from what is seen, so that a drop or a push sends it back to the phase that mends it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Installing SimplerEnv into a home of its own: pinned packages, CPU torch, linked assets, a self-check.
 
-It does not know workers, policies or the main environment. The simulator draws with Vulkan on the CPU, which takes a
-driver of Mesa that is new enough; it is looked for before anything is built and proven by the self-check.
+The simulator draws with Vulkan on the CPU, which takes a driver of Mesa that is new enough; it is looked for before
+anything is built and proven by the self-check.
 
     <home>/venv/         packages, all pinned and none resolved: ManiSkill's own would bring torch for CUDA and a
                          motion planner, which these tasks do not use

@@ -1,4 +1,4 @@
-"""LIBERO-Plus, background textures: what table, floor and walls look like. Physics is untouched. It knows no suite.
+"""LIBERO-Plus, background textures: what table, floor and walls look like. Physics is untouched.
 
 Definition: LIBERO-Plus's two kinds (the surface under the objects, `_table_` / `_tb_`; the scene around). Ours: the
 textures. LIBERO-Plus samples 950 of its own; here they are drawn from those that LIBERO ships, and a level is the share

@@ -1,4 +1,4 @@
-"""LIBERO's task descriptions (bddl) as trees that can be changed and written again. It knows no axis and no simulator.
+"""LIBERO's task descriptions (bddl) as trees that can be changed and written again.
 
 A tree is a list of words and trees. LIBERO reads them in lower case, and so does this.
 """

@@ -1,4 +1,4 @@
-"""LIBERO-Plus, camera viewpoints: the scene camera seen from elsewhere. The wrist camera stays. It knows no simulator.
+"""LIBERO-Plus, camera viewpoints: the scene camera seen from elsewhere. The wrist camera stays.
 
 Definition: LIBERO-Plus's, as its task names encode it (`_view_h_v_scale_rot_vert`): h degrees about the world's z axis,
 v degrees about the y axis through the pivot, the distance from the pivot in percent, and two turns of the camera in

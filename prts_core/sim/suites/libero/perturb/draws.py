@@ -1,4 +1,4 @@
-"""Settings of a perturbation and the random numbers that follow from them. It knows no axis and no simulator."""
+"""Settings of a perturbation and the random numbers that follow from them."""
 
 from __future__ import annotations
 

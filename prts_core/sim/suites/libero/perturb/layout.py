@@ -1,4 +1,4 @@
-"""LIBERO-Plus, object layout: things that were not there, or the task's object begun elsewhere. It knows no worker.
+"""LIBERO-Plus, object layout: things that were not there, or the task's object begun elsewhere.
 
 Definition: LIBERO-Plus's two kinds (`_add_N`; `_levelK_sampleJ`). Ours: which objects and where. LIBERO-Plus adds 416
 objects of its own; here they are LIBERO's, one a level. A moved object is shifted by 2 cm a level to where there is

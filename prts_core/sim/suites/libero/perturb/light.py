@@ -1,4 +1,4 @@
-"""LIBERO-Plus, light conditions: colour, direction, gloss and shadows of the scene's lamps. It knows no suite.
+"""LIBERO-Plus, light conditions: colour, direction, gloss and shadows of the scene's lamps.
 
 Definition: LIBERO-Plus's four kinds. Ours: their values (its own are files of its fork, `_light_N`), a level a step.
 """

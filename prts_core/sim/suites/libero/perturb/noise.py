@@ -1,4 +1,4 @@
-"""LIBERO-Plus, sensor noise: the scene camera's picture through one of five filters. It knows no simulator.
+"""LIBERO-Plus, sensor noise: the scene camera's picture through one of five filters.
 
 Definition: LIBERO-Plus's families, order, ten severities and strengths (`_noise_K`: K 1-10 motion blur, 11-20 Gaussian
 blur, 21-30 zoom blur, 31-40 fog, 41-50 glass blur, after ImageNet-C, arXiv:1903.12261), on the scene camera alone and

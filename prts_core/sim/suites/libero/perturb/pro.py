@@ -1,4 +1,4 @@
-"""LIBERO-Pro's axes as changes of a task's description: object, position, task, environment. It knows no worker.
+"""LIBERO-Pro's axes as changes of a task's description: object, position, task, environment.
 
 Definition (arXiv:2510.03827): object - target and receptacle look otherwise; position - two objects trade the regions
 they begin in, sentence and goal unchanged; semantic - the sentence in other words (language.py); task - another goal in

@@ -1,4 +1,4 @@
-"""LIBERO-Plus, robot initial states: the arm begins with other joint angles. It knows no simulator.
+"""LIBERO-Plus, robot initial states: the arm begins with other joint angles.
 
 Definition: LIBERO-Plus's joint angles (`_initstate_N`, N from 1 to 500): those of LIBERO plus 0.1 rad times ceil(N/100)
 times the N-th direction drawn from numpy's old generator seeded with 42. What its released code does with them is less
