@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 
 # Early and shallow: pandera imports it wherever it is installed, and Python 3.11's parser gives up (SystemError: AST
 # constructor recursion depth) where pytest rewrites it for the first time deep inside other imports.
@@ -21,6 +23,13 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)  # a user's server must not receive 
 for _name in ("PRTS_RECIPE", "PRTS_OUTPUTS"):  # nor their outputs folder
     os.environ.pop(_name, None)
 
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+for _number in STOPS:  # a shell's background job ignores SIGINT, and so would every process that a test starts
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+HEARD = {number: signal.getsignal(number) for number in (*STOPS, signal.SIGCHLD)}
+
 pytest_plugins = ["tests.fixtures.smoke_run", "tests.fixtures.tiny_network"]
 
 
@@ -36,3 +45,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         module = item.nodeid.partition("::")[0]
         longest[module] = max(longest.get(module, 0.0), seconds)
     items.sort(key=lambda item: -longest[item.nodeid.partition("::")[0]])
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """A test leaves the handlers of signals as they were: whatever its process ignores, later tests' children ignore.
+
+    Put back without a word: Dagster gives SIGTERM whatever handler SIGINT has, and leaves it so.
+    """
+    try:
+        return (yield)
+    finally:
+        blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS) & set(STOPS)
+        left = {number: found for number in HEARD if (found := signal.getsignal(number)) != HEARD[number]}
+        for number in left:
+            signal.signal(number, HEARD[number])
+        if blocked or left.items() - {(signal.SIGTERM, HEARD[signal.SIGINT])}:
+            said = ", ".join([f"{number.name} -> {handler}" for number, handler in left.items()] or ["blocked signals"])
+            pytest.fail(f"{item.nodeid} has left handlers of signals behind: {said}", pytrace=False)

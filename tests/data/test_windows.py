@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import pickle
 import shutil
 from collections.abc import Iterator
@@ -171,13 +170,13 @@ def test_a_damaged_video_is_one_error(toy: Converted, tmp_path: Path, damage: st
     windows.close()
 
 
-def open_files(root: Path) -> list[str]:
+def open_files(root: Path) -> list[Path]:
     """What this process holds open below `root`; what other tests hold or drop meanwhile is no matter of this one."""
     held = []
     for descriptor in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # the one that lists them, and what another thread closes
-            held.append(os.readlink(descriptor))
-    return [path for path in held if Path(path).is_relative_to(root.resolve())]
+            held.append(descriptor.readlink())
+    return [path for path in held if path.is_relative_to(root.resolve())]
 
 
 def test_decoders_are_bounded_and_closed(toy: Converted, tmp_path: Path) -> None:
