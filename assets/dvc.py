@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 
 from prts_core.config.load import Plan, load_plan
-from prts_core.errors import PrtsError, StageError
+from prts_core.errors import PrtsError, Skipped, StageError
 from prts_core.stages import chain
 from prts_core.stages.dvc_file import DvcFile
 from prts_core.store.views import viewed
@@ -87,10 +87,13 @@ def _require_shown(file: DvcFile, stage: str, partition: str | None) -> None:
     """StageError where the recipe has been edited since the run began: DVC would write the new values beside the old
     result, and never make the one that they mean."""
     now, outputs = load_plan(file.plan.path), file.root / file.outputs
-    resolved = chain.store(outputs).resolve(stage, now, partition)
-    shown = viewed(outputs, now.recipe.name, stage, resolved.partition)
-    if shown is None or shown.key != resolved.key:
+    try:
+        meant = chain.store(outputs).resolve(stage, now, partition).key
+    except Skipped:
+        meant = None  # the view says that the dataset is not here
+    shown = viewed(outputs, now.recipe.name, stage, partition)
+    if meant != (shown and shown.key):
         raise StageError(
             "The recipe was changed while the stage ran: its result is in the store, not in DVC", file=now.path,
-            cure=f"run `{now.command(stage, resolved.partition, Path(file.outputs))}` for what the recipe says now",
+            cure=f"run `{now.command(stage, partition, Path(file.outputs))}` for what the recipe says now",
         )  # fmt: skip

@@ -15,7 +15,9 @@ from assets.launchpad import Chosen
 from assets.metadata import Shown, metadata
 from assets.recipes import RecipePage
 from assets.shown import SHOWN
+from prts_core.config.load import Plan
 from prts_core.errors import PrtsError, Skipped
+from prts_core.stages import chain
 from prts_core.stages.chain import STAGES
 from prts_core.store.stage import Stage
 
@@ -127,6 +129,9 @@ def _stage_asset(page: RecipePage, stage: Stage) -> dg.AssetsDefinition:
         except Skipped as err:
             context.log.warning(f"skipped: {err}")
             context.log_event(dg.AssetObservation(spec.key, partition=partition, metadata={"skipped": str(err)}))
+            for name in _passed_over(context, page, stage, plan, partition):
+                chain.note_skip(name, plan, partition, chosen.outputs, err)
+                context.resources.dvc.commit(plan, name, partition, chosen.outputs, context.log)
         except PrtsError as err:
             results = shown.failed(err)
             if not results:
@@ -140,6 +145,15 @@ def _stage_asset(page: RecipePage, stage: Stage) -> dg.AssetsDefinition:
             raise dg.Failure(f"{type(err).__name__}: {err}", allow_retries=False) from err
 
     return run
+
+
+def _passed_over(
+    context: dg.AssetExecutionContext, page: RecipePage, stage: Stage, plan: Plan, partition: str | None
+) -> list[str]:
+    """The skipped stage and those of this run that follow from it, which Dagster does not call."""
+    names = [name for name, of in chain.steps(plan) if of == partition]
+    asked = context.job_def.asset_layer.selected_asset_keys
+    return [name for name in names[names.index(stage.name) :] if page.key(name) in asked]
 
 
 def check_specs(page: RecipePage, stage: Stage, shown: Shown) -> list[dg.AssetCheckSpec]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from prts_core.config.load import load_plan
 from prts_core.data.validation.report import Finding, ValidationFailed, ValidationReport
 from prts_core.errors import StageError
+from prts_core.files import read_json
 from prts_core.stages import chain
 from prts_core.store.manifest import Manifest
 from prts_core.store.views import view_folder, viewed
@@ -136,7 +138,12 @@ def test_an_absent_optional_dataset_is_skipped_without_a_trace_of_success(projec
     result = run_job("import_dataset", "g1_bottle")
     assert result.success
     assert materialised(result) == {} and checks(result) == {} and project.calls() == []
-    assert not view_folder(project.outputs, "quickstart", "collect", "g1_bottle").exists()
+    view = view_folder(project.outputs, "quickstart", "collect", "g1_bottle")
+    note = read_json(view / "manifest.json")
+    assert note == {"skipped": "Dataset 'g1_bottle' is not on this machine"}
+    shutil.rmtree(view)
+    project.run("prts", "collect", "--dataset", "g1_bottle", "--allow-skip")
+    assert read_json(view / "manifest.json") == note
     (observed,) = result.get_asset_observation_events()
     seen = observed.asset_observation_data.asset_observation
     assert seen.asset_key.path == ["quickstart", "collect"] and seen.partition == "g1_bottle"

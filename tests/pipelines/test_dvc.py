@@ -106,6 +106,17 @@ def test_a_dagster_run_after_dvc_repro_runs_nothing_and_has_the_same_versions(pr
     assert Path("dvc.lock").read_text() == lock
 
 
+def test_dvc_repro_after_dagster_skipped_a_dataset_executes_nothing(made, run_job, monkeypatch):
+    """Also of the stages that Dagster passes over, and with the very notes that `dvc repro` leaves."""
+    monkeypatch.setenv("PRTS_SHARED", str(made.folder / "nowhere"))
+    assert run_job("import_dataset", "g1_bottle").success
+    assert ran(made.run("dvc", "repro", "sft-g1_bottle").stdout) == ["collect-g1_bottle"]
+    monkeypatch.setenv("PRTS_SHARED", str(made.folder.parent / "shared"))
+    assert run_job("import_dataset", "g1_bottle").success
+    assert ran(made.run("dvc", "repro", "sft-g1_bottle").stdout) == ["collect-g1_bottle"]
+    assert made.calls() == []  # the results were in the store all the time
+
+
 # ---- what runs, and what does not -----------------------------------------------------------------------------------
 def test_a_change_runs_what_follows_from_it(made):
     edit(RECIPE, lambda recipe: recipe["sft"]["train"].update(steps=5))

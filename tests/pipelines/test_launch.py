@@ -18,9 +18,11 @@ from pipelines.terminal import QUIET
 from prts_core.config.load import load_plan
 from prts_core.data.validation.report import Finding, ValidationFailed, ValidationReport
 from prts_core.errors import ConfigError, Skipped, StageError, Stopped
+from prts_core.files import read_json
 from prts_core.launch.where import parse_launch
 from prts_core.stages import chain
 from prts_core.store.run_stage import untracked
+from prts_core.store.views import view_folder
 from tests.data.conftest import convert_toy, write_raw
 from tests.pipelines import stub_child
 
@@ -71,6 +73,8 @@ def test_a_skip_and_a_bug_in_a_child(project, run_in_child, monkeypatch):
     skipped = run_in_child("data", "g1_bottle")
     assert skipped.success, [e.step_failure_data for e in skipped.get_step_failure_events()]
     assert skipped.get_asset_materialization_events() == []
+    note = read_json(view_folder(project.outputs, "quickstart", "stats", "g1_bottle") / "manifest.json")
+    assert note == {"skipped": "Dataset 'g1_bottle' is not on this machine"}
     monkeypatch.setenv("PRTS_STUB_BREAK", "collect")
     (failed,) = run_in_child("data", "metaworld").get_step_failure_events()
     assert "a bug in the stage's code" in failed.step_failure_data.user_failure_data.description

@@ -37,6 +37,7 @@ def free() -> int:
 def test_a_port_that_is_taken_is_told_with_a_port_that_is_free(project, stranger, monkeypatch, capsys):
     monkeypatch.setenv("PRTS_DAGSTER_PORT", str(stranger))
     monkeypatch.setenv("PRTS_MLFLOW_PORT", str(free()))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the handlers of this process are the tests'
     assert ui.main() == 1
     said = capsys.readouterr().err
     assert "Another program has the port of Dagster's page" in said and f"{stranger}" in said
