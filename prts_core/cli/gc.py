@@ -90,7 +90,8 @@ def registered_results(outputs: Path) -> set[str]:
     asked. An outputs folder that has never tracked anything has none."""
     from prts_core.errors import StageError
     from prts_core.files import read_json
-    from prts_core.tracking.store import client, is_server, mlflow_module, recorded_uri, tracking_uri
+    from prts_core.tracking.registry import versions
+    from prts_core.tracking.store import client, has_store, mlflow_module, recorded_uri, tracking_uri
 
     for path in sorted((outputs / "registrations").glob("*.json")):
         known = read_json(path).get("tracking_uri")
@@ -99,25 +100,13 @@ def registered_results(outputs: Path) -> set[str]:
                 "A model of this store is registered in another MLflow than the one that is asked", file=path,
                 found=recorded_uri(outputs), expected=known,
             )  # fmt: skip
-    if not is_server(tracking_uri(outputs)) and not (outputs / "mlflow.db").exists() and not _tracked_elsewhere():
+    if not has_store(outputs):
         return set()
-    store, found, token = client(outputs), set(), None
+    tags = ("prts.key", "prts.manifest_digest")
     try:
-        while True:
-            page = store.search_model_versions(page_token=token)
-            for version in page:
-                found |= {version.tags[tag] for tag in ("prts.key", "prts.manifest_digest") if tag in version.tags}
-            token = page.token
-            if not token:
-                return found
+        return {v.tags[tag] for v in versions(client(outputs)) for tag in tags if tag in v.tags}
     except (mlflow_module().exceptions.MlflowException, OSError) as err:
         raise StageError("MLflow does not list its models", file=tracking_uri(outputs), found=str(err)[:300]) from err
-
-
-def _tracked_elsewhere() -> bool:
-    import os
-
-    return bool(os.environ.get("MLFLOW_TRACKING_URI") or os.environ.get("MLFLOW_REGISTRY_URI"))
 
 
 def show(found: Garbage) -> None:

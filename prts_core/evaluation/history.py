@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prts_core.errors import StageError, suggest
 from prts_core.files import atomic_path
 from prts_core.tracking import registry
 from prts_core.tracking.store import client
@@ -41,13 +40,7 @@ class History:
 def read_history(outputs: Path, model: str) -> History:
     """What the registry knows. StageError where there is no such model."""
     store = client(outputs)
-    versions = sorted(registry.versions(store, model), key=lambda version: int(version.version))
-    if not versions:
-        known = sorted(m.name for m in store.search_registered_models())
-        raise StageError(
-            f"No registered model {model!r}{suggest(model, known)}", expected=", ".join(known) or "a registered model",
-            cure="run `prts register`, or set MLFLOW_TRACKING_URI or --outputs to where it was registered",
-        )  # fmt: skip
+    versions = sorted(registry.known_versions(store, model), key=lambda version: int(version.version))
     aliases: dict[int, list[str]] = {}
     for alias, number in store.get_registered_model(model).aliases.items():
         aliases.setdefault(int(number), []).append(alias)

@@ -164,7 +164,7 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     items: Iterable[tuple[Any, Any]]
     if isinstance(value, dict) and value:
         items = value.items()
-    elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+    elif isinstance(value, list | tuple) and value and all(isinstance(item, dict) for item in value):
         items = enumerate(value)
     else:
         return {prefix: value}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prts_core import __version__
+from prts_core.store.entries import flat
 from prts_core.tracking.source import source_tags
 from prts_core.tracking.store import ui_address
 
@@ -104,18 +105,14 @@ def parents_of(tags: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     return {role: ("", p) if isinstance(p, str) else (p["key"], p["digest"]) for role, p in raw.items()}
 
 
-def flatten(value: Any, prefix: str = "") -> dict[str, str]:
+def flatten(value: Any) -> dict[str, str]:
     """Nested plain data -> {"a.b.0.c": "text"}. Lists of plain values stay one JSON text; long texts are cut."""
-    nested = isinstance(value, dict) or (isinstance(value, list | tuple) and any(isinstance(v, dict) for v in value))
-    if nested and value:
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        out: dict[str, str] = {}
-        for key, inner in items:
-            out |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
-        return out
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    shown = text if len(text) <= PARAM_CHARS else text[: PARAM_CHARS - 1] + "…"
-    return {mlflow_name(prefix): shown}
+
+    def shown(leaf: Any) -> str:
+        text = leaf if isinstance(leaf, str) else json.dumps(leaf, ensure_ascii=False)
+        return text if len(text) <= PARAM_CHARS else text[: PARAM_CHARS - 1] + "…"
+
+    return {mlflow_name(name): shown(leaf) for name, leaf in flat(value).items()}
 
 
 def mlflow_name(name: str) -> str:

@@ -6,7 +6,6 @@ its key with that digest; otherwise the MLflow run that recorded it is followed,
 
 from __future__ import annotations
 
-import os
 import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -20,7 +19,7 @@ from prts_core.store.listing import list_files, tree_digest
 from prts_core.store.manifest import MANIFEST, OUTPUT, STORE
 from prts_core.tracking import registry
 from prts_core.tracking.describe import parents_of
-from prts_core.tracking.store import client, is_server, mlflow_module, run_url, tracking_uri
+from prts_core.tracking.store import client, has_store, mlflow_module, run_url, tracking_uri
 
 State = Literal["on disk", "damaged", "remade", "gone", "lost"]
 RAW_FILES = "files.json"
@@ -142,9 +141,7 @@ class _Records:
 
     def __init__(self, outputs: Path, verify: bool) -> None:
         self.outputs, self.verify = outputs, verify
-        uri = tracking_uri(outputs)
-        # Looking must not create a store.
-        self.tracked = is_server(uri) or bool(os.environ.get("MLFLOW_TRACKING_URI")) or (outputs / "mlflow.db").exists()
+        self.tracked = has_store(outputs)
 
     @cached_property
     def entries(self) -> list[Entry]:

@@ -52,15 +52,7 @@ def resolve_version(store: MlflowClient, reference: str) -> ModelVersion:
             "This is no model reference", found=reference, expected="models:/<name>@<alias> or models:/<name>/<version>"
         )
     name, alias, number = match["name"], match["alias"], match["version"]
-    present = versions(store, name)
-    if not present:
-        names = sorted(m.name for m in store.search_registered_models())
-        raise StageError(
-            f"No registered model {name!r}{suggest(name, names)}",
-            found=reference,
-            expected=", ".join(names) or "a registered model; there is none yet",
-            cure="run `prts register`, or set MLFLOW_TRACKING_URI or --outputs to where it was registered",
-        )
+    present = known_versions(store, name)
     if alias is not None:
         found = version_of_alias(store, name, alias)
         known = sorted(store.get_registered_model(name).aliases)
@@ -121,11 +113,24 @@ def _downloaded(outputs: Path, uri: str, name: str) -> Path:
     return target
 
 
-def versions(store: MlflowClient, name: str) -> list[Any]:
-    """Every version of a model, in no order; none where there is no such model."""
+def known_versions(store: MlflowClient, name: str) -> list[Any]:
+    """Every version of a model; StageError with the names that there are where it has none."""
+    found = versions(store, name)
+    if not found:
+        names = sorted(m.name for m in store.search_registered_models())
+        raise StageError(
+            f"No registered model {name!r}{suggest(name, names)}", found=name,
+            expected=", ".join(names) or "a registered model; there is none yet",
+            cure="run `prts register`, or set MLFLOW_TRACKING_URI or --outputs to where it was registered",
+        )  # fmt: skip
+    return found
+
+
+def versions(store: MlflowClient, name: str | None = None) -> list[Any]:
+    """Every version of a model, or of all of them, in no order; none where there is no such model."""
     found, token = [], None
     while True:
-        page = store.search_model_versions(f"name = '{name}'", page_token=token)
+        page = store.search_model_versions(None if name is None else f"name = '{name}'", page_token=token)
         found += list(page)
         token = page.token
         if not token:

@@ -8,7 +8,6 @@ one process.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
 from prts_core.errors import StageError, require
+from prts_core.locks import locked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -84,6 +84,12 @@ def _own_database(outputs: Path) -> str:
     return f"sqlite:///{outputs.resolve() / 'mlflow.db'}"
 
 
+def has_store(outputs: Path) -> bool:
+    """Whether anything can have been tracked. Looking must not create a database."""
+    named = os.environ.get("MLFLOW_TRACKING_URI") or os.environ.get("MLFLOW_REGISTRY_URI")
+    return bool(named) or (outputs / "mlflow.db").exists()
+
+
 def is_server(uri: str) -> bool:
     return urlparse(uri).scheme in ("http", "https", "databricks")
 
@@ -106,7 +112,7 @@ def _client(uri: str, registry_uri: str, outputs: str) -> MlflowClient:
     if not is_server(uri):
         faults += (require("sqlalchemy.exc", "pipeline").SQLAlchemyError,)
     # Opening a database makes its tables where they are missing, which two processes must not do at once.
-    lock = contextlib.nullcontext() if is_server(uri) else _locked(Path(outputs) / ".mlflow.lock")
+    lock = contextlib.nullcontext() if is_server(uri) else locked(Path(outputs) / ".mlflow.lock")
     try:
         with lock:
             if uri == _own_database(Path(outputs)):
@@ -166,13 +172,6 @@ def patient(seconds: int = 3600) -> Iterator[None]:
         yield
     finally:
         os.environ[name] = before
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def experiment_id(outputs: Path, name: str) -> str:
