@@ -58,11 +58,11 @@ def test_a_folder_is_served_until_sigterm(package):
         with PolicyClient(url, contract=CONTRACT) as client:
             assert client.metadata["package_digest"] == resolve(str(package)).package_digest
             assert "value" in client.infer(observation())
-        with urllib.request.urlopen(url.replace("ws:", "http:") + "/healthz", timeout=5) as reply:
+        with urllib.request.urlopen(url.replace("ws:", "http:") + "/healthz", timeout=60) as reply:
             assert reply.read() == b"OK\n"
     finally:
         process.send_signal(signal.SIGTERM)
-        out, _ = process.communicate(timeout=20)
+        out, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and "stopped" in out
 
 
@@ -82,7 +82,7 @@ def test_a_registered_model_is_served_by_its_alias(tmp_path):
             assert client.infer(observation())["actions"].shape == (4, 2)
     finally:
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=120)
     # another package, whole in itself, in the registered one's place is found out
     shutil.rmtree(model.folder)
     write_package(model.folder, "w2")
