@@ -23,8 +23,9 @@ class Row:
 
 
 def test_what_is_inside_passes():
-    Row(count=None, rates=(), shares={"a": 1e300}, name=None, names=("a.b-c_1", "0"))
-    Row(count=9, name="a" * 100)
+    row = Row(count=None, rates=(), shares={"a": 1e300}, name=None, names=("a.b-c_1", "0"))
+    assert row == Row(None, (), {"a": 1e300}, None, ("a.b-c_1", "0")), "a check changes nothing"
+    assert Row(count=9, name="a" * 100).count == 9
 
 
 @pytest.mark.parametrize(

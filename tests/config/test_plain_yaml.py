@@ -67,9 +67,11 @@ def test_what_is_not_plain_is_one_line_of_words(text: str, said: str):
 
 def test_a_bomb_of_aliases_costs_nothing():
     tracemalloc.start()
-    begin = time.perf_counter()
-    with pytest.raises(YamlError, match="aliases"):
-        parse(BOMB)
-    assert time.perf_counter() - begin < 2
-    assert tracemalloc.get_traced_memory()[1] < 50e6
-    tracemalloc.stop()
+    begin = time.thread_time()  # what others on this machine take is no part of it
+    try:
+        with pytest.raises(YamlError, match="aliases"):
+            parse(BOMB)
+        assert time.thread_time() - begin < 2
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()

