@@ -52,34 +52,12 @@ def on_gpu(console: Console) -> list[Row]:
 
 
 def rows_of(results: dict[str, Any]) -> list[Row]:
-    """What "must" be met of the goals of attention.md, at the pack where the fastest of ours stands worst."""
-    mine = [r for r in results["rows"] if r["contender"] == results["chosen"] and r["head_dim"] == 128]
-
-    def beside(other: str | None, mode: str, pack: int, goal: str) -> list[Row]:
-        """other: a contender, or None for the peer of the cell."""
-        found = []
-        for row in (r for r in mine if r["mode"] == mode and r["pack"] == pack):
-            of_cell = {r["contender"]: r for r in results["rows"]
-                       if all(r[k] == row[k] for k in ("pack", "mean", "mode", "head_dim"))}  # fmt: skip
-            name = other or row["peer"]
-            if name in of_cell:
-                what = f"{mode}, {pack // 1024}k / {row['mean']}: {row['contender']} beside {name}"
-                found.append(Row(what, row["median_ms"], of_cell[name]["median_ms"], "ms", "lower", goal))
-        return [max(found, key=lambda r: r.ratio)] if found else []
-
-    def absolute(mode: str, limit_ms: float) -> list[Row]:
-        if "H200" not in results["device"]["name"]:
-            return []
-        cell = (mode, 32768, 771)
-        return [Row(f"{mode}, 32k / 771: {r['contender']} beside the goal on an H200", r["median_ms"], limit_ms, "ms",
-                    "lower", "<= 1.0") for r in mine if (r["mode"], r["pack"], r["mean"]) == cell]  # fmt: skip
-
-    rows = beside(None, "forward", 32768, "<= 1.02") + beside(None, "backward", 32768, "<= 1.03")
-    rows += beside(None, "both", 8192, "<= 1.05") + absolute("forward", 0.47) + absolute("backward", 1.25)
-    rows += beside("flex", "forward", 8192, "<= 0.4") + beside("flex", "forward", 32768, "<= 0.4")
-    if mine and "gpu_us" in results["metadata"]:
-        rows.append(Row("mask metadata of a step, GPU", results["metadata"]["gpu_us"], 20.0, "us", "lower", "<= 1.0"))
-    return rows
+    """What "must" be met of the kernels' goals (prts_kernels.bench.goals), as far as it was measured."""
+    return [
+        Row(f"{results['chosen']}, {goal['what']}; peer: the goal", goal["value"], goal["bounds"]["must"], goal["unit"],
+            "lower" if goal["sign"] == "<=" else "higher", f"{goal['sign']} 1.0")
+        for goal in results["goals"] if goal["value"] is not None
+    ]  # fmt: skip
 
 
 # ---- CPU -----------------------------------------------------------------------------------------------------------

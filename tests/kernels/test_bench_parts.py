@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from prts_kernels.bench import contenders, expectation, packs, probe, timing, worker
+from prts_kernels.bench import contenders, packs, probe, timing, worker
 from prts_kernels.bench.contenders import CONTENDERS
 from prts_kernels.bench.correctness import Yardstick, by_sample, eager, poisoned
-from prts_kernels.bench.packs import Shape, pack_of, random_pack
+from prts_kernels.bench.packs import Shape
 from prts_kernels.bench.report import file_name, newest, number, replace_block, write_json
 from prts_kernels.bench.timing import Plan, measure
 from prts_kernels.bench.worker import Job
@@ -244,12 +244,3 @@ def test_a_marked_block_is_replaced_and_nothing_else() -> None:
 )  # fmt: skip
 def test_numbers(value: float | None, text: str) -> None:
     assert number(value) == text
-
-
-def test_expected_work_lies_between_what_is_visible_and_plain_causal() -> None:
-    assert expectation.causal_area([5], 2, 2) == (2 + 4 + 6) * 2  # three tiles of queries, up to their diagonals
-    for groups in (1, 4):
-        share = expectation.work(random_pack(8192, 771, np.random.default_rng(0)), groups)
-        assert share["visible"] < share["triton"] < 1 and share["visible"] < share["stock"] + share["crossing"] < 1.03
-    without = expectation.work(pack_of([700, 900], np.random.default_rng(0), without_crl=[0, 1]), 4)
-    assert without["stock"] == 1 and without["crossing"] == 0

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prts_kernels.bench import expectation, goals, tables, worker
+from prts_kernels.bench import goals, tables, worker
 from prts_kernels.bench.contenders import CONTENDERS
 from prts_kernels.bench.goals import NAME
 from prts_kernels.bench.report import newest, replace_block, write_json, write_text
@@ -38,7 +38,6 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="of packs and tensors (default: from the clock)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where <device>-<date>.json goes")
     parser.add_argument("--record", action="store_true", help="order and tiles into role_attention/measured.json")
-    parser.add_argument("--expect", action="store_true", help="only print what tiles alone let expect; needs no device")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="only put the newest results of a GPU in --out "
                         "into FILE, between its role_attention marks")  # fmt: skip
     return parser
@@ -48,9 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """0: the table was made; 1: not, with one line on stderr."""
     args = options().parse_args(arguments)
     try:
-        if args.expect:
-            print(expectation.table(goals.PACKS))
-            return 0
         if args.markdown:
             put_into(args.markdown, args.out)
             return 0
