@@ -36,7 +36,6 @@ def test_round_trip_is_close_and_repeatable(tmp_path: Path, config: VideoConfig)
     facts = video.probe(tmp_path / "a.mp4")
     assert (facts.height, facts.width, facts.fps, facts.frames) == (48, 64, 20.0, 40)
     assert facts.codec == video.CODEC_NAMES[config.codec] and facts.pixel_format == "yuv420p"
-    assert video.count_frames(tmp_path / "a.mp4") == 40
 
 
 @pytest.mark.parametrize("gop", [2, 30])

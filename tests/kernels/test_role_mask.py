@@ -12,7 +12,20 @@ from hypothesis import strategies as st
 from role_layouts import Pack, ends, packs
 
 from prts_kernels.role_attention import RoleMask
-from prts_kernels.role_attention.mask import ROLE_TABLE, ROLES, spans_of, table_mask
+from prts_kernels.role_attention.mask import ROLE_TABLE, ROLES, spans_of
+
+
+def table_mask(roles: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
+    """The dense mask straight from the role table: slow, and what every other form is tested against.
+
+    roles: (..., L) int, index into ROLES. samples: (..., L) int, sample number, -1 for padding.
+    Returns (..., L, L) bool.
+    """
+    table = torch.tensor(ROLE_TABLE, device=roles.device)
+    allowed = table[roles.unsqueeze(-1), roles.unsqueeze(-2)]
+    same = (samples.unsqueeze(-1) == samples.unsqueeze(-2)) & (samples >= 0).unsqueeze(-1)
+    position = torch.arange(roles.shape[-1], device=roles.device)
+    return allowed & same & (position[None, :] <= position[:, None])
 
 
 def flat_dense(mask: RoleMask) -> torch.Tensor:

@@ -38,19 +38,6 @@ ROLE_TABLE = (
 SPAN = ("start", "observation_end", "bc_end", "crl_action_end", "goal_end")
 
 
-def table_mask(roles: Tensor, samples: Tensor) -> Tensor:
-    """The dense mask straight from the role table: slow, and what every other form is tested against.
-
-    roles: (..., L) int, index into ROLES. samples: (..., L) int, sample number, -1 for padding.
-    Returns (..., L, L) bool.
-    """
-    table = torch.tensor(ROLE_TABLE, device=roles.device)
-    allowed = table[roles.unsqueeze(-1), roles.unsqueeze(-2)]
-    same = (samples.unsqueeze(-1) == samples.unsqueeze(-2)) & (samples >= 0).unsqueeze(-1)
-    position = torch.arange(roles.shape[-1], device=roles.device)
-    return allowed & same & (position[None, :] <= position[:, None])
-
-
 class RoleMask:
     """The mask of one batch, with what implementations derive from it, each made once and shared by all layers.
 

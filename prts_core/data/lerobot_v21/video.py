@@ -104,12 +104,6 @@ def probe(path: Path) -> VideoFacts:
         )
 
 
-def count_frames(path: Path) -> int:
-    """Frames in `path`, counted by packets (the header may lie); nothing is decoded."""
-    with opened(path) as container, faults(path):
-        return sum(1 for packet in container.demux(video=0) if packet.size)
-
-
 def decode(path: Path, indices: Sequence[int] | None = None, size: int | tuple[int, int] | None = None) -> np.ndarray:
     """RGB frames of `path` as (N, H, W, 3) uint8: all, or those at `indices` in that order (repeats allowed).
 
