@@ -19,8 +19,9 @@ CHECK = "no_significant_drop"
 NIGHT_TAG = "prts/night"  # of a run: which night it belongs to, so that its second attempt resumes the first
 
 
-def regression_asset(page: RecipePage) -> dg.AssetsDefinition:
-    """The asset over suites and versions; its check is theirs one by one."""
+def regression_asset(page: RecipePage, freshness: dg.FreshnessPolicy | None = None) -> dg.AssetsDefinition:
+    """The asset over suites and versions; its check is theirs one by one. freshness: of the newest of all its results,
+    red ones too; Dagster knows none by partition."""
     check = dg.AssetCheckSpec(
         CHECK,
         asset=page.key("regression"),
@@ -40,6 +41,7 @@ def regression_asset(page: RecipePage) -> dg.AssetsDefinition:
         deps=[page.key("register")],
         check_specs=[check],
         pool="gpu",
+        freshness_policy=freshness,
         required_resource_keys={page.resource},
     )
     def regression(context: dg.AssetExecutionContext) -> Iterator[Any]:

@@ -35,7 +35,12 @@ def assets_of(page: RecipePage) -> list[dg.AssetsDefinition | dg.SourceAsset]:
     with warnings.catch_warnings():  # partitioned checks and observable sources are new in Dagster
         warnings.simplefilter("ignore", dg.PreviewWarning)
         warnings.simplefilter("ignore", dg.BetaWarning)
-        return [*source_assets(page), *stage_assets(page), register_asset(page), regression_asset(page)]
+        return [
+            *source_assets(page),
+            *stage_assets(page),
+            register_asset(page),
+            regression_asset(page, nightly.freshness()),
+        ]
 
 
 def build(pages: Sequence[RecipePage], outputs: Path, launch: str | None = None) -> dg.Definitions:

@@ -7,6 +7,7 @@ prts_core.evaluation.regression's.
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -14,11 +15,33 @@ import dagster as dg
 from assets.recipes import SUITE, VERSION, RecipePage
 from assets.regression import NIGHT_TAG
 from pipelines.jobs import Jobs
+from prts_core.errors import lookup
 from prts_core.evaluation.regression import due
+
+HOUR, MINUTE = 2, 30  # when a night begins
+PATIENCE_H = 10  # a night without any result after so many hours is overdue
+
+
+def switched_on() -> bool:
+    """Whether $PRTS_NIGHTLY says that this deployment measures every night: `on`."""
+    return lookup({"on": True, "off": False}, os.environ.get("PRTS_NIGHTLY") or "off", "choice ($PRTS_NIGHTLY)")
+
+
+def freshness() -> dg.FreshnessPolicy | None:
+    """How Dagster notices a night that brought no result: schedule stopped on the page, registry silent, champion gone,
+    run stuck in its queue. None of these is a failed run. Where the night is not switched on, nothing is overdue."""
+    if not switched_on():
+        return None
+    return dg.FreshnessPolicy.cron(
+        deadline_cron=f"{MINUTE} {HOUR + PATIENCE_H} * * *",
+        lower_bound_delta=timedelta(hours=PATIENCE_H + 1),  # since the night began, and the hour by which clocks change
+        timezone=timezone(),
+    )
 
 
 def schedules(page: RecipePage, jobs: Jobs, outputs: Path) -> list[dg.ScheduleDefinition]:
-    """The recipe's schedules, all stopped: a laptop with the page open must not start a benchmark at night."""
+    """The recipe's schedules, stopped unless configured: a laptop with the page open must not start a benchmark at
+    night."""
     found = [nightly_regression(page, jobs, outputs)]
     if jobs.observe is not None:
         found.append(
@@ -41,8 +64,9 @@ def timezone() -> str:
 def nightly_regression(page: RecipePage, jobs: Jobs, outputs: Path) -> dg.ScheduleDefinition:
     @dg.schedule(
         job=jobs.regression,
-        cron_schedule="30 2 * * *",
+        cron_schedule=f"{MINUTE} {HOUR} * * *",
         execution_timezone=timezone(),
+        default_status=dg.DefaultScheduleStatus.RUNNING if switched_on() else dg.DefaultScheduleStatus.STOPPED,
         name=f"{page.identifier}_nightly_regression",
         description="Half past two: the champion on every suite, new challengers on those they have no result on. "
         "Nothing happens while nothing is registered.",

@@ -167,7 +167,7 @@ def page(tmp_path_factory) -> Iterator[Page]:
         "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "PRTS_ENV": "test", "PRTS_LAUNCH": "process",
         "PRTS_RECIPE": "configs/arms.yaml,configs/smoke.yaml",
         "PRTS_OUTPUTS": "outputs", "PRTS_STUB_CALLS": str(folder / "calls.txt"), "PYTHONWARNINGS": "ignore",
-        "DAGSTER_HOME": str(folder / "outputs/dagster"), "OMP_NUM_THREADS": "1",
+        "DAGSTER_HOME": str(folder / "outputs/dagster"), "OMP_NUM_THREADS": "1", "PRTS_NIGHTLY": "on",
     }  # fmt: skip
     before = os.environ.get("DAGSTER_HOME")
     os.environ["DAGSTER_HOME"] = env["DAGSTER_HOME"]
@@ -237,6 +237,16 @@ def test_a_backfill_of_ten_datasets(page):
         records = instance.get_run_records()
     spans = sorted((record.start_time, record.end_time) for record in records)
     assert any(later < end for (_, end), (later, _) in itertools.pairwise(spans)), "one after the other"
+
+
+def test_the_daemon_watches_the_nightly_run_and_nothing_else(page):
+    def states() -> dict[str, str] | None:
+        keys = [dg.AssetKey(["arms", name]) for name in ("regression", "sft")]
+        with page.instance() as instance:
+            found = instance.get_freshness_state_records(keys)
+        return {key.path[-1]: found[key].freshness_state.value for key in keys} if len(found) == 2 else None
+
+    assert page.until(states, "the freshness daemon has looked") == {"regression": "UNKNOWN", "sft": "NOT_APPLICABLE"}
 
 
 def test_a_cancelled_training_leaves_a_checkpoint_and_resumes(page, trained_until):

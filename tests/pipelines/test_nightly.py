@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from zoneinfo import ZoneInfo
 
 import dagster as dg
 import pytest
+from dagster._utils.schedules import schedule_execution_time_iterator
 
 from assets.launchpad import plan_resource
 from assets.recipes import SUITE, VERSION, RecipePage
 from assets.regression import CHECK, NIGHT_TAG, regression_asset
+from pipelines.definitions import build
 from pipelines.jobs import jobs
 from pipelines.nightly import nightly_regression
 from pipelines.sensors import alarm_sensor
 from prts_core.config.load import load_plan
+from prts_core.errors import ConfigError
 from prts_core.evaluation import benchmark, regression
 from prts_core.evaluation.baselines import published
 from prts_core.evaluation.regression import of_report
@@ -195,3 +200,68 @@ def asks_for_the_champion(tmp_path: Path, outputs: Path, instance: dg.DagsterIns
     assert [str(request.partition_key) for request in asked] == ["benchmark|1", "libero_goal|1"]
     assert asked[0].tags[NIGHT_TAG] == "2026-11-21" and asked[0].run_key.startswith("2026-11-21/")
     assert instance.get_dynamic_partitions(str(page().versions.name)) == ["1"]
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, instance: dg.DagsterInstance):
+    """Berlin's nightly run, switched on; the state that Dagster's freshness daemon records at a time of there."""
+    from dagster._core.loader import LoadingContextForTest
+    from dagster._core.test_utils import freeze_time
+    from dagster._daemon.freshness import FreshnessDaemon
+
+    monkeypatch.setenv("PRTS_NIGHTLY", "on")
+    monkeypatch.setenv("PRTS_TIMEZONE", "Europe/Berlin")
+    graph = build([page()], tmp_path).resolve_asset_graph()
+
+    def state_at(time: datetime, *, measured: bool = False) -> str:
+        context = LoadingContextForTest(instance)
+        context.asset_graph = graph
+        with freeze_time(time):
+            if measured:
+                instance.report_runless_asset_event(dg.AssetMaterialization(KEY, partition="benchmark|1"))
+            list(FreshnessDaemon().run_iteration(SimpleNamespace(create_request_context=lambda: context)))
+        return instance.get_freshness_state_records([KEY])[KEY].freshness_state.value
+
+    return state_at
+
+
+def berlin(month: int, day: int, hour: int, minute: int = 0) -> datetime:
+    return datetime(2026, month, day, hour, minute, tzinfo=ZoneInfo("Europe/Berlin"))
+
+
+def test_a_night_that_brings_nothing_is_overdue_at_noon(watched):
+    assert watched(berlin(11, 20, 13)) == "UNKNOWN"  # nothing is registered yet
+    assert watched(berlin(11, 21, 4), measured=True) == "PASS"
+    assert watched(berlin(11, 22, 12, 29)) == "PASS"
+    assert watched(berlin(11, 22, 12, 31)) == "FAIL"
+    assert watched(berlin(11, 22, 14), measured=True) == "PASS"
+    assert watched(berlin(11, 23, 12, 31)) == "FAIL"  # what was made in the afternoon is not the next night's
+
+
+@pytest.mark.parametrize(("month", "day"), [(3, 29), (10, 25)])
+def test_a_night_in_which_clocks_change_is_in_time(watched, tmp_path, month, day):
+    """Whatever the schedule's own hour is: a result a minute after the night began counts for that day."""
+    mine = page()
+    own = nightly_regression(mine, jobs(mine), tmp_path)
+    midnight = berlin(month, day, 0).timestamp()
+    ticks = schedule_execution_time_iterator(midnight, own.cron_schedule, own.execution_timezone, ascending=True)
+    begun = next(tick for tick in ticks if tick.timestamp() > midnight)
+    assert begun.date() == berlin(month, day, 0).date()
+    assert watched(begun + timedelta(minutes=1), measured=True) == "PASS"
+    assert watched(berlin(month, day, 23)) == "PASS"
+    assert watched(berlin(month, day + 1, 23)) == "FAIL"
+
+
+def test_the_night_is_watched_only_where_it_is_switched_on(tmp_path, monkeypatch):
+    def policy_and_status() -> tuple[bool, dg.DefaultScheduleStatus]:
+        made, mine = build([page()], tmp_path), page()
+        watch = made.resolve_asset_graph().get(KEY).freshness_policy
+        return watch is not None, nightly_regression(mine, jobs(mine), tmp_path).default_status
+
+    monkeypatch.delenv("PRTS_NIGHTLY", raising=False)
+    assert policy_and_status() == (False, dg.DefaultScheduleStatus.STOPPED)
+    monkeypatch.setenv("PRTS_NIGHTLY", "on")
+    assert policy_and_status() == (True, dg.DefaultScheduleStatus.RUNNING)
+    monkeypatch.setenv("PRTS_NIGHTLY", "yes")
+    with pytest.raises(ConfigError, match="PRTS_NIGHTLY"):
+        policy_and_status()
