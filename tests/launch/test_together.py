@@ -51,7 +51,7 @@ def test_without_torchrun_the_first_process_keeps_the_store(tmp_path: Path, case
         subprocess.Popen(command, env=os.environ | place | {"RANK": rank}, stderr=subprocess.PIPE, text=True)
         for rank in "01"
     ]
-    faults = [rank.communicate(timeout=60)[1] for rank in ranks]
+    faults = [rank.communicate(timeout=120)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [status, 0], faults
     assert len(list(tmp_path.glob("worked-*"))) == (2 if case == "works" else 0)
 
@@ -66,9 +66,8 @@ def test_a_stop_reaches_a_process_that_waits(tmp_path: Path) -> None:
         pids = [int(path.read_text()) for path in found]
         time.sleep(3)
         process.send_signal(signal.SIGTERM)
-        started = time.monotonic()
-        process.communicate(timeout=60)
-        assert time.monotonic() - started < 20.0, "torchrun kills after 30 s"
+        _, faults = process.communicate(timeout=120)
+    assert faults.count("error: Stopped by SIGTERM") == 2, faults  # torchrun kills after 30 s those that say nothing
     gone(pids)
 
 

@@ -15,12 +15,14 @@ from prts_core.errors import DataError, PrtsError, Stopped
 from prts_core.launch.signals import stop_on_signals
 from prts_core.launch.together import Followed, run_together
 
+LIMIT_S = 8.0
+
 
 def shared_work(folder: Path) -> None:
-    """A collective with a limit of 2 s: what the others would not survive if they had waited in one."""
+    """A collective with a limit of LIMIT_S: what the others would not survive if they had waited in one."""
     import torch.distributed as dist
 
-    dist.init_process_group("gloo", timeout=timedelta(seconds=2))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=LIMIT_S))
     dist.barrier()
     (folder / f"worked-{dist.get_rank()}").touch()
 
@@ -29,13 +31,13 @@ def main(folder: Path, case: str) -> int:
     (folder / f"pid-{os.environ['RANK']}").write_text(str(os.getpid()))
 
     def first(call) -> str:
-        time.sleep(5)  # hashing a terabyte
+        time.sleep(LIMIT_S + 2)  # hashing a terabyte
         if case == "finished":
             return "found"
         if case == "fault":
             raise DataError("Only the first process sees this", cure="mend it")
         if case == "waits":
-            time.sleep(60)
+            time.sleep(300)
         call(json.dumps({"folder": str(folder)}))
         shared_work(folder)
         return "made"
