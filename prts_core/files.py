@@ -122,26 +122,32 @@ def read_json(path: Path) -> Any:
         ) from err
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """One object a line; blank lines are skipped; a bad line is named by number."""
+def iterate_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
+    """("line 7", value) of every line but blank ones, read as they are asked for; a bad line is named by number."""
     try:
-        lines = path.read_bytes().decode("utf-8").split("\n")  # U+2028 and its like end no line
+        with path.open(encoding="utf-8", newline="\n") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    try:
+                        yield f"line {number}", json.loads(line)
+                    except json.JSONDecodeError as err:
+                        raise DataError(
+                            "A line is not valid JSON", file=path, field=f"line {number}", found=str(err)
+                        ) from err
     except FileNotFoundError as err:
         raise DataError("A file is missing", file=path, expected="JSON lines", cure="restore or rebuild it") from err
     except UnicodeDecodeError as err:
         raise DataError(
             "A file is not UTF-8 text", file=path, found=str(err), cure="restore it from its source"
         ) from err
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """One object a line."""
     rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as err:
-            raise DataError("A line is not valid JSON", file=path, field=f"line {number}", found=str(err)) from err
+    for place, row in iterate_jsonl(path):
         if not isinstance(row, dict):
-            raise DataError("A line is not a JSON object", file=path, field=f"line {number}", found=line[:80])
+            raise DataError("A line is not a JSON object", file=path, field=place, found=f"{row!r:.80}")
         rows.append(row)
     return rows
 

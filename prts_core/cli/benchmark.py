@@ -199,22 +199,18 @@ def early_stop(
 
 def paired_outcomes(earlier: Path, plan: Plan) -> list[bool]:
     """What the earlier run made of the plan's episodes, in its order. DataError where it lacks one."""
-    import polars as pl
+    from prts_core.evaluation.gate import policy_episodes
 
-    from prts_core.evaluation.runner import KEY, row_key
-
-    frame = pl.read_parquet(earlier / "episodes.parquet")
-    if missing := [name for name in (*KEY, "success") if name not in frame.columns]:
-        raise DataError("Episodes lack columns", file=earlier / "episodes.parquet", field=", ".join(missing))
-    table = {tuple(row[:-1]): bool(row[-1]) for row in frame.select(*KEY, "success").iter_rows()}
-    absent = [key for key in plan.keys if row_key(key) not in table]
+    table = {row[:-1]: row[-1] for row in policy_episodes(earlier / "episodes.parquet").iter_rows()}
+    keys = [(key.task, key.initial_state, key.seed) for key in plan.keys]
+    absent = [key for key in keys if key not in table]
     if absent:
         raise DataError(
             "The run to compare with lacks episodes of this plan", file=earlier, found=f"{len(absent)} missing, first "
-            f"{absent[0].task}, initial state {absent[0].initial_state}, seed {absent[0].seed}",
+            "{}, initial state {}, seed {}".format(*absent[0]),
             cure="ask for as many --episodes, with the same --task and --seed, as it has",
         )  # fmt: skip
-    return [table[row_key(key)] for key in plan.keys]
+    return [table[key] for key in keys]
 
 
 def shown(report: dict[str, Any]) -> Table:

@@ -121,7 +121,8 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
             module.add_arguments(sub)
             both = vars(sub.parse_args([]))
             sub.set_defaults(of_tool={name: both[name] for name in both.keys() - of_stage.keys()})
-            sub.epilog += "\n" + module.EPILOG if hasattr(module, "EPILOG") else ""
+            if hasattr(module, "EPILOG"):
+                sub.epilog = f"{sub.epilog}\n{module.EPILOG}"
     for name, what in TOOLS.items():
         sub = commands.add_parser(
             name, help=what, description=what, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -7,7 +7,6 @@ budget) and what `<action>` stands for is not public, and a guess would train on
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from prts_core.errors import ConfigError, DataError
-from prts_core.files import digest_file, digest_value, read_json
+from prts_core.files import digest_file, digest_value, iterate_jsonl, read_json
 from prts_core.text.prompt import CONTROL_TOKENS, PRTS_TOKENS
 
 T = TypeVar("T")
@@ -156,20 +155,7 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
             raise DataError("An image-text file must hold one list", file=path, found=type(raw).__name__)
         yield from ((f"entry {index}", entry) for index, entry in enumerate(raw))
         return
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    try:
-                        yield f"line {number}", json.loads(line)
-                    except json.JSONDecodeError as err:
-                        raise DataError(
-                            "A line is not valid JSON", file=path, field=f"line {number}", found=str(err)
-                        ) from err
-    except FileNotFoundError as err:
-        raise DataError("A file is missing", file=path, expected="JSON lines", cure="restore or rebuild it") from err
-    except UnicodeDecodeError as err:
-        raise DataError("A file is not UTF-8 text", file=path, found=str(err)) from err
+    yield from iterate_jsonl(path)
 
 
 def _left_out(raw: Any, max_tokens: int | None, path: Path, place: str) -> str | None:

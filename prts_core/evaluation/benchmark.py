@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def benchmark_policy(
             )  # fmt: skip
     if conditions is None:
         conditions = ("policy", *(name for name in CONTROLS if name in config.controls))
-    with Bench(config, places) as bench:
+    with closing(Bench(config, places)) as bench:
         for condition in conditions:
             getattr(bench, f"run_{condition}")()
         if "policy" in conditions and config.failures_wanted:
@@ -139,10 +140,7 @@ class Bench:
         self.results: dict[str, Played] = {}
         self.actor = self._actor(self.policy, {}, values=True)
 
-    def __enter__(self) -> Bench:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
+    def close(self) -> None:
         self.simulators.close()
 
     def _actor(self, policy: Asked, more: dict[str, Any], *, values: bool = False, batch: int = 0) -> LocalActor:

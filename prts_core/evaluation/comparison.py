@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from prts_core.errors import DataError
-from prts_core.evaluation.gate import decide, policy_episodes
+from prts_core.evaluation.gate import KEY, decide, policy_episodes
 from prts_core.evaluation.intervals import holm
 from prts_core.files import read_json
-
-KEY = ["task", "initial_state", "seed"]
 
 
 def compare_runs(
@@ -31,11 +29,11 @@ def compare_runs(
     for name, folder in later.items():
         labels, stops = _same_protocol(earlier[name], folder)
         before, now = policy_episodes(earlier[name] / "episodes.parquet"), policy_episodes(folder / "episodes.parquet")
-        shared = now.join(before.select(KEY), on=KEY, how="semi")
+        shared = now.join(before.select(KEY), on=list(KEY), how="semi")
         if shared.is_empty():
             raise DataError("The two runs share no episode", file=folder, found=name, cure="use the same --seed")
         only = (now.height - shared.height, before.height - shared.height)
-        theirs = before.join(shared.select(KEY), on=KEY, how="semi")
+        theirs = before.join(shared.select(KEY), on=list(KEY), how="semi")
         verdict = decide(shared, theirs, margin, floor=0.0, stopped=any(stops)).to_json()
         own = (stops[1] or {}).get("p_value")
         suites[name] = (

@@ -59,9 +59,6 @@ def policy_episodes(path: Path) -> pl.DataFrame:
         raise DataError(
             "A benchmark's episodes cannot be read", file=path, found=" ".join(str(err).split())[:200]
         ) from err
-    missing = [name for name in NEEDED if name not in frame.columns]
-    if missing:
-        raise DataError("A benchmark's episodes lack columns", file=path, field=", ".join(missing), found=frame.columns)
     if "condition" in frame.columns:
         frame = frame.filter(pl.col("condition") == "policy")
     return _checked(frame, str(path))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from prts_core.config.schema import OWN_BENCHMARK, SuiteRun
 from prts_core.contract import PolicyContract
-from prts_core.errors import DataError, StageError, lookup
+from prts_core.errors import StageError, lookup
 from prts_core.evaluation import gate, promotion
 from prts_core.evaluation.gate import Verdict
 from prts_core.evaluation.plan import Plan as EpisodePlan
@@ -183,13 +183,10 @@ def measure(plan: Plan, run: SuiteRun | None, package: Path, outputs: Path, fold
 
 def of_report(report: dict[str, Any]) -> SuiteResult:
     """A benchmark's report.json as a result."""
-    try:
-        return SuiteResult(
-            suite=report["suite"], successes=report["successes"], n=report["n"],
-            protocol_digest=report["protocol_digest"], standins="; ".join(report["labels"]),
-        )  # fmt: skip
-    except KeyError as err:
-        raise DataError("A benchmark's report lacks a field", field=str(err.args[0])) from err
+    return SuiteResult(
+        suite=report["suite"], successes=report["successes"], n=report["n"],
+        protocol_digest=report["protocol_digest"], standins="; ".join(report["labels"]),
+    )  # fmt: skip
 
 
 def _own_benchmark(plan: Plan, package: Path, folder: Path) -> SuiteResult:

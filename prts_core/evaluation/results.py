@@ -19,9 +19,8 @@ import numpy as np
 import polars as pl
 
 from prts_core.evaluation.intervals import Interval, wilson
-from prts_core.evaluation.journal import Journal, Row
+from prts_core.evaluation.journal import Row
 from prts_core.evaluation.plan import Plan
-from prts_core.evaluation.runner import rows_in_order
 from prts_core.evaluation.sequential import Stop
 from prts_core.files import atomic_path, explain_os_errors
 from prts_core.sim import protocol
@@ -41,12 +40,6 @@ SCHEMA: dict[str, Any] = {
     "seed": pl.Int64, "success": pl.Boolean, "steps": pl.Int64, "looks": pl.Int64, "value_rows": pl.List(pl.Int64),
     "values": pl.List(pl.Float64), "perturbation": pl.String, "standins": pl.String,
 }  # fmt: skip
-
-
-def counted(plan: Plan, journal: Journal, stop: Stop | None) -> list[Row]:
-    """The episodes a result is about: all of the plan's that are done, or those that a sequential test read."""
-    rows = list(rows_in_order(plan, journal))
-    return rows if stop is None else rows[: stop.at]
 
 
 def write_episodes(path: Path, plan: Plan, rows: Sequence[Row]) -> pl.DataFrame:

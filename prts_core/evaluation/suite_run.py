@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from prts_core.evaluation.journal import Row
 from prts_core.evaluation.page import interval_of, write_page
 from prts_core.evaluation.plan import Plan, Settings, make_plan
 from prts_core.evaluation.results import (
-    counted,
     film_all,
     film_name,
     summarize,
@@ -28,7 +28,7 @@ from prts_core.evaluation.results import (
     to_film,
     write_episodes,
 )
-from prts_core.evaluation.runner import Runner, finished, missing, open_journal, outcomes
+from prts_core.evaluation.runner import Runner, finished, missing, open_journal, outcomes, rows_in_order
 from prts_core.evaluation.sequential import Stop
 from prts_core.files import write_json
 from prts_core.progress import Bar
@@ -66,7 +66,7 @@ def run_suite(
     adapter = adapt(actor.contract.contract, plan.suite.contract, policy_name="the policy", suite_name=suite.name)
     for note in adapter.notes:
         say(f"converted between policy and suite: {note}")
-    with Simulators(plan, machine) as simulators:
+    with closing(Simulators(plan, machine)) as simulators:
         made = play(
             plan, actor, folder, simulators, adapter, stop=None if stop is None else stop(plan), say=say,
         )  # fmt: skip
@@ -110,12 +110,6 @@ class Simulators:
         self.most = machine.workers or min(8, os.cpu_count() or 1)
         self.started: Pool | None = None
 
-    def __enter__(self) -> Simulators:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
     def pool(self, wanted: int) -> Pool:
         """The workers; as many as `wanted`, at most, where they are not started yet."""
         if self.started is not None and self.started.lanes < min(self.most, wanted):
@@ -156,8 +150,8 @@ def play(
                 ).run()  # fmt: skip
             if stopped is not None:
                 simulators.close()  # some are in the middle of an episode
-        done = counted(plan, journal, stopped) if stopped is not None else finished(plan, journal)
-        return Played(done, journal.events, stopped)
+        read = finished(plan, journal) if stopped is None else list(rows_in_order(plan, journal))[: stopped.at]
+        return Played(read, journal.events, stopped)
 
 
 def show(

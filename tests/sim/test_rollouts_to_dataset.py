@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import h5py
@@ -49,7 +50,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Run],
     """Two expert rollouts that succeed and one that does nothing and fails; in a file of its own, one that is said to
     have ended otherwise than it did."""
     root, lied, work = (tmp_path_factory.mktemp(name) for name in ("rollouts", "lied", "work"))
-    with Simulators(plan_of(1), Machine(1, launch={"settings": SETTINGS})) as simulators:
+    with closing(Simulators(plan_of(1), Machine(1, launch={"settings": SETTINGS}))) as simulators:
         runs = [
             played(simulators, work, "expert", plan_of(2), how=ExpertRunner),
             played(simulators, work, "blind_replay", plan_of(1), how=Runner, treatment=OtherSentence({TASK: "wait"})),

@@ -6,7 +6,6 @@ file (`check_sizes`); `prts validate` reads everything again (`compare`).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -48,7 +47,7 @@ def seal(root: Path, workers: int = 2) -> Path:
     with explain_os_errors(root):
         names = files_of(root)
         with ThreadPoolExecutor(max(1, workers)) as pool:  # hashing works outside Python's lock
-            digests = list(track(pool.map(lambda name: _digest(root / name), names), total=len(names), what="sealing"))
+            digests = list(track(pool.map(lambda name: _sha256(root / name), names), total=len(names), what="sealing"))
         rows = [
             {"path": name, "size": (root / name).stat().st_size, "sha256": digest}
             for name, digest in zip(names, digests, strict=True)
@@ -108,7 +107,7 @@ def compare(root: Path, sealed: dict[str, Entry], workers: int = 2) -> Iterator[
     yield from changed
     same_size = sorted(sealed.keys() - {difference.path for difference in changed})
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        digests = pool.map(lambda name: _digest(root / name), same_size)
+        digests = pool.map(lambda name: _sha256(root / name), same_size)
         for name, digest in track(
             zip(same_size, digests, strict=True), total=len(same_size), what="comparing with the manifest"
         ):
@@ -134,8 +133,5 @@ def check_sizes(root: Path) -> None:
         )
 
 
-def _digest(path: Path) -> str:
-    """As `digest_file`, but small files in one call: most tables are a few kilobytes."""
-    if path.stat().st_size < 1 << 20:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+def _sha256(path: Path) -> str:
     return digest_file(path).removeprefix("sha256:")

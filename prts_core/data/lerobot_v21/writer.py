@@ -25,14 +25,6 @@ from prts_core.data.lerobot_v21.seal import SEAL, seal
 from prts_core.errors import DataError
 from prts_core.files import atomic_path, read_json, write_jsonl, write_text
 
-_ARROW = {
-    "float32": pa.float32(),
-    "float64": pa.float64(),
-    "int64": pa.int64(),
-    "int32": pa.int32(),
-    "bool": pa.bool_(),
-}
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -199,7 +191,7 @@ def write_table(path: Path, columns: dict[str, np.ndarray], features: dict[str, 
             described[key] = {"_type": "Image"}
             fields.append(pa.field(key, arrays[-1].type))
             continue
-        kind, width = _ARROW[feature["dtype"]], feature["shape"][0]
+        kind, width = pa.type_for_alias(feature["dtype"]), feature["shape"][0]
         values = columns[key]
         if list(feature["shape"]) == [1]:
             arrays.append(pa.array(values.reshape(-1), kind))
