@@ -82,7 +82,7 @@ def test_a_policy_computes_with_the_threads_it_was_given_whoever_asks():
 
 def test_a_server_that_comes_back_is_waited_for(port):
     with serving(DotPolicy(), port):
-        actor = ServerActor(f"ws://127.0.0.1:{port}", batch=2, patience_s=30)
+        actor = ServerActor(f"ws://127.0.0.1:{port}", batch=2, patience_s=60)
         first = actor.ask(observation(2), TEXTS[:2], SEEDS[:2])
     asked: list = []
     thread = threading.Thread(target=lambda: asked.append(actor.ask(observation(2), TEXTS[:2], SEEDS[:2])))
@@ -90,7 +90,8 @@ def test_a_server_that_comes_back_is_waited_for(port):
     time.sleep(0.3)
     assert not asked
     with serving(DotPolicy(), port):
-        thread.join(20)
+        thread.join(60)
+        assert not thread.is_alive()
         np.testing.assert_array_equal(asked[0].chunks, first.chunks)
         actor.close()
 

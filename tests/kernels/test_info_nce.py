@@ -144,9 +144,9 @@ class Threads(Processes):
 
     def exchange(self, mine: Tensor) -> list[Tensor]:
         self.board[self.rank] = mine.clone()
-        self.barrier.wait(20)
+        self.barrier.wait(120)
         everyone = list(self.board)
-        self.barrier.wait(20)
+        self.barrier.wait(120)
         return everyone
 
     def gather(self, own: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ def test_a_spread_batch_is_the_whole_batch(counts: tuple[int, ...]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(150)
     _meet(found, outcome(inputs, impl="reference"))
 
 

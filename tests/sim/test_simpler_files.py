@@ -237,4 +237,4 @@ def test_importing_the_family_imports_no_simulator():
     script = "import sys; from prts_core.sim.suites import part; " \
         "[part('simpler', name) for name in ('spec', 'environment', 'install', 'expert')]; " \
         "sys.exit(bool({'torch', 'mani_skill', 'sapien', 'cv2'} & set(sys.modules)))"  # fmt: skip
-    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=240).returncode == 0

@@ -81,7 +81,7 @@ for name in {modules!r}:
 print("\\n".join(faults))
 sys.exit(bool(faults))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
 
 
