@@ -6,44 +6,41 @@ Nothing that is fetched is ever executed.
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from prts_core.errors import CheckpointError, StageError, require
-from prts_core.files import digest_bytes, digest_file, digest_value
-
-_SAMPLE = 4096  # bytes
 
 
 def local_folder(
     source: str | Path, patterns: Sequence[str], revision: str | None = None, repo_type: str = "model"
 ) -> Path:
-    """`source`: a folder, or a hub id `owner/name`, whose files matching `patterns` are fetched into the user's cache.
-    repo_type: of the hub's: model or dataset.
+    """`source`: a folder, or a hub id `owner/name[@revision]`, whose files matching `patterns` are fetched into the
+    user's cache: of the commit that is there, where no revision is given. repo_type: of the hub's: model or dataset.
 
     Raises CheckpointError where neither is to be had, with what the hub's client said.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
-    if not is_hub_id(str(source)):
+    named = split_hub_id(str(source))
+    if named is None:
         raise CheckpointError(
             "There is no such checkpoint",
             file=source,
-            expected="a folder, or a hub id owner/name",
+            expected="a folder, or a hub id owner/name[@revision]",
             cure="check the path",
         )
     from huggingface_hub import snapshot_download
 
     faults: tuple[type[Exception], ...] = (ValueError, *_network_errors())
+    name, revision = named[0], revision or named[1]
+    if revision is None and repo_type == "model":
+        revision = checkpoint_revision(name)
     try:
-        return Path(
-            snapshot_download(str(source), revision=revision, allow_patterns=list(patterns), repo_type=repo_type)
-        )
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns), repo_type=repo_type))
     except faults as err:
         raise CheckpointError(
             f"The {'checkpoint' if repo_type == 'model' else repo_type} is neither a folder here nor can it be fetched "
@@ -97,37 +94,24 @@ def _network_errors() -> tuple[type[Exception], ...]:
     return (OSError, *(base for base in errors.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"))
 
 
-def is_hub_id(text: str) -> bool:
-    """Whether `text` has the form of a hub id, owner/name. A folder of that path counts before it."""
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", text) is not None
+def split_hub_id(text: str) -> tuple[str, str | None] | None:
+    """(owner/name, revision or none) of a hub id `owner/name` or `owner/name@revision`; none for other text.
+    A folder of that path counts before it."""
+    found = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w][\w./-]*))?", text)
+    return None if found is None else (found[1], found[2])
 
 
-def checkpoint_digest(source: str | Path) -> str | None:
-    """What identifies the files of a local checkpoint folder; none for a hub id (its name does) and for what is not
-    here. Downloads nothing.
+def checkpoint_revision(source: str) -> str | None:
+    """The commit that a hub id means here: that of the local copy, or the one it names itself; none where it is not
+    downloaded. Downloads nothing."""
+    named = split_hub_id(source)
+    assert named is not None, source
+    if re.fullmatch("[0-9a-f]{40}", named[1] or ""):
+        return named[1]
+    from huggingface_hub import snapshot_download
 
-    Small files count in full. Of safetensors: size, header, and of every tensor the first and last 4 KiB, so that a
-    checkpoint of many gigabytes costs no more than a second, and other weights of the same shapes are told apart.
-    """
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
+    faults: tuple[type[Exception], ...] = (ValueError, *_network_errors())
+    try:
+        return Path(snapshot_download(named[0], revision=named[1], local_files_only=True)).name
+    except faults:
         return None
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".txt", ".safetensors") and p.is_file())
-    return digest_value({p.name: _sampled(p) if p.suffix == ".safetensors" else digest_file(p) for p in files})
-
-
-def _sampled(path: Path) -> str:
-    size, found = path.stat().st_size, hashlib.sha256()
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(length) if length < size else b""
-        found.update(f"{size} {length} ".encode() + header)
-        try:
-            tensors = [entry["data_offsets"] for name, entry in json.loads(header).items() if name != "__metadata__"]
-            for start, end in sorted(tensors):
-                for at in (start, max(start, end - _SAMPLE)):
-                    file.seek(8 + length + at)
-                    found.update(file.read(min(_SAMPLE, end - at)))
-        except (ValueError, KeyError, TypeError, AttributeError):  # no safetensors; whoever loads it says so
-            return digest_file(path)
-    return digest_bytes(found.digest())

@@ -1,4 +1,4 @@
-"""What a checkpoint folder is known by."""
+"""Checkpoints and datasets of the hub: which commit is meant, and what is told where there is no network."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-import torch
 from huggingface_hub.errors import HfHubHTTPError
-from safetensors.torch import save_file
 
 from prts_core.errors import CheckpointError, StageError
-from prts_core.files import write_json
-from prts_core.hub import checkpoint_digest, download_dataset, local_folder
+from prts_core.files import read_json, write_json
+from prts_core.hub import checkpoint_revision, download_dataset, local_folder, split_hub_id
 
 
 def network_faults() -> list[Exception]:
@@ -20,32 +18,41 @@ def network_faults() -> list[Exception]:
     return [kind("timed out") for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError"]
 
 
-def write(folder: Path, weights: dict[str, torch.Tensor]) -> str | None:
-    save_file(weights, folder / "model.safetensors")
-    return checkpoint_digest(folder)
+COMMITS = ["a" * 40, "b" * 40]
 
 
-def test_other_weights_of_the_same_shapes_are_another_checkpoint(tmp_path: Path):
-    write_json(tmp_path / "config.json", {"model_type": "m"})
-    weights = {"a": torch.zeros(3, 5000), "b": torch.ones(2), "c": torch.zeros(())}
-    digest = write(tmp_path, weights)
-    assert digest is not None and write(tmp_path, dict(weights)) == digest
-    seen = {digest}
-    for name in weights:
-        changed = {k: v.clone() for k, v in weights.items()}
-        changed[name].view(-1)[-1] = 7.0
-        seen.add(write(tmp_path, changed))
-    seen.add(write(tmp_path, {"a": weights["a"], "b": weights["b"], "d": weights["c"]}))
-    write(tmp_path, weights)
-    write_json(tmp_path / "config.json", {"model_type": "n"})
-    seen.add(checkpoint_digest(tmp_path))
-    assert len(seen) == 6
-    (tmp_path / "model.safetensors").write_bytes(b"\x05\x00\x00\x00\x00\x00\x00\x00[1,2]junk")
-    assert checkpoint_digest(tmp_path) not in seen
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub's client, which has no network."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
 
 
-def test_a_name_on_the_hub_needs_no_network(tmp_path: Path):
-    assert checkpoint_digest("owner/name") is None and checkpoint_digest(tmp_path / "nowhere") is None
+def put(cache: Path, commit: str, branch: str = "main") -> None:
+    """Make the checkpoint owner/name stand in the cache as a download of `branch` leaves it."""
+    folder = cache / "models--owner--name"
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
+    (folder / "refs" / branch).write_text(commit)
+    write_json(folder / "snapshots" / commit / "config.json", {"commit": commit})
+
+
+def test_a_hub_id_means_the_commit_that_is_here(cache: Path):
+    assert checkpoint_revision("owner/name") is None
+    put(cache, COMMITS[0])
+    put(cache, COMMITS[1], "next")
+    assert checkpoint_revision("owner/name") == COMMITS[0]
+    assert checkpoint_revision("owner/name@next") == COMMITS[1]
+    assert checkpoint_revision(f"owner/name@{'c' * 40}") == "c" * 40
+    for source, commit in zip(("owner/name", "owner/name@next"), COMMITS, strict=True):
+        assert read_json(local_folder(source, ["*.json"]) / "config.json") == {"commit": commit}
+    with pytest.raises(CheckpointError, match="neither a folder here nor can it be fetched"):
+        local_folder("owner/name@other", ["*.json"])
+
+
+@pytest.mark.parametrize("text", ["owner", "a/b/c", "owner/name@", "owner/na me", "/owner/name"])
+def test_what_is_no_hub_id(text: str):
+    assert split_hub_id(text) is None
 
 
 @pytest.mark.parametrize("fault", [ValueError("no such id"), OSError("no network"), *network_faults()], ids=repr)

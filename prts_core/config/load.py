@@ -29,7 +29,6 @@ from prts_core.config.schema import (
     SftSection,
 )
 from prts_core.errors import ConfigError, Skipped, UnavailableError, lookup, suggest
-from prts_core.files import digest_file
 from prts_core.hub import download_dataset, downloaded_dataset
 from prts_core.models.config import ModelConfig
 
@@ -198,31 +197,11 @@ def present_root(dataset: str, source: LeRobotSource | RecordingSource, optional
     )  # fmt: skip
 
 
-def with_digest(name: str, source: ImageTextSource) -> ImageTextSource:
-    """`source` with its file's digest, so that another file is another stage. A digest that stands is checked.
-
-    A file that is not on this machine leaves the digest as it is: the stage that opens it says so.
-    """
-    path = image_text_paths(source)[0]
-    if not path.is_file():
-        return source
-    digest = digest_file(path)
-    if source.digest not in (None, digest):
-        raise ConfigError(
-            f"The file of image-text data {name!r} is not the one that is meant", file=path, field="digest",
-            found=digest, expected=source.digest, cure="restore the file, or correct the digest",
-        )  # fmt: skip
-    return replace(source, digest=digest)
-
-
-def image_text_paths(source: ImageTextSource) -> tuple[Path, Path | None]:
-    """(json file, folder of the images or none), environment variables replaced."""
-    where = "image-text data"
+def image_text_paths(source: ImageTextSource) -> tuple[Path, Path]:
+    """(json file, folder of the images), environment variables replaced."""
+    path = Path(expand(source.json_path, "image_text.json_path")).expanduser()
     root = source.vision_base_path
-    return (
-        Path(expand(source.json_path, where)).expanduser(),
-        None if root is None else Path(expand(root, where)).expanduser(),
-    )
+    return path, path.parent if root is None else Path(expand(root, "image_text.vision_base_path")).expanduser()
 
 
 def with_mapping(dataset: DatasetConfig, folder: Path, where: Path) -> DatasetConfig:
@@ -309,11 +288,10 @@ class Plan:
         """What pre-training draws from: the recipe's mixture, or every dataset with its own weight."""
         return dict(self.recipe.pretrain.mixture) or {name: d.weight for name, d in self.datasets.items()}
 
-    @cached_property
+    @property
     def image_text(self) -> dict[str, ImageTextSource]:
-        """Image-text data of the recipe and of its public dataset files, with the digests of the files."""
-        named = self._dataset_files[1] | self.recipe.pretrain.image_text
-        return {name: with_digest(name, source) for name, source in named.items()}
+        """Image-text data of the recipe and of its public dataset files."""
+        return self._dataset_files[1] | self.recipe.pretrain.image_text
 
     @cached_property
     def model(self) -> ModelConfig:

@@ -255,9 +255,9 @@ class ImageTextSource:
     """One LLaVA-style file (json, jsonl) that pre-training mixes in. Paths may hold environment variables.
 
     vision_base_path: where its images lie (none: the file's own folder). sampling_strategy: all, first:N, end:N,
-    random:N or N%. weight: sample count times weight is its share beside the robot datasets. digest: SHA-256 of the
-    file; filled in from the file, and held against it where the YAML gives one. It stands for the file in the key of a
-    result, wherever the file lies.
+    random:N or N%. weight: sample count times weight is its share beside the robot datasets. digest: SHA-256 that the
+    file must have, where the YAML gives one. Where it lies is no part of what it is: the key of a result has the
+    listing of the file and of everything in the folder of its images.
     """
 
     __pydantic_config__ = FORBID_EXTRA
@@ -266,7 +266,7 @@ class ImageTextSource:
     sampling_strategy: str = "all"
     weight: float = 1.0
     max_tokens: int | None = None
-    digest: str | None = None
+    digest: str | None = execution(None)
 
     def __post_init__(self) -> None:
         check_numbers(self, {"(0, inf)": "weight", "[1, inf)": "max_tokens"})
@@ -334,13 +334,11 @@ class PretrainSection:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(PretrainSection):
-    """train_subtask: dataset -> mode, for those datasets of the mixture where it is on. files: digest of each local
-    folder that training starts from (prts_core.hub.checkpoint_digest), so that other files are another stage."""
+    """train_subtask: dataset -> mode, for those datasets of the mixture where it is on."""
 
     __pydantic_config__ = FORBID_EXTRA
     model: ModelConfig
     train_subtask: dict[str, bool | str] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -367,13 +365,12 @@ class SftSection:
 
 @dataclass(frozen=True, kw_only=True)
 class SftConfig(SftSection):
-    """model: what the recipe says of it, where a checkpoint is given. files: as in PretrainConfig."""
+    """model: what the recipe says of it, where a checkpoint is given."""
 
     __pydantic_config__ = FORBID_EXTRA
     dataset: str
     train_subtask: bool | str = False
     model: ModelConfig | None = None
-    files: dict[str, str] = field(default_factory=dict)
 
 
 PUBLIC_SUBTASK = TrainConfig(

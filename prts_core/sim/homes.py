@@ -58,6 +58,12 @@ class Home:
         return found
 
 
+def base_home(home: Home) -> Home:
+    """The home that holds the simulator itself: of a family that is laid over another one, that one's."""
+    over = (home.installed() or {}).get("over")
+    return home if over is None else base_home(Home(str(over)))
+
+
 def in_main_environment(family: str) -> bool:
     """Whether the family's simulator lives beside PRTS and not in a home (its install.py says MAIN_ENVIRONMENT)."""
     return bool(getattr(part(family, "install"), "MAIN_ENVIRONMENT", False))

@@ -5,13 +5,14 @@ It imports no stage's code until the stage runs, so that `prts --help` and the s
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prts_core.config.load import Plan, expand
+from prts_core.config.load import Plan, expand, image_text_paths
 from prts_core.config.schema import (
     BenchmarkConfig,
     CollectConfig,
@@ -28,16 +29,17 @@ from prts_core.config.schema import (
 )
 from prts_core.contract import record
 from prts_core.errors import ConfigError, PrtsError, Skipped, StageError, lookup
-from prts_core.hub import checkpoint_digest, is_hub_id
+from prts_core.files import digest_value
 from prts_core.launch.together import launched
 from prts_core.launch.where import Launch, default_launch
 from prts_core.stages.versions import VERSIONS
 from prts_core.store.manifest import Manifest
 from prts_core.store.run_stage import Execute, Store
-from prts_core.store.stage import Parent, Stage, StageContext, StageResult
+from prts_core.store.stage import Parent, Read, Stage, StageContext, StageResult
 from prts_core.store.views import show_skipped, view_folder
 
 TRAINS: dict[str, Any] = {"seeded": True, "trains": True, "pool": "gpu"}
+CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.txt")  # of a checkpoint's folder: what its readers read
 
 
 def _late(name: str):
@@ -80,23 +82,29 @@ def _pretrain_config(plan: Plan, _: str | None) -> PretrainConfig:
         "mixture": plan.mixture,
         "image_text": plan.image_text,
         "train_subtask": {name: mode for name, mode in subtasks.items() if mode is not False},
-        "files": _digests({"model.pretrained": plan.model.pretrained, "pretrain.fast": plan.recipe.pretrain.fast}),
     }
     return PretrainConfig(model=plan.model, **(_section(plan.recipe.pretrain) | filled))
 
 
-def _digests(named: dict[str, str | None]) -> dict[str, str]:
-    """Field -> digest of the local checkpoint folder that it names, or the hub id, environment variables replaced. Of
-    what is not on this machine the stage itself tells."""
-    found = {}
-    for field, source in named.items():
+def _pretrain_reads(plan: Plan, _: str | None) -> dict[str, Read | str]:
+    found = _checkpoints({"model.pretrained": plan.model.pretrained, "pretrain.fast": plan.recipe.pretrain.fast})
+    for name, source in plan.image_text.items():
         try:
-            where = "" if source is None else expand(source, field)
-        except ConfigError:  # a variable that is not set
-            continue
-        digest = checkpoint_digest(where) if where else None
-        if digest is not None or is_hub_id(where):
-            found[field] = digest or where
+            path, images = image_text_paths(source)
+        except ConfigError:  # a variable that is not set: the stage tells of it
+            path = images = Path(source.json_path)
+        found |= {f"image_text.{name}": Read(str(path)), f"image_text.{name}.images": Read(str(images))}
+    return found
+
+
+def _checkpoints(named: dict[str, str | None]) -> dict[str, Read | str]:
+    """Field -> the checkpoint that it names, if any, environment variables replaced where they are set."""
+    found: dict[str, Read | str] = {}
+    for field, source in named.items():
+        if source is not None:
+            with contextlib.suppress(ConfigError):  # not set: the stage tells of it
+                source = expand(source, field)
+            found[field] = Read(source, CHECKPOINT_FILES)
     return found
 
 
@@ -123,9 +131,13 @@ def _sft_config(plan: Plan, partition: str | None) -> SftConfig:
     return SftConfig(
         dataset=dataset.name, train_subtask=dataset.train_subtask,
         model=None if section.checkpoint is None else plan.model,
-        files=_digests({"sft.checkpoint": section.checkpoint, "sft.fast": section.fast}),
         **_section(section),
     )  # fmt: skip
+
+
+def _sft_reads(plan: Plan, partition: str | None) -> dict[str, Read | str]:
+    section = plan.sft(plan.dataset(partition).name)
+    return _checkpoints({"sft.checkpoint": section.checkpoint, "sft.fast": section.fast})
 
 
 def _sft_parents(plan: Plan, partition: str | None) -> list[Parent]:
@@ -142,6 +154,26 @@ def _benchmark_config(plan: Plan, _: str | None) -> BenchmarkConfig:
     return BenchmarkConfig(dataset=dataset.name, source=dataset.source, **_section(plan.recipe.benchmark))
 
 
+def _simulator_reads(plan: Plan, partition: str | None, suite: str | None = None) -> dict[str, Read | str]:
+    """The installed simulator of `suite`, or else of the one whose experts record the dataset; a family of the main
+    environment has none."""
+    from prts_core.sim.homes import Home, base_home, in_main_environment
+    from prts_core.sim.suites import family_of
+
+    source = plan.dataset(partition).source
+    if suite is None and isinstance(source, ExpertSource):
+        suite = source.suite
+    if suite is None or in_main_environment(family_of(suite)):
+        return {}
+    home = base_home(Home(family_of(suite)))
+    record = home.installed() or {}
+    parts = {part: Read(str(home.path / part)) for part in ("tasks.json", "assets")}
+    return {
+        "simulator": digest_value({name: record.get(name) for name in ("format", "pins", "python", "standins")}),
+        **{f"simulator/{part}": read for part, read in parts.items() if Path(read.source).exists()},
+    }
+
+
 def _stage(name: str, help: str, config: Any, parents: Any, **options: Any) -> Stage:
     return Stage(name, help, VERSIONS[name], config=config, parents=parents, run=_late(name), **options)
 
@@ -156,6 +188,7 @@ STAGES: dict[str, Stage] = {
             lambda plan, partition: [],
             partitioned=True,
             external=True,
+            reads=_simulator_reads,
         ),
         _stage(
             "convert",
@@ -188,6 +221,7 @@ STAGES: dict[str, Stage] = {
             _pretrain_config,
             _pretrain_parents,
             partitioned=False,
+            reads=_pretrain_reads,
             **TRAINS,
         ),
         _stage(
@@ -196,6 +230,7 @@ STAGES: dict[str, Stage] = {
             _sft_config,
             _sft_parents,
             partitioned=True,
+            reads=_sft_reads,
             headline=("loss",),
             **TRAINS,
         ),
@@ -214,6 +249,7 @@ STAGES: dict[str, Stage] = {
             _benchmark_config,
             lambda plan, _: _deployed(plan, "convert", "sft"),
             partitioned=False,
+            reads=lambda plan, _: _simulator_reads(plan, None, plan.recipe.benchmark.suite),
             pool="gpu",
             headline=("success_rate", "blind_replay_success_rate"),
         ),

@@ -231,17 +231,8 @@ class DvcFile:
 
     def _looks_outside(self, stage: str, partition: str | None) -> bool:
         """Whether the stage reads files that are no DVC output and in no YAML: DVC cannot know when they change."""
-        recipe = self.plan.recipe.pretrain
-        if stage == "collect":
-            return external_source(self.plan, str(partition)) is not None
-        if stage == "pretrain":
-            files = [read_yaml(self.plan.folder / f"datasets/{name}.yaml") for name in self.plan.recipe.datasets]
-            texts = bool(recipe.image_text) or any(raw.get("mm_datasets") for raw in files)
-            return texts or _is_path(self.plan.model.pretrained) or _is_path(recipe.fast)
-        if stage == "sft":
-            section = self.plan.sft(str(partition))
-            return _is_path(section.checkpoint) or _is_path(section.fast)
-        return False
+        listed = stage == "collect" and external_source(self.plan, str(partition)) is not None
+        return listed or bool(STAGES[stage].reads(self.plan, partition))
 
     def _inside(self, path: Path, what: str, cure: str) -> str:
         relative = os.path.relpath(path.resolve(), self.root)
@@ -264,11 +255,6 @@ def _has(raw: Any, key: str) -> bool:
             return False
         raw = raw[part]
     return True
-
-
-def _is_path(source: str | None) -> bool:
-    """Whether this may be a folder here and not a name of the hub (owner/name). The same on every machine."""
-    return source is not None and ("$" in source or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source))
 
 
 def _list(title: str, items: Iterable[str], end: str = "", plain: bool = False) -> list[str]:

@@ -28,8 +28,8 @@ Log = Callable[[dict[str, float], int], None]
 
 @dataclass(frozen=True)
 class Order:
-    """One execution of a stage as another process is told of it. inputs: role -> manifest. digest: of what the recipe
-    said when the order was given."""
+    """One execution of a stage as another process is told of it. inputs: role -> manifest. files: of the context.
+    digest: of what the recipe said when the order was given."""
 
     stage: str
     config_file: str
@@ -38,6 +38,7 @@ class Order:
     outputs: str
     work: str
     inputs: dict[str, str]
+    files: dict[str, str]
     digest: str
 
 
@@ -46,7 +47,7 @@ def order(stage: Stage, plan: Plan, config: Any, inputs: dict[str, Manifest], co
     paths = {role: str(m.folder(context.outputs).with_name(MANIFEST)) for role, m in inputs.items()}
     made = Order(
         stage.name, str(plan.path), plan.overrides, context.partition, str(context.outputs), str(context.work), paths,
-        _digest(config, context.seed),
+        context.files, _digest(config, context.seed),
     )  # fmt: skip
     return asdict(made)
 
@@ -67,7 +68,7 @@ def perform(log: Log, **ordered: Any) -> dict[str, Any]:
         )  # fmt: skip
     inputs = {role: Manifest.load(Path(path)) for role, path in given.inputs.items()}
     context = StageContext(
-        Path(given.outputs), Path(given.work), plan.recipe.seed, plan.recipe.name, given.partition, log
+        Path(given.outputs), Path(given.work), plan.recipe.seed, plan.recipe.name, given.partition, log, given.files
     )
     return asdict(stage.run(config, inputs, context))
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from prts_core.config.identity import identity
-from prts_core.config.load import expand
+from prts_core.config.load import expand, image_text_paths
 from prts_core.config.schema import ImageTextSource, PretrainConfig
 from prts_core.contract import PolicyContract
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
@@ -90,9 +90,12 @@ def pretrain(config: PretrainConfig, inputs: dict[str, Manifest], context: Stage
 
 def open_image_text(source: ImageTextSource, seed: int) -> LlavaDataset:
     """The image-text data that a recipe names, checked."""
-    where = "pretrain.image_text"
-    root = None if source.vision_base_path is None else Path(expand(source.vision_base_path, where)).expanduser()
-    path = Path(expand(source.json_path, where)).expanduser()
+    path, root = image_text_paths(source)
+    if source.digest is not None and path.is_file() and source.digest != (found := digest_file(path)):
+        raise ConfigError(
+            "The file of image-text data is not the one that is meant", file=path, field="digest", found=found,
+            expected=source.digest, cure="restore the file, or correct the digest",
+        )  # fmt: skip
     return LlavaDataset.open(path, root, source.sampling_strategy, seed, source.max_tokens)
 
 

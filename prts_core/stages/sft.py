@@ -16,7 +16,6 @@ from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.statistics import require_fresh, statistics_name
 from prts_core.data.training_set import RobotSet, held_out_set
 from prts_core.files import write_json
-from prts_core.hub import checkpoint_digest
 from prts_core.policy import policy_digest, save_policy
 from prts_core.processor import Processor, load_statistics
 from prts_core.stages.pretrain import policy_contract
@@ -61,7 +60,7 @@ def sft(config: SftConfig, inputs: dict[str, Manifest], context: StageContext) -
         save_policy(context.output / "early", load_tensors(early)[0], model_config, processor)
     write_json(context.output / "train_config.json", identity(config.train))
     if config.checkpoint is not None:
-        record = {"checkpoint": config.checkpoint, "files": checkpoint_digest(start.folder)}
+        record = {"checkpoint": config.checkpoint, "files": context.files["sft.checkpoint"]}
         write_json(context.output / "start.json", record)
     write_json(context.output / "policy_digest.json", {"policy_digest": policy_digest(context.output)})
     return StageResult(metrics, {"policy": contract.fingerprint}, ("loss.png", "training.csv"))

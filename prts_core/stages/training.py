@@ -31,7 +31,7 @@ from prts_core.training.config import TrainConfig
 from prts_core.training.meter import TIMES
 from prts_core.training.optim import Count, count, freeze
 from prts_core.training.ranks import ALONE, Ranks
-from prts_core.training.trainer import Trainer
+from prts_core.training.trainer import Trainer, on_curve
 
 CHECKPOINTS = "checkpoints"
 
@@ -70,7 +70,8 @@ def train(
 
         def on_step(step: int, metrics: dict[str, float]) -> None:
             bar.update(step + 1, f"loss {metrics['loss']:.3f}")
-            context.log(metrics, step)
+            if step % recipe.log_every == 0 or step + 1 == recipe.steps or _evaluated(metrics):
+                context.log(metrics, step)
             with curve.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **metrics}) + "\n")
 
@@ -78,7 +79,7 @@ def train(
     made = trainer.weights(average)
     if trainer.ranks.rank:
         raise Followed
-    rows = read_curve(curve)
+    rows = [row for row in read_curve(curve) if on_curve(recipe, int(row["step"])) or _evaluated(row)]
     write_curve(context.output, rows)
     robots = [each for each in sets if isinstance(each, RobotSet)]
     if recipe.augment and robots:
@@ -169,6 +170,10 @@ def draw_augmentations(folder: Path, rows: RobotSet, seed: int) -> None:
         [rows.frames[i % len(rows.frames)][int(row)] for i, row in enumerate(chosen)], np.random.default_rng(seed)
     )
     Image.fromarray(sheet).save(folder / "augmentations.png")
+
+
+def _evaluated(row: dict[str, float]) -> bool:
+    return any(name.startswith("eval/") for name in row)
 
 
 def read_curve(path: Path) -> list[dict[str, float]]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,11 @@ class File:
         return {"path": self.path, "size": self.size, "sha256": self.sha256}
 
 
-def list_files(root: Path, cache: Path | None = None) -> list[File]:
+def list_files(root: Path, cache: Path | None = None, names: Sequence[str] = ()) -> list[File]:
     """Every regular file under `root` in path order; of a single file, that one by its name. Empty folders do not
-    count. cache: where digests are kept between calls, rewritten when anything has changed."""
+    count. cache: where digests are kept between calls, rewritten when anything has changed. names: as of `walk`."""
     known = _read_cache(cache) if cache is not None else {}
-    found = list(walk(root))
+    found = list(walk(root, names))
     missing = [(path, info) for path, info in found if not _same(known.get(path), info)]
     fresh = _hash(root, missing)
     files = [fresh[path] if path in fresh else known[path] for path, _ in found]
@@ -67,7 +68,9 @@ def tree_digest(files: Sequence[File]) -> str:
     return digest_value([file.row for file in files])
 
 
-def walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
+def walk(root: Path, names: Sequence[str] = ()) -> Iterator[tuple[str, os.stat_result]]:
+    """(path, what the file system says) of every regular file. names: patterns; given any, only the folder's own files
+    that match one."""
     if root.is_file():
         yield root.name, root.stat()
         return
@@ -82,6 +85,8 @@ def walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
         seen.add((here.st_dev, here.st_ino))
         with os.scandir(folder) as entries:
             for entry in entries:
+                if names and (entry.is_dir() or not any(fnmatch(entry.name, name) for name in names)):
+                    continue
                 if entry.is_dir():
                     folders.append((entry.path, f"{prefix}{entry.name}/"))
                     continue

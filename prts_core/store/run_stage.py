@@ -28,7 +28,14 @@ from prts_core.locks import is_locked, locked
 from prts_core.store.code import code_digest
 from prts_core.store.listing import list_files, tree_digest
 from prts_core.store.manifest import FILES, MANIFEST, OUTPUT, PROVENANCE, STORE, Manifest, entry_folder
-from prts_core.store.sources import require_looked_at, sources_digest, sources_stamp
+from prts_core.store.sources import (
+    fetch_revisions,
+    files_read,
+    looks,
+    require_looked_at,
+    sources_digest,
+    sources_stamp,
+)
 from prts_core.store.stage import NullRun, Stage, StageContext, StageResult, Tracker, Work
 from prts_core.store.views import link_tree, show, view_folder
 
@@ -50,7 +57,8 @@ def untracked(work: Work) -> Iterator[NullRun]:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A stage under a plan: everything its key is made of. identity: the configuration that can change the result."""
+    """A stage under a plan: everything its key is made of. identity: the configuration that can change the result, and
+    `files`, what the stage reads from outside besides its dataset. sources: the listing of that."""
 
     stage: Stage
     partition: str | None
@@ -93,6 +101,8 @@ class Store:
             return known[name, partition]
         config = stage.config(plan, partition)
         plain = identity(config)
+        if files := files_read(stage, plan, partition, self.outputs, recorded=not looks()):
+            plain["files"] = files
         parents = {
             parent.role: self.resolve(parent.stage, plan, parent.partition, fetch=fetch, known=known)
             for parent in stage.parents(plan, partition)
@@ -181,6 +191,8 @@ class Store:
         """
         # What is asked for itself may be downloaded; a stage behind it says that collect comes first.
         fetch = name in self.stages and self.stages[name].external
+        if name in self.stages:
+            fetch_revisions(self.stages[name], plan, partition)
         resolved = self.resolve(name, plan, partition, fetch=fetch)
         folder = self.folder(resolved)
         while True:
@@ -231,10 +243,10 @@ class Store:
         # Until plan.json names them, garbage collection does not know that this work needs its parents.
         with locked(self.outputs / STORE / GC_LOCK, shared=True):
             inputs = self.inputs(resolved, plan)
-            if stage.external:
-                require_looked_at(plan, resolved.partition, resolved.sources, self.outputs)
+            files = resolved.identity.get("files", {})
+            require_looked_at(stage, plan, resolved.partition, resolved.sources, files, self.outputs)
             _make_room(folder, self.outputs)
-            seen = sources_stamp(plan, resolved.partition, self.outputs) if stage.external else ""
+            seen = sources_stamp(stage, plan, resolved.partition)
             record = _plan_record(resolved, plan) | {
                 "parent_digests": {role: m.digest for role, m in inputs.items()}, "seen": seen,
             }  # fmt: skip
@@ -251,16 +263,15 @@ class Store:
         )  # fmt: skip
         started, before, clock = datetime.now(UTC), _spent(work), time.monotonic()
         with _stopwatch(work, before), track(tracking) as tracked:
-            result = execute(stage, resolved.config, inputs, replace(context, log=tracked.log))
-            if stage.external:
-                self._require_same_sources(resolved, plan, seen)
+            result = execute(stage, resolved.config, inputs, replace(context, log=tracked.log, files=files))
+            self._require_same_sources(resolved, plan, seen)
             self._require_same_parents(resolved, plan, inputs)
-            files = list_files(context.output, work / FILES)
+            made = list_files(context.output, work / FILES)
             manifest = Manifest(
                 kind=stage.name, key=resolved.key, version=stage.version, partition=resolved.partition,
                 config=resolved.identity, parents={role: m.key for role, m in inputs.items()},
                 parent_digests={role: m.digest for role, m in inputs.items()}, seed=resolved.seed,
-                sources=resolved.sources, content_digest=tree_digest(files), contracts=result.contracts,
+                sources=resolved.sources, content_digest=tree_digest(made), contracts=result.contracts,
                 metrics=result.metrics,
             )  # fmt: skip
             tracked.finish(manifest, result, context.output)
@@ -281,7 +292,7 @@ class Store:
                 "mlflow": tracked.links(),
                 "artifacts": list(result.artifacts),
                 "caller": caller,
-                "bytes": sum(file.size for file in files),
+                "bytes": sum(file.size for file in made),
                 **({"timing": read_json(timing)} if timing.exists() else {}),
             },
         )
@@ -312,14 +323,19 @@ class Store:
                 )  # fmt: skip
 
     def _require_same_sources(self, resolved: Resolved, plan: Plan, seen: str) -> None:
-        """StageError where an external source has changed, even back again, while the stage was reading it."""
-        now = sources_digest(plan, resolved.partition, self.outputs)
-        if (now, sources_stamp(plan, resolved.partition, self.outputs)) != (resolved.sources, seen):
-            raise StageError(
-                f"The source of dataset {resolved.partition!r} changed while stage {resolved.stage.name!r} read it",
-                found="another listing than at the start",
-                cure=f"run `{plan.command(resolved.stage.name, resolved.partition, self.outputs)}` again",
-            )  # fmt: skip
+        """StageError where files from outside have changed, even back again, while the stage was reading them."""
+        stage, partition = resolved.stage, resolved.partition
+        sources = sources_digest(plan, partition, self.outputs) if stage.external else resolved.sources
+        if (sources, sources_stamp(stage, plan, partition)) == (resolved.sources, seen):
+            return
+        before, now = resolved.identity.get("files", {}), files_read(stage, plan, partition, self.outputs)
+        changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        what = f"The source of dataset {partition!r}" if stage.external else "A file from outside"
+        raise StageError(
+            f"{what} changed while stage {stage.name!r} read it", field=", ".join(changed) or None,
+            found="another listing than at the start",
+            cure=f"run `{plan.command(stage.name, partition, self.outputs)}` again",
+        )  # fmt: skip
 
 
 def load_provenance(outputs: Path, manifest: Manifest) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""List the external files that a dataset comes from: their paths, sizes and digests are part of every key below.
+"""List the external files that a stage reads: their paths, sizes and digests are part of every key below.
 
-`PRTS_SOURCES=recorded` takes the listing that collect recorded instead of looking at the source: for a machine that got
-its data by `dvc pull`, or where looking at millions of files takes too long.
+A dataset's own are listed by collect and convert; checkpoints, image-text data and simulators are what `Stage.reads`
+names. `PRTS_SOURCES=recorded` takes the listing that was recorded instead of looking: for a machine that got its data
+by `dvc pull`, or where looking at millions of files takes too long.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from prts_core.config.load import Plan, present_root, source_root
 from prts_core.config.schema import CollectConfig, LeRobotSource, RecordingSource
 from prts_core.errors import ConfigError, StageError, UnavailableError
 from prts_core.files import digest_bytes, digest_value, read_json
+from prts_core.hub import checkpoint_revision, local_folder, split_hub_id
 from prts_core.store.listing import File, list_files, tree_digest, walk
 from prts_core.store.manifest import MANIFEST, STORE
+from prts_core.store.stage import Read, Stage
 from prts_core.store.views import view_folder
 
 SOURCES_VARIABLE = "PRTS_SOURCES"
@@ -44,15 +47,51 @@ def listing(plan: Plan, dataset: str, outputs: Path, *, fetch: bool = False) -> 
     return list_files(root, cache_of(root, outputs))
 
 
-def sources_stamp(plan: Plan, dataset: str | None, outputs: Path) -> str:
-    """Digest of the sizes, times and inodes of an external dataset's files: whether they are the very ones that work
-    under way began to read. Empty where there is nothing to look at."""
-    name = dataset or plan.recipe.deploy
-    source = external_source(plan, name)
-    if source is None or os.environ.get(SOURCES_VARIABLE, "look") == "recorded":
+def files_read(
+    stage: Stage, plan: Plan, partition: str | None, outputs: Path, recorded: bool = False
+) -> dict[str, str]:  # fmt: skip
+    """What stands in a key for the files of `Stage.reads`: the digest of a listing, or the commit of a hub id. What is
+    not on this machine is left out, and a hub id that is not downloaded stands for itself: the stage tells of them.
+
+    recorded: what the recipe's view says instead, where there is one.
+    """
+    view = view_folder(outputs, plan.recipe.name, stage.name, partition) / MANIFEST
+    if recorded and view.is_file():
+        return dict(read_json(view)["config"].get("files", {}))
+    found = {}
+    for name, read in stage.reads(plan, partition).items():
+        if isinstance(read, str):
+            found[name] = read
+        elif (path := Path(read.source).expanduser()).exists():
+            found[name] = tree_digest(list_files(path, cache_of(path, outputs), read.names))
+        elif (hub := split_hub_id(read.source)) is not None:
+            commit = checkpoint_revision(read.source)
+            found[name] = read.source if commit is None else f"{hub[0]}@{commit}"
+    return found
+
+
+def fetch_revisions(stage: Stage, plan: Plan, partition: str | None) -> None:
+    """Download the small files of the hub's checkpoints that a stage reads and that are not here, so that its key can
+    say which commit is meant. CheckpointError where they cannot be had."""
+    for read in stage.reads(plan, partition).values() if looks() else ():
+        hub = isinstance(read, Read) and not Path(read.source).expanduser().exists() and split_hub_id(read.source)
+        if isinstance(read, Read) and hub and checkpoint_revision(read.source) is None:
+            local_folder(read.source, ("*.json",))
+
+
+def sources_stamp(stage: Stage, plan: Plan, dataset: str | None) -> str:
+    """Digest of the sizes, times and inodes of all external files that a stage reads: whether they are the very ones
+    that work under way began to read. Empty where there is nothing to look at."""
+    roots = [(Path(r.source).expanduser(), r.names) for r in stage.reads(plan, dataset).values() if isinstance(r, Read)]
+    source = external_source(plan, dataset or plan.recipe.deploy) if stage.external else None
+    if source is not None:
+        roots.append((source_root(source), ()))
+    if not roots or not looks():
         return ""
-    root = source_root(source)
-    return digest_value([[path, info.st_size, info.st_mtime_ns, info.st_ino] for path, info in walk(root)])
+    return digest_value([
+        [path, info.st_size, info.st_mtime_ns, info.st_ino]
+        for root, names in roots if root.exists() for path, info in walk(root, names)
+    ])  # fmt: skip
 
 
 def cache_of(root: Path, outputs: Path) -> Path:
@@ -61,32 +100,38 @@ def cache_of(root: Path, outputs: Path) -> Path:
     return outputs / STORE / ".sources" / f"{name}.tsv"
 
 
-def sources_digest(plan: Plan, dataset: str | None, outputs: Path, *, fetch: bool = False) -> str:
-    """What stands in a key for the external files of a dataset; empty where there are none."""
-    name = dataset or plan.recipe.deploy
-    if external_source(plan, name) is None:
-        return ""
+def looks() -> bool:
+    """Whether external files are looked at, and not taken as they were recorded."""
     chosen = os.environ.get(SOURCES_VARIABLE, "look")
     if chosen not in ("look", "recorded"):
         raise ConfigError(
             "An environment variable has an unknown value", field=SOURCES_VARIABLE, found=chosen,
             expected="look or recorded", cure=f"unset {SOURCES_VARIABLE}",
         )  # fmt: skip
-    if chosen == "recorded":
-        return _recorded(plan, name, outputs)
-    return tree_digest(listing(plan, name, outputs, fetch=fetch))
+    return chosen == "look"
 
 
-def require_looked_at(plan: Plan, dataset: str | None, digest: str, outputs: Path) -> None:
-    """StageError where the source that a stage is about to read is not the one whose listing is in its key: recorded
-    listings find results, they never make one."""
+def sources_digest(plan: Plan, dataset: str | None, outputs: Path, *, fetch: bool = False) -> str:
+    """What stands in a key for the external files of a dataset; empty where there are none."""
     name = dataset or plan.recipe.deploy
-    if os.environ.get(SOURCES_VARIABLE, "look") == "look" or external_source(plan, name) is None:
+    if external_source(plan, name) is None:
+        return ""
+    return tree_digest(listing(plan, name, outputs, fetch=fetch)) if looks() else _recorded(plan, name, outputs)
+
+
+def require_looked_at(
+    stage: Stage, plan: Plan, dataset: str | None, sources: str, files: dict[str, str], outputs: Path
+) -> None:
+    """StageError where the files that a stage is about to read are not those whose listing is in its key: recorded
+    listings find results, they never make one."""
+    if looks():
         return
-    if tree_digest(listing(plan, name, outputs)) != digest:
+    name = dataset or plan.recipe.deploy
+    changed = stage.external and external_source(plan, name) and tree_digest(listing(plan, name, outputs)) != sources
+    if changed or files_read(stage, plan, dataset, outputs) != files:
         raise StageError(
-            f"The source of dataset {name!r} is not the one that was recorded", field=SOURCES_VARIABLE,
-            found="other files than those that collect listed", cure=f"unset {SOURCES_VARIABLE}",
+            f"What stage {stage.name!r} reads is not what was recorded", field=SOURCES_VARIABLE,
+            found="other files than those that were listed", cure=f"unset {SOURCES_VARIABLE}",
         )  # fmt: skip
 
 

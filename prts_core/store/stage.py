@@ -16,12 +16,21 @@ from prts_core.store.manifest import Manifest
 
 
 @dataclass(frozen=True)
+class Read:
+    """Files from outside that a stage reads besides its dataset. source: a file, a folder, or a hub id. names: patterns
+    of the file names that count in a folder; none: all, folders inside it too."""
+
+    source: str
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class StageContext:
     """Where a stage works. Everything it writes for keeps goes to `output`; resume state goes to `work`.
 
     outputs: root of all results (parents are found with `inputs[role].folder(context.outputs)`). seed: the recipe's.
-    recipe: whose plan this is. partition: the dataset of a partitioned stage. sources: folders of external data.
-    log(metrics, step): a point on a curve, for whoever tracks the run.
+    recipe: whose plan this is. partition: the dataset of a partitioned stage. files: what `Stage.reads` names, by its
+    digest or hub revision. log(metrics, step): a point on a curve, for whoever tracks the run.
     """
 
     outputs: Path
@@ -30,6 +39,7 @@ class StageContext:
     recipe: str
     partition: str | None
     log: Callable[[dict[str, float], int], None] = lambda metrics, step: None
+    files: dict[str, str] = field(default_factory=dict)
 
     @property
     def output(self) -> Path:
@@ -61,7 +71,8 @@ class Stage:
 
     version: behaviour version; raise it when the same inputs give another output. partitioned: one result per dataset.
     seeded: the recipe's seed can change the result. external: the result depends on files from outside, whose listing
-    is part of the key (`prts_core.store.sources`). trains: it runs the trainer, so that a launcher may spread it over
+    is part of the key (`prts_core.store.sources`). reads: other files from outside, by the name that they have in the
+    key; a string is taken as it is. trains: it runs the trainer, so that a launcher may spread it over
     processes and a stop signal leaves a checkpoint. pool: what it is short of, "cpu" or "gpu". headline: its metrics
     in a table over all stages; none: it has no row there. config and parents are read off the plan.
     """
@@ -75,6 +86,7 @@ class Stage:
     run: Callable[[Any, dict[str, Manifest], StageContext], StageResult]
     seeded: bool = False
     external: bool = False
+    reads: Callable[[Plan, str | None], dict[str, Read | str]] = lambda plan, partition: {}
     trains: bool = False
     pool: str = "cpu"
     headline: tuple[str, ...] = ()

@@ -68,6 +68,7 @@ class TrainConfig:
 
     Disk. checkpoint_every, keep: checkpoints are written that often and that many are kept. shard_mb: their files' size
     at most, in 10^6 bytes. eval_every, eval_batches: held-out losses of the averaged weights, on that many batches.
+    log_every: steps between two points that are shown while it runs; the curve that a result keeps has 200 in any case.
     early_fraction: share of the steps after which the averaged weights are also kept as `early/` (0: not at all); a
     benchmark draws failures from them.
     """
@@ -108,8 +109,8 @@ class TrainConfig:
     checkpoint_every: int = execution(100)
     keep: int = execution(2)
     shard_mb: int = execution(5000)
-    eval_every: int = execution(0)
-    eval_batches: int = execution(4)
+    eval_every: int = 0
+    eval_batches: int = 4
     log_every: int = execution(20)
     early_fraction: float = 0.0
 

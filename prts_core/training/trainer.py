@@ -34,8 +34,14 @@ from prts_core.training.recompute import recompute_activations
 
 OnStep = Callable[[int, dict[str, float]], None]
 ShouldStop = Callable[[], bool]
+CURVE_POINTS = 200  # of the curve that a result keeps, however often it was logged
 STOP_EVERY = 5  # steps between two agreements of many processes on whether to stop
 NAN_FILE = "nan_batch.json"
+
+
+def on_curve(config: TrainConfig, step: int) -> bool:
+    """Whether the step is one of the points that a result keeps: CURVE_POINTS evenly over the run, and the last."""
+    return step % max(1, config.steps // CURVE_POINTS) == 0 or step + 1 == config.steps
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ class Trainer:
                 evaluates = self.held_out is not None and self.config.eval_every > 0 and (
                     self.finished % self.config.eval_every == 0 or last
                 )  # fmt: skip
-                logs = step % self.config.log_every == 0 or last or evaluates
+                logs = step % self.config.log_every == 0 or evaluates or on_curve(self.config, step)
                 # Looked at every step where that is free; on a GPU before a log or a save, which NaN must not reach.
                 if saves or logs or self.device.type == "cpu":
                     self._refuse_nan(unseen, root)

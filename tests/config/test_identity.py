@@ -25,7 +25,7 @@ from prts_core.training.config import TrainConfig
 
 MACHINE = {
     "activation_checkpointing": True, "workers": 3, "threads": 7, "deepspeed_stage": 2, "keep": 5,
-    "checkpoint_every": 9, "shard_mb": 100, "eval_every": 3, "eval_batches": 2, "log_every": 1,
+    "checkpoint_every": 9, "shard_mb": 100, "log_every": 1,
 }  # fmt: skip
 METAWORLD = MetaworldSource("metaworld", (TaskSpec("a", "do a", 9),))
 LEROBOT = LeRobotSource("lerobot", root="/here")
@@ -38,7 +38,7 @@ def test_exactly_these_fields_of_training_cannot_change_a_result():
     assert {f.name for f in fields(plain)} - identity(plain).keys() == MACHINE.keys()
     for name, value in MACHINE.items():
         assert identity(replace(plain, **{name: value})) == identity(plain)
-    for name, value in {"early_fraction": 0.1, "batch_size": 8, "accumulate": 2, "precision": "bf16"}.items():
+    for name, value in {"early_fraction": 0.1, "batch_size": 8, "eval_every": 2, "precision": "bf16"}.items():
         assert identity(replace(plain, **{name: value})) != identity(plain)
 
 
@@ -56,7 +56,7 @@ def test_a_checkpoint_and_a_key_ask_the_same(tmp_path):
         (LEROBOT, {}, {"repo_id": "lab/x"}),
         (LeRobotSource("lerobot", repo_id="lab/x"), {}, {"revision": "v2"}),
         (RECORDING, {"root": "/there", "workers": 9}, {"mapping": "other"}),
-        (PICTURES, {"json_path": "/there/b.jsonl", "vision_base_path": None}, {"digest": "sha256:1"}),
+        (PICTURES, {"json_path": "/there/b.jsonl", "vision_base_path": None, "digest": "sha256:1"}, {"max_tokens": 9}),
         (BenchmarkSection(), {"workers": 3}, {"batch": 3}),
         (SuiteRun("s"), {"workers": 3}, {"episodes": 3}),
     ],

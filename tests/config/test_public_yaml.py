@@ -80,28 +80,9 @@ def test_every_field_means_something(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert pretrain["mixture"] == {"lab__pour_water": 2.0, "lab__fold": 1.0, "lab__from_the_hub": 1.0}
     assert pretrain["train_subtask"] == {"lab__pour_water": "mixture:0.5"}
     captions = pretrain["image_text"]["captions"]
-    assert captions["sampling_strategy"] == "random:10%" and captions["digest"].startswith("sha256:")
+    assert captions["sampling_strategy"] == "random:10%"
     assert str(tmp_path) not in str(pretrain)  # no machine's paths in a configuration
     assert config_json("sft", plan, "lab__pour_water")["train_subtask"] == "mixture:0.5"
-
-
-def test_another_image_text_file_is_another_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CAPTIONS", str(tmp_path))
-    public = PUBLIC[PUBLIC.index("mm_datasets") :] + "lerobot_datasets: [{repo_id: lab/fold, root: /x}]\n"
-
-    def digest() -> str | None:
-        return plan_of(tmp_path, public, deploy="lab__fold").image_text["captions"].digest
-
-    assert digest() is None  # not on this machine: the stage that opens it says so
-    (tmp_path / "captions.jsonl").write_text("{}\n")
-    first = digest()
-    (tmp_path / "captions.jsonl").write_text("{}\n{}\n")
-    assert first and digest() not in (None, first)
-    pinned = (
-        f"pretrain: {{image_text: {{captions: {{json_path: '${{CAPTIONS}}/captions.jsonl', digest: '{first}'}}}}}}\n"
-    )
-    with pytest.raises(ConfigError, match=r"not the one that is meant.*captions\.jsonl"):
-        _ = plan_of(tmp_path, public, pinned, "lab__fold").image_text
 
 
 @pytest.mark.parametrize(

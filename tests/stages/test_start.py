@@ -57,6 +57,10 @@ class Project:
     def outputs(self) -> Path:
         return self.folder / "outputs"
 
+    def reads(self, stage: str, plan: Plan) -> dict[str, str]:
+        """What stands in the stage's key for files from outside."""
+        return chain.store(self.outputs).resolve(stage, plan).identity["files"]
+
     def plan(self, *overrides: str, **model: object) -> Plan:
         wanted = json.dumps({**read_yaml(SMOKE), **model})  # JSON is YAML
         (self.folder / "models/m.yaml").write_text(wanted)
@@ -122,11 +126,10 @@ def test_pretraining_on_a_qwen_folder_keeps_its_weights_and_words(
 
     policy = load_policy(project.run("sft", plan))
     assert policy.processor.compat == "none" and len(policy.model.language_model.embed_tokens.weight) == ROWS
-    before = chain.config_json("pretrain", plan)
+    before = project.reads("pretrain", plan)
     weights = dict(load_sharded(tmp_path / "qwen"))
     save_sharded(tmp_path / "qwen", {n: t + 1 for n, t in weights.items()})
-    after = chain.config_json("pretrain", plan)
-    assert before["files"].keys() == {"model.pretrained", "pretrain.fast"} and before["files"] != after["files"]
+    assert before.keys() == {"model.pretrained", "pretrain.fast"} and before != project.reads("pretrain", plan)
 
 
 @pytest.mark.slow
@@ -154,7 +157,7 @@ def test_golden_fine_tuning_starts_from_a_released_checkpoint_and_then_from_its_
     changed = {name.partition(".")[0] for name in now if not torch.equal(now[name], start[name])}
     assert changed == {"visual", "language_model", "dit_action_head"}
     assert read_json(folder / "start.json") == {
-        "checkpoint": "${CHECKPOINT}", "files": chain.config_json("sft", plan, "toy")["files"]["sft.checkpoint"]
+        "checkpoint": "${CHECKPOINT}", "files": project.reads("sft", plan)["sft.checkpoint"]
     }  # fmt: skip
 
     shutil.copytree(folder, tmp_path / "policy")

@@ -12,7 +12,7 @@ from prts_core.config.schema import DatasetConfig, LeRobotSource, Recipe
 from prts_core.files import write_text
 from prts_core.store.manifest import Manifest
 from prts_core.store.run_stage import Store
-from prts_core.store.stage import Parent, Stage, StageContext, StageResult
+from prts_core.store.stage import Parent, Read, Stage, StageContext, StageResult
 from prts_core.store.views import view_folder
 
 
@@ -37,7 +37,8 @@ class ToyPlan(Plan):
 class Chain:
     """`run("first")` and `run("second")` under one recipe. runs: the stage functions that were really called.
 
-    config is that of `first`; `second` has one of its own. source: a folder that `first` depends on.
+    config is that of `first`; `second` has one of its own. source: a folder that `first` depends on. reads: what else
+    `second` reads from outside.
     """
 
     outputs: Path
@@ -49,6 +50,7 @@ class Chain:
     overrides: tuple[str, ...] = ()
     source: Path | None = None
     optional: bool = False
+    reads: dict[str, Read | str] = field(default_factory=dict)
     runs: list[str] = field(default_factory=list)
     work: Callable[[StageContext], StageResult | None] = lambda context: None
 
@@ -78,6 +80,7 @@ class Chain:
             name, "help", self.version if name == "first" else 1, True, lambda plan, _: chosen,
             lambda plan, _: parents, call, seeded=name == "first",
             external=name == "first" and self.source is not None, headline=("n",),
+            reads=lambda plan, _: self.reads if name == "second" else {},
         )  # fmt: skip
 
     def run(self, name: str) -> Manifest:

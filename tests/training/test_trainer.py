@@ -21,6 +21,7 @@ import torch
 from prts_core.errors import CheckpointError, StageError, Stopped
 from prts_core.models.config import MotConfig
 from prts_core.tensors import load_tensors, load_weights
+from prts_core.training import trainer as loop
 from prts_core.training.checkpoint import newest
 from prts_core.training.config import LossWeights, TrainConfig
 from prts_core.training.meter import TIMES
@@ -343,3 +344,16 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
     losses_of(make(CONFIG), tmp_path)
     with pytest.raises(CheckpointError, match=r"learning_rate: 0.0015 then, 0.001 now"):
         make(replace(CONFIG, learning_rate=1e-3, log_every=3)).fit(tmp_path, lambda step, m: None)
+
+
+def test_the_curve_that_is_kept_does_not_know_how_often_it_was_logged(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "CURVE_POINTS", 3)
+    kept = []
+    for log_every in (1, 5, 1000):
+        rows: dict[int, float] = {}
+        make(replace(CONFIG, log_every=log_every)).fit(
+            tmp_path / str(log_every), lambda step, metrics, rows=rows: rows.update({step: metrics["loss"]})
+        )
+        assert set(range(0, 6, log_every)) <= rows.keys()
+        kept.append({step: loss for step, loss in rows.items() if loop.on_curve(CONFIG, step)})
+    assert kept[0].keys() == {0, 2, 4, 5} and kept[0] == kept[1] == kept[2]
