@@ -6,8 +6,6 @@ It does not know how values are made or judged (prts_core.evaluation). Without -
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -214,8 +212,8 @@ def rank_episodes(
     digest = policy_digest(folder)
     described = {path.name: digest_file(path) for path in sorted((dataset.root / "meta").glob("*.json*"))}
     key = digest_value([digest, described, sentences])
-    partial = out.with_suffix(".partial.jsonl")
-    measured = sorted(measure_all(policy, dataset, episodes, sentences, partial, key), key=lambda one: one.episode)
+    partial = out.with_suffix(f".{key[len('sha256:') :][:12]}.partial.jsonl")
+    measured = measure_all(policy, dataset, episodes, sentences, partial, key)
     ranking = rank(measured)
     show_ranking(ranking, console)
     plot_ranking(out, ranking, measured, dataset, camera)
@@ -233,36 +231,17 @@ def rank_episodes(
 
 def measure_all(
     policy: Policy, dataset: LeRobotDataset, episodes: list[int], sentences: list[str], partial: Path, key: str
-) -> Iterator[Measured]:
+) -> list[Measured]:
     """Measurements of all episodes; those that an interrupted run left in `partial` are not made again."""
+    from prts_core.evaluation.journal import Journal
     from prts_core.evaluation.ranking import Measured, measure, state_scale
     from prts_core.progress import track
 
-    done = {row["episode"]: Measured(**row) for row in _left_over(partial, key)}
-    yield from (done[episode] for episode in episodes if episode in done)
-    todo: Iterable[int] = [episode for episode in episodes if episode not in done]
     scale = state_scale(dataset, episodes)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("w", encoding="utf-8") as file:
-        for row in ({"key": key}, *map(asdict, done.values())):
-            print(json.dumps(row), file=file, flush=True)
-        for episode in track(todo, what="ranking"):
-            one = measure(policy, dataset, episode, sentences, scale)
-            print(json.dumps(asdict(one)), file=file, flush=True)
-            yield one
-
-
-def _left_over(partial: Path, key: str) -> list[dict[str, Any]]:
-    """Rows of an interrupted ranking of the same policy, data and sentences; a cut last line does not count."""
-    if not partial.exists():
-        return []
-    rows = []
-    for line in partial.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows[1:] if rows and rows[0] == {"key": key} else []
+    with Journal(partial, {"ranking": key}, ("episode",)) as journal:
+        for episode in track([episode for episode in episodes if (episode,) not in journal.rows], what="ranking"):
+            journal.add(asdict(measure(policy, dataset, episode, sentences, scale)))
+        return [Measured(**journal.rows[(episode,)]) for episode in sorted(episodes)]
 
 
 def show_ranking(ranking: Ranking, console: Console) -> None:

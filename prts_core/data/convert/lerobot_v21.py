@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from prts_core.config.schema import LeRobotSource, RobotConfig
 from prts_core.contract import Contract
 from prts_core.data.embodiment import build_contract
-from prts_core.data.lerobot_v21.reader import LeRobotDataset, read_parquet
+from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.lerobot_v21.schema import ACTION, CHUNKS_SIZE, DATA_PATH, STANDARD_FEATURES, STATE, VIDEO_PATH, Info
 from prts_core.data.lerobot_v21.select import Selection, select
 from prts_core.data.lerobot_v21.writer import episode_stats, remove_strays, write_meta
@@ -70,9 +70,7 @@ def import_dataset(
         length = opened.rows[old].length
         target = DATA_PATH.format(episode_chunk=new // CHUNKS_SIZE, episode_index=new)
         wanted.append(target)
-        index_stats = _take_table(
-            root / info.data_file(old), output / target, new, start, length, source.link, selection
-        )
+        index_stats = _take_table(opened, old, output / target, new, start, source.link, selection)
         for key in info.video_keys:
             path = VIDEO_PATH.format(episode_chunk=new // CHUNKS_SIZE, episode_index=new, video_key=key)
             wanted.append(path)
@@ -181,19 +179,14 @@ def take_file(old: Path, new: Path, link: Literal["copy", "hardlink"]) -> None:
 
 
 def _take_table(
-    old: Path,
-    new: Path,
-    episode: int,
-    start: int,
-    length: int,
-    link: Literal["copy", "hardlink"],
+    dataset: LeRobotDataset, taken: int, new: Path, episode: int, start: int, link: Literal["copy", "hardlink"],
     selection: Selection,
-) -> dict[str, dict[str, list]]:
+) -> dict[str, dict[str, list]]:  # fmt: skip
     """Take over one table; where its numbering differs, rewrite the columns episode_index and index; select columns.
 
     Returns new statistics of the rewritten columns, {} for an untouched file.
     """
-    table = read_parquet(old)
+    table, old = dataset.table(taken), dataset.root / dataset.info.data_file(taken)
     numbering = {
         "episode_index": np.full(table.num_rows, episode, np.int64),
         "index": start + np.arange(table.num_rows, dtype=np.int64),
@@ -201,14 +194,6 @@ def _take_table(
     lacking = [key for key in numbering if key not in table.column_names]
     if lacking:
         raise DataError("A table lacks a column", file=old, field=lacking[0], found=", ".join(table.column_names))
-    if table.num_rows != length:
-        raise DataError(
-            "An episode's table has the wrong number of rows",
-            file=old,
-            found=table.num_rows,
-            expected=f"{length} (episodes.jsonl)",
-            cure="restore the file from its source, or leave the episode out with source.episodes",
-        )
     numbered = all(table.column(key).to_numpy().tolist() == values.tolist() for key, values in numbering.items())
     if numbered and not selection.rewrites_tables:
         take_file(old, new, link)

@@ -70,14 +70,6 @@ def take_over(
     stats = [_stats_row(root, info, episode) for episode in episodes]
     _known_tasks(root, episodes, tasks)
     units = [*_table_units(root, output, info, episodes), *_video_units(root, output, info, episodes, reencode)]
-    missing = [path for unit in units for path in unit.sources if not path.is_file()]
-    if missing:
-        raise DataError(
-            f"A dataset is incomplete: {len(missing)} of its files are missing",
-            file=missing[0],
-            expected="every file that the episodes' table names",
-            cure="download the dataset again",
-        )
     run_units(units, work, workers=workers, what=f"cutting {dataset}")
     remove_strays(output, [path.relative_to(output).as_posix() for unit in units for path in unit.outputs])
     rows = [

@@ -64,14 +64,6 @@ def export(
             field="task_index",
             found=sorted(dataset.tasks)[:9],
         )
-    paths = [root / path for episode in dataset.episodes() for path in info.episode_files(episode)]
-    missing = [path for path in paths if not path.is_file()]
-    if missing:
-        raise DataError(
-            f"A dataset is incomplete: {len(missing)} of its files are missing",
-            file=missing[0],
-            cure="restore them from their source, or repair the dataset with `prts validate --fix`",
-        )
     raw = read_jsonl(root / "meta/episodes.jsonl")
     firsts = [sum(row.length for row in dataset.rows[:episode]) for episode in dataset.episodes()]
     rows: list[dict[str, Any]] = [{"episode_index": episode} for episode in dataset.episodes()]

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError, field_validator
+from pydantic import ValidationError
 
 from prts_core.data.lerobot_v21.reader import read_parquet
-from prts_core.data.lerobot_v21.schema import AnyInfo, faults, inner_pattern
+from prts_core.data.lerobot_v21.schema import AnyInfo, faults
 from prts_core.errors import DataError
 from prts_core.files import atomic_path, read_json
 
@@ -38,17 +38,8 @@ _PLACES = ("data/", "videos/", "meta/", "stats/")
 class Info30(AnyInfo):
     """meta/info.json of v3.0; unknown keys are kept."""
 
-    @field_validator("codebase_version")
-    @classmethod
-    def _one_version(cls, value: str) -> str:
-        if value != VERSION:
-            raise ValueError(f"must be {VERSION!r}")
-        return value
-
-    @field_validator("data_path", "video_path")
-    @classmethod
-    def _stays_inside(cls, value: str | None) -> str | None:
-        return inner_pattern(value, ("chunk_index", "file_index", "video_key"))
+    version = VERSION
+    path_fields = ("chunk_index", "file_index", "video_key")
 
 
 @dataclass(frozen=True)

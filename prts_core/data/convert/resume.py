@@ -43,6 +43,12 @@ def run_units(units: Sequence[Unit], records: Path, *, workers: int, what: str) 
 
     Raises the first fault; units that were finished before it keep their records.
     """
+    missing = [path for unit in units for path in unit.sources if not path.is_file()]
+    if missing:
+        raise DataError(
+            f"A dataset is incomplete: {len(missing)} of its files are missing", file=missing[0],
+            expected="every file that its metadata names", cure="download the dataset again, or restore the files",
+        )  # fmt: skip
     todo = [unit for unit in units if not _finished(unit, records)]
     together(partial(_do, records), todo, workers, what)
 
@@ -73,8 +79,5 @@ def _finished(unit: Unit, records: Path) -> bool:
     if not record.is_file():
         return False
     saved = read_json(record)
-    missing = [path for path in unit.sources if not path.is_file()]
-    if missing:
-        raise DataError("A file of the source is missing", file=missing[0], cure="restore it from its source")
     sizes = [path.stat().st_size if path.is_file() else None for path in unit.outputs]
     return saved.get("identity") == unit.identity() and saved.get("sizes") == sizes

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import string
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -135,6 +135,20 @@ class AnyInfo(_Open):
     data_path: str
     video_path: str | None = None
     features: dict[str, Feature]
+    version: ClassVar[str]
+    path_fields: ClassVar[tuple[str, str, str]]  # what a pattern of paths may name: two numbers and a camera
+
+    @field_validator("codebase_version")
+    @classmethod
+    def _one_version(cls, value: str) -> str:
+        if value != cls.version:
+            raise ValueError(f"must be {cls.version!r}; lerobot ships converters between its versions")
+        return value
+
+    @field_validator("data_path", "video_path")
+    @classmethod
+    def _stays_inside(cls, value: str | None) -> str | None:
+        return inner_pattern(value, cls.path_fields)
 
     @field_validator("features")
     @classmethod
@@ -149,21 +163,11 @@ class AnyInfo(_Open):
 class Info(AnyInfo):
     """meta/info.json."""
 
+    version = CODEBASE_VERSION
+    path_fields = ("episode_chunk", "episode_index", "video_key")
     total_videos: int = Field(default=0, ge=0)
     total_chunks: int = Field(default=1, ge=0)
     chunks_size: int = Field(ge=1)
-
-    @field_validator("codebase_version")
-    @classmethod
-    def _one_version(cls, value: str) -> str:
-        if value != CODEBASE_VERSION:
-            raise ValueError(f"must be {CODEBASE_VERSION!r}; lerobot ships converters between its versions")
-        return value
-
-    @field_validator("data_path", "video_path")
-    @classmethod
-    def _stays_inside(cls, value: str | None) -> str | None:
-        return inner_pattern(value, ("episode_chunk", "episode_index", "video_key"))
 
     @field_validator("splits")
     @classmethod
