@@ -157,13 +157,15 @@ def _benchmark_config(plan: Plan, _: str | None) -> BenchmarkConfig:
 def _simulator_reads(plan: Plan, partition: str | None, suite: str | None = None) -> dict[str, Read | str]:
     """The installed simulator of `suite`, or else of the one whose experts record the dataset; a family of the main
     environment has none."""
-    from prts_core.sim.homes import Home, base_home, in_main_environment
-    from prts_core.sim.suites import family_of
-
     source = plan.dataset(partition).source
     if suite is None and isinstance(source, ExpertSource):
         suite = source.suite
-    if suite is None or in_main_environment(family_of(suite)):
+    if suite is None:
+        return {}
+    from prts_core.sim.homes import Home, base_home, in_main_environment
+    from prts_core.sim.suites import family_of
+
+    if in_main_environment(family_of(suite)):
         return {}
     home = base_home(Home(family_of(suite)))
     record = home.installed() or {}
