@@ -28,7 +28,7 @@ for _number in STOPS:  # a shell's background job ignores SIGINT, and so would e
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
-HEARD = {number: signal.getsignal(number) for number in (*STOPS, signal.SIGCHLD)}
+HEARD = {number: signal.getsignal(number) for number in STOPS}
 
 pytest_plugins = ["tests.fixtures.smoke_run", "tests.fixtures.tiny_network"]
 
