@@ -93,13 +93,16 @@ def require_free(name: str, port: int) -> None:
 
 def _taken(name: str, port: int) -> StageError:
     variable = VARIABLES[name]
-    with socket.socket() as asked:
-        asked.bind((HOST, 0))
-        free = asked.getsockname()[1]
     return StageError(
         f"Another program has the port of {name}'s page", field=variable, found=port,
-        cure=f"stop it (another `make ui`?), or take a free port: `{variable}={free} make ui`",
+        cure=f"stop it (another `make ui`?), or take a free port: `{variable}={free_port()} make ui`",
     )  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as asked:
+        asked.bind((HOST, 0))
+        return int(asked.getsockname()[1])
 
 
 def chosen_port(name: str) -> int:

@@ -61,6 +61,16 @@ def commit_all() -> None:
     subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "all"], check=True)
 
 
+def pushed_and_cloned(made: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """Another checkout after a push to DVC's remote; from now on the current folder."""
+    made.run("dvc", "push")
+    commit_all()
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", str(made.folder), str(clone)], check=True)
+    monkeypatch.chdir(clone)
+    return Project(clone, made.calls_file)
+
+
 @pytest.fixture
 def made(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project that has made the quickstart, known to DVC: run once, then copied with its hard links."""
@@ -206,12 +216,7 @@ def test_store_view_and_cache_share_bytes_and_a_checkout_leaves_the_store_alone(
 
 def test_a_clone_pulls_what_was_pushed_and_goes_on_from_there(made, tmp_path, monkeypatch):
     made.run("dvc", "remote", "add", "-q", "-d", "team", str(tmp_path / "remote"))
-    made.run("dvc", "push")
-    commit_all()
-    clone = tmp_path / "clone"
-    subprocess.run(["git", "clone", "-q", str(made.folder), str(clone)], check=True)
-    monkeypatch.chdir(clone)
-    there = Project(clone, made.calls_file)
+    there = pushed_and_cloned(made, tmp_path, monkeypatch)
     there.run("dvc", "pull")
     assert ran(there.run("dvc", "repro").stdout) == ["collect-g1_bottle"]
     assert there.calls() == []
@@ -233,12 +238,7 @@ def test_push_and_pull_over_s3(made, tmp_path, monkeypatch):
         boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(Bucket="team")
         made.run("dvc", "remote", "add", "-q", "-d", "team", "s3://team/prts")
         made.run("dvc", "remote", "modify", "team", "endpointurl", f"http://{host}:{port}")
-        made.run("dvc", "push")
-        commit_all()
-        clone = tmp_path / "clone"
-        subprocess.run(["git", "clone", "-q", str(made.folder), str(clone)], check=True)
-        monkeypatch.chdir(clone)
-        Project(clone, made.calls_file).run("dvc", "pull")
+        pushed_and_cloned(made, tmp_path, monkeypatch).run("dvc", "pull")
         assert versions(plan_of(), Path("outputs")) == versions(plan_of(), made.folder / "outputs")
     finally:
         server.stop()
@@ -246,14 +246,9 @@ def test_push_and_pull_over_s3(made, tmp_path, monkeypatch):
 
 def test_a_clone_without_the_source_takes_its_recorded_listing(made, tmp_path, monkeypatch):
     made.run("dvc", "remote", "add", "-q", "-d", "team", str(tmp_path / "remote"))
-    made.run("dvc", "push")
-    commit_all()
-    clone = tmp_path / "clone"
-    subprocess.run(["git", "clone", "-q", str(made.folder), str(clone)], check=True)
-    monkeypatch.chdir(clone)
     monkeypatch.setenv("PRTS_SHARED", str(tmp_path / "nowhere"))
     monkeypatch.setenv("PRTS_SOURCES", "recorded")
-    there = Project(clone, made.calls_file)
+    there = pushed_and_cloned(made, tmp_path, monkeypatch)
     there.run("dvc", "pull")
     edit("configs/datasets/g1_bottle.yaml", lambda dataset: dataset["sft"]["train"].update(steps=7))
     there.run("dvc", "repro", "sft-g1_bottle")

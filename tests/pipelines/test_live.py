@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import dagster as dg
 import pytest
 import yaml
 
+from pipelines import ui
 from pipelines.home import prepare_home, prepare_instance
 from prts_core.store.views import viewed
 from tests.pipelines import stub_chain
@@ -160,46 +160,29 @@ def page(tmp_path_factory) -> Iterator[Page]:
     shutil.copy(ROOT / stub_chain.VERSIONS, folder / stub_chain.VERSIONS)
     datasets_of(folder, "arms", TEN)
     (folder / "stub_location.py").write_text(LOCATION)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = os.environ | {
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "PRTS_ENV": "test", "PRTS_LAUNCH": "process",
-        "PRTS_RECIPE": "configs/arms.yaml,configs/smoke.yaml",
-        "PRTS_OUTPUTS": "outputs", "PRTS_STUB_CALLS": str(folder / "calls.txt"), "PYTHONWARNINGS": "ignore",
-        "DAGSTER_HOME": str(folder / "outputs/dagster"), "OMP_NUM_THREADS": "1", "PRTS_NIGHTLY": "on",
-    }  # fmt: skip
-    before = os.environ.get("DAGSTER_HOME")
-    os.environ["DAGSTER_HOME"] = env["DAGSTER_HOME"]
-    prepare_home(folder / "outputs")
-    with dg.DagsterInstance.from_config(env["DAGSTER_HOME"]) as instance:
-        prepare_instance(instance)
-    os.environ.pop("DAGSTER_HOME")
-    if before is not None:
-        os.environ["DAGSTER_HOME"] = before
-    command = [str(Path(sys.executable).parent / "dagster"), "dev", "-f", "stub_location.py", "-p", str(port)]
-    made = Page(folder, port)
-    with (folder / "dev.log").open("w") as log:
-        server = subprocess.Popen(
-            command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
-    try:
+    made = Page(folder, ui.free_port())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, value in {
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "PRTS_ENV": "test", "PRTS_LAUNCH": "process",
+            "PRTS_RECIPE": "configs/arms.yaml,configs/smoke.yaml",
+            "PRTS_OUTPUTS": "outputs", "PRTS_STUB_CALLS": str(made.calls_file), "PYTHONWARNINGS": "ignore",
+            "DAGSTER_HOME": str(made.outputs / "dagster"), "OMP_NUM_THREADS": "1", "PRTS_NIGHTLY": "on",
+        }.items():  # fmt: skip
+            patch.setenv(name, value)
+        prepare_home(made.outputs)
+        with made.instance() as instance:
+            prepare_instance(instance)
+        command = [str(Path(sys.executable).parent / "dagster"), "dev", "-f", "stub_location.py", "-p", str(made.port)]
 
         def answers() -> bool:
             with contextlib.suppress(OSError):
                 return bool(made.ask("{ assetNodes { assetKey { path } } }")["assetNodes"])
             return False
 
-        made.until(answers, "the page answers")
-        yield made
-    finally:
-        for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(server.pid, sign)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                server.wait(30)
-                break
+        with ui.running(command, folder / "dev.log"):
+            made.until(answers, "the page answers")
+            yield made
 
 
 @pytest.fixture
@@ -216,8 +199,7 @@ def trained_until(page: Page) -> Callable[[str], None]:
             "    for stage in ('collect', 'convert', 'validate', 'stats'):\n        store.run(stage, plan, dataset)\n"
             "store.run('pretrain', plan)\n"
         )
-        env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "PRTS_STUB_CALLS": str(page.calls_file)}
-        subprocess.run([sys.executable, "-c", script], cwd=page.folder, env=env, check=True)
+        subprocess.run([sys.executable, "-c", script], check=True)
 
     return make
 

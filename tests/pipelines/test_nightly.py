@@ -185,21 +185,19 @@ def test_a_suite_of_the_recipe_is_a_partition_and_says_stand_in_assets(outputs, 
 
 def test_the_schedule_asks_for_the_champion_and_is_silent_without_one(tmp_path, outputs):
     with dg.instance_for_test() as instance:  # on disk: a schedule opens it by its reference
-        asks_for_the_champion(tmp_path, outputs, instance)
 
+        def evaluate(folder: Path, overrides: list[str]):
+            at = datetime(2026, 11, 21, 2, 30)
+            context = dg.build_schedule_context(instance=instance, scheduled_execution_time=at)
+            mine = page(overrides)
+            return nightly_regression(mine, jobs(mine), folder)(context)
 
-def asks_for_the_champion(tmp_path: Path, outputs: Path, instance: dg.DagsterInstance) -> None:
-    def evaluate(folder: Path, overrides: list[str]):
-        context = dg.build_schedule_context(instance=instance, scheduled_execution_time=datetime(2026, 11, 21, 2, 30))
-        mine = page(overrides)
-        return nightly_regression(mine, jobs(mine), folder)(context)
-
-    skipped = evaluate(tmp_path / "empty", [])
-    assert isinstance(skipped, dg.SkipReason) and "no champion yet" in str(skipped.skip_message)
-    asked = evaluate(outputs, ["regression.suites=[{suite: libero_goal}]"])
-    assert [str(request.partition_key) for request in asked] == ["benchmark|1", "libero_goal|1"]
-    assert asked[0].tags[NIGHT_TAG] == "2026-11-21" and asked[0].run_key.startswith("2026-11-21/")
-    assert instance.get_dynamic_partitions(str(page().versions.name)) == ["1"]
+        skipped = evaluate(tmp_path / "empty", [])
+        assert isinstance(skipped, dg.SkipReason) and "no champion yet" in str(skipped.skip_message)
+        asked = evaluate(outputs, ["regression.suites=[{suite: libero_goal}]"])
+        assert [str(request.partition_key) for request in asked] == ["benchmark|1", "libero_goal|1"]
+        assert asked[0].tags[NIGHT_TAG] == "2026-11-21" and asked[0].run_key.startswith("2026-11-21/")
+        assert instance.get_dynamic_partitions(str(page().versions.name)) == ["1"]
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import http.server
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -28,15 +27,9 @@ def stranger():
     server.shutdown()
 
 
-def free() -> int:
-    with socket.socket() as asked:
-        asked.bind(("127.0.0.1", 0))
-        return asked.getsockname()[1]
-
-
 def test_a_port_that_is_taken_is_told_with_a_port_that_is_free(project, stranger, monkeypatch, capsys):
     monkeypatch.setenv("PRTS_DAGSTER_PORT", str(stranger))
-    monkeypatch.setenv("PRTS_MLFLOW_PORT", str(free()))
+    monkeypatch.setenv("PRTS_MLFLOW_PORT", str(ui.free_port()))
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # the handlers of this process are the tests'
     assert ui.main() == 1
     said = capsys.readouterr().err
@@ -60,8 +53,8 @@ def test_a_port_is_a_number(monkeypatch):
 
 
 def test_a_server_that_dies_is_an_error_with_its_last_words(project, monkeypatch):
-    monkeypatch.setenv("PRTS_DAGSTER_PORT", str(free()))
-    monkeypatch.setenv("PRTS_MLFLOW_PORT", str(free()))
+    monkeypatch.setenv("PRTS_DAGSTER_PORT", str(ui.free_port()))
+    monkeypatch.setenv("PRTS_MLFLOW_PORT", str(ui.free_port()))
     monkeypatch.setattr(ui, "commands", lambda outputs, ports: {name: ["sh", "-c", "echo oh no"] for name in ports})
     with pytest.raises(StageError, match="oh no"):
         ui.serve(project.outputs.resolve())
@@ -69,7 +62,7 @@ def test_a_server_that_dies_is_an_error_with_its_last_words(project, monkeypatch
 
 @pytest.mark.slow
 def test_both_pages_answer_and_stop(project, tmp_path):
-    ports = {"PRTS_DAGSTER_PORT": str(free()), "PRTS_MLFLOW_PORT": str(free())}
+    ports = {"PRTS_DAGSTER_PORT": str(ui.free_port()), "PRTS_MLFLOW_PORT": str(ui.free_port())}
     with (tmp_path / "ui.log").open("w") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "pipelines.ui"], env=os.environ | ports, stdout=log, stderr=log, cwd=project.folder
