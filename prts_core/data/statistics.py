@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -126,28 +125,6 @@ def compute(
         digest_value(made_from), max(rows.rank_error, chunks.rank_error), made_from,
     )  # fmt: skip
     return Computed(stats, rows, contract, trained, chunks)
-
-
-def require_fresh(stats: NormStats, path: Path, root: Path | Sequence[Path], chunk_length: int | None = None) -> None:
-    """Stop unless `stats`, read from `path`, were computed from the tables that lie at `root` today, under the same
-    contract and for chunks of this length (none or no relative action: any). Reads files, computes nothing.
-
-    Raises DataError that names what is stale.
-    """
-    datasets = [LeRobotDataset.open(one) for one in ([root] if isinstance(root, Path) else root)]
-    contract = datasets[0].contract
-    with ThreadPoolExecutor(_cores()) as pool:
-        digests = list(pool.map(_digest, _files(datasets, stats.split)))
-    length = chunk_length if any(contract.relative) else None
-    stale = differences(stats.made_from or {}, digests, contract, stats.split, length)
-    if stale:
-        raise DataError(
-            "The norm statistics are stale: they were computed from something else", file=path,
-            field=", ".join(name for name, _, _ in stale),
-            found="; ".join(f"{name} {found}" for name, found, _ in stale),
-            expected="; ".join(f"{name} {wanted}" for name, _, wanted in stale),
-            cure=f"run `prts stats` for {datasets[0].root} again",
-        )  # fmt: skip
 
 
 def differences(

@@ -9,11 +9,9 @@ from pathlib import Path
 
 from prts_core.config.load import present_root
 from prts_core.config.schema import ConvertConfig, ExpertSource, LeRobotSource, MetaworldSource, RecordingSource
-from prts_core.contract import Contract
 from prts_core.data.convert.lerobot_v21 import import_dataset
 from prts_core.data.convert.mapping import Mapping, check_mapping
 from prts_core.data.convert.robomimic import native_mapping
-from prts_core.data.convert.run import convert as convert_recording
 from prts_core.data.convert.run import convert_any
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.store.manifest import Manifest
@@ -24,27 +22,31 @@ SIMULATOR_HZ = 80.0  # Meta-World steps a second; a row is `action_repeat` steps
 
 def convert(config: ConvertConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
     """Write <output> as a LeRobot v2.1 dataset with meta/contract.json."""
-    raw = inputs["collect"].folder(context.outputs)
-    if isinstance(config.source, RecordingSource):
-        contract = _convert_recording(config, config.source, context)
-    elif isinstance(config.source, LeRobotSource):
+    source = config.source
+    if isinstance(source, LeRobotSource):
         contract = import_dataset(
-            present_root(config.dataset, config.source),
+            present_root(config.dataset, source),
             context.output,
             dataset=config.dataset,
-            source=config.source,
+            source=source,
             robot=config.robot,
         )
     else:
-        contract = convert_recording(
+        kind, raw, reencode = "robomimic", inputs["collect"].folder(context.outputs), False
+        if isinstance(source, RecordingSource):  # made elsewhere: `run_stage` sees that its files stay those of the key
+            kind, raw, reencode = source.kind, present_root(config.dataset, source), source.reencode
+        mapping = _mapping(config, source, raw)
+        contract = convert_any(
+            mapping.source if mapping is not None and isinstance(source, ExpertSource) else kind,
             raw,
             context.output,
             context.work / "episodes",
-            mapping=_own_mapping(config, raw),
+            mapping=mapping,
             dataset=config.dataset,
             robot=config.robot,
             video=config.video,
-            workers=config.source.workers,
+            workers=source.workers,
+            reencode=reencode,
         )
     made = LeRobotDataset.open(context.output)
     return StageResult(
@@ -60,30 +62,13 @@ def convert(config: ConvertConfig, inputs: dict[str, Manifest], context: StageCo
     )
 
 
-def _own_mapping(config: ConvertConfig, raw: Path) -> Mapping:
-    """What the keys of a recording that collect has made mean."""
-    if isinstance(config.source, MetaworldSource):
-        return native_mapping(raw, config.dataset, SIMULATOR_HZ / config.source.action_repeat)
-    assert isinstance(config.source, ExpertSource)
-    if config.source.mapping is None:
-        return native_mapping(raw, config.dataset, None)  # the recording says its rate
-    assert not isinstance(config.source.mapping, str), "the plan has read the mapping that the dataset names"
-    return check_mapping(config.source.mapping, config.dataset)
-
-
-def _convert_recording(config: ConvertConfig, source: RecordingSource, context: StageContext) -> Contract:
-    """Convert a recording made elsewhere. That its files stay those of the key is `run_stage`'s to see."""
-    root = present_root(config.dataset, source)
+def _mapping(
+    config: ConvertConfig, source: RecordingSource | MetaworldSource | ExpertSource, raw: Path
+) -> Mapping | None:
+    """What the keys of a recording mean; none for a dataset, which says it itself."""
+    if isinstance(source, MetaworldSource):
+        return native_mapping(raw, config.dataset, SIMULATOR_HZ / source.action_repeat)
+    if source.mapping is None:  # a recording of experts says its rate
+        return native_mapping(raw, config.dataset, None) if isinstance(source, ExpertSource) else None
     assert not isinstance(source.mapping, str), "the plan has read the mapping that the dataset names"
-    return convert_any(
-        source.kind,
-        root,
-        context.output,
-        context.work / "episodes",
-        mapping=None if source.mapping is None else check_mapping(source.mapping, config.dataset),
-        dataset=config.dataset,
-        robot=config.robot,
-        video=config.video,
-        workers=source.workers,
-        reencode=source.reencode,
-    )
+    return check_mapping(source.mapping, config.dataset)

@@ -19,7 +19,7 @@ from prts_core.contract import PolicyContract
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.llava import LlavaDataset
 from prts_core.data.normalize import normalize_for_fast, to_relative
-from prts_core.data.statistics import require_fresh, statistics_name
+from prts_core.data.statistics import statistics_name
 from prts_core.data.training_set import ConversationSet, RobotSet, held_out_set
 from prts_core.errors import ConfigError
 from prts_core.files import digest_file, write_json
@@ -47,8 +47,6 @@ def pretrain(config: PretrainConfig, inputs: dict[str, Manifest], context: Stage
     length = config.model.chunk_length
     statistics = {n: inputs[f"stats:{n}"].folder(context.outputs) / statistics_name(d.contract, length)
                   for n, d in datasets.items()}  # fmt: skip
-    for name, dataset in datasets.items():
-        require_fresh(load_statistics(statistics[name]), statistics[name], dataset.root, length)
     contracts = {n: policy_contract(d, statistics[n], config.model.chunk_length, config.train.normalization)
                  for n, d in datasets.items()}  # fmt: skip
     conversations = {name: open_image_text(source, context.seed) for name, source in config.image_text.items()}

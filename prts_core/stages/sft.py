@@ -13,7 +13,7 @@ import torch
 from prts_core.config.identity import identity
 from prts_core.config.schema import SftConfig
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
-from prts_core.data.statistics import require_fresh, statistics_name
+from prts_core.data.statistics import statistics_name
 from prts_core.data.training_set import RobotSet, held_out_set
 from prts_core.files import write_json
 from prts_core.policy import policy_digest, save_policy
@@ -38,8 +38,6 @@ def sft(config: SftConfig, inputs: dict[str, Manifest], context: StageContext) -
     name = statistics_name(dataset.contract, model_config.chunk_length)
     own = start.statistics(dataset.contract, config.train.normalization)
     statistics = own or inputs["stats"].folder(context.outputs) / name
-    if own is None:  # a checkpoint's own are of the data it was trained on, not of these
-        require_fresh(load_statistics(statistics), statistics, dataset.root, model_config.chunk_length)
     contract = policy_contract(dataset, statistics, model_config.chunk_length, config.train.normalization)
     processor = Processor(
         contract, load_statistics(statistics), statistics, start.tokenizer, start.fast, model_config, model.compat

@@ -214,26 +214,6 @@ def test_datasets_pool(toy: Converted, tmp_path: Path) -> None:
         statistics.compute([toy.root, other])
 
 
-@pytest.mark.parametrize(
-    ("change", "field"), [("data", "data"), ("contract", "contract"), ("length", "chunk_length"), ("none", "method")]
-)
-def test_stale_statistics_are_refused(toy: Converted, tmp_path: Path, change: str, field: str) -> None:
-    robot = replace(ROBOT, action=(*ROBOT.action[:3], DimensionSpec("effort", "m", relative=True)))
-    made = convert_toy(tmp_path, toy.raw, robot=robot)
-    stats, length, path = statistics.compute(made.root, chunk_length=5).trained, 5, tmp_path / "norm_stats.json"
-    statistics.require_fresh(stats, path, made.root, length)
-    if change == "data":
-        _set_action(made.root, 0, 0, 0.125)
-    elif change == "contract":
-        replace(made.contract, gripper="other").save(made.root / "meta/contract.json")
-    elif change == "length":
-        length = 6
-    else:  # statistics that say nothing of where they come from
-        stats = replace(stats, made_from=None)
-    with pytest.raises(DataError, match=rf"stale.*norm_stats\.json.*Field: [^.]*{field}.*prts stats"):
-        statistics.require_fresh(stats, path, made.root, length)
-
-
 def test_edited_statistics_are_refused(toy: Converted, tmp_path: Path) -> None:
     path = tmp_path / "norm_stats.json"
     raw = statistics.compute(toy.root).stats.to_json()
