@@ -19,34 +19,30 @@ from dagster_pipes import PipesContext, open_dagster_pipes
 from prts_core.config.load import load_plan
 from prts_core.data.validation.report import Finding, ValidationFailed, ValidationReport
 from prts_core.errors import PrtsError, Skipped, StageError, Stopped
+from prts_core.launch.orders import from_plain, to_plain
 from prts_core.launch.signals import stop_on_signals
 from prts_core.launch.where import INLINE, parse_launch
 from prts_core.stages import chain
 
-FIELDS = ("problem", "file", "field", "found", "expected", "cure")
 STATUS: dict[type[PrtsError], int] = {Skipped: 3, Stopped: 75}
 PR_SET_PDEATHSIG = 1
 
 
 def pack(error: PrtsError) -> dict[str, Any]:
-    """An error as plain data."""
-    packed = {"kind": type(error).__name__} | {
-        name: value if value is None else str(value) for name in FIELDS if (value := getattr(error, name)) is not None
-    }
-    return packed | ({"report": asdict(error.report)} if isinstance(error, ValidationFailed) else {})
+    """An error as plain data, a failed validation with its findings."""
+    return to_plain(error) | ({"report": asdict(error.report)} if isinstance(error, ValidationFailed) else {})
 
 
 def unpack(packed: dict[str, Any]) -> PrtsError:
-    """The error that `pack` was given; of the family's other members, StageError stands for all."""
-    report = packed.get("report")
-    said = {name: packed[name] for name in FIELDS[1:] if name in packed}
-    if report is not None:
-        findings = [Finding(**finding) for finding in report["findings"]]
-        error = ValidationFailed(ValidationReport(report["dataset"], findings), "the report")
-        PrtsError.__init__(error, packed["problem"], **said)
+    """The error that `pack` was given."""
+    error = from_plain(packed)
+    if (report := packed.get("report")) is None:
         return error
-    kind = {"Skipped": Skipped, "Stopped": Stopped}.get(packed["kind"], StageError)
-    return kind(packed["problem"], **said)
+    failed = ValidationFailed(
+        ValidationReport(report["dataset"], [Finding(**finding) for finding in report["findings"]]), "the report"
+    )
+    failed.set_cure(str(error.cure))
+    return failed
 
 
 class _ToDagster(logging.Handler):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from prts_core import errors
 from prts_core.errors import PrtsError
@@ -28,20 +29,26 @@ def clear(work: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_fault(work: Path, rank: int, err: PrtsError) -> None:
+def to_plain(err: PrtsError) -> dict[str, Any]:
+    """An error as plain data."""
     said = {name: getattr(err, name) for name in FIELDS}
-    plain = {k: v if isinstance(v, str | None) else repr(v) for k, v in said.items()}
-    write_json(work / f"fault-{rank}.json", {"kind": type(err).__name__, **plain})
+    return {"kind": type(err).__name__} | {k: v if isinstance(v, str | None) else repr(v) for k, v in said.items()}
+
+
+def from_plain(plain: dict[str, Any]) -> PrtsError:
+    """The error that `to_plain` was given; PrtsError itself stands for a kind that another room defines."""
+    kind = getattr(errors, plain["kind"], PrtsError)
+    return kind(plain["problem"], **{name: plain[name] for name in FIELDS[1:]})
+
+
+def write_fault(work: Path, rank: int, err: PrtsError) -> None:
+    write_json(work / f"fault-{rank}.json", to_plain(err))
 
 
 def read_fault(work: Path) -> PrtsError | None:
     """The first error that a rank met, as what it was there."""
     found = sorted(work.glob("fault-*.json"), key=lambda path: path.stat().st_mtime_ns)
-    if not found:
-        return None
-    said = read_json(found[0])
-    kind = getattr(errors, said.pop("kind"), PrtsError)
-    return kind(said.pop("problem"), **said)
+    return from_plain(read_json(found[0])) if found else None
 
 
 class Points:
