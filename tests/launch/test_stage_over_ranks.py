@@ -122,7 +122,7 @@ def rows(output: Path) -> list[dict[str, str]]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_stopped_launch_goes_on_to_the_weights_of_one_that_was_not(folder: Path) -> None:
-    long = ("--set", "sft.train.steps=12", "--set", "sft.train.checkpoint_every=1000")
+    long = ("--set", "sft.train.steps=22", "--set", "sft.train.checkpoint_every=1000")
     straight = run(folder, "torchrun", "sft", *SPLIT, *long, launch="torchrun:2")
     assert straight.returncode == 0, straight.stderr[-6000:]
     line, env = prts(folder, "launched", "sft", *SPLIT, *long, launch="torchrun:2")
@@ -131,11 +131,11 @@ def test_a_stopped_launch_goes_on_to_the_weights_of_one_that_was_not(folder: Pat
             assert job.poll() is None, job.communicate()[1]
             time.sleep(0.02)
         job.send_signal(signal.SIGTERM)
-        _, said = job.communicate(timeout=120)
+        _, said = job.communicate(timeout=240)
     assert job.returncode == 75 and "Stopped on request after step" in said, said
     (left,) = (curves[0].parent / "checkpoints").iterdir()
     made = len(curves[0].read_text().splitlines())
-    assert left.name == f"checkpoint-{made}" and made % 5 == 0 and made < 12
+    assert left.name == f"checkpoint-{made}" and made % 5 == 0 and made < 22
     again = run(folder, "launched", "sft", *SPLIT, *long, launch="torchrun:2")
     assert again.returncode == 0, again.stderr[-6000:]
     one, two = (
