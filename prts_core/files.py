@@ -168,18 +168,3 @@ def digest_value(value: Any) -> str:
 def digest_file(path: Path) -> str:
     with path.open("rb") as handle:
         return "sha256:" + hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def digest_tree(root: Path) -> str:
-    """One digest for a folder: every file's relative path, size and SHA-256, in path order. Empty folders do not
-    count."""
-    return digest_value(list_tree(root))
-
-
-def list_tree(root: Path) -> list[dict[str, Any]]:
-    """[{path, size, sha256}] of every file under `root`, in path order."""
-    files = sorted((p for p in root.rglob("*") if p.is_file()), key=lambda p: p.relative_to(root).as_posix())
-    return [
-        {"path": p.relative_to(root).as_posix(), "size": p.stat().st_size, "sha256": digest_file(p)[len("sha256:") :]}
-        for p in files
-    ]

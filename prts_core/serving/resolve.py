@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prts_core.errors import CheckpointError
-from prts_core.files import digest_tree
 from prts_core.packaging.manifest import PackageManifest
 from prts_core.packaging.verify import verify_package
+from prts_core.store.listing import digest_tree
 
 
 @dataclass(frozen=True)

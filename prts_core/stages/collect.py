@@ -11,9 +11,10 @@ from pathlib import Path
 
 from prts_core.config.schema import CollectConfig, ExpertSource, MetaworldSource
 from prts_core.errors import require
-from prts_core.files import list_tree, write_json
+from prts_core.files import write_json
 from prts_core.launch.orphans import fresh_workers
 from prts_core.progress import track
+from prts_core.store.listing import list_files
 from prts_core.store.manifest import Manifest
 from prts_core.store.sources import listed_rows
 from prts_core.store.stage import StageContext, StageResult
@@ -29,7 +30,7 @@ def collect(config: CollectConfig, inputs: dict[str, Manifest], context: StageCo
         files = listed_rows(config, context.outputs)
         write_json(context.output / "files.json", files)
         return StageResult({"files": len(files), "bytes": sum(f["size"] for f in files)}, artifacts=("files.json",))
-    write_json(context.output / "files.json", list_tree(context.output))
+    write_json(context.output / "files.json", [file.row for file in list_files(context.output)])
     # Lineage finds the raw files' digests in MLflow even when the files are gone.
     return StageResult(metrics=metrics, artifacts=("files.json",))
 

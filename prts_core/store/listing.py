@@ -68,6 +68,10 @@ def tree_digest(files: Sequence[File]) -> str:
     return digest_value([file.row for file in files])
 
 
+def digest_tree(root: Path) -> str:
+    return tree_digest(list_files(root))
+
+
 def walk(root: Path, names: Sequence[str] = ()) -> Iterator[tuple[str, os.stat_result]]:
     """(path, what the file system says) of every regular file. names: patterns; given any, only the folder's own files
     that match one."""

@@ -20,7 +20,7 @@ from prts_core.data.convert.run import convert
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.validation import validate_dataset
 from prts_core.errors import ConfigError, DataError
-from prts_core.files import digest_tree, list_tree
+from prts_core.store.listing import digest_tree, list_files
 
 ALOHA = Path(__file__).parents[2] / "configs/mappings/aloha.yaml"
 CAMERAS = ("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist")
@@ -120,7 +120,8 @@ def test_pictures_that_opencv_compressed_and_depth(tmp_path: Path) -> None:
 def test_workers_do_not_show(tmp_path: Path) -> None:
     root = write_all(tmp_path / "raw", 6, form="padded")
     one, three = (run(root, tmp_path / str(workers), workers=workers) for workers in (1, 3))
-    assert list_tree(one) == list_tree(three) and len(list_tree(one)) > 6 * 5
+    rows = [[f.row for f in list_files(folder)] for folder in (one, three)]
+    assert rows[0] == rows[1] and len(rows[0]) > 6 * 5
 
 
 def command(root: Path, to: Path, *more: str) -> list[str]:
@@ -260,7 +261,7 @@ def test_the_command_takes_video_settings_and_whole_datasets(tmp_path: Path) -> 
     ours, theirs = (
         {
             entry["path"]: entry["sha256"]
-            for entry in list_tree(tmp_path / name)
+            for entry in [f.row for f in list_files(tmp_path / name)]
             if not entry["path"].startswith("meta/")
         }
         for name in ("av1", "copy")

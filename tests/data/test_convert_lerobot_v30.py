@@ -23,7 +23,8 @@ from prts_core.data.lerobot_v21 import video
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.lerobot_v21.seal import SEAL, compare, read_seal
 from prts_core.errors import DataError
-from prts_core.files import digest_tree, read_json, read_jsonl, write_json
+from prts_core.files import read_json, read_jsonl, write_json
+from prts_core.store.listing import digest_tree
 from tests.data.conftest import Converted
 
 SMALL = {"data_mb": 0.004, "video_mb": 0.004}  # several files of each kind, even of toys

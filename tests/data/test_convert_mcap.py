@@ -31,7 +31,7 @@ from prts_core.data.convert.run import convert
 from prts_core.data.convert.tfrecord import example_class
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.errors import ConfigError, DataError
-from prts_core.files import digest_tree
+from prts_core.store.listing import digest_tree
 
 SECOND = 1_000_000_000
 T0 = 1_700_000_000 * SECOND

@@ -22,7 +22,7 @@ from prts_core.data.convert.run import convert
 from prts_core.data.convert.tfrecord import example_class, masked_crc, records
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.errors import DataError
-from prts_core.files import digest_tree
+from prts_core.store.listing import digest_tree
 
 MAPPING = Mapping(
     name="toy_rlds",

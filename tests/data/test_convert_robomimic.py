@@ -18,7 +18,8 @@ from prts_core.data.convert.run import convert
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.validation import validate_dataset
 from prts_core.errors import ConfigError, ContractError, DataError
-from prts_core.files import digest_tree, read_json
+from prts_core.files import read_json
+from prts_core.store.listing import digest_tree
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ROWS, SIZE = 9, 32

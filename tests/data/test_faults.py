@@ -12,7 +12,7 @@ import pytest
 
 from prts_core.data.lerobot_v21 import writer
 from prts_core.errors import StageError
-from prts_core.files import digest_tree
+from prts_core.store.listing import digest_tree
 from tests.data.conftest import Converted, convert_toy
 
 

@@ -17,9 +17,10 @@ from prts_core.data.convert.lerobot_v30_export import export
 from prts_core.data.convert.source import DATASETS, SOURCES
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.errors import ConfigError, Skipped, StageError, UnavailableError
-from prts_core.files import digest_tree, list_tree, read_json
+from prts_core.files import read_json
 from prts_core.stages import chain
 from prts_core.store.diff import Results, compare
+from prts_core.store.listing import digest_tree, list_files
 from prts_core.store.run_stage import untracked
 from prts_core.store.status import status
 from prts_core.tracking import runs
@@ -61,7 +62,7 @@ def follow(cure: str | None) -> None:
 def test_the_chain_converts_what_the_command_converts(recorded: Path, tmp_path: Path) -> None:
     plan, outputs = planned(tmp_path / "configs"), tmp_path / "outputs"
     made = {name: chain.run(name, plan, NAME, outputs) for name in ("collect", "convert", "validate", "stats")}
-    assert read_json(made["collect"].folder(outputs) / "files.json") == list_tree(recorded)
+    assert read_json(made["collect"].folder(outputs) / "files.json") == [f.row for f in list_files(recorded)]
     dataset = LeRobotDataset.open(made["convert"].folder(outputs))
     assert made["convert"].metrics["episodes"] == 4 == len(dataset.rows) and made["stats"].metrics["rows"] == 38
     assert dataset.contract.embodiment == "libero_panda" and dataset.contract.action[0].relative

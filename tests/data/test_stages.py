@@ -12,11 +12,12 @@ from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.normalize import NormStats
 from prts_core.data.validation import ValidationFailed
 from prts_core.errors import Skipped
-from prts_core.files import digest_tree, read_json
+from prts_core.files import read_json
 from prts_core.stages import chain
 from prts_core.stages.convert import convert
 from prts_core.stages.stats import stats
 from prts_core.stages.validate import validate
+from prts_core.store.listing import digest_tree
 from prts_core.store.manifest import Manifest
 from prts_core.store.stage import StageContext
 from tests.data.conftest import ROBOT, Converted, write_raw

@@ -14,8 +14,9 @@ from prts_core.config.schema import BenchmarkConfig, ExpertSource, LeRobotSource
 from prts_core.errors import ConfigError
 from prts_core.evaluation.benchmark import Places, benchmark_policy, first_of_each, measured
 from prts_core.evaluation.gate import policy_episodes
-from prts_core.files import list_tree, read_json
+from prts_core.files import read_json
 from prts_core.sim.suites import suite
+from prts_core.store.listing import list_files
 from tests.evaluation.tiny_policy import write_policy
 
 TOY = "tests.fixtures.toy_family:toy_stored"
@@ -67,7 +68,7 @@ def test_every_condition_on_a_suite_resumes_and_does_not_depend_on_workers(tmp_p
         shutil.rmtree(folder / "out", ignore_errors=True)
         places = Places(policy, None, policy, folder / "work", folder / "out", folder / "timing.json")
         assert benchmark_policy(replace(CONFIG, **changes), places) == read_json(folder / "out" / "report.json")
-        return list_tree(folder / "out")
+        return [f.row for f in list_files(folder / "out")]
 
     first = run("one")
     report = read_json(tmp_path / "one/out/report.json")

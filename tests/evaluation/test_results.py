@@ -26,8 +26,9 @@ from prts_core.evaluation.plan import Plan, Settings, make_plan
 from prts_core.evaluation.results import film_name, summarize, timing, to_film, write_episodes
 from prts_core.evaluation.sequential import PairedTest, Stop
 from prts_core.evaluation.suite_run import score
-from prts_core.files import digest_tree, write_json
+from prts_core.files import write_json
 from prts_core.sim.pool import WorkerLost
+from prts_core.store.listing import digest_tree
 from tests.evaluation.toy_lanes import CHUNK, SUITE, DotPolicy
 
 ACTOR = LocalActor(DotPolicy(), {"policy_digest": "sha256:toy"})

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from prts_core.config.schema import VideoConfig
-from prts_core.files import digest_tree
 from prts_core.stages import chain
+from prts_core.store.listing import digest_tree
 from prts_core.store.stage import StageContext
 from tests.fixtures.smoke_run import smoke_plan
 from tests.stages.behaviour import law

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from prts_core.config.schema import CollectConfig, MetaworldSource, TaskSpec
-from prts_core.files import digest_tree
 from prts_core.stages.collect import collect
+from prts_core.store.listing import digest_tree
 from prts_core.store.stage import StageContext
 from tests.launch.test_children import gone
 

@@ -11,7 +11,8 @@ import pytest
 
 from prts_core.cli.main import main
 from prts_core.errors import CheckpointError, StageError
-from prts_core.files import list_tree, read_json, write_json
+from prts_core.files import read_json, write_json
+from prts_core.store.listing import list_files
 from prts_core.store.run_stage import Store
 from prts_core.store.stage import Parent, Stage, StageResult
 from prts_core.tracking.lineage import Lineage, trace
@@ -33,7 +34,7 @@ def chain_of(text: str) -> dict[str, Stage]:
         def run(config, inputs, context):
             (context.output / "data.txt").write_text(f"{name} {text}")
             if name == "collect":
-                write_json(context.output / "files.json", list_tree(context.output))
+                write_json(context.output / "files.json", [f.row for f in list_files(context.output)])
                 return StageResult(artifacts=("files.json",))
             if name == "benchmark":
                 outcomes(118).write_parquet(context.output / "episodes.parquet")

@@ -10,8 +10,9 @@ import polars as pl
 from prts_core.config.load import Plan
 from prts_core.contract import PolicyContract
 from prts_core.delivery.register import register_package
-from prts_core.files import digest_value, list_tree, write_json
+from prts_core.files import digest_value, write_json
 from prts_core.packaging.manifest import LatencyBudget, PackageManifest
+from prts_core.store.listing import list_files
 from prts_core.store.manifest import Manifest
 from prts_core.store.run_stage import Store
 from prts_core.store.stage import Stage, StageResult
@@ -41,7 +42,7 @@ def write_package(folder: Path, weights: str) -> None:
         latency_budget=LatencyBudget(per_chunk_ms=100.0),
         contract_fingerprint=CONTRACT.contract_fingerprint,
         policy_digest="sha256:00",
-        files={row["path"]: "sha256:" + row["sha256"] for row in list_tree(folder)},
+        files={row["path"]: "sha256:" + row["sha256"] for row in [f.row for f in list_files(folder)]},
         evaluations=(),
     ).save(folder)
 
