@@ -56,6 +56,16 @@ def go_on(child: subprocess.Popen[str]) -> None:
     child.stdin.flush()
 
 
+def waits(capfd: pytest.CaptureFixture[str]) -> str:
+    """What was said up to and with the news that a run waits."""
+    said, until = "", time.monotonic() + 60
+    while "waiting:" not in said or not said.endswith("\n"):
+        assert time.monotonic() < until, said
+        time.sleep(0.01)
+        said += capfd.readouterr().err
+    return said
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     folder = tmp_path / "source"
@@ -398,13 +408,13 @@ def test_a_damaged_parent_is_made_again_only_when_nobody_reads_it(chain: Chain, 
     chain.damage("first")
     again = threading.Thread(target=chain.run, args=("first",))
     again.start()
-    time.sleep(0.5)
+    told = waits(capfd)
     assert chain.runs == ["first"], "it waits"
     go_on(child)
     assert "changed while" in said(child)
     again.join()
     assert chain.runs == ["first", "first"] and child.wait() == 0
-    assert "waiting: process" in capfd.readouterr().err
+    assert "waiting: process" in told
 
 
 # ---- interrupted work ------------------------------------------------------------
@@ -523,7 +533,7 @@ def test_a_killed_process_leaves_no_lock_and_its_seconds_count(chain: Chain):
     try:
         assert said(child) == "working"
         clock = chain.folder("first") / "work" / "clock.json"
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not clock.exists() and time.monotonic() < deadline:
             time.sleep(0.1)
     finally:
@@ -546,13 +556,14 @@ def test_a_second_caller_waits_and_finds_the_work_done(chain: Chain, capfd: pyte
     made: list[Manifest] = []
     waiting = threading.Thread(target=lambda: made.append(chain.run("first")))
     waiting.start()
-    time.sleep(0.6)
+    said_so = waits(capfd)
+    time.sleep(0.3)
     assert not made
     go_on(child)
     waiting.join()
     assert child.wait() == 0
     assert chain.runs == [] and made[0].verify(chain.outputs)
-    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("waiting:")]
+    told = [line for line in (said_so + capfd.readouterr().err).splitlines() if line.startswith("waiting:")]
     assert len(told) == 1 and f"process {child.pid} on" in told[0]
 
 
@@ -573,12 +584,12 @@ def test_garbage_collection_waits_while_parents_are_being_found(chain: Chain):
         return found
 
     def work(context: StageContext) -> None:
-        assert collected.wait(20), "it goes on when the run has named its parents"
+        assert collected.wait(120), "it goes on when the run has named its parents"
 
     store.inputs, old.work = slowly, work
     run = threading.Thread(target=lambda: store.run("second", old.plan))
     run.start()
-    assert entered.wait(5)
+    assert entered.wait(60)
     found = delete_garbage(chain.outputs, keys=set(), registered=set(), keep_days=0.0)
     collected.set()
     run.join()
@@ -598,7 +609,7 @@ def test_a_lock_file_that_was_removed_while_one_waited_is_made_anew(tmp_path: Pa
         waiter.start()
         time.sleep(0.3)
         shutil.rmtree(path.parent)
-    waiter.join(5)
+    waiter.join(60)
     assert held == [path.stat().st_ino]
 
 

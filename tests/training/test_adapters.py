@@ -95,4 +95,5 @@ def test_without_peft_the_extra_is_named(monkeypatch):
 
 
 def test_the_recipe_is_plain_json():
-    json.dumps(identity(RECIPE))
+    plain = identity(RECIPE)
+    assert json.loads(json.dumps(plain)) == plain and plain["lora"]["rank"] == LORA.rank
