@@ -7,13 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from prts_core.contract import Contract
+from prts_core.contract import Contract, PolicyContract
 from prts_core.errors import DataError, suggest
 
 STATE = "observation.state"
+
+
+class Acts(Protocol):
+    """What servers, benchmarks and rankings need of a policy (prts_core.policy.Policy). Arrays are in robot units."""
+
+    @property
+    def contract(self) -> PolicyContract: ...
+
+    def act(
+        self, observation: Mapping[str, np.ndarray], instruction: Sequence[str], seeds: Sequence[int]
+    ) -> np.ndarray:
+        """(B, H, W, 3) uint8 per camera, "observation.state" (B, D) float32, B sentences, B seeds -> actions
+        (B, chunk, A) float32."""
+
+    def value(
+        self, observation: Mapping[str, np.ndarray], actions: np.ndarray, instruction: Sequence[str]
+    ) -> np.ndarray:
+        """How near these actions bring the robot to what the sentence asks: (B,)."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,6 @@ from prts_core.text.tokenizer import TextTokenizer
 MODEL_TYPE = "prts_qwen3_vl"
 EMBEDDINGS = "language_model.embed_tokens.weight"
 MAX_SUBTASK_TOKENS = 32  # public forks cut at 20 to 52
-POLICY_FILES = ("config.json", "model.safetensors", *FILES)  # large weights are in shards: see policy_files
 
 
 class Policy:

@@ -15,7 +15,7 @@ import numpy as np
 
 from prts_core.contract import Contract, PolicyContract
 from prts_core.errors import ConfigError, DataError
-from prts_core.observation import STATE
+from prts_core.observation import STATE, Acts
 from prts_core.threads import torch_threads
 
 SERVERS = ("ws://", "wss://")
@@ -48,31 +48,12 @@ class Actor(Protocol):
         """Let go; whoever is being asked answers or fails soon."""
 
 
-class ActsOnImages(Protocol):
-    """What rollouts need of a policy (see prts_core.policy.Policy)."""
-
-    def act(
-        self, observation: Mapping[str, np.ndarray], instruction: Sequence[str], seeds: Sequence[int]
-    ) -> np.ndarray: ...
-
-    def value(
-        self, observation: Mapping[str, np.ndarray], actions: np.ndarray, instruction: Sequence[str]
-    ) -> np.ndarray: ...
-
-
-class Asked(ActsOnImages, Protocol):
-    """What is needed of a policy in this process."""
-
-    @property
-    def contract(self) -> PolicyContract: ...
-
-
 class LocalActor:
     """A policy in this process. values: ask for them as well, which costs about as much as the actions. threads: of
     torch; none: as many as it has."""
 
     def __init__(
-        self, policy: Asked, identity: Mapping[str, Any], *, batch: int = 1, values: bool = True, fill: bool = False,
+        self, policy: Acts, identity: Mapping[str, Any], *, batch: int = 1, values: bool = True, fill: bool = False,
         threads: int | None = None,
     ) -> None:  # fmt: skip
         self.policy, self.contract = policy, policy.contract

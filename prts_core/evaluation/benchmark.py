@@ -21,7 +21,7 @@ import polars as pl
 from prts_core.config.schema import CONTROLS, BenchmarkConfig, ExpertSource, MetaworldSource
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.errors import ConfigError
-from prts_core.evaluation.actors import Asked, LocalActor
+from prts_core.evaluation.actors import LocalActor
 from prts_core.evaluation.baselines import published
 from prts_core.evaluation.conditions import (
     PLAIN,
@@ -42,6 +42,7 @@ from prts_core.evaluation.results import SCHEMA, rounded, summarize, timing
 from prts_core.evaluation.runner import NO_EXPERT, ExpertRunner, Runner
 from prts_core.evaluation.suite_run import Machine, Played, Simulators, play, show
 from prts_core.files import atomic_path, digest_value, write_json
+from prts_core.observation import Acts
 from prts_core.policy import load_policy, policy_digest, untrained_policy
 from prts_core.sim.adapter import adapt
 from prts_core.sim.suite import SuiteSpec, Task
@@ -143,7 +144,7 @@ class Bench:
     def close(self) -> None:
         self.simulators.close()
 
-    def _actor(self, policy: Asked, more: dict[str, Any], *, values: bool = False, batch: int = 0) -> LocalActor:
+    def _actor(self, policy: Acts, more: dict[str, Any], *, values: bool = False, batch: int = 0) -> LocalActor:
         identity = {"policy_digest": self.digest, "contract": self.contract.fingerprint, **more}
         fill = self.policy.device.type == "cpu"
         return LocalActor(policy, identity, batch=batch or self.config.batch, values=values, fill=fill, threads=THREADS)

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from prts_core.contract import Contract, PolicyContract
-from prts_core.evaluation.actors import ActsOnImages
 from prts_core.evaluation.plan import noise_seed
-from prts_core.observation import STATE
+from prts_core.observation import STATE, Acts
 from prts_core.sim.suite import EpisodeKey
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ class Still:
 class ActsLike:
     """One policy's actions with another policy's value of them."""
 
-    def __init__(self, actor: ActsOnImages, judge: ActsOnImages, contract: PolicyContract) -> None:
+    def __init__(self, actor: Acts, judge: Acts, contract: PolicyContract) -> None:
         self.act, self.value, self.contract = actor.act, judge.value, contract
 
 

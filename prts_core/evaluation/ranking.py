@@ -8,31 +8,19 @@ trained on bad episodes for so many epochs that it knows them by heart.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
-from prts_core.contract import PolicyContract
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.evaluation.value import spearman, spread_rows
-from prts_core.observation import STATE
+from prts_core.observation import STATE, Acts
 from prts_core.training.batch import chunk_windows
 
 ROWS, LOOKS = 12, 4  # rows of the own sentence's curve; rows at which the other sentences are asked too
 Kind = Literal["reversed", "frozen", "mislabelled"]
-
-
-class Values(Protocol):
-    """What ranking needs of a policy (see prts_core.policy.Policy)."""
-
-    @property
-    def contract(self) -> PolicyContract: ...
-
-    def value(
-        self, observation: Mapping[str, np.ndarray], actions: np.ndarray, instruction: Sequence[str]
-    ) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -113,7 +101,7 @@ def state_scale(dataset: LeRobotDataset, episodes: Sequence[int]) -> np.ndarray:
 
 
 def measure(
-    policy: Values, dataset: LeRobotDataset, episode: int, sentences: Sequence[str], scale: np.ndarray, rows: int = ROWS
+    policy: Acts, dataset: LeRobotDataset, episode: int, sentences: Sequence[str], scale: np.ndarray, rows: int = ROWS
 ) -> Measured:
     """Ask for the value along one episode: at `rows` rows under its own sentence, at a few under each other one.
 

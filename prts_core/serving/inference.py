@@ -9,33 +9,16 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
-from prts_core.contract import PolicyContract
 from prts_core.errors import CheckpointError, ServeError
-from prts_core.observation import STATE
+from prts_core.observation import STATE, Acts
 from prts_core.serving.observations import Observation
 
 logger = logging.getLogger("prts.serve")
-
-
-class Policy(Protocol):
-    """What is served (prts_core.policy). Arrays in and out are in the robot's units."""
-
-    @property
-    def contract(self) -> PolicyContract: ...
-
-    def act(self, observation: Mapping[str, np.ndarray], instruction: list[str], seeds: list[int]) -> np.ndarray:
-        """(B, H, W, 3) uint8 per camera, "observation.state" (B, D) float32, B sentences, B seeds -> actions
-        (B, chunk, A) float32."""
-
-    def value(self, observation: Mapping[str, np.ndarray], actions: np.ndarray, instruction: list[str]) -> np.ndarray:
-        """How near these actions bring the robot to what the sentence asks: (B,)."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +43,7 @@ class _Request:
 class Inference:
     """Answers observations in batches of at most `max_batch`, one batch at a time, in one worker thread."""
 
-    def __init__(self, policy: Policy, max_batch: int, always_value: bool = False) -> None:
+    def __init__(self, policy: Acts, max_batch: int, always_value: bool = False) -> None:
         self.policy, self.max_batch, self.always_value = policy, max_batch, always_value
         self._queue: asyncio.Queue[_Request] = asyncio.Queue()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="prts-policy")
@@ -111,21 +94,15 @@ class Inference:
         started = time.monotonic()
         try:
             actions, values, infer_ms = self._answer([r.observation for r in batch], [r.seed for r in batch])
-        except ServeError as err:
-            if len(batch) > 1:
-                return [answer for request in batch for answer in self._answer_all([request])]
-            return [err]
         except Exception as err:
-            logger.exception("the policy failed on a batch of %d", len(batch))
-            if len(batch) > 1:
-                return [answer for request in batch for answer in self._answer_all([request])]
-            return [
-                ServeError(
+            if not isinstance(err, ServeError):
+                logger.exception("the policy failed on a batch of %d", len(batch))
+                err = ServeError(
                     "The policy failed on this request",
                     found=type(err).__name__,
                     cure="the server's log has the details; send the request again or restart the server",
                 )
-            ]
+            return [err] if len(batch) == 1 else [answer for one in batch for answer in self._answer_all([one])]
         return [
             Answer(actions[i], request.seed, values[i], (started - request.asked_at) * 1e3, infer_ms)
             for i, request in enumerate(batch)

@@ -25,8 +25,9 @@ from websockets.http11 import Request, Response
 
 from prts_core import __version__
 from prts_core.errors import ContractError, PrtsError, ServeError
+from prts_core.observation import Acts
 from prts_core.serving.codec import LIMITS, Limits, pack, unpack
-from prts_core.serving.inference import Inference, Policy
+from prts_core.serving.inference import Inference
 from prts_core.serving.observations import camera_names, check_contract, read_observation, wanted
 
 logger = logging.getLogger("prts.serve")
@@ -86,7 +87,7 @@ def is_loopback(host: str) -> bool:
 class PolicyServer:
     """Serves one policy until it is told to stop."""
 
-    def __init__(self, policy: Policy, config: ServerConfig) -> None:
+    def __init__(self, policy: Acts, config: ServerConfig) -> None:
         self.policy, self.config, self.contract = policy, config, policy.contract
         camera_names(
             self.contract, config.aliases

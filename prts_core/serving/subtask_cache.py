@@ -23,7 +23,7 @@ PROMPTS = 256  # kept at most; the one unused for longest goes first
 
 
 class SubtaskCache:
-    """A policy that reasons in subtasks, to be held like any other (prts_core.serving.inference.Policy).
+    """A policy that reasons in subtasks, to be held like any other (prts_core.observation.Acts).
 
     looks: action chunks that are made with the same words; 1 keeps nothing.
     """

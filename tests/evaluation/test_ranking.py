@@ -10,9 +10,10 @@ import torch
 
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.training_set import RobotSet
-from prts_core.evaluation.ranking import Measured, Ranking, Thresholds, Values, measure, rank, state_scale
+from prts_core.evaluation.ranking import Measured, Ranking, Thresholds, measure, rank, state_scale
 from prts_core.models.init import init_number_embeddings
 from prts_core.models.prts import PrtsModel
+from prts_core.observation import Acts
 from prts_core.policy import Policy
 from prts_core.stages.training import make_trainer
 from prts_core.text import prompt
@@ -27,7 +28,7 @@ PLANTED = {
 FLAGS = {"stuck": "frozen", "camera": "frozen", "wandering": "frozen"}
 
 
-def measured(policy: Values, dataset: LeRobotDataset) -> list[Measured]:
+def measured(policy: Acts, dataset: LeRobotDataset) -> list[Measured]:
     episodes = dataset.episodes()
     scale = state_scale(dataset, episodes)
     return [measure(policy, dataset, episode, SENTENCES, scale) for episode in episodes]

@@ -14,7 +14,6 @@ from prts_core.errors import CheckpointError, ConfigError, ContractError, DataEr
 from prts_core.files import digest_file, read_json, write_json
 from prts_core.observation import STATE
 from prts_core.policy import (
-    POLICY_FILES,
     Policy,
     load_policy,
     policy_digest,
@@ -22,7 +21,7 @@ from prts_core.policy import (
     save_policy,
     untrained_policy,
 )
-from prts_core.processor import Processor, load_statistics
+from prts_core.processor import FILES, Processor, load_statistics
 from prts_core.serving.subtask_cache import SubtaskCache
 
 KEYS = ("observation.images.top", "observation.images.wrist")
@@ -143,7 +142,7 @@ def test_bad_input_is_named(folder, inputs):
         policy.value(seen, np.zeros((4, 3), np.float32), text)
 
 
-@pytest.mark.parametrize("name", POLICY_FILES)
+@pytest.mark.parametrize("name", ("config.json", "model.safetensors", *FILES))
 def test_every_missing_file_is_named(folder, name):
     (folder / name).unlink()
     with pytest.raises(CheckpointError, match=rf"missing {name}"):
