@@ -18,7 +18,6 @@ from assets.shown import SHOWN
 from prts_core.config.load import Plan
 from prts_core.errors import PrtsError, Skipped
 from prts_core.stages import chain
-from prts_core.stages.chain import STAGES
 from prts_core.store.stage import Stage
 
 DATA, TRAINING, EVALUATION, DELIVERY = "data", "training", "evaluation", "delivery"
@@ -56,7 +55,7 @@ def dependencies(page: RecipePage, stage: Stage) -> list[dg.AssetDep]:
             of = edges.setdefault(parent.stage, {})
             of.setdefault(child, set()).update({parent.partition} if parent.partition else set())
     deps = [
-        dg.AssetDep(page.key(parent), partition_mapping=_mapping(page, stage, STAGES[parent], edge))
+        dg.AssetDep(page.key(parent), partition_mapping=_mapping(page, stage, chain.STAGES[parent], edge))
         for parent, edge in edges.items()
     ]
     if stage.external and page.external is not None:
@@ -116,7 +115,8 @@ def _stage_asset(page: RecipePage, stage: Stage) -> dg.AssetsDefinition:
         wanted = context.op_execution_context.selected_asset_check_keys
         try:
             plan = chosen.load()
-            manifest = context.resources.launch.run(context, stage, chosen, partition, caller(context, page, stage))
+            tags = caller(context, spec.key, partition) | {"dagster.code_version": str(stage.version)}
+            manifest = context.resources.launch.run(context, stage, chosen, partition, tags)
             output = manifest.folder(chosen.outputs)
             results = shown.results(output, plan)
             context.resources.dvc.commit(plan, stage.name, partition, chosen.outputs, context.log)
@@ -177,15 +177,14 @@ def _of(key: dg.AssetKey, results: list[dg.AssetCheckResult], wanted: AbstractSe
     ]
 
 
-def caller(context: dg.AssetExecutionContext, page: RecipePage, stage: Stage) -> dict[str, str]:
+def caller(context: dg.AssetExecutionContext, key: dg.AssetKey, partition: str | None = None) -> dict[str, str]:
     """Tags that lead from an MLflow run back to this run of Dagster."""
     tags = {
         "dagster.run_id": context.run.run_id,
         "dagster.job": context.job_name,
-        "dagster.asset_key": page.key(stage.name).to_user_string(),
-        "dagster.code_version": str(stage.version),
+        "dagster.asset_key": key.to_user_string(),
     }
-    return tags | ({"dagster.partition": context.partition_key} if stage.partitioned else {})
+    return tags if partition is None else tags | {"dagster.partition": partition}
 
 
 def failure(err: PrtsError) -> dg.Failure:

@@ -16,6 +16,7 @@ from prts_core.errors import PrtsError
 from prts_core.store.code import code_digest
 from prts_core.store.manifest import Manifest
 from prts_core.store.run_stage import load_provenance
+from prts_core.tracking.store import run_url
 
 PICTURE_WIDTH = 640  # pixels; pictures stand inside Dagster's event log as text
 PICTURES = (".png", ".jpg", ".jpeg")
@@ -52,8 +53,8 @@ def metadata(manifest: Manifest, outputs: Path, overrides: Sequence[str] = ()) -
     picture = next((folder / a for a in provenance.get("artifacts", []) if a.lower().endswith(PICTURES)), None)
     if picture is not None and picture.is_file():
         shown["plot"] = dg.MetadataValue.md(inline_picture(picture))
-    if url := links.get("url"):
-        shown["mlflow_run"] = dg.MetadataValue.url(url)
+    if run := links.get("run_id"):  # at MLflow's address of now: the recorded one is that of the day it was made
+        shown["mlflow_run"] = dg.MetadataValue.url(run_url(links["tracking_uri"], links["experiment_id"], run, outputs))
     if overrides:
         shown["changed values"] = "; ".join(overrides) + " (the recipe's own result stays as it was)"
     if made_by_other_code(manifest, provenance):

@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets.factory import DELIVERY, failure
+from assets.factory import DELIVERY, caller, failure
 from assets.launchpad import Chosen
 from assets.recipes import RecipePage
 from prts_core.errors import PrtsError
@@ -28,9 +28,8 @@ def register_asset(page: RecipePage) -> dg.AssetsDefinition:
     )
     def register(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         chosen: Chosen = getattr(context.resources, page.resource)
-        caller = {"dagster.run_id": context.run.run_id, "dagster.asset_key": page.key("register").to_user_string()}
         try:
-            made = chain.register(chosen.load(), chosen.outputs, caller)
+            made = chain.register(chosen.load(), chosen.outputs, caller(context, page.key("register")))
         except PrtsError as err:
             raise failure(err) from err
         # From now on the version can be picked on the page of asset `regression`; the schedule adds it otherwise.

@@ -8,7 +8,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets.factory import EVALUATION, failure
+from assets.factory import EVALUATION, caller, failure
 from assets.launchpad import Chosen
 from assets.metadata import inline_picture, table
 from assets.recipes import SUITE, VERSION, RecipePage
@@ -48,12 +48,6 @@ def regression_asset(page: RecipePage, freshness: dg.FreshnessPolicy | None = No
         chosen: Chosen = getattr(context.resources, page.resource)
         key = context.partition_key
         assert isinstance(key, dg.MultiPartitionKey)
-        caller = {
-            "dagster.run_id": context.run.run_id,
-            "dagster.job": context.job_name,
-            "dagster.asset_key": page.key("regression").to_user_string(),
-            "dagster.partition": str(key),
-        }
         try:
             outcome = regress(
                 chosen.load(),
@@ -61,7 +55,7 @@ def regression_asset(page: RecipePage, freshness: dg.FreshnessPolicy | None = No
                 key.keys_by_dimension[VERSION],
                 chosen.outputs,
                 attempt=context.run.tags.get(NIGHT_TAG, context.run.run_id),
-                caller=caller,
+                caller=caller(context, page.key("regression"), context.partition_key),
                 say=context.log.info,
             )
         except PrtsError as err:

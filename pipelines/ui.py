@@ -119,19 +119,11 @@ def stop_on_signal(*_: object) -> None:
 def commands(outputs: Path, ports: dict[str, int]) -> dict[str, list[str]]:
     """What starts each server."""
     tools = Path(sys.executable).parent
+    where = {name: ("--host", HOST, "--port", str(port)) for name, port in ports.items()}
     return {
-        "Dagster": [
-            str(tools / "dagster"),
-            "dev",
-            "-m",
-            "pipelines.definitions",
-            "--host",
-            HOST,
-            "--port",
-            str(ports["Dagster"]),
-        ],
+        "Dagster": [str(tools / "dagster"), "dev", "-m", "pipelines.definitions", *where["Dagster"]],
         "MLflow": [
-            *(str(tools / "mlflow"), "server", "--host", HOST, "--port", str(ports["MLflow"]), "--workers", "1"),
+            *(str(tools / "mlflow"), "server", *where["MLflow"], "--workers", "1"),
             *("--backend-store-uri", f"sqlite:///{outputs / 'mlflow.db'}"),
             *("--artifacts-destination", str(outputs / "mlartifacts")),
         ],

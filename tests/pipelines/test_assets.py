@@ -12,10 +12,11 @@ import pytest
 from prts_core.config.load import load_plan
 from prts_core.data.validation.report import Finding, ValidationFailed, ValidationReport
 from prts_core.errors import StageError
-from prts_core.files import read_json
+from prts_core.files import read_json, write_json
 from prts_core.stages import chain
 from prts_core.store.manifest import Manifest
 from prts_core.store.views import view_folder, viewed
+from prts_core.tracking.store import UI_FILE
 from tests.pipelines import stub_chain
 
 
@@ -301,3 +302,7 @@ def test_the_mlflow_run_and_the_dagster_run_know_each_other(project, run_job):
     assert tags["dagster.asset_key"] == "quickstart/sft"
     assert tags["dagster.partition"] == "metaworld"
     assert tags["dagster.code_version"] == str(chain.STAGES["sft"].version)
+    # a finished result's link leads to where MLflow's page is now
+    write_json(project.outputs / UI_FILE, {"mlflow": "http://127.0.0.1:5099"})
+    again = materialised(run_job("chain", "metaworld"))["sft"].metadata
+    assert again["mlflow_run"].value == shown["mlflow_run"].value.replace(":5000/", ":5099/")
