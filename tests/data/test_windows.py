@@ -212,7 +212,7 @@ def test_worker_processes_read_the_same(windows: WindowDataset, method: str) -> 
         child = context.Process(target=_digest, args=(windows, part, out))
         child.start()
         interleaved = [int(windows[index][camera].astype(np.int64).sum()) for index in part]
-        assert out.get(timeout=60) == expected == interleaved
+        assert out.get(timeout=240) == expected == interleaved
         child.join()
         assert child.exitcode == 0
     assert same(pickle.loads(pickle.dumps(windows))[3], windows[3])
