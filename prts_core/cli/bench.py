@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
-from rich.console import Console
-
-from prts_core.cli.main import add_outputs_argument
+from prts_core.cli.main import add_outputs_argument, wide_console
 from prts_core.errors import lookup
 
 BENCHMARKS = ("attention", "backbone", "data", "info_nce", "sequential", "sim", "train")
@@ -21,9 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     from prts_core.bench.report import show
 
-    console = Console(soft_wrap=True)
-    if not console.is_terminal:  # a file has no width: a table of 80 columns would break every word
-        console = Console(soft_wrap=True, width=180)
+    console = wide_console()
     for name in [args.name] if args.name else BENCHMARKS:
         module = importlib.import_module(lookup({n: f"prts_core.bench.{n}" for n in BENCHMARKS}, name, "benchmark"))
         path = show(name, module.run(console), args.outputs, console)

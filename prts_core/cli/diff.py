@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prts_core.cli.main import add_outputs_argument
+from prts_core.cli.main import add_outputs_argument, tell, wide_console
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -41,10 +39,7 @@ def main(args: argparse.Namespace) -> int:
     results = Results(args.outputs)
     left, right = (find(results, text, args.outputs) for text in (args.left, args.right))
     found = compare(results, left, right)
-    if args.json:
-        print(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
-    else:
-        show(found)
+    tell(found, args.json, show)
     return 0
 
 
@@ -68,14 +63,13 @@ def find(results: Results, text: str, outputs: Path) -> dict[str, Any]:
 
 def show(found: Comparison) -> None:
     """Print causes first, then the tree that leads to them, then the two sides beside each other."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from prts_core.cli.status import duration
     from prts_core.store.status import when
 
-    console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 160)
+    console = wide_console()
     if found.difference is None:
         console.print("one and the same result", style="green")
         return

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prts_core.cli.main import add_outputs_argument
+from prts_core.cli.main import add_outputs_argument, tell, wide_console
 
 if TYPE_CHECKING:
     from prts_core.store.gc import Garbage
@@ -78,10 +77,7 @@ def main(args: argparse.Namespace) -> int:
         )  # fmt: skip
     else:
         found = find_garbage(outputs, keys=keys, registered=registered, keep_days=args.keep_days)
-    if args.json:
-        print(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
-    else:
-        show(found)
+    tell(found, args.json, show)
     return 0
 
 
@@ -111,11 +107,10 @@ def registered_results(outputs: Path) -> set[str]:
 
 def show(found: Garbage) -> None:
     """Print what may go (or went) as a table, and why the rest stays in one line."""
-    from rich.console import Console
     from rich.filesize import decimal
     from rich.table import Table
 
-    console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 160)
+    console = wide_console()
     if found.items:
         table = Table(box=None, header_style="bold", pad_edge=False)
         for name in ("what", "stage", "dataset", "key", "of"):

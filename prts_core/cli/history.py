@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from prts_core.cli.main import add_outputs_argument
+from prts_core.cli.main import add_outputs_argument, wide_console
 
 EPILOG = """\
 examples
@@ -27,9 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    import sys
-
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -37,7 +34,7 @@ def main(args: argparse.Namespace) -> int:
 
     model = args.model.removeprefix("models:/").split("@")[0].split("/")[0]
     history = read_history(args.outputs, model)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    console = wide_console()
     table = Table(box=None, header_style="bold")
     for name in ("suite", "version", "success, 95 % interval", "gate"):
         table.add_column(name)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
-from prts_core.cli.main import add_outputs_argument
+from prts_core.cli.main import add_outputs_argument, tell, wide_console
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -36,17 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    import sys
-
-    from rich.console import Console
-
     from prts_core.tracking.lineage import trace
 
     lineage = trace(args.model, args.outputs, args.verify)
-    if args.json:
-        print(json.dumps(lineage.to_json(), indent=2, ensure_ascii=False))
-    else:
-        Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(tree(lineage, args.files))
+    tell(lineage, args.json, lambda found: wide_console().print(tree(found, args.files)))
     return 1 if any(step.state in ("lost", "damaged") for step in lineage.steps.values()) else 0
 
 

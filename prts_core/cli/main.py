@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from rich.console import Console
 
@@ -73,6 +76,19 @@ def add_outputs_argument(parser: argparse.ArgumentParser, what: str = "where res
     parser.add_argument(
         "--outputs", type=Path, default=outputs_folder(), help=f"{what} (default: $PRTS_OUTPUTS, here %(default)s)"
     )
+
+
+def wide_console() -> Console:
+    """For tables: a file has no width, and one of 80 columns would break every word."""
+    return Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 200)
+
+
+def tell(found: Any, as_json: bool, show: Callable[[Any], None]) -> None:
+    """Print what a command found as one JSON document, or as `show` does."""
+    if as_json:
+        print(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
+    else:
+        show(found)
 
 
 def stage_examples(name: str, partitioned: bool) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from prts_core.cli.main import add_plan_arguments, tell, wide_console
 
 if TYPE_CHECKING:
     from prts_core.store.status import Row, Status
@@ -32,8 +34,6 @@ SHOWN_REASONS = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from prts_core.cli.main import add_plan_arguments
-
     add_plan_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print everything as one JSON document")
     parser.add_argument(
@@ -51,23 +51,17 @@ def main(args: argparse.Namespace) -> int:
 
     plan = load_plan(args.config, args.overrides)
     found = status(chain.store(args.outputs), plan, chain.steps(plan), verify=args.verify, listed=args.all)
-    if args.json:
-        print(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
-    else:
-        show(found, args.all)
+    tell(found, args.json, partial(show, everything=args.all))
     return 1 if any(row.state == "damaged" for row in found.rows) else 0
 
 
 def show(found: Status, everything: bool = False) -> None:
     """Print a table of the steps, then the store in a few lines."""
-    import sys
-
-    from rich.console import Console
     from rich.filesize import decimal
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 160)
+    console = wide_console()
     console.print(Text.assemble((found.recipe, "bold"), f"  {found.config_file} in {found.outputs}"))
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("stage", "dataset", "state", ""):

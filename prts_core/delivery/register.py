@@ -96,7 +96,8 @@ def _register(config: RegisterConfig, package: Manifest, benchmark: Manifest, co
     folder = package.folder(context.outputs)
     episodes = benchmark.folder(context.outputs) / "episodes.parquet"
     contract = PolicyContract.load(folder / "policy_contract.json")
-    success_rate, standins = _success_rate(benchmark.folder(context.outputs) / "report.json")
+    report = read_json(benchmark.folder(context.outputs) / "report.json")
+    success_rate, standins = float(report["success_rate"]), "; ".join(report.get("labels", []))
     store, name = client(context.outputs), config.model_name
     tags = {
         "prts.package_digest": package.content_digest,
@@ -147,17 +148,6 @@ def _register(config: RegisterConfig, package: Manifest, benchmark: Manifest, co
         "contract_fingerprint": contract.fingerprint,
         "success_rate": success_rate,
     }
-
-
-def _success_rate(path: Path) -> tuple[float, str]:
-    """(rate, what the suite's assets were replaced by)"""
-    report = read_json(path)
-    try:
-        return float(report["success_rate"]), "; ".join(report.get("labels", []))
-    except (KeyError, TypeError, ValueError) as err:
-        raise DataError(
-            "A benchmark report has no success rate", file=path, field="success_rate", cure="run `prts benchmark` again"
-        ) from err
 
 
 def _ensure_registered_model(store: MlflowClient, name: str) -> None:

@@ -48,7 +48,20 @@ class _Test:
     beta: float = 0.05
 
     def __post_init__(self) -> None:
-        _require_levels(self.p0, self.p1, self.most, self.alpha, self.beta)
+        if not 0.0 < self.p0 < self.p1 < 1.0:
+            raise ConfigError(
+                "The two rates of a sequential test lie in order between 0 and 1", field="--stop-early",
+                found=f"{self.p0:g},{self.p1:g}", expected="0 < p0 < p1 < 1, such as 0.75,0.90",
+            )  # fmt: skip
+        if not (0.0 < self.alpha < 0.5 and 0.0 < self.beta < 0.5):
+            raise ConfigError(
+                "An error rate must lie between 0 and 0.5", field="alpha, beta",
+                found=f"{self.alpha:g}, {self.beta:g}", expected="0.05, 0.05",
+            )  # fmt: skip
+        if self.most < 1:
+            raise ConfigError(
+                "A sequential test needs episodes", field="--episodes", found=self.most, expected="at least 1"
+            )
 
     @property
     def missed(self) -> float:
@@ -58,7 +71,12 @@ class _Test:
         """Itself, or a ConfigError that says how many episodes, or pairs, would do."""
         if self.missed <= self.beta:
             return self
-        raise _too_few(self.p0, self.p1, self.most, self.missed, self.beta, _enough(self))
+        enough = _enough(self)
+        raise ConfigError(
+            f"{self.most} episodes cannot tell a success rate of {self.p1:g} from {self.p0:g} with these error rates",
+            field="--stop-early", found=f"a chance of {self.missed:.3f} to miss it", expected=f"at most {self.beta:g}",
+            cure=f"run {enough} episodes, or ask for a larger difference" if enough else "ask for a larger difference",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -207,26 +225,3 @@ def _enough(test: _Test) -> int | None:
             digits = max(0, len(str(most)) - 2)
             return -(-most // 10**digits) * 10**digits
     return None
-
-
-def _too_few(p0: float, p1: float, most: int, missed: float, beta: float, enough: int | None) -> ConfigError:
-    return ConfigError(
-        f"{most} episodes cannot tell a success rate of {p1:g} from {p0:g} with these error rates",
-        field="--stop-early", found=f"a chance of {missed:.3f} to miss it", expected=f"at most {beta:g}",
-        cure=f"run {enough} episodes, or ask for a larger difference" if enough else "ask for a larger difference",
-    )  # fmt: skip
-
-
-def _require_levels(p0: float, p1: float, most: int, alpha: float, beta: float) -> None:
-    if not 0.0 < p0 < p1 < 1.0:
-        raise ConfigError(
-            "The two rates of a sequential test lie in order between 0 and 1", field="--stop-early",
-            found=f"{p0:g},{p1:g}", expected="0 < p0 < p1 < 1, such as 0.75,0.90",
-        )  # fmt: skip
-    if not (0.0 < alpha < 0.5 and 0.0 < beta < 0.5):
-        raise ConfigError(
-            "An error rate must lie between 0 and 0.5", field="alpha, beta", found=f"{alpha:g}, {beta:g}",
-            expected="0.05, 0.05",
-        )  # fmt: skip
-    if most < 1:
-        raise ConfigError("A sequential test needs episodes", field="--episodes", found=most, expected="at least 1")
