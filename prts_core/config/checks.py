@@ -7,9 +7,15 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class Strict:
+    """A part of a configuration: pydantic, where it reads one, refuses keys that it does not have."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
 
 def check_numbers(config: Any, ranges: dict[str, str]) -> None:

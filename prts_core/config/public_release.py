@@ -23,18 +23,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prts_core.config.checks import Strict
 from prts_core.config.load import check
-from prts_core.config.schema import FORBID_EXTRA, DatasetConfig, ImageTextSource
+from prts_core.config.schema import DatasetConfig, ImageTextSource
 from prts_core.errors import ConfigError, lookup
 
 _MODES = dict.fromkeys(("QUANTILE", "MEAN_STD", "MIN_MAX"))
 
 
 @dataclass(frozen=True)
-class _Robot:
+class _Robot(Strict):
     """One entry of `lerobot_datasets:`."""
 
-    __pydantic_config__ = FORBID_EXTRA
     repo_id: str
     root: str | None = None
     episodes: tuple[int, ...] | None = None
@@ -52,10 +52,9 @@ class _Robot:
 
 
 @dataclass(frozen=True)
-class _ImageText:
+class _ImageText(Strict):
     """One entry of `mm_datasets:`."""
 
-    __pydantic_config__ = FORBID_EXTRA
     name: str
     json_path: str
     sampling_strategy: str = "all"

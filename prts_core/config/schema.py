@@ -13,20 +13,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from prts_core.config.checks import check_names, check_numbers
+from prts_core.config.checks import Strict, check_names, check_numbers
 from prts_core.config.identity import execution
 from prts_core.contract import Normalization, checked_limits
 from prts_core.models.config import ModelConfig
 from prts_core.training.config import LossWeights, TrainConfig
 
-FORBID_EXTRA = {"extra": "forbid"}
 _SEEDS, _WORKERS = "[0, 4294967295]", "[1, 1024]"
 
 
 # ---- robots ------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class DimensionSpec:
-    __pydantic_config__ = FORBID_EXTRA
+class DimensionSpec(Strict):
     name: str
     unit: str = "unknown"
     relative: bool = False
@@ -37,7 +35,7 @@ class DimensionSpec:
 
 
 @dataclass(frozen=True)
-class RobotConfig:
+class RobotConfig(Strict):
     """`configs/robots/<embodiment_tag>.yaml`: what the numbers of one embodiment mean.
 
     `cameras` maps dataset keys to the words of the prompt. An empty `state` or `action` list takes the names that the
@@ -45,7 +43,6 @@ class RobotConfig:
     state, where no `action` list says it for each. truncate: `relative` may be longer than the data's actions are wide.
     """
 
-    __pydantic_config__ = FORBID_EXTRA
     embodiment_tag: str
     state: tuple[DimensionSpec, ...] = ()
     action: tuple[DimensionSpec, ...] = ()
@@ -65,14 +62,13 @@ class RobotConfig:
 
 # ---- datasets ----------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class TaskSpec:
+class TaskSpec(Strict):
     """One Meta-World task: its environment name, the sentence given to the policy and its step limit.
 
     max_steps: simulator steps, one limit for policy, ablations and blind replay. expert_noise: standard deviations of
     the Gaussian noise on xyz, drawn per episode, that pushes the expert off its path (labels stay clean).
     """
 
-    __pydantic_config__ = FORBID_EXTRA
     name: str
     instruction: str
     max_steps: int
@@ -83,14 +79,13 @@ class TaskSpec:
 
 
 @dataclass(frozen=True)
-class MetaworldSource:
+class MetaworldSource(Strict):
     """Demonstrations recorded here by Meta-World's scripted experts.
 
     action_repeat: simulator steps an action is held, so that rows come at 80 / action_repeat Hz. tail_rows: rows
     recorded after success. start_jitter: centimetres, see MetaworldEnv.reset. Seeds of the three splits never meet.
     """
 
-    __pydantic_config__ = FORBID_EXTRA
     kind: Literal["metaworld"]
     tasks: tuple[TaskSpec, ...]
     train_episodes: int = 100
@@ -112,14 +107,13 @@ class MetaworldSource:
 
 
 @dataclass(frozen=True)
-class LeRobotSource:
+class LeRobotSource(Strict):
     """A LeRobot v2.1 folder recorded by others. `root` may hold environment variables; without it the dataset `repo_id`
     is downloaded from the Hugging Face hub, at `revision` (a commit, tag or branch). `link`: how files are taken over.
     select_*: the columns and cameras that become state, action and views, columns one after another (none:
     `observation.state`, or where there is no such column all that begin so; `action`; every camera). Where a folder
     lies is no part of what it is: the listing of its files is."""
 
-    __pydantic_config__ = FORBID_EXTRA
     kind: Literal["lerobot"]
     root: str | None = execution(None)
     repo_id: str | None = None
@@ -140,7 +134,7 @@ class LeRobotSource:
 
 
 @dataclass(frozen=True)
-class RecordingSource:
+class RecordingSource(Strict):
     """A recording made elsewhere, of any kind that `prts convert --source` takes (prts_core.data.convert.source).
 
     root: its folder or file; may hold environment variables; what it is, the listing of its files says. mapping: what
@@ -149,7 +143,6 @@ class RecordingSource:
     `video`) that cannot be cut as they are.
     """
 
-    __pydantic_config__ = FORBID_EXTRA
     kind: Literal["robomimic", "aloha", "rollouts", "rlds", "mcap", "lerobot_v30"]
     root: str = execution(MISSING)
     mapping: str | dict[str, Any] | None = None
@@ -169,7 +162,7 @@ class RecordingSource:
 
 
 @dataclass(frozen=True)
-class ExpertSource:
+class ExpertSource(Strict):
     """Demonstrations recorded here by the scripted experts of any suite of `prts sim list`, through its workers.
 
     tasks: some of the suite's, or none for all. mapping: what the recording's keys mean, as in RecordingSource; none
@@ -179,7 +172,6 @@ class ExpertSource:
     pictures, in place of the suite's. tail_steps: rows recorded after success.
     """
 
-    __pydantic_config__ = FORBID_EXTRA
     kind: Literal["expert"]
     suite: str
     tasks: tuple[str, ...] = ()
@@ -207,12 +199,13 @@ Source = Annotated[MetaworldSource | ExpertSource | LeRobotSource | RecordingSou
 
 
 @dataclass(frozen=True)
-class VideoConfig:
+class VideoConfig(Strict):
     """How converted images are encoded. `crf` and `gop` are the codec's own constant rate factor and keyframe
     distance. tune: libx264 spends its bits on the pixels that a network sees ("psnr"), or on what pleases the eye
     ("none")."""
 
-    __pydantic_config__ = FORBID_EXTRA | {"coerce_numbers_to_str": True}  # presets of libsvtav1 are numbers
+    # Presets of libsvtav1 are numbers.
+    __pydantic_config__ = Strict.__pydantic_config__ | {"coerce_numbers_to_str": True}
     codec: Literal["libx264", "libsvtav1"] = "libx264"
     crf: int = 20
     gop: int = 2
@@ -225,7 +218,7 @@ class VideoConfig:
 
 
 @dataclass(frozen=True)
-class DatasetConfig:
+class DatasetConfig(Strict):
     """`configs/datasets/<name>.yaml`: where one dataset comes from and which robot it shows.
 
     embodiment_tag none: the mapping's, else the contract is inferred from the dataset's own names. sft: changes to the
@@ -234,7 +227,6 @@ class DatasetConfig:
     says. optional: its absence is no fault: what needs it says "skipped".
     """
 
-    __pydantic_config__ = FORBID_EXTRA
     name: str
     source: Source
     embodiment_tag: str | None = None
@@ -251,7 +243,7 @@ class DatasetConfig:
 
 
 @dataclass(frozen=True)
-class ImageTextSource:
+class ImageTextSource(Strict):
     """One LLaVA-style file (json, jsonl) that pre-training mixes in. Paths may hold environment variables.
 
     vision_base_path: where its images lie (none: the file's own folder). sampling_strategy: all, first:N, end:N,
@@ -260,7 +252,6 @@ class ImageTextSource:
     listing of the file and of everything in the folder of its images.
     """
 
-    __pydantic_config__ = FORBID_EXTRA
     json_path: str = execution(MISSING)
     vision_base_path: str | None = execution(None)
     sampling_strategy: str = "all"
@@ -275,15 +266,13 @@ class ImageTextSource:
 # ---- sections of a recipe and what each stage gets -----------------------------------------------------------------
 # A `*Section` is what a recipe may say; the `*Config` below it adds what the stage takes from dataset and model files.
 @dataclass(frozen=True)
-class CollectConfig:
-    __pydantic_config__ = FORBID_EXTRA
+class CollectConfig(Strict):
     dataset: str
     source: Source
 
 
 @dataclass(frozen=True)
-class ConvertConfig:
-    __pydantic_config__ = FORBID_EXTRA
+class ConvertConfig(Strict):
     dataset: str
     source: Source
     robot: RobotConfig | None
@@ -291,18 +280,16 @@ class ConvertConfig:
 
 
 @dataclass(frozen=True)
-class ValidateConfig:
-    __pydantic_config__ = FORBID_EXTRA
+class ValidateConfig(Strict):
     dataset: str
     decode_video: bool = True
 
 
 @dataclass(frozen=True)
-class StatsConfig:
+class StatsConfig(Strict):
     """chunk_length: of the policies to be trained, where the robot has state-relative actions; else none.
     normalization: how their actions are scaled, which the public release's statistics.json tells."""
 
-    __pydantic_config__ = FORBID_EXTRA
     dataset: str
     split: str = "train"
     chunk_length: int | None = None
@@ -313,14 +300,13 @@ class StatsConfig:
 
 
 @dataclass(frozen=True)
-class PretrainSection:
+class PretrainSection(Strict):
     """`mixture`: dataset name -> weight; row counts times weight give the share of samples. Empty: all datasets of the
     recipe with their own weights. image_text: name -> LLaVA-style data beside them.
 
     fast: the published FAST processor, a folder or hub id; none: one is fitted on the mixture, with `fast_vocab_size`
     tokens. vocab_size: of the text tokenizer that is trained here; a model with `pretrained` keeps its own."""
 
-    __pydantic_config__ = FORBID_EXTRA
     mixture: dict[str, float] = field(default_factory=dict)
     image_text: dict[str, ImageTextSource] = field(default_factory=dict)
     vocab_size: int = 1536
@@ -336,13 +322,12 @@ class PretrainSection:
 class PretrainConfig(PretrainSection):
     """train_subtask: dataset -> mode, for those datasets of the mixture where it is on."""
 
-    __pydantic_config__ = FORBID_EXTRA
     model: ModelConfig
     train_subtask: dict[str, bool | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class SftSection:
+class SftSection(Strict):
     """Starts from stage pretrain's output; `from_pretrained` false: with its processor, but from random weights.
 
     checkpoint: start from this folder or hub id instead, of the public release's layout or a policy folder of ours;
@@ -350,7 +335,6 @@ class SftSection:
     public release was trained with. Both may hold environment variables.
     """
 
-    __pydantic_config__ = FORBID_EXTRA
     from_pretrained: bool = True
     checkpoint: str | None = None
     fast: str | None = None
@@ -367,7 +351,6 @@ class SftSection:
 class SftConfig(SftSection):
     """model: what the recipe says of it, where a checkpoint is given."""
 
-    __pydantic_config__ = FORBID_EXTRA
     dataset: str
     train_subtask: bool | str = False
     model: ModelConfig | None = None
@@ -380,7 +363,7 @@ PUBLIC_SUBTASK = TrainConfig(
 
 
 @dataclass(frozen=True)
-class SubtaskSection:
+class SubtaskSection(Strict):
     """Subtask reasoning on top of a fine-tuned policy: it says the next subtask, then acts (pi0.5, arXiv:2504.16054).
 
     episodes: how many of the training split, spread evenly over it; none: all. export: the averaged weights or those of
@@ -388,7 +371,6 @@ class SubtaskSection:
     public 100-step recipe, but for its warm-up, which is longer than the run.
     """
 
-    __pydantic_config__ = FORBID_EXTRA
     episodes: int | None = 30
     export: Literal["average", "last"] = "average"
     score_every: int = 4
@@ -400,7 +382,6 @@ class SubtaskSection:
 
 @dataclass(frozen=True, kw_only=True)
 class SubtaskConfig(SubtaskSection):
-    __pydantic_config__ = FORBID_EXTRA
     dataset: str
 
 
@@ -408,7 +389,7 @@ CONTROLS = ("expert", "blind_replay", "untrained", "black_images", "swapped")
 
 
 @dataclass(frozen=True)
-class BenchmarkSection:
+class BenchmarkSection(Strict):
     """Closed loop in simulation, the policy beside its controls.
 
     suite: of `prts sim list`; none: where the dataset was recorded, under the settings that it was recorded with.
@@ -423,7 +404,6 @@ class BenchmarkSection:
     are kept whole under rollouts/, for `prts convert --source rollouts`.
     """
 
-    __pydantic_config__ = FORBID_EXTRA
     suite: str | None = None
     tasks: tuple[str, ...] = ()
     episodes: int | None = 20
@@ -449,17 +429,15 @@ class BenchmarkSection:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig(BenchmarkSection):
-    __pydantic_config__ = FORBID_EXTRA
     dataset: str
     source: Source
 
 
 @dataclass(frozen=True)
-class ValueSection:
+class ValueSection(Strict):
     """episodes: held-out expert episodes that are scored, spread over the tasks. curve_rows: rows of each at which the
     value is asked for, at most. rank_episodes: training episodes that are ranked beside the held-out ones."""
 
-    __pydantic_config__ = FORBID_EXTRA
     episodes: int = 48
     curve_rows: int = 20
     plot_episodes: int = 6
@@ -473,13 +451,11 @@ class ValueSection:
 
 @dataclass(frozen=True, kw_only=True)
 class ValueConfig(ValueSection):
-    __pydantic_config__ = FORBID_EXTRA
     dataset: str
 
 
 @dataclass(frozen=True)
-class PackageSection:
-    __pydantic_config__ = FORBID_EXTRA
+class PackageSection(Strict):
     name: str = "prts-quickstart"
     licence: str = "apache-2.0"
     latency_budget_ms: float = 200.0
@@ -491,16 +467,14 @@ class PackageSection:
 
 @dataclass(frozen=True, kw_only=True)
 class PackageConfig(PackageSection):
-    __pydantic_config__ = FORBID_EXTRA
     dataset: str
 
 
 @dataclass(frozen=True)
-class RegisterConfig:
+class RegisterConfig(Strict):
     """The gate. margin: promote if the lower 95 % bound of (challenger - champion) exceeds it; floor: without a
     champion."""
 
-    __pydantic_config__ = FORBID_EXTRA
     model_name: str = "prts-quickstart"
     margin: float = -0.05
     floor: float = 0.7
@@ -514,7 +488,7 @@ OWN_BENCHMARK = "benchmark"  # the recipe's own benchmark, where suites are list
 
 
 @dataclass(frozen=True)
-class SuiteRun:
+class SuiteRun(Strict):
     """One suite on which every version of the model is measured (prts_core.evaluation.plan.Settings says what decides
     its rows).
 
@@ -522,7 +496,6 @@ class SuiteRun:
     the suite's protocol says. workers: simulators at once; batch: samples the policy is asked at once.
     """
 
-    __pydantic_config__ = FORBID_EXTRA
     suite: str
     name: str = ""
     episodes: int | None = None
@@ -545,11 +518,10 @@ class SuiteRun:
 
 
 @dataclass(frozen=True)
-class RegressionSection:
+class RegressionSection(Strict):
     """What the nightly run measures besides the recipe's own benchmark. With suites, a version is promoted only once
     it has a result on each, and none of them is significantly worse than the champion's."""
 
-    __pydantic_config__ = FORBID_EXTRA
     suites: tuple[SuiteRun, ...] = ()
 
     def __post_init__(self) -> None:
@@ -564,11 +536,10 @@ class RegressionSection:
 
 # ---- whole runs --------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Strict):
     """A whole run: `configs/<name>.yaml`. `deploy` names the dataset whose policy is benchmarked, packaged,
     registered."""
 
-    __pydantic_config__ = FORBID_EXTRA
     name: str
     datasets: tuple[str, ...]
     deploy: str

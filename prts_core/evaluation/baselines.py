@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from prts_core.config.checks import Strict
 from prts_core.config.load import check, read_yaml
-from prts_core.config.schema import FORBID_EXTRA
 from prts_core.errors import ConfigError, lookup
 from prts_core.evaluation.intervals import wilson
 
@@ -23,10 +23,9 @@ HEADER = ["policy", "success, %", "95 % interval", "source"]
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Protocol(Strict):
     """How a published number was measured; none: its source does not say. max_steps: by suite, settling not counted."""
 
-    __pydantic_config__ = FORBID_EXTRA
     source: str
     episodes_per_task: int | None
     initial_states: Literal["stored", "drawn"] | None
@@ -35,10 +34,9 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Entry:
+class Entry(Strict):
     """One source's numbers as they stand in the file. success: suite -> percent."""
 
-    __pydantic_config__ = FORBID_EXTRA
     model: str
     source: str
     protocol: str
@@ -47,10 +45,9 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Listing:
+class Listing(Strict):
     """The whole file."""
 
-    __pydantic_config__ = FORBID_EXTRA
     protocols: dict[str, Protocol]
     baselines: tuple[Entry, ...]
 

@@ -9,7 +9,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from prts_core.config.checks import check_numbers
+from prts_core.config.checks import Strict, check_numbers
 from prts_core.models.heads.contrastive.config import ContrastiveConfig
 from prts_core.models.heads.dit.config import DitConfig
 from prts_core.models.heads.mot.config import MotConfig
@@ -20,10 +20,9 @@ Compat = Literal["none", "prts"]
 
 
 @dataclass(frozen=True)
-class VisionConfig:
+class VisionConfig(Strict):
     """Qwen3-VL vision tower. One visual token covers (patch_size * merge_size)^2 pixels."""
 
-    __pydantic_config__ = {"extra": "forbid"}
     depth: int = 3
     hidden_size: int = 128
     num_heads: int = 4
@@ -42,10 +41,9 @@ class VisionConfig:
 
 
 @dataclass(frozen=True)
-class TextConfig:
+class TextConfig(Strict):
     """Qwen3-VL language model."""
 
-    __pydantic_config__ = {"extra": "forbid"}
     hidden_size: int = 128
     num_layers: int = 3
     num_heads: int = 4
@@ -82,7 +80,7 @@ ActionHeadConfig = Annotated[MotConfig | DitConfig, _ByKind()]
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Strict):
     """Everything PrtsModel needs. pretrained: a Qwen3-VL folder or hub id to start from, or none for random. expert:
     the action head, by its `kind`. expert, contrastive: null where a model has no such head.
 
@@ -90,7 +88,6 @@ class ModelConfig:
     keeps its own proportions and takes that many visual tokens (the release: 64 to 144) instead.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}
     name: str = "tiny"
     pretrained: str | None = None
     vision: VisionConfig = field(default_factory=VisionConfig)

@@ -15,7 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from prts_core.config.schema import FORBID_EXTRA
+from prts_core.config.checks import Strict
 from prts_core.data.convert.hdf5 import (
     Shapes,
     arrays_of,
@@ -38,10 +38,8 @@ _TASK_ATTRIBUTES = ("language_instruction", "task", "instruction")
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Strict):
     """An ALOHA recording asks for nothing of its own."""
-
-    __pydantic_config__ = FORBID_EXTRA
 
 
 class Source:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from prts_core.config.checks import Strict
 from prts_core.config.load import check, read_yaml
-from prts_core.config.schema import FORBID_EXTRA
 from prts_core.errors import ConfigError
 
 T = TypeVar("T")
@@ -23,10 +23,9 @@ Dtype = Literal["float32", "float64", "int32", "int64", "bool"]
 
 
 @dataclass(frozen=True)
-class Gripper:
+class Gripper(Strict):
     """The value that means open and the one that means closed; values between them are between."""
 
-    __pydantic_config__ = FORBID_EXTRA
     open: float
     closed: float
 
@@ -44,7 +43,7 @@ def _signed(value: float) -> str:
 
 
 @dataclass(frozen=True)
-class Part:
+class Part(Strict):
     """Some columns of one key, in order. slice: [first, end) of its row; order: single columns (not both).
 
     names: one per column as written (none: the robot's, else numbers). unit, source_unit: mm becomes m, deg becomes
@@ -52,7 +51,6 @@ class Part:
     width: as recorded, refused where the recording differs.
     """
 
-    __pydantic_config__ = FORBID_EXTRA
     key: str
     slice: tuple[int, int] | None = None
     order: tuple[int, ...] | None = None
@@ -80,13 +78,12 @@ class Part:
 
 
 @dataclass(frozen=True)
-class CameraPart:
+class CameraPart(Strict):
     """One colour camera. rotate: degrees counter-clockwise. store: video, or image (lossless PNG in the table).
 
     label: the words of the prompt, where the robot's YAML does not say them.
     """
 
-    __pydantic_config__ = FORBID_EXTRA
     key: str
     channels: Literal["rgb", "bgr"] = "rgb"
     rotate: Literal[0, 90, 180, 270] = 0
@@ -95,14 +92,13 @@ class CameraPart:
 
 
 @dataclass(frozen=True)
-class DepthPart:
+class DepthPart(Strict):
     """One depth camera, kept without loss as 16-bit PNG in the table. unit: of one step of the stored number.
 
     source_unit: of the recorded numbers (floats in m, or integers in mm); 0 means no measurement. A depth beyond
     65535 steps is refused. lerobot's own reader makes int16 of the same bits: beyond 32767 add 65536 to what it shows.
     """
 
-    __pydantic_config__ = FORBID_EXTRA
     key: str
     source_unit: Literal["m", "mm", "0.1mm"] = "mm"
     unit: Literal["mm", "0.1mm"] = "mm"
@@ -110,10 +106,9 @@ class DepthPart:
 
 
 @dataclass(frozen=True)
-class ColumnPart:
+class ColumnPart(Strict):
     """A further column that the dataset keeps, as recorded: rewards, efforts, success flags."""
 
-    __pydantic_config__ = FORBID_EXTRA
     key: str
     dtype: Dtype = "float32"
     slice: tuple[int, int] | None = None
@@ -121,7 +116,7 @@ class ColumnPart:
 
 
 @dataclass(frozen=True)
-class Mapping:
+class Mapping(Strict):
     """`configs/mappings/<name>.yaml`.
 
     source: the kind of recording (prts_core.data.convert.source.SOURCES). embodiment_tag: configs/robots/<tag>.yaml,
@@ -132,7 +127,6 @@ class Mapping:
     options: what only this kind of source asks for; each source checks its own (`Mapping.options_as`).
     """
 
-    __pydantic_config__ = FORBID_EXTRA
     name: str
     source: str
     state: tuple[Part, ...]

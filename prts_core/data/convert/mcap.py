@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from prts_core.config.checks import Strict
 from prts_core.config.load import read_yaml
-from prts_core.config.schema import FORBID_EXTRA
 from prts_core.data.convert.align import Hold, choose, rows
 from prts_core.data.convert.mapping import Mapping
 from prts_core.data.convert.mcap_messages import (
@@ -36,7 +36,7 @@ from prts_core.progress import track
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Strict):
     """How topics become rows.
 
     clock: which time counts: when the recorder got the message, when it was sent, or the time inside it. hold: the
@@ -45,7 +45,6 @@ class Options:
     order of their columns (none: that of the first message).
     """
 
-    __pydantic_config__ = FORBID_EXTRA
     clock: Literal["log", "publish", "header"] = "log"
     hold: Hold = "last"
     tolerance_s: float | None = None

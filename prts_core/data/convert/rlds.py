@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from prts_core.config.schema import FORBID_EXTRA
+from prts_core.config.checks import Strict
 from prts_core.data.convert.mapping import Mapping
 from prts_core.data.convert.source import Field, RawEpisode, Recording, refuse_unknown
 from prts_core.data.convert.tfds_features import STEPS, decode_rows, picture, read_features, rows_of
@@ -37,14 +37,13 @@ INSTRUCTIONS = (
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Strict):
     """instruction: the step's (or episode's) feature that holds the sentence; none: the usual names are tried.
 
     splits: which of the dataset's splits to take; none: all. only: take only episodes with these values in features of
     the episode, such as {episode_metadata/has_language: true}; the others are left out.
     """
 
-    __pydantic_config__ = FORBID_EXTRA
     instruction: str | None = None
     splits: tuple[str, ...] | None = None
     only: dict[str, bool | int | float | str] = field(default_factory=dict)

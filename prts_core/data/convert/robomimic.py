@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from prts_core.config.schema import FORBID_EXTRA
+from prts_core.config.checks import Strict
 from prts_core.data.convert.hdf5 import (
     Shapes,
     arrays_of,
@@ -37,10 +37,9 @@ _RGB = "_rgb"
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Strict):
     """filter: only demonstrations of this group under `mask`, as robomimic names its own splits."""
 
-    __pydantic_config__ = FORBID_EXTRA
     filter: str | None = None
 
 

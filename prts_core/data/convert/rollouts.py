@@ -10,16 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from prts_core.config.schema import FORBID_EXTRA
+from prts_core.config.checks import Strict
 from prts_core.data.convert import robomimic
 from prts_core.errors import DataError
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Strict):
     """outcomes: which episodes become part of the dataset. conditions: of the benchmark (none: all recorded)."""
 
-    __pydantic_config__ = FORBID_EXTRA
     outcomes: Literal["success", "failure", "all"] = "success"
     conditions: tuple[str, ...] | None = None
 

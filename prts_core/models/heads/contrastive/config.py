@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prts_core.config.checks import check_numbers
+from prts_core.config.checks import Strict, check_numbers
 
 
 @dataclass(frozen=True)
-class ContrastiveConfig:
+class ContrastiveConfig(Strict):
     """The two contrastive heads phi(s, a) and psi(l): four Linear-LayerNorm-SiLU layers and a projection each."""
 
-    __pydantic_config__ = {"extra": "forbid"}
     hidden_size: int = 256
     embed_dim: int = 64
     normalize: bool = True

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from prts_core.config.checks import check_numbers
+from prts_core.config.checks import Strict, check_numbers
 
 
 @dataclass(frozen=True)
-class DitConfig:
+class DitConfig(Strict):
     """GR00T-like flow-matching action head: `num_layers` blocks of width num_heads * head_dim.
 
     output_dim: width between transformer and decoder. mlp_ratio: of the feed-forward. alternate: cross-attention takes
@@ -17,7 +17,6 @@ class DitConfig:
     final_dropout: once more on the attention's output. noise_scale: see MotConfig.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}
     kind: Literal["dit"] = "dit"
     num_layers: int = 4
     num_heads: int = 4

@@ -5,18 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from prts_core.config.checks import check_numbers
+from prts_core.config.checks import Strict, check_numbers
 
 
 @dataclass(frozen=True)
-class MotConfig:
+class MotConfig(Strict):
     """Mixture-of-transformers flow-matching action head: one block per language-model layer.
 
     noise_scale: of the noise that sampling starts from. 1 samples the learned distribution; 0 takes its centre, which
     is steadier where demonstrations were shaken on purpose.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}
     kind: Literal["mot"] = "mot"
     hidden_size: int = 128
     num_heads: int = 4
