@@ -12,9 +12,8 @@ import hmac
 import http
 import ipaddress
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -225,40 +224,3 @@ class PolicyServer:
         if answer.value is not None:
             reply["value"] = answer.value
         return pack(reply)
-
-
-@contextlib.contextmanager
-def running(server: PolicyServer) -> Iterator[str]:
-    """The server in a thread of its own, for notebooks, demos and tests; yields its ws:// address."""
-    up = threading.Event()
-    found: dict[str, Any] = {}
-
-    async def live() -> None:
-        found["loop"], found["stop"] = asyncio.get_running_loop(), asyncio.Event()
-
-        def ready(port: int) -> None:
-            found["port"] = port
-            up.set()
-
-        await server.run(found["stop"], ready)
-
-    def body() -> None:
-        try:
-            asyncio.run(live())
-        except PrtsError as err:
-            found["error"] = err
-        finally:
-            up.set()
-
-    thread = threading.Thread(target=body, name="prts-server", daemon=True)
-    thread.start()
-    up.wait()
-    if "error" in found:
-        raise found["error"]
-    try:
-        host = f"[{server.config.host}]" if ":" in server.config.host else server.config.host
-        yield f"ws://{host}:{found['port']}"
-    finally:
-        if thread.is_alive():
-            found["loop"].call_soon_threadsafe(found["stop"].set)
-        thread.join()

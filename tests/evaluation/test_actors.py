@@ -20,9 +20,10 @@ from prts_core.evaluation.actors import LocalActor, ask_filled, neighbours_matte
 from prts_core.evaluation.served import ServerActor, named_contract
 from prts_core.observation import STATE
 from prts_core.serving.codec import pack, unpack
-from prts_core.serving.server import PolicyServer, ServerConfig, running
+from prts_core.serving.server import PolicyServer, ServerConfig
 from prts_core.threads import torch_threads
 from tests.evaluation.toy_lanes import CAMERA, CONTRACT, TASKS, DotPolicy
+from tests.fixtures.running_server import running
 
 TEXTS = ["go left", "go right", "go up"]
 SEEDS = [1, 2**62, 3]

@@ -24,7 +24,8 @@ from prts_core.observation import STATE
 from prts_core.serving.client import PolicyClient
 from prts_core.serving.codec import Limits, pack, unpack
 from prts_core.serving.inference import Inference
-from prts_core.serving.server import PolicyServer, ServerConfig, running
+from prts_core.serving.server import PolicyServer, ServerConfig
+from tests.fixtures.running_server import running
 from tests.serving.fake_policy import CONTRACT, FakePolicy, observation
 
 OTHER = replace(
