@@ -131,19 +131,23 @@ def delete_garbage(
     """Remove what may go and say what that was. Runs that look for their parents wait meanwhile, a moment: everything
     is first moved out of the way, then removed."""
     trash = outputs / STORE / TRASH
-    moved = []
+    moved = set[Item]()
     with locked(outputs / STORE / GC_LOCK, on_wait=on_wait):
         found = find_garbage(outputs, keys=keys, registered=registered, keep_days=keep_days)
         trash.mkdir(parents=True, exist_ok=True)
-        for item in found.items:
+        entries = {entry.key: entry for entry in all_entries(outputs)}
+        # Children before their parents: a collection that is killed half-way leaves no result whose parents are gone.
+        for item in sorted(found.items, key=lambda item: -len(with_ancestors({item.key}, entries))):
             if item.what == "cache":
                 item.path.unlink(missing_ok=True)
-                moved.append(item)
+                moved.add(item)
             elif _move_away(item, trash):
-                moved.append(item)
+                moved.add(item)
     for left in list(trash.iterdir()):  # with what a killed collection left
         shutil.rmtree(left, ignore_errors=True)  # another collection may be removing it too
-    return Garbage(tuple(moved), found.bytes, found.kept, keep_days, deleted=True)
+    return Garbage(
+        tuple(item for item in found.items if item in moved), found.bytes, found.kept, keep_days, deleted=True
+    )
 
 
 def _move_away(item: Item, trash: Path) -> bool:

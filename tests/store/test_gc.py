@@ -16,6 +16,7 @@ from prts_core.cli import gc as command
 from prts_core.errors import StageError
 from prts_core.files import read_json, write_json, write_text
 from prts_core.locks import locked
+from prts_core.store import gc
 from prts_core.store.gc import Garbage, delete_garbage, find_garbage, plan_keys
 from prts_core.store.listing import list_files
 from prts_core.store.stage import StageContext
@@ -52,6 +53,23 @@ def old(chain: Chain) -> Chain:
         age(before.folder(name), 100)
         age(chain.folder(name), 100)
     return before
+
+
+def test_a_collection_that_is_killed_leaves_no_result_without_its_parents(
+    chain: Chain, old: Chain, monkeypatch: pytest.MonkeyPatch
+):
+    move, moved = gc._move_away, list[str]()
+
+    def once(item: gc.Item, trash: Path) -> bool:
+        if moved:
+            raise KeyboardInterrupt
+        moved.append(item.stage)
+        return move(item, trash)
+
+    monkeypatch.setattr(gc, "_move_away", once)
+    with pytest.raises(KeyboardInterrupt):
+        delete_garbage(chain.outputs, keys=set(), registered=set(), keep_days=14)
+    assert moved == ["second"] and old.find("first") is not None and not old.folder("second").exists()
 
 
 def test_what_no_recipe_shows_goes_and_what_one_shows_stays(chain: Chain, old: Chain):
