@@ -54,6 +54,8 @@ def main(args: argparse.Namespace) -> int:
                     manifest = None if args.dry_run else chain.run(stage, plan, partition, args.outputs)
         except Skipped as err:
             console.print(f"{name} [yellow]skipped[/]  {err.problem}")
+            if not args.dry_run:
+                chain.note_skip(stage, plan, partition, args.outputs, err)
             continue
         except StageError:
             if sys.stdout.isatty():
