@@ -23,7 +23,7 @@ SNAPSHOTS = Path(__file__).parent / "snapshots"
 FLOORS = ("kernels", "prts_core", "assets", "pipelines")  # each may import those before it
 PACKAGES = {"kernels": "prts_kernels", "prts_core": "prts_core", "assets": "assets", "pipelines": "pipelines"}
 GPU_PATH = ("kernels/prts_kernels", "prts_core/models", "prts_core/training")
-GPU_PATH_MAY_IMPORT = {"torch", "numpy", "einops", "safetensors", "transformers", "triton", "prts_core", "prts_kernels"}
+GPU_PATH_MAY_IMPORT = {"torch", "numpy", "safetensors", "transformers", "triton", "prts_core", "prts_kernels"}
 ABSENT_ON_A_GPU_MACHINE = (
     "pydantic", "av", "websockets", "deepspeed", "mlflow", "dagster", "dvc", "polars", "pandera", "pandas", "h5py",
     "mujoco", "metaworld", "gymnasium", "matplotlib", "msgpack", "zmq", "accelerate", "peft", "assets", "pipelines",

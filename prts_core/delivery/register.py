@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("prts.register")
 MODEL_CODE = Path(__file__).parents[1] / "tracking" / "pyfunc_model.py"
 # What a machine needs to load the model with MLflow alone; the versions are those of the machine that registered it.
-REQUIREMENTS = ("mlflow", "torch", "transformers", "safetensors", "einops", "numpy")
+REQUIREMENTS = ("mlflow", "torch", "transformers", "safetensors", "numpy")
 
 
 @dataclass(frozen=True)
