@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 
 from prts_core.config.load import Plan, load_plan
-from prts_core.errors import PrtsError, Skipped, StageError
+from prts_core.io.errors import PrtsError, Skipped, StageError
 from prts_core.stages import chain
 from prts_core.stages.dvc_file import DvcFile
 from prts_core.store.views import viewed

@@ -16,7 +16,7 @@ from assets.metadata import Shown, metadata
 from assets.recipes import RecipePage
 from assets.shown import SHOWN
 from prts_core.config.load import Plan
-from prts_core.errors import PrtsError, Skipped
+from prts_core.io.errors import PrtsError, Skipped
 from prts_core.stages import chain
 from prts_core.store.stage import Stage
 

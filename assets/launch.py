@@ -16,7 +16,7 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 
 from assets.launchpad import Chosen
 from assets.pipes_main import unpack
-from prts_core.errors import Stopped
+from prts_core.io.errors import Stopped
 from prts_core.launch.children import STOP_LIMIT_S
 from prts_core.launch.signals import stop_on_signals
 from prts_core.launch.where import INLINE, Launch, parse_launch

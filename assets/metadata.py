@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 
 from prts_core.config.load import Plan
-from prts_core.errors import PrtsError
+from prts_core.io.errors import PrtsError
 from prts_core.store.code import code_digest
 from prts_core.store.manifest import Manifest
 from prts_core.store.run_stage import load_provenance

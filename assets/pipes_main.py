@@ -18,7 +18,7 @@ from dagster_pipes import PipesContext, open_dagster_pipes
 
 from prts_core.config.load import load_plan
 from prts_core.data.validation.report import Finding, ValidationFailed, ValidationReport
-from prts_core.errors import PrtsError, Skipped, StageError, Stopped
+from prts_core.io.errors import PrtsError, Skipped, StageError, Stopped
 from prts_core.launch.orders import from_plain, to_plain
 from prts_core.launch.signals import stop_on_signals
 from prts_core.launch.where import INLINE, parse_launch

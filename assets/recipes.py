@@ -15,8 +15,8 @@ import dagster as dg
 
 from prts_core.config.load import Plan, load_plan
 from prts_core.config.places import recipe_paths
-from prts_core.errors import ConfigError
-from prts_core.evaluation.regression import names
+from prts_core.delivery.regression import names
+from prts_core.io.errors import ConfigError
 from prts_core.stages.chain import STAGES, needs_pretrain
 from prts_core.store.sources import external_source
 from prts_core.store.stage import Stage

@@ -10,8 +10,8 @@ import dagster as dg
 from assets.factory import DELIVERY, caller, failure
 from assets.launchpad import Chosen
 from assets.recipes import RecipePage
-from prts_core.errors import PrtsError
-from prts_core.files import digest_value
+from prts_core.io.errors import PrtsError
+from prts_core.io.files import digest_value
 from prts_core.stages import chain
 
 

@@ -12,8 +12,8 @@ from assets.factory import EVALUATION, caller, failure
 from assets.launchpad import Chosen
 from assets.metadata import inline_picture, table
 from assets.recipes import SUITE, VERSION, RecipePage
-from prts_core.errors import PrtsError
-from prts_core.evaluation.regression import Outcome, regress, report_of
+from prts_core.delivery.regression import Outcome, regress, report_of
+from prts_core.io.errors import PrtsError
 
 CHECK = "no_significant_drop"
 NIGHT_TAG = "prts/night"  # of a run: which night it belongs to, so that its second attempt resumes the first

@@ -9,7 +9,7 @@ import dagster as dg
 from assets.factory import DATA, SOURCE
 from assets.launchpad import Chosen
 from assets.recipes import RecipePage
-from prts_core.errors import PrtsError
+from prts_core.io.errors import PrtsError
 from prts_core.store.listing import tree_digest
 from prts_core.store.sources import listing
 

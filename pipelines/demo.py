@@ -25,8 +25,8 @@ from pipelines.jobs import jobs
 from pipelines.terminal import QUIET, Lines
 from prts_core.config.load import Plan
 from prts_core.config.places import outputs_folder
-from prts_core.errors import PrtsError, Skipped, StageError
-from prts_core.files import read_json
+from prts_core.io.errors import PrtsError, Skipped, StageError
+from prts_core.io.files import read_json
 from prts_core.stages import chain
 from prts_core.tracking.store import ui_address
 

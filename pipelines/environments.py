@@ -13,7 +13,7 @@ from assets.dvc import DvcResource
 from assets.launch import Launcher, launch_resource
 from assets.launchpad import plan_resource
 from assets.recipes import RecipePage
-from prts_core.errors import lookup
+from prts_core.io.errors import lookup
 
 ENVIRONMENTS = ("local", "test")
 

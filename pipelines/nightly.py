@@ -1,7 +1,7 @@
 """What happens by the clock once it is switched on: a look at the sources, and the nightly regression test.
 
 A policy does not change overnight; code, drivers and packages do. What is due and what a result means is
-prts_core.evaluation.regression's.
+prts_core.delivery.regression's.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import dagster as dg
 from assets.recipes import SUITE, VERSION, RecipePage
 from assets.regression import NIGHT_TAG
 from pipelines.jobs import Jobs
-from prts_core.errors import lookup
-from prts_core.evaluation.regression import due
+from prts_core.delivery.regression import due
+from prts_core.io.errors import lookup
 
 HOUR, MINUTE = 2, 30  # when a night begins
 PATIENCE_H = 10  # a night without any result after so many hours is overdue

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from prts_core.config.load import Plan
-from prts_core.errors import Skipped, StageError, UnavailableError
-from prts_core.files import read_json, write_json
+from prts_core.io.errors import Skipped, StageError, UnavailableError
+from prts_core.io.files import read_json, write_json
 from prts_core.stages import chain
 from prts_core.store.manifest import Manifest
 from prts_core.store.run_stage import Resolved, load_provenance

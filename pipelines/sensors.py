@@ -5,7 +5,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from prts_core.files import write_json
+from prts_core.io.files import write_json
 
 
 def failed_check(context: dg.RunFailureSensorContext) -> str | None:

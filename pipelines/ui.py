@@ -21,8 +21,8 @@ import dagster as dg
 
 from pipelines.home import prepare_home, prepare_instance
 from prts_core.config.places import outputs_folder
-from prts_core.errors import ConfigError, PrtsError, StageError
-from prts_core.files import write_json
+from prts_core.io.errors import ConfigError, PrtsError, StageError
+from prts_core.io.files import write_json
 from prts_core.tracking.store import UI_FILE, UI_PORTS
 
 HOST = "127.0.0.1"

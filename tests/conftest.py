@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 # Early and shallow: pandera imports it wherever it is installed, and Python 3.11's parser gives up (SystemError: AST
 # constructor recursion depth) where pytest rewrites it for the first time deep inside other imports.
-import hypothesis  # noqa: F401
+import hypothesis
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -22,6 +22,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # a user's server must not receive test runs
 for _name in ("PRTS_RECIPE", "PRTS_OUTPUTS"):  # nor their outputs folder
     os.environ.pop(_name, None)
+
+# A shared, busy machine: examples of property tests have no deadline and are the same in every run.
+hypothesis.settings.register_profile("prts", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("prts")
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 for _number in STOPS:  # a shell's background job ignores SIGINT, and so would every process that a test starts

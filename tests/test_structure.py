@@ -21,8 +21,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 FLOORS = ("kernels", "prts_core", "assets", "pipelines")  # each may import those before it
+# The rooms of prts_core from the ground up: each may import those before it, at any depth of its code.
+ROOMS = (
+    "io", "contract", "statistics", "config", "models", "text", "data", "store", "policy", "release", "training", "sim",
+    "rollout", "value", "tracking", "delivery", "serving", "launch", "stages", "bench", "cli",
+)  # fmt: skip
 PACKAGES = {"kernels": "prts_kernels", "prts_core": "prts_core", "assets": "assets", "pipelines": "pipelines"}
 GPU_PATH = ("kernels/prts_kernels", "prts_core/models", "prts_core/training")
+NOT_ON_THE_GPU_PATH = ("datasets.py", "windows.py", "initial_weights.py")  # of training: they read data and checkpoints
 GPU_PATH_MAY_IMPORT = {"torch", "numpy", "safetensors", "transformers", "triton", "prts_core", "prts_kernels"}
 ABSENT_ON_A_GPU_MACHINE = (
     "pydantic", "av", "websockets", "deepspeed", "mlflow", "dagster", "dvc", "polars", "pandera", "pandas", "h5py",
@@ -34,6 +40,10 @@ def sources(*rooms: str) -> list[Path]:
     return sorted(
         path for room in rooms or FLOORS for path in (ROOT / room).rglob("*.py") if "__pycache__" not in path.parts
     )
+
+
+def gpu_path() -> list[Path]:
+    return [path for path in sources(*GPU_PATH) if path.name not in NOT_ON_THE_GPU_PATH]
 
 
 def name_of(path: Path) -> str:
@@ -77,11 +87,26 @@ def test_nothing_imports_upward(room: str):
     assert not wrong, "\n".join(wrong)
 
 
+def test_no_room_of_the_library_imports_one_above_it():
+    there = {
+        path.stem for path in (ROOT / "prts_core").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert there == {*ROOMS, "__init__"}
+    wrong = []
+    for path in sources("prts_core"):
+        own = path.relative_to(ROOT / "prts_core").parts[0].removesuffix(".py")
+        for name in imports(path):
+            room = name.split(".")[1] if name.startswith("prts_core.") else None
+            if room in ROOMS and own in ROOMS and ROOMS.index(room) > ROOMS.index(own):
+                wrong.append(f"{name_of(path)} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
 def test_the_gpu_path_names_only_what_a_gpu_machine_has():
     allowed = GPU_PATH_MAY_IMPORT | set(sys.stdlib_module_names)
     wrong = [
         f"{name_of(p)} imports {name}"
-        for p in sources(*GPU_PATH)
+        for p in gpu_path()
         for name in imports(p, top_level_only=True)
         if name.split(".")[0] not in allowed
     ]
@@ -93,8 +118,8 @@ def test_the_gpu_path_imports_where_everything_else_is_absent():
         relative = path.relative_to(ROOT / "kernels" if path.is_relative_to(ROOT / "kernels") else ROOT)
         return ".".join(relative.with_suffix("").parts).removesuffix(".__init__")
 
-    modules = sorted({module(p) for p in sources(*GPU_PATH)})
-    assert {"prts_kernels", "prts_core.models.config", "prts_core.training.config"} <= set(modules)
+    modules = sorted({module(p) for p in gpu_path()})
+    assert {"prts_kernels", "prts_core.config.model", "prts_core.config.train"} <= set(modules)
     script = f"""
 import importlib, sys
 from importlib.machinery import PathFinder

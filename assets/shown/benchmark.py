@@ -6,8 +6,8 @@ import dagster as dg
 
 from assets.metadata import Check, Shown, table
 from prts_core.config.load import Plan
-from prts_core.evaluation.intervals import wilson
-from prts_core.files import read_json
+from prts_core.io.files import read_json
+from prts_core.statistics.binomial import wilson
 
 CHECK = Check(
     "success_rate_above_floor", "Success rate over all episodes against the recipe's floor; warns, the gate decides."

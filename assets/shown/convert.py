@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from assets.metadata import Shown
-from prts_core.files import read_json
+from prts_core.io.files import read_json
 
 
 def extra(output: Path) -> dict[str, Any]:

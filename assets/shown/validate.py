@@ -12,7 +12,7 @@ import dagster as dg
 from assets.metadata import Check, Shown, table
 from prts_core.config.load import Plan
 from prts_core.data.validation.report import COLUMNS, ValidationFailed, ValidationReport
-from prts_core.errors import PrtsError
+from prts_core.io.errors import PrtsError
 
 CHECKS = (
     Check("tables", "Parquet tables have the columns, types, widths and finite numbers that info.json promises.", True),

@@ -7,7 +7,7 @@ import dagster as dg
 
 from assets.metadata import Check, Shown, inline_picture, table
 from prts_core.config.load import Plan
-from prts_core.files import read_json
+from prts_core.io.files import read_json
 
 CHECK = Check(
     "demonstrations_rise",

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from prts_core.bench.report import Row
-from prts_core.errors import StageError
+from prts_core.io.errors import StageError
 from prts_kernels.bench import packs, tables
 from prts_kernels.bench.packs import Pack, Shape
 from prts_kernels.bench.role_attention import RESULTS

@@ -10,8 +10,8 @@ from rich.console import Console
 from transformers import Qwen3VLModel
 
 from prts_core.bench.report import Row, interleaved
+from prts_core.config.model import ModelConfig
 from prts_core.models.backbone import qwen3vl_config
-from prts_core.models.config import ModelConfig
 from prts_core.models.prts import PrtsModel
 from prts_core.text import prompt
 from prts_core.text.collate import collate, patches

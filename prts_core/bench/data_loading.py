@@ -25,8 +25,8 @@ from rich.console import Console
 from prts_core.bench.report import Row
 from prts_core.config.load import shared_folder
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
-from prts_core.data.windows import WindowDataset
-from prts_core.errors import DataError
+from prts_core.io.errors import DataError
+from prts_core.training.windows import WindowDataset
 
 ROUNDS, ITEMS, CHUNK = 9, 24, 50
 NO_LEROBOT = "lerobot 0.3.3 is not on this machine; `make conformance` builds its environment under the user's cache"

@@ -27,7 +27,7 @@ from prts_core.data import statistics
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.lerobot_v21.schema import CHUNKS_SIZE, CODEBASE_VERSION, DATA_PATH
 from prts_core.data.normalize import ACTION, STATE
-from prts_core.files import write_json, write_jsonl
+from prts_core.io.files import write_json, write_jsonl
 
 EPISODES, ROWS, WIDTH = 40, 125_000, 16  # state and action of WIDTH each
 GOAL_MB = 300.0

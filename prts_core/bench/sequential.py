@@ -8,8 +8,8 @@ from __future__ import annotations
 from rich.console import Console
 
 from prts_core.bench.report import Row
-from prts_core.evaluation.sequential import PairedTest, RateTest
-from prts_core.evaluation.stopped import coverage
+from prts_core.statistics.after_stopping import coverage
+from prts_core.statistics.sprt import PairedTest, RateTest
 
 LOW, HIGH, MOST, LEVEL, RUNS = 0.75, 0.90, 500, 0.05, 10_000
 COVERED = (0.60, LOW, 0.77, 0.82, HIGH, 0.95)  # rates whose interval after the stop is held against them

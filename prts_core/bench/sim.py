@@ -21,7 +21,7 @@ import numpy as np
 from rich.console import Console
 
 from prts_core.bench.report import Row
-from prts_core.errors import SimulatorError
+from prts_core.io.errors import SimulatorError
 from prts_core.sim import protocol
 from prts_core.sim.homes import Home
 from prts_core.sim.pool import THREAD_VARIABLES, Pool, launch_for

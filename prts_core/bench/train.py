@@ -19,8 +19,9 @@ from rich.console import Console
 from transformers import Qwen3VLModel
 
 from prts_core.bench.report import Row, interleaved
+from prts_core.config.model import ContrastiveConfig, ModelConfig, MotConfig, TextConfig, VisionConfig
+from prts_core.config.train import LossWeights, TrainConfig
 from prts_core.models.backbone import qwen3vl_config
-from prts_core.models.config import ContrastiveConfig, ModelConfig, MotConfig, TextConfig, VisionConfig
 from prts_core.models.prts import PrtsModel
 from prts_core.models.stock import stock_tokens
 from prts_core.text import prompt
@@ -28,7 +29,6 @@ from prts_core.text.fast import FastTokenizer
 from prts_core.text.sequence import Sample, SequenceBuilder, View
 from prts_core.text.tokenizer import TextTokenizer
 from prts_core.training.batch import Batch, BatchSource, Item
-from prts_core.training.config import LossWeights, TrainConfig
 from prts_core.training.losses import prts_loss
 from prts_core.training.trainer import Trainer
 

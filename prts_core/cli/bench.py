@@ -6,7 +6,7 @@ import argparse
 import importlib
 
 from prts_core.cli.main import add_outputs_argument, wide_console
-from prts_core.errors import lookup
+from prts_core.io.errors import lookup
 
 BENCHMARKS = ("attention", "backbone", "data", "info_nce", "sequential", "sim", "train")
 

@@ -1,6 +1,6 @@
 """`prts benchmark --policy P --suite S`: a policy in closed loop on a simulation suite, resumable to the episode.
 
-It reads the command line and prints; what is run and judged is prts_core.evaluation's. Without --policy and --suite it
+What is run is prts_core.rollout's, what is judged prts_core.delivery's. Without --policy and --suite it
 is the stage.
 """
 
@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prts_core.errors import ConfigError, DataError
+from prts_core.io.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from prts_core.evaluation.plan import Plan
+    from prts_core.rollout.episode_plan import Plan
 
 EPILOG = """\
 With --policy and --suite this is a tool and runs no stage:
@@ -94,10 +94,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from prts_core.evaluation.actors import open_actor
-    from prts_core.evaluation.plan import Settings
-    from prts_core.evaluation.served import named_contract
-    from prts_core.evaluation.suite_run import Machine, run_suite
+    from prts_core.delivery.open_policy import open_actor
+    from prts_core.rollout.episode_plan import Settings
+    from prts_core.rollout.remote_policy import named_contract
+    from prts_core.rollout.run_suite import Machine, run_suite
     from prts_core.sim.suites import suite as suite_of
 
     console = Console(soft_wrap=True, highlight=False)
@@ -174,8 +174,8 @@ def early_stop(
     rates: tuple[float, float] | None, args: argparse.Namespace, earlier: Path | None, console: Console
 ) -> Any:
     """plan -> reader of a sequential test, or none; a test that cannot keep its error rates is refused first."""
-    from prts_core.evaluation.sequential import PairedTest, RateTest
-    from prts_core.evaluation.stopped import read_pairs, read_rate
+    from prts_core.statistics.after_stopping import read_pairs, read_rate
+    from prts_core.statistics.sprt import PairedTest, RateTest
 
     if rates is None:
         return None
@@ -199,7 +199,7 @@ def early_stop(
 
 def paired_outcomes(earlier: Path, plan: Plan) -> list[bool]:
     """What the earlier run made of the plan's episodes, in its order. DataError where it lacks one."""
-    from prts_core.evaluation.gate import policy_episodes
+    from prts_core.delivery.gate import policy_episodes
 
     table = {row[:-1]: row[-1] for row in policy_episodes(earlier / "episodes.parquet").iter_rows()}
     keys = [(key.task, key.initial_state, key.seed) for key in plan.keys]
@@ -214,7 +214,7 @@ def paired_outcomes(earlier: Path, plan: Plan) -> list[bool]:
 
 
 def shown(report: dict[str, Any]) -> Table:
-    from prts_core.evaluation.page import interval_of
+    from prts_core.rollout.page import interval_of
 
     (low, high), method = interval_of(report)
     title = (
@@ -239,8 +239,8 @@ def compare(
     earlier: dict[str, Path], reports: dict[str, Any], output: Path, args: argparse.Namespace, console: Console
 ) -> int:
     """The paired comparison of every suite, by the chain's gate; WORSE where one is significantly worse."""
-    from prts_core.evaluation.comparison import compare_runs
-    from prts_core.files import write_json
+    from prts_core.delivery.comparison import compare_runs
+    from prts_core.io.files import write_json
 
     made = compare_runs(earlier, {name: output / name for name in reports}, margin=args.margin, alpha=args.alpha)
     for name, one in made["suites"].items():

@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from prts_core.config.load import load_plan
-    from prts_core.errors import Skipped, StageError
+    from prts_core.io.errors import Skipped, StageError
     from prts_core.launch.signals import stop_on_signals
     from prts_core.stages import chain
 

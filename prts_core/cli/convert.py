@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from prts_core.errors import ConfigError, lookup
+from prts_core.io.errors import ConfigError, lookup
 
 WORKERS = 2
 
@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     from prts_core.config.load import check, merge, parse_overrides, read_yaml
+    from prts_core.config.mapping import load_mapping
     from prts_core.config.schema import RobotConfig, VideoConfig
-    from prts_core.data.convert.mapping import load_mapping
     from prts_core.data.convert.run import convert_any
     from prts_core.data.convert.source import DATASETS, SOURCES
     from prts_core.data.lerobot_v21.schema import read_info

@@ -47,8 +47,8 @@ def find(results: Results, text: str, outputs: Path) -> dict[str, Any]:
     """The manifest that `text` names; of a registered model, its package's."""
     if not text.startswith("models:"):
         return results.find(text)
-    from prts_core.errors import StageError
-    from prts_core.tracking.registry import resolve_version
+    from prts_core.delivery.registry import resolve_version
+    from prts_core.io.errors import StageError
     from prts_core.tracking.store import client
 
     key = resolve_version(client(outputs), text).tags.get("prts.key", "")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from prts_core.cli.main import add_plan_arguments
 from prts_core.config.load import Plan, load_plan
-from prts_core.errors import ConfigError
+from prts_core.io.errors import ConfigError
 
 if TYPE_CHECKING:
-    from prts_core.training.config import TrainConfig
+    from prts_core.config.train import TrainConfig
     from prts_core.training.memory import Load
 
 QWEN_TOKENS = 151_669 + 5  # Qwen3-VL's tokenizer and PRTS' five control tokens; FAST's come on top

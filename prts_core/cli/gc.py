@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     from prts_core.config.load import load_plan
     from prts_core.config.places import recipe_paths
-    from prts_core.errors import ConfigError, StageError
+    from prts_core.io.errors import ConfigError, StageError
     from prts_core.stages import chain
     from prts_core.store.gc import delete_garbage, find_garbage, plan_keys
 
@@ -84,9 +84,9 @@ def main(args: argparse.Namespace) -> int:
 def registered_results(outputs: Path) -> set[str]:
     """Keys (of older versions: manifest digests) of every registered model's package. StageError when MLflow cannot be
     asked. An outputs folder that has never tracked anything has none."""
-    from prts_core.errors import StageError
-    from prts_core.files import read_json
-    from prts_core.tracking.registry import versions
+    from prts_core.delivery.registry import versions
+    from prts_core.io.errors import StageError
+    from prts_core.io.files import read_json
     from prts_core.tracking.store import client, has_store, mlflow_module, recorded_uri, tracking_uri
 
     for path in sorted((outputs / "registrations").glob("*.json")):

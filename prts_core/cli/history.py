@@ -30,7 +30,7 @@ def main(args: argparse.Namespace) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from prts_core.evaluation.history import draw, read_history, rows
+    from prts_core.delivery.history import draw, read_history, rows
 
     model = args.model.removeprefix("models:/").split("@")[0].split("/")[0]
     history = read_history(args.outputs, model)

@@ -1,6 +1,6 @@
 """`prts import-policy`: a checkpoint of the public release becomes a policy folder that serve and fine-tuning take.
 
-It knows no file of the checkpoint: prts_core.released_policy does.
+It knows no file of the checkpoint: prts_core.release.policy does.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prts_core.errors import ConfigError
+from prts_core.io.errors import ConfigError
 
 if TYPE_CHECKING:
     from prts_core.contract import PolicyContract
@@ -51,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from prts_core.models.released import fetch
-    from prts_core.released_policy import import_released
+    from prts_core.release.checkpoint import fetch
+    from prts_core.release.policy import import_released
 
     if not (args.hz > 0 and 0 < args.view_tokens[0] <= args.view_tokens[1]):
         raise ConfigError(
@@ -84,7 +84,7 @@ def relative_marks(folder: Path, args: argparse.Namespace) -> tuple[bool, ...]:
     """One mark per action dimension of the checkpoint, from the robot's YAML."""
     from prts_core.config.load import check, read_yaml
     from prts_core.config.schema import RobotConfig
-    from prts_core.data.released_statistics import read_statistics
+    from prts_core.data.release_statistics import read_statistics
 
     path = args.robots / f"{args.robot}.yaml"
     robot = check(RobotConfig, read_yaml(path), path)

@@ -10,7 +10,7 @@ from prts_core.cli.main import add_outputs_argument, tell, wide_console
 if TYPE_CHECKING:
     from rich.tree import Tree
 
-    from prts_core.tracking.lineage import Lineage, Step
+    from prts_core.delivery.lineage import Lineage, Step
 
 EPILOG = """\
 examples
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from prts_core.tracking.lineage import trace
+    from prts_core.delivery.lineage import trace
 
     lineage = trace(args.model, args.outputs, args.verify)
     tell(lineage, args.json, lambda found: wide_console().print(tree(found, args.files)))

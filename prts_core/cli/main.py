@@ -19,7 +19,7 @@ from rich.console import Console
 
 from prts_core import __version__
 from prts_core.config.places import outputs_folder, recipe_path
-from prts_core.errors import PrtsError, Skipped, Stopped
+from prts_core.io.errors import PrtsError, Skipped, Stopped
 
 SKIPPED, STOPPED, INTERRUPTED = 3, 75, 130  # exit statuses
 # Commands that are no stages: each the module of its name, with `add_arguments(parser)`, `main(args) -> int` and, where

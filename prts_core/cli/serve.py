@@ -16,11 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from prts_core.cli.main import add_outputs_argument
-from prts_core.errors import ServeError, require
+from prts_core.io.errors import ServeError, require
 
 if TYPE_CHECKING:
     from prts_core.contract import PolicyContract
-    from prts_core.packaging.manifest import PackageManifest
+    from prts_core.delivery.package_manifest import PackageManifest
 
 EPILOG = """\
 examples
@@ -28,7 +28,7 @@ examples
   prts serve --model outputs/runs/quickstart/package/output --port 8001 --value
   PRTS_API_KEY=... prts serve --model models:/prts-quickstart/3 --host 0.0.0.0
 
-a client (pip install openpi-client, or prts_core.serving.client.PolicyClient)
+a client (pip install openpi-client, or prts_core.policy.client.PolicyClient)
   from openpi_client.websocket_client_policy import WebsocketClientPolicy
   policy = WebsocketClientPolicy("127.0.0.1", 8000)
   policy.get_server_metadata()["policy_contract"]     # what every number means
@@ -76,9 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     require("websockets", "serve")
     require("msgpack", "serve")
-    from prts_core.serving.codec import LIMITS
+    from prts_core.delivery.resolve import resolve
+    from prts_core.io.msgpack import LIMITS
     from prts_core.serving.inference import Inference
-    from prts_core.serving.resolve import resolve
     from prts_core.serving.server import PolicyServer, ServerConfig
 
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(name)s: %(message)s")
@@ -100,7 +100,7 @@ def main(args: argparse.Namespace) -> int:
         config, about={"model": args.model, "model_version": model.version, "package_digest": model.package_digest}
     )
 
-    from prts_core.policy import load_policy
+    from prts_core.policy.policy import load_policy
     from prts_core.serving.subtask_cache import SubtaskCache
 
     loaded = load_policy(model.folder)

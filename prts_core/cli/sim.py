@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prts_core.cli import sim_expert
-from prts_core.errors import ConfigError, MissingExtraError, SimulatorError, UnavailableError, lookup
+from prts_core.io.errors import ConfigError, MissingExtraError, SimulatorError, UnavailableError, lookup
 
 EPILOG = """\
   prts sim list                            families, their suites, and whether they are installed

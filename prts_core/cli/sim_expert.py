@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from prts_core.config.places import outputs_folder
-from prts_core.errors import ConfigError
-from prts_core.files import write_json
+from prts_core.io.errors import ConfigError
+from prts_core.io.files import write_json
 
 ACTIONS = ("expert", "demonstrate")
 
@@ -74,7 +74,7 @@ def main(args: argparse.Namespace) -> int:
 
 def row_of(attempts: Any) -> dict[str, Any]:
     """One task's successes with Wilson's 95 % interval; steps: mean over its successes."""
-    from prts_core.evaluation.intervals import wilson
+    from prts_core.statistics.binomial import wilson
 
     known = attempts.known.values()
     rate = wilson(attempts.successes, len(known))

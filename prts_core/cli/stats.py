@@ -12,7 +12,7 @@ from typing import get_args
 from rich.console import Console
 
 from prts_core.contract import Normalization
-from prts_core.errors import ConfigError
+from prts_core.io.errors import ConfigError
 
 EPILOG = """\
 With folders this is a tool and runs no stage:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from prts_core.errors import ConfigError
+from prts_core.io.errors import ConfigError
 
 if TYPE_CHECKING:
     from prts_core.data.validation.report import Finding

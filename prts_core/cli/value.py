@@ -1,6 +1,6 @@
 """`prts value` on any policy and dataset: curves with frames under them, or the episodes ranked. Prints and draws.
 
-It does not know how values are made or judged (prts_core.evaluation). Without --policy it is the stage.
+It does not know how values are made or judged (prts_core.value). Without --policy it is the stage.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prts_core.errors import ConfigError, DataError, suggest
+from prts_core.io.errors import ConfigError, DataError, suggest
 
 if TYPE_CHECKING:
     from prts_core.data.lerobot_v21.reader import LeRobotDataset
-    from prts_core.evaluation.ranking import Measured, Ranking, Verdict
-    from prts_core.policy import Policy
+    from prts_core.policy.policy import Policy
+    from prts_core.value.ranking import Measured, Ranking, Verdict
 
 EPISODES, CURVE_ROWS, SENTENCES = 6, 120, 12  # drawn where none are named; rows a curve; other sentences asked
 SHOWN = 20  # rows of the table on screen
@@ -94,15 +94,15 @@ def main(args: argparse.Namespace) -> int:
 # ---- what is asked -----------------------------------------------------------------------------------------------
 def open_policy(reference: str, outputs: Path) -> tuple[Path, Policy]:
     """The policy of a folder (a package is verified first) or of a registered model."""
-    from prts_core.policy import load_policy
-    from prts_core.serving.resolve import policy_folder
+    from prts_core.delivery.resolve import policy_folder
+    from prts_core.policy.policy import load_policy
 
     folder = policy_folder(reference, outputs)
     return folder, load_policy(folder)
 
 
 def choose_episodes(dataset: LeRobotDataset, named: list[int] | None, rank: bool) -> list[int]:
-    from prts_core.evaluation.value import one_of_each
+    from prts_core.value.curves import one_of_each
 
     if named:
         wrong = [episode for episode in named if not 0 <= episode < len(dataset.rows)]
@@ -158,11 +158,11 @@ def draw_curves(
     policy: Policy, folder: Path, dataset: LeRobotDataset, episodes: list[int], sentences: list[str], camera: str,
     out: Path, console: Console,
 ) -> None:  # fmt: skip
-    from prts_core.evaluation.value import episode_curve, spearman, spread_rows
-    from prts_core.evaluation.value_pictures import plot_curves
-    from prts_core.files import write_json
-    from prts_core.policy import policy_digest
-    from prts_core.progress import track
+    from prts_core.io.files import write_json
+    from prts_core.io.progress import track
+    from prts_core.policy.policy import policy_digest
+    from prts_core.value.curves import episode_curve, spearman, spread_rows
+    from prts_core.value.plots import plot_curves
 
     curves = [
         episode_curve(policy, dataset, episode, sentences, spread_rows(dataset.length(episode), CURVE_ROWS))
@@ -204,10 +204,10 @@ def rank_episodes(
     policy: Policy, folder: Path, dataset: LeRobotDataset, episodes: list[int], sentences: list[str], camera: str,
     out: Path, console: Console,
 ) -> None:  # fmt: skip
-    from prts_core.evaluation.ranking import rank
-    from prts_core.evaluation.value_pictures import plot_ranking
-    from prts_core.files import digest_file, digest_value, write_json
-    from prts_core.policy import policy_digest
+    from prts_core.io.files import digest_file, digest_value, write_json
+    from prts_core.policy.policy import policy_digest
+    from prts_core.value.plots import plot_ranking
+    from prts_core.value.ranking import rank
 
     digest = policy_digest(folder)
     described = {path.name: digest_file(path) for path in sorted((dataset.root / "meta").glob("*.json*"))}
@@ -233,9 +233,9 @@ def measure_all(
     policy: Policy, dataset: LeRobotDataset, episodes: list[int], sentences: list[str], partial: Path, key: str
 ) -> list[Measured]:
     """Measurements of all episodes; those that an interrupted run left in `partial` are not made again."""
-    from prts_core.evaluation.journal import Journal
-    from prts_core.evaluation.ranking import Measured, measure, state_scale
-    from prts_core.progress import track
+    from prts_core.io.journal import Journal
+    from prts_core.io.progress import track
+    from prts_core.value.ranking import Measured, measure, state_scale
 
     scale = state_scale(dataset, episodes)
     with Journal(partial, {"ranking": key}, ("episode",)) as journal:

@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from prts_core.config.model import ModelConfig
 from prts_core.config.places import outputs_folder, recipe_path, shared_folder
-from prts_core.config.plain_yaml import YamlError, parse
 from prts_core.config.schema import (
+    BenchmarkConfig,
     DatasetConfig,
     ExpertSource,
     ImageTextSource,
@@ -28,9 +29,9 @@ from prts_core.config.schema import (
     RobotConfig,
     SftSection,
 )
-from prts_core.errors import ConfigError, Skipped, UnavailableError, lookup, suggest
-from prts_core.hub import download_dataset, downloaded_dataset
-from prts_core.models.config import ModelConfig
+from prts_core.io.errors import ConfigError, Skipped, UnavailableError, lookup, suggest
+from prts_core.io.hub import download_dataset, downloaded_dataset
+from prts_core.io.plain_yaml import YamlError, parse
 
 T = TypeVar("T")
 
@@ -207,7 +208,7 @@ def image_text_paths(source: ImageTextSource) -> tuple[Path, Path]:
 def with_mapping(dataset: DatasetConfig, folder: Path, where: Path) -> DatasetConfig:
     """`dataset` with the content of the mapping that its recording names, so that another mapping is another stage, and
     with the robot that the mapping is for. folder: holds mappings/. Other datasets stay as they are."""
-    from prts_core.data.convert.mapping import Mapping, check_mapping, load_mapping
+    from prts_core.config.mapping import Mapping, check_mapping, load_mapping
 
     source = dataset.source
     if not isinstance(source, RecordingSource | ExpertSource) or source.mapping is None:
@@ -231,6 +232,11 @@ def with_mapping(dataset: DatasetConfig, folder: Path, where: Path) -> DatasetCo
     return replace(dataset, source=replace(source, mapping=asdict(mapping)), embodiment_tag=tag)
 
 
+def fields_of(section: Any) -> dict[str, Any]:
+    """A section's fields, unconverted, to be laid into the stage's `*Config` of the same fields."""
+    return {name: getattr(section, name) for name in section.__dataclass_fields__}
+
+
 @dataclass(frozen=True)
 class Plan:
     """A recipe with every file it names read and checked. The one thing stages are configured from.
@@ -250,8 +256,8 @@ class Plan:
     @cached_property
     def _dataset_files(self) -> tuple[dict[str, DatasetConfig], dict[str, ImageTextSource]]:
         """The recipe's dataset files, each one dataset of ours or a YAML of the public release with several."""
-        from prts_core.config.public_release import is_public_release, read_public_release
-        from prts_core.data.subtasks import SubtaskMode
+        from prts_core.config.release_yaml import is_public_release, read_public_release
+        from prts_core.config.subtask_mode import SubtaskMode
 
         out: dict[str, DatasetConfig] = {}
         image_text: dict[str, ImageTextSource] = {}
@@ -323,6 +329,12 @@ class Plan:
         typed = parse_overrides(self.overrides).get("sft") or {}
         changed = merge(merge(asdict(self.recipe.sft), own), typed)
         return check(SftSection, changed, self.folder / "datasets" / f"{dataset}.yaml")
+
+    @property
+    def benchmark(self) -> BenchmarkConfig:
+        """What stage benchmark is told: the recipe's section, and the dataset that its policy was trained on."""
+        dataset = self.dataset(None)
+        return BenchmarkConfig(dataset=dataset.name, source=dataset.source, **fields_of(self.recipe.benchmark))
 
     def read_all(self) -> None:
         """Read and check every file that the recipe names, so that a fault is told before any work."""

@@ -15,9 +15,9 @@ from pydantic import Field
 
 from prts_core.config.checks import Strict, check_names, check_numbers
 from prts_core.config.identity import execution
+from prts_core.config.model import ModelConfig
+from prts_core.config.train import LossWeights, TrainConfig
 from prts_core.contract import Normalization, checked_limits
-from prts_core.models.config import ModelConfig
-from prts_core.training.config import LossWeights, TrainConfig
 
 _SEEDS, _WORKERS = "[0, 4294967295]", "[1, 1024]"
 
@@ -489,8 +489,8 @@ OWN_BENCHMARK = "benchmark"  # the recipe's own benchmark, where suites are list
 
 @dataclass(frozen=True)
 class SuiteRun(Strict):
-    """One suite on which every version of the model is measured (prts_core.evaluation.plan.Settings says what decides
-    its rows).
+    """One suite on which every version of the model is measured (rollout.episode_plan.Settings says what decides its
+    rows).
 
     name: what its results are called, where one suite stands here twice; none: the suite's. episodes: none: as many as
     the suite's protocol says. workers: simulators at once; batch: samples the policy is asked at once.

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from prts_core.data.images import check_images, resize
-from prts_core.errors import ConfigError
+from prts_core.io.errors import ConfigError
 
 PER_IMAGE = 3
 

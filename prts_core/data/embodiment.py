@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from prts_core.config.model import Compat
 from prts_core.config.schema import DimensionSpec, RobotConfig
 from prts_core.contract import Camera, Contract, Dimension
-from prts_core.errors import ConfigError, ContractError, suggest
-from prts_core.models.config import Compat
+from prts_core.io.errors import ConfigError, ContractError, suggest
 
 # What the public PRTS release calls its numbered cameras.
 _NUMBERED = {"image_0": "Camera top", "image_1": "Camera left wrist", "image_2": "Camera right wrist"}

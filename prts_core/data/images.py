@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from prts_core.errors import DataError
+from prts_core.io.errors import DataError
 
 
 def letterbox(images: np.ndarray, size: int) -> np.ndarray:

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from prts_core.config.model import Compat
 from prts_core.contract import Normalization
-from prts_core.errors import ContractError, DataError, lookup
-from prts_core.files import digest_value, read_json
-from prts_core.models.config import Compat
+from prts_core.io.errors import ContractError, DataError, lookup
+from prts_core.io.files import digest_value, read_json
 
 STATE, ACTION = "observation.state", "action"
 STATE_MODE: Normalization = "QUANTILE"  # the prompt's integers cover [-1, 1] only, whatever the actions are scaled by

@@ -22,9 +22,9 @@ from prts_core.data.ahead import in_order
 from prts_core.data.lerobot_v21.reader import LeRobotDataset, column_array
 from prts_core.data.normalize import ACTION, STATE, FeatureStats, NormStats, affine
 from prts_core.data.summary import BLOCK, Summary
-from prts_core.errors import ConfigError, DataError
-from prts_core.files import digest_file, digest_value
-from prts_core.progress import Bar
+from prts_core.io.errors import ConfigError, DataError
+from prts_core.io.files import digest_file, digest_value
+from prts_core.io.progress import Bar
 
 METHOD = "population std; linear quantiles 0.01 and 0.99, exact below 2**18 rows, else of rank error <= 1e-4; pooled"
 QUANTILES = (0.01, 0.99)

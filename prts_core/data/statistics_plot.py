@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from prts_core.data.statistics import Computed
-from prts_core.files import atomic_path
+from prts_core.io.files import atomic_path
 
 
 def plot(made: Computed, path: Path) -> None:

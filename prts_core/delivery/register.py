@@ -19,14 +19,14 @@ from prts_core import __version__
 from prts_core.config.load import Plan
 from prts_core.config.schema import OWN_BENCHMARK, RegisterConfig
 from prts_core.contract import PolicyContract
-from prts_core.errors import DataError, StageError
-from prts_core.evaluation import promotion
-from prts_core.evaluation.gate import decide, policy_episodes
-from prts_core.files import digest_value, link_or_copy, read_json, write_json
-from prts_core.locks import locked
+from prts_core.delivery import promotion, registry
+from prts_core.delivery.gate import decide, policy_episodes
+from prts_core.delivery.suite_results import SuiteResult, write_result
+from prts_core.io.errors import DataError, StageError
+from prts_core.io.files import digest_value, link_or_copy, read_json, write_json
+from prts_core.io.locks import locked
 from prts_core.store.manifest import Manifest
 from prts_core.store.run_stage import load_provenance
-from prts_core.tracking import registry
 from prts_core.tracking.source import source_tags
 from prts_core.tracking.store import (
     client,
@@ -37,7 +37,6 @@ from prts_core.tracking.store import (
     recorded_uri,
     tracking_uri,
 )
-from prts_core.tracking.suite_results import SuiteResult, write_result
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 logger = logging.getLogger("prts.register")
-MODEL_CODE = Path(__file__).parents[1] / "tracking" / "pyfunc_model.py"
+MODEL_CODE = Path(__file__).with_name("pyfunc_model.py")
 # What a machine needs to load the model with MLflow alone; the versions are those of the machine that registered it.
 REQUIREMENTS = ("mlflow", "torch", "transformers", "safetensors", "numpy")
 

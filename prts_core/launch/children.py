@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from prts_core.errors import StageError, Stopped
-from prts_core.files import read_json, write_json
+from prts_core.io.errors import StageError, Stopped
+from prts_core.io.files import read_json, write_json
 from prts_core.launch.orders import ORDER, RESULT, STOP, Log, Points, clear, read_fault
 from prts_core.launch.signals import graceful
 from prts_core.launch.where import Launch

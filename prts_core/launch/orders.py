@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from prts_core import errors
-from prts_core.errors import PrtsError
-from prts_core.files import read_json, write_json
+from prts_core.io import errors
+from prts_core.io.errors import PrtsError
+from prts_core.io.files import read_json, write_json
 
 ORDER, RESULT, STOP, POINTS = "launch.json", "result.json", "stop", "points.jsonl"
 FIELDS = ("problem", "file", "field", "found", "expected", "cure")

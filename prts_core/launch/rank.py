@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from prts_core.errors import PrtsError, Stopped
-from prts_core.files import read_json, write_json
+from prts_core.io.errors import PrtsError, Stopped
+from prts_core.io.files import read_json, write_json
 from prts_core.launch.orders import ORDER, RESULT, STOP, write_fault, writer
 from prts_core.launch.orphans import end_with_parent
 from prts_core.launch.signals import stop_on_signals, stop_when

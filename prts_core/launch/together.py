@@ -14,7 +14,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from prts_core.errors import ConfigError, PrtsError, Stopped
+from prts_core.io.errors import ConfigError, PrtsError, Stopped
 
 T = TypeVar("T")
 START_LIMIT = timedelta(minutes=30)  # from the first process to the last

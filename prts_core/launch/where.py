@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from prts_core.errors import ConfigError, suggest
+from prts_core.io.errors import ConfigError, suggest
 
 VARIABLE = "PRTS_LAUNCH"
 KINDS = {

@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import Qwen3VLConfig, Qwen3VLModel
 from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_vision
 
+from prts_core.config.model import ModelConfig
 from prts_core.models import attention
-from prts_core.models.config import ModelConfig
 
 
 def qwen3vl_config(config: ModelConfig, vocab_size: int, image_token_id: int) -> Qwen3VLConfig:

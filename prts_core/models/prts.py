@@ -16,12 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prts_core.errors import CheckpointError
+from prts_core.config.model import ActionHeadConfig, Compat, DitConfig, ModelConfig
+from prts_core.io.errors import CheckpointError
 from prts_core.models.attention import kept_layers
 from prts_core.models.backbone import build_backbone
-from prts_core.models.config import ActionHeadConfig, Compat, ModelConfig
 from prts_core.models.heads.contrastive.module import ContrastiveEncoder
-from prts_core.models.heads.dit.config import DitConfig
 from prts_core.models.heads.dit.module import DitHead
 from prts_core.models.heads.flow.loss import mask_noise
 from prts_core.models.heads.flow.sampler import sample_actions

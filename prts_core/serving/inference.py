@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prts_core.errors import CheckpointError, ServeError
-from prts_core.observation import STATE, Acts
+from prts_core.io.errors import CheckpointError, ServeError
+from prts_core.policy.observation import STATE, Acts
 from prts_core.serving.observations import Observation
 
 logger = logging.getLogger("prts.serve")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from prts_core.contract import Camera, PolicyContract, require_equal
-from prts_core.errors import DataError, ServeError, suggest
+from prts_core.io.errors import DataError, ServeError, suggest
 
 STATE_KEYS = ("observation/state", "observation.state", "state")
 OPTIONS = ("prompt", "seed", "value", "contract_fingerprint", "policy_contract")

@@ -23,9 +23,9 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from prts_core import __version__
-from prts_core.errors import ContractError, PrtsError, ServeError
-from prts_core.observation import Acts
-from prts_core.serving.codec import LIMITS, Limits, pack, unpack
+from prts_core.io.errors import ContractError, PrtsError, ServeError
+from prts_core.io.msgpack import LIMITS, Limits, pack, unpack
+from prts_core.policy.observation import Acts
 from prts_core.serving.inference import Inference
 from prts_core.serving.observations import camera_names, check_contract, read_observation, wanted
 

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prts_core.contract import PolicyContract
-from prts_core.errors import ConfigError
+from prts_core.io.errors import ConfigError
 
 if TYPE_CHECKING:
-    from prts_core.policy import Policy
+    from prts_core.policy.policy import Policy
 
 PROMPTS = 256  # kept at most; the one unused for longest goes first
 
 
 class SubtaskCache:
-    """A policy that reasons in subtasks, to be held like any other (prts_core.observation.Acts).
+    """A policy that reasons in subtasks, to be held like any other (prts_core.policy.observation.Acts).
 
     looks: action chunks that are made with the same words; 1 keeps nothing.
     """

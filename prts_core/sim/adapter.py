@@ -18,12 +18,12 @@ from typing import Any, get_args
 
 import numpy as np
 
+from prts_core.config.mapping import Gripper, Rotation
 from prts_core.contract import Contract, Dimension
 from prts_core.data.convert.conventions import convert_gripper, convert_rotation, unit_factor
-from prts_core.data.convert.mapping import Gripper, Rotation
 from prts_core.data.images import resize
-from prts_core.errors import ContractError
-from prts_core.observation import STATE
+from prts_core.io.errors import ContractError
+from prts_core.policy.observation import STATE
 
 # How the dimensions of one rotation are named, after a common beginning: hand_axis_angle_x, hand_quaternion_w, ...
 ROTATION_NAMES: dict[str, tuple[str, ...]] = {

@@ -14,8 +14,8 @@ import venv
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prts_core.errors import SimulatorError, UnavailableError
-from prts_core.files import digest_value, write_text
+from prts_core.io.errors import SimulatorError, UnavailableError
+from prts_core.io.files import digest_value, write_text
 from prts_core.sim.homes import Home, code_folder
 
 PRIVATE = ("PYTHON", "VIRTUAL_ENV")  # variables of this environment that another's Python must not see

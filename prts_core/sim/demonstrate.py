@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from prts_core.errors import DataError, require
-from prts_core.evaluation.journal import Journal
-from prts_core.files import atomic_path
-from prts_core.progress import Bar
+from prts_core.io.errors import DataError, require
+from prts_core.io.files import atomic_path
+from prts_core.io.journal import Journal
+from prts_core.io.progress import Bar
 from prts_core.sim import protocol
 from prts_core.sim.demonstrations import subtask_spans, write_array
 from prts_core.sim.pool import Launch, Pool, WorkerLost

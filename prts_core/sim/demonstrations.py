@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from prts_core.config.schema import MetaworldSource, TaskSpec
-from prts_core.errors import DataError, require
-from prts_core.files import atomic_path
+from prts_core.io.errors import DataError, require
+from prts_core.io.files import atomic_path
 from prts_core.sim.metaworld import CAMERAS, MetaworldEnv, ScriptedExpert
 
 NOISE_ROWS = 2  # a push is held, else the hand's inertia swallows it

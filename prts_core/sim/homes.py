@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import prts_core
-from prts_core.errors import UnavailableError
-from prts_core.files import read_json
+from prts_core.io.errors import UnavailableError
+from prts_core.io.files import read_json
 from prts_core.sim.suites import part
 
 

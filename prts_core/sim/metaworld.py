@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prts_core.errors import lookup, require
+from prts_core.io.errors import lookup, require
 from prts_core.sim.rendering import Renderer
 
 if TYPE_CHECKING:

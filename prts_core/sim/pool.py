@@ -31,7 +31,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from prts_core.errors import SimulatorError
+from prts_core.io.errors import SimulatorError
 from prts_core.sim import homes, protocol
 from prts_core.sim.protocol import Frames, Message
 from prts_core.sim.suites import family_of

@@ -1,6 +1,6 @@
 """The messages between a runner and the worker process of a simulator: MessagePack frames, checked on both sides.
 
-A frame is its length (4 bytes, big endian) and one MessagePack map in the array form of serving/codec.py. A request is
+A frame is its length (4 bytes, big endian) and one MessagePack map in the array form of io/msgpack.py. A request is
 a map with `kind` and exactly the fields of REQUESTS[kind]; build one with the function of that name. The reply has the
 same `kind` and the fields of REPLIES[kind], or is {kind: "refused", error}: what was asked for is wrong, the worker
 lives on. A worker that is at fault itself says nothing; it ends.
@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from prts_core.errors import ServeError, SimulatorError
-from prts_core.serving.codec import Limits, pack, unpack
+from prts_core.io.errors import ServeError, SimulatorError
+from prts_core.io.msgpack import Limits, pack, unpack
 from prts_core.sim.suite import EpisodeKey, Perturbation
 
 VERSION = 1

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from prts_core.errors import ConfigError, lookup
+from prts_core.io.errors import ConfigError, lookup
 from prts_core.sim.suite import EpisodeKey, SuiteSpec
 from prts_core.sim.suites import task_of
 

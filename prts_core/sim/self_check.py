@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from prts_core.errors import SimulatorError
-from prts_core.observation import STATE
-from prts_core.progress import track
+from prts_core.io.errors import SimulatorError
+from prts_core.io.progress import track
+from prts_core.policy.observation import STATE
 from prts_core.sim import protocol
 from prts_core.sim.pool import Pool, launch_for
 from prts_core.sim.suite import EpisodeKey, SuiteSpec

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from prts_core.errors import ConfigError, SimulatorError
-from prts_core.observation import STATE
+from prts_core.io.errors import ConfigError, SimulatorError
+from prts_core.policy.observation import STATE
 from prts_core.sim import protocol
 from prts_core.sim.pool import Pool, WorkerLost
 from prts_core.sim.protocol import Message

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from prts_core.errors import PrtsError, SimulatorError
-from prts_core.observation import STATE
+from prts_core.io.errors import PrtsError, SimulatorError
+from prts_core.policy.observation import STATE
 from prts_core.sim import protocol
 from prts_core.sim.expert_episode import run_expert
 from prts_core.sim.protocol import Frames, Message

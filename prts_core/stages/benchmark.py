@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prts_core.config.schema import BenchmarkConfig
-from prts_core.evaluation.benchmark import Places, benchmark_policy
+from prts_core.rollout.benchmark import Places, benchmark_policy
 from prts_core.store.manifest import Manifest
 from prts_core.store.stage import StageContext, StageResult
 

@@ -12,9 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prts_core.config.load import Plan, expand, image_text_paths
+from prts_core.config.load import Plan, expand, fields_of, image_text_paths
 from prts_core.config.schema import (
-    BenchmarkConfig,
     CollectConfig,
     ConvertConfig,
     ExpertSource,
@@ -28,8 +27,8 @@ from prts_core.config.schema import (
     ValueConfig,
 )
 from prts_core.contract import record
-from prts_core.errors import ConfigError, PrtsError, Skipped, StageError, lookup
-from prts_core.files import digest_value
+from prts_core.io.errors import ConfigError, PrtsError, Skipped, StageError, lookup
+from prts_core.io.files import digest_value
 from prts_core.launch.together import launched
 from prts_core.launch.where import Launch, default_launch
 from prts_core.stages.versions import VERSIONS
@@ -55,11 +54,6 @@ def _deployed(plan: Plan, *stages: str) -> list[Parent]:
     return [Parent(stage, stage, plan.recipe.deploy) for stage in stages]
 
 
-def _section(section: Any) -> dict[str, Any]:
-    """A section's fields, unconverted, to be laid into the stage's `*Config` of the same fields."""
-    return {name: getattr(section, name) for name in section.__dataclass_fields__}
-
-
 def _collect_config(plan: Plan, partition: str | None) -> CollectConfig:
     """What a recording's keys mean is no matter of which files it has: another mapping lists nothing anew."""
     dataset = plan.dataset(partition)
@@ -83,7 +77,7 @@ def _pretrain_config(plan: Plan, _: str | None) -> PretrainConfig:
         "image_text": plan.image_text,
         "train_subtask": {name: mode for name, mode in subtasks.items() if mode is not False},
     }
-    return PretrainConfig(model=plan.model, **(_section(plan.recipe.pretrain) | filled))
+    return PretrainConfig(model=plan.model, **(fields_of(plan.recipe.pretrain) | filled))
 
 
 def _pretrain_reads(plan: Plan, _: str | None) -> dict[str, Read | str]:
@@ -131,7 +125,7 @@ def _sft_config(plan: Plan, partition: str | None) -> SftConfig:
     return SftConfig(
         dataset=dataset.name, train_subtask=dataset.train_subtask,
         model=None if section.checkpoint is None else plan.model,
-        **_section(section),
+        **fields_of(section),
     )  # fmt: skip
 
 
@@ -147,11 +141,6 @@ def _sft_parents(plan: Plan, partition: str | None) -> list[Parent]:
     if plan.sft(plan.dataset(partition).name).checkpoint is not None:
         return own
     return [*own, Parent("pretrain", "pretrain", None)]
-
-
-def _benchmark_config(plan: Plan, _: str | None) -> BenchmarkConfig:
-    dataset = plan.dataset(None)
-    return BenchmarkConfig(dataset=dataset.name, source=dataset.source, **_section(plan.recipe.benchmark))
 
 
 def _simulator_reads(plan: Plan, partition: str | None, suite: str | None = None) -> dict[str, Read | str]:
@@ -239,7 +228,7 @@ STAGES: dict[str, Stage] = {
         _stage(
             "subtask",
             "the fine-tuned policy learns to say the next subtask before it acts, with knowledge insulation",
-            lambda plan, _: SubtaskConfig(dataset=plan.recipe.deploy, **_section(plan.recipe.subtask)),
+            lambda plan, _: SubtaskConfig(dataset=plan.recipe.deploy, **fields_of(plan.recipe.subtask)),
             lambda plan, _: _deployed(plan, "convert", "sft"),
             partitioned=False,
             headline=("exact_match",),
@@ -248,7 +237,7 @@ STAGES: dict[str, Stage] = {
         _stage(
             "benchmark",
             "closed loop in simulation on held-out seeds, with ablations and blind replay",
-            _benchmark_config,
+            lambda plan, _: plan.benchmark,
             lambda plan, _: _deployed(plan, "convert", "sft"),
             partitioned=False,
             reads=lambda plan, _: _simulator_reads(plan, None, plan.recipe.benchmark.suite),
@@ -258,7 +247,7 @@ STAGES: dict[str, Stage] = {
         _stage(
             "value",
             "goal-reachability value along held-out episodes and rollouts, as numbers and as a plot",
-            lambda plan, _: ValueConfig(dataset=plan.recipe.deploy, **_section(plan.recipe.value)),
+            lambda plan, _: ValueConfig(dataset=plan.recipe.deploy, **fields_of(plan.recipe.value)),
             lambda plan, _: [*_deployed(plan, "convert", "sft"), Parent("benchmark", "benchmark", None)],
             partitioned=False,
             pool="gpu",
@@ -267,7 +256,7 @@ STAGES: dict[str, Stage] = {
         _stage(
             "package",
             "weights, contract, statistics, processor, manifest and model card in one folder",
-            lambda plan, _: PackageConfig(dataset=plan.recipe.deploy, **_section(plan.recipe.package)),
+            lambda plan, _: PackageConfig(dataset=plan.recipe.deploy, **fields_of(plan.recipe.package)),
             lambda plan, _: [
                 *_deployed(plan, "sft"),
                 Parent("benchmark", "benchmark", None),

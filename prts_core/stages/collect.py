@@ -10,10 +10,10 @@ from concurrent.futures import as_completed
 from pathlib import Path
 
 from prts_core.config.schema import CollectConfig, ExpertSource, MetaworldSource
-from prts_core.errors import require
-from prts_core.files import write_json
+from prts_core.io.errors import require
+from prts_core.io.files import write_json
+from prts_core.io.progress import track
 from prts_core.launch.orphans import fresh_workers
-from prts_core.progress import track
 from prts_core.store.listing import list_files
 from prts_core.store.manifest import Manifest
 from prts_core.store.sources import listed_rows

@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from prts_core.config.load import present_root
+from prts_core.config.mapping import Mapping, check_mapping
 from prts_core.config.schema import ConvertConfig, ExpertSource, LeRobotSource, MetaworldSource, RecordingSource
 from prts_core.data.convert.lerobot_v21 import import_dataset
-from prts_core.data.convert.mapping import Mapping, check_mapping
 from prts_core.data.convert.robomimic import native_mapping
 from prts_core.data.convert.run import convert_any
 from prts_core.data.lerobot_v21.reader import LeRobotDataset

@@ -14,8 +14,8 @@ from typing import Any
 
 from prts_core.config.identity import identity
 from prts_core.config.load import Plan, load_plan
-from prts_core.errors import StageError
-from prts_core.files import digest_value
+from prts_core.io.errors import StageError
+from prts_core.io.files import digest_value
 from prts_core.launch.children import run_elsewhere
 from prts_core.launch.together import refuse_many, run_together
 from prts_core.launch.where import Launch

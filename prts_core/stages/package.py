@@ -12,15 +12,15 @@ import numpy as np
 
 from prts_core import __version__
 from prts_core.config.schema import PackageConfig
-from prts_core.errors import StageError
-from prts_core.files import digest_file, link_or_copy, read_json, write_json, write_text
-from prts_core.observation import STATE
-from prts_core.packaging.card import card
-from prts_core.packaging.manifest import Evaluation, LatencyBudget, PackageManifest
-from prts_core.policy import Policy, load_policy, policy_digest, policy_files
+from prts_core.delivery.model_card import card
+from prts_core.delivery.package_manifest import Evaluation, LatencyBudget, PackageManifest
+from prts_core.io.errors import StageError
+from prts_core.io.files import digest_file, link_or_copy, read_json, write_json, write_text
+from prts_core.io.threads import POLICY_THREADS, torch_threads
+from prts_core.policy.observation import STATE
+from prts_core.policy.policy import Policy, load_policy, policy_digest, policy_files
 from prts_core.store.manifest import Manifest
 from prts_core.store.stage import StageContext, StageResult
-from prts_core.threads import POLICY_THREADS, torch_threads
 
 RECORDS = ("train_config.json", "benchmark.json", "value.json")
 DESCRIPTION = "Vision-language-action policy with goal reachability, trained by PRTS on demonstrations of {embodiment}."

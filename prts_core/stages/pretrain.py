@@ -20,21 +20,21 @@ from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.llava import LlavaDataset
 from prts_core.data.normalize import normalize_for_fast, to_relative
 from prts_core.data.statistics import statistics_name
-from prts_core.data.training_set import ConversationSet, RobotSet, held_out_set
-from prts_core.errors import ConfigError
-from prts_core.files import digest_file, write_json
-from prts_core.policy import MODEL_TYPE
-from prts_core.processor import Processor, load_statistics
-from prts_core.stages.start import pretrained_shapes, qwen_network, qwen_tokenizer, random_network
+from prts_core.io.errors import ConfigError
+from prts_core.io.files import digest_file, write_json
+from prts_core.io.tensors import save_sharded
+from prts_core.io.threads import torch_threads
+from prts_core.policy.policy import MODEL_TYPE
+from prts_core.policy.processor import Processor, load_statistics
 from prts_core.stages.training import train
 from prts_core.store.manifest import Manifest
 from prts_core.store.stage import StageContext, StageResult
-from prts_core.tensors import save_sharded
 from prts_core.text import prompt
 from prts_core.text.fast import FastTokenizer
 from prts_core.text.tokenizer import TextTokenizer
-from prts_core.threads import torch_threads
 from prts_core.training.batch import SampleSource, chunk_windows
+from prts_core.training.datasets import ConversationSet, RobotSet, held_out_set
+from prts_core.training.initial_weights import pretrained_shapes, qwen_network, qwen_tokenizer, random_network
 
 
 def pretrain(config: PretrainConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:

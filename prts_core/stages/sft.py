@@ -14,17 +14,17 @@ from prts_core.config.identity import identity
 from prts_core.config.schema import SftConfig
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.statistics import statistics_name
-from prts_core.data.training_set import RobotSet, held_out_set
-from prts_core.files import write_json
-from prts_core.policy import policy_digest, save_policy
-from prts_core.processor import Processor, load_statistics
+from prts_core.io.files import write_json
+from prts_core.io.tensors import load_tensors
+from prts_core.io.threads import torch_threads
+from prts_core.policy.policy import policy_digest, save_policy
+from prts_core.policy.processor import Processor, load_statistics
 from prts_core.stages.pretrain import policy_contract
-from prts_core.stages.start import checkpoint_start, own_start
 from prts_core.stages.training import train
 from prts_core.store.manifest import Manifest
 from prts_core.store.stage import StageContext, StageResult
-from prts_core.tensors import load_tensors
-from prts_core.threads import torch_threads
+from prts_core.training.datasets import RobotSet, held_out_set
+from prts_core.training.initial_weights import checkpoint_start, own_start
 
 
 def sft(config: SftConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:

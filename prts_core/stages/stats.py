@@ -10,7 +10,7 @@ from prts_core.contract import Normalization
 from prts_core.data import statistics
 from prts_core.data.statistics_forms import camera_stats, write_forms
 from prts_core.data.statistics_plot import plot
-from prts_core.files import read_json, write_json
+from prts_core.io.files import read_json, write_json
 from prts_core.store.manifest import Manifest
 from prts_core.store.stage import StageContext, StageResult
 

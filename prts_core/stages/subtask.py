@@ -14,14 +14,14 @@ import numpy as np
 from prts_core.config.identity import identity
 from prts_core.config.schema import SubtaskConfig
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
-from prts_core.data.training_set import RobotSet, held_out_set
-from prts_core.evaluation.subtasks import Score, score_subtasks
-from prts_core.files import write_json
-from prts_core.policy import load_policy, policy_digest, save_policy
+from prts_core.io.files import write_json
+from prts_core.io.threads import POLICY_THREADS, torch_threads
+from prts_core.policy.policy import load_policy, policy_digest, save_policy
+from prts_core.policy.subtask_scores import Score, score_subtasks
 from prts_core.stages.training import train
 from prts_core.store.manifest import Manifest
 from prts_core.store.stage import StageContext, StageResult
-from prts_core.threads import POLICY_THREADS, torch_threads
+from prts_core.training.datasets import RobotSet, held_out_set
 
 
 def subtask(config: SubtaskConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:

@@ -15,19 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prts_core.config.train import TrainConfig
 from prts_core.data.augment import preview
-from prts_core.data.training_set import RobotSet
-from prts_core.errors import ConfigError, DataError
-from prts_core.files import explain_os_errors, write_text
+from prts_core.io.errors import ConfigError, DataError
+from prts_core.io.files import explain_os_errors, write_text
+from prts_core.io.progress import Bar
+from prts_core.io.tensors import load_tensors, save_tensors
 from prts_core.launch.signals import graceful
 from prts_core.launch.together import Followed, launched
 from prts_core.models.prts import PrtsModel
-from prts_core.progress import Bar
 from prts_core.store.stage import StageContext
-from prts_core.tensors import load_tensors, save_tensors
 from prts_core.training.adapters import adapter_tensors, add_adapters, merged, remove_adapters
 from prts_core.training.batch import BatchSource, SampleSource
-from prts_core.training.config import TrainConfig
+from prts_core.training.datasets import RobotSet
 from prts_core.training.meter import TIMES
 from prts_core.training.optim import Count, count, freeze
 from prts_core.training.ranks import ALONE, Ranks

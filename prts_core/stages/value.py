@@ -10,15 +10,15 @@ import polars as pl
 
 from prts_core.config.schema import ValueConfig
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
-from prts_core.evaluation import ranking as ranks
-from prts_core.evaluation import value as curves_of
-from prts_core.evaluation.value_pictures import plot_curves, plot_ranking
-from prts_core.files import write_json
-from prts_core.policy import Policy, load_policy, policy_digest
-from prts_core.progress import track
+from prts_core.io.files import write_json
+from prts_core.io.progress import track
+from prts_core.io.threads import POLICY_THREADS, torch_threads
+from prts_core.policy.policy import Policy, load_policy, policy_digest
 from prts_core.store.manifest import Manifest
 from prts_core.store.stage import StageContext, StageResult
-from prts_core.threads import POLICY_THREADS, torch_threads
+from prts_core.value import curves as curves_of
+from prts_core.value import ranking as ranks
+from prts_core.value.plots import plot_curves, plot_ranking
 
 
 def value(config: ValueConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:

@@ -9,7 +9,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from prts_core.files import digest_bytes, digest_value
+from prts_core.io.files import digest_bytes, digest_value
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"prts_core": ROOT / "prts_core", "prts_kernels": ROOT / "kernels" / "prts_kernels"}

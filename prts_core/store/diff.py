@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prts_core.errors import StageError, suggest
-from prts_core.files import read_json
+from prts_core.io.errors import StageError, suggest
+from prts_core.io.files import read_json
 from prts_core.store.entries import (
     Entry,
     all_entries,

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from prts_core.config.places import outputs_folder
-from prts_core.errors import PrtsError
-from prts_core.files import read_json
-from prts_core.locks import is_locked
+from prts_core.io.errors import PrtsError
+from prts_core.io.files import read_json
+from prts_core.io.locks import is_locked
 from prts_core.store.manifest import MANIFEST, OUTPUT, PROVENANCE, STORE
 
 WORK = "work"

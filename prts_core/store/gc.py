@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prts_core.config.load import Plan
-from prts_core.errors import Skipped, UnavailableError
-from prts_core.locks import locked, try_locked
+from prts_core.io.errors import Skipped, UnavailableError
+from prts_core.io.locks import locked, try_locked
 from prts_core.store.entries import WORK, Entry, all_entries, with_ancestors
 from prts_core.store.listing import cached_root
 from prts_core.store.manifest import MANIFEST, STORE

@@ -17,9 +17,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from prts_core.errors import StageError
-from prts_core.files import digest_file, digest_value, write_text
-from prts_core.progress import track
+from prts_core.io.errors import StageError
+from prts_core.io.files import digest_file, digest_value, write_text
+from prts_core.io.progress import track
 
 SHOWN_FROM = 2**30  # bytes to read from which a progress bar is worth its line
 SETTLED_NS = (

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prts_core.errors import StageError
-from prts_core.files import digest_value, read_json, write_json
+from prts_core.io.errors import StageError
+from prts_core.io.files import digest_value, read_json, write_json
 
 STORE = "store"
 MANIFEST, PROVENANCE, FILES, OUTPUT = "manifest.json", "provenance.json", "files.tsv", "output"

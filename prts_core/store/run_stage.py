@@ -22,9 +22,9 @@ from typing import Any
 from prts_core import __version__
 from prts_core.config.identity import identity
 from prts_core.config.load import Plan
-from prts_core.errors import DataError, PrtsError, StageError, lookup
-from prts_core.files import digest_value, explain_os_errors, read_json, write_json
-from prts_core.locks import is_locked, locked
+from prts_core.io.errors import DataError, PrtsError, StageError, lookup
+from prts_core.io.files import digest_value, explain_os_errors, read_json, write_json
+from prts_core.io.locks import is_locked, locked
 from prts_core.store.code import code_digest
 from prts_core.store.listing import list_files, tree_digest
 from prts_core.store.manifest import FILES, MANIFEST, OUTPUT, PROVENANCE, STORE, Manifest, entry_folder

@@ -14,9 +14,9 @@ from typing import Any
 from prts_core.config.identity import identity
 from prts_core.config.load import Plan, present_root, source_root
 from prts_core.config.schema import CollectConfig, LeRobotSource, RecordingSource
-from prts_core.errors import ConfigError, StageError, UnavailableError
-from prts_core.files import digest_bytes, digest_value, read_json
-from prts_core.hub import checkpoint_revision, local_folder, split_hub_id
+from prts_core.io.errors import ConfigError, StageError, UnavailableError
+from prts_core.io.files import digest_bytes, digest_value, read_json
+from prts_core.io.hub import checkpoint_revision, local_folder, split_hub_id
 from prts_core.store.listing import File, list_files, tree_digest, walk
 from prts_core.store.manifest import MANIFEST, STORE
 from prts_core.store.stage import Read, Stage

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prts_core.config.load import Plan
-from prts_core.errors import Skipped, UnavailableError
-from prts_core.files import read_json
+from prts_core.io.errors import Skipped, UnavailableError
+from prts_core.io.files import read_json
 from prts_core.store.code import code_digest
 from prts_core.store.entries import (
     Entry,

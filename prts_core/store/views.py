@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prts_core.files import read_json, write_json
-from prts_core.locks import locked
+from prts_core.io.files import read_json, write_json
+from prts_core.io.locks import locked
 from prts_core.store.manifest import MANIFEST, OUTPUT, Manifest
 
 RUNS = "runs"

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from prts_core.errors import CheckpointError, DataError
-from prts_core.files import read_json, write_text
-from prts_core.hub import local_folder
-from prts_core.models.config import Compat
+from prts_core.config.model import Compat
+from prts_core.io.errors import CheckpointError, DataError
+from prts_core.io.files import read_json, write_text
+from prts_core.io.hub import local_folder
 
 CLAMP = 50.0  # normalised actions beyond this are cut, so that one outlier cannot blow up the vocabulary
 SCALE = 10.0

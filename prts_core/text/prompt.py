@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from prts_core.errors import DataError
-from prts_core.models.config import Compat
+from prts_core.config.model import Compat
+from prts_core.io.errors import DataError
 
 SYSTEM = "You are a helpful physical assistant."
 PREDICT = "\nPredict the next action chunk in low-level robotics action format."

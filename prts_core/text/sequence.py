@@ -20,7 +20,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from prts_core.models.config import Compat
+from prts_core.config.model import Compat
 from prts_core.text import prompt
 from prts_core.text.tokenizer import TextTokenizer
 

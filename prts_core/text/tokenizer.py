@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from prts_core.errors import CheckpointError, DataError
-from prts_core.hub import local_folder
+from prts_core.io.errors import CheckpointError, DataError
+from prts_core.io.hub import local_folder
 from prts_core.text import prompt
 
 _QWEN_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "added_tokens.json")

@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prts_core.errors import MissingExtraError, Skipped, Stopped
-from prts_core.files import read_json, write_json
+from prts_core.io.errors import MissingExtraError, Skipped, Stopped
+from prts_core.io.files import read_json, write_json
 from prts_core.store.stage import NullRun
 from prts_core.tracking.describe import (
     TAG_CHARS,

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
-from prts_core.errors import StageError, require
-from prts_core.locks import locked
+from prts_core.io.errors import StageError, require
+from prts_core.io.locks import locked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

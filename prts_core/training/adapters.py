@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prts_core.errors import ConfigError, require
-from prts_core.training.config import LoraConfig
+from prts_core.config.train import LoraConfig
+from prts_core.io.errors import ConfigError, require
 from prts_core.training.optim import freeze
 
 NAME = "default"  # peft's own name of the first adapter

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from prts_core.config.identity import identity
-from prts_core.errors import CheckpointError, DataError
-from prts_core.files import digest_value, explain_os_errors, read_json, write_json
-from prts_core.tensors import load_sharded, load_weights, save_sharded
-from prts_core.training.config import TrainConfig
+from prts_core.config.train import TrainConfig
+from prts_core.io.errors import CheckpointError, DataError
+from prts_core.io.files import digest_value, explain_os_errors, read_json, write_json
+from prts_core.io.tensors import load_sharded, load_weights, save_sharded
 
 log = logging.getLogger(__name__)
 FORMAT = 1

@@ -24,13 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prts_core.errors import ConfigError, require
+from prts_core.config.train import TrainConfig
+from prts_core.io.errors import ConfigError, require
+from prts_core.io.tensors import load_weights, save_tensors
 from prts_core.models.prts import PrtsModel
-from prts_core.tensors import load_weights, save_tensors
 from prts_core.training import checkpoint as disk
 from prts_core.training.accumulate import micro_batches
 from prts_core.training.batch import Batch, BatchSource
-from prts_core.training.config import TrainConfig
 from prts_core.training.optim import parameter_groups, set_rates
 from prts_core.training.ranks import ProcessRanks, Ranks
 from prts_core.training.trainer import OnStep, ShouldStop, Trainer, joined

@@ -11,13 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from prts_core.config.train import TrainConfig
 from prts_core.models.heads.contrastive.loss import contrastive_loss
 from prts_core.models.heads.flow.loss import flow_loss, mask_noise, mix_noise
 from prts_core.models.heads.flow.time import draw_time
 from prts_core.models.prts import PrtsModel
 from prts_core.models.tokens import Encoded
 from prts_core.training.batch import Batch
-from prts_core.training.config import TrainConfig
 from prts_core.training.ranks import ALONE, Ranks
 
 Metrics = dict[str, Tensor]

@@ -15,10 +15,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prts_core.models.config import ModelConfig
-from prts_core.models.heads.dit.config import DitConfig
-from prts_core.models.heads.mot.config import MotConfig
-from prts_core.training.config import TrainConfig
+from prts_core.config.model import DitConfig, ModelConfig, MotConfig
+from prts_core.config.train import TrainConfig
 
 
 @dataclass(frozen=True)

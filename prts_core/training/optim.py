@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from prts_core.errors import ConfigError, suggest
-from prts_core.training.config import TrainConfig
+from prts_core.config.train import TrainConfig
+from prts_core.io.errors import ConfigError, suggest
 
 # The first prefix that fits a parameter's name decides its group.
 PREFIXES = (

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from prts_core.config.identity import identity
-from prts_core.errors import CheckpointError, StageError, Stopped
-from prts_core.files import write_json
+from prts_core.config.train import TrainConfig
+from prts_core.io.errors import CheckpointError, StageError, Stopped
+from prts_core.io.files import write_json
+from prts_core.io.tensors import save_tensors
 from prts_core.models.prts import PrtsModel
-from prts_core.tensors import save_tensors
 from prts_core.training import checkpoint as disk
 from prts_core.training.accumulate import micro_batches
 from prts_core.training.batch import Batch, BatchSource
-from prts_core.training.config import TrainConfig
 from prts_core.training.losses import prts_loss
 from prts_core.training.meter import Meter
 from prts_core.training.optim import learning_rate, make_optimizer, set_rates, trainable

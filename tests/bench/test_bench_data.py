@@ -15,7 +15,7 @@ from prts_core.config.load import shared_folder
 from prts_core.config.schema import VideoConfig
 from prts_core.data.lerobot_v21 import video
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
-from prts_core.data.windows import WindowDataset
+from prts_core.training.windows import WindowDataset
 
 
 def test_bare_pyav_shows_the_same_frames(tmp_path: Path) -> None:

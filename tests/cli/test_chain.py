@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prts_core.cli.main import main
-from prts_core.files import read_json, write_text
+from prts_core.io.files import read_json, write_text
 
 RECIPE = "name: r\ndatasets: [d]\ndeploy: d\nmodel: smoke\n"
 DATASET = "name: d\noptional: true\nsource: {kind: lerobot, root: '/nowhere/of/mine'}\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prts_core.cli import main as prts
-from prts_core.errors import Skipped, StageError, Stopped, UnavailableError
+from prts_core.io.errors import Skipped, StageError, Stopped, UnavailableError
 from prts_core.stages import chain
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from prts_core.cli.main import main
-from prts_core.errors import SimulatorError
-from prts_core.files import write_json
-from prts_core.observation import STATE
+from prts_core.io.errors import SimulatorError
+from prts_core.io.files import write_json
+from prts_core.policy.observation import STATE
 from prts_core.sim.homes import Home, code_folder
 from prts_core.sim.self_check import check_observation, check_suites
 from prts_core.sim.suites import suite

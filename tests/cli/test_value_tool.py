@@ -11,10 +11,10 @@ from PIL import Image
 from prts_core.cli import value as tool
 from prts_core.cli.main import main
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
-from prts_core.errors import ConfigError, ContractError, DataError
-from prts_core.files import read_json, write_json
-from prts_core.observation import STATE
-from prts_core.policy import load_policy, save_policy
+from prts_core.io.errors import ConfigError, ContractError, DataError
+from prts_core.io.files import read_json, write_json
+from prts_core.policy.observation import STATE
+from prts_core.policy.policy import load_policy, save_policy
 from prts_core.training.batch import chunk_windows
 from tests.fixtures.reaching import CAMERA, reaching_processor, write_reaching
 from tests.fixtures.tiny_network import SENTENCES
@@ -72,7 +72,7 @@ def test_ranking_covers_every_episode_and_draws_the_worst(asked, data, tmp_path,
 
 
 def test_an_interrupted_ranking_goes_on_where_it_was(asked, policy, data, tmp_path, monkeypatch, capsys):
-    from prts_core.evaluation import ranking
+    from prts_core.value import ranking
 
     measure, seen = ranking.measure, []
 

@@ -19,9 +19,9 @@ from prts_core.config.schema import (
     SuiteRun,
     TaskSpec,
 )
-from prts_core.files import canonical_json
+from prts_core.config.train import TrainConfig
+from prts_core.io.files import canonical_json
 from prts_core.training.checkpoint import State, check_same_run
-from prts_core.training.config import TrainConfig
 
 MACHINE = {
     "activation_checkpointing": True, "workers": 3, "threads": 7, "deepspeed_stage": 2, "keep": 5,

@@ -16,8 +16,8 @@ from prts_core.config.load import (
     source_root,
 )
 from prts_core.config.schema import BenchmarkSection, DatasetConfig, LeRobotSource, Recipe
-from prts_core.errors import ConfigError
-from prts_core.files import digest_value
+from prts_core.io.errors import ConfigError
+from prts_core.io.files import digest_value
 from prts_core.stages.chain import config_json
 
 ROOT = Path(__file__).resolve().parents[2]

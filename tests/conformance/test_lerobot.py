@@ -14,7 +14,7 @@ from prts_core.config.load import shared_folder
 from prts_core.config.schema import LeRobotSource, VideoConfig
 from prts_core.data.convert.lerobot_v21 import import_dataset
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
-from prts_core.files import read_json, write_json
+from prts_core.io.files import read_json, write_json
 from prts_core.stages.stats import write_statistics
 from tests.conformance.venvs import ensure_venv
 from tests.data.conftest import convert_toy, write_raw

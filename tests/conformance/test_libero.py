@@ -18,7 +18,7 @@ import pytest
 from prts_core.config.load import shared_folder
 from prts_core.contract import Contract, Dimension
 from prts_core.data.convert.conventions import ConventionError, convert_rotation
-from prts_core.errors import SimulatorError
+from prts_core.io.errors import SimulatorError
 from prts_core.sim import protocol
 from prts_core.sim.adapter import Adapter, adapt, read_gripper
 from prts_core.sim.homes import Home

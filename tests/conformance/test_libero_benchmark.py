@@ -26,19 +26,19 @@ import pytest
 from prts_core.cli.main import main
 from prts_core.config.load import shared_folder
 from prts_core.contract import Camera, Contract, Dimension, PolicyContract
-from prts_core.errors import ContractError
-from prts_core.evaluation.actors import LocalActor
-from prts_core.evaluation.journal import Row
-from prts_core.evaluation.plan import Plan, Settings, make_plan
-from prts_core.evaluation.runner import Runner, open_journal, rows_in_order
+from prts_core.io.errors import ContractError
+from prts_core.io.journal import Row
+from prts_core.rollout.episode_plan import Plan, Settings, make_plan
+from prts_core.rollout.local_policy import LocalActor
+from prts_core.rollout.runner import Runner, open_journal, rows_in_order
 from prts_core.sim import protocol
 from prts_core.sim.adapter import ROTATION_NAMES, adapt
 from prts_core.sim.homes import Home
 from prts_core.sim.pool import Pool, launch_for
 from prts_core.sim.suite import EpisodeKey, Task
 from prts_core.sim.suites import part, suite
-from tests.evaluation.toy_lanes import Same
 from tests.fixtures.replay_policy import ReplayPolicy, table, write_package
+from tests.rollout.toy_lanes import Same
 
 pytestmark = [pytest.mark.conformance, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prts_core.observation import STATE
+from prts_core.policy.observation import STATE
 from tests.conformance.venvs import ensure_venv
 from tests.serving.fake_policy import CONTRACT, FakePolicy
 
@@ -130,7 +130,7 @@ server.serve_forever()
 
 
 def test_a_server_that_packs_as_openpi_is_benchmarked_by_the_users_word(openpi_python):
-    from prts_core.evaluation.served import ServerActor
+    from prts_core.rollout.remote_policy import ServerActor
 
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
     server = subprocess.Popen([openpi_python, "-c", FOREIGN], stdout=subprocess.PIPE, text=True, env=env)

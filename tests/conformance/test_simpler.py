@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from prts_core.config.load import shared_folder
-from prts_core.errors import SimulatorError, UnavailableError
+from prts_core.io.errors import SimulatorError, UnavailableError
 from prts_core.sim import protocol
 from prts_core.sim.homes import Home
 from prts_core.sim.pool import Pool, launch_for

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prts_core.config.mapping import CameraPart, ColumnPart, DepthPart, Mapping, Part
 from prts_core.config.schema import VideoConfig
-from prts_core.data.convert.mapping import CameraPart, ColumnPart, DepthPart, Mapping, Part
 from prts_core.data.convert.rlds import Source
 from prts_core.data.convert.run import convert
 from prts_core.data.lerobot_v21.reader import LeRobotDataset

@@ -12,7 +12,7 @@ import sys
 import venv
 from pathlib import Path
 
-from prts_core.locks import locked
+from prts_core.io.locks import locked
 
 
 def ensure_venv(name: str, requirements: list[list[str]]) -> Path:

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from prts_core.config.model import Compat
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.normalize import FeatureStats
-from prts_core.models.config import Compat
 
 
 def describe(values: np.ndarray, compat: Compat = "none") -> FeatureStats:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prts_core.data.augment import AUGMENTATIONS, augment, augment_view, preview
-from prts_core.errors import ConfigError, DataError
+from prts_core.io.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from prts_core.config.schema import DimensionSpec
 from prts_core.contract import Contract
 from prts_core.data.embodiment import camera_label
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
-from prts_core.errors import ConfigError, ContractError, DataError
-from prts_core.files import read_json, read_jsonl
+from prts_core.io.errors import ConfigError, ContractError, DataError
+from prts_core.io.files import read_json, read_jsonl
 from prts_core.store.listing import digest_tree
 from tests.data.conftest import ROBOT, Converted, convert_toy, write_raw
 

@@ -14,12 +14,12 @@ from PIL import Image
 
 from prts_core.cli.main import main
 from prts_core.config.load import check
+from prts_core.config.mapping import Mapping, load_mapping
 from prts_core.config.schema import VideoConfig
-from prts_core.data.convert.mapping import Mapping, load_mapping
 from prts_core.data.convert.run import convert
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.validation import validate_dataset
-from prts_core.errors import ConfigError, DataError
+from prts_core.io.errors import ConfigError, DataError
 from prts_core.store.listing import digest_tree, list_files
 
 ALOHA = Path(__file__).parents[2] / "configs/mappings/aloha.yaml"

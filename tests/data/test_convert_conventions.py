@@ -8,6 +8,7 @@ import typing
 import numpy as np
 import pytest
 
+from prts_core.config.mapping import Gripper, Rotation
 from prts_core.data.convert.conventions import (
     ROTATION_WIDTH,
     ConventionError,
@@ -15,7 +16,6 @@ from prts_core.data.convert.conventions import (
     convert_rotation,
     unit_factor,
 )
-from prts_core.data.convert.mapping import Gripper, Rotation
 
 HALF = np.sqrt(0.5)
 # A quarter turn about x, about y, about z; half a turn about x; none.

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from prts_core.config.mapping import load_mapping
 from prts_core.config.schema import VideoConfig
 from prts_core.data.convert import lerobot_v30, lerobot_v30_export, resume
-from prts_core.data.convert.mapping import load_mapping
 from prts_core.data.convert.run import convert
-from prts_core.files import read_json
+from prts_core.io.files import read_json
 from prts_core.store.listing import digest_tree
 from tests.data.conftest import convert_toy, write_raw
 from tests.data.test_convert_aloha import ALOHA, write_all

@@ -22,8 +22,8 @@ from prts_core.data.convert.remux import Piece, cut, join
 from prts_core.data.lerobot_v21 import video
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.lerobot_v21.seal import SEAL, compare, read_seal
-from prts_core.errors import DataError
-from prts_core.files import read_json, read_jsonl, write_json
+from prts_core.io.errors import DataError
+from prts_core.io.files import read_json, read_jsonl, write_json
 from prts_core.store.listing import digest_tree
 from tests.data.conftest import Converted
 

@@ -21,16 +21,16 @@ from mcap_protobuf.writer import Writer as ProtobufWriter
 from mcap_ros2.writer import Writer as Ros2Writer
 from PIL import Image
 
+from prts_core.config.mapping import CameraPart, DepthPart, Mapping, Part
 from prts_core.config.schema import VideoConfig
 from prts_core.data.convert.align import choose, rows
 from prts_core.data.convert.lerobot_v30 import take_over
 from prts_core.data.convert.lerobot_v30_export import export
-from prts_core.data.convert.mapping import CameraPart, DepthPart, Mapping, Part
 from prts_core.data.convert.mcap import Source
 from prts_core.data.convert.run import convert
 from prts_core.data.convert.tfrecord import example_class
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
-from prts_core.errors import ConfigError, DataError
+from prts_core.io.errors import ConfigError, DataError
 from prts_core.store.listing import digest_tree
 
 SECOND = 1_000_000_000

@@ -11,9 +11,9 @@ import h5py
 import numpy as np
 import pytest
 
+from prts_core.config.mapping import CameraPart, Mapping, Part
 from prts_core.config.schema import VideoConfig
 from prts_core.data.convert.lerobot_v30_export import export
-from prts_core.data.convert.mapping import CameraPart, Mapping, Part
 from prts_core.data.convert.run import convert
 from tests.data import test_convert_mcap as mcap
 from tests.data import test_convert_rlds as rlds

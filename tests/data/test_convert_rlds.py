@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from prts_core.config.mapping import CameraPart, ColumnPart, DepthPart, Mapping, Part
 from prts_core.config.schema import VideoConfig
-from prts_core.data.convert.mapping import CameraPart, ColumnPart, DepthPart, Mapping, Part
 from prts_core.data.convert.rlds import Source
 from prts_core.data.convert.run import convert
 from prts_core.data.convert.tfrecord import example_class, masked_crc, records
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
-from prts_core.errors import DataError
+from prts_core.io.errors import DataError
 from prts_core.store.listing import digest_tree
 
 MAPPING = Mapping(

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from prts_core.config.load import check, read_yaml
+from prts_core.config.mapping import Mapping, load_mapping
 from prts_core.config.schema import RobotConfig, VideoConfig
 from prts_core.contract import Contract
-from prts_core.data.convert.mapping import Mapping, load_mapping
 from prts_core.data.convert.run import convert
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.validation import validate_dataset
-from prts_core.errors import ConfigError, ContractError, DataError
-from prts_core.files import read_json
+from prts_core.io.errors import ConfigError, ContractError, DataError
+from prts_core.io.files import read_json
 from prts_core.store.listing import digest_tree
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from prts_core.data.lerobot_v21 import writer
-from prts_core.errors import StageError
+from prts_core.io.errors import StageError
 from prts_core.store.listing import digest_tree
 from tests.data.conftest import Converted, convert_toy
 

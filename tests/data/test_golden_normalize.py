@@ -25,12 +25,12 @@ from prts_core.data.normalize import (
     to_relative,
     unnormalize,
 )
-from prts_core.data.released_statistics import (
+from prts_core.data.release_statistics import (
     read_statistics,
     write_norm_stats,
     write_statistics,
 )
-from prts_core.errors import CheckpointError, ContractError, DataError
+from prts_core.io.errors import CheckpointError, ContractError, DataError
 from prts_core.text.fast import FastTokenizer, dct_coefficients
 from prts_core.training.batch import pad_chunk
 from tests.data.reference import describe

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prts_core.data.images import fit, letterbox, resize, smart_size
-from prts_core.errors import DataError
+from prts_core.io.errors import DataError
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from prts_core.data import statistics
 from prts_core.data.convert.lerobot_v21 import import_dataset
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.validation import validate_dataset
-from prts_core.errors import ConfigError, ContractError, DataError, UnavailableError
-from prts_core.files import digest_file, read_json
+from prts_core.io.errors import ConfigError, ContractError, DataError, UnavailableError
+from prts_core.io.files import digest_file, read_json
 from prts_core.store.listing import digest_tree
 from tests.data.conftest import Converted
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prts_core.data.llava import LlavaDataset, choose
-from prts_core.errors import ConfigError, DataError, PrtsError
+from prts_core.config.sampling import choose
+from prts_core.data.llava import LlavaDataset
+from prts_core.io.errors import ConfigError, DataError, PrtsError
 
 
 def ask(question: str = "What is it?", answer: str = "A cup.", **more: object) -> dict:

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from prts_core.contract import Normalization
 from prts_core.data.normalize import FeatureStats, normalize, unnormalize
-from prts_core.errors import ConfigError, ContractError, DataError
+from prts_core.io.errors import ConfigError, ContractError, DataError
 from tests.data.reference import describe
 
 MODES = get_args(Normalization)

@@ -22,8 +22,8 @@ from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.lerobot_v21.schema import STANDARD_FEATURES
 from prts_core.data.lerobot_v21.writer import episode_stats, write_table
 from prts_core.data.validation import validate_dataset
-from prts_core.errors import ConfigError
-from prts_core.files import read_json, read_jsonl, write_json, write_jsonl
+from prts_core.io.errors import ConfigError
+from prts_core.io.files import read_json, read_jsonl, write_json, write_jsonl
 from tests.data.conftest import Converted, convert_toy
 
 EPISODES, ROWS = 4, 60

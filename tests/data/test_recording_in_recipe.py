@@ -16,8 +16,8 @@ from prts_core.config.schema import DatasetConfig, RecordingSource, Source
 from prts_core.data.convert.lerobot_v30_export import export
 from prts_core.data.convert.source import DATASETS, SOURCES
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
-from prts_core.errors import ConfigError, Skipped, StageError, UnavailableError
-from prts_core.files import read_json
+from prts_core.io.errors import ConfigError, Skipped, StageError, UnavailableError
+from prts_core.io.files import read_json
 from prts_core.stages import chain
 from prts_core.store.diff import Results, compare
 from prts_core.store.listing import digest_tree, list_files

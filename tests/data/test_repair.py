@@ -14,8 +14,8 @@ from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.validation import repair as repair_module
 from prts_core.data.validation import validate_dataset
 from prts_core.data.validation.repair import QUARANTINE, repair
-from prts_core.errors import DataError
-from prts_core.files import read_json, read_jsonl, write_json, write_jsonl
+from prts_core.io.errors import DataError
+from prts_core.io.files import read_json, read_jsonl, write_json, write_jsonl
 from prts_core.store.listing import digest_tree
 from tests.data.conftest import Converted
 

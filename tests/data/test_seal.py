@@ -9,8 +9,8 @@ import pytest
 
 from prts_core.data.lerobot_v21.seal import SEAL, check_sizes, compare, files_of, read_seal, seal
 from prts_core.data.validation import validate_dataset
-from prts_core.errors import DataError
-from prts_core.files import digest_file, read_json, write_json
+from prts_core.io.errors import DataError
+from prts_core.io.files import digest_file, read_json, write_json
 from tests.data.conftest import Converted
 
 TABLE = "data/chunk-000/episode_000001.parquet"

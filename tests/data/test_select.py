@@ -16,8 +16,8 @@ from prts_core.contract import Contract
 from prts_core.data.convert.lerobot_v21 import import_dataset
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.validation import validate_dataset
-from prts_core.errors import ConfigError, ContractError, DataError
-from prts_core.files import read_json, read_jsonl, write_jsonl
+from prts_core.io.errors import ConfigError, ContractError, DataError
+from prts_core.io.files import read_json, read_jsonl, write_jsonl
 from tests.data.conftest import Converted
 
 WHOLE, ARM, HAND = "observation.state", "observation.state.arm", "observation.state.hand"

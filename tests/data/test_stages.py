@@ -11,8 +11,8 @@ from prts_core.config.schema import ConvertConfig, MetaworldSource, StatsConfig,
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.normalize import NormStats
 from prts_core.data.validation import ValidationFailed
-from prts_core.errors import Skipped
-from prts_core.files import read_json
+from prts_core.io.errors import Skipped
+from prts_core.io.files import read_json
 from prts_core.stages import chain
 from prts_core.stages.convert import convert
 from prts_core.stages.stats import stats

@@ -20,12 +20,12 @@ from prts_core.contract import Contract, PolicyContract
 from prts_core.data import statistics, summary
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.normalize import FeatureStats, NormStats
-from prts_core.data.released_statistics import read_statistics
+from prts_core.data.release_statistics import read_statistics
 from prts_core.data.statistics_forms import camera_stats, write_forms
 from prts_core.data.statistics_plot import plot
 from prts_core.data.summary import Summary
-from prts_core.errors import CheckpointError, ConfigError, ContractError, DataError
-from prts_core.files import digest_file, digest_value, read_json, read_jsonl, write_json, write_jsonl
+from prts_core.io.errors import CheckpointError, ConfigError, ContractError, DataError
+from prts_core.io.files import digest_file, digest_value, read_json, read_jsonl, write_json, write_jsonl
 from tests.data.conftest import ROBOT, Converted, convert_toy, write_raw
 from tests.data.reference import describe, rows_of
 
@@ -223,7 +223,7 @@ def test_edited_statistics_are_refused(toy: Converted, tmp_path: Path) -> None:
 
 
 def test_policy_refuses_statistics_made_for_another(toy: Converted, tmp_path: Path) -> None:
-    from prts_core.processor import load_statistics
+    from prts_core.policy.processor import load_statistics
 
     path = tmp_path / "norm_stats.json"
     write_json(path, statistics.compute(toy.root).stats.to_json())

@@ -21,8 +21,8 @@ from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.statistics_forms import write_forms
 from prts_core.data.validation import Finding, validate_dataset
 from prts_core.data.validation.repair import repair
-from prts_core.errors import DataError
-from prts_core.files import digest_value, read_json, write_json
+from prts_core.io.errors import DataError
+from prts_core.io.files import digest_value, read_json, write_json
 from tests.data.conftest import ROBOT, Converted, convert_toy
 
 CHUNK = 5

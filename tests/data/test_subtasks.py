@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prts_core.config.subtask_mode import SubtaskMode
 from prts_core.data.lerobot_v21.schema import EpisodeRow, parse
-from prts_core.data.subtasks import Subtask, SubtaskMode, Subtasks, commonest, sentences
-from prts_core.errors import ConfigError, DataError
+from prts_core.data.subtasks import Subtask, Subtasks, commonest, sentences
+from prts_core.io.errors import ConfigError, DataError
 
 LIST = [{"end_frame": 4, "action_text": "Reach it."}, {"end_frame": 9, "action_text": "turn it"}]
 STEPS = {"steps": [{"end_frame": 4, "step_description": "Reach it."}, {"end_frame": 9, "step_description": "turn it"}]}

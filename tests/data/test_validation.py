@@ -17,7 +17,7 @@ from prts_core.config.schema import VideoConfig
 from prts_core.data.lerobot_v21 import video
 from prts_core.data.validation import ValidationFailed, ValidationReport, validate_dataset
 from prts_core.data.validation.report import Finding
-from prts_core.files import read_json, read_jsonl, write_json, write_jsonl
+from prts_core.io.files import read_json, read_jsonl, write_json, write_jsonl
 from prts_core.store.listing import digest_tree
 from tests.data.conftest import Converted
 

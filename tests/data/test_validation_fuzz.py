@@ -18,7 +18,7 @@ from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.lerobot_v21.schema import read_table
 from prts_core.data.lerobot_v21.seal import SEAL
 from prts_core.data.validation import validate_dataset
-from prts_core.errors import PrtsError
+from prts_core.io.errors import PrtsError
 from tests.data.conftest import Converted, convert_toy, write_raw
 
 Rng = np.random.Generator

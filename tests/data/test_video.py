@@ -11,7 +11,7 @@ from prts_core.config.load import shared_folder
 from prts_core.config.schema import VideoConfig
 from prts_core.data.images import letterbox
 from prts_core.data.lerobot_v21 import video
-from prts_core.errors import ConfigError, DataError
+from prts_core.io.errors import ConfigError, DataError
 
 AV1 = VideoConfig(codec="libsvtav1", crf=25, preset="10")
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from prts_core.config.model import ModelConfig
 from prts_core.contract import Camera, Contract, Dimension, PolicyContract
 from prts_core.data.images import resize
 from prts_core.data.normalize import FeatureStats, NormStats
 from prts_core.models.backbone import patchify
-from prts_core.models.config import ModelConfig
 from prts_core.models.prts import PrtsModel
-from prts_core.processor import Processor
+from prts_core.policy.processor import Processor
 from prts_core.text import prompt
 from prts_core.text.fast import FastTokenizer
 from prts_core.text.tokenizer import TextTokenizer

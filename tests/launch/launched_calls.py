@@ -12,7 +12,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from prts_core.errors import DataError, PrtsError, Stopped
+from prts_core.io.errors import DataError, PrtsError, Stopped
 from prts_core.launch.children import run_elsewhere
 from prts_core.launch.orders import Log
 from prts_core.launch.signals import graceful, stop_on_signals

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from prts_core.errors import ConfigError, DataError, StageError
+from prts_core.io.errors import ConfigError, DataError, StageError
 from prts_core.launch import children
 from prts_core.launch.children import run_elsewhere
 from prts_core.launch.signals import NOTICE, SAME_REQUEST_S

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from prts_core.errors import Stopped
+from prts_core.io.errors import Stopped
 from prts_core.launch import signals
 from prts_core.launch.signals import graceful, stop_on_signals, stop_when
 

@@ -17,14 +17,14 @@ from pathlib import Path
 import pytest
 
 from prts_core.config.load import load_plan
-from prts_core.errors import ConfigError, StageError
+from prts_core.config.train import TrainConfig
+from prts_core.io.errors import ConfigError, StageError
 from prts_core.launch.where import parse_launch
 from prts_core.stages import chain
 from prts_core.stages.elsewhere import executor, order, perform
 from prts_core.stages.training import make_trainer
 from prts_core.store.run_stage import untracked
 from prts_core.store.stage import StageContext
-from prts_core.training.config import TrainConfig
 from tests.data.conftest import convert_toy, write_raw
 
 ROOT = Path(__file__).resolve().parents[2]

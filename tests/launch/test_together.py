@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from prts_core.errors import ConfigError
+from prts_core.io.errors import ConfigError
 from prts_core.launch.together import refuse_many
 from tests.launch.test_children import gone
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from prts_core.errors import DataError, PrtsError, Stopped
+from prts_core.io.errors import DataError, PrtsError, Stopped
 from prts_core.launch.signals import stop_on_signals
 from prts_core.launch.together import Followed, run_together
 

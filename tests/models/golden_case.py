@@ -16,9 +16,9 @@ from torch import Tensor
 
 from prts_core.config.load import shared_folder
 from prts_core.models.prts import PrtsModel
-from prts_core.models.released import Released, load_released
 from prts_core.models.stock import stock_tokens
 from prts_core.models.tokens import Encoded, Tokens
+from prts_core.release.checkpoint import Released, load_released
 
 ACTIVATIONS, LOSSES, GRADIENTS = {"atol": 2e-5, "rtol": 1e-5}, {"atol": 1e-5, "rtol": 1e-5}, {"rtol": 1e-4}
 STOCK = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")

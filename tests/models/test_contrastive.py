@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prts_core.errors import DataError
+from prts_core.io.errors import DataError
 from prts_core.models.heads.contrastive.loss import contrastive_loss
 
 

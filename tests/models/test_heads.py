@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from prts_core.config.load import check
-from prts_core.errors import ConfigError
-from prts_core.models.config import DitConfig, ModelConfig, MotConfig
+from prts_core.config.model import DitConfig, ModelConfig, MotConfig
+from prts_core.io.errors import ConfigError
 from prts_core.models.heads.dit.module import DitHead
 from prts_core.models.heads.flow.loss import flow_loss, mask_noise
 from prts_core.models.heads.flow.time import draw_time

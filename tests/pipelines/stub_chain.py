@@ -16,8 +16,8 @@ from typing import Any
 from prts_core.config.identity import identity
 from prts_core.config.load import Plan
 from prts_core.data.validation.report import ValidationReport
-from prts_core.errors import Stopped
-from prts_core.files import digest_value, write_json, write_text
+from prts_core.io.errors import Stopped
+from prts_core.io.files import digest_value, write_json, write_text
 from prts_core.launch.signals import graceful
 from prts_core.stages import chain
 from prts_core.store.run_stage import untracked

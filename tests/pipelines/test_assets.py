@@ -11,8 +11,8 @@ import pytest
 
 from prts_core.config.load import load_plan
 from prts_core.data.validation.report import Finding, ValidationFailed, ValidationReport
-from prts_core.errors import StageError
-from prts_core.files import read_json, write_json
+from prts_core.io.errors import StageError
+from prts_core.io.files import read_json, write_json
 from prts_core.stages import chain
 from prts_core.store.manifest import Manifest
 from prts_core.store.views import view_folder, viewed

@@ -15,8 +15,8 @@ import pytest
 from pipelines import demo, report
 from prts_core.config.load import load_plan
 from prts_core.data.validation.report import Finding
-from prts_core.errors import DataError, StageError
-from prts_core.files import read_json
+from prts_core.io.errors import DataError, StageError
+from prts_core.io.files import read_json
 from prts_core.stages import chain
 from tests.pipelines import stub_chain
 from tests.pipelines.test_assets import break_validation

@@ -18,8 +18,8 @@ import yaml
 from assets.dvc import DvcResource
 from prts_core.config.identity import identity
 from prts_core.config.load import Plan, load_plan
-from prts_core.errors import ConfigError, PrtsError, StageError
-from prts_core.files import read_json
+from prts_core.io.errors import ConfigError, PrtsError, StageError
+from prts_core.io.files import read_json
 from prts_core.stages import chain
 from prts_core.stages.dvc_file import DvcFile, stage_name
 from prts_core.store.views import viewed

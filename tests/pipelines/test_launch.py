@@ -17,8 +17,8 @@ from pipelines.definitions import build
 from pipelines.terminal import QUIET
 from prts_core.config.load import load_plan
 from prts_core.data.validation.report import Finding, ValidationFailed, ValidationReport
-from prts_core.errors import ConfigError, Skipped, StageError, Stopped
-from prts_core.files import read_json
+from prts_core.io.errors import ConfigError, Skipped, StageError, Stopped
+from prts_core.io.files import read_json
 from prts_core.launch.where import parse_launch
 from prts_core.stages import chain
 from prts_core.store.run_stage import untracked

@@ -20,12 +20,13 @@ from pipelines.jobs import jobs
 from pipelines.nightly import nightly_regression
 from pipelines.sensors import alarm_sensor
 from prts_core.config.load import load_plan
-from prts_core.errors import ConfigError
-from prts_core.evaluation import benchmark, regression
-from prts_core.evaluation.baselines import published
-from prts_core.evaluation.regression import of_report
-from prts_core.files import write_json
-from tests.tracking.toy_package import make, named, outcomes, register
+from prts_core.delivery import regression
+from prts_core.delivery.regression import of_report
+from prts_core.io.errors import ConfigError
+from prts_core.io.files import write_json
+from prts_core.rollout import benchmark
+from prts_core.rollout.published_results import published
+from tests.fixtures.toy_package import make, named, outcomes, register
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = dg.AssetKey(["quickstart", "regression"])

@@ -16,7 +16,7 @@ from assets.launchpad import set_texts
 from assets.recipes import recipe_pages
 from pipelines.definitions import build
 from prts_core.config.load import load_plan
-from prts_core.errors import ConfigError
+from prts_core.io.errors import ConfigError
 from prts_core.stages import chain
 from prts_core.store.views import viewed
 from tests.pipelines.test_assets import materialised

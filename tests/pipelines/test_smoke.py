@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from prts_core.config.load import load_plan
-from prts_core.files import read_json
+from prts_core.io.files import read_json
 from prts_core.stages import chain
 from prts_core.store.run_stage import load_provenance
 

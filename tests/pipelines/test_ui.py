@@ -15,7 +15,7 @@ import urllib.request
 import pytest
 
 from pipelines import ui
-from prts_core.errors import ConfigError, StageError
+from prts_core.io.errors import ConfigError, StageError
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A tiny policy with the protocol of `prts_core.policy`; its actions tell what went in."""
+"""A tiny policy with the protocol of `prts_core.policy.policy`; its actions tell what went in."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from prts_core.contract import Camera, Contract, Dimension, PolicyContract
-from prts_core.observation import STATE
+from prts_core.policy.observation import STATE
 
 CONTRACT = PolicyContract(
     embodiment_tag="toy",

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from prts_core.cli.main import main
-from prts_core.errors import CheckpointError
-from prts_core.serving.client import PolicyClient
-from prts_core.serving.resolve import resolve
+from prts_core.delivery.resolve import resolve
+from prts_core.io.errors import CheckpointError
+from prts_core.policy.client import PolicyClient
+from tests.fixtures.toy_package import CONTRACT, make, named, outcomes, register, write_package
 from tests.serving.fake_policy import observation
-from tests.tracking.toy_package import CONTRACT, make, named, outcomes, register, write_package
 
 # Only what reads the weights is replaced; the command, verification, server and sockets are real.
 SERVE = """
@@ -25,9 +25,9 @@ import sys, types
 sys.path.insert(0, {root!r})
 from prts_core.contract import PolicyContract
 from tests.serving.fake_policy import FakePolicy
-policy = types.ModuleType("prts_core.policy")
+policy = types.ModuleType("prts_core.policy.policy")
 policy.load_policy = lambda folder: FakePolicy(PolicyContract.load(folder / "policy_contract.json"))
-sys.modules["prts_core.policy"] = policy
+sys.modules["prts_core.policy.policy"] = policy
 from prts_core.cli.main import main
 sys.exit(main(["serve", "--port", "0", *sys.argv[1:]]))
 """

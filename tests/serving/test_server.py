@@ -19,10 +19,10 @@ from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import connect
 
 from prts_core.contract import Dimension
-from prts_core.errors import CheckpointError, ContractError, ServeError
-from prts_core.observation import STATE
-from prts_core.serving.client import PolicyClient
-from prts_core.serving.codec import Limits, pack, unpack
+from prts_core.io.errors import CheckpointError, ContractError, ServeError
+from prts_core.io.msgpack import Limits, pack, unpack
+from prts_core.policy.client import PolicyClient
+from prts_core.policy.observation import STATE
 from prts_core.serving.inference import Inference
 from prts_core.serving.server import PolicyServer, ServerConfig
 from tests.fixtures.running_server import running

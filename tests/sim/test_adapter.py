@@ -10,8 +10,8 @@ import pytest
 
 from prts_core.contract import Camera, Contract, Dimension
 from prts_core.data.convert.conventions import convert_rotation
-from prts_core.errors import ContractError
-from prts_core.observation import STATE
+from prts_core.io.errors import ContractError
+from prts_core.policy.observation import STATE
 from prts_core.sim.adapter import ROTATION_NAMES, adapt, read_gripper
 from prts_core.sim.suites.libero.spec import contract
 

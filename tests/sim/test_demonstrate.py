@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from prts_core.data.convert.robomimic import native_mapping
-from prts_core.errors import DataError, StageError
-from prts_core.files import digest_value
+from prts_core.io.errors import DataError, StageError
+from prts_core.io.files import digest_value
 from prts_core.sim.demonstrate import ATTEMPTS, PARTS, Attempts, Settings, demonstrate
 from prts_core.sim.pool import Launch, WorkerLost
 from prts_core.sim.suites import suite

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prts_core.errors import SimulatorError
+from prts_core.io.errors import SimulatorError
 from prts_core.sim.suites.libero.expert import LiberoExpert
 from prts_core.sim.suites.libero.expert_grasp import pinch, rim, turned
 from prts_core.sim.suites.libero.expert_scene import NEUTRAL, Scene

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prts_core.errors import SimulatorError
+from prts_core.io.errors import SimulatorError
 from prts_core.sim.suites.libero.expert import LiberoExpert
 from prts_core.sim.suites.libero.expert_grasp import level_pinch
 from prts_core.sim.suites.libero.expert_joints import Pull, wish

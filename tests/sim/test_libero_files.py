@@ -13,8 +13,8 @@ import pytest
 
 from prts_core.config.load import check, read_yaml
 from prts_core.config.schema import RobotConfig
-from prts_core.errors import ConfigError, DataError, SimulatorError, UnavailableError
-from prts_core.files import write_json
+from prts_core.io.errors import ConfigError, DataError, SimulatorError, UnavailableError
+from prts_core.io.files import write_json
 from prts_core.sim import homes
 from prts_core.sim.homes import Home
 from prts_core.sim.suites.libero import install

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prts_core.errors import ConfigError
+from prts_core.io.errors import ConfigError
 from prts_core.sim.suite import Task
 from prts_core.sim.suites.libero import perturb
 from prts_core.sim.suites.libero.perturb import camera, language, light, noise, robot

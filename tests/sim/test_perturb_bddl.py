@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prts_core.errors import ConfigError, DataError, PrtsError
-from prts_core.files import write_json
+from prts_core.io.errors import ConfigError, DataError, PrtsError
+from prts_core.io.files import write_json
 from prts_core.sim.homes import Home
 from prts_core.sim.suites.libero import spec as libero
 from prts_core.sim.suites.libero.perturb import layout, pro

@@ -11,8 +11,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from prts_core.errors import SimulatorError
-from prts_core.observation import STATE
+from prts_core.io.errors import SimulatorError
+from prts_core.policy.observation import STATE
 from prts_core.sim.pipeline import Pipeline
 from prts_core.sim.pool import Launch, Pool
 from prts_core.sim.suites import suite

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prts_core.errors import SimulatorError
+from prts_core.io.errors import SimulatorError
 from prts_core.sim import protocol
 from prts_core.sim.pool import Launch, Pool, Timeouts, WorkerLost, WorkerRefused, launch_for
 from prts_core.sim.suite import EpisodeKey

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prts_core.errors import SimulatorError
-from prts_core.serving.codec import Limits
+from prts_core.io.errors import SimulatorError
+from prts_core.io.msgpack import Limits
 from prts_core.sim import protocol
 from prts_core.sim.protocol import REPLIES, REQUESTS, Array, Frames, check
 from prts_core.sim.suite import EpisodeKey

@@ -12,19 +12,19 @@ import pytest
 pytest.importorskip("metaworld", reason="pip install 'prts[sim]'")
 
 from prts_core.config.load import check, read_yaml
+from prts_core.config.mapping import Mapping, load_mapping
 from prts_core.config.schema import RobotConfig, VideoConfig
 from prts_core.contract import PolicyContract
-from prts_core.data.convert.mapping import Mapping, load_mapping
 from prts_core.data.convert.run import convert
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.validation import validate_dataset
-from prts_core.errors import ConfigError, DataError
-from prts_core.evaluation.actors import LocalActor
-from prts_core.evaluation.conditions import OtherSentence, Still
-from prts_core.evaluation.plan import Plan, Settings, make_plan
-from prts_core.evaluation.recording import Run, write_rollouts
-from prts_core.evaluation.runner import ExpertRunner, Runner
-from prts_core.evaluation.suite_run import Machine, Simulators, play
+from prts_core.io.errors import ConfigError, DataError
+from prts_core.rollout.controls import OtherSentence, Still
+from prts_core.rollout.episode_plan import Plan, Settings, make_plan
+from prts_core.rollout.local_policy import LocalActor
+from prts_core.rollout.recording import Run, write_rollouts
+from prts_core.rollout.run_suite import Machine, Simulators, play
+from prts_core.rollout.runner import ExpertRunner, Runner
 from prts_core.sim.adapter import adapt
 from prts_core.sim.suites import suites_of
 

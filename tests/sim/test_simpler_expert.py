@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prts_core.errors import SimulatorError
+from prts_core.io.errors import SimulatorError
 from prts_core.sim.suites.simpler.environment import POINTING_DOWN, matrix_of
 from prts_core.sim.suites.simpler.expert import GRIPS, SimplerExpert, across, expert, yaw_across
 from prts_core.sim.suites.simpler.spec import TASKS, suites_of

@@ -14,9 +14,9 @@ from prts_core.config.load import check, read_yaml, shared_folder
 from prts_core.config.schema import RobotConfig
 from prts_core.contract import Contract, Dimension
 from prts_core.data.convert.conventions import convert_rotation
-from prts_core.errors import ConfigError, ContractError, DataError, SimulatorError, UnavailableError
-from prts_core.evaluation.plan import rendered_at
-from prts_core.locks import locked
+from prts_core.io.errors import ConfigError, ContractError, DataError, SimulatorError, UnavailableError
+from prts_core.io.locks import locked
+from prts_core.rollout.episode_plan import rendered_at
 from prts_core.sim import building
 from prts_core.sim.adapter import adapt
 from prts_core.sim.homes import Home

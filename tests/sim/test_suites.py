@@ -12,7 +12,7 @@ import pytest
 from prts_core.config.load import check, read_yaml
 from prts_core.config.schema import DatasetConfig, MetaworldSource, RobotConfig
 from prts_core.data.embodiment import build_contract
-from prts_core.errors import ConfigError, MissingExtraError, UnavailableError
+from prts_core.io.errors import ConfigError, MissingExtraError, UnavailableError
 from prts_core.sim import protocol
 from prts_core.sim.homes import Home
 from prts_core.sim.pool import Pool, launch_for

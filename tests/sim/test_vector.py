@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prts_core.errors import ConfigError, SimulatorError
-from prts_core.observation import STATE
+from prts_core.io.errors import ConfigError, SimulatorError
+from prts_core.policy.observation import STATE
 from prts_core.sim.pool import Launch, Pool, launch_for
 from prts_core.sim.reset_ids import EXHAUSTED, reset_ids
 from prts_core.sim.suites import suite, task_of

@@ -19,7 +19,7 @@ from prts_core.config.schema import (
     VideoConfig,
 )
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
-from prts_core.errors import ConfigError
+from prts_core.io.errors import ConfigError
 from prts_core.stages.collect import collect
 from prts_core.stages.convert import convert
 from prts_core.store.listing import digest_tree

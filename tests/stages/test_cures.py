@@ -10,7 +10,7 @@ import pytest
 
 from prts_core.cli.main import build_parser
 from prts_core.config.load import load_plan
-from prts_core.errors import DataError
+from prts_core.io.errors import DataError
 from prts_core.stages import chain
 from prts_core.store.run_stage import untracked
 from prts_core.store.stage import StageResult

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from prts_core.config.load import load_plan
-from prts_core.files import read_json
-from prts_core.policy import load_policy
+from prts_core.io.files import read_json
+from prts_core.policy.policy import load_policy
 from prts_core.stages import chain
 from prts_core.store.run_stage import untracked
 from tests.data.conftest import convert_toy, write_raw

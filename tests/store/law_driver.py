@@ -20,8 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from prts_core import locks
-from prts_core.errors import StageError
+from prts_core.io import locks
+from prts_core.io.errors import StageError
 from prts_core.store.code import code_digest
 from prts_core.store.gc import delete_garbage, plan_keys
 from prts_core.store.listing import list_files, tree_digest

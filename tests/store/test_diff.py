@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from prts_core.cli import diff as command
-from prts_core.errors import StageError
+from prts_core.io.errors import StageError
 from prts_core.store.diff import Comparison, Results, compare
 from prts_core.store.stage import StageResult
 from tests.store.toy_chain import Chain, Config

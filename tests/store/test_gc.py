@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from prts_core.cli import gc as command
-from prts_core.errors import StageError
-from prts_core.files import read_json, write_json, write_text
-from prts_core.locks import locked
+from prts_core.io.errors import StageError
+from prts_core.io.files import read_json, write_json, write_text
+from prts_core.io.locks import locked
 from prts_core.store import gc
 from prts_core.store.gc import Garbage, delete_garbage, find_garbage, plan_keys
 from prts_core.store.listing import list_files

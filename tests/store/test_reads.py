@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from prts_core.config.load import Plan, load_plan
-from prts_core.errors import CheckpointError, StageError
-from prts_core.files import read_json, write_json, write_text
+from prts_core.io.errors import CheckpointError, StageError
+from prts_core.io.files import read_json, write_json, write_text
 from prts_core.stages import chain as real
 from prts_core.store.stage import Read, StageContext
 from prts_core.store.status import status
+from tests.io.test_hub import COMMITS, cache, put
 from tests.store.toy_chain import Chain
-from tests.test_hub import COMMITS, cache, put
 
 __all__ = ["cache"]  # a fixture
 

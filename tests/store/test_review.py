@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from prts_core.errors import StageError, UnavailableError
-from prts_core.files import read_json, write_text
+from prts_core.io.errors import StageError, UnavailableError
+from prts_core.io.files import read_json, write_text
 from prts_core.stages import chain as real
 from tests.store.toy_chain import Chain
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from prts_core.config.identity import identity
-from prts_core.errors import ConfigError, Skipped, StageError, UnavailableError
-from prts_core.files import read_json, write_json, write_text
-from prts_core.locks import locked
+from prts_core.io.errors import ConfigError, Skipped, StageError, UnavailableError
+from prts_core.io.files import read_json, write_json, write_text
+from prts_core.io.locks import locked
 from prts_core.store import listing
 from prts_core.store.gc import delete_garbage
 from prts_core.store.manifest import Manifest

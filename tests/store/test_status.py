@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from prts_core.cli import status as command
-from prts_core.files import read_json, write_json, write_text
-from prts_core.locks import locked
+from prts_core.io.files import read_json, write_json, write_text
+from prts_core.io.locks import locked
 from prts_core.store import status as status_module
 from prts_core.store.manifest import FILES, OUTPUT, Manifest
 from prts_core.store.stage import StageContext

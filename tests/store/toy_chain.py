@@ -9,7 +9,7 @@ from pathlib import Path
 from prts_core.config.identity import execution
 from prts_core.config.load import Plan
 from prts_core.config.schema import DatasetConfig, LeRobotSource, Recipe
-from prts_core.files import write_text
+from prts_core.io.files import write_text
 from prts_core.store.manifest import Manifest
 from prts_core.store.run_stage import Store
 from prts_core.store.stage import Parent, Read, Stage, StageContext, StageResult

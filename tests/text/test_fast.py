@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prts_core.errors import CheckpointError, DataError
+from prts_core.io.errors import CheckpointError, DataError
 from prts_core.text.fast import FastTokenizer
 
 

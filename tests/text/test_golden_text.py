@@ -15,11 +15,11 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from prts_core.config.load import shared_folder
+from prts_core.config.model import Compat
 from prts_core.data.embodiment import camera_label
 from prts_core.data.normalize import normalize_for_fast
-from prts_core.data.released_statistics import read_statistics
-from prts_core.errors import DataError
-from prts_core.models.config import Compat
+from prts_core.data.release_statistics import read_statistics
+from prts_core.io.errors import DataError
 from prts_core.text import prompt
 from prts_core.text.fast import FastTokenizer
 from prts_core.text.sequence import IGNORE, Sample, SequenceBuilder, View

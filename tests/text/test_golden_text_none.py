@@ -12,7 +12,7 @@ import torch
 
 from prts_core.config.load import shared_folder
 from prts_core.data.embodiment import camera_label
-from prts_core.errors import DataError
+from prts_core.io.errors import DataError
 from prts_core.text import prompt
 from prts_core.text.fast import FastTokenizer
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prts_core.errors import DataError
+from prts_core.io.errors import DataError
 from prts_core.text import prompt
 from prts_core.text.fast import FastTokenizer, dct_matrix
 from prts_core.text.tokenizer import TextTokenizer

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from prts_core.errors import CheckpointError
+from prts_core.io.errors import CheckpointError
 from prts_core.text import prompt
 from prts_core.text.tokenizer import TextTokenizer, read_tokenizer, with_prts_tokens
 

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from prts_core.errors import MissingExtraError, Skipped, StageError, Stopped
-from prts_core.files import read_json
+from prts_core.io.errors import MissingExtraError, Skipped, StageError, Stopped
+from prts_core.io.files import read_json
 from prts_core.store.stage import StageResult
 from prts_core.tracking import outbox, runs
 from prts_core.tracking.describe import TAG_CHARS, flatten, parents_of, split_tag
 from prts_core.tracking.runs import stage_run
 from prts_core.tracking.store import client, run_url, tracking_uri
-from tests.tracking.toy_stages import (
+from tests.fixtures.toy_stages import (
     ToyConfig,
     provenance,
     run_of,
@@ -186,7 +186,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from tests.tracking.toy_stages import run_toys, toy_stage
+from tests.fixtures.toy_stages import run_toys, toy_stage
 from prts_core.config.load import load_plan
 from prts_core.store.stage import StageResult
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from prts_core.errors import StageError
+from prts_core.delivery import registry
+from prts_core.io.errors import StageError
 from prts_core.store.stage import StageResult
-from prts_core.tracking import registry
 from prts_core.tracking import store as tracking_store
 from prts_core.tracking.runs import stage_run
 from prts_core.tracking.store import client, run_url, tracking_home, tracking_uri, ui_address
-from tests.tracking.toy_package import make, named, outcomes, register
-from tests.tracking.toy_stages import toy_manifest, toy_work
+from tests.fixtures.toy_package import make, named, outcomes, register
+from tests.fixtures.toy_stages import toy_manifest, toy_work
 
 
 @pytest.mark.parametrize("copy", ["tmpab12", "standalone/tmpab12"])

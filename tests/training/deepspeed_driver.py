@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
+from prts_core.config.train import LossWeights, TrainConfig
+from prts_core.io.tensors import save_tensors
 from prts_core.launch.signals import graceful, stop_on_signals
-from prts_core.tensors import save_tensors
-from prts_core.training.config import LossWeights, TrainConfig
 from prts_core.training.deepspeed import DeepSpeedTrainer, join_processes
 from prts_core.training.ranks import ALONE
 from prts_core.training.trainer import Trainer

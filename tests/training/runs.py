@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from prts_core.models.config import ModelConfig
+from prts_core.config.model import ModelConfig
+from prts_core.config.train import LossWeights, TrainConfig
 from prts_core.models.prts import PrtsModel
 from prts_core.text import prompt
 from prts_core.text.fast import FastTokenizer
 from prts_core.text.sequence import SequenceBuilder, View
 from prts_core.text.tokenizer import TextTokenizer
 from prts_core.training.batch import BatchSource
-from prts_core.training.config import LossWeights, TrainConfig
 from tests.fixtures.tiny_network import MODEL
 from tests.fixtures.toy_source import ToySource
 

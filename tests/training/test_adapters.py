@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from prts_core.config.identity import identity
-from prts_core.errors import ConfigError, MissingExtraError
-from prts_core.tensors import load_weights
+from prts_core.config.train import LoraConfig, LossWeights
+from prts_core.io.errors import ConfigError, MissingExtraError
+from prts_core.io.tensors import load_weights
 from prts_core.training.adapters import adapter_tensors, add_adapters, merged, remove_adapters
-from prts_core.training.config import LoraConfig, LossWeights
 from prts_core.training.optim import count
 from prts_core.training.trainer import Trainer
 from tests.training.runs import CONFIG, batches, network, text_tokenizer, toy

@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prts_core.models.config import ModelConfig
+from prts_core.config.model import ModelConfig
+from prts_core.config.train import LossWeights, TrainConfig
 from prts_core.text.prompt import task_id
 from prts_core.text.sequence import ConversationBuilder, View
 from prts_core.training.batch import Batch, BatchSource, Item, chunk_windows
-from prts_core.training.config import LossWeights, TrainConfig
 from prts_core.training.losses import prts_loss
 from prts_core.training.packing import pack
 from prts_core.training.stream import BLOCK, Stream

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from prts_core.config.identity import identity
-from prts_core.errors import CheckpointError, StageError
-from prts_core.tensors import load_weights
+from prts_core.config.train import TrainConfig
+from prts_core.io.errors import CheckpointError, StageError
+from prts_core.io.tensors import load_weights
 from prts_core.training import checkpoint as disk
-from prts_core.training.config import TrainConfig
 
 CONFIG = TrainConfig()
 PARTS = {"model": {"a": torch.ones(300), "b": torch.zeros(300)}, "average": {"a": torch.ones(3)}, "rng": {}}
@@ -70,7 +70,7 @@ def test_a_cut_save_leaves_the_last_one(tmp_path, monkeypatch):
     def full(handle):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("prts_core.tensors.os.fsync", full)
+    monkeypatch.setattr("prts_core.io.tensors.os.fsync", full)
     with pytest.raises(StageError, match="The disk is full"):
         save(tmp_path, 4)
     monkeypatch.undo()

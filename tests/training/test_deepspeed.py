@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prts_core.errors import ConfigError, MissingExtraError
+from prts_core.config.train import TrainConfig
+from prts_core.io.errors import ConfigError, MissingExtraError
 from prts_core.training import deepspeed as ours
 from prts_core.training.checkpoint import load_part, newest
-from prts_core.training.config import TrainConfig
 from tests.training.deepspeed_driver import train
 
 HERE = Path(__file__).parent

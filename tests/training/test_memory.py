@@ -10,7 +10,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from prts_core.cli import main as cli
-from prts_core.training.config import LossWeights, TrainConfig
+from prts_core.config.train import LossWeights, TrainConfig
 from prts_core.training.losses import prts_loss
 from prts_core.training.memory import Load, activations, estimate
 from tests.training.runs import MODEL, batches, network, text_tokenizer, toy

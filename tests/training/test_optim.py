@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from prts_core.config.load import load_plan
-from prts_core.errors import ConfigError
-from prts_core.training.config import TrainConfig
+from prts_core.config.train import TrainConfig
+from prts_core.io.errors import ConfigError
 from prts_core.training.optim import (
     GROUPS,
     count,

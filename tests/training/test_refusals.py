@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from prts_core.errors import ConfigError, DataError
+from prts_core.config.train import LossWeights, TrainConfig
+from prts_core.io.errors import ConfigError, DataError
 from prts_core.stages.training import refuse_what_cannot_train
-from prts_core.training.config import LossWeights, TrainConfig
 from tests.fixtures.toy_source import ToySource
 
 SENTENCES = ["open the faucet", "close the faucet"]

@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 import torch
 
-from prts_core.errors import CheckpointError, StageError, Stopped
-from prts_core.models.config import MotConfig
-from prts_core.tensors import load_tensors, load_weights
+from prts_core.config.model import MotConfig
+from prts_core.config.train import LossWeights, TrainConfig
+from prts_core.io.errors import CheckpointError, StageError, Stopped
+from prts_core.io.tensors import load_tensors, load_weights
 from prts_core.training import trainer as loop
 from prts_core.training.checkpoint import newest
-from prts_core.training.config import LossWeights, TrainConfig
 from prts_core.training.meter import TIMES
 from prts_core.training.trainer import Trainer
 from tests.training.runs import CONFIG, MODEL, batches, network, text_tokenizer, toy

@@ -12,9 +12,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from prts_core.errors import Stopped
+from prts_core.io.errors import Stopped
+from prts_core.io.tensors import save_tensors
 from prts_core.launch.signals import graceful, stop_on_signals
-from prts_core.tensors import save_tensors
 from prts_core.training.trainer import Trainer
 from tests.training.runs import CONFIG, batches, network, text_tokenizer, toy
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from prts_core.errors import DataError
+from prts_core.io.errors import DataError
 
 Hold = Literal["last", "nearest"]
 _SECOND = 1_000_000_000

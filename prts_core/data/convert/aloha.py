@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 
 from prts_core.config.checks import Strict
+from prts_core.config.mapping import Mapping
 from prts_core.data.convert.hdf5 import (
     Shapes,
     arrays_of,
@@ -28,9 +29,8 @@ from prts_core.data.convert.hdf5 import (
     require_train,
     split_files,
 )
-from prts_core.data.convert.mapping import Mapping
 from prts_core.data.convert.source import Field, RawEpisode, Recording
-from prts_core.errors import DataError
+from prts_core.io.errors import DataError
 
 _LAYOUT = "ALOHA"
 _PICTURES = "observations/images/"

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from prts_core.config.mapping import CameraPart, DepthPart, Mapping, Part
 from prts_core.config.schema import RobotConfig, VideoConfig
 from prts_core.contract import Camera, Contract, Dimension
 from prts_core.data.convert.conventions import (
@@ -23,12 +24,11 @@ from prts_core.data.convert.conventions import (
     known_units,
     unit_factor,
 )
-from prts_core.data.convert.mapping import CameraPart, DepthPart, Mapping, Part
 from prts_core.data.convert.source import Field, RawEpisode, Recording
 from prts_core.data.embodiment import build_contract
 from prts_core.data.lerobot_v21.schema import ACTION, IMAGES, STANDARD_FEATURES, STATE
 from prts_core.data.lerobot_v21.writer import depth_feature, image_feature, video_feature
-from prts_core.errors import ContractError, DataError, suggest
+from prts_core.io.errors import ContractError, DataError, suggest
 
 DEPTH = "observation.depth."
 _DEPTH_STEPS = {"m": 1.0, "mm": 1e-3, "0.1mm": 1e-4}  # metres

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from prts_core.data.convert.mapping import Gripper, Rotation
+from prts_core.config.mapping import Gripper, Rotation
 
 ROTATION_WIDTH: dict[Rotation, int] = {
     "axis-angle": 3,

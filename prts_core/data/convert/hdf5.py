@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 
 from prts_core.data.convert.source import Field
-from prts_core.errors import DataError
+from prts_core.io.errors import DataError
 
 SUFFIXES = (".hdf5", ".h5")
 SPLITS = ("train", "heldout")

@@ -24,9 +24,9 @@ from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.lerobot_v21.schema import ACTION, CHUNKS_SIZE, DATA_PATH, STANDARD_FEATURES, STATE, VIDEO_PATH, Info
 from prts_core.data.lerobot_v21.select import Selection, select
 from prts_core.data.lerobot_v21.writer import episode_stats, remove_strays, write_meta
-from prts_core.errors import ConfigError, DataError
-from prts_core.files import atomic_path, digest_file, explain_os_errors, read_json, read_jsonl
-from prts_core.progress import track
+from prts_core.io.errors import ConfigError, DataError
+from prts_core.io.files import atomic_path, digest_file, explain_os_errors, read_json, read_jsonl
+from prts_core.io.progress import track
 
 
 def take_over(

@@ -38,8 +38,8 @@ from prts_core.data.lerobot_v21.schema import (
 )
 from prts_core.data.lerobot_v21.seal import check_sizes
 from prts_core.data.lerobot_v21.writer import remove_strays, write_meta
-from prts_core.errors import DataError
-from prts_core.files import atomic_path, read_json
+from prts_core.io.errors import DataError
+from prts_core.io.files import atomic_path, read_json
 
 _ROWS = 256  # rows read at once: with images in the table some 100 MB
 _V30_ONLY = ("data_files_size_in_mb", "video_files_size_in_mb")

@@ -37,8 +37,8 @@ from prts_core.data.lerobot_v21.reader import LeRobotDataset, read_parquet
 from prts_core.data.lerobot_v21.schema import EpisodeStatsRow, read_table
 from prts_core.data.lerobot_v21.seal import SEAL, check_sizes, seal
 from prts_core.data.lerobot_v21.writer import remove_strays
-from prts_core.errors import DataError
-from prts_core.files import atomic_path, read_json, read_jsonl, write_text
+from prts_core.io.errors import DataError
+from prts_core.io.files import atomic_path, read_json, read_jsonl, write_text
 
 _V21_ONLY = ("total_videos", "total_chunks")
 _OWN = ("episode_index", "tasks", "length")

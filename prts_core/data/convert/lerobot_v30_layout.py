@@ -20,8 +20,8 @@ from pydantic import ValidationError
 
 from prts_core.data.lerobot_v21.reader import read_parquet
 from prts_core.data.lerobot_v21.schema import AnyInfo, faults
-from prts_core.errors import DataError
-from prts_core.files import atomic_path, read_json
+from prts_core.io.errors import DataError
+from prts_core.io.files import atomic_path, read_json
 
 VERSION = "v3.0"
 FILES_A_CHUNK = 1000

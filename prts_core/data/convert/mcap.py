@@ -18,8 +18,8 @@ import numpy as np
 
 from prts_core.config.checks import Strict
 from prts_core.config.load import read_yaml
+from prts_core.config.mapping import Mapping
 from prts_core.data.convert.align import Hold, choose, rows
-from prts_core.data.convert.mapping import Mapping
 from prts_core.data.convert.mcap_messages import (
     EXTRA,
     PICTURES,
@@ -31,8 +31,8 @@ from prts_core.data.convert.mcap_messages import (
     stamp,
 )
 from prts_core.data.convert.source import Field, RawEpisode, Recording
-from prts_core.errors import ConfigError, DataError, PrtsError, require, suggest
-from prts_core.progress import track
+from prts_core.io.errors import ConfigError, DataError, PrtsError, require, suggest
+from prts_core.io.progress import track
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from prts_core.data.convert.tfds_features import picture
-from prts_core.errors import DataError, MissingExtraError, require
+from prts_core.io.errors import DataError, MissingExtraError, require
 
 EXTRA = "mcap"
 COMPRESSED = ("sensor_msgs/msg/CompressedImage", "sensor_msgs/CompressedImage", "foxglove.CompressedImage")

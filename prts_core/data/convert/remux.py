@@ -18,8 +18,8 @@ import numpy as np
 from prts_core.config.schema import VideoConfig
 from prts_core.data.lerobot_v21 import video
 from prts_core.data.lerobot_v21.frames import faults, opened
-from prts_core.errors import DataError
-from prts_core.files import atomic_path
+from prts_core.io.errors import DataError
+from prts_core.io.files import atomic_path
 
 _TOLERANCE = Fraction(1, 4)  # of a frame: times are sums of durations that writers round to microseconds or clock ticks
 

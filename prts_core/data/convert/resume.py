@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from prts_core.errors import DataError
-from prts_core.files import digest_value, read_json, write_text
-from prts_core.progress import track
+from prts_core.io.errors import DataError
+from prts_core.io.files import digest_value, read_json, write_text
+from prts_core.io.progress import track
 
 T = TypeVar("T")
 

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from prts_core.config.checks import Strict
-from prts_core.data.convert.mapping import Mapping
+from prts_core.config.mapping import Mapping
 from prts_core.data.convert.source import Field, RawEpisode, Recording, refuse_unknown
 from prts_core.data.convert.tfds_features import STEPS, decode_rows, picture, read_features, rows_of
 from prts_core.data.convert.tfrecord import Place, parse_example, record_at, records
-from prts_core.errors import DataError
-from prts_core.files import read_json
-from prts_core.progress import track
+from prts_core.io.errors import DataError
+from prts_core.io.files import read_json
+from prts_core.io.progress import track
 
 _SHARD = re.compile(r"(?P<name>.+)-(?P<split>[^-]+)\.tfrecord-(?P<number>\d{5})-of-(?P<count>\d{5})")
 # Where Open X datasets keep the instruction; the first that a dataset has is taken.

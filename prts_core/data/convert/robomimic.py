@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from prts_core.config.checks import Strict
+from prts_core.config.mapping import CameraPart, ColumnPart, Mapping, Part
 from prts_core.data.convert.hdf5 import (
     Shapes,
     arrays_of,
@@ -27,9 +28,8 @@ from prts_core.data.convert.hdf5 import (
     require_train,
     split_files,
 )
-from prts_core.data.convert.mapping import CameraPart, ColumnPart, Mapping, Part
 from prts_core.data.convert.source import Field, RawEpisode, Recording
-from prts_core.errors import DataError
+from prts_core.io.errors import DataError
 
 SUCCESS = "success"
 _LAYOUT = "robomimic"

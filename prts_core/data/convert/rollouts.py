@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from prts_core.config.checks import Strict
 from prts_core.data.convert import robomimic
-from prts_core.errors import DataError
+from prts_core.io.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from prts_core.config.mapping import Mapping
 from prts_core.config.schema import RobotConfig, VideoConfig
 from prts_core.contract import Contract
 from prts_core.data.convert.apply import Plan, columns_and_images, fit
-from prts_core.data.convert.mapping import Mapping
 from prts_core.data.convert.resume import together
 from prts_core.data.convert.source import DATASETS, RawEpisode, Recording, Source, source_class
 from prts_core.data.lerobot_v21.writer import Episode, Layout, finish, is_finished, write_episode
-from prts_core.errors import ConfigError, DataError
-from prts_core.files import digest_value
+from prts_core.io.errors import ConfigError, DataError
+from prts_core.io.files import digest_value
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from prts_core.data.convert.mapping import Mapping
-from prts_core.errors import DataError, lookup, suggest
+from prts_core.config.mapping import Mapping
+from prts_core.io.errors import DataError, lookup, suggest
 
 # Name at the command line and in a mapping's `source` -> module with a class `Source`.
 SOURCES: dict[str, str] = {

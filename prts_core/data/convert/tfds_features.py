@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 
 from prts_core.data.convert.source import Field
-from prts_core.errors import DataError
-from prts_core.files import read_json
+from prts_core.io.errors import DataError
+from prts_core.io.files import read_json
 
 STEPS, EPISODE = "steps", "episode_metadata"
 _CURE = "prepare the dataset again with tensorflow_datasets"

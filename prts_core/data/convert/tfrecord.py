@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from prts_core.errors import DataError, require
+from prts_core.io.errors import DataError, require
 
 EXTRA = "rlds"
 _HEAD, _TAIL = struct.Struct("<QI"), struct.Struct("<I")

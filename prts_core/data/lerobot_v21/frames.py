@@ -17,7 +17,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from prts_core.errors import DataError
+from prts_core.io.errors import DataError
 
 _ONE = 1  # thread for colour conversion: PyAV's default wakes every core for every small picture, tenfold the time
 _PLANAR = 16  # swscale leaves the last (width mod 16) columns of planar RGB unwritten

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from prts_core.contract import Contract
 from prts_core.data.images import fit
 from prts_core.data.lerobot_v21.schema import ACTION, STATE, EpisodeRow, Info, read_info, read_table
-from prts_core.errors import DataError, suggest
+from prts_core.io.errors import DataError, suggest
 
 
 class LeRobotDataset:

@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from prts_core.errors import DataError
-from prts_core.files import read_json, read_jsonl
+from prts_core.io.errors import DataError
+from prts_core.io.files import read_json, read_jsonl
 
 CODEBASE_VERSION = "v2.1"
 CHUNKS_SIZE = 1000

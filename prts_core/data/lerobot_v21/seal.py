@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from prts_core.errors import DataError
-from prts_core.files import digest_file, digest_value, explain_os_errors, read_json, write_json
-from prts_core.progress import track
+from prts_core.io.errors import DataError
+from prts_core.io.files import digest_file, digest_value, explain_os_errors, read_json, write_json
+from prts_core.io.progress import track
 
 SEAL = "meta/prts_manifest.json"
 _VERSION = 1

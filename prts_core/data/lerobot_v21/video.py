@@ -19,8 +19,8 @@ from av.video.reformatter import VideoReformatter
 from prts_core.config.schema import VideoConfig
 from prts_core.data.images import fit
 from prts_core.data.lerobot_v21.frames import OpenVideo, faults, opened
-from prts_core.errors import ConfigError, DataError
-from prts_core.files import atomic_path
+from prts_core.io.errors import ConfigError, DataError
+from prts_core.io.files import atomic_path
 
 # The names that ffprobe (and so info.json) gives to what these encoders write.
 CODEC_NAMES = {"libx264": "h264", "libsvtav1": "av1"}

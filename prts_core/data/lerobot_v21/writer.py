@@ -22,8 +22,8 @@ from prts_core.contract import Contract
 from prts_core.data.lerobot_v21 import video
 from prts_core.data.lerobot_v21.schema import CHUNKS_SIZE, CODEBASE_VERSION, DATA_PATH, STANDARD_FEATURES, VIDEO_PATH
 from prts_core.data.lerobot_v21.seal import SEAL, seal
-from prts_core.errors import DataError
-from prts_core.files import atomic_path, read_json, write_jsonl, write_text
+from prts_core.io.errors import DataError
+from prts_core.io.files import atomic_path, read_json, write_jsonl, write_text
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ from prts_core.data.validation.report import Finding, Severity, ValidationFailed
 from prts_core.data.validation.stored_statistics import StoredStatistics, law_episode_stats
 from prts_core.data.validation.tables import check_tables, frame_schema, framed, law_stills
 from prts_core.data.validation.videos import Depth, law_video
-from prts_core.errors import DataError
-from prts_core.files import digest_file
-from prts_core.progress import track
+from prts_core.io.errors import DataError
+from prts_core.io.files import digest_file
+from prts_core.io.progress import track
 
 __all__ = ["Depth", "Finding", "ValidationFailed", "ValidationReport", "validate_dataset"]
 

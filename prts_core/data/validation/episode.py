@@ -16,7 +16,7 @@ import pyarrow as pa
 from prts_core.contract import Contract
 from prts_core.data.lerobot_v21.reader import column_array
 from prts_core.data.lerobot_v21.schema import ACTION, STATE, Info
-from prts_core.errors import DataError
+from prts_core.io.errors import DataError
 
 _SHIFTS = (0, 1, 2)  # rows by which an action is looked for in later states
 _EQUAL = 1e-5  # relative to the spread of a dimension: float32 noise, not motion

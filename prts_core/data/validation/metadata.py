@@ -14,8 +14,8 @@ from pydantic import BaseModel, ValidationError
 from prts_core.contract import Contract
 from prts_core.data.lerobot_v21.schema import TABLES, EpisodeRow, EpisodeStatsRow, Info, TaskRow, faults
 from prts_core.data.validation.report import Finding, ValidationReport
-from prts_core.errors import DataError
-from prts_core.files import read_json, read_jsonl
+from prts_core.io.errors import DataError
+from prts_core.io.files import read_json, read_jsonl
 
 _CURE = "correct the file, or write the dataset again with lerobot 0.3.3"
 

@@ -33,9 +33,9 @@ from prts_core.data.validation.report import Finding
 from prts_core.data.validation.stored_statistics import NAMES, Made, law_episode_stats
 from prts_core.data.validation.tables import check_tables, frame_schema, framed, law_stills
 from prts_core.data.validation.videos import Depth, law_video
-from prts_core.errors import DataError
-from prts_core.files import atomic_path, digest_file, read_json, write_jsonl
-from prts_core.progress import track
+from prts_core.io.errors import DataError
+from prts_core.io.files import atomic_path, digest_file, read_json, write_jsonl
+from prts_core.io.progress import track
 
 QUARANTINE = "meta/quarantine.jsonl"
 _WRITTEN = {"info.json", "episodes.jsonl", "tasks.jsonl", "episodes_stats.jsonl", "contract.json", "quarantine.jsonl"}

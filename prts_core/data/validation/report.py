@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import polars as pl
 
-from prts_core.errors import DataError
-from prts_core.files import read_json, write_json, write_text
+from prts_core.io.errors import DataError
+from prts_core.io.files import read_json, write_json, write_text
 
 Severity = Literal["error", "warning"]
 COLUMNS = ("severity", "check", "file", "row", "found", "expected", "cure")

@@ -21,8 +21,8 @@ from prts_core.data.statistics import differences
 from prts_core.data.validation.claims import ATOL, CURE, RTOL, Claim, Tally
 from prts_core.data.validation.episode import Facts, Series
 from prts_core.data.validation.report import Finding
-from prts_core.errors import DataError
-from prts_core.files import digest_value, read_json
+from prts_core.io.errors import DataError
+from prts_core.io.files import digest_value, read_json
 
 EPISODE_STATS = "meta/episodes_stats.jsonl"
 NAMES = re.compile(r"(stats|statistics|norm_stats|state_relative_ck\d+_norm_stats)\.json")

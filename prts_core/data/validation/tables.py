@@ -21,7 +21,7 @@ from pandera.polars import PolarsData
 
 from prts_core.data.lerobot_v21.schema import EpisodeRow, Feature, Info
 from prts_core.data.validation.report import Finding
-from prts_core.errors import DataError
+from prts_core.io.errors import DataError
 
 _BATCH_ROWS = 200_000
 _ROWS_SHOWN = 5  # per file, column and law: a broken sensor breaks every row

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from prts_core.errors import ConfigError, lookup
+from prts_core.io.errors import ConfigError, lookup
 from prts_core.sim.suite import SuiteSpec, Task
 
 # Family -> its suites. Written down, because a family's own list may need its simulator's files.

@@ -21,7 +21,7 @@ import yaml
 from PIL import Image
 
 from prts_core.data.lerobot_v21 import video
-from prts_core.tensors import load_tensors
+from prts_core.io.tensors import load_tensors
 
 VALUES = 16  # up to so many values are kept themselves
 FRACTION = re.compile(r"(?<![\w.])-?\d+\.\d+(?:e[+-]?\d+)?(?!\w)")

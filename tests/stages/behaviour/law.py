@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from prts_core.files import read_json, write_text
+from prts_core.io.files import read_json, write_text
 from tests.stages.behaviour.figures import differences
 
 RECORD = Path(__file__).parent / "smoke.json"

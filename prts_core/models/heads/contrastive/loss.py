@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from prts_core.errors import DataError
+from prts_core.io.errors import DataError
 from prts_kernels.info_nce import ALONE, Processes, info_nce
 
 

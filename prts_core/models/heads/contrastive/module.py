@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prts_core.models.heads.contrastive.config import ContrastiveConfig
+from prts_core.config.model import ContrastiveConfig
 
 LAYERS = 4
 

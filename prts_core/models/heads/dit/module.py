@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prts_core.models.heads.dit.config import DitConfig
+from prts_core.config.model import DitConfig
 from prts_core.models.heads.flow.time import sinusoid, time_bucket
 from prts_core.models.tokens import Prefix
 

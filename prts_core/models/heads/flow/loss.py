@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prts_core.models.config import Compat
+from prts_core.config.model import Compat
 
 
 def mix_noise(actions: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:

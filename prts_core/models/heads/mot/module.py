@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prts_core.config.model import MotConfig
 from prts_core.models.heads.flow.time import sinusoid, time_bucket
-from prts_core.models.heads.mot.config import MotConfig
 from prts_core.models.tokens import Prefix
 
 POSITIONS = 256  # rows of the learned position table, or the chunk length where that is more

@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from prts_core.errors import ConfigError, UnavailableError, lookup
-from prts_core.files import read_json
+from prts_core.io.errors import ConfigError, UnavailableError, lookup
+from prts_core.io.files import read_json
 from prts_core.sim.keep import Keep
 from prts_core.sim.rendering import Renderer
 from prts_core.sim.suite import SuiteSpec, Task

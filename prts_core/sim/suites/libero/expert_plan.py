@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from prts_core.errors import SimulatorError
+from prts_core.io.errors import SimulatorError
 from prts_core.sim.suites.libero.expert_carry import PickPlace
 from prts_core.sim.suites.libero.expert_grasp import Grasp, level_pinch, pinch, rim
 from prts_core.sim.suites.libero.expert_joints import Drag, Pull, Push, Turn, wish

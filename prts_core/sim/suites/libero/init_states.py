@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from prts_core.errors import DataError
+from prts_core.io.errors import DataError
 
 MAX_BYTES = 64 * 2**20  # of the pickle; LIBERO's are below 1 MiB
 _RECONSTRUCT, _DTYPE, _ENCODE, _NDARRAY = "numpy _reconstruct", "numpy dtype", "_codecs encode", "numpy ndarray"

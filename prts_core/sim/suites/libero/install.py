@@ -26,10 +26,10 @@ from typing import Any
 
 import numpy as np
 
-from prts_core.errors import ConfigError, DataError, UnavailableError
-from prts_core.files import atomic_path, digest_file, read_json, write_json, write_text
-from prts_core.locks import locked
-from prts_core.progress import track
+from prts_core.io.errors import ConfigError, DataError, UnavailableError
+from prts_core.io.files import atomic_path, digest_file, read_json, write_json, write_text
+from prts_core.io.locks import locked
+from prts_core.io.progress import track
 from prts_core.sim import building
 from prts_core.sim.homes import Home, link
 from prts_core.sim.suites.libero.environment import states_digest
@@ -106,7 +106,7 @@ def _wanted(assets: Path) -> dict[str, Any]:
 
 def _assets(home: Home, given: str | None) -> Path:
     from prts_core.config.load import shared_folder
-    from prts_core.hub import local_folder
+    from prts_core.io.hub import local_folder
 
     linked = home.path / "assets"
     shared = shared_folder() / "data" / "libero_assets"

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from prts_core.contract import Camera, Contract, Dimension
-from prts_core.errors import DataError
-from prts_core.files import read_json
+from prts_core.io.errors import DataError
+from prts_core.io.files import read_json
 from prts_core.sim.suite import SuiteSpec, Task
 
 FAMILY = "libero"

@@ -10,8 +10,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from prts_core.errors import ConfigError
-from prts_core.files import digest_file, write_json
+from prts_core.io.errors import ConfigError
+from prts_core.io.files import digest_file, write_json
 from prts_core.sim.homes import Home, link
 from prts_core.sim.suites.libero import install as libero
 from prts_core.sim.suites.libero.spec import FAMILY as LIBERO

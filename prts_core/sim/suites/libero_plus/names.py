@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prts_core.errors import ConfigError, DataError
+from prts_core.io.errors import ConfigError, DataError
 from prts_core.sim.suites.libero.perturb import check
 
 MAX_BYTES, MAX_NAMES, MAX_CHARACTERS = 64 * 2**20, 100_000, 300

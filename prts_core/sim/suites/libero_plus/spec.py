@@ -13,8 +13,8 @@ from dataclasses import asdict, replace
 from itertools import zip_longest
 from pathlib import Path
 
-from prts_core.errors import DataError
-from prts_core.files import read_json
+from prts_core.io.errors import DataError
+from prts_core.io.files import read_json
 from prts_core.sim.homes import Home
 from prts_core.sim.suite import SuiteSpec, Task
 from prts_core.sim.suites.libero import spec as libero

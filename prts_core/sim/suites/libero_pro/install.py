@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prts_core.files import write_json
+from prts_core.io.files import write_json
 from prts_core.sim.homes import Home, link
 from prts_core.sim.suites.libero import install as libero
 from prts_core.sim.suites.libero.spec import FAMILY as LIBERO

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from prts_core.errors import ConfigError, UnavailableError
+from prts_core.io.errors import ConfigError, UnavailableError
 from prts_core.sim.homes import Home
 from prts_core.sim.suite import SuiteSpec, Task
 from prts_core.sim.suites.libero import spec as libero

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from prts_core.errors import ConfigError
+from prts_core.io.errors import ConfigError
 from prts_core.sim.keep import Keep
 from prts_core.sim.metaworld import MetaworldEnv
 from prts_core.sim.suite import SuiteSpec, Task

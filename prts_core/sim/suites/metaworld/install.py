@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any
 
-from prts_core.errors import MissingExtraError, require
+from prts_core.io.errors import MissingExtraError, require
 from prts_core.sim.homes import Home
 
 MAIN_ENVIRONMENT = True

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from prts_core.contract import Camera, Contract, Dimension
-from prts_core.errors import ConfigError
+from prts_core.io.errors import ConfigError
 from prts_core.sim.suite import SuiteSpec, Task
 
 SIMULATOR_HZ = 80.0

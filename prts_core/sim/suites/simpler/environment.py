@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from prts_core.errors import ConfigError, UnavailableError, lookup
+from prts_core.io.errors import ConfigError, UnavailableError, lookup
 from prts_core.sim.keep import Keep
 from prts_core.sim.suite import SuiteSpec, Task
 from prts_core.sim.suites.simpler.assets import missing

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from prts_core.errors import SimulatorError
+from prts_core.io.errors import SimulatorError
 from prts_core.sim.suite import Environment, SuiteSpec, Task
 from prts_core.sim.suites.simpler.environment import POINTING_DOWN, matrix_of, rpy_of
 from prts_core.sim.suites.simpler.spec import TASKS

@@ -19,9 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from prts_core.errors import ConfigError, DataError, UnavailableError
-from prts_core.files import digest_file, write_json
-from prts_core.locks import locked
+from prts_core.io.errors import ConfigError, DataError, UnavailableError
+from prts_core.io.files import digest_file, write_json
+from prts_core.io.locks import locked
 from prts_core.sim import building
 from prts_core.sim.homes import Home, link
 from prts_core.sim.suites.simpler.assets import BRIDGE, NEEDED, ROBOT, unavailable

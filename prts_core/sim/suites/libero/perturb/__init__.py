@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from prts_core.errors import ConfigError
-from prts_core.files import write_text
+from prts_core.io.errors import ConfigError
+from prts_core.io.files import write_text
 from prts_core.sim.suite import BASE, Task
 from prts_core.sim.suites.libero.perturb import background, camera, language, layout, light, noise, pro, robot
 from prts_core.sim.suites.libero.perturb.bddl import Problem

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from prts_core.errors import UnavailableError
+from prts_core.io.errors import UnavailableError
 from prts_core.sim.suites.libero.perturb.draws import LEVELS, draw, levelled
 
 KINDS = ("surface", "surroundings")

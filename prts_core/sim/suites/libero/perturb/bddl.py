@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from prts_core.errors import DataError
+from prts_core.io.errors import DataError
 
 Tree = list[Any]
 MAX_CHARACTERS = 200_000  # LIBERO's have 5,000

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from prts_core.errors import ConfigError
+from prts_core.io.errors import ConfigError
 
 LEVELS = (1, 2, 3, 4, 5)
 MAX_SEED = 2**31 - 1

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from prts_core.errors import ConfigError
+from prts_core.io.errors import ConfigError
 from prts_core.sim.suites.libero.perturb.bddl import Problem
 from prts_core.sim.suites.libero.perturb.draws import draw, levelled
 

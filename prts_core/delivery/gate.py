@@ -1,0 +1,184 @@
+"""The gate: may a policy replace the champion, or has it fallen behind? Promotion and the nightly run both ask here.
+
+Both sides must have run the same episodes (task, initial state, seed), so that the comparison is paired.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from prts_core.io.errors import DataError
+from prts_core.statistics import anytime_valid
+from prts_core.statistics.binomial import mcnemar_exact, paired_difference, wilson
+
+CONFIDENCE = 0.95
+KEY = ("task", "initial_state", "seed")
+NEEDED = ("task", "seed", "success")  # the chain's own benchmark draws the initial state from the seed: it has but one
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate says.
+
+    lower, upper: bounds, 95 % unless it was asked for others, of (challenger - champion); without a champion, of the
+    challenger's own success rate.
+    only_challenger, only_champion: pairs in which just that one succeeded. p_value: exact McNemar, with a champion.
+    Both promote and alarm hold for a policy that is surely worse, but surely by less than the margin.
+    """
+
+    promote: bool
+    alarm: bool
+    reason: str
+    lower: float
+    upper: float
+    n_pairs: int
+    challenger_rate: float
+    champion_rate: float | None = None
+    only_challenger: int = 0
+    only_champion: int = 0
+    p_value: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def policy_episodes(path: Path) -> pl.DataFrame:
+    """task, initial_state, seed, success of the policy's own episodes in a benchmark's `episodes.parquet`.
+
+    Where the benchmark has controls, those are the ones with condition == "policy".
+    """
+    try:
+        frame = pl.read_parquet(path)
+    except FileNotFoundError as err:
+        raise DataError("A benchmark's episodes are missing", file=path, cure="run `prts benchmark`") from err
+    except (pl.exceptions.PolarsError, OSError) as err:
+        raise DataError(
+            "A benchmark's episodes cannot be read", file=path, found=" ".join(str(err).split())[:200]
+        ) from err
+    if "condition" in frame.columns:
+        frame = frame.filter(pl.col("condition") == "policy")
+    return _checked(frame, str(path))
+
+
+def decide(
+    challenger: pl.DataFrame, champion: pl.DataFrame | None, margin: float, floor: float,
+    confidence: float = CONFIDENCE, *, stopped: bool = False,
+) -> Verdict:  # fmt: skip
+    """Promote if the lower bound of (challenger - champion) exceeds `margin`; alarm if the upper one is below 0.
+
+    challenger, champion: one row an episode with columns task, seed, success and, where a task has several initial
+    states, initial_state. The difference of the two success rates is bounded by Tango's score interval on the pairs.
+    Without a champion: promote if the Wilson lower bound of the challenger's rate exceeds `floor`; there is nothing to
+    raise an alarm about. confidence: of the interval; where one policy is judged on several suites, each gets a wider
+    one, so that the chance of one false alarm among them keeps its level (see `shared_confidence`). stopped: a run may
+    have ended because of how it went; the difference and its p-value are then those that hold whenever one stops.
+
+    Raises DataError when an episode stands twice, is missing on one side, or has no outcome.
+    """
+    ours = _checked(challenger, "challenger")
+    if champion is None:
+        alone = wilson(int(ours["success"].sum()), ours.height, confidence)
+        promote = alone.lower > floor
+        reason = (
+            f"no champion yet: success rate {alone.estimate:.3f} on {ours.height} episodes, Wilson lower bound "
+            f"{alone.lower:.3f} {'exceeds' if promote else 'does not exceed'} the floor {floor:g}"
+        )
+        return Verdict(promote, False, reason, alone.lower, alone.upper, ours.height, alone.estimate)
+
+    theirs = _checked(champion, "champion")
+    _require_same_episodes(ours, theirs)
+    pairs = ours.join(theirs, on=list(KEY), suffix="_champion", validate="1:1")
+    gained = pairs.filter(pl.col("success") & ~pl.col("success_champion")).height
+    lost = pairs.filter(~pl.col("success") & pl.col("success_champion")).height
+    bounds = (anytime_valid.paired_difference if stopped else paired_difference)(gained, lost, pairs.height, confidence)
+    promote, alarm = bounds.lower > margin, bounds.upper < 0.0
+    early = "; stopped early: bounds that hold then" if stopped else ""
+    said = f"the lower bound {'exceeds' if promote else 'does not exceed'} the margin {margin:g}"
+    if alarm:
+        said += "; the upper bound is below 0: worse than the champion"
+    reason = (
+        f"challenger - champion = {bounds.estimate:+.3f} [{bounds.lower:+.3f}, {bounds.upper:+.3f}] on {pairs.height} "
+        f"paired episodes ({gained} won, {lost} lost{early}); {said}"
+    )
+    return Verdict(
+        promote=promote,
+        alarm=alarm,
+        reason=reason,
+        lower=bounds.lower,
+        upper=bounds.upper,
+        n_pairs=pairs.height,
+        challenger_rate=int(ours["success"].sum()) / ours.height,
+        champion_rate=int(theirs["success"].sum()) / theirs.height,
+        only_challenger=gained,
+        only_champion=lost,
+        p_value=anytime_valid.mcnemar(gained, lost) if stopped else mcnemar_exact(gained, lost),
+    )
+
+
+def shared_confidence(suites: int) -> float:
+    """Of each suite's interval when one policy is judged on so many (Bonferroni): a verdict does not change when
+    another suite's result comes in later, as Holm's would."""
+    return 1.0 - (1.0 - CONFIDENCE) / max(1, suites)
+
+
+def _checked(frame: pl.DataFrame, name: str) -> pl.DataFrame:
+    """Key and outcome, one row an episode, no outcome missing; in the order of the key."""
+    missing = [column for column in NEEDED if column not in frame.columns]
+    if missing:
+        raise DataError(f"The episodes of {name} lack columns", field=", ".join(missing), found=frame.columns)
+    state = pl.col("initial_state") if "initial_state" in frame.columns else pl.lit(0).alias("initial_state")
+    out = frame.select(
+        pl.col("task").cast(pl.String), state.cast(pl.Int64), pl.col("seed").cast(pl.Int64), pl.col("success")
+    )
+    if out.is_empty():
+        raise DataError(f"The {name} has no episodes", expected="at least one", cure="run `prts benchmark` again")
+    if out.schema["success"] != pl.Boolean:
+        raise DataError(
+            f"The outcomes of {name} are not true or false", field="success", found=str(out.schema["success"])
+        )
+    if any(out.null_count().row(0)):
+        raise DataError(
+            f"Episodes of {name} have no task, seed or outcome",
+            found=f"nulls {out.null_count().to_dicts()}",
+        )
+    twice = out.filter(out.select(KEY).is_duplicated()).select(KEY).unique(maintain_order=True)
+    if not twice.is_empty():
+        raise DataError(
+            f"An episode of {name} stands twice",
+            field=", ".join(KEY),
+            found=_some(twice),
+            expected="one row for each task, initial state and seed",
+            cure="compare one benchmark run with one benchmark run",
+        )
+    return out.sort(KEY)
+
+
+def _require_same_episodes(ours: pl.DataFrame, theirs: pl.DataFrame) -> None:
+    only_ours = ours.join(theirs, on=list(KEY), how="anti").sort(KEY)
+    only_theirs = theirs.join(ours, on=list(KEY), how="anti").sort(KEY)
+    if only_ours.is_empty() and only_theirs.is_empty():
+        return
+    parts = []
+    if not only_ours.is_empty():
+        parts.append(f"{only_ours.height} only of the challenger ({_some(only_ours)})")
+    if not only_theirs.is_empty():
+        parts.append(f"{only_theirs.height} only of the champion ({_some(only_theirs)})")
+    raise DataError(
+        "Challenger and champion did not run the same episodes, so that they cannot be compared in pairs",
+        field=", ".join(KEY),
+        found="; ".join(parts),
+        expected=f"the same tasks, initial states and seeds on both sides ({ours.height} and {theirs.height} episodes)",
+        cure="benchmark the champion again with the present tasks, episodes and seed, then compare",
+    )
+
+
+def _some(frame: pl.DataFrame) -> str:
+    shown = ", ".join(
+        f"{task} seed {seed}" + (f" initial state {state}" if state else "")
+        for task, state, seed in frame.select(KEY).head(3).iter_rows()
+    )
+    return shown + (", ..." if frame.height > 3 else "")

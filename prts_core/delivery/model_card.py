@@ -1,0 +1,78 @@
+"""The model card: README.md of a package, made from the reports beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prts_core.contract import PolicyContract
+from prts_core.delivery.package_manifest import PackageManifest
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def card(manifest: PackageManifest, contract: PolicyContract, benchmark: dict[str, Any], value: dict[str, Any]) -> str:
+    """Markdown with the front matter that hubs read."""
+    meant = contract.contract
+    rows = "\n".join(
+        f"| {name} | {row['instruction']} | {row['successes']}/{row['n']} "
+        f"| [{row['wilson95'][0]:.2f}, {row['wilson95'][1]:.2f}] "
+        f"| {percent(row['expert'])} | {percent(row['blind_replay'])} | {row['max_steps']} |"
+        for name, row in benchmark["tasks"].items()
+    )
+    auroc = f"{percent(value['auroc'])} ({value['n_failed']} failed, {value['n_success']} successful)"
+    sentence = next(iter(benchmark["tasks"].values()))["instruction"]
+    labels = "".join(f"\n\n**{label}**" for label in benchmark["labels"])
+    cameras = ", ".join(f"`{c.key}` ({c.label}, {c.height}x{c.width})" for c in meant.cameras)
+    return f"""---
+license: {manifest.licence}
+pipeline_tag: robotics
+tags: [robotics, vla, prts, {meant.embodiment}]
+---
+# {manifest.name} {manifest.version}
+
+{manifest.description}
+
+Policy digest `{manifest.policy_digest}`: every figure below was measured on exactly these files.
+
+## What goes in and out
+- embodiment `{contract.embodiment_tag}`, {meant.control_hz:g} rows a second, chunks of {contract.chunk_length} actions
+- state: {", ".join(f"{d.name} ({d.unit})" for d in meant.state)}
+- action: {", ".join(f"{d.name} ({d.unit})" for d in meant.action)}
+- cameras: {cameras}
+- rotation: {meant.rotation}; gripper: {meant.gripper}; normalisation: {contract.normalization}
+
+## Success on held-out episodes of {benchmark["suite"]}{labels}
+
+| task | instruction | success | 95 % Wilson | expert | blind replay | step limit |
+|---|---|---|---|---|---|---|
+{rows}
+
+| mean over tasks | |
+|---|---|
+| this policy | **{percent(benchmark["success_rate"])}** |
+| the same network untrained | {percent(benchmark["untrained_success_rate"])} |
+| blind replay of the mean training trajectory | {percent(benchmark["blind_replay_success_rate"])} |
+| sentences of the pair swapped | {percent(benchmark["swapped_success_rate"])} |
+| black images | {percent(benchmark["black_image_success_rate"])} |
+
+Success is the simulator's own flag, raised at any step within the limit. {benchmark["source"]}.
+
+## Value (goal reachability)
+| | |
+|---|---|
+| Spearman with time, per held-out expert episode | {percent(value["spearman"])} |
+| right instruction above every wrong one, last quarter | {percent(value["right_over_wrong"])} |
+| AUROC failed against successful rollouts, equal elapsed steps | {auroc} |
+
+## Use
+```python
+from pathlib import Path
+from prts_core.policy.policy import load_policy
+policy = load_policy(Path("."))
+observation = {{"observation.state": state, "{meant.cameras[0].key}": image}}  # and every other camera, uint8 (H, W, 3)
+chunk = policy.act(observation, "{sentence}", seeds=0)  # ({contract.chunk_length}, {len(meant.action)})
+nats = policy.value(observation, chunk, "{sentence}")  # a batch goes in, and comes out, with one more axis
+```
+"""

@@ -1,0 +1,47 @@
+"""Open any policy to be asked: a folder, a package, `models:/name@alias` or the address of a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prts_core.contract import Contract
+from prts_core.delivery.resolve import policy_folder
+from prts_core.io.errors import ConfigError
+from prts_core.rollout.local_policy import Actor, LocalActor
+
+SERVERS = ("ws://", "wss://")
+
+
+def open_actor(
+    reference: str, *, batch: int = 1, values: bool = True, patience_s: float = 300.0, api_key: str | None = None,
+    outputs: Path = Path("outputs"), contract: Contract | None = None,
+) -> Actor:  # fmt: skip
+    """The policy that `reference` names: ws://host:port, a policy or package folder, models:/<name>@<alias>.
+
+    outputs: whose registry is meant. contract: of a server that states none. Raises ServeError, CheckpointError or
+    StageError where there is none.
+    """
+    if batch < 1:
+        raise ConfigError("A batch holds samples", field="--batch", found=batch, expected="1 or more")
+    if reference.startswith(SERVERS):
+        from prts_core.rollout.remote_policy import ServerActor
+
+        return ServerActor(
+            reference, batch=batch, values=values, patience_s=patience_s, api_key=api_key, contract=contract
+        )
+    if contract is not None:
+        raise ConfigError(
+            "A policy's own contract is what counts", field="--contract", found=reference,
+            expected="the address of a policy server that states none",
+        )  # fmt: skip
+    if reference.startswith(("http://", "https://")):
+        raise ConfigError(
+            "A policy server speaks websocket", field="--policy", found=reference,
+            expected="ws" + reference.removeprefix("http"),
+        )  # fmt: skip
+    from prts_core.policy.policy import load_policy, policy_digest
+
+    folder = policy_folder(reference, outputs)
+    policy = load_policy(folder)
+    identity = {"policy_digest": policy_digest(folder), "contract": policy.contract.fingerprint}
+    return LocalActor(policy, identity, batch=batch, values=values, fill=policy.device.type == "cpu")

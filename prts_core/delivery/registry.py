@@ -1,0 +1,137 @@
+"""Find registered models in MLflow: versions by what they hold or by alias, their files and stored episodes.
+
+A version carries the package folder and the benchmark episodes it was judged by, so that a later challenger can be
+compared with it anywhere.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prts_core.io.errors import StageError, suggest
+from prts_core.tracking.store import client, local_path, mlflow_module, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+PACKAGE, EPISODES = "artifacts/package", "artifacts/episodes.parquet"
+REFERENCE = re.compile(r"models:/(?P<name>[^/@:]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+
+
+def is_reference(text: str) -> bool:
+    return text.startswith("models:")
+
+
+def find_version(store: MlflowClient, name: str, package_digest: str) -> ModelVersion | None:
+    """The registered version of `name` that holds the package with this digest; the newest of several."""
+    found = [v for v in versions(store, name) if v.tags.get("prts.package_digest") == package_digest]
+    return max(found, key=lambda v: int(v.version), default=None)
+
+
+def version_of_alias(store: MlflowClient, name: str, alias: str) -> ModelVersion | None:
+    mlflow = mlflow_module()
+    try:
+        return store.get_model_version_by_alias(name, alias)
+    except mlflow.exceptions.MlflowException as err:
+        if err.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model, no such alias
+            return None
+        raise
+
+
+def resolve_version(store: MlflowClient, reference: str) -> ModelVersion:
+    """`models:/<name>@<alias>` or `models:/<name>/<version>` -> the version; a StageError lists what there is."""
+    match = REFERENCE.fullmatch(reference)
+    if match is None:
+        raise StageError(
+            "This is no model reference", found=reference, expected="models:/<name>@<alias> or models:/<name>/<version>"
+        )
+    name, alias, number = match["name"], match["alias"], match["version"]
+    present = known_versions(store, name)
+    if alias is not None:
+        found = version_of_alias(store, name, alias)
+        known = sorted(store.get_registered_model(name).aliases)
+        problem = f"Model {name!r} has no alias {alias!r}{suggest(alias, known)}"
+        expected = ", ".join(f"@{a}" for a in known) or "an alias; there is none"
+        cure = (
+            "the gate has promoted no version yet; take @challenger or a version number" if alias == CHAMPION else None
+        )
+    else:
+        found = next((v for v in present if str(v.version) == number), None)
+        problem = f"Model {name!r} has no version {number}"
+        expected, cure = ", ".join(sorted((str(v.version) for v in present), key=int)), None
+    if found is None:
+        raise StageError(problem, found=reference, expected=expected, cure=cure)
+    return found
+
+
+def version_files(outputs: Path, version: ModelVersion, inner: str) -> Path:
+    """Local path of the file or folder `inner` of a registered version.
+
+    A store on this machine is read in place; from a server it is downloaded once into the user's cache.
+    """
+    store = client(outputs)
+    uri = store.get_model_version_download_uri(version.name, version.version)
+    if uri.startswith("models:/"):
+        uri = store.get_logged_model(uri.removeprefix("models:/")).artifact_location
+    root = local_path(uri)
+    if root is None:
+        root = _downloaded(outputs, uri, f"{version.name}-{version.version}-{version.creation_timestamp}")
+    if not (root / inner).exists():
+        raise StageError(
+            f"Version {version.version} of {version.name!r} holds no {inner}",
+            file=root,
+            expected="a model that `prts register` stored",
+            cure="run `prts register` again, or choose another version",
+        )
+    return root / inner
+
+
+def _downloaded(outputs: Path, uri: str, name: str) -> Path:
+    """The model's folder in the user's cache. Of several processes that fetch it at once, the first one's stays."""
+    mlflow = mlflow_module()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "prts" / "models"
+    target = cache / name
+    if not target.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=cache) as folder:
+            try:
+                mlflow.artifacts.download_artifacts(
+                    artifact_uri=uri, dst_path=folder, tracking_uri=tracking_uri(outputs)
+                )
+                inside = [p for p in Path(folder).iterdir() if (p / "MLmodel").exists()]
+                (inside[0] if inside else Path(folder)).rename(target)
+            except (mlflow.exceptions.MlflowException, OSError) as err:
+                if not target.exists():
+                    raise StageError("A registered model cannot be downloaded", file=uri, found=str(err)[:300]) from err
+            Path(folder).mkdir(exist_ok=True)  # it may be the target now
+    return target
+
+
+def known_versions(store: MlflowClient, name: str) -> list[Any]:
+    """Every version of a model; StageError with the names that there are where it has none."""
+    found = versions(store, name)
+    if not found:
+        names = sorted(m.name for m in store.search_registered_models())
+        raise StageError(
+            f"No registered model {name!r}{suggest(name, names)}", found=name,
+            expected=", ".join(names) or "a registered model; there is none yet",
+            cure="run `prts register`, or set MLFLOW_TRACKING_URI or --outputs to where it was registered",
+        )  # fmt: skip
+    return found
+
+
+def versions(store: MlflowClient, name: str | None = None) -> list[Any]:
+    """Every version of a model, or of all of them, in no order; none where there is no such model."""
+    found, token = [], None
+    while True:
+        page = store.search_model_versions(None if name is None else f"name = '{name}'", page_token=token)
+        found += list(page)
+        token = page.token
+        if not token:
+            return found

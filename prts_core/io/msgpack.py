@@ -1,0 +1,145 @@
+"""Bytes on the wire: MessagePack with openpi's form of arrays. No pickle; nothing is built but plain values and arrays.
+
+An array is {b"__ndarray__": true, b"data": bytes, b"dtype": "<f4", b"shape": [..]} in C order, a numpy scalar is
+{b"__npgeneric__": true, b"data": value, b"dtype": "<f4"}. Object, void and complex dtypes are refused both ways.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from prts_core.io.errors import ServeError
+
+ARRAY, SCALAR = b"__ndarray__", b"__npgeneric__"
+REFUSED_KINDS = "VOc"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a message may be: bytes, nesting, dimensions of an array, entries of a container, characters of a text."""
+
+    max_bytes: int = 16 * 2**20
+    max_depth: int = 6
+    max_ndim: int = 6
+    max_items: int = 4096
+    max_text: int = 65_536
+
+
+LIMITS = Limits()
+
+
+def pack(value: Any) -> bytes:
+    """One message. Raises ServeError for what openpi's clients could not read."""
+    return msgpack.packb(value, default=_pack_numpy)
+
+
+def _pack_numpy(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in REFUSED_KINDS:
+        raise ServeError(
+            "This dtype is not sent", found=str(value.dtype), expected="bool, integer, float or text arrays"
+        )
+    if isinstance(value, np.ndarray):
+        return {ARRAY: True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
+    if isinstance(value, np.generic):
+        return {SCALAR: True, b"data": value.item(), b"dtype": value.dtype.str}
+    raise ServeError("This type is not sent", found=type(value).__name__, expected="plain values and numpy arrays")
+
+
+def unpack(data: bytes, limits: Limits = LIMITS) -> Any:
+    """The message in `data`; arrays are read-only views of it. ServeError for anything malformed or too large."""
+    if len(data) > limits.max_bytes:
+        raise ServeError("A message is too large", found=f"{len(data)} bytes", expected=f"at most {limits.max_bytes}")
+    try:
+        value = msgpack.unpackb(
+            data,
+            object_hook=lambda item: _unpack_numpy(item, limits),
+            ext_hook=_refuse_extension,
+            max_str_len=limits.max_text,
+            max_array_len=limits.max_items,
+            max_map_len=limits.max_items,
+            max_ext_len=0,
+        )
+    except ServeError:
+        raise
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as err:
+        # msgpack's own faults (truncated, nested too deep, too long, keys that are no text) all derive from these
+        raise ServeError(
+            "A message is not readable MessagePack",
+            found=f"{type(err).__name__}: {str(err)[:120]}",
+            expected=f"openpi's form, containers of at most {limits.max_items} entries",
+        ) from err
+    _check_depth(value, limits)
+    return value
+
+
+def _refuse_extension(code: int, data: bytes) -> Any:
+    raise ServeError("A message holds an extension type", found=code, expected="plain MessagePack")
+
+
+def _check_depth(value: Any, limits: Limits) -> None:
+    level, depth = [value], 0
+    while level:
+        if depth > limits.max_depth:
+            raise ServeError("A message nests too deep", found=f"more than {limits.max_depth} levels")
+        level = [
+            inner
+            for item in level
+            if isinstance(item, dict | list)
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+        depth += 1
+
+
+def _unpack_numpy(item: dict[Any, Any], limits: Limits) -> Any:
+    if ARRAY in item:
+        return _array(item, limits)
+    if SCALAR in item:
+        dtype, raw = _dtype(item), item.get(b"data")
+        if not isinstance(raw, bool | int | float | str | bytes):
+            raise ServeError("A scalar has no plain value", field="data", found=type(raw).__name__)
+        try:
+            return dtype.type(raw)
+        except (ValueError, TypeError, OverflowError) as err:
+            raise ServeError("A scalar does not fit its dtype", found=f"{raw!r:.60}", expected=str(dtype)) from err
+    return item
+
+
+def _array(item: dict[Any, Any], limits: Limits) -> np.ndarray:
+    dtype, shape, data = _dtype(item), item.get(b"shape"), item.get(b"data")
+    if not isinstance(shape, list) or len(shape) > limits.max_ndim or any(type(n) is not int or n < 0 for n in shape):
+        raise ServeError(
+            "An array has no usable shape",
+            field="shape",
+            found=f"{shape!r:.80}",
+            expected=f"at most {limits.max_ndim} sizes, none negative",
+        )
+    if not isinstance(data, bytes):
+        raise ServeError("An array has no data", field="data", found=type(data).__name__, expected="bytes")
+    if dtype.itemsize == 0 or math.prod(shape) * dtype.itemsize != len(data):
+        raise ServeError(
+            "An array's data do not fill its shape",
+            field="data",
+            found=f"{len(data)} bytes",
+            expected=f"{math.prod(shape)} values of {dtype.str}",
+        )
+    return np.frombuffer(data, dtype).reshape(shape)
+
+
+def _dtype(item: dict[Any, Any]) -> np.dtype:
+    text = item.get(b"dtype")
+    if isinstance(text, bytes):
+        text = text.decode("ascii", "replace")
+    if not isinstance(text, str) or len(text) > 12:
+        raise ServeError("An array has no usable dtype", field="dtype", found=f"{text!r:.60}")
+    try:
+        dtype = np.dtype(text)
+    except (TypeError, ValueError, SyntaxError) as err:
+        raise ServeError("An array has an unknown dtype", field="dtype", found=text) from err
+    if dtype.kind in REFUSED_KINDS:
+        raise ServeError("This dtype is not read", field="dtype", found=text, expected="bool, integer, float or text")
+    return dtype

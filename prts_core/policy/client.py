@@ -1,0 +1,136 @@
+"""A small client for robots and tests: connect, compare contracts, ask for action chunks. Blocking, one thread.
+
+It knows the protocol and the PolicyContract, and neither models nor torch.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.sync.client import ClientConnection, connect
+
+from prts_core.contract import PolicyContract, require_equal
+from prts_core.io.errors import DataError, ServeError
+from prts_core.io.msgpack import pack, unpack
+
+BUSY = 503  # HTTP: as many clients as the server takes
+
+
+class ServerGone(ServeError):
+    """Nobody answers: asking again, over a new connection, may help."""
+
+
+class PolicyClient:
+    """An open connection to a policy server. Use it with `with`, or call `close`.
+
+    url: ws://host:port. contract: what this side means by its numbers; a server that means something else is refused
+    with the field-by-field difference. wait_s: how long to go on trying while nobody listens yet.
+
+    metadata: what the server said at the handshake. contract: the server's PolicyContract; none from plain openpi.
+    """
+
+    def __init__(
+        self,
+        url: str = "ws://127.0.0.1:8000",
+        *,
+        api_key: str | None = None,
+        contract: PolicyContract | None = None,
+        wait_s: float = 0.0,
+        timeout_s: float = 60.0,
+    ) -> None:
+        self.url, self.timeout_s = url, timeout_s
+        self._connection = self._connect(api_key, wait_s)
+        try:
+            self.metadata: dict[str, Any] = self._receive()
+            self.contract = self._agree(contract)
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self, api_key: str | None, wait_s: float) -> ClientConnection:
+        headers = {"Authorization": f"Api-Key {api_key}"} if api_key else None
+        until = time.monotonic() + wait_s
+        while True:
+            try:
+                return connect(
+                    self.url, compression=None, max_size=None, additional_headers=headers, open_timeout=self.timeout_s
+                )
+            except ConnectionRefusedError as err:
+                if time.monotonic() >= until:
+                    raise ServerGone(
+                        "Nobody listens there", found=self.url, cure="start `prts serve`, or check host and port"
+                    ) from err
+                time.sleep(0.2)
+            except InvalidStatus as err:
+                said = (err.response.body or b"").decode("utf-8", "replace").strip()
+                kind = ServerGone if err.response.status_code == BUSY else ServeError
+                raise kind(
+                    "The server refused the connection", found=f"HTTP {err.response.status_code}: {said[:1000]}"
+                ) from err
+            except (OSError, WebSocketException) as err:
+                raise ServerGone("No connection to the policy server", found=f"{self.url}: {err}") from err
+
+    def _agree(self, own: PolicyContract | None) -> PolicyContract | None:
+        raw = self.metadata.get("policy_contract")
+        if raw is None:
+            if own is not None:
+                raise ServeError(
+                    "The server does not say what its numbers mean", found=self.url, expected="a policy_contract"
+                )
+            return None
+        try:
+            theirs = PolicyContract.from_json(raw, where=self.url)
+        except DataError as err:
+            raise ServeError(str(err)) from err
+        if own is not None:
+            require_equal(own, theirs, left_name="the client", right_name="the server")
+        return theirs
+
+    def infer(self, observation: dict[str, Any], *, seed: int | None = None, value: bool = False) -> dict[str, Any]:
+        """Ask for one chunk: {"actions": (chunk, A) float32, "seed", "server_timing", "policy_timing", ["value"]}.
+
+        observation: the keys of `metadata["keys"]`: `observation/state` (D,), `observation/<camera>` (H, W, 3) uint8,
+        `prompt`. Raises ServeError with the server's own paragraph when it refuses; the connection is closed then.
+        """
+        request = dict(observation)
+        if seed is not None:
+            request["seed"] = seed
+        if value:
+            request["value"] = True
+        try:
+            self._connection.send(pack(request))
+        except ConnectionClosed as err:
+            raise ServerGone("The server closed the connection", found=str(err)) from err
+        reply = self._receive()
+        if not isinstance(reply.get("actions"), np.ndarray):
+            raise ServeError(
+                "The server's answer has no actions", found=", ".join(sorted(map(str, reply))), expected="actions"
+            )
+        reply["actions"] = np.array(reply["actions"])  # a writable copy: robots like to edit their actions
+        return reply
+
+    def _receive(self) -> dict[str, Any]:
+        try:
+            message = self._connection.recv(self.timeout_s)
+        except TimeoutError as err:
+            raise ServerGone("The server does not answer", expected=f"an answer within {self.timeout_s:g} s") from err
+        except ConnectionClosed as err:
+            raise ServerGone("The server closed the connection", found=str(err)) from err
+        if isinstance(message, str):
+            raise ServeError(f"The server refused. {message}")
+        reply = unpack(message)
+        if not isinstance(reply, dict):
+            raise ServeError("The server's message is no mapping", found=type(reply).__name__)
+        return reply
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def __enter__(self) -> PolicyClient:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

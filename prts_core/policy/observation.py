@@ -1,0 +1,120 @@
+"""What a policy is shown: one mapping of named arrays, of one robot or a batch, checked and given a batch axis.
+
+Widths and finiteness are the processor's to check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from prts_core.contract import Contract, PolicyContract
+from prts_core.io.errors import DataError, suggest
+
+STATE = "observation.state"
+
+
+class Acts(Protocol):
+    """What servers, benchmarks and rankings need of a policy (policy.policy.Policy). Arrays are in robot units."""
+
+    @property
+    def contract(self) -> PolicyContract: ...
+
+    def act(
+        self, observation: Mapping[str, np.ndarray], instruction: Sequence[str], seeds: Sequence[int]
+    ) -> np.ndarray:
+        """(B, H, W, 3) uint8 per camera, "observation.state" (B, D) float32, B sentences, B seeds -> actions
+        (B, chunk, A) float32."""
+
+    def value(
+        self, observation: Mapping[str, np.ndarray], actions: np.ndarray, instruction: Sequence[str]
+    ) -> np.ndarray:
+        """How near these actions bring the robot to what the sentence asks: (B,)."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """images: camera key -> (B, H, W, 3) uint8. state (B, D) float32. instructions: B sentences. single: came without
+    a batch axis, and the answer goes without one."""
+
+    images: dict[str, np.ndarray]
+    state: np.ndarray
+    instructions: list[str]
+    single: bool
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+
+def read_observation(
+    observation: Mapping[str, np.ndarray], instruction: str | Sequence[str], contract: Contract
+) -> Batch:
+    """{"observation.state": (D,) or (B, D), camera key: (H, W, 3) or (B, H, W, 3) uint8} and a sentence, or one for
+    each of the batch. Keys that the contract does not name are left alone.
+
+    Raises DataError that names the key which is missing, of a wrong rank or dtype, or of another batch size.
+    """
+    wanted = [STATE, *(camera.key for camera in contract.cameras)]
+    for key in wanted:
+        if key not in observation:
+            raise DataError(
+                f"{'The state' if key == STATE else 'A camera'} is missing{suggest(key, observation)}",
+                field=key, found=", ".join(sorted(observation)) or "nothing", expected=", ".join(wanted),
+            )  # fmt: skip
+    state = np.asarray(observation[STATE])
+    if state.ndim not in (1, 2) or state.dtype.kind not in "fiu":
+        raise DataError(
+            "The state has the wrong form", field=STATE, found=f"{state.dtype} {state.shape}",
+            expected="numbers (D,), or (B, D) for a batch",
+        )  # fmt: skip
+    single = state.ndim == 1
+    state = np.atleast_2d(state).astype(np.float32, copy=False)
+    images = {}
+    for key in wanted[1:]:
+        image = np.asarray(observation[key])
+        if image.ndim != (3 if single else 4) or image.shape[-1] != 3 or image.dtype != np.uint8:
+            raise DataError(
+                "A camera image has the wrong form", field=key, found=f"{image.dtype} {image.shape}",
+                expected=f"uint8 {'(H, W, 3)' if single else '(B, H, W, 3)'}, as the state has "
+                f"{'no batch axis' if single else 'a batch axis'}",
+            )  # fmt: skip
+        images[key] = image[None] if single else image
+        if len(images[key]) != len(state):
+            raise DataError(
+                "An observation's parts disagree on the batch", field=key, found=len(images[key]), expected=len(state)
+            )
+    return Batch(images, state, sentences(instruction, len(state)), single)
+
+
+def sentences(instruction: str | Sequence[str], count: int) -> list[str]:
+    """One sentence for each of `count` samples: the one given, or as many as given."""
+    found = [instruction] * count if isinstance(instruction, str) else list(instruction)
+    if len(found) != count or not all(isinstance(text, str) for text in found):
+        raise DataError(
+            "There is not one instruction for each sample", field="instruction", found=found[:8],
+            expected=f"a sentence, or {count} of them",
+        )  # fmt: skip
+    return found
+
+
+def read_actions(actions: np.ndarray, batch: Batch) -> np.ndarray:
+    """(T, A), or (B, T, A) for a batch -> (B, T, A) float32."""
+    actions = np.asarray(actions)
+    wanted = 2 if batch.single else 3
+    if actions.ndim != wanted or (not batch.single and len(actions) != len(batch)):
+        raise DataError(
+            "Actions do not fit their observation", field="action", found=actions.shape,
+            expected="(T, A)" if batch.single else f"({len(batch)}, T, A)",
+        )  # fmt: skip
+    return actions.reshape(len(batch), *actions.shape[-2:]).astype(np.float32, copy=False)
+
+
+def read_seeds(seeds: int | Sequence[int], batch: Batch) -> list[int]:
+    """One noise seed for each sample; for a single observation a plain integer will do."""
+    found = [int(seeds)] if isinstance(seeds, int | np.integer) else [int(seed) for seed in seeds]
+    if len(found) != len(batch):
+        raise DataError("There is not one seed for each sample", field="seeds", found=found[:8], expected=len(batch))
+    return found

@@ -1,0 +1,203 @@
+"""A policy as its users hold it: observations and a sentence in, a chunk of actions and a value out, in robot units.
+
+A policy folder is what stages sft and package write; loading reads config.json, model.safetensors and the processor's
+files, nothing executable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from prts_core.config.load import check
+from prts_core.config.model import Compat, ModelConfig
+from prts_core.contract import PolicyContract
+from prts_core.io.errors import CheckpointError, DataError
+from prts_core.io.files import digest_file, digest_value, read_json, write_json
+from prts_core.io.tensors import MAX_SHARD_BYTES, load_sharded, load_weights, save_sharded, weight_files
+from prts_core.models.generate import generate
+from prts_core.models.prts import PrtsModel
+from prts_core.models.tokens import Prefix
+from prts_core.policy.observation import Batch, read_actions, read_observation, read_seeds, sentences
+from prts_core.policy.processor import FILES, Processor
+from prts_core.text import prompt
+from prts_core.text.tokenizer import TextTokenizer
+
+MODEL_TYPE = "prts_qwen3_vl"
+EMBEDDINGS = "language_model.embed_tokens.weight"
+MAX_SUBTASK_TOKENS = 32  # public forks cut at 20 to 52
+
+
+class Policy:
+    """act and value are deterministic: noise is drawn from the seeds given, one per sample."""
+
+    def __init__(self, model: PrtsModel, processor: Processor) -> None:
+        self.model, self.processor = model.eval(), processor
+
+    @property
+    def contract(self) -> PolicyContract:
+        return self.processor.contract
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @torch.inference_mode()
+    def act(
+        self,
+        observation: Mapping[str, np.ndarray],
+        instruction: str | Sequence[str],
+        seeds: int | Sequence[int],
+        subtask: str | Sequence[str] | None = None,
+    ) -> np.ndarray:
+        """Action chunks (B, T, A) float32 in robot units, or (T, A) for an observation without a batch axis.
+
+        observation: {"observation.state": (D,) or (B, D), camera key: (H, W, 3) or (B, H, W, 3) uint8}; one sentence,
+        or one a sample; one noise seed a sample. subtask: what a policy that reasons in subtasks has said (from
+        `subtask`, kept for a while); none lets it say the next one first. Raises DataError where an input does not fit
+        the contract.
+        """
+        batch = read_observation(observation, instruction, self.contract.contract)
+        prefix = self._prefix(batch, None if subtask is None else sentences(subtask, len(batch)))
+        config = self.model.config
+        width = len(self.contract.contract.action)
+        noise = torch.stack(
+            [
+                torch.randn(config.chunk_length, config.max_action_dim, generator=torch.Generator().manual_seed(seed))
+                for seed in read_seeds(seeds, batch)
+            ]
+        ).to(self.device)
+        mask = torch.zeros_like(noise)
+        mask[..., :width] = 1.0
+        chunk = self.model.sample(prefix, noise, mask)[..., :width]
+        actions = self.processor.unnormalize_actions(chunk.cpu().numpy(), batch.state)
+        return actions[0] if batch.single else actions
+
+    def _prefix(self, batch: Batch, subtasks: list[str] | None) -> Prefix:
+        """What the action head reads: the prompt, and the subtask where the policy says one."""
+        if self.processor.subtasks and subtasks is None:
+            return self._speak(batch)[1]
+        if subtasks is not None and not self.processor.subtasks:
+            raise DataError(
+                "This policy does not reason in subtasks", field="subtask", found=subtasks[0], expected="none",
+                cure="give the instruction alone, or fine-tune the policy by stage subtask",
+            )  # fmt: skip
+        tokens = self.processor.tokens(batch.images, batch.state, batch.instructions, subtasks=subtasks)
+        return self.model.encode(tokens.to(self.device)).prefix()
+
+    @torch.inference_mode()
+    def subtask(self, observation: Mapping[str, np.ndarray], instruction: str | Sequence[str]) -> str | list[str]:
+        """The next subtask in words, greedily decoded: one, or one a sample; arguments as in `act`. DataError for a
+        policy that was not fine-tuned to say any."""
+        if not self.processor.subtasks:
+            raise DataError("This policy does not reason in subtasks", cure="fine-tune it by stage subtask")
+        batch = read_observation(observation, instruction, self.contract.contract)
+        said = self._speak(batch)[0]
+        return said[0] if batch.single else said
+
+    def _speak(self, batch: Batch) -> tuple[list[str], Prefix]:
+        tokenizer, closing = self.processor.tokenizer, self.processor.builder.turn_end
+        tokens = self.processor.tokens(batch.images, batch.state, batch.instructions, subtasks=[""] * len(batch))
+        rows = len(self.model.language_model.embed_tokens.weight)  # Qwen's own: more than tokens
+        allowed = torch.zeros(rows, dtype=torch.bool, device=self.device)
+        allowed[: len(tokenizer)] = torch.from_numpy(tokenizer.ascii_ids.copy())
+        allowed[closing[0]] = True
+        words, prefix = generate(
+            self.model, tokens.to(self.device), allowed=allowed, closing=closing, max_words=MAX_SUBTASK_TOKENS
+        )
+        return [tokenizer.decode(own).strip() for own in words], prefix
+
+    @torch.inference_mode()
+    def value(
+        self, observation: Mapping[str, np.ndarray], actions: np.ndarray, instruction: str | Sequence[str]
+    ) -> np.ndarray:
+        """Goal reachability (B,) float32 in nats, or one number for an observation without a batch axis.
+
+        exp(scale) phi(s, a) . psi(l): the log-discounted chance of reaching the goal up to a constant of the
+        instruction (PRTS, arXiv:2604.27472, theorem 1). actions: (B, T, A) or (T, A) in robot units; the rest as in
+        `act`. Raises DataError where an input does not fit the contract.
+        """
+        batch = read_observation(observation, instruction, self.contract.contract)
+        tokens = self.processor.tokens(batch.images, batch.state, batch.instructions, read_actions(actions, batch))
+        encoded = self.model.encode(tokens.to(self.device))
+        phi = self.model.embed_state_actions(encoded)
+        psi = self.model.embed_goals(encoded)
+        nats = (self.model.crl_logit_scale.exp() * (phi * psi).sum(-1)).float().cpu().numpy()
+        return nats[0] if batch.single else nats
+
+
+def save_policy(
+    folder: Path,
+    weights: Mapping[str, torch.Tensor],
+    config: ModelConfig,
+    processor: Processor,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write a policy folder (the files of `policy_files`)."""
+    from dataclasses import asdict
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", {"model_type": MODEL_TYPE, **asdict(config)})
+    processor.save(folder)
+    save_sharded(folder, weights, max_bytes=max_shard_bytes)
+
+
+def read_model_config(folder: Path) -> ModelConfig:
+    raw = read_json(folder / "config.json")
+    if not isinstance(raw, dict) or raw.pop("model_type", None) != MODEL_TYPE:
+        raise CheckpointError(
+            "This folder holds no PRTS policy", file=folder / "config.json", field="model_type", expected=MODEL_TYPE
+        )
+    return check(ModelConfig, raw, folder / "config.json")
+
+
+def load_policy(folder: Path) -> Policy:
+    """Load a policy folder onto the GPU where there is one; missing files, foreign weights and changed statistics are
+    one CheckpointError."""
+    missing = [name for name in policy_files(folder) if not (folder / name).exists()]
+    if missing:
+        raise CheckpointError(
+            "A policy folder is not complete",
+            file=folder,
+            found=f"missing {', '.join(missing)}",
+            expected=", ".join(policy_files(folder)),
+            cure="point at the output of stage sft or package, or at models:/name@alias",
+        )
+    config = read_model_config(folder)
+    processor = Processor.load(folder, config)
+    model = load_network(folder, config, processor.tokenizer, processor.compat)
+    return Policy(model.to("cuda" if torch.cuda.is_available() else "cpu"), processor)
+
+
+def load_network(folder: Path, config: ModelConfig, tokenizer: TextTokenizer, compat: Compat) -> PrtsModel:
+    """The network whose weights lie in `folder`; its embeddings may have more rows than there are tokens."""
+    weights = load_sharded(folder)
+    rows = weights.shapes.get(EMBEDDINGS, (0,))[0]
+    model = PrtsModel(config, max(rows, len(tokenizer)), tokenizer.id(prompt.IMAGE_PAD), compat, empty=True)
+    load_weights(model, weights, folder)
+    return model
+
+
+def untrained_policy(folder: Path, seed: int) -> Policy:
+    """The same network with fresh random weights: the floor that a benchmark compares with."""
+    config = read_model_config(folder)
+    processor = Processor.load(folder, config)
+    torch.manual_seed(seed)
+    tokenizer = processor.tokenizer
+    return Policy(PrtsModel(config, len(tokenizer), tokenizer.id(prompt.IMAGE_PAD), processor.compat), processor)
+
+
+def policy_files(folder: Path) -> tuple[str, ...]:
+    """Names of the files a policy folder consists of."""
+    return ("config.json", *weight_files(folder), *FILES)
+
+
+def policy_digest(folder: Path) -> str:
+    """Digest of exactly the files that decide what a policy does; the same in sft's output and in the package."""
+    files = [folder / name for name in sorted(policy_files(folder)) if (folder / name).is_file()]
+    return digest_value(
+        [{"path": p.name, "size": p.stat().st_size, "sha256": digest_file(p).removeprefix("sha256:")} for p in files]
+    )

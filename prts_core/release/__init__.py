@@ -1,0 +1,1 @@
+"""Read and write public checkpoints in their own layout and numerics."""

@@ -1,0 +1,151 @@
+"""Which episodes a benchmark consists of, in which order, and under which protocol: plain values, digests, seeds.
+
+It knows suites as data, no simulator and no policy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from prts_core.io.errors import ConfigError
+from prts_core.io.files import canonical_json, digest_value
+from prts_core.sim.suite import EpisodeKey, SuiteSpec, Task
+from prts_core.sim.suites import task_of
+
+EXECUTE = 10  # actions of a chunk executed before the policy looks again, where it gives as many
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What, besides suite and policy, decides a benchmark's rows.
+
+    episodes: in all, spread over the tasks; none: as many as the suite's protocol says. tasks: some of the suite's, or
+    none for all. seed: none for the suite's. execute: actions before the next look. perturbation: laid over every
+    task's own. image_size: pixels of the pictures that the simulator renders, none for the suite's; for a policy
+    trained on smaller ones, which a picture made smaller afterwards does not equal.
+    """
+
+    episodes: int | None = None
+    tasks: tuple[str, ...] = ()
+    seed: int | None = None
+    execute: int | None = None
+    perturbation: Mapping[str, Any] = field(default_factory=dict)
+    image_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """keys: the episodes, tasks in turn, so that every beginning of the list is as fair a sample as the whole.
+
+    suite: with the cameras' size as asked for; worker_settings: what its workers are made with to that end.
+    """
+
+    suite: SuiteSpec
+    tasks: tuple[Task, ...]
+    keys: tuple[EpisodeKey, ...]
+    execute: int
+    perturbation: Mapping[str, Any]
+    seed: int
+    worker_settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def task(self, key: EpisodeKey) -> Task:
+        return next(task for task in self.tasks if task.name == key.task)
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What makes two results comparable; the number of episodes is not in it, and may grow."""
+        suite = self.suite
+        return {
+            "suite": suite.name,
+            "source": suite.source,
+            "tasks": [asdict(task) | {"perturbation": dict(task.perturbation)} for task in self.tasks],
+            "contract": suite.contract.fingerprint,
+            "settle_steps": suite.settle_steps,
+            "settle_action": list(suite.settle_action),
+            "image_rotation": suite.image_rotation,
+            "seed": self.seed,
+            "execute": self.execute,
+            "perturbation": dict(self.perturbation),
+            "standins": suite.standins,
+        }
+
+    @property
+    def protocol_digest(self) -> str:
+        return digest_value(self.protocol)
+
+
+def make_plan(suite: SuiteSpec, chunk_length: int, settings: Settings) -> Plan:
+    """The episodes of `settings`. ConfigError for an unknown task, or numbers that make no benchmark."""
+    tasks = tuple(task_of(suite, name) for name in dict.fromkeys(settings.tasks)) or suite.tasks
+    episodes = len(tasks) * suite.episodes_per_task if settings.episodes is None else settings.episodes
+    execute = min(EXECUTE, chunk_length) if settings.execute is None else settings.execute
+    if episodes < 1:
+        raise ConfigError("A benchmark needs episodes", field="--episodes", found=episodes, expected="1 or more")
+    if not 1 <= execute <= chunk_length:
+        raise ConfigError(
+            "The policy cannot execute that many actions of a chunk", field="--execute", found=execute,
+            expected=f"1 to {chunk_length}",
+        )  # fmt: skip
+    seed = suite.seed if settings.seed is None else settings.seed
+    if seed < 0:
+        raise ConfigError("A seed is not negative", field="--seed", found=seed, expected="0 or more")
+    keys = []
+    for index in range(episodes):
+        task, turn = tasks[index % len(tasks)], index // len(tasks)
+        # Beyond the initial states a task ships, the next seed begins with the first of them again.
+        again, state = divmod(turn, task.initial_states) if task.initial_states else (0, turn)
+        keys.append(EpisodeKey(suite.name, task.name, state, seed + again))
+    sized, make = rendered_at(suite, settings.image_size)
+    return Plan(sized, tasks, tuple(keys), execute, dict(settings.perturbation), seed, make)
+
+
+def rendered_at(suite: SuiteSpec, image_size: int | None) -> tuple[SuiteSpec, dict[str, Any]]:
+    """The suite with square cameras of that many pixels, and the settings its workers render so with; none: as it
+    is."""
+    cameras = suite.contract.cameras
+    if image_size is None or all((c.height, c.width) == (image_size, image_size) for c in cameras):
+        return suite, {}
+    resized = tuple(replace(camera, height=image_size, width=image_size) for camera in cameras)
+    return replace(suite, contract=replace(suite.contract, cameras=resized)), {"image_size": image_size}
+
+
+def noise_seed(key: EpisodeKey, step: int) -> int:
+    """(63 bits) of the policy's noise at `step` of an episode: the same in every run, whatever runs beside it."""
+    text = canonical_json([key.seed, key.task, key.initial_state, step])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+class Queue:
+    """What is still to do, given out so that a lane keeps its task: changing it costs a simulator seconds.
+
+    window: how far ahead of the first open episode one may be given out; none: as far as may be.
+    """
+
+    def __init__(self, plan: Plan, todo: Sequence[int], window: int | None = None) -> None:
+        self.plan, self.todo, self.window = plan, sorted(todo), window
+        self.held: dict[int, str] = {}  # lane -> its task
+
+    def __bool__(self) -> bool:
+        return bool(self.todo)
+
+    def take(self, lane: int) -> int | None:
+        """The index of the lane's next episode: of its own task, else of the task that has most left and no lane."""
+        if not self.todo:
+            return None
+        near = self.todo if self.window is None else [i for i in self.todo if i < self.todo[0] + self.window]
+        by_task: dict[str, list[int]] = {}
+        for index in near:
+            by_task.setdefault(self.plan.keys[index].task, []).append(index)
+        others = {task for other, task in self.held.items() if other != lane}
+        own = self.held.get(lane)
+        task = own if own in by_task else max(by_task, key=lambda name: (name not in others, len(by_task[name])))
+        self.held[lane] = task
+        index = by_task[task][0]
+        self.todo.remove(index)
+        return index
+
+    def put_back(self, index: int) -> None:
+        self.todo = sorted([*self.todo, index])

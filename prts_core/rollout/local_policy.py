@@ -1,0 +1,125 @@
+"""One way to ask any policy: a folder, a package, `models:/name@alias` or the address of a server.
+
+A batch of observations goes in, action chunks and, where wanted, values come out; every batch is filled up to one size,
+so that what a sample gets need not depend on which others wait beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from prts_core.contract import PolicyContract
+from prts_core.io.errors import DataError
+from prts_core.io.threads import torch_threads
+from prts_core.policy.observation import STATE, Acts
+
+PROBE_SEED = 20_211
+
+
+@dataclass(frozen=True)
+class Answer:
+    """chunks (B, T, A) float32 in robot units. values (B,) in nats, or none where the policy gives none."""
+
+    chunks: np.ndarray
+    values: np.ndarray | None
+
+
+class Actor(Protocol):
+    """A policy to be measured. identity: plain values that change when the policy does; its address is not among
+    them, but where nothing else is known of a server (`unverified` says so then). batch: samples asked together,
+    always. fill: a batch costs by the sample, so that it is worth waiting until it is full."""
+
+    contract: PolicyContract
+    identity: dict[str, Any]
+    batch: int
+    fill: bool
+
+    def ask(
+        self, observation: Mapping[str, np.ndarray], instructions: Sequence[str], seeds: Sequence[int]
+    ) -> Answer: ...
+
+    def close(self) -> None:
+        """Let go; whoever is being asked answers or fails soon."""
+
+
+class LocalActor:
+    """A policy in this process. values: ask for them as well, which costs about as much as the actions. threads: of
+    torch; none: as many as it has."""
+
+    def __init__(
+        self, policy: Acts, identity: Mapping[str, Any], *, batch: int = 1, values: bool = True, fill: bool = False,
+        threads: int | None = None,
+    ) -> None:  # fmt: skip
+        self.policy, self.contract = policy, policy.contract
+        self.identity, self.batch, self.values, self.fill = dict(identity), batch, values, fill
+        self.threads = threads
+
+    def ask(self, observation: Mapping[str, np.ndarray], instructions: Sequence[str], seeds: Sequence[int]) -> Answer:
+        # Here and not around a run: whoever asks has a thread of its own, and the number is a thread's.
+        with torch_threads(self.threads):
+            chunks = self.policy.act(observation, list(instructions), list(seeds))
+            values = self.policy.value(observation, chunks, list(instructions)) if self.values else None
+        return Answer(chunks, values)
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+def ask_filled(
+    actor: Actor, observations: Sequence[Mapping[str, np.ndarray]], instructions: Sequence[str], seeds: Sequence[int]
+) -> Answer:
+    """At most `actor.batch` single observations, filled up to exactly that many by repeating the first.
+
+    Raises DataError where what comes back is not one finite chunk each, at least `contract.chunk_length` long.
+    """
+    count, full = len(observations), actor.batch
+    assert 0 < count <= full
+    fill = [*range(count), *[0] * (full - count)]
+    seen = {key: np.stack([observations[i][key] for i in fill]) for key in observations[0]}
+    answer = actor.ask(seen, [instructions[i] for i in fill], [seeds[i] for i in fill])
+    contract = actor.contract
+    wanted = (full, contract.chunk_length, len(contract.contract.action))
+    if answer.chunks.shape != wanted or not np.isfinite(answer.chunks).all():
+        shaped = answer.chunks.shape == wanted
+        raise DataError(
+            "The policy's actions are not what its contract says", field="actions",
+            found="values that are not finite" if shaped else str(answer.chunks.shape), expected=f"finite {wanted}",
+        )  # fmt: skip
+    return Answer(answer.chunks[:count], None if answer.values is None else answer.values[:count])
+
+
+def neighbours_matter(actor: Actor, instructions: Sequence[str]) -> str:
+    """Whether one observation's answer depends, in any bit, on its place in the batch or on its neighbours.
+
+    "" where it does not; else in words what changed. Observations are noise in the contract's shapes; instructions:
+    those that may meet in one batch, longest and shortest first of all.
+    """
+    if actor.batch == 1:
+        return ""
+    rng, contract = np.random.default_rng(PROBE_SEED), actor.contract.contract
+    size = actor.batch
+
+    def noise() -> dict[str, np.ndarray]:
+        images = {c.key: rng.integers(0, 256, (c.height, c.width, 3), np.uint8) for c in contract.cameras}
+        return {**images, STATE: rng.normal(0, 0.1, len(contract.state)).astype(np.float32)}
+
+    ordered = sorted(set(instructions), key=len)
+    mine = noise()
+    for text in dict.fromkeys((ordered[0], ordered[-1])):
+        alone = ask_filled(actor, [mine], [text], [PROBE_SEED])
+        for place in dict.fromkeys((0, size // 2, size - 1)):
+            observations = [noise() for _ in range(size)]
+            texts = [ordered[-1 - i % len(ordered)] for i in range(size)]
+            seeds = [int(s) for s in rng.integers(0, 2**31, size)]
+            observations[place], texts[place], seeds[place] = mine, text, PROBE_SEED
+            beside = ask_filled(actor, observations, texts, seeds)
+            if not np.array_equal(beside.chunks[place], alone.chunks[0]):
+                worst = float(np.abs(beside.chunks[place] - alone.chunks[0]).max())
+                return f"actions differ by up to {worst:.2g} at place {place} of a batch of {size}"
+            if alone.values is not None and beside.values is not None and beside.values[place] != alone.values[0]:
+                return f"values differ at place {place} of a batch of {size}"
+    return ""

@@ -1,0 +1,184 @@
+"""One policy on one suite, from plan to page: what `prts benchmark --suite` and the nightly run call.
+
+It knows the order of things; each is done elsewhere (plan, actors, runner, results, page).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prts_core.io.errors import ConfigError, SimulatorError
+from prts_core.io.files import write_json
+from prts_core.io.journal import Row
+from prts_core.io.progress import Bar
+from prts_core.rollout.controls import PLAIN, Treatment
+from prts_core.rollout.episode_plan import Plan, Settings, make_plan
+from prts_core.rollout.local_policy import Actor, neighbours_matter
+from prts_core.rollout.page import interval_of, write_page
+from prts_core.rollout.published_results import published
+from prts_core.rollout.results import (
+    film_all,
+    film_name,
+    summarize,
+    timing,
+    to_film,
+    write_episodes,
+)
+from prts_core.rollout.runner import Runner, finished, missing, open_journal, outcomes, rows_in_order
+from prts_core.sim.adapter import Adapter, adapt
+from prts_core.sim.pool import Launch, Pool, launch_for
+from prts_core.sim.suite import SuiteSpec
+from prts_core.statistics.binomial import wilson
+from prts_core.statistics.sprt import Stop
+
+NEIGHBOURS = "neighbours matter"
+Say = Callable[[str], None]
+Reader = Callable[[Sequence[bool]], Stop | None]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What does not change a row. workers: simulators at once; none: one a core, at most 8. videos: how many.
+
+    launch: changes to how workers are started (fields of prts_core.sim.pool.Launch).
+    """
+
+    workers: int | None = None
+    videos: int = 6
+    launch: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run_suite(
+    actor: Actor, suite: SuiteSpec, settings: Settings, folder: Path, machine: Machine = Machine(), *,
+    stop: Callable[[Plan], Reader] | None = None, say: Say = lambda text: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Run what `folder` still lacks and write episodes.parquet, report.json, timing.json, page.html and videos/ there.
+
+    stop: from the plan, the reader of a sequential test. Returns the report. ContractError where policy and suite do
+    not mean the same; StageError where the folder holds another run.
+    """
+    plan = make_plan(suite, actor.contract.chunk_length, settings)
+    adapter = adapt(actor.contract.contract, plan.suite.contract, policy_name="the policy", suite_name=suite.name)
+    for note in adapter.notes:
+        say(f"converted between policy and suite: {note}")
+    with closing(Simulators(plan, machine)) as simulators:
+        made = play(
+            plan, actor, folder, simulators, adapter, stop=None if stop is None else stop(plan), say=say,
+        )  # fmt: skip
+        rows = made.rows
+        if not rows:
+            raise SimulatorError("No episode was finished", cure="run the same command again")
+        report = summarize(plan, rows, actor, stop=made.stopped)
+        took = timing(rows, made.events)
+        report["neighbours"] = made.neighbours
+        report["adapter"] = list(adapter.notes)
+        report["published"] = published(plan.protocol, report["successes"], report["n"], interval_of(report)[0])
+        chosen = to_film(plan, rows, machine.videos)
+        report["videos"], report["replay_faults"] = show(simulators, plan, rows, chosen, folder, say=say)
+    write_episodes(folder / "episodes.parquet", plan, rows)
+    write_json(folder / "report.json", report)
+    write_json(folder / "timing.json", took)
+    write_page(folder / "page.html", report, rows, took)
+    return report
+
+
+@dataclass(frozen=True)
+class Played:
+    """rows: what the result is about, in the plan's order. events: the journal's. neighbours: "" or what changed."""
+
+    rows: list[Row]
+    events: list[Row]
+    stopped: Stop | None
+
+    @property
+    def neighbours(self) -> str:
+        return next((event["what"] for event in self.events if event.get("kind") == NEIGHBOURS), "")
+
+
+class Simulators:
+    """Workers for plans of one suite, started when they are first needed and kept until the end."""
+
+    def __init__(self, plan: Plan, machine: Machine) -> None:
+        if machine.workers is not None and machine.workers < 1:
+            raise ConfigError("A benchmark needs workers", field="workers", found=machine.workers, expected="1 or more")
+        self.plan, self.machine = plan, machine
+        self.most = machine.workers or min(8, os.cpu_count() or 1)
+        self.started: Pool | None = None
+
+    def pool(self, wanted: int) -> Pool:
+        """The workers; as many as `wanted`, at most, where they are not started yet."""
+        if self.started is not None and self.started.lanes < min(self.most, wanted):
+            self.close()
+        if self.started is None:
+            self.started = Pool(_launch(self.plan, self.machine), min(self.most, wanted))
+        return self.started
+
+    def close(self) -> None:
+        if self.started is not None:
+            self.started.close()
+        self.started = None
+
+
+def play(
+    plan: Plan, actor: Actor, folder: Path, simulators: Simulators, adapter: Adapter, *, how: type[Runner] = Runner,
+    treatment: Treatment = PLAIN, stop: Reader | None = None, what: str = "", probe: bool = True,
+    say: Say = lambda text: None,
+) -> Played:  # fmt: skip
+    """Run what `folder` still lacks of the plan. StageError where the folder holds another run.
+
+    what: for the progress bar; none: the suite. probe: look first whether an answer depends on its neighbours.
+    """
+    with open_journal(folder / "journal.jsonl", plan, actor, adapter=list(adapter.notes)) as journal:
+        todo = missing(plan, journal)
+        if len(todo) < len(plan.keys):
+            say(f"{len(plan.keys) - len(todo)} of {len(plan.keys)} episodes are done already")
+        stopped = None if stop is None else stop(outcomes(plan, journal))
+        if todo and stopped is None:
+            unstable = neighbours_matter(actor, [task.instruction for task in plan.tasks]) if probe else ""
+            if unstable:
+                journal.note({"kind": NEIGHBOURS, "what": unstable})
+                say(f"rows may depend on which episodes run side by side: {unstable}; --batch 1 rules that out")
+            with Bar(what or plan.suite.name, len(plan.keys)) as bar:
+                stopped = how(
+                    plan, actor, simulators.pool(len(todo)), journal, adapter=adapter, actions=folder / "actions",
+                    treatment=treatment, stop=stop, progress=lambda rows: bar.update(len(rows), score(rows)),
+                ).run()  # fmt: skip
+            if stopped is not None:
+                simulators.close()  # some are in the middle of an episode
+        read = finished(plan, journal) if stopped is None else list(rows_in_order(plan, journal))[: stopped.at]
+        return Played(read, journal.events, stopped)
+
+
+def show(
+    simulators: Simulators,
+    plan: Plan,
+    rows: Sequence[Row],
+    chosen: Sequence[int],
+    folder: Path,
+    say: Say = lambda text: None,
+) -> tuple[list[str], list[str]]:
+    """Film those episodes that are not filmed yet; (videos that there are, what went wrong)."""
+    wanted = [f"videos/{film_name(index, rows[index])}" for index in chosen]
+    faults: list[str] = []
+    if any(not (folder / name).exists() for name in wanted):
+        say(f"filming {len(chosen)} episodes, failures first")
+        faults = film_all(simulators.pool(1), plan, rows, chosen, folder)
+    return [name for name in wanted if (folder / name).exists()], faults
+
+
+def _launch(plan: Plan, machine: Machine) -> Launch:
+    suite = plan.suite
+    name = f"{suite.family}:{suite.name}" if "." in suite.family else suite.name  # a family of somebody else's
+    return launch_for(name, **{"settings": plan.worker_settings, **machine.launch})
+
+
+def score(rows: Mapping[Any, Mapping[str, Any]]) -> str:
+    """Success so far with its 95 % interval, for the progress bar."""
+    won = sum(row["success"] for row in rows.values())
+    bounds = wilson(won, len(rows))
+    return f"success {won}/{len(rows)} = {bounds.estimate:.0%} [{bounds.lower:.0%}, {bounds.upper:.0%}]"

@@ -1,0 +1,1 @@
+"""Make a product of goal reachability: curves, ranking of demonstrations, plots."""

@@ -1,0 +1,250 @@
+"""The registry against a real MLflow store: versions, aliases through the gate, and runs cut short."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prts_core.delivery import registry
+from prts_core.delivery.gate import policy_episodes
+from prts_core.delivery.package_manifest import PackageManifest
+from prts_core.delivery.verify import verify_package
+from prts_core.io.errors import CheckpointError, StageError
+from prts_core.io.files import read_json
+from prts_core.tracking.store import client, tracking_uri
+from tests.fixtures.toy_package import CONTRACT, load_toy_policy, make, named, outcomes, register
+
+
+def registration(outputs: Path, recipe: str) -> dict:
+    return read_json(outputs / "registrations" / f"{recipe}.json")
+
+
+def test_a_good_first_policy_becomes_champion_with_every_tag(plan, outputs):
+    plan = named(plan, "first")
+    made = make(plan, outputs, "w1", outcomes(118))
+    told = register(plan, outputs, {"dagster.run_id": "d-9"})
+    store = client(outputs)
+    assert told == registration(outputs, "first")
+    assert told["aliases"] == ["challenger", "champion"] and told["model_uri"] == "models:/first/1"
+    assert told["package_digest"] == made["package"].content_digest
+    assert told["verdict"]["promote"] and "no champion yet" in told["verdict"]["reason"]
+    assert told["contract_fingerprint"] == CONTRACT.fingerprint
+
+    version = registry.resolve_version(store, "models:/first@champion")
+    assert (str(version.version), version.status) == ("1", "READY")
+    assert version.tags["prts.package_digest"] == made["package"].content_digest
+    assert version.tags["prts.manifest_digest"] == made["package"].digest
+    assert json.loads(version.tags["prts.parents"]) == made["package"].parents
+    assert version.tags["prts.contract_fingerprint"] == CONTRACT.fingerprint
+    assert version.tags["dagster.run_id"] == "d-9" and version.tags["git.sha"]
+    run = store.get_run(version.run_id)
+    assert run.info.run_name == "package" and run.data.metrics["success_rate"] == pytest.approx(118 / 120)
+    model = store.get_logged_model(version.tags["prts.model_id"])
+    assert str(model.status) == "READY" and model.metrics[0].value == pytest.approx(118 / 120)
+    verify_package(registry.version_files(outputs, version, registry.PACKAGE))
+    episodes = policy_episodes(registry.version_files(outputs, version, registry.EPISODES))
+    assert episodes.height == 120 and episodes["success"].sum() == 118
+
+
+def test_a_weak_first_policy_is_challenger_only(plan, outputs):
+    plan = named(plan, "weak")
+    make(plan, outputs, "w", outcomes(90))
+    register(plan, outputs)
+    assert registration(outputs, "weak")["aliases"] == ["challenger"]
+    assert registry.version_of_alias(client(outputs), "weak", registry.CHAMPION) is None
+    with pytest.raises(StageError, match=r"no alias 'champion'.*@challenger"):
+        registry.resolve_version(client(outputs), "models:/weak@champion")
+
+
+def test_challengers_meet_the_champion_on_the_same_episodes(plan, outputs):
+    plan = named(plan, "duel")
+    store = client(outputs)
+
+    def enter(weights: str, episodes) -> dict:
+        make(plan, outputs, weights, episodes)
+        register(plan, outputs)
+        return registration(outputs, "duel")
+
+    def holders() -> tuple[int, int]:
+        return tuple(int(registry.version_of_alias(store, "duel", a).version) for a in ("champion", "challenger"))
+
+    enter("w1", outcomes(110))
+    same = enter("w2", outcomes(109))
+    assert same["verdict"]["promote"] and same["verdict"]["n_pairs"] == 120 and holders() == (2, 2)
+    worse = enter("w3", outcomes(80))
+    assert worse["verdict"]["alarm"] and not worse["verdict"]["promote"] and holders() == (2, 3)
+    assert worse["verdict"]["champion_version"] == "2" and worse["aliases"] == ["challenger"]
+    other = enter("w4", outcomes(120, first_seed=1))
+    assert not other["verdict"]["promote"] and "did not run the same episodes" in other["verdict"]["reason"]
+    assert holders() == (2, 4)
+
+
+def test_the_same_package_is_registered_once_and_told_alike(plan, outputs):
+    plan = named(plan, "again")
+    make(plan, outputs, "w1", outcomes(118))
+    first = register(plan, outputs)
+    assert register(plan, outputs) == first
+    (outputs / "registrations" / "again.json").unlink()
+    assert register(plan, outputs) == first and registration(outputs, "again") == first
+    assert len(client(outputs).search_model_versions("name = 'again'")) == 1
+
+
+def test_an_old_answer_does_not_throw_out_a_newer_champion(plan, outputs):
+    plan = named(plan, "late")
+    make(plan, outputs, "w1", outcomes(118))
+    register(plan, outputs)
+    make(plan, outputs, "w2", outcomes(119))
+    register(plan, outputs)
+    make(plan, outputs, "w1", outcomes(118))  # back to the first package: its version and verdict stand already
+    told = register(plan, outputs)
+    assert told["aliases"] == ["challenger"] and told["verdict"]["promote"]  # the registry's word, and the verdict
+    store = client(outputs)
+    assert int(registry.version_of_alias(store, "late", "champion").version) == 2
+    assert int(registry.version_of_alias(store, "late", "challenger").version) == 1
+
+
+def test_another_registry_is_asked_and_not_a_file(plan, outputs, tmp_path, monkeypatch):
+    plan = named(plan, "elsewhere")
+    make(plan, outputs, "w1", outcomes(118))
+    register(plan, outputs)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
+    with pytest.raises(StageError, match="No registered model"):
+        registry.resolve_version(client(outputs), "models:/elsewhere@champion")
+    assert register(plan, outputs)["aliases"] == ["challenger", "champion"]
+    assert int(registry.version_of_alias(client(outputs), "elsewhere", "champion").version) == 1
+
+
+CUT = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from tests.fixtures.toy_package import named, register
+from prts_core.config.load import load_plan
+from mlflow import MlflowClient
+
+original = getattr(MlflowClient, {method!r})
+def cut(*args, **kwargs):
+    if {after}:
+        original(*args, **kwargs)
+    os.kill(os.getpid(), signal.SIGKILL)
+setattr(MlflowClient, {method!r}, cut)
+outputs = Path({outputs!r})
+register(named(load_plan(Path({config!r})), {recipe!r}), outputs)
+"""
+
+
+@pytest.mark.parametrize(
+    "method, after",
+    [
+        pytest.param("log_model_artifacts", False, marks=pytest.mark.slow),
+        pytest.param("finalize_logged_model", True, marks=pytest.mark.slow),
+        ("create_model_version", True),
+        pytest.param("set_registered_model_alias", True, marks=pytest.mark.slow),
+        ("set_model_version_tag", True),
+    ],
+)
+def test_a_kill_at_any_moment_leaves_one_version_in_the_end(plan, outputs, method, after):
+    recipe = f"cut-{method}"
+    renamed = named(plan, recipe)
+    make(renamed, outputs, "w1", outcomes(118))
+    code = CUT.format(
+        root=str(Path(__file__).parents[2]),
+        method=method,
+        after=after,
+        outputs=str(outputs),
+        config=str(plan.path),
+        recipe=recipe,
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    register(renamed, outputs)
+    told = registration(outputs, recipe)
+    assert told["version"] == "1" and told["aliases"] == ["challenger", "champion"]
+    store = client(outputs)
+    assert len(store.search_model_versions(f"name = '{recipe}'")) == 1
+    version = registry.resolve_version(store, f"models:/{recipe}@champion")
+    verify_package(registry.version_files(outputs, version, registry.PACKAGE))
+    experiment = store.get_experiment_by_name(recipe).experiment_id
+    assert len(store.search_logged_models([experiment])) == 1
+
+
+def test_mlflow_itself_loads_the_version_and_enforces_its_signature(plan, outputs, monkeypatch):
+    import mlflow
+
+    make(named(plan, "pyfunc"), outputs, "w1", outcomes(118))
+    register(named(plan, "pyfunc"), outputs)
+    fake = types.ModuleType("prts_core.policy.policy")
+    fake.load_policy = load_toy_policy
+    monkeypatch.setitem(sys.modules, "prts_core.policy.policy", fake)
+    before = mlflow.get_tracking_uri()
+    try:
+        mlflow.set_tracking_uri(tracking_uri(outputs))
+        model = mlflow.pyfunc.load_model("models:/pyfunc@champion")
+        observation = {
+            "observation.state": np.ones((2, 3), np.float32),
+            "observation.images.top": np.zeros((2, 8, 8, 3), np.uint8),
+            "observation.images.wrist": np.zeros((2, 8, 8, 3), np.uint8),
+            "prompt": np.array(["open the door", "close"]),
+        }
+        actions = model.predict(observation, params={"seed": 5})
+        assert actions.shape == (2, 4, 2) and actions.dtype == np.float32
+        policy = load_toy_policy(registry.version_files(outputs, _champion(outputs, "pyfunc"), registry.PACKAGE))
+        prompts = observation.pop("prompt").tolist()
+        np.testing.assert_array_equal(actions, policy.act(observation, prompts, [5, 6]))
+        observation["prompt"] = np.array(prompts)
+        with pytest.raises(mlflow.exceptions.MlflowException, match=r"observation\.state"):
+            model.predict(observation | {"observation.state": np.ones((2, 4), np.float32)})
+    finally:
+        mlflow.set_tracking_uri(before)
+        os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow writes it when it is told a store
+
+
+def _champion(outputs: Path, name: str):
+    return registry.resolve_version(client(outputs), f"models:/{name}@champion")
+
+
+def test_wrong_references_and_names_are_told(plan, outputs):
+    store = client(outputs)
+    with pytest.raises(StageError, match="No registered model 'firts'"):
+        registry.resolve_version(store, "models:/firts@champion")
+    with pytest.raises(StageError, match="no model reference"):
+        registry.resolve_version(store, "models:/first")
+    make(named(plan, "numbers"), outputs, "w1", outcomes(118))
+    register(named(plan, "numbers"), outputs)
+    with pytest.raises(StageError, match="no version 99"):
+        registry.resolve_version(store, "models:/numbers/99")
+    with pytest.raises(ValueError, match="is no name"):
+        named(plan, "slash", model_name="a/b")
+
+
+@pytest.mark.parametrize(
+    "damage, told",
+    [
+        (lambda f: (f / "model.safetensors").write_text("w2"), r"changed.*model\.safetensors"),
+        (lambda f: (f / "model.safetensors").unlink(), r"missing.*model\.safetensors"),
+        (lambda f: (f / "evil.py").write_text(""), r"does not list.*evil\.py"),
+        (lambda f: (f / "manifest.yaml").unlink(), "no PRTS package"),
+        (lambda f: _relist(f, {"../x": "sha256:0"}), "outside the package"),
+        (lambda f: _relist(f, {"/etc/passwd": "sha256:0"}), "outside the package"),
+        (lambda f: (f / "manifest.yaml").write_text("files: 3"), "manifest is malformed"),
+    ],
+)
+def test_a_damaged_package_is_refused_by_name(tmp_path, damage, told):
+    from tests.fixtures.toy_package import write_package
+
+    write_package(tmp_path / "p", "w1")
+    verify_package(tmp_path / "p")
+    damage(tmp_path / "p")
+    with pytest.raises(CheckpointError, match=told):
+        verify_package(tmp_path / "p")
+
+
+def _relist(folder: Path, files: dict[str, str]) -> None:
+    PackageManifest.load(folder).model_copy(update={"files": files}).save(folder)

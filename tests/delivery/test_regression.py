@@ -1,0 +1,185 @@
+"""Suites over registered versions, against a real MLflow store: recorded, compared, blocking a promotion, drawn."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from prts_core.cli.main import main as prts
+from prts_core.config.load import Plan, check, load_plan
+from prts_core.config.schema import RegressionSection, SuiteRun
+from prts_core.delivery import gate, registry, regression
+from prts_core.delivery.history import read_history, rows
+from prts_core.delivery.regression import Outcome, due, regress
+from prts_core.delivery.suite_results import results_of
+from prts_core.io.errors import ConfigError, PrtsError
+from prts_core.io.files import read_json, write_json
+from prts_core.rollout.episode_plan import Plan as EpisodePlan
+from prts_core.tracking.store import client
+from tests.fixtures.tiny_policy import write_policy
+from tests.fixtures.toy_package import make, named, outcomes, register
+
+pytest.importorskip("mlflow")
+ROOT = Path(__file__).resolve().parents[2]
+STATES = 100
+SUITE = "metaworld"
+STANDINS = "two textures are stand-ins"
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("outputs")
+
+
+def plan_for(name: str) -> Plan:
+    plan = named(load_plan(ROOT / "configs" / "quickstart.yaml"), name)
+    suites = RegressionSection((SuiteRun(SUITE, episodes=6 * STATES),))
+    return replace(plan, recipe=replace(plan.recipe, regression=suites))
+
+
+@pytest.fixture
+def simulator(monkeypatch: pytest.MonkeyPatch):
+    """Stands in for the simulator alone: `rates[weights]` of the episodes succeed. Returns rates and the calls."""
+    rates: dict[str, float] = {}
+    calls: list[Path] = []
+
+    def measure(plan, run, package, outputs, folder, say):
+        calls.append(folder)
+        episodes: EpisodePlan = regression.planned(run, package)
+        won = rates[(package / "model.safetensors").read_text()]
+        frame = pl.DataFrame(
+            [
+                {"condition": "policy", "task": key.task, "initial_state": key.initial_state, "seed": key.seed,
+                 "success": i < won * len(episodes.keys)}
+                for i, key in enumerate(episodes.keys)
+            ]
+        )  # fmt: skip
+        folder.mkdir(parents=True, exist_ok=True)
+        frame.write_parquet(folder / "episodes.parquet")
+        report = {
+            "suite": SUITE, "successes": int(frame["success"].sum()), "n": frame.height, "labels": [STANDINS],
+            "protocol_digest": episodes.protocol_digest, "tasks": {}, "protocol": episodes.protocol,
+        }  # fmt: skip
+        write_json(folder / "report.json", report)
+        return regression.of_report(report)
+
+    monkeypatch.setattr(regression, "measure", measure)
+    return rates, calls
+
+
+def enter(plan: Plan, outputs: Path, weights: str, won: int) -> dict:
+    """Register one more version whose own benchmark had `won` successes of 120."""
+    make(plan, outputs, weights, outcomes(won))
+    register(plan, outputs)
+    return read_json(outputs / "registrations" / f"{plan.recipe.name}.json")
+
+
+def holders(outputs: Path, model: str) -> tuple[str | None, str]:
+    found = [registry.version_of_alias(client(outputs), model, a) for a in ("champion", "challenger")]
+    return None if found[0] is None else str(found[0].version), str(found[1].version)
+
+
+def night(plan: Plan, outputs: Path, version: str, attempt: str = "2026-11-21", name: str = SUITE) -> Outcome:
+    return regress(plan, name, version, outputs, attempt=attempt)
+
+
+def test_a_drop_on_a_suite_blocks_the_promotion_that_the_own_benchmark_earned(outputs, simulator, tmp_path, capsys):
+    rates, calls = simulator
+    plan = plan_for("suited")
+    model = plan.recipe.register.model_name
+
+    told = enter(plan, outputs, "w1", 118)
+    assert told["aliases"] == ["challenger"] and "no result on metaworld yet" in told["verdict"]["reason"]
+    assert told["verdict"]["gate_promotes"] and holders(outputs, model) == (None, "1")
+    assert due(plan, outputs) == [(SUITE, "1")]
+
+    rates["w1"] = 0.9
+    first = night(plan, outputs, "1")
+    assert not first.alarm and first.verdict is None and holders(outputs, model) == ("1", "1")
+    assert first.settled == "version 1 is promoted to champion"
+
+    # As good on its own benchmark, much worse on the suite.
+    told = enter(plan, outputs, "w2", 119)
+    assert told["aliases"] == ["challenger"] and due(plan, outputs)[-1] == (SUITE, "2")
+    rates["w2"] = 0.8
+    worse = night(plan, outputs, "2")
+    assert worse.alarm and worse.verdict is not None and worse.verdict.n_pairs == 6 * STATES
+    assert holders(outputs, model) == ("1", "2") and "regressed on metaworld" in worse.settled
+    version = registry.resolve_version(client(outputs), f"models:/{model}/2")
+    assert "regressed on metaworld" in version.tags["prts.blocked"]
+    assert results_of(version)[SUITE].alarm and results_of(version)[SUITE].standins == STANDINS
+    assert version.tags[f"prts.success_rate.{SUITE}"].endswith("480/600 (stand-in assets)")
+
+    # The next one is no worse: promoted, and nothing is measured twice.
+    enter(plan, outputs, "w3", 118)
+    rates["w3"] = 0.91
+    better = night(plan, outputs, "3")
+    assert better.settled == "version 3 is promoted to champion" and holders(outputs, model) == ("3", "3")
+    ran = len(calls)
+    assert night(plan, outputs, "2").alarm and len(calls) == ran
+
+    client(outputs).delete_model_version_tag(model, "2", "prts.suite.benchmark")  # an older version
+    own = night(plan, outputs, "2", name="benchmark")
+    assert own.result.successes == 119 and not own.again and own.verdict is not None and len(calls) == ran
+
+    run = client(outputs).get_run(results_of(version)[SUITE].run_id)
+    assert run.data.metrics["success_rate"] == pytest.approx(0.8) and run.data.metrics["alarm"] == 1.0
+    assert run.data.tags["prts.standins"] == STANDINS
+    kept = {item.path for item in client(outputs).list_artifacts(run.info.run_id)}
+    assert kept == {"episodes.parquet", "report.json", "history.png"}
+    table = rows(read_history(outputs, model))
+    assert [row[1] for row in table if row[0] == SUITE] == ["1", "2", "3 @challenger @champion"]
+    assert [row[3] for row in table if row[0] == SUITE] == ["", "regressed", ""]
+    assert prts(["history", f"models:/{model}", "--outputs", str(outputs), "--picture", str(tmp_path / "h.png")]) == 0
+    printed = capsys.readouterr().out
+    assert "480/600 (stand-in assets)" in printed and printed.count("regressed") == 1
+    assert (tmp_path / "h.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_champion_is_held_against_its_own_record(outputs, simulator):
+    rates, calls = simulator
+    plan = plan_for("kept")
+    enter(plan, outputs, "k1", 118)
+    rates["k1"] = 0.9
+    night(plan, outputs, "1", "monday")
+    same = night(plan, outputs, "1", "tuesday")
+    assert same.again and not same.alarm and same.verdict is not None and same.verdict.lower < 0 < same.verdict.upper
+    rates["k1"] = 0.8  # the code has changed, the policy has not
+    fallen = night(plan, outputs, "1", "wednesday")
+    assert fallen.alarm and [folder.name for folder in calls[1:]] == ["tuesday", "wednesday"]
+    version = registry.resolve_version(client(outputs), "models:/kept/1")
+    assert results_of(version)[SUITE].successes == 540  # the record stays
+    again = json.loads(version.tags[f"prts.again.{SUITE}"])
+    assert again["successes"] == 480 and again["alarm"] and again["attempt"] == "wednesday"
+    assert holders(outputs, "kept") == ("1", "1")
+
+
+def test_a_suite_must_be_one_of_the_recipe(outputs):
+    with pytest.raises(PrtsError, match="did you mean 'metaworld'"):
+        night(plan_for("kept"), outputs, "1", name="metawrld")
+
+
+def test_recipes_name_each_result_once():
+    for bad in ([{"suite": "a"}, {"suite": "a"}], [{"suite": "benchmark"}], [{"suite": "a", "name": "a b"}]):
+        with pytest.raises(ConfigError):
+            check(RegressionSection, {"suites": bad}, "a recipe")
+    assert check(RegressionSection, {"suites": [{"suite": "a"}, {"suite": "a", "name": "dark"}]}, "").suites[1].label
+
+
+@pytest.mark.slow
+def test_a_suite_is_measured_with_the_runner_itself(tmp_path, tiny):
+    """The part that the other tests stand in for: a packaged policy, real workers, the runner's own report."""
+    pytest.importorskip("metaworld")
+    policy = write_policy(tmp_path / "policy", tiny)
+    run = SuiteRun(SUITE, episodes=2, tasks=("faucet-open", "faucet-close"), workers=1)
+    result = regression.measure(plan_for("real"), run, policy, tmp_path, tmp_path / "run", lambda text: None)
+    planned = regression.planned(run, policy)
+    assert (result.n, result.protocol_digest, result.standins) == (2, planned.protocol_digest, "")
+    episodes = gate.policy_episodes(tmp_path / "run" / "episodes.parquet")
+    assert sorted(episodes["task"]) == ["faucet-close", "faucet-open"]
+    assert episodes["success"].sum() == result.successes
+    assert regression.report_of(tmp_path / "run")["published"] == {}  # nobody has published on this protocol

@@ -1,0 +1,277 @@
+"""A policy folder: reloads to the same actions, refuses what does not fit, draws noise from seeds alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from prts_core.contract import Camera, Contract, Dimension, PolicyContract
+from prts_core.data.normalize import FeatureStats, NormStats
+from prts_core.io.errors import CheckpointError, ConfigError, ContractError, DataError
+from prts_core.io.files import digest_file, read_json, write_json
+from prts_core.policy.observation import STATE
+from prts_core.policy.policy import (
+    Policy,
+    load_policy,
+    policy_digest,
+    policy_files,
+    save_policy,
+    untrained_policy,
+)
+from prts_core.policy.processor import FILES, Processor, load_statistics
+from prts_core.serving.subtask_cache import SubtaskCache
+
+KEYS = ("observation.images.top", "observation.images.wrist")
+
+
+@pytest.fixture
+def processor(tmp_path, tiny, tokenizer, fast) -> Processor:
+    def stats(width: int) -> FeatureStats:
+        one = np.ones(width)
+        return FeatureStats(mean=0 * one, std=one, min=-2 * one, max=2 * one, q01=-one, q99=one)
+
+    path = tmp_path / "norm_stats.json"
+    write_json(path, NormStats(stats(3), stats(3), 10, "train", "sha256:x").to_json())
+    dims = tuple(Dimension(name, "m") for name in "xyz")
+    contract = Contract(
+        "toy", 20, dims, dims, (Camera(KEYS[0], "Camera top", 32, 32), Camera(KEYS[1], "Camera wrist", 32, 32))
+    )
+    return Processor(
+        PolicyContract("toy", contract, tiny.chunk_length, "QUANTILE", digest_file(path)), load_statistics(path), path,
+        tokenizer, fast, tiny,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path, model, tiny, processor):
+    out = tmp_path / "policy"
+    save_policy(out, model.state_dict(), tiny, processor)
+    return out
+
+
+@pytest.fixture
+def inputs():
+    rng = np.random.default_rng(0)
+    images = {key: rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8) for key in KEYS}
+    state = rng.uniform(-1, 1, (2, 3)).astype(np.float32)
+    return images | {STATE: state}, ["open the faucet", "close the faucet"]
+
+
+def test_a_reloaded_policy_acts_alike(folder, model, processor, inputs):
+    ours, theirs = Policy(model, processor), load_policy(folder)
+    chunk = ours.act(*inputs, seeds=[1, 2])
+    assert chunk.shape == (2, 4, 3) and chunk.dtype == np.float32 and np.isfinite(chunk).all()
+    assert np.array_equal(chunk, theirs.act(*inputs, seeds=[1, 2]))
+    value = ours.value(inputs[0], chunk, inputs[1])
+    assert value.shape == (2,) and np.array_equal(value, theirs.value(inputs[0], chunk, inputs[1]))
+
+
+def test_noise_comes_from_the_seed_and_a_neighbour_does_not_matter(folder, inputs):
+    policy = load_policy(folder)
+    seen, text = inputs
+    both = policy.act(seen, text, seeds=[1, 2])
+    again = policy.act(seen, text, seeds=[1, 3])
+    assert np.array_equal(both[0], again[0]) and not np.allclose(both[1], again[1])
+    alone = policy.act({k: v[:1] for k, v in seen.items()}, text[:1], seeds=[1])
+    np.testing.assert_allclose(alone[0], both[0], atol=1e-4)
+
+
+def test_without_a_batch_axis_in_there_is_none_out(folder, inputs):
+    policy = load_policy(folder)
+    seen, _ = inputs
+    one = {key: array[0] for key, array in seen.items()}
+    chunk = policy.act(one, "open the faucet", seeds=1)
+    assert chunk.shape == (4, 3)
+    batch = {key: array[:1] for key, array in seen.items()}
+    assert np.array_equal(chunk, policy.act(batch, ["open the faucet"], [1])[0])
+    value = policy.value(one, chunk, "open the faucet")
+    assert np.ndim(value) == 0 and value == policy.value(batch, chunk[None], "open the faucet")[0]
+
+
+def test_one_sentence_serves_a_whole_batch(folder, inputs):
+    policy = load_policy(folder)
+    seen, _ = inputs
+    text = "close the faucet"
+    assert np.array_equal(policy.act(seen, text, [1, 2]), policy.act(seen, [text, text], [1, 2]))
+
+
+def test_the_sentence_matters(folder, inputs):
+    policy = load_policy(folder)
+    left, right = (policy.act(inputs[0], text, seeds=[1, 1]) for text in ("open the faucet", "close the faucet"))
+    assert not np.allclose(left, right)
+
+
+def test_untrained_is_the_same_network_with_other_weights(folder, inputs):
+    assert not np.allclose(
+        untrained_policy(folder, 0).act(*inputs, seeds=[1, 2]), load_policy(folder).act(*inputs, seeds=[1, 2])
+    )
+    assert np.array_equal(
+        untrained_policy(folder, 3).act(*inputs, [1, 2]), untrained_policy(folder, 3).act(*inputs, [1, 2])
+    )
+
+
+def test_bad_input_is_named(folder, inputs):
+    policy = load_policy(folder)
+    seen, text = inputs
+    two = [0, 0]
+    faults = {
+        "wrong width": seen | {STATE: seen[STATE][:, :2]},
+        "not finite": seen | {STATE: seen[STATE] * np.nan},
+        r"camera is missing.*did you mean.*images\.wrists.*images\.wrist": {
+            STATE: seen[STATE], KEYS[0]: seen[KEYS[0]], "observation.images.wrists": seen[KEYS[1]],
+        },
+        r"The state is missing.*Expected: observation\.state": {key: seen[key] for key in KEYS},
+        r"image has the wrong form.*float32.*uint8 \(B, H, W, 3\)": seen | {KEYS[0]: seen[KEYS[0]].astype(np.float32)},
+        r"wrong form.*\(32, 32, 3\).*a batch axis": seen | {KEYS[0]: seen[KEYS[0]][0]},
+        "disagree on the batch": seen | {KEYS[0]: seen[KEYS[0]][:1]},
+        "state has the wrong form": seen | {STATE: seen[STATE][None]},
+    }  # fmt: skip
+    for said, wrong in faults.items():
+        with pytest.raises(DataError, match=said):
+            policy.act(wrong, text, two)
+    with pytest.raises(DataError, match="not one instruction for each sample"):
+        policy.act(seen, text[:1], two)
+    with pytest.raises(DataError, match="not one seed"):
+        policy.act(seen, text, [0])
+    with pytest.raises(DataError, match="wrong width"):
+        policy.value(seen, np.zeros((2, 4, 2), np.float32), text)
+    with pytest.raises(DataError, match=r"do not fit their observation.*\(4, 3\).*\(2, T, A\)"):
+        policy.value(seen, np.zeros((4, 3), np.float32), text)
+
+
+@pytest.mark.parametrize("name", ("config.json", "model.safetensors", *FILES))
+def test_every_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=rf"missing {name}"):
+        load_policy(folder)
+
+
+def test_foreign_statistics_are_refused(folder):
+    raw = read_json(folder / "norm_stats.json")
+    raw["norm_stats"]["action"]["q99"][0] = 9.0
+    write_json(folder / "norm_stats.json", raw)
+    with pytest.raises(CheckpointError, match="not those the policy was trained with"):
+        load_policy(folder)
+
+
+def test_a_truncated_weight_file_is_refused(folder):
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_policy(folder)
+
+
+def test_the_digest_covers_what_decides_and_nothing_else(folder, model, tiny, processor):
+    before = policy_digest(folder)
+    (folder / "README.md").write_text("a card")
+    assert policy_digest(folder) == before
+    weights = {k: v.clone() for k, v in model.state_dict().items()}
+    weights["crl_logit_scale"] += 1
+    save_policy(folder, weights, tiny, processor)
+    assert policy_digest(folder) != before
+
+
+def test_a_dataset_of_another_contract_is_refused(processor, tmp_path):
+    from types import SimpleNamespace
+
+    from prts_core.training.datasets import RobotSet
+
+    meant = processor.contract.contract
+    other = Contract(meant.embodiment, 30, meant.state, meant.action, meant.cameras)
+    with pytest.raises(ContractError, match=r"control_hz: 30\.0 in dataset toy, 20\.0 in policy"):
+        RobotSet("toy", SimpleNamespace(contract=other), processor, [0])  # type: ignore[arg-type]
+
+
+def test_state_relative_actions_are_absolute_outside(processor, model, inputs):
+    meant = processor.contract.contract
+    contract = replace(meant, action=(*meant.action[:1], Dimension("y", "m", True), *meant.action[2:]))
+    relative = replace(processor, contract=replace(processor.contract, contract=contract))
+    state = inputs[0][STATE]
+    chunks = np.random.default_rng(3).normal(size=(2, 4, 3)).astype(np.float32)
+    inward = relative.normalize_actions(chunks, state)
+    assert np.allclose(inward[..., 1], chunks[..., 1] - state[:, None, 1], atol=1e-6)  # q01, q99 are -1 and 1
+    assert np.array_equal(inward[..., [0, 2]], processor.normalize_actions(chunks, state)[..., [0, 2]])
+    assert np.allclose(relative.unnormalize_actions(inward, state), chunks, atol=1e-6)
+    # the same network, the same noise: the policy's relative dimension comes back on top of the state
+    plain, moved = (
+        Policy(model, processor).act(*inputs, seeds=[1, 2]),
+        Policy(model, relative).act(*inputs, seeds=[1, 2]),
+    )
+    assert np.allclose(moved[..., 1] - plain[..., 1], state[:, None, 1], atol=1e-6)
+    assert np.array_equal(moved[..., [0, 2]], plain[..., [0, 2]])
+
+
+def test_weights_are_loaded_without_gradients_left_on(folder, inputs):
+    policy = load_policy(folder)
+    policy.act(*inputs, seeds=[0, 0])
+    assert all(p.grad is None for p in policy.model.parameters()) and not torch.is_inference_mode_enabled()
+
+
+def test_a_policy_in_shards_is_the_same_policy(folder, tmp_path, model, tiny, processor, inputs):
+    """Large weights lie in shards; the digest covers every one of them, and a lost one is named."""
+    out = tmp_path / "sharded"
+    save_policy(out, model.state_dict(), tiny, processor, max_shard_bytes=50_000)
+    shards = sorted(out.glob("model-*.safetensors"))
+    assert len(shards) > 1 and not (out / "model.safetensors").exists()
+    assert {*policy_files(out)} >= {"model.safetensors.index.json", *(s.name for s in shards)}
+    assert np.array_equal(load_policy(out).act(*inputs, seeds=[1, 2]), load_policy(folder).act(*inputs, seeds=[1, 2]))
+    before = policy_digest(out)
+    shards[0].write_bytes(shards[0].read_bytes()[:-1] + b"\0")
+    assert policy_digest(out) != before
+    shards[0].unlink()
+    with pytest.raises(CheckpointError, match=shards[0].name):
+        load_policy(out)
+
+
+# ---- subtasks ----------------------------------------------------------------------------------------------------
+@pytest.fixture
+def speaking(model, processor) -> Policy:
+    return Policy(model, replace(processor, subtasks=True))
+
+
+def test_a_policy_speaks_then_acts_on_its_own_words(speaking, inputs):
+    said = speaking.subtask(*inputs)
+    assert len(said) == 2 and all(" " <= letter <= "~" for words in said for letter in words)
+    own = speaking.act(*inputs, seeds=[1, 2])
+    mute = speaking.act(*inputs, seeds=[1, 2], subtask="press the button")
+    assert own.shape == mute.shape and not np.allclose(own, mute), "the words reach the action head"
+    single = {k: v[0] for k, v in inputs[0].items()}
+    assert speaking.subtask(single, inputs[1][0]) == said[0]
+
+
+def test_a_policy_without_subtasks_says_so(folder, inputs, speaking, tmp_path, tiny):
+    silent = load_policy(folder)
+    with pytest.raises(DataError, match="does not reason in subtasks"):
+        silent.subtask(*inputs)
+    with pytest.raises(DataError, match="does not reason in subtasks"):
+        silent.act(*inputs, seeds=[1, 2], subtask="press the button")
+    save_policy(tmp_path / "speaking", speaking.model.state_dict(), tiny, speaking.processor)
+    assert load_policy(tmp_path / "speaking").subtask(*inputs) == speaking.subtask(*inputs)
+
+
+def test_words_are_kept_for_some_looks(speaking, inputs, monkeypatch):
+    asked: list[list[str]] = []
+    subtask = Policy.subtask
+
+    def counted(self, observation, instruction):
+        asked.append(list(instruction))
+        return [f"{text} {len(asked)}" for text in subtask(self, observation, instruction)]
+
+    given: list[list[str]] = []
+    act = Policy.act
+    monkeypatch.setattr(Policy, "subtask", counted)
+    monkeypatch.setattr(
+        Policy, "act", lambda self, o, t, s, subtask: given.append(subtask) or act(self, o, t, s, subtask)
+    )
+    cache = SubtaskCache(speaking, looks=2)
+    seen, texts = inputs
+    for _ in range(3):
+        cache.act(seen, texts, [1, 2])
+    cache.act({k: v[:1] for k, v in seen.items()}, ["press the button"], [3])
+    assert asked == [texts, texts, ["press the button"]]
+    assert given[0] == given[1] and given[1] != given[2]
+    with pytest.raises(ConfigError, match="no subtasks to keep"):
+        SubtaskCache(Policy(speaking.model, replace(speaking.processor, subtasks=False)), 2)

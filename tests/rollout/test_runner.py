@@ -1,0 +1,212 @@
+"""Episodes come out the same whatever runs beside them, whatever dies on the way, and are each counted once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prts_core.io.errors import ConfigError, DataError, SimulatorError, StageError
+from prts_core.policy.observation import STATE
+from prts_core.rollout.episode_plan import Plan, Queue, Settings, make_plan, noise_seed
+from prts_core.rollout.local_policy import LocalActor, ask_filled, neighbours_matter
+from prts_core.rollout.runner import Runner, missing, open_journal, outcomes, rows_in_order
+from prts_core.statistics.sprt import RateTest, Stop
+from tests.rollout.toy_lanes import CAMERA, CHUNK, SUITE, TASKS, DotPolicy, Same, ToyLanes
+
+INSTRUCTIONS = [task.instruction for task in TASKS]
+
+
+def plan_of(episodes: int = 12, **more) -> Plan:
+    return make_plan(SUITE, CHUNK, Settings(episodes=episodes, execute=4, **more))
+
+
+def actor_of(batch: int = 3, policy: DotPolicy | None = None) -> LocalActor:
+    return LocalActor(policy or DotPolicy(), {"policy_digest": "sha256:toy"}, batch=batch)
+
+
+def run(folder: Path, plan: Plan, lanes: ToyLanes, actor: LocalActor | None = None, stop=None) -> list[dict]:
+    actor = actor or actor_of()
+    with open_journal(folder / "journal.jsonl", plan, actor) as journal:
+        Runner(plan, actor, lanes, journal, adapter=Same(), actions=folder / "actions", stop=stop).run()
+        return [{k: v for k, v in row.items() if k != "latency_ms"} for row in rows_in_order(plan, journal)]
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    rows = run(tmp_path_factory.mktemp("one"), plan_of(), ToyLanes(1))
+    assert len(rows) == 12 and 0 < sum(row["success"] for row in rows) < 12  # a test that could not fail otherwise
+    return rows
+
+
+@given(st.integers(1, 5), st.integers(0, 10**6), st.floats(0, 0.5))
+@settings(max_examples=6)
+def test_rows_depend_on_neither_workers_nor_order_nor_losses(tmp_path_factory, expected, lanes, order, share):
+    rng, used = np.random.default_rng(order), Counter()
+
+    def dies(key, message):
+        used[key] += 1
+        lost = used[key] < 4 and rng.random() < share
+        used[key] += lost
+        return lost
+
+    pool = ToyLanes(lanes, order, dies)
+    assert run(tmp_path_factory.mktemp("many"), plan_of(), pool) == expected
+
+
+def test_a_lost_worker_costs_its_episode_only_and_counts_once(tmp_path, expected):
+    fatal = {(plan_of().keys[4], 2)}
+
+    def dies(key, message):
+        return (key, message) in fatal and not fatal.remove((key, message))
+
+    pool = ToyLanes(3, dies=dies)
+    assert run(tmp_path, plan_of(), pool) == expected
+    assert Counter(pool.resets) == Counter(plan_of().keys) + Counter([plan_of().keys[4]])
+
+
+def test_an_episode_that_ends_every_worker_is_told(tmp_path):
+    bad = plan_of().keys[3]
+    with pytest.raises(SimulatorError, match=f"ends every worker.*{bad.task}, {bad.initial_state}"):
+        run(tmp_path, plan_of(), ToyLanes(2, dies=lambda key, message: key == bad and message == 2))
+    rows = run(tmp_path, plan_of(3), ToyLanes(2))  # what was finished stays
+    assert len(rows) == 3
+
+
+@pytest.mark.parametrize("after", [0, 1, 5, 11, 12])
+def test_a_run_goes_on_where_it_was_cut(tmp_path, expected, after):
+    class Cut(Exception):
+        pass
+
+    def progress(rows):
+        if len(rows) == after:
+            raise Cut
+
+    plan, actor = plan_of(), actor_of()
+    with open_journal(tmp_path / "journal.jsonl", plan, actor) as journal:
+        runner = Runner(
+            plan, actor, ToyLanes(2), journal, adapter=Same(), actions=tmp_path / "actions", progress=progress
+        )
+        if after:
+            with pytest.raises(Cut):
+                runner.run()
+    pool = ToyLanes(3, order=9)
+    assert run(tmp_path, plan, pool) == expected
+    assert len(pool.resets) == 12 - after
+    assert run(tmp_path, plan, pool) == expected and len(pool.resets) == 12 - after  # a second run does nothing
+
+
+def test_more_episodes_go_on_from_fewer_and_other_settings_are_refused(tmp_path, expected):
+    assert run(tmp_path, plan_of(5), ToyLanes(2)) == expected[:5]
+    pool = ToyLanes(2)
+    assert run(tmp_path, plan_of(12), pool) == expected and len(pool.resets) == 7
+    for plan, actor, told in (
+        (plan_of(seed=8), actor_of(), "protocol.seed is 7, now 8"),
+        (replace(plan_of(), execute=2), actor_of(), "protocol.execute is 4, now 2"),
+        (plan_of(), actor_of(batch=1), "settings.batch is 3, now 1"),
+        (plan_of(perturbation={"light": 1}), actor_of(), "protocol.perturbation.light is None, now 1"),
+    ):
+        with pytest.raises(StageError, match="another benchmark") as error:
+            run(tmp_path, plan, ToyLanes(1), actor)
+        assert told in str(error.value)
+
+
+def test_pictures_are_taken_only_when_the_policy_looks_and_batches_are_full(tmp_path):
+    policy, pool = DotPolicy(), ToyLanes(3)
+    rows = run(tmp_path, plan_of(), pool, actor_of(batch=3, policy=policy))
+    assert set(policy.asked) == {3}
+    looks = sum(row["looks"] for row in rows)
+    failures = sum(not row["success"] for row in rows)
+    assert looks <= pool.looks <= looks + 12 - failures  # the look of the chunk in which an episode succeeds is unused
+    for row in rows:
+        assert row["looks"] == -(-row["steps"] // 4) == len(row["values"])
+        assert row["value_rows"] == list(range(0, row["steps"], 4))
+        assert row["steps"] == 24 or row["success"]
+
+
+def test_recorded_actions_are_those_executed(tmp_path, expected):
+    run(tmp_path, plan_of(), ToyLanes(2))
+    for index, row in enumerate(expected):
+        actions = np.load(tmp_path / "actions" / f"{index:05d}.npy", allow_pickle=False)
+        assert actions.shape == (row["steps"], 2) and actions.dtype == np.float32
+
+
+@given(st.integers(1, 4), st.integers(0, 1000))
+@settings(max_examples=5)
+def test_early_stopping_reads_the_plan_in_order_whoever_finishes_first(tmp_path_factory, lanes, order):
+    plan, test = plan_of(60), RateTest(0.3, 0.6, 60)
+    folder, actor = tmp_path_factory.mktemp("stop"), actor_of(policy=DotPolicy(noise=0.2))
+    with open_journal(folder / "journal.jsonl", plan, actor) as journal:
+        runner = Runner(
+            plan, actor, ToyLanes(lanes, order), journal, adapter=Same(), actions=folder / "actions", stop=test.read
+        )
+        stop = runner.run()
+        assert stop is not None and stop == test.read(outcomes(plan, journal))
+        # Who is ahead of the first open episode stays near it.
+        assert len(journal.rows) <= stop.at + 2 * len(TASKS) + lanes
+    assert stop == Stop("high", 7)
+
+
+def test_a_policy_that_answers_nonsense_is_refused(tmp_path):
+    class Wrong(DotPolicy):
+        def act(self, observation, instruction, seeds):
+            return super().act(observation, instruction, seeds) * np.float32("nan")
+
+    with pytest.raises(DataError, match="not finite"):
+        run(tmp_path, plan_of(), ToyLanes(2), actor_of(policy=Wrong()))
+
+
+def test_the_probe_sees_neighbours_and_place(tmp_path):
+    assert neighbours_matter(actor_of(batch=4), INSTRUCTIONS) == ""
+    told = neighbours_matter(actor_of(batch=4, policy=DotPolicy(mixes=1e-3)), INSTRUCTIONS)
+    assert "actions differ by up to" in told and "batch of 4" in told
+    assert neighbours_matter(actor_of(batch=1, policy=DotPolicy(mixes=1e-3)), INSTRUCTIONS) == ""
+
+
+def test_a_batch_is_filled_and_cut(tmp_path):
+    policy = DotPolicy()
+    seen = {STATE: np.zeros(2, np.float32), CAMERA: np.zeros((8, 8, 3), np.uint8)}
+    answer = ask_filled(actor_of(batch=4, policy=policy), [seen, seen], INSTRUCTIONS[:2], [1, 2])
+    assert policy.asked == [4] and answer.chunks.shape == (2, CHUNK, 2) and len(answer.values) == 2
+    np.testing.assert_array_equal(answer.chunks[0], policy.act({STATE: seen[STATE][None]}, ["go left"], [1])[0])
+
+
+def test_plans_take_tasks_in_turn_and_seeds_after_the_last_initial_state():
+    keys = plan_of(3 * 6 + 1).keys
+    assert [key.task for key in keys[:6]] == ["left", "right", "up"] * 2
+    assert [(key.initial_state, key.seed) for key in keys[::3]] == [
+        (0, 7),
+        (1, 7),
+        (2, 7),
+        (3, 7),
+        (4, 7),
+        (0, 8),
+        (1, 8),
+    ]
+    assert len(set(keys)) == len(keys) and len({noise_seed(k, s) for k in keys for s in range(0, 24, 4)}) == 19 * 6
+    assert len(make_plan(SUITE, CHUNK, Settings()).keys) == 12  # the protocol's own
+    assert {key.task for key in make_plan(SUITE, CHUNK, Settings(tasks=("up",))).keys} == {"up"}
+    for wrong, told in (({"tasks": ("upp",)}, "up"), ({"episodes": 0}, "1 or more"), ({"execute": 9}, "1 to 8")):
+        with pytest.raises(ConfigError, match=told):
+            make_plan(SUITE, CHUNK, Settings(**wrong))
+
+
+def test_lanes_keep_their_task_and_no_episode_is_given_twice():
+    plan = plan_of(30)
+    queue = Queue(plan, range(30))
+    given_out = [queue.take(n % 3) for n in range(30)]
+    assert sorted(given_out) == list(range(30)) and queue.take(0) is None and not queue
+    assert all(len({plan.keys[i].task for i in given_out[lane::3]}) == 1 for lane in range(3))
+    near = Queue(plan, range(30), window=6)  # no further ahead than 6 from the first that is open, 1
+    assert [near.take(0) for _ in range(3)] == [0, 3, 6] and near.take(0) in {1, 2}
+
+
+def test_what_is_missing_is_counted_from_the_journal(tmp_path):
+    plan, actor = plan_of(), actor_of()
+    with open_journal(tmp_path / "journal.jsonl", plan, actor) as journal:
+        assert missing(plan, journal) == list(range(12)) and outcomes(plan, journal) == []

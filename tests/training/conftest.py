@@ -1,0 +1,5 @@
+"""The converted toy dataset of tests/data."""
+
+from tests.data.conftest import toy
+
+__all__ = ["toy"]
