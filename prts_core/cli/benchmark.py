@@ -183,14 +183,14 @@ def early_stop(
     def reader(plan: Plan) -> Any:
         most = len(plan.keys)
         if earlier is None:
-            made = RateTest(*rates, most, args.alpha, args.beta).checked()
+            made = RateTest(*rates, most, args.alpha, args.beta, len(plan.tasks)).checked()
             console.print(
                 f"stops early: at most {most} episodes, on average {made.expected(rates[1]):.0f} at a rate of "
                 f"{rates[1]:g} and {made.expected(rates[0]):.0f} at {rates[0]:g}; wrong at most {args.alpha:g} and "
                 f"{args.beta:g} of the time"
             )
             return partial(read_rate, made)
-        pairs = PairedTest(*rates, most, args.alpha, args.beta).checked()
+        pairs = PairedTest(*rates, most, args.alpha, args.beta, len(plan.tasks)).checked()
         before = paired_outcomes(earlier, plan)
         return partial(read_pairs, pairs, before)
 
@@ -198,11 +198,11 @@ def early_stop(
 
 
 def paired_outcomes(earlier: Path, plan: Plan) -> list[bool]:
-    """What the earlier run made of the plan's episodes, in its order. DataError where it lacks one."""
+    """What the earlier run made of the plan's episodes, as its `order` has them. DataError where it lacks one."""
     from prts_core.delivery.gate import policy_episodes
 
     table = {row[:-1]: row[-1] for row in policy_episodes(earlier / "episodes.parquet").iter_rows()}
-    keys = [(key.task, key.initial_state, key.seed) for key in plan.keys]
+    keys = [(key.task, key.initial_state, key.seed) for key in (plan.keys[index] for index in plan.order)]
     absent = [key for key in keys if key not in table]
     if absent:
         raise DataError(

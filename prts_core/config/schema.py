@@ -472,15 +472,17 @@ class PackageConfig(PackageSection):
 
 @dataclass(frozen=True)
 class RegisterConfig(Strict):
-    """The gate. margin: promote if the lower 95 % bound of (challenger - champion) exceeds it; floor: without a
-    champion."""
+    """The gate. model_name: of the registered model; empty: prts-<recipe>. margin: promote if the lower 95 % bound of
+    (challenger - champion) exceeds it; floor: and the lower bound of the challenger's own success rate this, with a
+    champion and without."""
 
-    model_name: str = "prts-quickstart"
+    model_name: str = ""
     margin: float = -0.05
     floor: float = 0.7
 
     def __post_init__(self) -> None:
-        check_names(self, "model_name")
+        if self.model_name:
+            check_names(self, "model_name")
         check_numbers(self, {"[-1, 1]": "margin", "[0, 1]": "floor"})
 
 
@@ -557,3 +559,5 @@ class Recipe(Strict):
     def __post_init__(self) -> None:
         check_names(self, "name datasets deploy model")
         check_numbers(self, {_SEEDS: "seed"})
+        if not self.register.model_name:
+            object.__setattr__(self, "register", replace(self.register, model_name=f"prts-{self.name}"))

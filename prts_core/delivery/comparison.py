@@ -34,7 +34,7 @@ def compare_runs(
             raise DataError("The two runs share no episode", file=folder, found=name, cure="use the same --seed")
         only = (now.height - shared.height, before.height - shared.height)
         theirs = before.join(shared.select(KEY), on=list(KEY), how="semi")
-        verdict = decide(shared, theirs, margin, floor=0.0, stopped=any(stops)).to_json()
+        verdict = decide(shared, theirs, margin, floor=None, stopped=any(stops)).to_json()
         own = (stops[1] or {}).get("p_value")
         suites[name] = (
             verdict

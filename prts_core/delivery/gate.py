@@ -27,7 +27,7 @@ class Verdict:
     lower, upper: bounds, 95 % unless it was asked for others, of (challenger - champion); without a champion, of the
     challenger's own success rate.
     only_challenger, only_champion: pairs in which just that one succeeded. p_value: exact McNemar, with a champion.
-    Both promote and alarm hold for a policy that is surely worse, but surely by less than the margin.
+    A policy that raises an alarm is never promoted, however small the difference.
     """
 
     promote: bool
@@ -65,29 +65,32 @@ def policy_episodes(path: Path) -> pl.DataFrame:
 
 
 def decide(
-    challenger: pl.DataFrame, champion: pl.DataFrame | None, margin: float, floor: float,
+    challenger: pl.DataFrame, champion: pl.DataFrame | None, margin: float, floor: float | None,
     confidence: float = CONFIDENCE, *, stopped: bool = False,
 ) -> Verdict:  # fmt: skip
-    """Promote if the lower bound of (challenger - champion) exceeds `margin`; alarm if the upper one is below 0.
+    """Promote if the lower bound of (challenger - champion) exceeds `margin`, the challenger's own rate is above
+    `floor`, and there is no alarm; alarm if the upper bound is below 0.
 
     challenger, champion: one row an episode with columns task, seed, success and, where a task has several initial
     states, initial_state. The difference of the two success rates is bounded by Tango's score interval on the pairs.
-    Without a champion: promote if the Wilson lower bound of the challenger's rate exceeds `floor`; there is nothing to
-    raise an alarm about. confidence: of the interval; where one policy is judged on several suites, each gets a wider
-    one, so that the chance of one false alarm among them keeps its level (see `shared_confidence`). stopped: a run may
-    have ended because of how it went; the difference and its p-value are then those that hold whenever one stops.
+    floor: what the Wilson lower bound of the challenger's rate must exceed, with a champion and without; none: nothing.
+    Without a champion there is nothing to raise an alarm about. confidence: of the interval; where one policy is judged
+    on several suites, each gets a wider one, so that the chance of one false alarm among them keeps its level (see
+    `shared_confidence`). stopped: a run may have ended because of how it went; the difference and its p-value are then
+    those that hold whenever one stops.
 
     Raises DataError when an episode stands twice, is missing on one side, or has no outcome.
     """
     ours = _checked(challenger, "challenger")
+    alone = wilson(int(ours["success"].sum()), ours.height, confidence)
+    enough = floor is None or alone.lower > floor
+    floor_said = (
+        f"success rate {alone.estimate:.3f} on {ours.height} episodes, Wilson lower bound {alone.lower:.3f} "
+        f"{'exceeds' if enough else 'does not exceed'} the floor {floor or 0:g}"
+    )
     if champion is None:
-        alone = wilson(int(ours["success"].sum()), ours.height, confidence)
-        promote = alone.lower > floor
-        reason = (
-            f"no champion yet: success rate {alone.estimate:.3f} on {ours.height} episodes, Wilson lower bound "
-            f"{alone.lower:.3f} {'exceeds' if promote else 'does not exceed'} the floor {floor:g}"
-        )
-        return Verdict(promote, False, reason, alone.lower, alone.upper, ours.height, alone.estimate)
+        said = f"no champion yet: {floor_said}"
+        return Verdict(enough, False, said, alone.lower, alone.upper, ours.height, alone.estimate)
 
     theirs = _checked(champion, "champion")
     _require_same_episodes(ours, theirs)
@@ -95,11 +98,14 @@ def decide(
     gained = pairs.filter(pl.col("success") & ~pl.col("success_champion")).height
     lost = pairs.filter(~pl.col("success") & pl.col("success_champion")).height
     bounds = (anytime_valid.paired_difference if stopped else paired_difference)(gained, lost, pairs.height, confidence)
-    promote, alarm = bounds.lower > margin, bounds.upper < 0.0
+    alarm = bounds.upper < 0.0
+    promote = bounds.lower > margin and enough and not alarm
     early = "; stopped early: bounds that hold then" if stopped else ""
-    said = f"the lower bound {'exceeds' if promote else 'does not exceed'} the margin {margin:g}"
+    said = f"the lower bound {'exceeds' if bounds.lower > margin else 'does not exceed'} the margin {margin:g}"
     if alarm:
         said += "; the upper bound is below 0: worse than the champion"
+    if not enough:
+        said += f"; {floor_said}"
     reason = (
         f"challenger - champion = {bounds.estimate:+.3f} [{bounds.lower:+.3f}, {bounds.upper:+.3f}] on {pairs.height} "
         f"paired episodes ({gained} won, {lost} lost{early}); {said}"
@@ -111,7 +117,7 @@ def decide(
         lower=bounds.lower,
         upper=bounds.upper,
         n_pairs=pairs.height,
-        challenger_rate=int(ours["success"].sum()) / ours.height,
+        challenger_rate=alone.estimate,
         champion_rate=int(theirs["success"].sum()) / theirs.height,
         only_challenger=gained,
         only_champion=lost,

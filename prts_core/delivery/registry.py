@@ -6,13 +6,16 @@ compared with it anywhere.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-import tempfile
+import shutil
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prts_core.io.errors import StageError, suggest
+from prts_core.io.locks import locked, try_locked
 from prts_core.tracking.store import client, local_path, mlflow_module, tracking_uri
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+UNUSED_DAYS = 30  # after which a downloaded model leaves the cache
 PACKAGE, EPISODES = "artifacts/package", "artifacts/episodes.parquet"
 REFERENCE = re.compile(r"models:/(?P<name>[^/@:]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
@@ -93,23 +97,30 @@ def version_files(outputs: Path, version: ModelVersion, inner: str) -> Path:
 
 
 def _downloaded(outputs: Path, uri: str, name: str) -> Path:
-    """The model's folder in the user's cache. Of several processes that fetch it at once, the first one's stays."""
+    """The model's folder in the user's cache: fetched by one process while others wait, removed when nobody has asked
+    for it for UNUSED_DAYS."""
     mlflow = mlflow_module()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "prts" / "models"
     target = cache / name
-    if not target.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=cache) as folder:
+    with locked(cache / f".{name}.lock"):
+        if not target.exists():
+            partial = cache / f".{name}.partial"
+            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+            partial.mkdir()
             try:
                 mlflow.artifacts.download_artifacts(
-                    artifact_uri=uri, dst_path=folder, tracking_uri=tracking_uri(outputs)
+                    artifact_uri=uri, dst_path=str(partial), tracking_uri=tracking_uri(outputs)
                 )
-                inside = [p for p in Path(folder).iterdir() if (p / "MLmodel").exists()]
-                (inside[0] if inside else Path(folder)).rename(target)
             except (mlflow.exceptions.MlflowException, OSError) as err:
-                if not target.exists():
-                    raise StageError("A registered model cannot be downloaded", file=uri, found=str(err)[:300]) from err
-            Path(folder).mkdir(exist_ok=True)  # it may be the target now
+                raise StageError("A registered model cannot be downloaded", file=uri, found=str(err)[:300]) from err
+            inside = [path for path in partial.iterdir() if (path / "MLmodel").exists()]
+            (inside[0] if inside else partial).rename(target)
+            shutil.rmtree(partial, ignore_errors=True)
+        os.utime(target)
+    for other in cache.glob("[!.]*"):
+        with contextlib.suppress(FileNotFoundError), try_locked(cache / f".{other.name}.lock") as free:
+            if free and time.time() - other.stat().st_mtime > UNUSED_DAYS * 86400:
+                shutil.rmtree(other, ignore_errors=True)
     return target
 
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from prts_core.io.errors import ConfigError
 from prts_core.io.files import canonical_json, digest_value
@@ -38,7 +41,8 @@ class Settings:
 
 @dataclass(frozen=True)
 class Plan:
-    """keys: the episodes, tasks in turn, so that every beginning of the list is as fair a sample as the whole.
+    """keys: the episodes, tasks in turn. order: their indices as a test that may stop early reads them, the tasks of
+    each round shuffled by the seed: a beginning of the suite's own order may hold the easy ones.
 
     suite: with the cameras' size as asked for; worker_settings: what its workers are made with to that end.
     """
@@ -50,6 +54,13 @@ class Plan:
     perturbation: Mapping[str, Any]
     seed: int
     worker_settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def order(self) -> tuple[int, ...]:
+        rounds = range(0, len(self.keys), len(self.tasks))
+        rng = np.random.default_rng([self.seed, len(self.tasks)])
+        found = [start + place for start in rounds for place in rng.permutation(len(self.tasks)).tolist()]
+        return tuple(index for index in found if index < len(self.keys))
 
     def task(self, key: EpisodeKey) -> Task:
         return next(task for task in self.tasks if task.name == key.task)
@@ -121,11 +132,15 @@ def noise_seed(key: EpisodeKey, step: int) -> int:
 class Queue:
     """What is still to do, given out so that a lane keeps its task: changing it costs a simulator seconds.
 
-    window: how far ahead of the first open episode one may be given out; none: as far as may be.
+    window: how far ahead of the first open episode, in the plan's `order`, one may be given out; none: as far as may
+    be, in the order of `keys`.
     """
 
     def __init__(self, plan: Plan, todo: Sequence[int], window: int | None = None) -> None:
-        self.plan, self.todo, self.window = plan, sorted(todo), window
+        self.plan, self.window = plan, window
+        places = range(len(plan.keys)) if window is None else plan.order
+        self.place = {index: place for place, index in enumerate(places)}
+        self.todo = sorted(todo, key=self.place.__getitem__)
         self.held: dict[int, str] = {}  # lane -> its task
 
     def __bool__(self) -> bool:
@@ -135,7 +150,8 @@ class Queue:
         """The index of the lane's next episode: of its own task, else of the task that has most left and no lane."""
         if not self.todo:
             return None
-        near = self.todo if self.window is None else [i for i in self.todo if i < self.todo[0] + self.window]
+        last = self.place[self.todo[0]] + (len(self.place) if self.window is None else self.window)
+        near = [index for index in self.todo if self.place[index] < last]
         by_task: dict[str, list[int]] = {}
         for index in near:
             by_task.setdefault(self.plan.keys[index].task, []).append(index)
@@ -148,4 +164,4 @@ class Queue:
         return index
 
     def put_back(self, index: int) -> None:
-        self.todo = sorted([*self.todo, index])
+        self.todo = sorted([*self.todo, index], key=self.place.__getitem__)

@@ -29,7 +29,7 @@ from prts_core.rollout.results import (
     to_film,
     write_episodes,
 )
-from prts_core.rollout.runner import Runner, finished, missing, open_journal, outcomes, rows_in_order
+from prts_core.rollout.runner import KEY, Runner, finished, missing, open_journal, outcomes, row_key
 from prts_core.sim.adapter import Adapter, adapt
 from prts_core.sim.pool import Launch, Pool, launch_for
 from prts_core.sim.suite import SuiteSpec
@@ -150,7 +150,10 @@ def play(
                 ).run()  # fmt: skip
             if stopped is not None:
                 simulators.close()  # some are in the middle of an episode
-        read = finished(plan, journal) if stopped is None else list(rows_in_order(plan, journal))[: stopped.at]
+        read = finished(plan, journal)
+        if stopped is not None:  # what the test has read, and nothing of what ran beside it
+            known = {row_key(plan.keys[index]) for index in plan.order[: stopped.at]}
+            read = [row for row in read if tuple(row[name] for name in KEY) in known]
         return Played(read, journal.events, stopped)
 
 

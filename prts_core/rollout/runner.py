@@ -298,9 +298,9 @@ def finished(plan: Plan, journal: Journal) -> list[Row]:
 
 
 def rows_in_order(plan: Plan, journal: Journal) -> Iterator[Row]:
-    """The plan's finished episodes from its first on, up to the first that is missing."""
-    for key in plan.keys:
-        row = journal.rows.get(row_key(key))
+    """The plan's finished episodes as its `order` has them, up to the first that is missing."""
+    for index in plan.order:
+        row = journal.rows.get(row_key(plan.keys[index]))
         if row is None:
             return
         yield row

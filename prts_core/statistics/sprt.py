@@ -39,13 +39,16 @@ class Stop:
 
 @dataclass(frozen=True)
 class _Test:
-    """What both tests are asked for. missed: the chance of not saying so where H1 holds."""
+    """What both tests are asked for. least: outcomes before the first look: a whole round of a suite's tasks, since a
+    part of one may hold the easy ones. missed: the chance of not saying so where H1 holds.
+    """
 
     p0: float
     p1: float
     most: int
     alpha: float = 0.05
     beta: float = 0.05
+    least: int = 1
 
     def __post_init__(self) -> None:
         if not 0.0 < self.p0 < self.p1 < 1.0:
@@ -90,7 +93,7 @@ class RateTest(_Test):
     @property
     def walk(self) -> Walk:
         up, down = math.log(self.p1 / self.p0), math.log((1 - self.p1) / (1 - self.p0))
-        return Walk(up, down, self.alpha, self.beta, self.most)
+        return Walk(up, down, self.alpha, self.beta, self.most, self.least)
 
     @property
     def missed(self) -> float:
@@ -106,7 +109,7 @@ class RateTest(_Test):
         walk, level = self.walk, 0.0
         for at, success in enumerate(outcomes[: self.most], 1):
             level += walk.up if success else walk.down
-            if sign := walk.sign(level):
+            if at >= self.least and (sign := walk.sign(level)):
                 return Stop("high" if sign > 0 else "low", at)
         return Stop("undecided", self.most) if len(outcomes) >= self.most else None
 
@@ -145,7 +148,7 @@ class PairedTest(_Test):
 
     @property
     def walk(self) -> Walk:
-        """The walk of one direction; a step is a discordant pair."""
+        """The walk of one direction; a step is a discordant pair, and every one is looked at."""
         return Walk(math.log(2 * self.share), math.log(2 * (1 - self.share)), self.alpha / 2, self.beta, self.most)
 
     def read(self, pairs: Sequence[tuple[bool, bool]]) -> Stop | None:
@@ -153,11 +156,12 @@ class PairedTest(_Test):
         difference as large as p0 to p1 is excluded in both directions. None while they say nothing."""
         walk, levels, signs = self.walk, [0.0, 0.0], [0, 0]
         for at, (first, second) in enumerate(pairs[: self.most], 1):
-            if first == second:
-                continue
             for side, won in enumerate((first, second)):
-                if not signs[side]:
+                if signs[side]:
+                    continue
+                if first != second:
                     levels[side] += walk.up if won else walk.down
+                if at >= self.least:
                     signs[side] = walk.sign(levels[side])
             if 1 in signs:
                 return Stop("better" if signs[0] == 1 else "worse", at, p_value=_p_value(levels))
@@ -167,8 +171,8 @@ class PairedTest(_Test):
 
     @property
     def missed(self) -> float:
-        """The chance of not saying "better" when the rates are p1 and p0 and the outcomes independent: exact but for
-        the other direction's bound, which is reached first with a chance below alpha / 2."""
+        """The chance of not saying "better" when the rates are p1 and p0 and the outcomes independent: exact where
+        `least` is 1, but for the other direction's bound, which is reached first with a chance below alpha / 2."""
         from scipy.stats import binom
 
         # How many of the pairs are discordant varies; a shorter walk is the beginning of the longest.
@@ -189,7 +193,7 @@ class PairedTest(_Test):
         other = np.where(rng.random((runs, self.most)) < agreement, own[0], own[1])
         won, lost = own[0] < first, other < second
         moved = won != lost
-        walk, signs, ats = self.walk, [], []
+        walk, signs, ats = replace(self.walk, least=self.least), [], []
         for better in (won, lost):
             steps = np.where(moved, np.where(better, walk.up, walk.down), 0.0)
             sign, at = first_exit(steps, walk)

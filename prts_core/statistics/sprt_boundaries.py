@@ -14,7 +14,8 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Walk:
-    """A log likelihood ratio that starts at 0 and is stopped at log(1 / alpha) or log(beta), or after `most` steps.
+    """A log likelihood ratio that starts at 0 and is stopped at log(1 / alpha) or log(beta), or after `most` steps; it
+    is looked at from step `least` on.
 
     up, down: what a success and a failure add. By Ville's inequality P(upper bound | H0) <= alpha and
     P(lower bound | H1) <= beta for any number of steps (Wald 1945, Annals of Mathematical Statistics 16:117-186, his
@@ -26,6 +27,7 @@ class Walk:
     alpha: float
     beta: float
     most: int
+    least: int = 1
 
     @property
     def upper(self) -> float:
@@ -80,7 +82,7 @@ def endings(walk: Walk) -> Endings:
         successes = first + np.arange(len(grown))
         level = successes * walk.up + (n - successes) * walk.down
         sign = (level >= walk.upper).astype(int) - (level <= walk.lower)
-        ends = sign != 0 if n < walk.most else np.ones(len(grown), bool)
+        ends = (sign != 0) & (n >= walk.least) if n < walk.most else np.ones(len(grown), bool)
         found.append((np.full(ends.sum(), n), successes[ends], sign[ends], grown[ends]))
         if ends.all():
             break
@@ -93,6 +95,7 @@ def first_exit(steps: np.ndarray, walk: Walk) -> tuple[np.ndarray, np.ndarray]:
     """(runs, most) steps -> sign of the bound that each run meets first (0: none), and when."""
     levels = steps.cumsum(1)
     out = (levels >= walk.upper) | (levels <= walk.lower)
+    out[:, : walk.least - 1] = False
     met = out.any(1)
     at = np.where(met, out.argmax(1), walk.most - 1)
     sign = np.where(met, np.sign(levels[np.arange(len(at)), at]), 0).astype(int)

@@ -30,7 +30,7 @@ from prts_core.io.errors import ContractError
 from prts_core.io.journal import Row
 from prts_core.rollout.episode_plan import Plan, Settings, make_plan
 from prts_core.rollout.local_policy import LocalActor
-from prts_core.rollout.runner import Runner, open_journal, rows_in_order
+from prts_core.rollout.runner import Runner, finished, open_journal
 from prts_core.sim import protocol
 from prts_core.sim.adapter import ROTATION_NAMES, adapt
 from prts_core.sim.homes import Home
@@ -205,7 +205,7 @@ def played(pool: Pool, folder: Path, plan: Plan, policy: ReplayPolicy, adapter: 
     actor = LocalActor(policy, {"policy_digest": "replay"})
     with open_journal(folder / "journal.jsonl", plan, actor) as journal:
         Runner(plan, actor, pool, journal, adapter=adapter, actions=folder / "actions").run()
-        return list(rows_in_order(plan, journal))
+        return finished(plan, journal)
 
 
 def test_a_wrong_convention_is_refused_or_seen(pool: Pool, expert: Recorded, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -35,7 +36,8 @@ def test_the_verdict_follows_the_paired_bounds(pairs, margin):
     gained, lost = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
     bounds = paired_difference(gained, lost, len(pairs))
     assert (verdict.lower, verdict.upper) == (bounds.lower, bounds.upper)
-    assert verdict.promote == (bounds.lower > margin)
+    enough = wilson(sum(ours), len(ours)).lower > FLOOR
+    assert verdict.promote == (bounds.lower > margin and enough and not verdict.alarm)
     assert verdict.alarm == (bounds.upper < 0)
     assert (verdict.n_pairs, verdict.only_challenger, verdict.only_champion) == (len(pairs), gained, lost)
 
@@ -55,7 +57,8 @@ def test_a_policy_against_itself_never_raises_an_alarm(pairs):
     frame = episodes([a for a, _ in pairs])
     verdict = decide(frame, frame, MARGIN, FLOOR)
     assert not verdict.alarm and verdict.p_value == 1.0
-    assert verdict.promote == (len(pairs) > 72)  # z^2 / (n + z^2) < 0.05 from 73 pairs on
+    enough = wilson(int(frame["success"].sum()), len(pairs)).lower > FLOOR
+    assert verdict.promote == (len(pairs) > 72 and enough)  # z^2 / (n + z^2) < 0.05 from 73 pairs on
 
 
 def test_the_first_champion_must_exceed_the_floor():
@@ -73,10 +76,36 @@ def test_a_clear_regression_is_not_promoted_and_raises_the_alarm():
     assert "below 0" in verdict.reason
 
 
-def test_a_small_but_sure_loss_within_the_margin_is_promoted_and_told():
-    n, lost = 6000, 60
-    verdict = decide(episodes([i >= lost for i in range(n)]), episodes([True] * n), MARGIN, FLOOR)
-    assert verdict.promote and verdict.alarm
+def test_a_small_but_sure_loss_within_the_margin_is_not_promoted():
+    n, won, lost = 2000, 20, 80
+    ours, theirs = [i >= lost for i in range(n)], [not lost <= i < lost + won for i in range(n)]
+    verdict = decide(episodes(ours), episodes(theirs), MARGIN, FLOOR)
+    assert (verdict.only_challenger, verdict.only_champion) == (won, lost) and verdict.lower > MARGIN
+    assert verdict.alarm and not verdict.promote and "worse than the champion" in verdict.reason
+
+
+def test_the_floor_holds_with_a_champion_too():
+    ours, theirs = episodes([i % 2 == 0 for i in range(400)]), episodes([i % 4 == 0 for i in range(400)])
+    verdict = decide(ours, theirs, MARGIN, FLOOR)
+    assert verdict.lower > 0 and not verdict.promote and "does not exceed the floor 0.7" in verdict.reason
+    assert decide(ours, theirs, MARGIN, 0.4).promote
+
+
+@pytest.mark.parametrize("runs", [500, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_nothing_that_is_condemned_is_promoted_and_errors_are_as_stated(runs):
+    """Random pairs of policies; for equally good ones, of which a share agrees, alarms are as rare as stated."""
+    rng, alarms, equal = np.random.default_rng(0), 0, 0
+    for run in range(runs):
+        n, first = int(rng.integers(60, 300)), rng.uniform(0.3, 1.0)
+        same = run % 2 == 0
+        second = first if same else rng.uniform(0.3, 1.0)
+        luck = rng.random((2, n))
+        luck[1] = np.where(rng.random(n) < rng.random(), luck[0], luck[1])
+        ours, theirs = (luck[0] < first).tolist(), (luck[1] < second).tolist()
+        verdict = decide(episodes(ours), episodes(theirs), MARGIN, FLOOR)
+        assert not (verdict.alarm and verdict.promote)
+        equal, alarms = equal + same, alarms + (same and verdict.alarm)
+    assert alarms <= 0.025 * equal + 3 * (0.025 * equal) ** 0.5
 
 
 @pytest.mark.parametrize(

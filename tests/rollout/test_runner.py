@@ -15,7 +15,7 @@ from prts_core.io.errors import ConfigError, DataError, SimulatorError, StageErr
 from prts_core.policy.observation import STATE
 from prts_core.rollout.episode_plan import Plan, Queue, Settings, make_plan, noise_seed
 from prts_core.rollout.local_policy import LocalActor, ask_filled, neighbours_matter
-from prts_core.rollout.runner import Runner, missing, open_journal, outcomes, rows_in_order
+from prts_core.rollout.runner import Runner, finished, missing, open_journal, outcomes
 from prts_core.statistics.sprt import RateTest, Stop
 from tests.rollout.toy_lanes import CAMERA, CHUNK, SUITE, TASKS, DotPolicy, Same, ToyLanes
 
@@ -34,7 +34,7 @@ def run(folder: Path, plan: Plan, lanes: ToyLanes, actor: LocalActor | None = No
     actor = actor or actor_of()
     with open_journal(folder / "journal.jsonl", plan, actor) as journal:
         Runner(plan, actor, lanes, journal, adapter=Same(), actions=folder / "actions", stop=stop).run()
-        return [{k: v for k, v in row.items() if k != "latency_ms"} for row in rows_in_order(plan, journal)]
+        return [{k: v for k, v in row.items() if k != "latency_ms"} for row in finished(plan, journal)]
 
 
 @pytest.fixture(scope="module")
@@ -202,8 +202,45 @@ def test_lanes_keep_their_task_and_no_episode_is_given_twice():
     given_out = [queue.take(n % 3) for n in range(30)]
     assert sorted(given_out) == list(range(30)) and queue.take(0) is None and not queue
     assert all(len({plan.keys[i].task for i in given_out[lane::3]}) == 1 for lane in range(3))
-    near = Queue(plan, range(30), window=6)  # no further ahead than 6 from the first that is open, 1
-    assert [near.take(0) for _ in range(3)] == [0, 3, 6] and near.take(0) in {1, 2}
+    near = Queue(plan, range(30), window=6)  # no further ahead, in the order read, than 6 from the first open one
+    place = {index: at for at, index in enumerate(plan.order)}
+    first = [place[near.take(0)] for _ in range(3)]
+    assert first[0] == 0 and first == sorted(first) and first[-1] < 6 + 1
+    assert len({plan.keys[plan.order[at]].task for at in first[:2]}) == 1
+
+
+@given(st.integers(1, 40), st.integers(0, 200), st.integers(0, 9))
+def test_a_test_that_stops_early_reads_whole_rounds_each_in_an_order_of_its_own(tasks, episodes, seed):
+    suite = replace(SUITE, tasks=tuple(replace(SUITE.tasks[0], name=f"t{n}") for n in range(tasks)))
+    plan = make_plan(suite, CHUNK, Settings(episodes=episodes + 1, seed=seed))
+    assert sorted(plan.order) == list(range(episodes + 1))
+    assert [index // tasks for index in plan.order] == [index // tasks for index in range(episodes + 1)]
+    assert plan.order == make_plan(suite, CHUNK, Settings(episodes=episodes + 1, seed=seed)).order
+    if tasks > 20 and episodes > 3 * tasks:
+        rounds = [[i % tasks for i in plan.order[at : at + tasks]] for at in range(0, 3 * tasks, tasks)]
+        assert len({tuple(one) for one in rounds}) == 3 and list(range(tasks)) not in rounds
+
+
+def test_on_ninety_tasks_of_unequal_difficulty_early_stopping_keeps_what_it_states():
+    """Easy tasks first: the suite's own order said "high" in nearly every run at a rate of 0.71."""
+    suite = replace(SUITE, tasks=tuple(replace(SUITE.tasks[0], name=f"t{n}") for n in range(90)))
+    test = RateTest(0.75, 0.90, 900, least=90).checked()
+    for rate, wrong in ((0.71, "high"), (0.93, "low")):
+        chances = np.clip(np.linspace(1.6, 0.4, 90) * rate, 0, 1)
+        chances += rate - chances.mean()
+        chances = np.clip(chances, 0, 1)
+        said, naive = [], []
+        for run in range(400):
+            plan = make_plan(suite, CHUNK, Settings(episodes=900, seed=run))
+            won = np.random.default_rng(run).random(900) < np.tile(chances, 10)
+            stop = test.read(won[list(plan.order)].tolist())
+            said.append(stop.decision if stop else "undecided")
+            first = replace(test, least=1).read(won.tolist())
+            naive.append(first.decision if first else "undecided")
+            assert stop is None or stop.at >= 90
+        assert said.count(wrong) <= 0.05 * len(said)
+        if wrong == "high":
+            assert naive.count("high") > 0.5 * len(naive), "what it was before"
 
 
 def test_what_is_missing_is_counted_from_the_journal(tmp_path):
