@@ -8,7 +8,7 @@ key, fields made by `execution` are not.
 from __future__ import annotations
 
 import re
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
