@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from prts_core.config.load import check, merge, parse_overrides, read_yaml
+    from prts_core.config.checked_yaml import check, merge, parse_overrides, read_yaml
     from prts_core.config.mapping import load_mapping
     from prts_core.config.schema import RobotConfig, VideoConfig
     from prts_core.data.convert.run import convert_any

@@ -82,7 +82,7 @@ def main(args: argparse.Namespace) -> int:
 
 def relative_marks(folder: Path, args: argparse.Namespace) -> tuple[bool, ...]:
     """One mark per action dimension of the checkpoint, from the robot's YAML."""
-    from prts_core.config.load import check, read_yaml
+    from prts_core.config.checked_yaml import check, read_yaml
     from prts_core.config.schema import RobotConfig
     from prts_core.data.release_statistics import read_statistics
 

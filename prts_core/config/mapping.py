@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from prts_core.config.checked_yaml import check, read_yaml
 from prts_core.config.checks import Strict
-from prts_core.config.load import check, read_yaml
 from prts_core.io.errors import ConfigError
 
 T = TypeVar("T")

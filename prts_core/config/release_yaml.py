@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prts_core.config.checked_yaml import check
 from prts_core.config.checks import Strict
-from prts_core.config.load import check
 from prts_core.config.schema import DatasetConfig, ImageTextSource
 from prts_core.io.errors import ConfigError, lookup
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from prts_core.config.load import read_yaml
+from prts_core.config.checked_yaml import read_yaml
 from prts_core.io.errors import CheckpointError
 from prts_core.io.files import write_text
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from prts_core.config.load import check
+from prts_core.config.checked_yaml import check
 from prts_core.config.model import Compat, ModelConfig
 from prts_core.contract import PolicyContract
 from prts_core.io.errors import CheckpointError, DataError

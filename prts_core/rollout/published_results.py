@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from prts_core.config.checked_yaml import check, read_yaml
 from prts_core.config.checks import Strict
-from prts_core.config.load import check, read_yaml
 from prts_core.io.errors import ConfigError, lookup
 from prts_core.statistics.binomial import wilson
 

@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prts_core.config.load import Plan, expand, fields_of, image_text_paths
+from prts_core.config.checked_yaml import expand
+from prts_core.config.load import Plan, fields_of, image_text_paths
 from prts_core.config.schema import (
     CollectConfig,
     ConvertConfig,

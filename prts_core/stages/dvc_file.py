@@ -20,7 +20,8 @@ from typing import Any
 
 import yaml
 
-from prts_core.config.load import Plan, read_yaml
+from prts_core.config.checked_yaml import read_yaml
+from prts_core.config.load import Plan
 from prts_core.config.places import DEFAULT_OUTPUTS, DEFAULT_RECIPE
 from prts_core.config.release_yaml import is_public_release, read_public_release
 from prts_core.io.errors import ConfigError, StageError

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from prts_core.config.load import expand
+from prts_core.config.checked_yaml import expand
 from prts_core.config.model import ModelConfig
 from prts_core.config.schema import SftConfig
 from prts_core.contract import Contract, PolicyContract

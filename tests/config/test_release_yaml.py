@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from prts_core.config.load import Plan, check, load_plan, read_yaml, source_root
+from prts_core.config.checked_yaml import check, read_yaml
+from prts_core.config.load import Plan, load_plan, source_root
 from prts_core.config.schema import LeRobotSource, RobotConfig
 from prts_core.data.embodiment import build_contract
 from prts_core.io.errors import ConfigError, ContractError, StageError

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from prts_core.cli.main import main
-from prts_core.config.load import check
+from prts_core.config.checked_yaml import check
 from prts_core.config.mapping import Mapping, load_mapping
 from prts_core.config.schema import VideoConfig
 from prts_core.data.convert.run import convert

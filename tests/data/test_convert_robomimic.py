@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from prts_core.config.load import check, read_yaml
+from prts_core.config.checked_yaml import check, read_yaml
 from prts_core.config.mapping import Mapping, load_mapping
 from prts_core.config.schema import RobotConfig, VideoConfig
 from prts_core.contract import Contract

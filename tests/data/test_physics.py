@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from prts_core.bench.data_validation import make
-from prts_core.config.load import check, read_yaml
+from prts_core.config.checked_yaml import check, read_yaml
 from prts_core.config.schema import RobotConfig, VideoConfig
 from prts_core.contract import Contract, Dimension, record, require_equal
 from prts_core.data.lerobot_v21 import video

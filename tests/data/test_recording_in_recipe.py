@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from prts_core.cli.main import main
-from prts_core.config.load import Plan, check, load_plan, with_mapping
+from prts_core.config.checked_yaml import check
+from prts_core.config.load import Plan, load_plan, with_mapping
 from prts_core.config.schema import DatasetConfig, RecordingSource, Source
 from prts_core.data.convert.lerobot_v30_export import export
 from prts_core.data.convert.source import DATASETS, SOURCES

@@ -10,7 +10,8 @@ import polars as pl
 import pytest
 
 from prts_core.cli.main import main as prts
-from prts_core.config.load import Plan, check, load_plan
+from prts_core.config.checked_yaml import check
+from prts_core.config.load import Plan, load_plan
 from prts_core.config.schema import RegressionSection, SuiteRun
 from prts_core.delivery import gate, registry, regression
 from prts_core.delivery.history import read_history, rows

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prts_core.config.load import check, read_yaml
+from prts_core.config.checked_yaml import check, read_yaml
 from prts_core.config.model import ModelConfig
 from prts_core.models.prts import PrtsModel
 from tests.models.golden_case import golden_folder

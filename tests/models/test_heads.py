@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prts_core.config.load import check
+from prts_core.config.checked_yaml import check
 from prts_core.config.model import DitConfig, ModelConfig, MotConfig
 from prts_core.io.errors import ConfigError
 from prts_core.models.heads.dit.module import DitHead

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import Qwen3VLForConditionalGeneration
 
-from prts_core.config.load import check
+from prts_core.config.checked_yaml import check
 from prts_core.config.model import ContrastiveConfig, DitConfig, ModelConfig, MotConfig, TextConfig, VisionConfig
 from prts_core.io.errors import CheckpointError
 from prts_core.io.tensors import load_sharded, load_weights, save_sharded

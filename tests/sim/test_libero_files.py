@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prts_core.config.load import check, read_yaml
+from prts_core.config.checked_yaml import check, read_yaml
 from prts_core.config.schema import RobotConfig
 from prts_core.io.errors import ConfigError, DataError, SimulatorError, UnavailableError
 from prts_core.io.files import write_json

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("metaworld", reason="pip install 'prts[sim]'")
 
-from prts_core.config.load import check, read_yaml
+from prts_core.config.checked_yaml import check, read_yaml
 from prts_core.config.mapping import Mapping, load_mapping
 from prts_core.config.schema import RobotConfig, VideoConfig
 from prts_core.contract import PolicyContract

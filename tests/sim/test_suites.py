@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prts_core.config.load import check, read_yaml
+from prts_core.config.checked_yaml import check, read_yaml
 from prts_core.config.schema import DatasetConfig, MetaworldSource, RobotConfig
 from prts_core.data.embodiment import build_contract
 from prts_core.io.errors import ConfigError, MissingExtraError, UnavailableError

@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers import Qwen3VLForConditionalGeneration
 
-from prts_core.config.load import Plan, check, load_plan, read_yaml
+from prts_core.config.checked_yaml import check, read_yaml
+from prts_core.config.load import Plan, load_plan
 from prts_core.config.model import ModelConfig
 from prts_core.config.schema import SftConfig, SftSection
 from prts_core.io.errors import CheckpointError, ConfigError

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from prts_core.config.checked_yaml import read_yaml
 from prts_core.config.checks import Strict
-from prts_core.config.load import read_yaml
 from prts_core.config.mapping import Mapping
 from prts_core.data.convert.align import Hold, choose, rows
 from prts_core.data.convert.mcap_messages import (
