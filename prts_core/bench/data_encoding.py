@@ -20,7 +20,7 @@ from rich.console import Console
 
 from prts_core.bench.data_loading import NO_LEROBOT, LeRobotPeer, one_core
 from prts_core.bench.report import Row
-from prts_core.config.load import shared_folder
+from prts_core.config.places import shared_folder
 from prts_core.config.schema import VideoConfig
 from prts_core.data.convert.robomimic import native_mapping
 from prts_core.data.convert.run import convert

@@ -23,7 +23,7 @@ from av.video.reformatter import VideoReformatter
 from rich.console import Console
 
 from prts_core.bench.report import Row
-from prts_core.config.load import shared_folder
+from prts_core.config.places import shared_folder
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.io.errors import DataError
 from prts_core.training.windows import WindowDataset

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from prts_core.bench import data_encoding, data_loading
 from prts_core.bench.report import Row, show
-from prts_core.config.load import shared_folder
+from prts_core.config.places import shared_folder
 from prts_core.config.schema import VideoConfig
 from prts_core.data.lerobot_v21 import video
 from prts_core.data.lerobot_v21.reader import LeRobotDataset

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prts_core.config.load import shared_folder
+from prts_core.config.places import shared_folder
 from prts_core.config.schema import LeRobotSource, VideoConfig
 from prts_core.data.convert.lerobot_v21 import import_dataset
 from prts_core.data.lerobot_v21.reader import LeRobotDataset

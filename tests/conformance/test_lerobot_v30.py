@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prts_core.config.load import shared_folder
+from prts_core.config.places import shared_folder
 from prts_core.config.schema import VideoConfig
 from prts_core.data.convert.lerobot_v30 import take_over
 from prts_core.data.convert.lerobot_v30_export import export

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prts_core.config.load import shared_folder
+from prts_core.config.places import shared_folder
 from prts_core.contract import Contract, Dimension
 from prts_core.data.convert.conventions import ConventionError, convert_rotation
 from prts_core.io.errors import SimulatorError

@@ -24,7 +24,7 @@ import polars as pl
 import pytest
 
 from prts_core.cli.main import main
-from prts_core.config.load import shared_folder
+from prts_core.config.places import shared_folder
 from prts_core.contract import Camera, Contract, Dimension, PolicyContract
 from prts_core.io.errors import ContractError
 from prts_core.io.journal import Row

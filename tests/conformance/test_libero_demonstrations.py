@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from prts_core.cli.main import main
-from prts_core.config.load import shared_folder
+from prts_core.config.places import shared_folder
 from prts_core.contract import Contract
 from prts_core.sim import protocol
 from prts_core.sim.adapter import adapt

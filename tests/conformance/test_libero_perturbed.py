@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prts_core.config.load import shared_folder
+from prts_core.config.places import shared_folder
 from prts_core.sim import protocol
 from prts_core.sim.homes import Home
 from prts_core.sim.pool import Pool, WorkerRefused, launch_for

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from prts_core.config.load import shared_folder
+from prts_core.config.places import shared_folder
 from prts_core.io.errors import SimulatorError, UnavailableError
 from prts_core.sim import protocol
 from prts_core.sim.homes import Home

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from prts_core.config.load import shared_folder
+from prts_core.config.places import shared_folder
 from prts_core.contract import Normalization
 from prts_core.data.normalize import (
     ACTION,

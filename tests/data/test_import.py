@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prts_core.config.load import present_root, shared_folder
+from prts_core.config.load import present_root
+from prts_core.config.places import shared_folder
 from prts_core.config.schema import DimensionSpec, LeRobotSource, RobotConfig
 from prts_core.contract import Contract
 from prts_core.data import statistics

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from prts_core.config.load import load_plan, shared_folder
+from prts_core.config.load import load_plan
+from prts_core.config.places import shared_folder
 from prts_core.config.schema import ConvertConfig, MetaworldSource, StatsConfig, ValidateConfig, VideoConfig
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.normalize import NormStats

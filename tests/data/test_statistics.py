@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from prts_core.cli.main import main
-from prts_core.config.load import shared_folder
+from prts_core.config.places import shared_folder
 from prts_core.config.schema import DimensionSpec
 from prts_core.contract import Contract, PolicyContract
 from prts_core.data import statistics, summary

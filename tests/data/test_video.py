@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prts_core.config.load import shared_folder
+from prts_core.config.places import shared_folder
 from prts_core.config.schema import VideoConfig
 from prts_core.data.images import letterbox
 from prts_core.data.lerobot_v21 import video

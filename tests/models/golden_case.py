@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prts_core.config.load import shared_folder
+from prts_core.config.places import shared_folder
 from prts_core.models.prts import PrtsModel
 from prts_core.models.stock import stock_tokens
 from prts_core.models.tokens import Encoded, Tokens

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from prts_core.config.checked_yaml import check, read_yaml
-from prts_core.config.load import shared_folder
+from prts_core.config.places import shared_folder
 from prts_core.config.schema import RobotConfig
 from prts_core.contract import Contract, Dimension
 from prts_core.data.convert.conventions import convert_rotation

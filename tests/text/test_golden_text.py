@@ -14,8 +14,8 @@ import torch
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from prts_core.config.load import shared_folder
 from prts_core.config.model import Compat
+from prts_core.config.places import shared_folder
 from prts_core.data.embodiment import camera_label
 from prts_core.data.normalize import normalize_for_fast
 from prts_core.data.release_statistics import read_statistics

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from prts_core.config.load import shared_folder
+from prts_core.config.places import shared_folder
 from prts_core.data.embodiment import camera_label
 from prts_core.io.errors import DataError
 from prts_core.text import prompt

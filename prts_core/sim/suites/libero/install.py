@@ -105,7 +105,7 @@ def _wanted(assets: Path) -> dict[str, Any]:
 
 
 def _assets(home: Home, given: str | None) -> Path:
-    from prts_core.config.load import shared_folder
+    from prts_core.config.places import shared_folder
     from prts_core.io.hub import local_folder
 
     linked = home.path / "assets"

@@ -131,7 +131,7 @@ def _holds(record: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 def _here(home: Home, given: str | None) -> Path | None:
     """The folder of assets on this machine, checked; None where there is none."""
-    from prts_core.config.load import shared_folder
+    from prts_core.config.places import shared_folder
 
     if given is not None:
         folder = Path(given).expanduser()
