@@ -23,12 +23,12 @@ from prts_kernels.bench import packs, tables
 from prts_kernels.bench.packs import Pack, Shape
 from prts_kernels.bench.role_attention import RESULTS
 from prts_kernels.bench.run import Run
-from prts_kernels.bench.timing import Plan, measure
+from prts_kernels.bench.timing import TimingPlan, measure
 from prts_kernels.role_attention import RoleMask, role_attention
 
 CPU_SHAPE = Shape(8, 2, 32, "float32")
 CPU_GOAL = "<= 1.18"  # what the mask costs in the paper, on its GPU; no one states a goal for CPUs
-CPU_PLAN = Plan(each_ms=600, rounds=9, most_s=4.0)
+CPU_PLAN = TimingPlan(each_ms=600, rounds=9, most_s=4.0)
 
 
 def run(console: Console) -> list[Row]:

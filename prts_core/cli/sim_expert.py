@@ -44,7 +44,7 @@ def add_arguments(actions: Any) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from prts_core.sim.demonstrate import Settings, demonstrate, recording
+    from prts_core.sim.demonstrate import RecorderSettings, demonstrate, recording
     from prts_core.sim.pool import launch_for
     from prts_core.sim.suites import suite, task_of
 
@@ -61,7 +61,7 @@ def main(args: argparse.Namespace) -> int:
         )  # fmt: skip
     else:
         names = tuple(task_of(spec, name).name for name in names) or tuple(task.name for task in spec.tasks)
-        settings = Settings(spec.name, names, args.episodes, noise, seed, record=False, first=args.first)
+        settings = RecorderSettings(spec.name, names, args.episodes, noise, seed, record=False, first=args.first)
         make = {}
     output = Path(args.output or outputs_folder() / "experts" / spec.name)
     made = demonstrate(spec, settings, launch_for(args.suite, settings=make), output, args.workers)

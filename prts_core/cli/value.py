@@ -19,7 +19,7 @@ from prts_core.io.errors import ConfigError, DataError, suggest
 if TYPE_CHECKING:
     from prts_core.data.lerobot_v21.reader import LeRobotDataset
     from prts_core.policy.policy import Policy
-    from prts_core.value.ranking import Measured, Ranking, Verdict
+    from prts_core.value.ranking import Measured, Ranking, RankingVerdict
 
 EPISODES, CURVE_ROWS, SENTENCES = 6, 120, 12  # drawn where none are named; rows a curve; other sentences asked
 SHOWN = 20  # rows of the table on screen
@@ -261,7 +261,7 @@ def show_ranking(ranking: Ranking, console: Console) -> None:
     console.print(f"[{colour}]{len(flagged)} of {len(ranking.verdicts)} demonstrations are flagged[/]", highlight=False)
 
 
-def _cells(verdict: Verdict) -> list[Any]:
+def _cells(verdict: RankingVerdict) -> list[Any]:
     flag = f"{verdict.flag.reason}: {verdict.flag.detail}" if verdict.flag else ""
     return [
         str(verdict.episode), f"{verdict.score:+.2f}", f"{verdict.spearman:+.2f}", f"{verdict.rise:+.2f}",

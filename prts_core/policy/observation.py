@@ -36,7 +36,7 @@ class Acts(Protocol):
 
 
 @dataclass(frozen=True)
-class Batch:
+class ObservationBatch:
     """images: camera key -> (B, H, W, 3) uint8. state (B, D) float32. instructions: B sentences. single: came without
     a batch axis, and the answer goes without one."""
 
@@ -51,7 +51,7 @@ class Batch:
 
 def read_observation(
     observation: Mapping[str, np.ndarray], instruction: str | Sequence[str], contract: Contract
-) -> Batch:
+) -> ObservationBatch:
     """{"observation.state": (D,) or (B, D), camera key: (H, W, 3) or (B, H, W, 3) uint8} and a sentence, or one for
     each of the batch. Keys that the contract does not name are left alone.
 
@@ -86,7 +86,7 @@ def read_observation(
             raise DataError(
                 "An observation's parts disagree on the batch", field=key, found=len(images[key]), expected=len(state)
             )
-    return Batch(images, state, sentences(instruction, len(state)), single)
+    return ObservationBatch(images, state, sentences(instruction, len(state)), single)
 
 
 def sentences(instruction: str | Sequence[str], count: int) -> list[str]:
@@ -100,7 +100,7 @@ def sentences(instruction: str | Sequence[str], count: int) -> list[str]:
     return found
 
 
-def read_actions(actions: np.ndarray, batch: Batch) -> np.ndarray:
+def read_actions(actions: np.ndarray, batch: ObservationBatch) -> np.ndarray:
     """(T, A), or (B, T, A) for a batch -> (B, T, A) float32."""
     actions = np.asarray(actions)
     wanted = 2 if batch.single else 3
@@ -112,7 +112,7 @@ def read_actions(actions: np.ndarray, batch: Batch) -> np.ndarray:
     return actions.reshape(len(batch), *actions.shape[-2:]).astype(np.float32, copy=False)
 
 
-def read_seeds(seeds: int | Sequence[int], batch: Batch) -> list[int]:
+def read_seeds(seeds: int | Sequence[int], batch: ObservationBatch) -> list[int]:
     """One noise seed for each sample; for a single observation a plain integer will do."""
     found = [int(seeds)] if isinstance(seeds, int | np.integer) else [int(seed) for seed in seeds]
     if len(found) != len(batch):

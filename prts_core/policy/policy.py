@@ -21,7 +21,7 @@ from prts_core.io.tensors import MAX_SHARD_BYTES, load_sharded, load_weights, sa
 from prts_core.models.generate import generate
 from prts_core.models.prts import PrtsModel
 from prts_core.models.tokens import Prefix
-from prts_core.policy.observation import Batch, read_actions, read_observation, read_seeds, sentences
+from prts_core.policy.observation import ObservationBatch, read_actions, read_observation, read_seeds, sentences
 from prts_core.policy.processor import FILES, Processor
 from prts_core.text import prompt
 from prts_core.text.tokenizer import TextTokenizer
@@ -76,7 +76,7 @@ class Policy:
         actions = self.processor.unnormalize_actions(chunk.cpu().numpy(), batch.state)
         return actions[0] if batch.single else actions
 
-    def _prefix(self, batch: Batch, subtasks: list[str] | None) -> Prefix:
+    def _prefix(self, batch: ObservationBatch, subtasks: list[str] | None) -> Prefix:
         """What the action head reads: the prompt, and the subtask where the policy says one."""
         if self.processor.subtasks and subtasks is None:
             return self._speak(batch)[1]
@@ -98,7 +98,7 @@ class Policy:
         said = self._speak(batch)[0]
         return said[0] if batch.single else said
 
-    def _speak(self, batch: Batch) -> tuple[list[str], Prefix]:
+    def _speak(self, batch: ObservationBatch) -> tuple[list[str], Prefix]:
         tokenizer, closing = self.processor.tokenizer, self.processor.builder.turn_end
         tokens = self.processor.tokens(batch.images, batch.state, batch.instructions, subtasks=[""] * len(batch))
         rows = len(self.model.language_model.embed_tokens.weight)  # Qwen's own: more than tokens

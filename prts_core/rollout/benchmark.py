@@ -26,13 +26,13 @@ from prts_core.policy.observation import Acts
 from prts_core.policy.policy import load_policy, policy_digest, untrained_policy
 from prts_core.rollout.controls import (
     PLAIN,
+    ActionNoise,
     ActsLike,
     BlackImages,
-    OtherSentence,
-    Replayed,
-    Shaken,
-    Still,
-    Treatment,
+    Control,
+    NoOpPolicy,
+    OpenLoopReplay,
+    SwappedInstruction,
     mean_trajectory,
 )
 from prts_core.rollout.episode_plan import Settings, make_plan
@@ -150,7 +150,7 @@ class Bench:
         return LocalActor(policy, identity, batch=batch or self.config.batch, values=values, fill=fill, threads=THREADS)
 
     def _run(
-        self, condition: str, actor: LocalActor, *, tasks: Sequence[Task] | None = None, treatment: Treatment = PLAIN,
+        self, condition: str, actor: LocalActor, *, tasks: Sequence[Task] | None = None, control: Control = PLAIN,
         how: type[Runner] = Runner, noise: float = 0.0, execute: int | None = None,
     ) -> None:  # fmt: skip
         chosen = self.plan.tasks if tasks is None else tuple(tasks)
@@ -165,7 +165,7 @@ class Bench:
         name = f"{condition}-{noise:g}" if noise else condition
         folder = self.places.work / name
         made = play(
-            plan, actor, folder, self.simulators, self.adapter, how=how, treatment=treatment, what=name,
+            plan, actor, folder, self.simulators, self.adapter, how=how, control=control, what=name,
             probe=condition == "policy",
         )  # fmt: skip
         self.runs.append(Run(condition, noise, plan, made.rows, folder / "actions"))
@@ -176,7 +176,7 @@ class Bench:
         self._run("policy", self.actor)
 
     def run_expert(self) -> None:
-        still = Still(self.contract, 1)
+        still = NoOpPolicy(self.contract, 1)
         self._run("expert", self._actor(still, {"expert": self.spec.family}, batch=1), how=ExpertRunner, execute=1)
 
     def run_blind_replay(self) -> None:
@@ -188,24 +188,24 @@ class Bench:
         tasks = [task for task in self.plan.tasks if task.name in played]
         longest = max((task.max_steps for task in tasks), default=1)
         digest = digest_value({name: rows.tolist() for name, rows in played.items()})
-        actor = self._actor(Still(self.contract, longest), {"trajectories": digest}, batch=1)
-        self._run("blind_replay", actor, tasks=tasks, treatment=Replayed(played), execute=longest)
+        actor = self._actor(NoOpPolicy(self.contract, longest), {"trajectories": digest}, batch=1)
+        self._run("blind_replay", actor, tasks=tasks, control=OpenLoopReplay(played), execute=longest)
 
     def run_untrained(self) -> None:
         policy = untrained_policy(self.places.policy, self.plan.seed)
         self._run("untrained", self._actor(policy, {"weights": self.plan.seed}))
 
     def run_black_images(self) -> None:
-        self._run("black_images", self._actor(self.policy, {}), treatment=BlackImages())
+        self._run("black_images", self._actor(self.policy, {}), control=BlackImages())
 
     def run_swapped(self) -> None:
         pair = self.config.swap_pair
         if pair is None:
             return
         first, second = (task_of(self.spec, name) for name in pair)
-        other = OtherSentence({first.name: second.instruction, second.name: first.instruction})
+        other = SwappedInstruction({first.name: second.instruction, second.name: first.instruction})
         tasks = [task for task in self.plan.tasks if task.name in pair]
-        self._run("swapped", self._actor(self.policy, {"pair": list(pair)}), tasks=tasks, treatment=other)
+        self._run("swapped", self._actor(self.policy, {"pair": list(pair)}), tasks=tasks, control=other)
 
     def make_failures(self) -> None:
         """Values are the evaluated policy's own, whoever acts; a task that has failed enough is left out."""
@@ -216,9 +216,9 @@ class Bench:
             acts = policy_digest(self.places.early)
             self._run("early", self._actor(like, {"acts": acts}, values=True), tasks=tasks)
         for level in self.config.action_noise:
-            shaken = Shaken(level, self.plan.suite.contract)
+            shaken = ActionNoise(level, self.plan.suite.contract)
             actor = self._actor(self.policy, {}, values=True)
-            self._run("noisy", actor, tasks=self._lacking(share), treatment=shaken, noise=level)
+            self._run("noisy", actor, tasks=self._lacking(share), control=shaken, noise=level)
 
     def _lacking(self, share: int) -> list[Task]:
         rows = [row for run in self.runs if run.condition in ("policy", "early", "noisy") for row in run.rows]

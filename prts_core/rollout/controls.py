@@ -1,4 +1,4 @@
-"""What a benchmark's controls do to a policy: between simulator and policy sits a treatment, one a condition.
+"""What a benchmark's controls do to a policy: between simulator and policy stands a control, one a condition.
 
 Black pictures, another task's sentence, shaken actions, a trajectory played blindly; and the policies that go with
 them. Whatever is drawn is drawn from the episode's key and its step.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from prts_core.data.lerobot_v21.reader import LeRobotDataset
 
 
-class Treatment(Protocol):
+class Control(Protocol):
     """instruction: the sentence that the policy is given. observation: what it sees, in its own terms. actions (K, A):
     what the simulator gets from `step` of the episode on, in the suite's terms."""
 
@@ -56,7 +56,7 @@ class BlackImages(Plain):
 
 
 @dataclass(frozen=True)
-class OtherSentence(Plain):
+class SwappedInstruction(Plain):
     """sentences: task -> what is said instead of its own."""
 
     sentences: Mapping[str, str]
@@ -66,7 +66,7 @@ class OtherSentence(Plain):
 
 
 @dataclass(frozen=True)
-class Shaken(Plain):
+class ActionNoise(Plain):
     """Gaussian noise of standard deviation `level` on every dimension of the suite's actions but the gripper's."""
 
     level: float
@@ -80,7 +80,7 @@ class Shaken(Plain):
 
 
 @dataclass(frozen=True)
-class Replayed(Plain):
+class OpenLoopReplay(Plain):
     """trajectories: task -> (T, A) in the suite's terms, played from the first row on; its last row is then held."""
 
     trajectories: Mapping[str, np.ndarray]
@@ -90,8 +90,8 @@ class Replayed(Plain):
         return played[np.minimum(np.arange(step, step + len(chunk)), len(played) - 1)].astype(np.float32)
 
 
-class Still:
-    """A policy that does nothing, for a treatment that acts in its place. It is asked once in `chunk_length` steps."""
+class NoOpPolicy:
+    """A policy that does nothing, for a control that acts in its place. It is asked once in `chunk_length` steps."""
 
     def __init__(self, contract: PolicyContract, chunk_length: int) -> None:
         self.contract = replace(contract, chunk_length=chunk_length)

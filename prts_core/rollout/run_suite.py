@@ -16,7 +16,7 @@ from prts_core.io.errors import ConfigError, SimulatorError
 from prts_core.io.files import write_json
 from prts_core.io.journal import Row
 from prts_core.io.progress import Bar
-from prts_core.rollout.controls import PLAIN, Treatment
+from prts_core.rollout.controls import PLAIN, Control
 from prts_core.rollout.episode_plan import Plan, Settings, make_plan
 from prts_core.rollout.local_policy import Actor, neighbours_matter
 from prts_core.rollout.page import interval_of, write_page
@@ -126,7 +126,7 @@ class Simulators:
 
 def play(
     plan: Plan, actor: Actor, folder: Path, simulators: Simulators, adapter: Adapter, *, how: type[Runner] = Runner,
-    treatment: Treatment = PLAIN, stop: Reader | None = None, what: str = "", probe: bool = True,
+    control: Control = PLAIN, stop: Reader | None = None, what: str = "", probe: bool = True,
     say: Say = lambda text: None,
 ) -> Played:  # fmt: skip
     """Run what `folder` still lacks of the plan. StageError where the folder holds another run.
@@ -146,7 +146,7 @@ def play(
             with Bar(what or plan.suite.name, len(plan.keys)) as bar:
                 stopped = how(
                     plan, actor, simulators.pool(len(todo)), journal, adapter=adapter, actions=folder / "actions",
-                    treatment=treatment, stop=stop, progress=lambda rows: bar.update(len(rows), score(rows)),
+                    control=control, stop=stop, progress=lambda rows: bar.update(len(rows), score(rows)),
                 ).run()  # fmt: skip
             if stopped is not None:
                 simulators.close()  # some are in the middle of an episode

@@ -20,7 +20,7 @@ import numpy as np
 from prts_core.io.errors import SimulatorError
 from prts_core.io.files import atomic_path, canonical_json
 from prts_core.io.journal import Journal, Row
-from prts_core.rollout.controls import PLAIN, Treatment
+from prts_core.rollout.controls import PLAIN, Control
 from prts_core.rollout.episode_plan import Plan, Queue, noise_seed
 from prts_core.rollout.local_policy import Actor, Answer, ask_filled
 from prts_core.sim import protocol
@@ -54,7 +54,7 @@ class Lanes(Protocol):
 
 
 @dataclass
-class Episode:
+class RunningEpisode:
     """One episode under way. latency_ms: of each look, the whole batch's."""
 
     index: int
@@ -96,19 +96,19 @@ class Runner:
 
     stop: reads the outcomes of the plan's first episodes, in the plan's order, and says when they are enough. progress:
     called with the rows so far after each episode. actions: folder of the executed actions, <index>.npy (steps, A).
-    treatment: what comes between simulator and policy, of a benchmark's controls.
+    control: what comes between simulator and policy, of a benchmark's controls.
     """
 
     def __init__(
         self, plan: Plan, actor: Actor, pool: Lanes, journal: Journal, *, adapter: Adapter, actions: Path,
-        treatment: Treatment = PLAIN, stop: Callable[[Sequence[bool]], Stop | None] | None = None,
+        control: Control = PLAIN, stop: Callable[[Sequence[bool]], Stop | None] | None = None,
         progress: Callable[[Mapping[Any, Row]], None] = lambda rows: None,
     ) -> None:  # fmt: skip
         self.plan, self.actor, self.pool, self.journal = plan, actor, pool, journal
-        self.adapter, self.actions, self.treatment = adapter, actions, treatment
+        self.adapter, self.actions, self.control = adapter, actions, control
         self.stop, self.progress = stop, progress
         self.queue = Queue(plan, missing(plan, journal), window=None if stop is None else 2 * len(plan.tasks))
-        self.active: dict[int, Episode] = {}
+        self.active: dict[int, RunningEpisode] = {}
         self.waiting: list[int] = []  # lanes whose policy's answer is due
         self.losses: dict[int, int] = {}
         self.stepping = 0  # lanes whose worker's answer is due
@@ -168,7 +168,7 @@ class Runner:
             self.active.pop(lane, None)
             return
         key = self.plan.keys[index]
-        self.active[lane] = Episode(index, key, self.plan.task(key).max_steps)
+        self.active[lane] = RunningEpisode(index, key, self.plan.task(key).max_steps)
         self._send(lane, self._opening(key))
 
     def _opening(self, key: EpisodeKey) -> dict[str, Any]:
@@ -181,7 +181,7 @@ class Runner:
             self._lost(lane, episode, reply)
             return False
         if reply["kind"] == "reset":
-            episode.instruction = self.treatment.instruction(episode.key, reply["instruction"])
+            episode.instruction = self.control.instruction(episode.key, reply["instruction"])
         else:
             done = int(reply["steps"])
             episode.actions[-1] = episode.actions[-1][:done]
@@ -191,11 +191,11 @@ class Runner:
                 self._finish(episode)
                 self._begin(lane)
                 return True
-        episode.seen = self.treatment.observation(self.adapter.observation(reply["observation"]))
+        episode.seen = self.control.observation(self.adapter.observation(reply["observation"]))
         self.waiting.append(lane)
         return False
 
-    def _lost(self, lane: int, episode: Episode, why: WorkerLost) -> None:
+    def _lost(self, lane: int, episode: RunningEpisode, why: WorkerLost) -> None:
         key = episode.key
         self.journal.note({"kind": "worker lost", "task": key.task, "initial_state": key.initial_state})
         self.losses[episode.index] = self.losses.get(episode.index, 0) + 1
@@ -208,7 +208,7 @@ class Runner:
         self.queue.put_back(episode.index)
         self._begin(lane)
 
-    def _look(self, episodes: list[Episode]) -> Answer:
+    def _look(self, episodes: list[RunningEpisode]) -> Answer:
         """In the policy's thread."""
         return ask_filled(
             self.actor,
@@ -225,12 +225,12 @@ class Runner:
                 episode.values.append((episode.steps, float(answer.values[i])))
             count = min(self.plan.execute, episode.max_steps - episode.steps)
             given = np.asarray(self.adapter.actions(answer.chunks[i]), np.float32)[:count]
-            chunk = self.treatment.actions(episode.key, episode.steps, given)
+            chunk = self.control.actions(episode.key, episode.steps, given)
             episode.actions.append(chunk)
             # After the last chunk nobody looks.
             self._send(lane, protocol.step(chunk, look=episode.steps + len(chunk) < episode.max_steps))
 
-    def _finish(self, episode: Episode) -> None:
+    def _finish(self, episode: RunningEpisode) -> None:
         with atomic_path(self.actions / f"{episode.index:05d}.npy") as partial, partial.open("wb") as file:
             np.save(file, np.concatenate(episode.actions), allow_pickle=False)
         task = self.plan.task(episode.key)

@@ -66,7 +66,7 @@ def _shown(camera: Camera, names: dict[str, Camera]) -> str:
     return openpi if openpi in names else camera.key
 
 
-def read_observation(raw: Any, contract: PolicyContract, aliases: dict[str, str] | None = None) -> Observation:
+def parse_request(raw: Any, contract: PolicyContract, aliases: dict[str, str] | None = None) -> Observation:
     """`raw` (an unpacked message) as an Observation. aliases: further client key -> camera key.
 
     Raises ServeError; ContractError when the client states another contract.

@@ -27,7 +27,7 @@ from prts_core.io.errors import ContractError, PrtsError, ServeError
 from prts_core.io.msgpack import LIMITS, Limits, pack, unpack
 from prts_core.policy.observation import Acts
 from prts_core.serving.inference import Inference
-from prts_core.serving.observations import camera_names, check_contract, read_observation, wanted
+from prts_core.serving.observations import camera_names, check_contract, parse_request, wanted
 
 logger = logging.getLogger("prts.serve")
 
@@ -203,7 +203,7 @@ class PolicyServer:
         if isinstance(message, str):
             raise ServeError("A request came as text", found=f"{message:.40}", expected="a binary MessagePack message")
         raw = unpack(message, self.config.limits)
-        observation = read_observation(raw, self.contract, self.config.aliases)
+        observation = parse_request(raw, self.contract, self.config.aliases)
         try:
             answer = await asyncio.wait_for(self.inference.ask(observation), self.config.request_timeout_s)
         except TimeoutError as err:

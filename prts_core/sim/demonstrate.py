@@ -35,7 +35,7 @@ ATTEMPTS, PARTS = "attempts.jsonl", ".parts"
 
 
 @dataclass(frozen=True)
-class Settings:
+class RecorderSettings:
     """What decides the recordings. episodes: a task. noise: levels of the pushes, taken in turn. images: record (False:
     only measure; then `episodes` counts attempts, not successes). placement: the simulator's own setting, part of the
     record. first: number of the first attempt."""
@@ -70,10 +70,10 @@ class Attempts:
     def failures(self) -> int:
         return len(self.known) - self.successes
 
-    def done(self, settings: Settings) -> int:
+    def done(self, settings: RecorderSettings) -> int:
         return self.successes if settings.record else len(self.known)
 
-    def next(self, settings: Settings) -> int | None:
+    def next(self, settings: RecorderSettings) -> int | None:
         """The next attempt that is needed even if all under way succeed: so that the same ones are made whatever the
         number of workers."""
         if self.done(settings) + len(self.under_way) >= settings.episodes:
@@ -85,7 +85,7 @@ class Attempts:
 def recording(
     spec: SuiteSpec, tasks: tuple[str, ...], episodes: int, *, image_size: int | None = None, stored: bool = False,
     **more: Any,
-) -> tuple[Settings, dict[str, Any]]:  # fmt: skip
+) -> tuple[RecorderSettings, dict[str, Any]]:  # fmt: skip
     """Settings that record `episodes` successes of each task, and what their workers are made with.
 
     tasks: none for all. image_size: none for the suite's. stored: start from the stored initial states, where the suite
@@ -99,11 +99,13 @@ def recording(
         make["image_size"] = image_size
     names = tuple(task_of(spec, name).name for name in tasks) or tuple(task.name for task in spec.tasks)
     placement = str(make.get("placement", ""))
-    settings = Settings(spec.name, names, episodes, image_size=image_size or own, placement=placement, **more)
+    settings = RecorderSettings(spec.name, names, episodes, image_size=image_size or own, placement=placement, **more)
     return settings, make
 
 
-def demonstrate(spec: SuiteSpec, settings: Settings, launch: Launch, output: Path, workers: int = 1) -> list[Attempts]:
+def demonstrate(
+    spec: SuiteSpec, settings: RecorderSettings, launch: Launch, output: Path, workers: int = 1
+) -> list[Attempts]:
     """Make what is missing in `output`; every task's attempts.
 
     DataError where an expert fails more often than it succeeds and SPARE_FAILURES times beyond, StageError where the
@@ -125,7 +127,7 @@ def demonstrate(spec: SuiteSpec, settings: Settings, launch: Launch, output: Pat
     return list(chosen.values())
 
 
-def header(spec: SuiteSpec, settings: Settings) -> dict[str, Any]:
+def header(spec: SuiteSpec, settings: RecorderSettings) -> dict[str, Any]:
     """What a folder's attempts have in common. Tasks may be added to it; to what is only measured, attempts too."""
     own = asdict(replace(settings, episodes=settings.episodes if settings.record else 0, tasks=()))
     return {"demonstrations": own | {"standins": spec.standins}}
@@ -134,7 +136,7 @@ def header(spec: SuiteSpec, settings: Settings) -> dict[str, Any]:
 def _run(
     pool: Pool,
     spec: SuiteSpec,
-    settings: Settings,
+    settings: RecorderSettings,
     chosen: Mapping[str, Attempts],
     output: Path,
     journal: Journal,
@@ -174,7 +176,7 @@ def _run(
         bar.update(sum(each.done(settings) for each in chosen.values()), f"{made}/{tried} succeeded")
 
 
-def _give(chosen: Mapping[str, Attempts], settings: Settings) -> tuple[Attempts, int] | None:
+def _give(chosen: Mapping[str, Attempts], settings: RecorderSettings) -> tuple[Attempts, int] | None:
     for attempts in chosen.values():
         number = attempts.next(settings)
         if number is not None:
@@ -183,7 +185,7 @@ def _give(chosen: Mapping[str, Attempts], settings: Settings) -> tuple[Attempts,
     return None
 
 
-def episode_of(settings: Settings, task: Task, number: int) -> tuple[EpisodeKey, float, int]:
+def episode_of(settings: RecorderSettings, task: Task, number: int) -> tuple[EpisodeKey, float, int]:
     """(episode, noise, seed of the noise) of an attempt."""
     number += settings.first
     states = task.initial_states or 1 << 30
@@ -193,7 +195,7 @@ def episode_of(settings: Settings, task: Task, number: int) -> tuple[EpisodeKey,
     return key, settings.noise[number % len(settings.noise)], noise_seed
 
 
-def _message(spec: SuiteSpec, settings: Settings, attempts: Attempts, number: int) -> protocol.Message:
+def _message(spec: SuiteSpec, settings: RecorderSettings, attempts: Attempts, number: int) -> protocol.Message:
     key, noise, noise_seed = episode_of(settings, attempts.task, number)
     return protocol.demonstrate(
         replace(key, suite=spec.name), noise=noise, noise_seed=noise_seed, max_steps=settings.max_steps,
@@ -201,7 +203,7 @@ def _message(spec: SuiteSpec, settings: Settings, attempts: Attempts, number: in
     )  # fmt: skip
 
 
-def _row(settings: Settings, task: Task, number: int, reply: Mapping[str, Any]) -> dict[str, Any]:
+def _row(settings: RecorderSettings, task: Task, number: int, reply: Mapping[str, Any]) -> dict[str, Any]:
     key, noise, noise_seed = episode_of(settings, task, number)
     reached = reply["success_row"]
     return {
@@ -268,7 +270,7 @@ def _write_part(path: Path, spec: SuiteSpec, reply: dict[str, Any], row: dict[st
         file.attrs["action_config"] = json.dumps(spans)
 
 
-def _finish(spec: SuiteSpec, settings: Settings, attempts: Attempts, output: Path) -> None:
+def _finish(spec: SuiteSpec, settings: RecorderSettings, attempts: Attempts, output: Path) -> None:
     """A task's demonstrations, in order of their attempts, become its file."""
     path = output / f"{attempts.task.name}_demo.hdf5"
     if not settings.record or path.exists():

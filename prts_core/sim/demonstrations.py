@@ -22,7 +22,7 @@ NOISE_ROWS = 2  # a push is held, else the hand's inertia swallows it
 
 
 @dataclass
-class Episode:
+class Demonstration:
     """One episode of T rows; row t holds what was seen before action t."""
 
     seed: int
@@ -38,7 +38,7 @@ class Episode:
 
 def record_episode(
     env: MetaworldEnv, expert: ScriptedExpert, seed: int, noise: float, max_rows: int, tail_rows: int
-) -> Episode | None:
+) -> Demonstration | None:
     """One attempt; None when the task's success flag was not raised within `max_rows` rows."""
     rng = np.random.default_rng(seed)
     env.reset(seed)
@@ -66,7 +66,7 @@ def record_episode(
             break
     if success_row is None:
         return None
-    return Episode(
+    return Demonstration(
         seed,
         noise,
         success_row,
@@ -140,7 +140,7 @@ def record_task(source: MetaworldSource, task: TaskSpec, split: str, path: Path)
     return failed
 
 
-def write_demo(group: Any, episode: Episode) -> None:
+def write_demo(group: Any, episode: Demonstration) -> None:
     """One episode's arrays and attributes in the robomimic layout."""
     rows = len(episode.actions)
     flags = np.arange(rows) == episode.success_row

@@ -89,7 +89,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """Which samples a batch is made of: rows of draws (one draw a row when unpacked), those of all processes."""
 
     rows: list[list[Draw]]
@@ -129,19 +129,19 @@ class BatchSource:
     def start(self) -> Cursor:
         return {"window": 0, "row": 0} if self.pack_length else {"sample": 0}
 
-    def plans(self, cursor: Cursor) -> Iterator[Plan]:
+    def plans(self, cursor: Cursor) -> Iterator[BatchPlan]:
         """What batches from `cursor` on are made of, without end."""
         return self._packed_plans(cursor) if self.pack_length else self._plans(cursor)
 
-    def _plans(self, cursor: Cursor) -> Iterator[Plan]:
+    def _plans(self, cursor: Cursor) -> Iterator[BatchPlan]:
         number = cursor["sample"]
         while True:
             rows = [[self.stream.draw(number + i)] for i in range(self.batch_size)]
             contrastive = self.contrastive > 0 and number // self.batch_size % self.contrastive == 0
-            yield Plan(rows, contrastive, {"sample": number}, {"sample": number + self.batch_size})
+            yield BatchPlan(rows, contrastive, {"sample": number}, {"sample": number + self.batch_size})
             number += self.batch_size
 
-    def _packed_plans(self, cursor: Cursor) -> Iterator[Plan]:
+    def _packed_plans(self, cursor: Cursor) -> Iterator[BatchPlan]:
         window, row = cursor["window"], cursor["row"]
         rows = self.window(window)
         while True:
@@ -153,7 +153,7 @@ class BatchSource:
                     rows = self.window(window)
                 chosen.append(rows[row])
                 row += 1
-            yield Plan(chosen, self.contrastive > 0, begin, {"window": window, "row": row})
+            yield BatchPlan(chosen, self.contrastive > 0, begin, {"window": window, "row": row})
 
     def window(self, index: int) -> list[list[Draw]]:
         """The packed rows of window `index`."""
@@ -161,7 +161,7 @@ class BatchSource:
         lengths = [int(self._lengths[d.source][d.row]) for d in draws]
         return [[draws[i] for i in row] for row in pack(lengths, self.pack_length)]
 
-    def __getitem__(self, plan: Plan) -> Batch:
+    def __getitem__(self, plan: BatchPlan) -> Batch:
         """This process's part of a planned batch."""
         rows = plan.rows[self.rank :: self.world]
         draws = [d for row in rows for d in row]

@@ -14,7 +14,7 @@ import numpy as np
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.training.datasets import success_rows
 from prts_core.value.curves import Curve
-from prts_core.value.ranking import Measured, Ranking, Verdict
+from prts_core.value.ranking import Measured, Ranking, RankingVerdict
 
 FRAMES = 7  # under every curve
 PANEL = 4.8  # inches
@@ -71,7 +71,7 @@ def plot_ranking(
         )
 
 
-def _draw_verdict(axis: Any, verdict: Verdict, by_episode: dict[int, Measured], fps: float) -> None:
+def _draw_verdict(axis: Any, verdict: RankingVerdict, by_episode: dict[int, Measured], fps: float) -> None:
     one = by_episode[verdict.episode]
     seconds = np.array(one.rows) / fps
     share = np.linspace(0, 1, 24)

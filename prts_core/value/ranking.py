@@ -63,7 +63,7 @@ class Flag:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RankingVerdict:
     """spearman: of the value with time. rise: nats, last quarter over first. margin: nats of the own sentence over the
     best other one in the last quarter (none where there is one sentence). best: the sentence that fits best.
     score: mean of spearman, rise and margin, the last two as shares of the peers' median, each within [-1, 1]."""
@@ -82,11 +82,11 @@ class Verdict:
 class Ranking:
     """verdicts: worst first. unsure: instruction -> why the value cannot judge its episodes (they are still ranked)."""
 
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[RankingVerdict, ...]
     unsure: dict[str, str] = field(default_factory=dict)
 
     @property
-    def flagged(self) -> list[Verdict]:
+    def flagged(self) -> list[RankingVerdict]:
         return [verdict for verdict in self.verdicts if verdict.flag]
 
     def to_json(self) -> dict[str, Any]:
@@ -219,14 +219,14 @@ class _Peers:
         steps = np.array(one.moves[key])
         return float((steps < self.limits.still * self.step[key]).mean()) if len(steps) and self.step[key] > 0 else 0.0
 
-    def verdict(self, one: Measured, facts: _Facts) -> Verdict:
+    def verdict(self, one: Measured, facts: _Facts) -> RankingVerdict:
         parts = [facts.spearman]
         if self.rise > 0:
             parts.append(float(np.clip(facts.rise / self.rise, -1, 1)))
         if self.margin_end > 0:
             parts.append(float(np.clip(facts.margin_end / self.margin_end, -1, 1)))
         margin = None if np.isnan(facts.margin_end) else round(facts.margin_end, 4)
-        return Verdict(
+        return RankingVerdict(
             one.episode, one.instruction, round(float(np.mean(parts)), 4), round(facts.spearman, 4),
             round(facts.rise, 4), margin, facts.best, self.flag(one, facts),
         )  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 
 from prts_core.bench import attention
 from prts_kernels.bench import goals, packs
-from prts_kernels.bench.timing import Plan
+from prts_kernels.bench.timing import TimingPlan
 
 
 def pretended(device: str = "NVIDIA H200", peer: str = "peer") -> dict:
@@ -48,6 +48,6 @@ def test_without_a_hopper_peer_or_an_h200_nothing_is_compared_with_them() -> Non
 
 @pytest.mark.parametrize(("lengths", "row"), [([24] * 4, 24), ([40, 24], 64)])
 def test_the_cpus_contenders_run(lengths: list[int], row: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "CPU_PLAN", Plan(each_ms=1, rounds=1, warmup=1, pause_s=0))
+    monkeypatch.setattr(attention, "CPU_PLAN", TimingPlan(each_ms=1, rounds=1, warmup=1, pause_s=0))
     times = attention.cpu_times(packs.pack_of(lengths, np.random.default_rng(0)), row)
     assert len(times) == 3 and min(times) > 0

@@ -18,7 +18,7 @@ from prts_core.config.places import shared_folder
 from prts_core.contract import Contract
 from prts_core.sim import protocol
 from prts_core.sim.adapter import adapt
-from prts_core.sim.demonstrate import Settings, demonstrate, episode_of
+from prts_core.sim.demonstrate import RecorderSettings, demonstrate, episode_of
 from prts_core.sim.homes import Home
 from prts_core.sim.pool import Pool, launch_for
 from prts_core.sim.suite import EpisodeKey
@@ -43,10 +43,10 @@ def home() -> None:
 ROOT = Path(__file__).parents[2]
 
 
-def recorded(folder: Path, where: tuple[str, str], noise: float, placement: str) -> tuple[Settings, Path]:
+def recorded(folder: Path, where: tuple[str, str], noise: float, placement: str) -> tuple[RecorderSettings, Path]:
     """One demonstration; its file."""
     spec = suite(where[0])
-    settings = Settings(spec.name, (where[1],), 1, (noise,), seed=spec.seed, image_size=64, placement=placement)
+    settings = RecorderSettings(spec.name, (where[1],), 1, (noise,), seed=spec.seed, image_size=64, placement=placement)
     launch = launch_for(where[0], settings={"image_size": 64, "placement": placement})
     demonstrate(spec, settings, launch, folder)
     return settings, folder / f"{where[1]}_demo.hdf5"
@@ -104,7 +104,7 @@ def test_a_recording_is_laid_out_as_libero_lays_out_its_own(tmp_path: Path) -> N
 def test_drawn_placements_are_none_of_the_stored_ones_and_repeat(tmp_path: Path) -> None:
     spec = suite(OBJECT[0])
     with Pool(launch_for(OBJECT[0], settings={"placement": "drawn"})) as drawn, Pool(launch_for(OBJECT[0])) as stored:
-        key, _, _ = episode_of(Settings(spec.name, (), 1, seed=100_000), task_of(spec, OBJECT[1]), 0)
+        key, _, _ = episode_of(RecorderSettings(spec.name, (), 1, seed=100_000), task_of(spec, OBJECT[1]), 0)
 
         def begin(pool: Pool) -> np.ndarray:
             pool.ask(0, protocol.reset(key, look=False))

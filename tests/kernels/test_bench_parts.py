@@ -15,7 +15,7 @@ from prts_kernels.bench.contenders import CONTENDERS
 from prts_kernels.bench.correctness import Yardstick, by_sample, eager, poisoned
 from prts_kernels.bench.packs import Shape
 from prts_kernels.bench.report import file_name, newest, number, replace_block, write_json
-from prts_kernels.bench.timing import Plan, measure
+from prts_kernels.bench.timing import TimingPlan, measure
 from prts_kernels.bench.worker import Job
 from prts_kernels.role_attention import reference
 
@@ -62,7 +62,7 @@ def test_no_job_outlives_the_deadline(tmp_path: Path, own_jobs: None) -> None:
 def test_contenders_take_turns_and_inputs_rotate() -> None:
     seen: list[str] = []
     calls = {name: [lambda n=name, i=i: seen.append(f"{n}{i}") or time.sleep(2e-3) for i in range(2)] for name in "ab"}
-    plan = Plan(each_ms=8, rounds=2, warmup=1, pause_s=0)
+    plan = TimingPlan(each_ms=8, rounds=2, warmup=1, pause_s=0)
     timings, failed = measure(calls, CPU, plan)
     assert failed == {} and {n for n, t in timings.items() if 2 <= t.median_ms < 1000} == {"a", "b"}
     turns = "".join(s[0] for s in seen)
@@ -74,7 +74,7 @@ def test_one_that_fails_is_named_and_the_others_are_timed() -> None:
     def broken() -> None:
         raise RuntimeError("out of\nmemory")
 
-    timings, failed = measure({"good": [lambda: None], "bad": [broken]}, CPU, Plan(each_ms=1, rounds=1))
+    timings, failed = measure({"good": [lambda: None], "bad": [broken]}, CPU, TimingPlan(each_ms=1, rounds=1))
     assert list(timings) == ["good"] and failed == {"bad": "RuntimeError: out of memory"}
 
 
@@ -95,7 +95,7 @@ def test_the_clock_of_a_gpu_by_a_pretended_one(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
     monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: leads.append(cycles / timing.CYCLES_A_SECOND))
-    plan = Plan(each_ms=20, rounds=2, pause_s=0)
+    plan = TimingPlan(each_ms=20, rounds=2, pause_s=0)
     timings, failed = measure({"a": [lambda: time.sleep(2e-3)]}, torch.device("cuda", 0), plan)
     assert failed == {} and 2 <= timings["a"].median_ms < 1000
     assert timings["a"].runs >= 4 and max(leads) > 2 * 2e-3  # the lead covers the host's work of a whole turn

@@ -12,12 +12,12 @@ from prts_core.contract import Dimension
 from prts_core.policy.observation import STATE
 from prts_core.rollout.controls import (
     PLAIN,
+    ActionNoise,
     ActsLike,
     BlackImages,
-    OtherSentence,
-    Replayed,
-    Shaken,
-    Still,
+    NoOpPolicy,
+    OpenLoopReplay,
+    SwappedInstruction,
     mean_trajectory,
 )
 from prts_core.rollout.episode_plan import Plan, Settings, make_plan
@@ -33,17 +33,17 @@ def plan_of(execute: int = 4, length: int = CHUNK, **more) -> Plan:
     return make_plan(SUITE, length, Settings(episodes=12, execute=execute, **more))
 
 
-def run(folder: Path, plan: Plan, lanes: ToyLanes, policy=None, how=Runner, treatment=PLAIN, **options) -> list[dict]:
+def run(folder: Path, plan: Plan, lanes: ToyLanes, policy=None, how=Runner, control=PLAIN, **options) -> list[dict]:
     actor = LocalActor(policy or DotPolicy(noise=0.0), {"policy_digest": "sha256:toy"}, **options)
     with open_journal(folder / "journal.jsonl", plan, actor) as journal:
-        how(plan, actor, lanes, journal, adapter=Same(), actions=folder / "actions", treatment=treatment).run()
+        how(plan, actor, lanes, journal, adapter=Same(), actions=folder / "actions", control=control).run()
         assert missing(plan, journal) == []
         return [{k: v for k, v in row.items() if k != "latency_ms"} for row in finished(plan, journal)]
 
 
 def test_another_sentence_is_what_the_policy_hears_and_what_the_row_says(tmp_path):
-    other = OtherSentence({"left": "go right", "right": "go left"})
-    rows = run(tmp_path, plan_of(), ToyLanes(2), treatment=other)
+    other = SwappedInstruction({"left": "go right", "right": "go left"})
+    rows = run(tmp_path, plan_of(), ToyLanes(2), control=other)
     assert {(row["task"], row["instruction"], row["success"]) for row in rows} == {
         ("left", "go right", False), ("right", "go left", False), ("up", "go up", True)
     }  # fmt: skip
@@ -58,24 +58,24 @@ def test_black_pictures_leave_the_state():
 
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_shaking_is_the_episodes_own(tmp_path, lanes):
-    rows = run(tmp_path / "a", plan_of(), ToyLanes(lanes, order=lanes), treatment=Shaken(0.3, CONTRACT), batch=lanes)
+    rows = run(tmp_path / "a", plan_of(), ToyLanes(lanes, order=lanes), control=ActionNoise(0.3, CONTRACT), batch=lanes)
     calm = run(tmp_path / "b", plan_of(), ToyLanes(1))
-    assert rows == run(tmp_path / "c", plan_of(), ToyLanes(2), treatment=Shaken(0.3, CONTRACT), batch=lanes) != calm
+    assert rows == run(tmp_path / "c", plan_of(), ToyLanes(2), control=ActionNoise(0.3, CONTRACT), batch=lanes) != calm
 
 
 def test_shaking_goes_by_the_step_not_by_the_chunk_and_spares_the_gripper():
     width = replace(CONTRACT, action=(*CONTRACT.action, Dimension("gripper_effort", "1")))
-    whole = Shaken(0.3, width).actions(KEY, 0, np.zeros((6, 3), np.float32))
-    parts = [Shaken(0.3, width).actions(KEY, step, np.zeros((2, 3), np.float32)) for step in (0, 2, 4)]
+    whole = ActionNoise(0.3, width).actions(KEY, 0, np.zeros((6, 3), np.float32))
+    parts = [ActionNoise(0.3, width).actions(KEY, step, np.zeros((2, 3), np.float32)) for step in (0, 2, 4)]
     np.testing.assert_array_equal(whole, np.concatenate(parts))
     assert not whole[:, 2].any() and 0.1 < whole[:, :2].std() < 0.6 and whole.dtype == np.float32
-    assert np.abs(Shaken(5.0, width).actions(KEY, 0, whole)).max() == 1.0
+    assert np.abs(ActionNoise(5.0, width).actions(KEY, 0, whole)).max() == 1.0
 
 
 def test_a_replay_looks_at_nothing_and_holds_its_last_row(tmp_path):
     played = {name: np.array([[0.1, 0.0], [0.2, 0.0]]) for name in ("left", "right", "up")}
-    pool, still = ToyLanes(2), Still(DotPolicy().contract, 24)
-    rows = run(tmp_path, plan_of(24, 24), pool, still, treatment=Replayed(played), values=False)
+    pool, still = ToyLanes(2), NoOpPolicy(DotPolicy().contract, 24)
+    rows = run(tmp_path, plan_of(24, 24), pool, still, control=OpenLoopReplay(played), values=False)
     assert pool.looks == len(rows) == 12 and {row["success"] for row in rows if row["task"] != "right"} == {False}
     actions = np.load(tmp_path / "actions" / "00000.npy", allow_pickle=False)
     np.testing.assert_allclose(actions, [[0.1, 0.0], *[[0.2, 0.0]] * 23], rtol=1e-6)

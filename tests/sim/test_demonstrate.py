@@ -18,7 +18,7 @@ import pytest
 from prts_core.data.convert.robomimic import native_mapping
 from prts_core.io.errors import DataError, StageError
 from prts_core.io.files import digest_value
-from prts_core.sim.demonstrate import ATTEMPTS, PARTS, Attempts, Settings, demonstrate
+from prts_core.sim.demonstrate import ATTEMPTS, PARTS, Attempts, RecorderSettings, demonstrate
 from prts_core.sim.pool import Launch, WorkerLost
 from prts_core.sim.suites import suite
 from tests.fixtures.toy_family.spec import suites
@@ -26,7 +26,7 @@ from tests.fixtures.toy_family.spec import suites
 FAMILY = "tests.fixtures.toy_family"
 SPEC = suites()["toy"]
 LAUNCH = Launch(FAMILY)
-RECORD = Settings("toy", ("push", "drawn"), episodes=3, noise=(0.0, 0.3), seed=5, tail_steps=1)
+RECORD = RecorderSettings("toy", ("push", "drawn"), episodes=3, noise=(0.0, 0.3), seed=5, tail_steps=1)
 
 
 def content(folder: Path) -> str:
@@ -105,7 +105,7 @@ def test_killed_while_recording_it_goes_on(recorded: Path, tmp_path: Path) -> No
 
 
 def test_what_is_only_measured_counts_attempts_and_may_grow(tmp_path: Path) -> None:
-    settings = Settings("toy", ("push",), episodes=4, seed=5, record=False, max_steps=2)
+    settings = RecorderSettings("toy", ("push",), episodes=4, seed=5, record=False, max_steps=2)
     (made,) = demonstrate(SPEC, settings, LAUNCH, tmp_path)
     assert len(made.known) == 4 and made.successes + made.failures == 4 and made.failures > 0
     assert [(row["initial_state"], row["seed"]) for row in made.known.values()] == [(0, 5), (1, 5), (2, 5), (0, 6)]
@@ -120,11 +120,11 @@ def test_an_expert_that_cannot_is_said_to_and_not_tried_for_ever(tmp_path: Path)
 
 def test_an_episode_that_kills_every_worker_stops_the_recording(tmp_path: Path) -> None:
     with pytest.raises(WorkerLost):
-        demonstrate(suites()["toy_deadly"], Settings("toy_deadly", ("deadly",), 1), LAUNCH, tmp_path)
+        demonstrate(suites()["toy_deadly"], RecorderSettings("toy_deadly", ("deadly",), 1), LAUNCH, tmp_path)
 
 
 def test_only_needed_attempts_are_made() -> None:
-    attempts, settings = Attempts(SPEC.tasks[0]), Settings("toy", ("push",), episodes=2)
+    attempts, settings = Attempts(SPEC.tasks[0]), RecorderSettings("toy", ("push",), episodes=2)
     assert attempts.next(settings) == 0
     attempts.under_way |= {0}
     assert attempts.next(settings) == 1
@@ -141,7 +141,7 @@ def test_metaworlds_experts_are_recorded_the_same_way(tmp_path: Path) -> None:
     from prts_core.sim.pool import launch_for
 
     spec = suite("metaworld")
-    settings = Settings("metaworld", (spec.tasks[0].name,), episodes=1, seed=200_000)
+    settings = RecorderSettings("metaworld", (spec.tasks[0].name,), episodes=1, seed=200_000)
     (made,) = demonstrate(spec, settings, launch_for("metaworld"), tmp_path)
     assert made.successes == 1
     with h5py.File(tmp_path / f"{spec.tasks[0].name}_demo.hdf5") as file:

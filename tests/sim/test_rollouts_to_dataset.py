@@ -19,7 +19,7 @@ from prts_core.data.convert.run import convert
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.validation import validate_dataset
 from prts_core.io.errors import ConfigError, DataError
-from prts_core.rollout.controls import OtherSentence, Still
+from prts_core.rollout.controls import NoOpPolicy, SwappedInstruction
 from prts_core.rollout.episode_plan import Plan, Settings, make_plan
 from prts_core.rollout.local_policy import LocalActor
 from prts_core.rollout.recording import Run, write_rollouts
@@ -40,7 +40,7 @@ def plan_of(episodes: int) -> Plan:
 
 
 def played(simulators: Simulators, folder: Path, name: str, plan: Plan, **how) -> Run:
-    actor, adapter = LocalActor(Still(CONTRACT, 46), {"name": name}), adapt(SPEC.contract, SPEC.contract)
+    actor, adapter = LocalActor(NoOpPolicy(CONTRACT, 46), {"name": name}), adapt(SPEC.contract, SPEC.contract)
     made = play(plan, actor, folder / name, simulators, adapter, **how)
     return Run(name, 0.0, plan, made.rows, folder / name / "actions")
 
@@ -53,7 +53,9 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Run],
     with closing(Simulators(plan_of(1), Machine(1, launch={"settings": SETTINGS}))) as simulators:
         runs = [
             played(simulators, work, "expert", plan_of(2), how=ExpertRunner),
-            played(simulators, work, "blind_replay", plan_of(1), how=Runner, treatment=OtherSentence({TASK: "wait"})),
+            played(
+                simulators, work, "blind_replay", plan_of(1), how=Runner, control=SwappedInstruction({TASK: "wait"})
+            ),
         ]
         assert write_rollouts(simulators.pool(1), runs, root) == []
         stamp = (root / f"{TASK}.hdf5").stat().st_mtime_ns

@@ -24,7 +24,7 @@ Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Correctness:
     """By name of NAMES: the error found and the rule's limit. ok: every error is within its limit."""
 
     errors: dict[str, float]
@@ -63,12 +63,12 @@ class Yardstick:
             limits[name] += 1e-5 * (q.dtype == torch.float32)  # sums in another order
         return cls(exact, limits)
 
-    def judge(self, found: Four) -> Verdict:
+    def judge(self, found: Four) -> Correctness:
         errors = {}
         for name, x, right in zip(NAMES, found, self.exact, strict=True):
             error = float((x.float() - right).abs().max())
             errors[name] = error if math.isfinite(error) else math.nan
-        return Verdict(errors, self.limits)
+        return Correctness(errors, self.limits)
 
 
 def by_sample(

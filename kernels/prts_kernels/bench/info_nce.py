@@ -19,7 +19,7 @@ from torch import Tensor
 
 from prts_kernels.bench import machine, worker
 from prts_kernels.bench.report import NOTHING, file_name, number, text_table, write_json
-from prts_kernels.bench.timing import Plan, measure
+from prts_kernels.bench.timing import TimingPlan, measure
 from prts_kernels.bench.worker import Emit, Job
 from prts_kernels.info_nce import info_nce
 
@@ -115,7 +115,7 @@ def time_task(arguments: dict[str, Any], emit: Emit) -> None:
     found, right = (step(inputs, impl)() for impl in (OURS, PEER))
     far = max(float((x - y).abs().max() / y.abs().max()) for x, y in zip(found, right, strict=True))
     emit({"relative_error": far})
-    plan = Plan(rounds=3, warmup=1, each_ms=300.0, most_s=20.0)
+    plan = TimingPlan(rounds=3, warmup=1, each_ms=300.0, most_s=20.0)
     times, failed = measure({impl: [step(inputs, impl)] for impl in (OURS, PEER)}, device, plan)
     emit({"time": {name: timing.to_json() for name, timing in times.items()}, "failed": failed})
 

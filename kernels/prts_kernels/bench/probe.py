@@ -17,10 +17,10 @@ from torch import Tensor
 
 from prts_kernels.bench import contenders, machine, packs
 from prts_kernels.bench.contenders import CONTENDERS, Attend, Contender
-from prts_kernels.bench.correctness import NAMES, Four, Verdict, Yardstick, poisoned
+from prts_kernels.bench.correctness import NAMES, Correctness, Four, Yardstick, poisoned
 from prts_kernels.bench.goals import FLOP_SHARE, MODES
 from prts_kernels.bench.packs import Pack, Shape
-from prts_kernels.bench.timing import FAILURES, Call, Plan, captured, measure, one_line, sets_past_cache
+from prts_kernels.bench.timing import FAILURES, Call, TimingPlan, captured, measure, one_line, sets_past_cache
 from prts_kernels.bench.worker import Emit
 from prts_kernels.role_attention import RoleMask, measured
 
@@ -99,7 +99,7 @@ def _checked(contender: Contender, pack: Pack, shape: Shape, device: torch.devic
 
 def judge(
     attend: Attend, yardstick: Yardstick, q: Tensor, k: Tensor, v: Tensor, dout: Tensor
-) -> tuple[Verdict, dict[str, bool]]:
+) -> tuple[Correctness, dict[str, bool]]:
     """The rule's verdict on a run with poisoned outputs, and by name whether a second run gave the same bits."""
 
     def run() -> Four:
@@ -119,7 +119,7 @@ def time_cells(arguments: dict[str, Any], emit: Emit) -> None:
     arguments: contenders, cells, device, seed, plan (of timing.Plan), measured, metadata (the cell for it, or None).
     """
     use_measured(arguments.get("measured"))
-    device, plan = torch.device(arguments["device"]), Plan(**arguments["plan"])
+    device, plan = torch.device(arguments["device"]), TimingPlan(**arguments["plan"])
     if arguments["metadata"]:
         emit({"turn": "metadata"})
         emit({"metadata": metadata(cell_pack(arguments["metadata"], arguments["seed"]), device)})
@@ -168,7 +168,7 @@ def metadata(pack: Pack, device: torch.device) -> dict[str, float]:
     found = {"packing_us": _median_us(made)}
     if device.type == "cuda":
         found["host_us"] = _median_us(lambda: mask.to(device))
-        timings, _ = measure({"copy": [lambda: mask.to(device)]}, device, Plan(each_ms=10.0))
+        timings, _ = measure({"copy": [lambda: mask.to(device)]}, device, TimingPlan(each_ms=10.0))
         found |= {"gpu_us": timings["copy"].median_ms * 1e3} if timings else {}
     return found
 

@@ -19,7 +19,7 @@ from prts_kernels.bench.contenders import CONTENDERS
 from prts_kernels.bench.goals import NAME
 from prts_kernels.bench.packs import Shape
 from prts_kernels.bench.report import file_name, write_json
-from prts_kernels.bench.timing import Plan
+from prts_kernels.bench.timing import TimingPlan
 from prts_kernels.bench.worker import Job, Outcome
 
 HERE = "prts_kernels.bench"
@@ -54,7 +54,7 @@ class Run:
         if self.full:
             self.cells.append(self._cell(32768, 771, NARROW))
         self.part = "-part" if quick or only is not None else ""  # beside the results of whole runs, not over them
-        self.plan = Plan() if device == "cuda" else Plan(each_ms=100, rounds=3, most_s=1.0)
+        self.plan = TimingPlan() if device == "cuda" else TimingPlan(each_ms=100, rounds=3, most_s=1.0)
         if quick:
             self.plan = self.plan.quick()
         self.wanted = [n for n, c in CONTENDERS.items() if device in c.devices and (only is None or n in only)]
@@ -170,7 +170,7 @@ class Run:
     def tune(self, tiles: list[dict[str, Any]]) -> None:
         """The fastest tiles, for the jobs that follow, if `triton` is right with them too; else the default ones."""
         blocks: dict[str, dict[str, list[int]]] = {}
-        plan = asdict(Plan(each_ms=20, rounds=4, most_s=1.0))
+        plan = asdict(TimingPlan(each_ms=20, rounds=4, most_s=1.0))
         for head_dim in (GPU_SHAPE.head_dim, NARROW.head_dim):
             passed = [[line["kernel"], line["number"]] for line in tiles if line["head_dim"] == head_dim]
             given = self._tuning(head_dim) | {"plan": plan, "passed": passed}

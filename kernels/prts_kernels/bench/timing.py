@@ -35,7 +35,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TimingPlan:
     """How long to measure. each_ms: of calls a contender in all rounds; warmup: calls; pause_s: between turns."""
 
     each_ms: float = 40.0
@@ -44,12 +44,15 @@ class Plan:
     pause_s: float = 0.005
     most_s: float = 1.5  # of wall clock a contender, for one whose host or device is very slow
 
-    def quick(self) -> Plan:
+    def quick(self) -> TimingPlan:
         return replace(self, each_ms=self.each_ms / 4, rounds=2, warmup=2, most_s=1.0)
 
 
 def measure(
-    calls: Mapping[str, Sequence[Call]], device: torch.device, plan: Plan, on_turn: Callable[[str], None] | None = None
+    calls: Mapping[str, Sequence[Call]],
+    device: torch.device,
+    plan: TimingPlan,
+    on_turn: Callable[[str], None] | None = None,
 ) -> tuple[dict[str, Timing], dict[str, str]]:
     """Timings of the contenders that ran, and of the others the reason.
 

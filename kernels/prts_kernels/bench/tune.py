@@ -16,7 +16,7 @@ from torch import Tensor
 from prts_kernels.bench import packs
 from prts_kernels.bench.packs import Shape
 from prts_kernels.bench.probe import cell_pack
-from prts_kernels.bench.timing import FAILURES, Plan, measure, one_line
+from prts_kernels.bench.timing import FAILURES, TimingPlan, measure, one_line
 from prts_kernels.bench.worker import Emit
 from prts_kernels.role_attention import triton as ours
 
@@ -59,7 +59,7 @@ def time_all(arguments: dict[str, Any], emit: Emit) -> None:
             if name == kernel:
                 calls[str(number)] = [lambda kernel=kernel, number=number: kernels.run(kernel, number)]  # type: ignore[misc]
         emit({"turn": kernel})
-        timings, failed = measure(calls, kernels.q.device, Plan(**arguments["plan"]))
+        timings, failed = measure(calls, kernels.q.device, TimingPlan(**arguments["plan"]))
         for number, timing in timings.items():
             tile = list(astuple(kernels.tile(kernel, int(number))))
             emit({"kernel": kernel, "tile": tile, "median_ms": timing.median_ms, "p80_ms": timing.p80_ms})

@@ -36,7 +36,7 @@ _DEPTH_MAX = np.iinfo(np.uint16).max
 
 
 @dataclass(frozen=True)
-class Plan:
+class ConversionPlan:
     """A mapping that fits a recording. features: info.json's, without the standard ones, in order."""
 
     mapping: Mapping
@@ -52,7 +52,7 @@ def fit(
     dataset: str,
     robot: RobotConfig | None,
     video: VideoConfig,
-) -> Plan:
+) -> ConversionPlan:
     """Hold a mapping against what a recording has. Raises DataError with every fault, ContractError where robot and
     mapping say different things."""
     faults = _faults(mapping, recording.fields)
@@ -71,7 +71,7 @@ def fit(
         )
     assert fps is not None
     contract = _contract(mapping, recording, fps, dataset, robot)
-    return Plan(mapping, contract, _features(mapping, contract, recording.fields, video))
+    return ConversionPlan(mapping, contract, _features(mapping, contract, recording.fields, video))
 
 
 # ---- does it fit -------------------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ def _features(
 
 # ---- one episode -------------------------------------------------------------------------------------------------
 def columns_and_images(
-    plan: Plan, episode: RawEpisode, arrays: dict[str, np.ndarray], root: Path
+    plan: ConversionPlan, episode: RawEpisode, arrays: dict[str, np.ndarray], root: Path
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """({feature: (T, D) or (T,)}, {camera: (T, H, W, 3) uint8, depth camera: (T, H, W) uint16}) of one episode."""
     file = root / episode.files[0] if episode.files else root

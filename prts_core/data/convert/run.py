@@ -14,10 +14,10 @@ from pathlib import Path
 from prts_core.config.mapping import Mapping
 from prts_core.config.schema import RobotConfig, VideoConfig
 from prts_core.contract import Contract
-from prts_core.data.convert.apply import Plan, columns_and_images, fit
+from prts_core.data.convert.apply import ConversionPlan, columns_and_images, fit
 from prts_core.data.convert.resume import together
 from prts_core.data.convert.source import DATASETS, RawEpisode, Recording, Source, source_class
-from prts_core.data.lerobot_v21.writer import Episode, Layout, finish, is_finished, write_episode
+from prts_core.data.lerobot_v21.writer import EpisodeToWrite, Layout, finish, is_finished, write_episode
 from prts_core.io.errors import ConfigError, DataError
 from prts_core.io.files import digest_value
 
@@ -144,7 +144,7 @@ def _in_order(recording: Recording, mapping: Mapping, root: Path) -> list[RawEpi
     return [episode for name in names for episode in episodes if episode.split == name]
 
 
-def _jobs(episodes: list[RawEpisode], plan: Plan, video: VideoConfig, root: Path) -> list[Job]:
+def _jobs(episodes: list[RawEpisode], plan: ConversionPlan, video: VideoConfig, root: Path) -> list[Job]:
     settings = digest_value([asdict(plan.mapping), plan.contract.to_json(), plan.features, asdict(video)])
     sizes: dict[str, list[int]] = {}
     tasks: dict[str, int] = {}
@@ -164,11 +164,11 @@ def _jobs(episodes: list[RawEpisode], plan: Plan, video: VideoConfig, root: Path
     return jobs
 
 
-def _convert_one(source: Source, plan: Plan, layout: Layout, root: Path, job: Job) -> None:
+def _convert_one(source: Source, plan: ConversionPlan, layout: Layout, root: Path, job: Job) -> None:
     """Read one episode and write it (runs in a worker thread)."""
     arrays = source.read(job.raw, plan.mapping.keys)
     columns, images = columns_and_images(plan, job.raw, arrays, root)
-    episode = Episode(
+    episode = EpisodeToWrite(
         index=job.index,
         start=job.start,
         key=job.identity,

@@ -59,7 +59,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Episode:
+class EpisodeToWrite:
     """One episode in memory. key: identity of its source, so that another source is never taken for finished.
 
     start: rows of all episodes before it. columns: (T, D) or (T,) arrays of every non-standard, non-camera feature.
@@ -132,7 +132,7 @@ def is_finished(layout: Layout, episode: int, key: str) -> bool:
     )
 
 
-def write_episode(layout: Layout, episode: Episode) -> None:
+def write_episode(layout: Layout, episode: EpisodeToWrite) -> None:
     """Write an episode's videos and table, then its record. Any cut before the record leaves it unfinished."""
     columns = _with_standard_columns(layout, episode)
     paths = [layout.data_file(episode.index)]
@@ -150,7 +150,7 @@ def write_episode(layout: Layout, episode: Episode) -> None:
     write_text(layout.record_file(episode.index), json.dumps(record, allow_nan=False))
 
 
-def _with_standard_columns(layout: Layout, episode: Episode) -> dict[str, np.ndarray]:
+def _with_standard_columns(layout: Layout, episode: EpisodeToWrite) -> dict[str, np.ndarray]:
     length = episode.length
     rows = np.arange(length, dtype=np.int64)
     columns = episode.columns | {
