@@ -265,7 +265,7 @@ def test_early_stopping_in_pairs_reads_the_earlier_run_in_the_plans_order(tmp_pa
     assert plain and (told.decision, told.at, told.p_value) == (plain.decision, plain.at, plain.p_value)
     assert told.interval.lower == 0 and told.method == "valid whenever one stops" and told.p_value <= 0.05
     assert reader([False] * 60).decision == "worse"
-    with pytest.raises(DataError, match=r"lacks episodes of this plan.*30 missing, first left"):
+    with pytest.raises(DataError, match=r"lacks episodes of this plan.*30 missing, first \w+, initial state 0"):
         early_stop((0.3, 0.9), args, tmp_path, Console())(make_plan(SUITE, CHUNK, Settings(episodes=90)))
     with pytest.raises(ConfigError, match="episodes cannot tell"):
         early_stop((0.85, 0.9), args, None, Console())(plan)
