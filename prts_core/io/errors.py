@@ -112,6 +112,11 @@ def lookup(table: dict, name: str, what: str, cure: str | None = None):
     )  # fmt: skip
 
 
+def install_extra(extra: str) -> str:
+    """The cure that brings an extra of pyproject.toml, from the project's folder: no package index has this project."""
+    return f"in the project's folder, run `pip install -e '.[{extra}]'`"
+
+
 def require(package: str, extra: str):
     """Import an optional `package` or say which extra brings it."""
     import importlib
@@ -122,5 +127,5 @@ def require(package: str, extra: str):
         if err.name is not None and err.name.split(".")[0] != package.split(".")[0]:
             raise
         raise MissingExtraError(
-            f"This needs the package {package!r}", found="not installed", cure=f"pip install 'prts[{extra}]'"
+            f"This needs the package {package!r}", found="not installed", cure=install_extra(extra)
         ) from err
