@@ -44,7 +44,8 @@ def sources(*rooms: str) -> list[Path]:
 
 
 def gpu_path() -> list[Path]:
-    return [path for path in sources(*GPU_PATH) if path.name not in NOT_ON_THE_GPU_PATH]
+    settings = [ROOT / "prts_core/config" / name for name in ("model.py", "train.py")]
+    return settings + [path for path in sources(*GPU_PATH) if path.name not in NOT_ON_THE_GPU_PATH]
 
 
 def name_of(path: Path) -> str:
