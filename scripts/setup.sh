@@ -64,6 +64,7 @@ torch=$(grep -E '^torch==' constraints.txt)
 if ! pip show torch 2>/dev/null | grep -q "^Version: ${torch#torch==}"; then
   pip install -q ${PRTS_TORCH_INDEX:+--index-url "$PRTS_TORCH_INDEX"} "$torch"
 fi
+if pip show prts >/dev/null 2>&1; then pip uninstall -q -y prts; fi  # this project under its earlier name
 pip install -q -c constraints.txt -e '.[dev]'
 pip check >/dev/null || pip check >&2
 find .venv -maxdepth 1 -name '.prts-*' -delete

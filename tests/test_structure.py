@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +44,8 @@ def sources(*rooms: str) -> list[Path]:
 
 
 def gpu_path() -> list[Path]:
-    return [path for path in sources(*GPU_PATH) if path.name not in NOT_ON_THE_GPU_PATH]
+    settings = [ROOT / "prts_core/config" / name for name in ("model.py", "train.py")]
+    return settings + [path for path in sources(*GPU_PATH) if path.name not in NOT_ON_THE_GPU_PATH]
 
 
 def name_of(path: Path) -> str:
@@ -169,6 +171,20 @@ def test_no_file_names_a_place_of_one_machine():
         if private.search(line) or hosts.search(line)
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_nobody_is_told_to_install_what_is_not_ours():
+    """The distribution `prts` of the public index is somebody else's, and ours is on none: a checkout is the way."""
+    told = re.compile(r"(?<![\w-])prts(\[|==)|pip3? install (?!-e).*(?<![\w./-])prts(-vla)?(?![\w.-])")
+    wrong = [
+        f"{name_of(p)}:{number}: {line.strip()[:100]}"
+        for p in tracked_texts()
+        for number, line in enumerate(p.read_text(errors="replace").splitlines(), 1)
+        if told.search(line)
+    ]
+    assert not wrong, "\n".join(wrong)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["name"] == "prts-vla"
 
 
 def test_nothing_from_outside_is_executed():

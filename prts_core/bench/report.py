@@ -18,6 +18,7 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
+from prts_core import __version__
 from prts_core.io.files import write_json
 
 _COMPARE = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
@@ -93,8 +94,8 @@ def machine() -> dict[str, object]:
 
 
 def versions() -> dict[str, str]:
-    out = {"python": platform.python_version()}
-    for package in ("torch", "transformers", "numpy", "prts"):
+    out = {"python": platform.python_version(), "prts": __version__}
+    for package in ("torch", "transformers", "numpy"):
         try:
             out[package] = version(package)
         except PackageNotFoundError:

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from prts_core import __version__
 from prts_core.config.places import outputs_folder, recipe_path
-from prts_core.io.errors import PrtsError, Skipped, Stopped
+from prts_core.io.errors import PrtsError, Skipped, Stopped, missing_extra
 
 SKIPPED, STOPPED, INTERRUPTED = 3, 75, 130  # exit statuses
 # Commands that are no stages: each the module of its name, with `add_arguments(parser)`, `main(args) -> int` and, where
@@ -201,6 +201,11 @@ def main(argv: list[str] | None = None) -> int:
         return STOPPED
     except PrtsError as err:
         _say(f"error: {err}", "red")
+        return 1
+    except ModuleNotFoundError as err:
+        if (told := missing_extra(err)) is None:
+            raise
+        _say(f"error: {told}", "red")
         return 1
     except KeyboardInterrupt as err:
         print(str(err) or "interrupted; the same command goes on from here", file=sys.stderr)

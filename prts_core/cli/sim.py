@@ -25,7 +25,8 @@ EPILOG = """\
                                            the same command goes on
   prts sim remove libero                   delete its folder; linked assets stay
 
-Meta-World lives in the main environment (pip install 'prts[sim]'); install only says whether it is there.
+Meta-World lives in the main environment (in the project's folder, pip install -e '.[sim]'); install only says whether
+it is there.
 """
 
 

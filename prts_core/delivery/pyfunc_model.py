@@ -1,6 +1,7 @@
 """The policy as MLflow sees it: a models-from-code `PythonModel` around a PRTS package.
 
 MLflow runs this file to load the model. Nothing is pickled: the package's safetensors are the weights.
+The code is imported from a checkout of the project; requirements.txt lists what that needs of others.
 
 `predict` takes a dict of arrays, one row an observation:
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prts_core import __version__
 from prts_core.config.load import Plan
 from prts_core.config.schema import OWN_BENCHMARK, RegisterConfig
 from prts_core.contract import PolicyContract
@@ -45,8 +44,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("prts.register")
 MODEL_CODE = Path(__file__).with_name("pyfunc_model.py")
-# What a machine needs to load the model with MLflow alone; the versions are those of the machine that registered it.
-REQUIREMENTS = ("mlflow", "torch", "transformers", "safetensors", "numpy")
+# What loading the model needs of others: MLflow, and pyproject.toml's dependencies with the extra `inference`, each in
+# the version of the machine that registered it. No package index has this project, so a machine also needs a checkout
+# (the version's tag git.sha says which) and `pip install -e '.[inference]'` there.
+REQUIREMENTS = (
+    "mlflow", "numpy", "pydantic", "pyyaml", "rich", "torch", "transformers", "tokenizers", "safetensors", "pillow",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -292,7 +295,7 @@ def _save(target: Path, model: Any, folder: Path, episodes: Path, contract: Poli
 
 
 def _requirements() -> list[str]:
-    pinned = [f"prts[train]=={__version__}"]
+    pinned = []
     for name in REQUIREMENTS:
         try:
             pinned.append(f"{name}=={importlib.metadata.version(name).split('+')[0]}")

@@ -96,6 +96,24 @@ class MissingExtraError(PrtsError):
     """An optional package is not installed."""
 
 
+# The extra of pyproject.toml that brings a package, by the name it is imported by.
+EXTRA_OF = {
+    package: extra
+    for extra, packages in {
+        "inference": ("torch", "transformers", "tokenizers", "safetensors", "PIL"),
+        "data": ("pyarrow", "polars", "pandera", "av", "h5py", "matplotlib", "scipy"),
+        "train": ("deepspeed", "triton", "huggingface_hub"),
+        "lora": ("peft",),
+        "sim": ("metaworld", "mujoco"),
+        "serve": ("websockets", "msgpack"),
+        "rlds": ("google", "google_crc32c"),
+        "mcap": ("mcap", "mcap_ros2", "mcap_protobuf", "zstandard"),
+        "pipeline": ("dagster", "dagster_pipes", "mlflow", "dvc", "sqlalchemy"),
+    }.items()
+    for package in packages
+}
+
+
 def suggest(name: str, allowed: Iterable[str]) -> str:
     """'; did you mean X?' when something in `allowed` is close to `name`, else ''."""
     close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
@@ -112,6 +130,20 @@ def lookup(table: dict, name: str, what: str, cure: str | None = None):
     )  # fmt: skip
 
 
+def install_extra(extra: str) -> str:
+    """The cure that brings an extra of pyproject.toml, from the project's folder: no package index has this project."""
+    return f"in the project's folder, run `pip install -e '.[{extra}]'`"
+
+
+def missing_extra(err: ModuleNotFoundError) -> MissingExtraError | None:
+    """What to tell where an import failed: none if no extra brings that package."""
+    package = (err.name or "").split(".")[0]
+    if package not in EXTRA_OF:
+        return None
+    cure = install_extra(EXTRA_OF[package])
+    return MissingExtraError(f"This needs the package {package!r}", found="not installed", cure=cure)
+
+
 def require(package: str, extra: str):
     """Import an optional `package` or say which extra brings it."""
     import importlib
@@ -122,5 +154,5 @@ def require(package: str, extra: str):
         if err.name is not None and err.name.split(".")[0] != package.split(".")[0]:
             raise
         raise MissingExtraError(
-            f"This needs the package {package!r}", found="not installed", cure=f"pip install 'prts[{extra}]'"
+            f"This needs the package {package!r}", found="not installed", cure=install_extra(extra)
         ) from err

@@ -26,7 +26,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_list_says_what_is_installed(cache: Path, capsys: pytest.CaptureFixture[str]):
-    pytest.importorskip("metaworld", reason="pip install 'prts[sim]'")
+    pytest.importorskip("metaworld", reason="pip install -e '.[sim]'")
     assert main(["sim", "list"]) == 0
     shown = capsys.readouterr().out
     assert "main environment" in shown and "prts sim install libero" in shown
@@ -101,6 +101,6 @@ def test_a_check_notices_pictures_of_nothing():
 
 @pytest.mark.slow
 def test_metaworld_passes_its_check(capsys: pytest.CaptureFixture[str]):
-    pytest.importorskip("metaworld", reason="pip install 'prts[sim]'")
+    pytest.importorskip("metaworld", reason="pip install -e '.[sim]'")
     assert main(["sim", "check", "metaworld"]) == 0
     assert "step_ms" in capsys.readouterr().out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-pytest.importorskip("metaworld", reason="pip install 'prts[sim]'")
+pytest.importorskip("metaworld", reason="pip install -e '.[sim]'")
 
 from prts_core.config.schema import MetaworldSource, TaskSpec
 from prts_core.sim.demonstrations import record_task, subtask_spans

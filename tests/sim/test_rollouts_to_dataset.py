@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-pytest.importorskip("metaworld", reason="pip install 'prts[sim]'")
+pytest.importorskip("metaworld", reason="pip install -e '.[sim]'")
 
 from prts_core.config.checked_yaml import check, read_yaml
 from prts_core.config.mapping import Mapping, load_mapping

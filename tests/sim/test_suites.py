@@ -115,7 +115,7 @@ def test_metaworld_is_the_quickstarts():
 
 @pytest.fixture(scope="module")
 def pool():
-    pytest.importorskip("metaworld", reason="pip install 'prts[sim]'")
+    pytest.importorskip("metaworld", reason="pip install -e '.[sim]'")
     with Pool(launch_for("metaworld"), 2) as made:
         yield made
 
@@ -164,5 +164,5 @@ def test_an_install_that_lacks_its_packages_says_so(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(install, "PACKAGES", ("no-such-simulator",))
     for asked in (install.install, install.check):
-        with pytest.raises(MissingExtraError, match=r"prts\[sim\]"):
+        with pytest.raises(MissingExtraError, match=r"\.\[sim\]"):
             asked(Home("metaworld"))

@@ -259,7 +259,7 @@ def test_what_does_not_fit_is_refused(pool: Pool):
 @pytest.mark.slow
 def test_a_real_simulator_is_brought_back_too():
     """Meta-World, pictures included: one of two workers is killed in the middle of an episode."""
-    pytest.importorskip("metaworld", reason="pip install 'prts[sim]'")
+    pytest.importorskip("metaworld", reason="pip install -e '.[sim]'")
     spec = suite("metaworld")
     chosen = VectorSettings(group_size=2, max_steps=10, ignore_terminations=True, tasks=("faucet-open",))
     actions = np.random.default_rng(0).uniform(-1.0, 1.0, (3, 2, 4, 4)).astype(np.float32)

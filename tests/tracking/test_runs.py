@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from prts_core.io.errors import MissingExtraError, Skipped, StageError, Stopped
+from prts_core.io.errors import MissingExtraError, Skipped, StageError, Stopped, install_extra
 from prts_core.io.files import read_json
 from prts_core.store.stage import StageResult
 from prts_core.tracking import outbox, runs
@@ -355,7 +355,7 @@ def test_a_store_that_cannot_be_opened_is_one_clear_error(plan, tmp_path, monkey
 
 def test_without_mlflow_the_stage_runs_and_says_so_once(plan, tmp_path, monkeypatch, caplog):
     def missing():
-        raise MissingExtraError("This needs the package 'mlflow'", cure="pip install 'prts[pipeline]'")
+        raise MissingExtraError("This needs the package 'mlflow'", cure=install_extra("pipeline"))
 
     monkeypatch.setattr(runs, "mlflow_module", missing)
     monkeypatch.setattr(runs, "_said_missing", threading.Event())

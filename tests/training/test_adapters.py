@@ -90,7 +90,7 @@ def test_targets_that_do_not_exist_are_told():
 
 def test_without_peft_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(MissingExtraError, match=r"prts\[lora\]"):
+    with pytest.raises(MissingExtraError, match=r"\.\[lora\]"):
         add_adapters(network(text_tokenizer()), LORA)
 
 

@@ -183,5 +183,5 @@ def test_what_cannot_run_is_refused(config: TrainConfig, field: str) -> None:
 
 def test_without_deepspeed_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "deepspeed", None)
-    with pytest.raises(MissingExtraError, match=r"prts\[train\]"):
+    with pytest.raises(MissingExtraError, match=r"\.\[train\]"):
         ours.DeepSpeedTrainer(torch.nn.Linear(1, 1), lambda step: None, TrainConfig(deepspeed_stage=2), 0)  # type: ignore

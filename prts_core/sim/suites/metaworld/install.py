@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any
 
-from prts_core.io.errors import MissingExtraError, require
+from prts_core.io.errors import MissingExtraError, install_extra, require
 from prts_core.sim.homes import Home
 
 MAIN_ENVIRONMENT = True
@@ -18,7 +18,7 @@ def install(home: Home, assets: str | None = None) -> dict[str, Any]:
         pins = {name: importlib.metadata.version(name) for name in PACKAGES}
     except importlib.metadata.PackageNotFoundError as err:
         raise MissingExtraError(
-            "Meta-World is not installed", found=f"no package {err.name!r}", cure="pip install 'prts[sim]'"
+            "Meta-World is not installed", found=f"no package {err.name!r}", cure=install_extra("sim")
         ) from err
     return {"pins": pins, "standins": ""}
 
