@@ -120,7 +120,7 @@ def trace(reference: str, outputs: Path, verify: bool = False) -> Lineage:
             "model_uri": f"models:/{version.name}/{version.version}",
             "aliases": ", ".join(f"@{a}" for a in sorted(version.aliases or [])),
             "package_digest": version.tags.get("prts.package_digest", ""),
-            "success_rate": "" if own is None else own.said(),
+            "success_rate": "" if own is None else f"{own.rate.estimate:.4f}",
             "mlflow_run": version.run_id or "",
             "dagster_run": version.tags.get("dagster.run_id", ""),
             "git_sha": version.tags.get("git.sha", ""),

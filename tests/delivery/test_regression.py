@@ -20,10 +20,12 @@ from prts_core.delivery.regression import Outcome, due, regress
 from prts_core.delivery.suite_results import result_of, results_of
 from prts_core.io.errors import ConfigError, PrtsError
 from prts_core.io.files import read_json, write_json
+from prts_core.rollout.benchmark import measured
 from prts_core.rollout.episode_plan import Plan as EpisodePlan
+from prts_core.rollout.episode_plan import make_plan
 from prts_core.tracking.store import client
 from tests.fixtures.tiny_policy import write_policy
-from tests.fixtures.toy_package import PROTOCOL, make, named, outcomes, register, toy_report
+from tests.fixtures.toy_package import CONTRACT, PROTOCOL, make, named, outcomes, register, toy_report, write_package
 
 pytest.importorskip("mlflow")
 ROOT = Path(__file__).resolve().parents[2]
@@ -190,6 +192,29 @@ def test_a_changed_benchmark_freezes_promotion_only_until_the_champion_is_measur
 def test_a_suite_must_be_one_of_the_recipe(outputs):
     with pytest.raises(PrtsError, match="did you mean 'metaworld'"):
         night(plan_for("kept"), outputs, "1", name="metawrld")
+
+
+def test_every_setting_that_can_move_a_rate_of_the_own_benchmark_is_in_its_protocol(tmp_path):
+    plan = plan_for("settings")
+    base, source = plan.benchmark, plan.benchmark.source
+    longer = replace(source, tasks=(replace(source.tasks[0], max_steps=200), *source.tasks[1:]))
+    others = [
+        base, replace(base, source=longer), replace(base, source=replace(source, start_jitter=0)),
+        replace(base, source=replace(source, action_repeat=1)), replace(base, image_size=128),
+        replace(base, execute_steps=1), replace(base, seed=5), replace(base, tasks=("faucet-open",)),
+        replace(base, perturbation={"light": {"level": 2}}),
+    ]  # fmt: skip
+    write_package(tmp_path, "w")
+    digests = []
+    for config in others:
+        of = SimpleNamespace(recipe=plan.recipe, benchmark=config)
+        digests.append(regression.planned(of, "benchmark", tmp_path).protocol_digest)
+    assert len(set(digests)) == len(others)
+    spec, settings, _ = measured(base)
+    standins = make_plan(replace(spec, standins="two meshes"), CONTRACT.chunk_length, settings)
+    assert standins.protocol_digest not in digests
+    workers = SimpleNamespace(recipe=plan.recipe, benchmark=replace(base, workers=1, batch=1, controls=()))
+    assert regression.planned(workers, "benchmark", tmp_path).protocol_digest == digests[0]
 
 
 def test_recipes_name_each_result_once():
