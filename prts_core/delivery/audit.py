@@ -49,11 +49,16 @@ class Move:
 
 def moves(outputs: Path, model: str) -> list[Move]:
     """The model's trail, oldest first."""
+    from mlflow.entities import ViewType
+
     store, token, found = client(outputs), None, []
     experiment = store.get_experiment_by_name(EXPERIMENT)
     while experiment is not None:
         page = store.search_runs(
-            [experiment.experiment_id], filter_string=f"tags.`prts.model` = '{model}'", page_token=token
+            [experiment.experiment_id],
+            filter_string=f"tags.`prts.model` = '{model}'",
+            run_view_type=ViewType.ALL,  # what somebody deleted on the page has happened all the same
+            page_token=token,
         )
         found += [_read(run) for run in page]
         token = page.token
