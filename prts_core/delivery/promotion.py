@@ -87,7 +87,8 @@ class Decision:
 
     def said(self) -> str:
         if self.promote:
-            return f"version {self.version} is no worse than the champion and above the floor on every suite"
+            beside = "the first champion" if self.champion is None else f"no worse than version {self.champion}"
+            return f"version {self.version} is {beside} and above the floor on every suite"
         if self.version == self.champion:
             return f"version {self.version} is champion"
         return f"version {self.version} is not promoted: " + "; ".join(one.said() for one in self.objections)

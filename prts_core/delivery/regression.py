@@ -107,9 +107,7 @@ def due(plan: Plan, outputs: Path) -> list[tuple[str, str]]:
 def lacking(plan: Plan, outputs: Path, version: ModelVersion) -> list[str]:
     """The suites on which the version has no result under the present protocol."""
     package, have = registry.version_files(outputs, version, registry.PACKAGE), results_of(version)
-    return [
-        name for name in names(plan) if name not in have or not _same(have[name], planned(plan, name, package))
-    ]
+    return [name for name in names(plan) if name not in have or not _same(have[name], planned(plan, name, package))]
 
 
 def regress(
