@@ -1,4 +1,4 @@
-"""Asset `register` of a recipe: its package in MLflow's registry, promoted only through the gate.
+"""Asset `register` of a recipe: its package in MLflow's registry, promoted where the rule allows.
 
 An operation: it looks at the registry every time it is materialised.
 """
@@ -18,7 +18,7 @@ from prts_core.stages import chain
 def register_asset(page: RecipePage) -> dg.AssetsDefinition:
     @dg.asset(
         key=page.key("register"),
-        description="Register the package as a version of the model: @challenger always, @champion by the gate.",
+        description="Register the package as a version of the model: @challenger always, @champion by the rule.",
         group_name=page.group(DELIVERY),
         owners=[f"team:{DELIVERY}"],
         kinds={"mlflow"},
@@ -34,13 +34,14 @@ def register_asset(page: RecipePage) -> dg.AssetsDefinition:
             raise failure(err) from err
         # From now on the version can be picked on the page of asset `regression`; the schedule adds it otherwise.
         context.instance.add_dynamic_partitions(str(page.versions.name), [made["model_uri"].rsplit("/", 1)[1]])
-        return dg.MaterializeResult(data_version=dg.DataVersion(digest_value(made)), metadata=registration(made))
+        version = digest_value([made[name] for name in ("model_uri", "aliases", "package_digest")])
+        return dg.MaterializeResult(data_version=dg.DataVersion(version), metadata=registration(made))
 
     return register
 
 
 def registration(made: dict[str, Any]) -> dict[str, Any]:
-    """What the registry calls the model now, and what the gate said."""
+    """What the registry calls the model now, and what the rule said."""
     return {
         "model_uri": made["model_uri"],
         "aliases": ", ".join(f"@{alias}" for alias in made["aliases"]),

@@ -32,7 +32,7 @@ def regression_asset(page: RecipePage, freshness: dg.FreshnessPolicy | None = No
 
     @dg.asset(
         key=page.key("regression"),
-        description="A registered version on one suite; promotes the challenger once nothing stands against it.",
+        description="A registered version on one suite; promotes the challenger where the rule allows.",
         group_name=page.group(EVALUATION),
         owners=[f"team:{EVALUATION}"],
         kinds={"mlflow", "python"},
@@ -60,7 +60,7 @@ def regression_asset(page: RecipePage, freshness: dg.FreshnessPolicy | None = No
             )
         except PrtsError as err:
             raise failure(err) from err
-        context.log.info("%s; %s", outcome.said, outcome.settled or "no suites are listed: registration decides")
+        context.log.info("%s; %s", outcome.said(), _promotion(outcome))
         yield dg.MaterializeResult(metadata=shown(outcome), check_results=[drop_check(outcome)])
 
     return regression
@@ -70,36 +70,36 @@ def drop_check(outcome: Outcome) -> dg.AssetCheckResult:
     """Red on a drop. A comparison that could not be made is no pass: it warns. An alarm shows the text alone, so that
     it says which suite and version it is about."""
     verdict = outcome.verdict
-    missing = verdict is None and outcome.said.startswith("not compared")
-    figures: dict[str, Any] = {"success_rate": outcome.result.rate.estimate}
+    figures: dict[str, Any] = {}
     if verdict is not None:
-        figures |= {name: value for name, value in verdict.to_json().items() if value is not None}
+        figures = {name: value for name, value in verdict.to_json().items() if value is not None}
     return dg.AssetCheckResult(
-        passed=not outcome.alarm and not missing,
+        passed=not outcome.alarm and not outcome.incomparable,
         check_name=CHECK,
-        severity=dg.AssetCheckSeverity.WARN if missing else dg.AssetCheckSeverity.ERROR,
-        description=f"{outcome.name}, version {outcome.version}: {outcome.said}",
+        severity=dg.AssetCheckSeverity.WARN if outcome.incomparable else dg.AssetCheckSeverity.ERROR,
+        description=f"{outcome.name}, version {outcome.version}: {outcome.said()}",
         metadata=figures,
     )
 
 
+def _promotion(outcome: Outcome) -> str:
+    return "there is no challenger" if outcome.decision is None else outcome.decision.said()
+
+
 def shown(outcome: Outcome) -> dict[str, Any]:
     """What the asset's page shows: picture over versions, rates with their label, tasks, published numbers."""
-    result, rate = outcome.result, outcome.result.rate
+    result = outcome.result
     out: dict[str, Any] = {}
     if outcome.picture is not None:
         out["history"] = dg.MetadataValue.md(inline_picture(outcome.picture, width=900))
     out |= {
         "mlflow_run": dg.MetadataValue.url(outcome.url),
-        "success_rate": rate.estimate,
-        "lower": rate.lower,
-        "upper": rate.upper,
-        "episodes": result.n,
+        "success_rate": result.rate.estimate,
         "result": result.said(),
         "assets": f"stand-ins: {result.standins}" if result.standins else "the suite's own",
-        "protocol_digest": result.protocol_digest or "the recipe's own benchmark",
-        "verdict": outcome.said,
-        "promotion": outcome.settled or "decided at registration",
+        "protocol_digest": result.protocol_digest,
+        "verdict": outcome.said(),
+        "promotion": _promotion(outcome),
         "path": dg.MetadataValue.path(str(outcome.folder.resolve())),
     }
     report = report_of(outcome.folder)

@@ -1,4 +1,4 @@
-"""`prts history`: a registered model's success on every suite over its versions, as a table and as a picture."""
+"""`prts history`: a registered model's success on every suite over its versions, and the trail of its aliases."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ examples
   prts history prts-quickstart
   prts history models:/prts-quickstart --picture history.png
 
-Results come from the versions' tags: registration records the recipe's own benchmark, the nightly run every suite of
+Results come from the versions' tags: registration records the recipe's own benchmark, `prts regress` every suite of
 the recipe (its section `regression`). A star is the champion, red a significant drop against the champion of the time,
-a hollow mark the champion run again. Results on stand-in assets say so.
+a hollow mark the champion run again. Results on stand-in assets say so. Below: every move of @challenger and @champion,
+which MLflow keeps as runs of the experiment prts-alias-moves.
 """
 
 
@@ -30,7 +31,7 @@ def main(args: argparse.Namespace) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from prts_core.delivery.history import draw, read_history, rows
+    from prts_core.delivery.history import draw, move_rows, read_history, rows
 
     model = args.model.removeprefix("models:/").split("@")[0].split("/")[0]
     history = read_history(args.outputs, model)
@@ -41,6 +42,13 @@ def main(args: argparse.Namespace) -> int:
     for row in rows(history):
         table.add_row(*row[:3], Text(row[3], "red"))
     console.print(table if history.points else f"no version of {model} has a result yet")
+    if history.moves:
+        trail = Table(box=None, header_style="bold")
+        for name in ("when (UTC)", "alias", "from", "to", "move", "by", "reason"):
+            trail.add_column(name)
+        for row in move_rows(history):
+            trail.add_row(*(Text(cell) for cell in row))
+        console.print(trail)
     picture = args.picture or args.outputs / "regression" / model / "history.png"
     if draw(args.outputs, model, picture) is not None:
         console.print(picture, markup=False, soft_wrap=True)

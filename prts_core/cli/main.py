@@ -26,7 +26,10 @@ SKIPPED, STOPPED, INTERRUPTED = 3, 75, 130  # exit statuses
 # its help ends with examples, EPILOG.
 TOOLS = {
     "chain": "run every stage in order, without Dagster",
-    "register": "register the package in MLflow; @champion only through the gate",
+    "register": "register the package in MLflow as @challenger, and promote it where the rule allows",
+    "regress": "measure a registered version on the recipe's suites beside the champion, and promote by the rule",
+    "promote": "make a registered version champion where the rule allows, or say what stands against it",
+    "rollback": "make the earlier champion champion again",
     "status": "say what of a recipe is finished, stale and why, running or interrupted",
     "diff": "compare two results: configuration, sources, parents, metrics",
     "gc": "list, and on request delete, results that nothing refers to",
@@ -36,7 +39,7 @@ TOOLS = {
     "import-policy": "turn a checkpoint of the public release into a policy folder",
     "serve": "serve a policy over openpi's websocket protocol",
     "lineage": "print the path from a registered model back to the raw files",
-    "history": "print and draw a registered model's success on every suite over its versions",
+    "history": "print and draw a registered model's success over its versions, and the trail of its aliases",
     "bench": "run a benchmark of the project and print ours beside the peer's",
     "sim": "list, install, check or remove the simulators that benchmarks run in",
 }

@@ -12,7 +12,7 @@ examples
   MLFLOW_TRACKING_URI=https://mlflow.my-team.example prts register --config configs/my_recipe.yaml
 
 Always looks at the registry: the same package is registered once, a registry that lacks it gets it. It becomes
-@challenger; @champion only through the gate (section `register` of the recipe).
+@challenger; @champion where the rule allows it (`prts promote --help`).
 """
 
 

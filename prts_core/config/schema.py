@@ -472,13 +472,15 @@ class PackageConfig(PackageSection):
 
 @dataclass(frozen=True)
 class RegisterConfig(Strict):
-    """The gate. model_name: of the registered model; empty: prts-<recipe>. margin: promote if the lower 95 % bound of
-    (challenger - champion) exceeds it; floor: and the lower bound of the challenger's own success rate this, with a
-    champion and without."""
+    """Who may become champion. model_name: of the registered model; empty: prts-<recipe>. margin: the lower bound of
+    (challenger - champion) must exceed it on every suite, and the lower bound of the challenger's own success rate
+    `floor`, with a champion and without; the bounds share 95 % among the suites. approval: a person must have said
+    yes too (`prts promote --approve`)."""
 
     model_name: str = ""
     margin: float = -0.05
     floor: float = 0.7
+    approval: bool = False
 
     def __post_init__(self) -> None:
         if self.model_name:
@@ -495,7 +497,8 @@ class SuiteRun(Strict):
     rows).
 
     name: what its results are called, where one suite stands here twice; none: the suite's. episodes: none: as many as
-    the suite's protocol says. workers: simulators at once; batch: samples the policy is asked at once.
+    the suite's protocol says. workers: simulators at once; batch: samples the policy is asked at once. margin, floor:
+    of a promotion, on this suite; none: those of section `register`.
     """
 
     suite: str
@@ -508,10 +511,16 @@ class SuiteRun(Strict):
     image_size: int | None = None
     workers: int | None = execution(None)
     batch: int = 1
+    margin: float | None = None
+    floor: float | None = None
 
     def __post_init__(self) -> None:
         check_numbers(
-            self, {"[1, inf)": "episodes execute image_size batch", _SEEDS: "seed", _WORKERS: "workers"}
+            self,
+            {
+                "[1, inf)": "episodes execute image_size batch", _SEEDS: "seed", _WORKERS: "workers",
+                "[-1, 1]": "margin", "[0, 1]": "floor",
+            },
         )  # fmt: skip
 
     @property
@@ -521,8 +530,8 @@ class SuiteRun(Strict):
 
 @dataclass(frozen=True)
 class RegressionSection(Strict):
-    """What the nightly run measures besides the recipe's own benchmark. With suites, a version is promoted only once
-    it has a result on each, and none of them is significantly worse than the champion's."""
+    """The suites on which every version is measured besides the recipe's own benchmark: each speaks for or against a
+    promotion as that one does."""
 
     suites: tuple[SuiteRun, ...] = ()
 

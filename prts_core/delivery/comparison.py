@@ -1,7 +1,4 @@
-"""Two runs of the same suites, episode by episode: the gate's verdict on each, corrected for how many there are.
-
-It reads what benchmarks wrote and runs nothing; what may be promoted is the gate's to say (delivery/gate.py).
-"""
+"""Compare two runs of the same suites, episode by episode: the gate's verdict on each, corrected for their number."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prts_core.delivery.gate import KEY, decide, policy_episodes
+from prts_core.delivery.gate import KEY, decide, policy_episodes, shared_confidence
 from prts_core.io.errors import DataError
 from prts_core.io.files import read_json
 from prts_core.statistics.binomial import holm
@@ -34,7 +31,8 @@ def compare_runs(
             raise DataError("The two runs share no episode", file=folder, found=name, cure="use the same --seed")
         only = (now.height - shared.height, before.height - shared.height)
         theirs = before.join(shared.select(KEY), on=list(KEY), how="semi")
-        verdict = decide(shared, theirs, margin, floor=None, stopped=any(stops)).to_json()
+        confidence = shared_confidence(len(later))
+        verdict = decide(shared, theirs, margin, floor=None, confidence=confidence, stopped=any(stops)).to_json()
         own = (stops[1] or {}).get("p_value")
         suites[name] = (
             verdict

@@ -1,4 +1,4 @@
-"""The gate: may a policy replace the champion, or has it fallen behind? Promotion and the nightly run both ask here.
+"""Compare two policies on one suite: is the challenger no worse than the champion, or has it fallen behind?
 
 Both sides must have run the same episodes (task, initial state, seed), so that the comparison is paired.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
@@ -20,30 +20,65 @@ KEY = ("task", "initial_state", "seed")
 NEEDED = ("task", "seed", "success")  # the chain's own benchmark draws the initial state from the seed: it has but one
 
 
+Against = Literal["alarm", "margin", "floor"]
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate says.
+    """What the gate says of one suite.
 
-    lower, upper: bounds, 95 % unless it was asked for others, of (challenger - champion); without a champion, of the
-    challenger's own success rate.
-    only_challenger, only_champion: pairs in which just that one succeeded. p_value: exact McNemar, with a champion.
-    A policy that raises an alarm is never promoted, however small the difference.
+    against: what speaks against promotion; empty: nothing. lower, upper: bounds, 95 % unless it was asked for others,
+    of (challenger - champion); without a champion, of the challenger's own success rate. own_lower: that rate's lower
+    bound. only_challenger, only_champion: pairs in which just that one succeeded. p_value: exact McNemar, with a
+    champion. stopped: the bounds are those that hold whenever one stops.
     """
 
-    promote: bool
-    alarm: bool
-    reason: str
+    against: tuple[Against, ...]
     lower: float
     upper: float
     n_pairs: int
     challenger_rate: float
+    own_lower: float
+    margin: float
+    floor: float | None
     champion_rate: float | None = None
     only_challenger: int = 0
     only_champion: int = 0
     p_value: float | None = None
+    stopped: bool = False
+
+    @property
+    def promote(self) -> bool:
+        return not self.against
+
+    @property
+    def alarm(self) -> bool:
+        return "alarm" in self.against
+
+    @property
+    def reason(self) -> str:
+        """The verdict in words, with its figures."""
+        own = (
+            f"success rate {self.challenger_rate:.3f} on {self.n_pairs} episodes, Wilson lower bound "
+            f"{self.own_lower:.3f} {'does not exceed' if 'floor' in self.against else 'exceeds'} the floor "
+            f"{self.floor or 0:g}"
+        )
+        if self.champion_rate is None:
+            return f"no champion yet: {own}"
+        enough = "does not exceed" if "margin" in self.against else "exceeds"
+        said = [f"the lower bound {enough} the margin {self.margin:g}"]
+        said += ["the upper bound is below 0: worse than the champion"] if self.alarm else []
+        said += [own] if "floor" in self.against else []
+        early = "; stopped early: bounds that hold then" if self.stopped else ""
+        return (
+            f"challenger - champion = {self.challenger_rate - self.champion_rate:+.3f} [{self.lower:+.3f}, "
+            f"{self.upper:+.3f}] on {self.n_pairs} paired episodes ({self.only_challenger} won, {self.only_champion} "
+            f"lost{early}); {'; '.join(said)}"
+        )
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        said = {"promote": self.promote, "alarm": self.alarm, "reason": self.reason}
+        return asdict(self) | {"against": list(self.against)} | said
 
 
 def policy_episodes(path: Path) -> pl.DataFrame:
@@ -83,14 +118,9 @@ def decide(
     """
     ours = _checked(challenger, "challenger")
     alone = wilson(int(ours["success"].sum()), ours.height, confidence)
-    enough = floor is None or alone.lower > floor
-    floor_said = (
-        f"success rate {alone.estimate:.3f} on {ours.height} episodes, Wilson lower bound {alone.lower:.3f} "
-        f"{'exceeds' if enough else 'does not exceed'} the floor {floor or 0:g}"
-    )
+    low: tuple[Against, ...] = () if floor is None or alone.lower > floor else ("floor",)
     if champion is None:
-        said = f"no champion yet: {floor_said}"
-        return Verdict(enough, False, said, alone.lower, alone.upper, ours.height, alone.estimate)
+        return Verdict(low, alone.lower, alone.upper, ours.height, alone.estimate, alone.lower, margin, floor)
 
     theirs = _checked(champion, "champion")
     _require_same_episodes(ours, theirs)
@@ -98,30 +128,22 @@ def decide(
     gained = pairs.filter(pl.col("success") & ~pl.col("success_champion")).height
     lost = pairs.filter(~pl.col("success") & pl.col("success_champion")).height
     bounds = (anytime_valid.paired_difference if stopped else paired_difference)(gained, lost, pairs.height, confidence)
-    alarm = bounds.upper < 0.0
-    promote = bounds.lower > margin and enough and not alarm
-    early = "; stopped early: bounds that hold then" if stopped else ""
-    said = f"the lower bound {'exceeds' if bounds.lower > margin else 'does not exceed'} the margin {margin:g}"
-    if alarm:
-        said += "; the upper bound is below 0: worse than the champion"
-    if not enough:
-        said += f"; {floor_said}"
-    reason = (
-        f"challenger - champion = {bounds.estimate:+.3f} [{bounds.lower:+.3f}, {bounds.upper:+.3f}] on {pairs.height} "
-        f"paired episodes ({gained} won, {lost} lost{early}); {said}"
-    )
+    worse: tuple[Against, ...] = ("alarm",) if bounds.upper < 0.0 else ()
+    doubtful: tuple[Against, ...] = () if bounds.lower > margin else ("margin",)
     return Verdict(
-        promote=promote,
-        alarm=alarm,
-        reason=reason,
+        against=worse + doubtful + low,
         lower=bounds.lower,
         upper=bounds.upper,
         n_pairs=pairs.height,
         challenger_rate=alone.estimate,
+        own_lower=alone.lower,
+        margin=margin,
+        floor=floor,
         champion_rate=int(theirs["success"].sum()) / theirs.height,
         only_challenger=gained,
         only_champion=lost,
         p_value=anytime_valid.mcnemar(gained, lost) if stopped else mcnemar_exact(gained, lost),
+        stopped=stopped,
     )
 
 

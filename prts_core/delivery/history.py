@@ -1,7 +1,5 @@
-"""The history of a registered model: success on every suite over its versions, as a table and as a picture.
-
-It reads what the versions in MLflow's registry have recorded, and runs nothing.
-"""
+"""Read the history of a registered model: success on every suite over its versions, as a table and as a picture, and
+the trail of its aliases."""
 
 from __future__ import annotations
 
@@ -10,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prts_core.delivery import registry
+from prts_core.delivery.audit import Move, moves
 from prts_core.delivery.suite_results import AGAIN, SuiteResult, results_of
 from prts_core.io.files import atomic_path
 from prts_core.tracking.store import client
@@ -30,11 +29,13 @@ class Point:
 
 @dataclass(frozen=True)
 class History:
-    """points: suite -> results by version, ascending. aliases: version -> what it is called now."""
+    """points: suite -> results by version, ascending. aliases: version -> what it is called now. moves: the trail of
+    aliases, oldest first."""
 
     model: str
     points: dict[str, list[Point]]
     aliases: dict[int, tuple[str, ...]]
+    moves: list[Move]
 
 
 def read_history(outputs: Path, model: str) -> History:
@@ -50,7 +51,8 @@ def read_history(outputs: Path, model: str) -> History:
         champion = registry.CHAMPION in aliases.get(number, [])
         for name, result in results_of(version).items():
             points.setdefault(name, []).append(Point(number, result, again.get(name), champion))
-    return History(model, dict(sorted(points.items())), {n: tuple(sorted(names)) for n, names in aliases.items()})
+    called = {number: tuple(sorted(names)) for number, names in aliases.items()}
+    return History(model, dict(sorted(points.items())), called, moves(outputs, model))
 
 
 def rows(history: History) -> list[list[str]]:
@@ -63,6 +65,17 @@ def rows(history: History) -> list[list[str]]:
             if point.again is not None:
                 table.append([name, f"{point.version}, {point.again.attempt}", point.again.said(), _word(point.again)])
     return table
+
+
+def move_rows(history: History) -> list[list[str]]:
+    """Time, alias, from, to, what it was, by whom, why; a row a move."""
+    return [
+        [
+            move.at, f"@{move.alias}", move.before or "-", move.after,
+            move.verdict + ("" if move.state == "done" else f" ({move.state})"), move.by, move.reason,
+        ]
+        for move in history.moves
+    ]  # fmt: skip
 
 
 def _word(result: SuiteResult) -> str:

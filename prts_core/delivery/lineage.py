@@ -12,7 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from prts_core.config.schema import OWN_BENCHMARK
 from prts_core.delivery import registry
+from prts_core.delivery.suite_results import results_of
 from prts_core.io.errors import CheckpointError, StageError
 from prts_core.io.files import digest_value, read_json
 from prts_core.store.entries import Entry, all_entries, entry_at
@@ -113,11 +115,12 @@ def trace(reference: str, outputs: Path, verify: bool = False) -> Lineage:
                 field="prts.manifest_digest",
                 cure="only models that `prts register` made have a lineage",
             )
+        own = results_of(version).get(OWN_BENCHMARK)
         model = {
             "model_uri": f"models:/{version.name}/{version.version}",
             "aliases": ", ".join(f"@{a}" for a in sorted(version.aliases or [])),
             "package_digest": version.tags.get("prts.package_digest", ""),
-            "success_rate": version.tags.get("prts.success_rate", ""),
+            "success_rate": "" if own is None else f"{own.rate.estimate:.4f}",
             "mlflow_run": version.run_id or "",
             "dagster_run": version.tags.get("dagster.run_id", ""),
             "git_sha": version.tags.get("git.sha", ""),

@@ -1,118 +1,166 @@
-"""Who may become champion where a recipe lists suites: the gate must say so, and no suite may show a drop.
-
-`register` asks here first; every new result on a suite asks again, since results come in after registration. It runs
-nothing: it reads what versions have recorded.
-"""
+"""Decide who becomes champion: the one rule, on recorded results alone. It asks no registry and runs nothing."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
-from prts_core.config.schema import RegisterConfig
-from prts_core.delivery import gate, registry
-from prts_core.delivery.gate import Verdict
-from prts_core.delivery.suite_results import SuiteResult, episodes_of, results_of
-from prts_core.io.errors import DataError, StageError
-from prts_core.tracking.store import client
+from prts_core.contract import PolicyContract, differences
+from prts_core.delivery import gate
+from prts_core.delivery.gate import Against, Verdict
+from prts_core.io.errors import DataError
 
 if TYPE_CHECKING:
     import polars as pl
-    from mlflow.entities.model_registry import ModelVersion
 
-QUESTION, BLOCKED = "prts.question", "prts.blocked"
+Incomparable = Literal["unmeasured", "champion unmeasured", "protocol", "episodes"]
+Why = Literal[Incomparable, Against, "contract", "champion", "older", "withdrawn", "approval"]
+WORDS: dict[Why, str] = {
+    "unmeasured": "it has no result on {subject} yet (`prts regress`)",
+    "champion unmeasured": "the champion has no result on {subject} yet (`prts regress --champion`)",
+    "protocol": "the two results on {subject} are of different protocols (`prts regress` and `prts regress --champion` "
+    "measure by the present one)",
+    "episodes": "the two did not run the same episodes of {subject}",
+    "alarm": "it is worse than the champion on {subject}",
+    "margin": "on {subject} it may be worse than the champion by more than the margin",
+    "floor": "its success rate on {subject} is not surely above the floor",
+    "contract": "its contract differs from the champion's in {subject} (`prts promote --contract-change {subject}`)",
+    "champion": "it is the champion",
+    "older": "it is older than the champion (`prts rollback` goes back)",
+    "withdrawn": "it was rolled back (`prts promote --approve`)",
+    "approval": "the recipe asks for a person's approval (`prts promote --approve`)",
+}
+OWN_AFFAIR = ("contract_fingerprint", "statistics_digest", "normalization")  # of a policy: no robot sees them
 
 
-def verdict_tag(question: str) -> str:
-    """Of a version: the gate's answer to one question (benchmark, margin, floor), as JSON."""
-    return f"prts.verdict.{question}"
+@dataclass(frozen=True)
+class Evidence:
+    """One version's recorded result on one suite. episodes: as `gate.decide` takes them."""
+
+    protocol_digest: str
+    episodes: pl.DataFrame
 
 
-def promoted_tag(question: str) -> str:
-    """Of a version: that the answer's promotion was carried out."""
-    return f"prts.promoted.{question}"
+@dataclass(frozen=True)
+class Bar:
+    """What one suite asks: see `gate.decide`."""
+
+    margin: float
+    floor: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What the rule knows of a registered version. approved, withdrawn: a person has said so."""
+
+    version: int
+    contract: PolicyContract
+    evidence: Mapping[str, Evidence]
+    approved: bool = False
+    withdrawn: bool = False
+
+
+@dataclass(frozen=True)
+class Objection:
+    """One reason against a promotion. subject: the suite or the contract's field that it is about, or empty."""
+
+    why: Why
+    subject: str = ""
+
+    def said(self) -> str:
+        return WORDS[self.why].format(subject=self.subject)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """verdicts: the gate's on every suite that could be compared."""
+
+    version: int
+    champion: int | None
+    objections: tuple[Objection, ...]
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+
+    @property
+    def promote(self) -> bool:
+        return not self.objections
+
+    def said(self) -> str:
+        if self.promote:
+            beside = "the first champion" if self.champion is None else f"no worse than version {self.champion}"
+            return f"version {self.version} is {beside} and above the floor on every suite"
+        if self.version == self.champion:
+            return f"version {self.version} is champion"
+        return f"version {self.version} is not promoted: " + "; ".join(one.said() for one in self.objections)
+
+    def to_json(self) -> dict[str, Any]:
+        """Without figures: the results that they are computed from stand on the versions."""
+        objections = [[one.why, one.subject] for one in self.objections]
+        return {"promote": self.promote, "champion": self.champion, "objections": objections, "reason": self.said()}
 
 
 def compare(
-    own: SuiteResult, ours: pl.DataFrame, theirs: SuiteResult, champions: pl.DataFrame, config: RegisterConfig,
-    suites: int,
-) -> Verdict:  # fmt: skip
-    """The gate on one suite's episodes. suites: on how many the version is judged, the recipe's own benchmark included.
+    suite: str, ours: Mapping[str, Evidence], theirs: Mapping[str, Evidence] | None, bar: Bar, suites: int
+) -> Verdict | Incomparable:
+    """The gate's verdict on one suite, or why there is none. theirs: the champion's; none: there is no champion.
 
-    Raises DataError where the protocols or the episodes are not the same.
+    suites: on how many the version is judged in all, which widens each one's bounds (`gate.shared_confidence`).
     """
-    if own.protocol_digest != theirs.protocol_digest:
-        raise DataError(
-            "The two results were measured under different protocols", found=own.protocol_digest,
-            expected=theirs.protocol_digest, cure="run the suite on the champion again",
-        )  # fmt: skip
-    return gate.decide(ours, champions, config.margin, config.floor, gate.shared_confidence(suites))
+    if suite not in ours:
+        return "unmeasured"
+    champions = None
+    if theirs is not None:
+        if suite not in theirs:
+            return "champion unmeasured"
+        if not ours[suite].protocol_digest or ours[suite].protocol_digest != theirs[suite].protocol_digest:
+            return "protocol"
+        champions = theirs[suite].episodes
+    try:
+        return gate.decide(
+            ours[suite].episodes, champions, bar.margin, bar.floor, confidence=gate.shared_confidence(suites)
+        )
+    except DataError:
+        return "episodes"
 
 
-def held_back(
-    outputs: Path, version: ModelVersion, champion: ModelVersion | None, config: RegisterConfig,
-    suites: tuple[str, ...],
-) -> list[str]:  # fmt: skip
-    """Why the version may not become champion yet, a sentence a suite; empty where nothing stands against it."""
-    own = results_of(version)
-    theirs = results_of(champion) if champion is not None else {}
-    said = []
-    for name in suites:
-        if name not in own:
-            said.append(f"it has no result on {name} yet")
-        elif champion is not None and name not in theirs:
-            said.append(f"the champion has no result on {name} yet")
-        elif champion is not None:
-            try:
-                verdict = compare(
-                    own[name], episodes_of(outputs, version, name, own[name]),
-                    theirs[name], episodes_of(outputs, champion, name, theirs[name]), config, 1 + len(suites),
-                )  # fmt: skip
-            except (DataError, StageError) as err:
-                said.append(f"not comparable with the champion on {name}: {err.problem}")
-                continue
-            if verdict.alarm:
-                said.append(f"regressed on {name}: {verdict.reason}")
-    return said
+def decide(
+    bars: Mapping[str, Bar],
+    challenger: Candidate,
+    champion: Candidate | None,
+    *,
+    approval: bool = False,
+    contract_change: Iterable[str] = (),
+) -> Decision:
+    """Promote only a newer version that, on every suite of `bars`, was measured under the champion's protocol, is no
+    worse than it by the margin and above the floor, raises no alarm, and means the same by its numbers.
 
-
-def hold(verdict: dict[str, Any], held: list[str]) -> dict[str, Any]:
-    """The chain's verdict with what the suites say of it; `gate_promotes` keeps the gate's own word."""
-    out = verdict | {"gate_promotes": verdict["promote"]}
-    if held:
-        out |= {"promote": False, "reason": f"{verdict['reason']}; not promoted: {'; '.join(held)}"}
-    return out
-
-
-def settle(outputs: Path, config: RegisterConfig, suites: tuple[str, ...]) -> str:
-    """Promote the challenger if the gate said so at registration and no suite holds it back; returns what was done.
-
-    The version's tag `prts.blocked` says what holds it back. Nothing happens where no suites are listed.
+    approval: a person's is needed too. contract_change: fields in which the contracts may differ (`cameras` allows
+    `cameras[0].height`).
     """
-    if not suites:
-        return ""
-    store, name = client(outputs), config.model_name
-    challenger = registry.version_of_alias(store, name, registry.CHALLENGER)
-    champion = registry.version_of_alias(store, name, registry.CHAMPION)
-    if challenger is None:
-        return "there is no challenger"
-    number = str(challenger.version)
-    if champion is not None and str(champion.version) == number:
-        return f"version {number} is champion"
-    question = challenger.tags.get(QUESTION, "")
-    verdict = json.loads(challenger.tags.get(verdict_tag(question), "{}"))
-    if not verdict.get("gate_promotes"):
-        return f"version {number} stays challenger: {verdict.get('reason', 'the gate was not asked')}"
-    held = held_back(outputs, challenger, champion, config, suites)
-    present = None if champion is None else str(champion.version)
-    if not held and present != verdict["champion_version"]:
-        held = [f"version {present} became champion since it was judged; run `prts register` again"]
-    if held:
-        store.set_model_version_tag(name, number, BLOCKED, "; ".join(held)[:4000])
-        return f"version {number} stays challenger: {'; '.join(held)}"
-    store.set_registered_model_alias(name, registry.CHAMPION, number)
-    store.set_model_version_tag(name, number, promoted_tag(question), "true")
-    if BLOCKED in challenger.tags:
-        store.delete_model_version_tag(name, number, BLOCKED)
-    return f"version {number} is promoted to champion"
+    if champion is not None and champion.version == challenger.version:
+        return Decision(challenger.version, champion.version, (Objection("champion"),))
+    against, verdicts = [], {}
+    theirs = None if champion is None else champion.evidence
+    for suite, bar in bars.items():
+        found = compare(suite, challenger.evidence, theirs, bar, len(bars))
+        if isinstance(found, Verdict):
+            verdicts[suite] = found
+            against += [Objection(why, suite) for why in found.against]
+        else:
+            against.append(Objection(found, suite))
+    if champion is not None:
+        against += [
+            Objection("contract", name)
+            for name in contract_changes(champion.contract, challenger.contract)
+            if not any(name == asked or name.startswith((f"{asked}.", f"{asked}[")) for asked in contract_change)
+        ]
+        against += [Objection("older")] if challenger.version < champion.version else []
+    against += [Objection("withdrawn")] if challenger.withdrawn else []
+    against += [Objection("approval")] if approval and not challenger.approved else []
+    return Decision(challenger.version, None if champion is None else champion.version, tuple(against), verdicts)
+
+
+def contract_changes(before: PolicyContract, now: PolicyContract) -> list[str]:
+    """Fields in which two policies mean different things to a robot: `chunk_length`, `cameras[0].height`, ..."""
+    found = [name for name, _, _ in differences(before, now)]
+    return [name.removeprefix("contract.") for name in found if name not in OWN_AFFAIR and ".limits" not in name]

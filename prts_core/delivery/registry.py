@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,20 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 UNUSED_DAYS = 30  # after which a downloaded model leaves the cache
 PACKAGE, EPISODES = "artifacts/package", "artifacts/episodes.parquet"
 REFERENCE = re.compile(r"models:/(?P<name>[^/@:]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+
+
+@contextlib.contextmanager
+def refusals(outputs: Path, model: str) -> Iterator[None]:
+    """Tell what MLflow refuses inside as a StageError."""
+    mlflow = mlflow_module()
+    try:
+        yield
+    except mlflow.exceptions.MlflowException as err:
+        raise StageError(
+            "The MLflow registry refused", file=tracking_uri(outputs), field=f"models:/{model}",
+            found=" ".join(str(err).split())[:300], expected="a working registry and a name without / : .",
+            cure="start the server or correct `register.model_name`, then run the same again",
+        ) from err  # fmt: skip
 
 
 def is_reference(text: str) -> bool:

@@ -1,7 +1,7 @@
-"""One registered version on one suite: run it, hold it against the champion's recorded episodes, write the verdict.
+"""Measure a registered version on one suite, hold it against the champion's recorded episodes, promote by the rule.
 
-The one mechanism behind the nightly run, a new challenger's first measurement and the asset `regression`. The champion
-is held against its own recorded episodes: a policy does not change overnight, but code, drivers and packages do.
+The one mechanism behind the nightly run, `prts regress` and the asset `regression`. The champion is held against its
+own recorded episodes: a policy does not change overnight, but code, drivers and packages do.
 """
 
 from __future__ import annotations
@@ -9,29 +9,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from prts_core.config.schema import OWN_BENCHMARK, SuiteRun
+from prts_core.config.schema import SuiteRun
 from prts_core.contract import PolicyContract
 from prts_core.delivery import gate, promotion, registry
 from prts_core.delivery.gate import Verdict
+from prts_core.delivery.promote import bars, evidence_of, promote
+from prts_core.delivery.promotion import Decision, Evidence, Incomparable, Objection
 from prts_core.delivery.suite_results import (
     AGAIN,
     TAG,
     SuiteResult,
     SuiteRunLog,
     episodes_of,
+    result_of,
     results_of,
     write_result,
 )
-from prts_core.io.errors import StageError, lookup
+from prts_core.io.errors import lookup
 from prts_core.io.files import read_json
 from prts_core.rollout.episode_plan import Plan as EpisodePlan
 from prts_core.rollout.episode_plan import Settings, make_plan
-from prts_core.tracking.store import client, mlflow_module, tracking_uri
+from prts_core.tracking.store import client
 
 if TYPE_CHECKING:
-    import polars as pl
     from mlflow.entities.model_registry import ModelVersion
 
     from prts_core.config.load import Plan
@@ -39,30 +41,51 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 
+Missing = Incomparable | Literal["no champion", "first result"]
+NOTHING_YET: dict[Missing, str] = {
+    "no champion": "there is no champion to compare with",
+    "first result": "the champion's first result under this protocol: later runs are compared with it",
+}
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """verdict: none where there was nothing to compare with; `said` tells why. again: the champion's suite was run once
-    more; its recorded result stays. settled: what became of the challenger. picture: the history over versions."""
+    """comparison: with the champion's record, or why there is none. again: the champion's suite was run once more; its
+    recorded result stays. decision: what became of the challenger, if there is one. picture: the history over
+    versions."""
 
     name: str
     version: str
     result: SuiteResult
-    verdict: Verdict | None
-    said: str
+    comparison: Verdict | Missing
     again: bool
-    settled: str
+    decision: Decision | None
     folder: Path
     picture: Path | None
     url: str
 
     @property
+    def verdict(self) -> Verdict | None:
+        return self.comparison if isinstance(self.comparison, Verdict) else None
+
+    @property
     def alarm(self) -> bool:
         return self.verdict is not None and self.verdict.alarm
+
+    @property
+    def incomparable(self) -> bool:
+        """There is a champion, and it could not be compared with."""
+        return self.verdict is None and self.comparison not in NOTHING_YET
+
+    def said(self) -> str:
+        if isinstance(self.comparison, Verdict):
+            return self.comparison.reason
+        return NOTHING_YET.get(self.comparison) or Objection(self.comparison, self.name).said()  # type: ignore[arg-type]
 
 
 def names(plan: Plan) -> tuple[str, ...]:
     """What results are called: the recipe's own benchmark first, then its suites."""
-    return (OWN_BENCHMARK, *(run.label for run in plan.recipe.regression.suites))
+    return tuple(bars(plan))
 
 
 def due(plan: Plan, outputs: Path) -> list[tuple[str, str]]:
@@ -77,8 +100,14 @@ def due(plan: Plan, outputs: Path) -> list[tuple[str, str]]:
     for version in sorted(registry.versions(store, model), key=lambda v: int(v.version)):
         if int(version.version) > after:
             have = results_of(version)
-            tonight += [(n, str(version.version)) for n in names(plan) if n != OWN_BENCHMARK and n not in have]
+            tonight += [(n, str(version.version)) for n in names(plan) if n not in have]
     return tonight
+
+
+def lacking(plan: Plan, outputs: Path, version: ModelVersion) -> list[str]:
+    """The suites on which the version has no result under the present protocol."""
+    package, have = registry.version_files(outputs, version, registry.PACKAGE), results_of(version)
+    return [name for name in names(plan) if name not in have or not _same(have[name], planned(plan, name, package))]
 
 
 def regress(
@@ -88,72 +117,79 @@ def regress(
     """Measure `models:/<the recipe's model>/<version>` on `name` and judge it; goes on where a killed run stopped.
 
     attempt: names a repetition (a date, a run's id), so that the same one is resumed and the next one is not. A version
-    that is not champion and has a result is judged by that result; nothing runs. Raises UnavailableError where the
-    simulator is not installed, StageError where registry or suite refuse.
+    that is not champion and has a result under the present protocol is judged by that result; nothing runs. Raises
+    UnavailableError where the simulator is not installed, StageError where registry or suite refuse.
     """
-    mlflow = mlflow_module()
     model = plan.recipe.register.model_name
     lookup({known: known for known in names(plan)}, name, "suite of the recipe")
-    try:
+    with registry.refusals(outputs, model):
         found = registry.resolve_version(client(outputs), f"models:/{model}/{version}")
         return _regress(plan, name, found, outputs, attempt, caller or {}, say)
-    except mlflow.exceptions.MlflowException as err:
-        raise StageError(
-            "The MLflow registry refused", file=tracking_uri(outputs), field=f"models:/{model}/{version}",
-            found=" ".join(str(err).split())[:300], cure="start the server, then run the same again",
-        ) from err  # fmt: skip
 
 
 def _regress(
     plan: Plan, name: str, version: ModelVersion, outputs: Path, attempt: str, caller: dict[str, str], say: Say
 ) -> Outcome:
-    champion = registry.version_of_alias(client(outputs), version.name, registry.CHAMPION)
+    store, model = client(outputs), version.name
+    champion = registry.version_of_alias(store, model, registry.CHAMPION)
     is_champion = champion is not None and champion.version == version.version
-    run = next((run for run in plan.recipe.regression.suites if run.label == name), None)
     package = registry.version_files(outputs, version, registry.PACKAGE)
-    episodes = None if run is None else planned(run, package)
+    episodes = planned(plan, name, package)
     known = results_of(version).get(name)
-    if known is not None and episodes is not None and not _same(known, episodes):
+    if known is not None and not _same(known, episodes):
         say(f"the protocol of {name} is another one now: measured anew")
         known = None
-    if known is None and run is None:  # registered before results were recorded: its episodes lie with its package
-        rows = gate.policy_episodes(registry.version_files(outputs, version, registry.EPISODES))
-        known = SuiteResult(OWN_BENCHMARK, int(rows["success"].sum()), rows.height)
-        write_result(outputs, version, name, known)
-    again, fresh = known is not None and is_champion, known is None
-    place = attempt if again else f"recorded-{episodes.protocol_digest[7:15]}" if episodes is not None else "recorded"
-    folder = outputs / "regression" / version.name / name.replace(":", "_") / f"v{version.version}" / place
+    again = known is not None and is_champion
+    place = attempt if again else f"recorded-{episodes.protocol_digest[7:15]}"
+    folder = outputs / "regression" / model / name.replace(":", "_") / f"v{version.version}" / place
     with SuiteRunLog(outputs, plan.recipe.name, version, name, attempt, caller) as log:
-        if again or fresh:
-            result = measure(plan, run, package, outputs, folder, say)
+        if known is None or again:
+            result = replace(measure(plan, name, package, outputs, folder, say), run_id=log.run_id)
             ours = gate.policy_episodes(folder / "episodes.parquet")
         else:
-            assert known is not None
             result, ours = known, episodes_of(outputs, version, name, known)
-        verdict, said = _judge(plan, name, version, champion, known if again else result, result, ours, outputs)
-        result = replace(
-            result, alarm=verdict is not None and verdict.alarm, reason=said[:2000], attempt=attempt,
-            run_id=log.run_id if again or fresh else result.run_id,
-        )  # fmt: skip
+        comparison: Verdict | Missing = "no champion"
+        if is_champion and known is None:
+            comparison = "first result"
+        elif champion is not None:
+            asked = bars(plan)
+            mine = {name: Evidence(result.protocol_digest, ours)}
+            comparison = promotion.compare(
+                name, mine, evidence_of(outputs, champion, [name]), asked[name], len(asked)
+            )  # fmt: skip
+        alarm = isinstance(comparison, Verdict) and comparison.alarm
+        result = replace(result, alarm=alarm, attempt=attempt)
         log.keep(result, folder, recorded=not again)
         write_result(outputs, version, name, result, AGAIN if again else TAG)
-        settled = promotion.settle(outputs, plan.recipe.register, names(plan)[1:])
+        challenger = registry.version_of_alias(store, model, registry.CHALLENGER)
+        decision = None if challenger is None else promote(plan, outputs, str(challenger.version), caller=caller)
         from prts_core.delivery.history import draw
 
-        picture = draw(outputs, version.name, outputs / "regression" / version.name / "history.png")
+        picture = draw(outputs, model, outputs / "regression" / model / "history.png")
         if picture is not None:
             log.add(picture)
         return Outcome(
-            name, str(version.version), result, verdict, said, again, settled, folder, picture, log.url
+            name, str(version.version), result, comparison, again, decision, folder, picture, log.url
         )  # fmt: skip
 
 
-def planned(run: SuiteRun, package: Path) -> EpisodePlan:
-    """The episodes of one suite for the policy in `package`."""
+def run_of(plan: Plan, name: str) -> SuiteRun | None:
+    """The recipe's suite of that name; none: its own benchmark."""
+    return next((run for run in plan.recipe.regression.suites if run.label == name), None)
+
+
+def planned(plan: Plan, name: str, package: Path) -> EpisodePlan:
+    """The episodes of one suite, or of the recipe's own benchmark, for the policy in `package`."""
+    chunk = PolicyContract.load(package / "policy_contract.json").chunk_length
+    run = run_of(plan, name)
+    if run is None:
+        from prts_core.rollout.benchmark import measured
+
+        spec, settings, _ = measured(plan.benchmark)
+        return make_plan(spec, chunk, settings)
     from prts_core.sim.suites import suite
 
-    contract = PolicyContract.load(package / "policy_contract.json")
-    return make_plan(suite(run.suite), contract.chunk_length, _settings(run))
+    return make_plan(suite(run.suite), chunk, _settings(run))
 
 
 def _settings(run: SuiteRun) -> Settings:
@@ -164,64 +200,26 @@ def _same(known: SuiteResult, episodes: EpisodePlan) -> bool:
     return (known.protocol_digest, known.n) == (episodes.protocol_digest, len(episodes.keys))
 
 
-def measure(plan: Plan, run: SuiteRun | None, package: Path, outputs: Path, folder: Path, say: Say) -> SuiteResult:
-    """Run the suite (none: the recipe's own benchmark, without its controls) into `folder`; resumes what lies there."""
+def measure(plan: Plan, name: str, package: Path, outputs: Path, folder: Path, say: Say) -> SuiteResult:
+    """Run the suite, or the recipe's own benchmark without its controls, into `folder`; resumes what lies there."""
+    run = run_of(plan, name)
     if run is None:
-        return _own_benchmark(plan, package, folder)
-    from prts_core.delivery.open_policy import open_actor
-    from prts_core.rollout.run_suite import Machine, run_suite
-    from prts_core.sim.suites import suite
+        from prts_core.rollout.benchmark import Places, benchmark_policy
 
-    actor = open_actor(str(package), batch=run.batch, outputs=outputs)
-    try:
-        report = run_suite(actor, suite(run.suite), _settings(run), folder, Machine(workers=run.workers), say=say)
-    finally:
-        actor.close()
-    return of_report(report)
-
-
-def of_report(report: dict[str, Any]) -> SuiteResult:
-    """A benchmark's report.json as a result."""
-    return SuiteResult(
-        suite=report["suite"], successes=report["successes"], n=report["n"],
-        protocol_digest=report["protocol_digest"], standins="; ".join(report["labels"]),
-    )  # fmt: skip
-
-
-def _own_benchmark(plan: Plan, package: Path, folder: Path) -> SuiteResult:
-    from prts_core.rollout.benchmark import Places, benchmark_policy
-
-    config = replace(plan.benchmark, failures_wanted=0)  # no controls, no extra failures
-    places = Places(policy=package, dataset=None, early=None, work=folder / "work", output=folder)
-    report = benchmark_policy(config, places, conditions=("policy",))
-    rows = gate.policy_episodes(folder / "episodes.parquet")
-    return SuiteResult(
-        OWN_BENCHMARK, int(rows["success"].sum()), rows.height, standins="; ".join(report["labels"])
-    )  # fmt: skip
-
-
-def _judge(
-    plan: Plan, name: str, version: ModelVersion, champion: ModelVersion | None, known: SuiteResult | None,
-    result: SuiteResult, ours: pl.DataFrame, outputs: Path,
-) -> tuple[Verdict | None, str]:  # fmt: skip
-    """(verdict, in words). The champion meets its own recorded episodes, every other version the champion's.
-
-    known: the champion's record where this is a repetition of it.
-    """
-    register = plan.recipe.register
-    if champion is None:
-        return None, "there is no champion to compare with"
-    if champion.version == version.version:
-        theirs = known if known is not result else None
-        if theirs is None:
-            return None, "the champion's first result on this suite: later runs are compared with it"
+        config = replace(plan.benchmark, failures_wanted=0)  # no controls, no extra failures
+        places = Places(policy=package, dataset=None, early=None, work=folder / "work", output=folder)
+        report = benchmark_policy(config, places, conditions=("policy",))
     else:
-        theirs = results_of(champion).get(name)
-        if theirs is None:
-            return None, f"not compared: the champion, version {champion.version}, has no result on {name} yet"
-    recorded = episodes_of(outputs, champion, name, theirs)
-    verdict = promotion.compare(result, ours, theirs, recorded, register, len(names(plan)))
-    return verdict, verdict.reason
+        from prts_core.delivery.open_policy import open_actor
+        from prts_core.rollout.run_suite import Machine, run_suite
+        from prts_core.sim.suites import suite
+
+        actor = open_actor(str(package), batch=run.batch, outputs=outputs)
+        try:
+            report = run_suite(actor, suite(run.suite), _settings(run), folder, Machine(workers=run.workers), say=say)
+        finally:
+            actor.close()
+    return result_of(report, gate.policy_episodes(folder / "episodes.parquet"))
 
 
 def report_of(folder: Path) -> dict[str, Any] | None:

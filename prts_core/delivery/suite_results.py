@@ -1,7 +1,5 @@
-"""What a registered version achieved on each suite: one tag a suite on the version, the episodes in an MLflow run.
-
-It compares nothing and promotes nobody; the gate and prts_core.delivery.promotion do.
-"""
+"""Keep what a registered version achieved on each suite: one tag a suite on the version, the episodes in an MLflow run
+(those of the registration beside the package)."""
 
 from __future__ import annotations
 
@@ -11,11 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prts_core.config.schema import OWN_BENCHMARK
 from prts_core.delivery import registry
 from prts_core.delivery.gate import policy_episodes
 from prts_core.io.errors import DataError, StageError
-from prts_core.io.files import canonical_json
+from prts_core.io.files import canonical_json, digest_value
 from prts_core.statistics.binomial import Interval, wilson
 from prts_core.tracking.source import source_tags
 from prts_core.tracking.store import client, experiment_id, local_path, mlflow_module, run_url, tracking_uri
@@ -32,19 +29,20 @@ EPISODES, REPORT = "episodes.parquet", "report.json"
 class SuiteResult:
     """Successes among n episodes of one suite. suite: its own name, the result may have another.
 
-    protocol_digest: two results are compared only where it is the same; of the recipe's own benchmark it is empty, and
-    the episodes alone must be the same. standins: what the suite's assets were replaced by; empty for the real ones.
-    run_id: the MLflow run that holds the episodes. alarm, reason: the gate's word at the time. attempt: which night's.
+    protocol_digest: of every setting that can move the rate; two results are compared only where it is the same.
+    episodes_digest: of task, initial state, seed and outcome of each. standins: what the suite's assets were replaced
+    by; empty for the real ones. run_id: the MLflow run that holds the episodes; empty: they lie with the package.
+    alarm: the gate's at the time. attempt: which night's.
     """
 
     suite: str
     successes: int
     n: int
     protocol_digest: str = ""
+    episodes_digest: str = ""
     standins: str = ""
     run_id: str = ""
     alarm: bool = False
-    reason: str = ""
     attempt: str = ""
 
     @property
@@ -57,6 +55,23 @@ class SuiteResult:
         text = f"{rate.estimate:.3f} [{rate.lower:.3f}, {rate.upper:.3f}], {self.successes}/{self.n}"
         return text + (" (stand-in assets)" if self.standins else "")
 
+    @property
+    def digest(self) -> str:
+        return digest_value([self.suite, self.protocol_digest, self.episodes_digest])
+
+
+def result_of(report: dict[str, Any], episodes: pl.DataFrame) -> SuiteResult:
+    """A benchmark's report.json, and the policy's own episodes, as a result."""
+    return SuiteResult(
+        suite=report["suite"], successes=int(episodes["success"].sum()), n=episodes.height,
+        protocol_digest=report["protocol_digest"], episodes_digest=digest_of(episodes),
+        standins="; ".join(report["labels"]),
+    )  # fmt: skip
+
+
+def digest_of(episodes: pl.DataFrame) -> str:
+    return digest_value([list(row) for row in episodes.iter_rows()])
+
 
 def results_of(version: ModelVersion, tag: str = TAG) -> dict[str, SuiteResult]:
     """Name -> result, as the version's tags say. tag: TAG for the recorded ones, AGAIN for the last repetition's.
@@ -67,7 +82,9 @@ def results_of(version: ModelVersion, tag: str = TAG) -> dict[str, SuiteResult]:
     for key, text in sorted(version.tags.items()):
         if key.startswith(tag):
             try:
-                found[key[len(tag) :]] = SuiteResult(**json.loads(text))
+                raw = json.loads(text)
+                known = {name: raw[name] for name in SuiteResult.__dataclass_fields__ if name in raw}
+                found[key[len(tag) :]] = SuiteResult(**known)
             except (ValueError, TypeError) as err:
                 raise DataError(
                     f"A result on version {version.version} of {version.name!r} cannot be read", field=key,
@@ -77,30 +94,34 @@ def results_of(version: ModelVersion, tag: str = TAG) -> dict[str, SuiteResult]:
 
 
 def write_result(outputs: Path, version: ModelVersion, name: str, result: SuiteResult, tag: str = TAG) -> None:
-    """Put the result on the version: one tag for programs, one for people."""
-    store = client(outputs)
-    store.set_model_version_tag(version.name, version.version, tag + name, canonical_json(asdict(result)))
-    if tag == TAG:
-        store.set_model_version_tag(version.name, version.version, f"prts.success_rate.{name}", result.said())
+    """Put the result on the version."""
+    client(outputs).set_model_version_tag(version.name, version.version, tag + name, canonical_json(asdict(result)))
 
 
 def episodes_of(outputs: Path, version: ModelVersion, name: str, result: SuiteResult) -> pl.DataFrame:
-    """The episodes that a recorded result counts (task, initial_state, seed, success)."""
-    if name == OWN_BENCHMARK:
-        return policy_episodes(registry.version_files(outputs, version, registry.EPISODES))
+    """The episodes that a recorded result counts (task, initial_state, seed, success); StageError where they are gone
+    or not those that were recorded."""
     mlflow, store = mlflow_module(), client(outputs)
+    cure = f"delete the version's tag {TAG}{name}; `prts regress` then runs the suite again"
     try:
-        folder = local_path(store.get_run(result.run_id).info.artifact_uri)
-        if folder is not None:
-            return policy_episodes(folder / EPISODES)
-        with tempfile.TemporaryDirectory() as target:
-            return policy_episodes(Path(store.download_artifacts(result.run_id, EPISODES, target)))
+        if not result.run_id:
+            found = policy_episodes(registry.version_files(outputs, version, registry.EPISODES))
+        elif (folder := local_path(store.get_run(result.run_id).info.artifact_uri)) is not None:
+            found = policy_episodes(folder / EPISODES)
+        else:
+            with tempfile.TemporaryDirectory() as target:
+                found = policy_episodes(Path(store.download_artifacts(result.run_id, EPISODES, target)))
     except mlflow.exceptions.MlflowException as err:
         raise StageError(
             f"The episodes of version {version.version} on {name!r} are gone from MLflow", field=result.run_id,
-            found=" ".join(str(err).split())[:200],
-            cure=f"delete the version's tag {TAG}{name}; the suite is then run again",
+            found=" ".join(str(err).split())[:200], cure=cure,
         ) from err  # fmt: skip
+    if result.episodes_digest and digest_of(found) != result.episodes_digest:
+        raise StageError(
+            f"The episodes of version {version.version} on {name!r} are not those that were recorded",
+            found=digest_of(found), expected=result.episodes_digest, cure=cure,
+        )  # fmt: skip
+    return found
 
 
 class SuiteRunLog:
@@ -126,18 +147,11 @@ class SuiteRunLog:
         self.store.set_terminated(self.run_id, "FINISHED" if kind is None else "FAILED")
 
     def keep(self, result: SuiteResult, folder: Path, recorded: bool) -> None:
-        """Metrics, labels and files. recorded: the version's own result, which its logged model shows too."""
-        rate = result.rate
-        figures: dict[str, Any] = {
-            "success_rate": rate.estimate, "success_lower": rate.lower, "success_upper": rate.upper,
-            "episodes": result.n, "alarm": result.alarm,
-        }  # fmt: skip
-        for key, value in figures.items():
-            self.store.log_metric(self.run_id, key, float(value))
-        model = self.version.tags.get("prts.model_id")
-        if recorded and model:
-            self.store.log_metric(self.run_id, f"success_rate/{self.name}", rate.estimate, model_id=model)
-        for key in ("protocol_digest", "standins", "reason"):
+        """The rate, labels and files. recorded: the version's own result, which its logged model shows too."""
+        model = self.version.tags.get("prts.model_id") if recorded else None
+        self.store.log_metric(self.run_id, f"success_rate/{self.name}", result.rate.estimate, model_id=model)
+        self.store.log_metric(self.run_id, "alarm", float(result.alarm))
+        for key in ("protocol_digest", "standins"):
             self.store.set_tag(self.run_id, f"prts.{key}", getattr(result, key) or "none")
         for file in (EPISODES, REPORT, "page.html"):
             if (folder / file).is_file():

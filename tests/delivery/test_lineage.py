@@ -18,7 +18,7 @@ from prts_core.store.run_stage import Store
 from prts_core.store.stage import Parent, Stage, StageResult
 from prts_core.tracking.runs import stage_run
 from prts_core.tracking.store import client
-from tests.fixtures.toy_package import CONTRACT, named, outcomes, register, write_package
+from tests.fixtures.toy_package import CONTRACT, named, outcomes, register, toy_report, write_package
 from tests.fixtures.toy_stages import ToyConfig, toy_stage, toy_work
 
 PARENTS = {
@@ -38,7 +38,7 @@ def chain_of(text: str) -> dict[str, Stage]:
                 return StageResult(artifacts=("files.json",))
             if name == "benchmark":
                 outcomes(118).write_parquet(context.output / "episodes.parquet")
-                write_json(context.output / "report.json", {"success_rate": 118 / 120})
+                write_json(context.output / "report.json", toy_report())
             if name == "package":
                 (context.output / "data.txt").unlink()
                 write_package(context.output, text)

@@ -8,19 +8,23 @@ import signal
 import subprocess
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from prts_core.delivery import registry
+from prts_core.delivery import audit, registry
 from prts_core.delivery.gate import policy_episodes
 from prts_core.delivery.package_manifest import PackageManifest
+from prts_core.delivery.promote import promote
+from prts_core.delivery.suite_results import results_of
 from prts_core.delivery.verify import verify_package
 from prts_core.io.errors import CheckpointError, StageError
 from prts_core.io.files import read_json
 from prts_core.tracking.store import client, tracking_uri
-from tests.fixtures.toy_package import CONTRACT, load_toy_policy, make, named, outcomes, register
+from tests.fixtures import toy_package
+from tests.fixtures.toy_package import CONTRACT, PROTOCOL, load_toy_policy, make, named, outcomes, register
 
 
 def registration(outputs: Path, recipe: str) -> dict:
@@ -35,7 +39,7 @@ def test_a_good_first_policy_becomes_champion_with_every_tag(plan, outputs):
     assert told == registration(outputs, "first")
     assert told["aliases"] == ["challenger", "champion"] and told["model_uri"] == "models:/first/1"
     assert told["package_digest"] == made["package"].content_digest
-    assert told["verdict"]["promote"] and "no champion yet" in told["verdict"]["reason"]
+    assert told["verdict"]["promote"] and told["verdict"]["champion"] is None
     assert told["contract_fingerprint"] == CONTRACT.fingerprint
 
     version = registry.resolve_version(store, "models:/first@champion")
@@ -45,8 +49,12 @@ def test_a_good_first_policy_becomes_champion_with_every_tag(plan, outputs):
     assert json.loads(version.tags["prts.parents"]) == made["package"].parents
     assert version.tags["prts.contract_fingerprint"] == CONTRACT.fingerprint
     assert version.tags["dagster.run_id"] == "d-9" and version.tags["git.sha"]
+    own = results_of(version)["benchmark"]
+    assert (own.suite, own.successes, own.n, own.protocol_digest) == ("toys", 118, 120, PROTOCOL)
+    figures = [name for name, text in version.tags.items() if "118" in text or "0.98" in text]
+    assert figures == ["prts.suite.benchmark"] and "0.98" not in version.description + json.dumps(told)
     run = store.get_run(version.run_id)
-    assert run.info.run_name == "package" and run.data.metrics["success_rate"] == pytest.approx(118 / 120)
+    assert run.info.run_name == "package" and run.data.metrics["success_rate/benchmark"] == pytest.approx(118 / 120)
     model = store.get_logged_model(version.tags["prts.model_id"])
     assert str(model.status) == "READY" and model.metrics[0].value == pytest.approx(118 / 120)
     verify_package(registry.version_files(outputs, version, registry.PACKAGE))
@@ -78,26 +86,47 @@ def test_challengers_meet_the_champion_on_the_same_episodes(plan, outputs):
 
     enter("w1", outcomes(110))
     same = enter("w2", outcomes(109))
-    assert same["verdict"]["promote"] and same["verdict"]["n_pairs"] == 120 and holders() == (2, 2)
+    assert same["verdict"] == {
+        "promote": True, "champion": 1, "objections": [], "reason": same["verdict"]["reason"],
+    } and holders() == (2, 2)  # fmt: skip
     worse = enter("w3", outcomes(80))
-    assert worse["verdict"]["alarm"] and not worse["verdict"]["promote"] and holders() == (2, 3)
-    assert worse["verdict"]["champion_version"] == "2" and worse["aliases"] == ["challenger"]
+    assert [why for why, _ in worse["verdict"]["objections"]] == ["alarm", "margin", "floor"] and holders() == (2, 3)
+    assert worse["verdict"]["champion"] == 2 and worse["aliases"] == ["challenger"]
+    assert results_of(registry.resolve_version(store, "models:/duel/3"))["benchmark"].alarm
     other = enter("w4", outcomes(120, first_seed=1))
-    assert not other["verdict"]["promote"] and "did not run the same episodes" in other["verdict"]["reason"]
-    assert holders() == (2, 4)
+    assert other["verdict"]["objections"] == [["episodes", "benchmark"]] and holders() == (2, 4)
+    make(plan, outputs, "w5", outcomes(120), protocol="sha256:longer")
+    assert register(plan, outputs)["verdict"]["objections"] == [["protocol", "benchmark"]] and holders() == (2, 5)
+    renamed = replace(CONTRACT, contract=replace(CONTRACT.contract, gripper="open 1"), chunk_length=8)
+    make(plan, outputs, "w6", outcomes(120), contract=renamed)
+    against = register(plan, outputs)["verdict"]["objections"]
+    assert against == [["contract", "gripper"], ["contract", "chunk_length"]] and holders() == (2, 6)
+    assert not promote(plan, outputs, contract_change=["gripper"]).promote
+    assert promote(plan, outputs, contract_change=["gripper", "chunk_length"]).promote and holders() == (6, 6)
 
 
 def test_the_same_package_is_registered_once_and_told_alike(plan, outputs):
     plan = named(plan, "again")
     make(plan, outputs, "w1", outcomes(118))
     first = register(plan, outputs)
-    assert register(plan, outputs) == first
+    again = register(plan, outputs)
+    assert again == first | {"verdict": again["verdict"]} and again["verdict"]["objections"] == [["champion", ""]]
     (outputs / "registrations" / "again.json").unlink()
-    assert register(plan, outputs) == first and registration(outputs, "again") == first
+    assert register(plan, outputs) == again and registration(outputs, "again") == again
+    assert len(audit.moves(outputs, "again")) == 2
     assert len(client(outputs).search_model_versions("name = 'again'")) == 1
 
 
-def test_an_old_answer_does_not_throw_out_a_newer_champion(plan, outputs):
+def test_a_benchmark_of_another_policy_is_no_result_of_the_package(plan, outputs, monkeypatch):
+    plan = named(plan, "stranger")
+    monkeypatch.setattr(toy_package, "toy_report", lambda protocol: report | {"policy_digest": "sha256:11"})
+    report = {"suite": "toys", "labels": [], "protocol_digest": PROTOCOL}
+    make(plan, outputs, "stranger", outcomes(118))
+    with pytest.raises(StageError, match="another policy than the one in the package"):
+        register(plan, outputs)
+
+
+def test_going_back_is_a_rollbacks_business(plan, outputs):
     plan = named(plan, "late")
     make(plan, outputs, "w1", outcomes(118))
     register(plan, outputs)
@@ -105,7 +134,7 @@ def test_an_old_answer_does_not_throw_out_a_newer_champion(plan, outputs):
     register(plan, outputs)
     make(plan, outputs, "w1", outcomes(118))  # back to the first package: its version and verdict stand already
     told = register(plan, outputs)
-    assert told["aliases"] == ["challenger"] and told["verdict"]["promote"]  # the registry's word, and the verdict
+    assert told["aliases"] == ["challenger"] and told["verdict"]["objections"] == [["older", ""]]
     store = client(outputs)
     assert int(registry.version_of_alias(store, "late", "champion").version) == 2
     assert int(registry.version_of_alias(store, "late", "challenger").version) == 1
@@ -171,6 +200,8 @@ def test_a_kill_at_any_moment_leaves_one_version_in_the_end(plan, outputs, metho
     assert len(store.search_model_versions(f"name = '{recipe}'")) == 1
     version = registry.resolve_version(store, f"models:/{recipe}@champion")
     verify_package(registry.version_files(outputs, version, registry.PACKAGE))
+    trail = [(move.alias, move.after) for move in audit.moves(outputs, recipe) if move.state == "done"]
+    assert trail == [("challenger", "1"), ("champion", "1")]
     experiment = store.get_experiment_by_name(recipe).experiment_id
     assert len(store.search_logged_models([experiment])) == 1
 

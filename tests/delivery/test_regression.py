@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -14,15 +15,18 @@ from prts_core.config.checked_yaml import check
 from prts_core.config.load import Plan, load_plan
 from prts_core.config.schema import RegressionSection, SuiteRun
 from prts_core.delivery import gate, registry, regression
+from prts_core.delivery.gate import policy_episodes
 from prts_core.delivery.history import read_history, rows
 from prts_core.delivery.regression import Outcome, due, regress
-from prts_core.delivery.suite_results import results_of
+from prts_core.delivery.suite_results import result_of, results_of
 from prts_core.io.errors import ConfigError, PrtsError
 from prts_core.io.files import read_json, write_json
+from prts_core.rollout.benchmark import measured
 from prts_core.rollout.episode_plan import Plan as EpisodePlan
+from prts_core.rollout.episode_plan import make_plan
 from prts_core.tracking.store import client
 from tests.fixtures.tiny_policy import write_policy
-from tests.fixtures.toy_package import make, named, outcomes, register
+from tests.fixtures.toy_package import CONTRACT, PROTOCOL, make, named, outcomes, register, toy_report, write_package
 
 pytest.importorskip("mlflow")
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,9 +52,17 @@ def simulator(monkeypatch: pytest.MonkeyPatch):
     rates: dict[str, float] = {}
     calls: list[Path] = []
 
-    def measure(plan, run, package, outputs, folder, say):
+    real = regression.planned
+    own = SimpleNamespace(protocol_digest=PROTOCOL, keys=range(90_000, 90_120))
+    monkeypatch.setattr(regression, "planned", lambda *asked: real(*asked) if asked[1] == SUITE else own)
+
+    def measure(plan, name, package, outputs, folder, say):
         calls.append(folder)
-        episodes: EpisodePlan = regression.planned(run, package)
+        if name != SUITE:
+            folder.mkdir(parents=True, exist_ok=True)
+            outcomes(int(rates[name]), first_seed=own.keys[0]).write_parquet(folder / "episodes.parquet")
+            return result_of(toy_report(own.protocol_digest), policy_episodes(folder / "episodes.parquet"))
+        episodes: EpisodePlan = regression.planned(plan, name, package)
         won = rates[(package / "model.safetensors").read_text()]
         frame = pl.DataFrame(
             [
@@ -66,10 +78,10 @@ def simulator(monkeypatch: pytest.MonkeyPatch):
             "protocol_digest": episodes.protocol_digest, "tasks": {}, "protocol": episodes.protocol,
         }  # fmt: skip
         write_json(folder / "report.json", report)
-        return regression.of_report(report)
+        return result_of(report, policy_episodes(folder / "episodes.parquet"))
 
     monkeypatch.setattr(regression, "measure", measure)
-    return rates, calls
+    return rates, calls, own
 
 
 def enter(plan: Plan, outputs: Path, weights: str, won: int) -> dict:
@@ -89,19 +101,19 @@ def night(plan: Plan, outputs: Path, version: str, attempt: str = "2026-11-21", 
 
 
 def test_a_drop_on_a_suite_blocks_the_promotion_that_the_own_benchmark_earned(outputs, simulator, tmp_path, capsys):
-    rates, calls = simulator
+    rates, calls, _ = simulator
     plan = plan_for("suited")
     model = plan.recipe.register.model_name
 
     told = enter(plan, outputs, "w1", 118)
-    assert told["aliases"] == ["challenger"] and "no result on metaworld yet" in told["verdict"]["reason"]
-    assert told["verdict"]["gate_promotes"] and holders(outputs, model) == (None, "1")
+    assert told["aliases"] == ["challenger"] and told["verdict"]["objections"] == [["unmeasured", SUITE]]
+    assert "no result on metaworld yet" in told["verdict"]["reason"] and holders(outputs, model) == (None, "1")
     assert due(plan, outputs) == [(SUITE, "1")]
 
     rates["w1"] = 0.9
     first = night(plan, outputs, "1")
     assert not first.alarm and first.verdict is None and holders(outputs, model) == ("1", "1")
-    assert first.settled == "version 1 is promoted to champion"
+    assert first.decision.promote and "above the floor" in first.decision.said()
 
     # As good on its own benchmark, much worse on the suite.
     told = enter(plan, outputs, "w2", 119)
@@ -109,26 +121,26 @@ def test_a_drop_on_a_suite_blocks_the_promotion_that_the_own_benchmark_earned(ou
     rates["w2"] = 0.8
     worse = night(plan, outputs, "2")
     assert worse.alarm and worse.verdict is not None and worse.verdict.n_pairs == 6 * STATES
-    assert holders(outputs, model) == ("1", "2") and "regressed on metaworld" in worse.settled
+    assert holders(outputs, model) == ("1", "2")
+    assert [(one.why, one.subject) for one in worse.decision.objections] == [("alarm", SUITE), ("margin", SUITE)]
     version = registry.resolve_version(client(outputs), f"models:/{model}/2")
-    assert "regressed on metaworld" in version.tags["prts.blocked"]
     assert results_of(version)[SUITE].alarm and results_of(version)[SUITE].standins == STANDINS
-    assert version.tags[f"prts.success_rate.{SUITE}"].endswith("480/600 (stand-in assets)")
 
     # The next one is no worse: promoted, and nothing is measured twice.
     enter(plan, outputs, "w3", 118)
     rates["w3"] = 0.91
     better = night(plan, outputs, "3")
-    assert better.settled == "version 3 is promoted to champion" and holders(outputs, model) == ("3", "3")
+    assert better.decision.promote and holders(outputs, model) == ("3", "3")
     ran = len(calls)
     assert night(plan, outputs, "2").alarm and len(calls) == ran
 
-    client(outputs).delete_model_version_tag(model, "2", "prts.suite.benchmark")  # an older version
+    client(outputs).delete_model_version_tag(model, "2", "prts.suite.benchmark")  # a version of before there were any
+    rates["benchmark"] = 117
     own = night(plan, outputs, "2", name="benchmark")
-    assert own.result.successes == 119 and not own.again and own.verdict is not None and len(calls) == ran
+    assert own.result.successes == 117 and not own.again and own.verdict is not None and len(calls) == ran + 1
 
     run = client(outputs).get_run(results_of(version)[SUITE].run_id)
-    assert run.data.metrics["success_rate"] == pytest.approx(0.8) and run.data.metrics["alarm"] == 1.0
+    assert run.data.metrics[f"success_rate/{SUITE}"] == pytest.approx(0.8) and run.data.metrics["alarm"] == 1.0
     assert run.data.tags["prts.standins"] == STANDINS
     kept = {item.path for item in client(outputs).list_artifacts(run.info.run_id)}
     assert kept == {"episodes.parquet", "report.json", "history.png"}
@@ -142,7 +154,7 @@ def test_a_drop_on_a_suite_blocks_the_promotion_that_the_own_benchmark_earned(ou
 
 
 def test_the_champion_is_held_against_its_own_record(outputs, simulator):
-    rates, calls = simulator
+    rates, calls, _ = simulator
     plan = plan_for("kept")
     enter(plan, outputs, "k1", 118)
     rates["k1"] = 0.9
@@ -159,9 +171,51 @@ def test_the_champion_is_held_against_its_own_record(outputs, simulator):
     assert holders(outputs, "kept") == ("1", "1")
 
 
+def test_a_changed_benchmark_freezes_promotion_only_until_the_champion_is_measured_again(outputs, simulator, capsys):
+    """Through the commands that the refusals name."""
+    rates, calls, own = simulator
+    plan = named(load_plan(ROOT / "configs" / "quickstart.yaml"), "thawed")
+    where = ["--outputs", str(outputs), "--set", "name=thawed", "--set", "register.model_name=thawed"]
+    enter(plan, outputs, "w1", 118)
+    own.protocol_digest, own.keys = "sha256:longer", range(5, 125)
+    make(plan, outputs, "w2", outcomes(119, first_seed=5), protocol=own.protocol_digest)
+    assert register(plan, outputs)["verdict"]["objections"] == [["protocol", "benchmark"]]
+    assert prts(["promote", *where]) == 5 and "prts regress --champion" in capsys.readouterr().out
+    rates["benchmark"] = 118
+    assert prts(["regress", "--champion", *where]) == 0 and len(calls) == 1
+    assert holders(outputs, "thawed") == ("2", "2")
+    assert prts(["promote", *where]) == 0 and "version 2 is champion" in capsys.readouterr().out
+    assert prts(["regress", *where]) == 0 and "a result on every suite" in capsys.readouterr().out and len(calls) == 1
+    rates["benchmark"] = 60
+    assert prts(["regress", "--champion", *where]) == 4 and len(calls) == 2
+
+
 def test_a_suite_must_be_one_of_the_recipe(outputs):
     with pytest.raises(PrtsError, match="did you mean 'metaworld'"):
         night(plan_for("kept"), outputs, "1", name="metawrld")
+
+
+def test_every_setting_that_can_move_a_rate_of_the_own_benchmark_is_in_its_protocol(tmp_path):
+    plan = plan_for("settings")
+    base, source = plan.benchmark, plan.benchmark.source
+    longer = replace(source, tasks=(replace(source.tasks[0], max_steps=200), *source.tasks[1:]))
+    others = [
+        base, replace(base, source=longer), replace(base, source=replace(source, start_jitter=0)),
+        replace(base, source=replace(source, action_repeat=1)), replace(base, image_size=128),
+        replace(base, execute_steps=1), replace(base, seed=5), replace(base, tasks=("faucet-open",)),
+        replace(base, perturbation={"light": {"level": 2}}),
+    ]  # fmt: skip
+    write_package(tmp_path, "w")
+    digests = []
+    for config in others:
+        of = SimpleNamespace(recipe=plan.recipe, benchmark=config)
+        digests.append(regression.planned(of, "benchmark", tmp_path).protocol_digest)
+    assert len(set(digests)) == len(others)
+    spec, settings, _ = measured(base)
+    standins = make_plan(replace(spec, standins="two meshes"), CONTRACT.chunk_length, settings)
+    assert standins.protocol_digest not in digests
+    workers = SimpleNamespace(recipe=plan.recipe, benchmark=replace(base, workers=1, batch=1, controls=()))
+    assert regression.planned(workers, "benchmark", tmp_path).protocol_digest == digests[0]
 
 
 def test_recipes_name_each_result_once():
@@ -177,8 +231,10 @@ def test_a_suite_is_measured_with_the_runner_itself(tmp_path, tiny):
     pytest.importorskip("metaworld")
     policy = write_policy(tmp_path / "policy", tiny)
     run = SuiteRun(SUITE, episodes=2, tasks=("faucet-open", "faucet-close"), workers=1)
-    result = regression.measure(plan_for("real"), run, policy, tmp_path, tmp_path / "run", lambda text: None)
-    planned = regression.planned(run, policy)
+    plan = plan_for("real")
+    plan = replace(plan, recipe=replace(plan.recipe, regression=RegressionSection((run,))))
+    result = regression.measure(plan, SUITE, policy, tmp_path, tmp_path / "run", lambda text: None)
+    planned = regression.planned(plan, SUITE, policy)
     assert (result.n, result.protocol_digest, result.standins) == (2, planned.protocol_digest, "")
     episodes = gate.policy_episodes(tmp_path / "run" / "episodes.parquet")
     assert sorted(episodes["task"]) == ["faucet-close", "faucet-open"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import shutil
 import sqlite3
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -117,20 +119,24 @@ def test_pages_are_where_make_ui_says_or_where_it_would_start_them(tmp_path, mon
     assert run_url("http://server:80/", "1", "r") == "http://server:80/#/experiments/1/runs/r"
 
 
-def test_of_two_processes_that_fetch_one_model_the_later_takes_the_first_ones(tmp_path, monkeypatch):
+def test_of_two_that_fetch_one_model_the_later_takes_the_first_ones(tmp_path, monkeypatch):
     import mlflow
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    target = tmp_path / "cache" / "prts" / "models" / "toy-1-9"
+    target, fetched = tmp_path / "cache" / "prts" / "models" / "toy-1-9", []
 
     def fetch(artifact_uri: str, dst_path: str, tracking_uri: str) -> None:
-        for folder in (Path(dst_path), target):  # the other process ends while this one is at it
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "MLmodel").write_text("x")
+        fetched.append(artifact_uri)
+        time.sleep(0.3)
+        (Path(dst_path) / "MLmodel").write_text("x")
+
+    def models() -> list[str]:
+        return [path.name for path in target.parent.iterdir() if path.suffix != ".lock"]
 
     monkeypatch.setattr(mlflow.artifacts, "download_artifacts", fetch)
-    assert registry._downloaded(tmp_path, "mlflow-artifacts:/1/models/m", "toy-1-9") == target
-    assert [path.name for path in target.parent.iterdir()] == ["toy-1-9"]
+    with ThreadPoolExecutor(2) as pool:
+        both = pool.map(lambda uri: registry._downloaded(tmp_path, uri, "toy-1-9"), ["mlflow-artifacts:/1/m"] * 2)
+    assert list(both) == [target, target] and len(fetched) == 1 and models() == ["toy-1-9"]
 
     def broken(artifact_uri: str, dst_path: str, tracking_uri: str) -> None:
         raise OSError("no space left")
@@ -138,4 +144,4 @@ def test_of_two_processes_that_fetch_one_model_the_later_takes_the_first_ones(tm
     monkeypatch.setattr(mlflow.artifacts, "download_artifacts", broken)
     with pytest.raises(StageError, match="cannot be downloaded"):
         registry._downloaded(tmp_path, "mlflow-artifacts:/1/models/m", "toy-2-9")
-    assert [path.name for path in target.parent.iterdir()] == ["toy-1-9"]
+    assert not (target.parent / "toy-2-9").exists()
