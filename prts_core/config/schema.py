@@ -249,7 +249,7 @@ class ImageTextSource(Strict):
     vision_base_path: where its images lie (none: the file's own folder). sampling_strategy: all, first:N, end:N,
     random:N or N%. weight: sample count times weight is its share beside the robot datasets. digest: SHA-256 that the
     file must have, where the YAML gives one. Where it lies is no part of what it is: the key of a result has the
-    listing of the file and of everything in the folder of its images.
+    listing of the file and of the images that it names.
     """
 
     json_path: str = execution(MISSING)

@@ -121,6 +121,17 @@ class LlavaDataset:
             ) from err  # fmt: skip
 
 
+def image_names(path: Path) -> list[str]:
+    """The pictures that a file's entries name, sorted, each once; those that would leave the root are left out."""
+    found: set[str] = set()
+    for _, raw in _entries(path):
+        images = raw.get("image") if isinstance(raw, dict) else None
+        found.update(name for name in ([images] if isinstance(images, str) else images or []) if isinstance(name, str))
+    return sorted(
+        name for name in found if not PurePosixPath(name).is_absolute() and ".." not in name and "\0" not in name
+    )
+
+
 def _entries(path: Path) -> Iterator[tuple[str, Any]]:
     """(where it stands, entry) of a .jsonl, line by line, or of a .json that holds one list."""
     if path.suffix not in (".json", ".jsonl"):

@@ -88,7 +88,7 @@ def _pretrain_reads(plan: Plan, _: str | None) -> dict[str, Read | str]:
             path, images = image_text_paths(source)
         except ConfigError:  # a variable that is not set: the stage tells of it
             path = images = Path(source.json_path)
-        found |= {f"image_text.{name}": Read(str(path)), f"image_text.{name}.images": Read(str(images))}
+        found |= {f"image_text.{name}": Read(str(path)), f"image_text.{name}.images": Read(str(images), (), str(path))}
     return found
 
 

@@ -140,6 +140,7 @@ def delete_garbage(
         for item in sorted(found.items, key=lambda item: -len(with_ancestors({item.key}, entries))):
             if item.what == "cache":
                 item.path.unlink(missing_ok=True)
+                item.path.with_suffix(".json").unlink(missing_ok=True)  # the pictures that an image-text file names
                 moved.add(item)
             elif _move_away(item, trash):
                 moved.add(item)

@@ -42,11 +42,14 @@ class File:
         return {"path": self.path, "size": self.size, "sha256": self.sha256}
 
 
-def list_files(root: Path, cache: Path | None = None, names: Sequence[str] = ()) -> list[File]:
+def list_files(
+    root: Path, cache: Path | None = None, names: Sequence[str] = (), only: Sequence[str] | None = None
+) -> list[File]:
     """Every regular file under `root` in path order; of a single file, that one by its name. Empty folders do not
-    count. cache: where digests are kept between calls, rewritten when anything has changed. names: as of `walk`."""
+    count. cache: where digests are kept between calls, rewritten when anything has changed. names, only: as
+    of `walk`."""
     known = _read_cache(cache) if cache is not None else {}
-    found = list(walk(root, names))
+    found = list(walk(root, names, only))
     missing = [(path, info) for path, info in found if not _same(known.get(path), info)]
     fresh = _hash(root, missing)
     files = [fresh[path] if path in fresh else known[path] for path, _ in found]
@@ -72,9 +75,17 @@ def digest_tree(root: Path) -> str:
     return tree_digest(list_files(root))
 
 
-def walk(root: Path, names: Sequence[str] = ()) -> Iterator[tuple[str, os.stat_result]]:
+def walk(
+    root: Path, names: Sequence[str] = (), only: Sequence[str] | None = None
+) -> Iterator[tuple[str, os.stat_result]]:
     """(path, what the file system says) of every regular file. names: patterns; given any, only the folder's own files
-    that match one."""
+    that match one. only: paths below the root, in order; nothing else is looked at."""
+    if only is not None:
+        for path in only:
+            with contextlib.suppress(OSError):
+                if stat.S_ISREG((info := (root / path).stat()).st_mode):
+                    yield path, info
+        return
     if root.is_file():
         yield root.name, root.stat()
         return

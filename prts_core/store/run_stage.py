@@ -246,7 +246,7 @@ class Store:
             files = resolved.identity.get("files", {})
             require_looked_at(stage, plan, resolved.partition, resolved.sources, files, self.outputs)
             _make_room(folder, self.outputs)
-            seen = sources_stamp(stage, plan, resolved.partition)
+            seen = sources_stamp(stage, plan, resolved.partition, self.outputs)
             record = _plan_record(resolved, plan) | {
                 "parent_digests": {role: m.digest for role, m in inputs.items()}, "seen": seen,
             }  # fmt: skip
@@ -326,7 +326,7 @@ class Store:
         """StageError where files from outside have changed, even back again, while the stage was reading them."""
         stage, partition = resolved.stage, resolved.partition
         sources = sources_digest(plan, partition, self.outputs) if stage.external else resolved.sources
-        if (sources, sources_stamp(stage, plan, partition)) == (resolved.sources, seen):
+        if (sources, sources_stamp(stage, plan, partition, self.outputs)) == (resolved.sources, seen):
             return
         before, now = resolved.identity.get("files", {}), files_read(stage, plan, partition, self.outputs)
         changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]

@@ -7,6 +7,7 @@ by `dvc pull`, or where looking at millions of files takes too long.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from typing import Any
 from prts_core.config.identity import identity
 from prts_core.config.load import Plan, present_root, source_root
 from prts_core.config.schema import CollectConfig, LeRobotSource, RecordingSource
-from prts_core.io.errors import ConfigError, StageError, UnavailableError
-from prts_core.io.files import digest_bytes, digest_value, read_json
+from prts_core.io.errors import ConfigError, DataError, StageError, UnavailableError
+from prts_core.io.files import digest_bytes, digest_value, read_json, write_json
 from prts_core.io.hub import checkpoint_revision, local_folder, split_hub_id
 from prts_core.store.listing import File, list_files, tree_digest, walk
 from prts_core.store.manifest import MANIFEST, STORE
@@ -63,11 +64,30 @@ def files_read(
         if isinstance(read, str):
             found[name] = read
         elif (path := Path(read.source).expanduser()).exists():
-            found[name] = tree_digest(list_files(path, cache_of(path, outputs), read.names))
+            found[name] = tree_digest(list_files(path, cache_of(path, outputs), read.names, _only(read, outputs)))
         elif (hub := split_hub_id(read.source)) is not None:
             commit = checkpoint_revision(read.source)
             found[name] = read.source if commit is None else f"{hub[0]}@{commit}"
     return found
+
+
+def _only(read: Read, outputs: Path) -> list[str] | None:
+    """The pictures that an image-text file names, parsed once for a file as it is; none where all files count."""
+    path = Path(read.pictures_of)
+    if not read.pictures_of or not path.is_file():
+        return [] if read.pictures_of else None
+    digest, kept = tree_digest(list_files(path, cache_of(path, outputs))), cache_of(path, outputs).with_suffix(".json")
+    known = read_json(kept) if kept.is_file() else {}
+    if known.get("digest") != digest:
+        from prts_core.data.llava import image_names
+
+        try:
+            known = {"digest": digest, "pictures": image_names(path)}
+        except (ConfigError, DataError):  # the stage that opens it tells what is wrong
+            return []
+        with contextlib.suppress(StageError):  # a full or read-only disk: parsed again next time
+            write_json(kept, known)
+    return list(known["pictures"])
 
 
 def fetch_revisions(stage: Stage, plan: Plan, partition: str | None) -> None:
@@ -79,18 +99,19 @@ def fetch_revisions(stage: Stage, plan: Plan, partition: str | None) -> None:
             local_folder(read.source, ("*.json",))
 
 
-def sources_stamp(stage: Stage, plan: Plan, dataset: str | None) -> str:
+def sources_stamp(stage: Stage, plan: Plan, dataset: str | None, outputs: Path) -> str:
     """Digest of the sizes, times and inodes of all external files that a stage reads: whether they are the very ones
     that work under way began to read. Empty where there is nothing to look at."""
-    roots = [(Path(r.source).expanduser(), r.names) for r in stage.reads(plan, dataset).values() if isinstance(r, Read)]
+    reads = [read for read in stage.reads(plan, dataset).values() if isinstance(read, Read)]
+    roots = [(Path(read.source).expanduser(), read.names, _only(read, outputs)) for read in reads]
     source = external_source(plan, dataset or plan.recipe.deploy) if stage.external else None
     if source is not None:
-        roots.append((source_root(source), ()))
+        roots.append((source_root(source), (), None))
     if not roots or not looks():
         return ""
     return digest_value([
         [path, info.st_size, info.st_mtime_ns, info.st_ino]
-        for root, names in roots if root.exists() for path, info in walk(root, names)
+        for root, names, only in roots if root.exists() for path, info in walk(root, names, only)
     ])  # fmt: skip
 
 

@@ -17,11 +17,15 @@ from prts_core.store.manifest import Manifest
 
 @dataclass(frozen=True)
 class Read:
-    """Files from outside that a stage reads besides its dataset. source: a file, a folder, or a hub id. names: patterns
-    of the file names that count in a folder; none: all, folders inside it too."""
+    """Files from outside that a stage reads besides its dataset. source: a file, a folder, or a hub id.
+
+    names: patterns of the file names that count in a folder; none: all, folders inside it too. pictures_of: an
+    image-text file, whose pictures alone count.
+    """
 
     source: str
     names: tuple[str, ...] = ()
+    pictures_of: str = ""
 
 
 @dataclass(frozen=True)

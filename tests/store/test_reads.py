@@ -128,10 +128,12 @@ def test_pictures_of_image_text_data_are_in_the_key(tmp_path: Path, look, monkey
     plan = plan_of(tmp_path)
     assert look("pretrain", plan) == {}, "not set: the stage tells of it"
     monkeypatch.setenv("WORDS", str(tmp_path / "words"))
-    write_text(tmp_path / "words/a.jsonl", "{}\n")
+    write_text(tmp_path / "words/a.jsonl", '{"image": "1.png"}\n{"image": ["gone.png"]}\n{}\n')
     write_text(tmp_path / "words/images/1.png", "a")
     first = look("pretrain", plan)
     assert first.keys() == {"image_text.words", "image_text.words.images"}
+    (tmp_path / "words/images/somebody_elses.png").write_text("x")
+    assert look("pretrain", plan) == first, "what the file does not name does not count"
     (tmp_path / "words/images/1.png").write_text("b")
     second = look("pretrain", plan)
     assert {name for name in first if first[name] != second[name]} == {"image_text.words.images"}
