@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -106,10 +106,8 @@ def move_alias(
     Whoever calls holds `aliases_locked`. A StageError says that another machine moved the alias meanwhile; nothing is
     moved then.
     """
+    settle(outputs, model)
     trail, store = moves(outputs, model), client(outputs)
-    for cut in trail:  # of a process that was killed: nobody else holds the lock
-        if cut.state == "intended":
-            _end(outputs, cut.run_id, "done" if version_called(outputs, model, cut.alias) == cut.after else "abandoned")
     facts = {
         "model": model, "alias": alias, "before": before, "after": after, "verdict": verdict, "reason": reason[:4000],
         "evidence": canonical_json(dict(evidence or {})), "by": person(),
@@ -130,19 +128,39 @@ def move_alias(
     _end(outputs, run.info.run_id, "done")
 
 
+def settle(outputs: Path, model: str) -> Move | None:
+    """Say of moves that a killed process left open whether they were carried out; the last of these that was.
+
+    Whoever calls holds `aliases_locked`, so that nobody is in the middle of one.
+    """
+    carried_out = None
+    for cut in moves(outputs, model):
+        if cut.state == "intended":
+            done = version_called(outputs, model, cut.alias) == cut.after
+            _end(outputs, cut.run_id, "done" if done else "abandoned")
+            carried_out = cut if done else carried_out
+    return carried_out
+
+
 def _end(outputs: Path, run_id: str, state: State) -> None:
     store = client(outputs)
+    if store.get_run(run_id).info.lifecycle_stage == "deleted":  # on MLflow's page: the trail keeps it
+        store.restore_run(run_id)
     store.set_tag(run_id, "prts.state", state)
     store.set_terminated(run_id, "FINISHED" if state == "done" else "KILLED")
 
 
-def earlier_champion(trail: list[Move], present: str) -> str:
-    """Who was champion before `present`, by what was carried out; empty: nobody."""
+def earlier_champion(trail: list[Move], present: str, able: Container[str]) -> str:
+    """Who of the versions that are `able` was champion before `present`, by what was carried out; empty: nobody."""
     line: list[str] = []
     for move in trail:
         if move.alias == registry.CHAMPION and move.state == "done":
+            if move.before and line[-1:] != [
+                move.before
+            ]:  # an alias that was moved by hand, or before there was a trail
+                line = [*_until(line, move.before), move.before]
             line = [*_until(line, move.after), move.after]
-    return (_until(line, present) or [""])[-1]
+    return ([version for version in _until(line, present) if version in able] or [""])[-1]
 
 
 def _until(line: list[str], version: str) -> list[str]:

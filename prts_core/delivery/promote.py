@@ -110,10 +110,14 @@ def rollback(outputs: Path, reference: str, reason: str, caller: dict[str, str] 
     before = str(champion.version)
     with _changing(outputs, model) as store:
         audit.require_at(outputs, model, registry.CHAMPION, before)
-        after = audit.earlier_champion(audit.moves(outputs, model), before)
+        cut = audit.settle(outputs, model)
+        if cut is not None and (cut.verdict, cut.after, cut.reason) == ("rolled back", before, reason[:4000]):
+            return cut.before, cut.after  # this very rollback, which was killed after the alias had moved
+        able = {str(version.version) for version in registry.versions(store, model) if WITHDRAWN not in version.tags}
+        after = audit.earlier_champion(audit.moves(outputs, model), before, able)
         if not after:
             raise StageError(
-                f"There is no earlier champion of {model!r}", found=f"version {before} is the first",
+                f"There is no earlier champion of {model!r}", found=f"nobody before version {before} in the trail",
                 cure="`prts history` shows the trail; `prts promote --version N` takes another version",
             )  # fmt: skip
         registry.resolve_version(store, f"models:/{model}/{after}")

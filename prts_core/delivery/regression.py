@@ -17,6 +17,7 @@ from prts_core.delivery import gate, promotion, registry
 from prts_core.delivery.gate import Verdict
 from prts_core.delivery.promote import bars, evidence_of, promote
 from prts_core.delivery.promotion import Decision, Evidence, Incomparable, Objection
+from prts_core.delivery.resolve import resolve
 from prts_core.delivery.suite_results import (
     AGAIN,
     TAG,
@@ -27,7 +28,7 @@ from prts_core.delivery.suite_results import (
     results_of,
     write_result,
 )
-from prts_core.io.errors import lookup
+from prts_core.io.errors import StageError, lookup
 from prts_core.io.files import read_json
 from prts_core.rollout.episode_plan import Plan as EpisodePlan
 from prts_core.rollout.episode_plan import Settings, make_plan
@@ -133,21 +134,28 @@ def _regress(
     store, model = client(outputs), version.name
     champion = registry.version_of_alias(store, model, registry.CHAMPION)
     is_champion = champion is not None and champion.version == version.version
-    package = registry.version_files(outputs, version, registry.PACKAGE)
+    package = resolve(f"models:/{model}/{version.version}", outputs).folder  # as it was registered, to the byte
     episodes = planned(plan, name, package)
     known = results_of(version).get(name)
     if known is not None and not _same(known, episodes):
         say(f"the protocol of {name} is another one now: measured anew")
         known = None
+    if known is not None:
+        try:
+            recorded = episodes_of(outputs, version, name, known)
+        except StageError as err:
+            say(f"{err.problem}: measured anew")
+            known = None
     again = known is not None and is_champion
-    place = attempt if again else f"recorded-{episodes.protocol_digest[7:15]}"
+    whose = version.tags.get("prts.package_digest", "")[7:15]  # version 1 of another registry is another policy
+    place = f"{attempt}-{whose}" if again else f"recorded-{episodes.protocol_digest[7:15]}-{whose}"
     folder = outputs / "regression" / model / name.replace(":", "_") / f"v{version.version}" / place
     with SuiteRunLog(outputs, plan.recipe.name, version, name, attempt, caller) as log:
         if known is None or again:
             result = replace(measure(plan, name, package, outputs, folder, say), run_id=log.run_id)
             ours = gate.policy_episodes(folder / "episodes.parquet")
         else:
-            result, ours = known, episodes_of(outputs, version, name, known)
+            result, ours = known, recorded
         comparison: Verdict | Missing = "no champion"
         if is_champion and known is None:
             comparison = "first result"

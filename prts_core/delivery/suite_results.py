@@ -102,7 +102,7 @@ def episodes_of(outputs: Path, version: ModelVersion, name: str, result: SuiteRe
     """The episodes that a recorded result counts (task, initial_state, seed, success); StageError where they are gone
     or not those that were recorded."""
     mlflow, store = mlflow_module(), client(outputs)
-    cure = f"delete the version's tag {TAG}{name}; `prts regress` then runs the suite again"
+    cure = f"`prts regress --version {version.version} --suite {name}` runs it again"
     try:
         if not result.run_id:
             found = policy_episodes(registry.version_files(outputs, version, registry.EPISODES))
@@ -111,7 +111,7 @@ def episodes_of(outputs: Path, version: ModelVersion, name: str, result: SuiteRe
         else:
             with tempfile.TemporaryDirectory() as target:
                 found = policy_episodes(Path(store.download_artifacts(result.run_id, EPISODES, target)))
-    except mlflow.exceptions.MlflowException as err:
+    except (mlflow.exceptions.MlflowException, DataError, OSError) as err:
         raise StageError(
             f"The episodes of version {version.version} on {name!r} are gone from MLflow", field=result.run_id,
             found=" ".join(str(err).split())[:200], cure=cure,

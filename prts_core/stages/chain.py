@@ -160,6 +160,9 @@ def _simulator_reads(plan: Plan, partition: str | None, suite: str | None = None
     home = base_home(Home(family_of(suite)))
     record = home.installed() or {}
     parts = {part: Read(str(home.path / part)) for part in ("tasks.json", "assets")}
+    own = Home(family_of(suite)).path / "tasks.json"
+    if own.parent != home.path:  # a family that is laid over another one has a list of its own
+        parts["layer"] = Read(str(own))
     return {
         "simulator": digest_value({name: record.get(name) for name in ("format", "pins", "python", "standins")}),
         **{f"simulator/{part}": read for part, read in parts.items() if Path(read.source).exists()},

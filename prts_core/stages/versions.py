@@ -14,5 +14,5 @@ VERSIONS = {
     "subtask": 2,
     "benchmark": 1,
     "value": 1,
-    "package": 1,
+    "package": 2,
 }

@@ -75,8 +75,10 @@ def coverage(test: RateTest, p: float, runs: int, seed: int = 0) -> tuple[float,
 
 
 def order(most: int, sign: np.ndarray | int, at: np.ndarray | int, successes: np.ndarray | int) -> np.ndarray:
-    """The place of an ending: lower bound, late after early; the limit, by successes; upper bound, early last."""
-    return np.where(np.equal(sign, 0), most + 1 + successes, np.where(np.less(sign, 0), at, 3 * most + 2 - at))
+    """The place of an ending: lower bound, late after early; the limit; upper bound, early last; in one place by
+    successes, of which there may be several numbers at the limit and at a test's first look."""
+    stage = np.where(np.equal(sign, 0), most + 1, np.where(np.less(sign, 0), at, 2 * most + 2 - at))
+    return stage * (most + 1) + successes
 
 
 def bounds(ends: Endings, most: int, places: np.ndarray, confidence: float) -> tuple[np.ndarray, ...]:

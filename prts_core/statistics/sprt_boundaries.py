@@ -82,7 +82,8 @@ def endings(walk: Walk) -> Endings:
         successes = first + np.arange(len(grown))
         level = successes * walk.up + (n - successes) * walk.down
         sign = (level >= walk.upper).astype(int) - (level <= walk.lower)
-        ends = (sign != 0) & (n >= walk.least) if n < walk.most else np.ones(len(grown), bool)
+        sign = sign * (n >= walk.least)
+        ends = sign != 0 if n < walk.most else np.ones(len(grown), bool)
         found.append((np.full(ends.sum(), n), successes[ends], sign[ends], grown[ends]))
         if ends.all():
             break

@@ -250,7 +250,7 @@ class Store:
             record = _plan_record(resolved, plan) | {
                 "parent_digests": {role: m.digest for role, m in inputs.items()}, "seen": seen,
             }  # fmt: skip
-            _set_aside_other(folder, record)
+            _set_aside_other(folder, record, stage.external)
             (work / OUTPUT).mkdir(parents=True, exist_ok=True)
             for torn in (work / OUTPUT).rglob(".*.partial-*"):  # a file that a kill cut (files.atomic_path)
                 torn.unlink()
@@ -392,12 +392,17 @@ def _make_room(folder: Path, outputs: Path) -> None:
     shutil.rmtree(folder / OUTPUT, ignore_errors=True)
 
 
-def _set_aside_other(folder: Path, record: dict[str, Any]) -> None:
-    """Put away the work of an attempt that read other parents or files than those of now: to go on from its
-    checkpoints would mix the two. Garbage collection removes it when it is old."""
+def _set_aside_other(folder: Path, record: dict[str, Any], external: bool) -> None:
+    """Put away the work of an attempt that read other parents or another dataset than those of now: to go on from it
+    would mix the two. Garbage collection removes it when it is old.
+
+    What `Stage.reads` names does not count: its contents are in the key, and copies of the same bytes, staged anew on
+    another machine, must not cost a training its checkpoints.
+    """
     path = folder / "work" / "plan.json"
     before = read_json(path) if path.exists() else record
-    if any(before.get(name) != record[name] for name in ("parent_digests", "seen")):
+    if any(before.get(name) != record[name] for name in ("parent_digests", *(["seen"] if external else []))):
+        print(f"{path.parent} was made of other parents or files: it is put aside", file=sys.stderr, flush=True)
         path.parent.rename(folder / f"work-{digest_value(before)[len('sha256:') :][:8]}")
 
 

@@ -57,14 +57,15 @@ def files_read(
     recorded: what the recipe's view says instead, where there is one.
     """
     view = view_folder(outputs, plan.recipe.name, stage.name, partition) / MANIFEST
-    if recorded and view.is_file():
-        return dict(read_json(view)["config"].get("files", {}))
+    if recorded and view.is_file() and "config" in (known := read_json(view)):  # not the note of a skip
+        return dict(known["config"].get("files", {}))
     found = {}
     for name, read in stage.reads(plan, partition).items():
         if isinstance(read, str):
             found[name] = read
         elif (path := Path(read.source).expanduser()).exists():
-            found[name] = tree_digest(list_files(path, cache_of(path, outputs), read.names, _only(read, outputs)))
+            cache = cache_of(path, outputs, *read.names, read.pictures_of)
+            found[name] = tree_digest(list_files(path, cache, read.names, _only(read, outputs)))
         elif (hub := split_hub_id(read.source)) is not None:
             commit = checkpoint_revision(read.source)
             found[name] = read.source if commit is None else f"{hub[0]}@{commit}"
@@ -115,9 +116,9 @@ def sources_stamp(stage: Stage, plan: Plan, dataset: str | None, outputs: Path) 
     ])  # fmt: skip
 
 
-def cache_of(root: Path, outputs: Path) -> Path:
-    """Where the digests of a source's files are kept."""
-    name = digest_bytes(str(root.absolute()).encode())[len("sha256:") :][:20]
+def cache_of(root: Path, outputs: Path, *of: str) -> Path:
+    """Where the digests of a source's files are kept. of: which of them, where not all count."""
+    name = digest_bytes("\n".join([str(root.absolute()), *filter(None, of)]).encode())[len("sha256:") :][:20]
     return outputs / STORE / ".sources" / f"{name}.tsv"
 
 

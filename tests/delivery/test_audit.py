@@ -90,6 +90,19 @@ def test_a_move_that_a_kill_cut_short_is_settled_by_the_next(plan, outputs, monk
     assert done(outputs, "cut") == [("", "1"), ("1", "2"), ("2", "1")] and champion(outputs, "cut") == "1"
 
 
+def test_a_rollback_that_a_kill_cut_short_is_not_done_twice(plan, outputs, monkeypatch):
+    plan = named(plan, "twice")
+    enter(plan, outputs, 3)
+    monkeypatch.setattr(audit, "_end", lambda *args: None)  # killed after the alias had moved
+    assert rollback(outputs, "models:/twice@champion", "drops it") == ("3", "2")
+    monkeypatch.undo()
+    (cut,) = [move for move in audit.moves(outputs, "twice") if move.state == "intended"]
+    client(outputs).delete_run(cut.run_id)  # and somebody tidied up on MLflow's page
+    assert rollback(outputs, "models:/twice@champion", "drops it") == ("3", "2"), "run the same again"
+    assert champion(outputs, "twice") == "2" and done(outputs, "twice")[-1] == ("3", "2")
+    assert rollback(outputs, "models:/twice@champion", "drops it too") == ("2", "1")
+
+
 def test_an_alias_that_somebody_moved_meanwhile_is_left_alone(plan, outputs):
     plan = named(plan, "raced")
     enter(plan, outputs, 2)
@@ -142,3 +155,15 @@ def test_many_at_once_end_in_one_trail(plan, outputs):
         assert [before for before, _ in steps[1:]] == [after for _, after in steps[:-1]]  # each begins where one ended
         assert steps[-1][1] == audit.version_called(outputs, "crowd", alias)
     assert len(client(outputs).search_model_versions("name = 'crowd'")) == 4
+
+
+def test_a_champion_from_before_the_trail_and_one_moved_by_hand_can_be_gone_back_to():
+    def move(number: int, before: str, after: str) -> audit.Move:
+        return audit.Move("m", "champion", before, after, "promoted", "", "", "", "", number, "done", f"r{number}")
+
+    everybody = set("12345")
+    assert audit.earlier_champion([move(1, "3", "5")], "5", everybody) == "3"
+    assert audit.earlier_champion([move(1, "", "3"), move(2, "4", "5")], "5", everybody) == "4"
+    trail = [move(1, "", "1"), move(2, "1", "2"), move(3, "2", "3")]
+    assert audit.earlier_champion(trail, "3", {"1", "3"}) == "1", "version 2 was deleted"
+    assert audit.earlier_champion(trail, "1", everybody) == ""

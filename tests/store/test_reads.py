@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -179,3 +180,38 @@ def test_the_installed_simulator_is_in_the_key_of_who_uses_it(tmp_path: Path, lo
         assert len({str(found) for found in column}) == len(seen)
     assert look("benchmark", plan_of(tmp_path / "c", "metaworld")) == {}, "it lives in the main environment"
     assert read_json(home / "installed.json")["standins"] == "stand-in assets"
+
+
+def test_copies_of_the_same_bytes_cost_no_checkpoints(chain: Chain, checkpoint: Path):
+    def stumble(context: StageContext) -> None:
+        write_text(context.work / "checkpoint.txt", "step 100")
+        raise KeyboardInterrupt
+
+    chain.work = stumble
+    with pytest.raises(KeyboardInterrupt):
+        chain.run("second")
+    shutil.copytree(checkpoint, checkpoint.with_name("anew"))
+    shutil.rmtree(checkpoint)
+    checkpoint.with_name("anew").rename(checkpoint)
+    seen: list[str] = []
+    chain.work = lambda context: seen.append((context.work / "checkpoint.txt").read_text())
+    chain.run("second")
+    assert seen == ["step 100"]
+
+
+def test_two_sets_of_pictures_in_one_folder_are_each_read_once(tmp_path: Path, look, monkeypatch: pytest.MonkeyPatch):
+    from prts_core.store import listing
+
+    monkeypatch.setenv("WORDS", str(tmp_path / "words"))
+    plan = plan_of(tmp_path)
+    more = plan.recipe.pretrain.image_text | {
+        "other": replace(plan.recipe.pretrain.image_text["words"], json_path="${WORDS}/b.jsonl")
+    }
+    plan = replace(plan, recipe=replace(plan.recipe, pretrain=replace(plan.recipe.pretrain, image_text=more)))
+    for name in "ab":
+        write_text(tmp_path / f"words/{name}.jsonl", f'{{"image": "{name}.png"}}\n')
+        write_text(tmp_path / f"words/images/{name}.png", name)
+    time.sleep(0.1)  # a file hashed within a clock tick of its last change is read once more
+    first, read, digest = look("pretrain", plan), list[Path](), listing.digest_file
+    monkeypatch.setattr(listing, "digest_file", lambda path: read.append(path) or digest(path))
+    assert look("pretrain", plan) == first and len(first) == 4 and read == []
