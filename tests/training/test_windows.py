@@ -22,8 +22,10 @@ from prts_core.data.lerobot_v21.frames import OpenVideo, VideoPool
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.io.errors import ConfigError, DataError
 from prts_core.training.windows import WindowDataset
-from tests.data.conftest import Converted
+from tests.data.conftest import Converted, toy
 from tests.data.test_video import moving_square
+
+__all__ = ["toy"]  # a fixture
 
 CHUNK = {"action": [n / 20 for n in range(4)], "observation.state": [-0.1, 0.0, 0.05]}
 
