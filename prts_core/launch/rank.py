@@ -50,4 +50,7 @@ def perform(work: Path, rank: int) -> Any:
 
 if __name__ == "__main__":
     end_with_parent()
-    sys.exit(main(Path(sys.argv[1])))
+    status = main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # torch's own threads may abort a process that ends while they still run
