@@ -78,9 +78,11 @@ def commit(file: DvcFile, stage: str, partition: str | None, patience: float = 6
     except DvcException as err:
         raise StageError(
             "DVC could not take over a finished result; the result itself is in place",
-            file=file.path.relative_to(file.root).with_suffix(".lock"), field=target,
-            found=" ".join(str(err).split()), cure=f"run `dvc commit -f {target}` once the reason is gone",
-        ) from err  # fmt: skip
+            file=file.path.relative_to(file.root).with_suffix(".lock"),
+            field=target,
+            found=" ".join(str(err).split()),
+            cure=f"run `dvc commit -f {target}` once the reason is gone",
+        ) from err
 
 
 def _require_shown(file: DvcFile, stage: str, partition: str | None) -> None:
@@ -94,6 +96,7 @@ def _require_shown(file: DvcFile, stage: str, partition: str | None) -> None:
     shown = viewed(outputs, now.recipe.name, stage, partition)
     if meant != (shown and shown.key):
         raise StageError(
-            "The recipe was changed while the stage ran: its result is in the store, not in DVC", file=now.path,
+            "The recipe was changed while the stage ran: its result is in the store, not in DVC",
+            file=now.path,
             cure=f"run `{now.command(stage, partition, Path(file.outputs))}` for what the recipe says now",
-        )  # fmt: skip
+        )

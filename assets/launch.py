@@ -45,9 +45,13 @@ class Launcher:
     command: tuple[str, ...] = (sys.executable, "-m", "assets.pipes_main")
 
     def run(
-        self, context: dg.AssetExecutionContext, stage: Stage, chosen: Chosen, partition: str | None,
+        self,
+        context: dg.AssetExecutionContext,
+        stage: Stage,
+        chosen: Chosen,
+        partition: str | None,
         caller: dict[str, str],
-    ) -> Manifest:  # fmt: skip
+    ) -> Manifest:
         """The stage's result. PrtsErrors as `chain.run` raises them; Crashed where its process was killed."""
         _stop_with_run()
         where = parse_launch(self.stages.get(stage.name, self.default))
@@ -63,13 +67,23 @@ class Launcher:
         return self._child(context, stage, chosen, partition, caller, str(where))
 
     def _child(
-        self, context: dg.AssetExecutionContext, stage: Stage, chosen: Chosen, partition: str | None,
-        caller: dict[str, str], where: str,
-    ) -> Manifest:  # fmt: skip
+        self,
+        context: dg.AssetExecutionContext,
+        stage: Stage,
+        chosen: Chosen,
+        partition: str | None,
+        caller: dict[str, str],
+        where: str,
+    ) -> Manifest:
         asked = {
-            "stage": stage.name, "partition": partition, "config": str(chosen.path), "outputs": str(chosen.outputs),
-            "overrides": list(chosen.overrides), "caller": caller, "launch": where,
-        }  # fmt: skip
+            "stage": stage.name,
+            "partition": partition,
+            "config": str(chosen.path),
+            "outputs": str(chosen.outputs),
+            "overrides": list(chosen.overrides),
+            "caller": caller,
+            "launch": where,
+        }
         with dg.open_pipes_session(
             context, dg.PipesTempFileContextInjector(), dg.PipesTempFileMessageReader(), extras=asked
         ) as session:

@@ -65,9 +65,13 @@ def main() -> int:
             with stop_on_signals():
                 plan = load_plan(Path(asked["config"]), asked["overrides"])
                 manifest = chain.run(
-                    asked["stage"], plan, asked["partition"], Path(asked["outputs"]), caller=asked["caller"],
+                    asked["stage"],
+                    plan,
+                    asked["partition"],
+                    Path(asked["outputs"]),
+                    caller=asked["caller"],
                     launch=INLINE if asked["launch"] == "process" else parse_launch(asked["launch"]),
-                )  # fmt: skip
+                )
         except PrtsError as err:
             pipes.report_custom_message({"error": pack(err)})
             print(f"error: {err}", file=sys.stderr)

@@ -86,8 +86,11 @@ def recipe_pages(paths: Sequence[Path] | None = None) -> list[RecipePage]:
         for other in pages.values():
             if other.identifier == page.identifier:
                 raise ConfigError(
-                    f"Two recipes are called {page.name!r}", file=path, field="name", found=str(other.plan.path),
+                    f"Two recipes are called {page.name!r}",
+                    file=path,
+                    field="name",
+                    found=str(other.plan.path),
                     cure=f"give one of them another `name`, or leave it out: PRTS_RECIPE={path}",
-                )  # fmt: skip
+                )
         pages[page.name] = page
     return list(pages.values())

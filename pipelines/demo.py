@@ -83,8 +83,12 @@ def require_data(plan: Plan, outputs: Path) -> None:
     except Skipped as err:
         raise StageError(
             f"The policy of dataset {plan.recipe.deploy!r} needs data that is not here: {err.problem}",
-            file=err.file, field=err.field, found=err.found, expected=err.expected, cure=err.cure,
-        ) from err  # fmt: skip
+            file=err.file,
+            field=err.field,
+            found=err.found,
+            expected=err.expected,
+            cure=err.cure,
+        ) from err
 
 
 def main(argv: list[str] | None = None) -> int:

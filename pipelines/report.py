@@ -58,9 +58,10 @@ def write(plan: Plan, outputs: Path) -> Path:
     if missing or registered is None:
         stage, partition = (missing or [("register", None)])[0]
         raise StageError(
-            f"Stage {stage!r} has not run yet under this plan", found="no result",
+            f"Stage {stage!r} has not run yet under this plan",
+            found="no result",
             cure=f"run `{plan.command(stage, partition, outputs)}`, or `make demo` again",
-        )  # fmt: skip
+        )
     manifests = {step: result for step, result in found.items() if isinstance(result, Manifest)}
     skipped = {f"{s}:{p}" if p else s: str(result) for (s, p), result in found.items() if isinstance(result, Skipped)}
     benchmark = _json(manifests["benchmark", None], outputs)

@@ -94,9 +94,11 @@ def require_free(name: str, port: int) -> None:
 def _taken(name: str, port: int) -> StageError:
     variable = VARIABLES[name]
     return StageError(
-        f"Another program has the port of {name}'s page", field=variable, found=port,
+        f"Another program has the port of {name}'s page",
+        field=variable,
+        found=port,
         cure=f"stop it (another `make ui`?), or take a free port: `{variable}={free_port()} make ui`",
-    )  # fmt: skip
+    )
 
 
 def free_port() -> int:

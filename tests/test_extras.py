@@ -88,13 +88,15 @@ assert main(["stats", dataset, "--out", work + "/stats"]) == 0
 assert main(["convert", "--source", "lerobot_v21", "--format", "v3.0", "--from", dataset, "--to", work + "/v3"]) == 0
 import prts_core.data.convert.aloha, prts_core.data.convert.hdf5
 """,
-    "inference": ASKED + """
+    "inference": ASKED
+    + """
 from prts_core.data.images import resize
 assert resize(np.zeros((1, 8, 8, 3), np.uint8), 16, 16).shape == (1, 16, 16, 3)
 acted = loaded.act(seen, "open the faucet", 0)
 assert acted.shape == shape and np.isfinite(acted).all() and np.isfinite(loaded.value(seen, acted, "open it")).all()
 """,
-    "serve": ASKED + """
+    "serve": ASKED
+    + """
 import asyncio
 import prts_core.cli.serve, prts_core.delivery.resolve
 from prts_core.policy.client import PolicyClient
@@ -139,7 +141,7 @@ from prts_core.tracking.store import client
 assert definitions().resolve_all_job_defs() and client(Path(work)).search_experiments()
 import dvc.repo, assets.dvc, prts_core.delivery.register, prts_core.delivery.regression, prts_core.delivery.history
 """,
-}  # fmt: skip
+}
 
 
 def listed(extra: str) -> list[str]:

@@ -24,17 +24,55 @@ SNAPSHOTS = Path(__file__).parent / "snapshots"
 FLOORS = ("kernels", "prts_core", "assets", "pipelines")  # each may import those before it
 # The rooms of prts_core from the ground up: each may import those before it, at any depth of its code.
 ROOMS = (
-    "io", "contract", "statistics", "config", "models", "text", "data", "store", "policy", "release", "training", "sim",
-    "rollout", "value", "tracking", "delivery", "serving", "launch", "stages", "bench", "cli",
-)  # fmt: skip
+    "io",
+    "contract",
+    "statistics",
+    "config",
+    "models",
+    "text",
+    "data",
+    "store",
+    "policy",
+    "release",
+    "training",
+    "sim",
+    "rollout",
+    "value",
+    "tracking",
+    "delivery",
+    "serving",
+    "launch",
+    "stages",
+    "bench",
+    "cli",
+)
 PACKAGES = {"kernels": "prts_kernels", "prts_core": "prts_core", "assets": "assets", "pipelines": "pipelines"}
 GPU_PATH = ("kernels/prts_kernels", "prts_core/models", "prts_core/training")
 NOT_ON_THE_GPU_PATH = ("datasets.py", "windows.py", "initial_weights.py")  # of training: they read data and checkpoints
 GPU_PATH_MAY_IMPORT = {"torch", "numpy", "safetensors", "transformers", "triton", "prts_core", "prts_kernels"}
 ABSENT_ON_A_GPU_MACHINE = (
-    "pydantic", "av", "websockets", "deepspeed", "mlflow", "dagster", "dvc", "polars", "pandera", "pandas", "h5py",
-    "mujoco", "metaworld", "gymnasium", "matplotlib", "msgpack", "zmq", "accelerate", "peft", "assets", "pipelines",
-)  # fmt: skip
+    "pydantic",
+    "av",
+    "websockets",
+    "deepspeed",
+    "mlflow",
+    "dagster",
+    "dvc",
+    "polars",
+    "pandera",
+    "pandas",
+    "h5py",
+    "mujoco",
+    "metaworld",
+    "gymnasium",
+    "matplotlib",
+    "msgpack",
+    "zmq",
+    "accelerate",
+    "peft",
+    "assets",
+    "pipelines",
+)
 
 
 def sources(*rooms: str) -> list[Path]:

@@ -54,10 +54,17 @@ def on_gpu(console: Console) -> list[Row]:
 def rows_of(results: dict[str, Any]) -> list[Row]:
     """What "must" be met of the kernels' goals (prts_kernels.bench.goals), as far as it was measured."""
     return [
-        Row(f"{results['chosen']}, {goal['what']}; peer: the goal", goal["value"], goal["bounds"]["must"], goal["unit"],
-            "lower" if goal["sign"] == "<=" else "higher", f"{goal['sign']} 1.0")
-        for goal in results["goals"] if goal["value"] is not None
-    ]  # fmt: skip
+        Row(
+            f"{results['chosen']}, {goal['what']}; peer: the goal",
+            goal["value"],
+            goal["bounds"]["must"],
+            goal["unit"],
+            "lower" if goal["sign"] == "<=" else "higher",
+            f"{goal['sign']} 1.0",
+        )
+        for goal in results["goals"]
+        if goal["value"] is not None
+    ]
 
 
 # ---- CPU -----------------------------------------------------------------------------------------------------------
@@ -65,8 +72,10 @@ def on_cpu(console: Console) -> list[Row]:
     """About 30 s, one thread."""
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
-    console.print(f"CPU, one thread, {CPU_SHAPE.q_heads} query and {CPU_SHAPE.kv_heads} key heads, "
-                  f"head size {CPU_SHAPE.head_dim}, fp32, forward + backward")  # fmt: skip
+    console.print(
+        f"CPU, one thread, {CPU_SHAPE.q_heads} query and {CPU_SHAPE.kv_heads} key heads, "
+        f"head size {CPU_SHAPE.head_dim}, fp32, forward + backward"
+    )
     rows = []
     for name, pack, length in (
         ("32 rows of 96 tokens, one sample each", packs.pack_of([96] * 32, rng), 96),

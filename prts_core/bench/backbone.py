@@ -53,9 +53,12 @@ def run(console: Console) -> list[Row]:
 
     def run_peer() -> None:
         peer(
-            input_ids=tokens.ids, attention_mask=inside, pixel_values=twice, image_grid_thw=tokens.grid,
+            input_ids=tokens.ids,
+            attention_mask=inside,
+            pixel_values=twice,
+            image_grid_thw=tokens.grid,
             mm_token_type_ids=(tokens.ids == image_id).int(),
-        ).last_hidden_state.square().mean().backward()  # fmt: skip
+        ).last_hidden_state.square().mean().backward()
 
     console.print(f"batch {BATCH}, {tokens.ids.shape[1]} tokens, two {config.image_size} px images, one thread")
     mine, theirs = interleaved(run_ours, run_peer)

@@ -187,9 +187,15 @@ def _ours(raw: Path, folder: Path, config: VideoConfig, workers: int) -> float:
     begin = time.perf_counter()
     mapping = replace(native_mapping(raw, "bench", FPS), task="move")
     convert(
-        raw, folder / "output", folder / "episodes", mapping=mapping, dataset="bench", robot=None, video=config,
+        raw,
+        folder / "output",
+        folder / "episodes",
+        mapping=mapping,
+        dataset="bench",
+        robot=None,
+        video=config,
         workers=workers,
-    )  # fmt: skip
+    )
     return time.perf_counter() - begin
 
 

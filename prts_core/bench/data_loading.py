@@ -47,9 +47,13 @@ class LeRobotPeer(AbstractContextManager["LeRobotPeer"]):
         kept |= {"SVT_LOG": "1", "OMP_NUM_THREADS": "1"}
         with cores:
             self._process = subprocess.Popen(
-                [self.home / "bin/python", Path(__file__).with_name("lerobot_peer.py")], env=kept, text=True,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=(self.folder / "log").open("w"),
-            )  # fmt: skip
+                [self.home / "bin/python", Path(__file__).with_name("lerobot_peer.py")],
+                env=kept,
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=(self.folder / "log").open("w"),
+            )
 
     @property
     def there(self) -> bool:

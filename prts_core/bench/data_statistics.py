@@ -47,9 +47,15 @@ def rows(console: Console, episodes: int = EPISODES) -> list[Row]:
     what = f"statistics of {episodes * ROWS:,} rows x {2 * WIDTH} dimensions, reading included"
     return [
         Row(f"{what}; peer: load everything, np.quantile", ours, peer, "s", "lower", "<= 0.25"),
-        Row(f"{what}, peak memory; peer: the goal (load everything: {loaded:.0f} MB)", memory, GOAL_MB, "MB", "lower",
-            "< 1"),
-    ]  # fmt: skip
+        Row(
+            f"{what}, peak memory; peer: the goal (load everything: {loaded:.0f} MB)",
+            memory,
+            GOAL_MB,
+            "MB",
+            "lower",
+            "< 1",
+        ),
+    ]
 
 
 def make(folder: Path, episodes: int) -> Path:
@@ -59,10 +65,17 @@ def make(folder: Path, episodes: int) -> Path:
     Contract("bench", 30.0, dims, dims, ()).save(root / "meta" / "contract.json")
     feature = {"dtype": "float32", "shape": [WIDTH], "names": None}
     info = {
-        "codebase_version": CODEBASE_VERSION, "robot_type": "bench", "total_episodes": episodes,
-        "total_frames": episodes * ROWS, "total_tasks": 1, "chunks_size": CHUNKS_SIZE, "fps": 30,
-        "splits": {"train": f"0:{episodes}"}, "data_path": DATA_PATH, "features": {STATE: feature, ACTION: feature},
-    }  # fmt: skip
+        "codebase_version": CODEBASE_VERSION,
+        "robot_type": "bench",
+        "total_episodes": episodes,
+        "total_frames": episodes * ROWS,
+        "total_tasks": 1,
+        "chunks_size": CHUNKS_SIZE,
+        "fps": 30,
+        "splits": {"train": f"0:{episodes}"},
+        "data_path": DATA_PATH,
+        "features": {STATE: feature, ACTION: feature},
+    }
     write_json(root / "meta" / "info.json", info)
     lines = [{"episode_index": index, "tasks": ["move"], "length": ROWS} for index in range(episodes)]
     write_jsonl(root / "meta" / "episodes.jsonl", lines)

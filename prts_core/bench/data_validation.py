@@ -75,10 +75,19 @@ def make(folder: Path, episodes: int) -> Path:
     views = tuple(Camera(key, key.rsplit(".", 1)[-1], SIDE, SIDE) for key in CAMERAS)
     contract = Contract("bench", FPS, dimensions, dimensions, views)
     info = {
-        "codebase_version": CODEBASE_VERSION, "robot_type": "bench", "total_episodes": episodes,
-        "total_frames": episodes * ROWS, "total_tasks": 1, "total_videos": episodes * len(CAMERAS), "total_chunks": 1,
-        "chunks_size": CHUNKS_SIZE, "fps": int(FPS), "splits": {"train": f"0:{episodes}"}, "data_path": DATA_PATH,
-        "video_path": VIDEO_PATH, "features": layout.all_features,
-    }  # fmt: skip
+        "codebase_version": CODEBASE_VERSION,
+        "robot_type": "bench",
+        "total_episodes": episodes,
+        "total_frames": episodes * ROWS,
+        "total_tasks": 1,
+        "total_videos": episodes * len(CAMERAS),
+        "total_chunks": 1,
+        "chunks_size": CHUNKS_SIZE,
+        "fps": int(FPS),
+        "splits": {"train": f"0:{episodes}"},
+        "data_path": DATA_PATH,
+        "video_path": VIDEO_PATH,
+        "features": layout.all_features,
+    }
     write_meta(layout.root, info, lines, {0: "move"}, stats, contract)
     return layout.root

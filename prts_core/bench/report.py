@@ -82,8 +82,15 @@ def show(name: str, rows: list[Row], outputs: Path, console: Console) -> Path:
     for note in dict.fromkeys(row.note for row in rows if row.note):
         console.print(note)
     path = outputs / "bench" / f"{name}.json"
-    write_json(path, {"rows": [r.to_json() for r in rows], "machine": machine(), "versions": versions(),
-                      "date": datetime.now(UTC).isoformat()})  # fmt: skip
+    write_json(
+        path,
+        {
+            "rows": [r.to_json() for r in rows],
+            "machine": machine(),
+            "versions": versions(),
+            "date": datetime.now(UTC).isoformat(),
+        },
+    )
     return path
 
 

@@ -89,11 +89,20 @@ class OwnLoop:
         kept = {key: value for key, value in os.environ.items() if key not in THREAD_VARIABLES}
         self.log = (folder / "log").open("w+")
         self.process = subprocess.Popen(
-            [home.python, Path(__file__).with_name("libero_peer.py"), bddl, folder / "actions.npy",
-             folder / "state.npy", str(PIXELS)],
+            [
+                home.python,
+                Path(__file__).with_name("libero_peer.py"),
+                bddl,
+                folder / "actions.npy",
+                folder / "state.npy",
+                str(PIXELS),
+            ],
             env=kept | {"LIBERO_CONFIG_PATH": str(home.path / "config"), "MUJOCO_GL": gl, "PYOPENGL_PLATFORM": gl},
-            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
-        )  # fmt: skip
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+        )
 
     def steps_per_second(self) -> float:
         assert self.process.stdin is not None and self.process.stdout is not None

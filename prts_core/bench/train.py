@@ -35,16 +35,29 @@ from prts_core.training.trainer import Trainer
 # The sizes of the released architecture's smallest test: 62 tokens, two rows, two images a row.
 TINY = ModelConfig(
     vision=VisionConfig(
-        depth=5, hidden_size=32, num_heads=2, intermediate_size=64, patch_size=8, merge_size=2,
-        num_position_embeddings=36, deepstack_indexes=(1, 2, 3),
+        depth=5,
+        hidden_size=32,
+        num_heads=2,
+        intermediate_size=64,
+        patch_size=8,
+        merge_size=2,
+        num_position_embeddings=36,
+        deepstack_indexes=(1, 2, 3),
     ),
     text=TextConfig(
-        hidden_size=64, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=16, intermediate_size=128,
+        hidden_size=64,
+        num_layers=4,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        intermediate_size=128,
         mrope_section=(4, 2, 2),
     ),
     expert=MotConfig(hidden_size=48, num_heads=4, intermediate_size=32),
-    contrastive=None, chunk_length=6, max_action_dim=8,
-)  # fmt: skip
+    contrastive=None,
+    chunk_length=6,
+    max_action_dim=8,
+)
 TINY_VOCABULARY, TINY_IMAGE, TINY_LENGTH = 304, 261, 62
 
 # 4B in proportion: the vision tower takes about a fifth of a sample's work.
@@ -54,8 +67,10 @@ PROPORTIONED = ModelConfig(
     ),
     text=TextConfig(hidden_size=256, num_layers=4, num_heads=8, num_kv_heads=2, head_dim=32, intermediate_size=768),
     contrastive=ContrastiveConfig(hidden_size=256, embed_dim=64),
-    image_size=128, chunk_length=8, max_action_dim=8,
-)  # fmt: skip
+    image_size=128,
+    chunk_length=8,
+    max_action_dim=8,
+)
 CAMERAS = ("Camera top", "Camera wrist")
 
 
@@ -72,9 +87,7 @@ def run(console: Console) -> list[Row]:
 def step_row(console: Console) -> Row:
     torch.manual_seed(0)
     ours = PrtsModel(TINY, TINY_VOCABULARY, TINY_IMAGE)
-    peer = Qwen3VLModel._from_config(
-        qwen3vl_config(TINY, TINY_VOCABULARY, TINY_IMAGE), attn_implementation="sdpa"
-    )  # fmt: skip
+    peer = Qwen3VLModel._from_config(qwen3vl_config(TINY, TINY_VOCABULARY, TINY_IMAGE), attn_implementation="sdpa")
     peer.load_state_dict({k: v for k, v in ours.state_dict().items() if k.startswith(("visual.", "language_model."))})
     ids = torch.randint(0, 256, (2, TINY_LENGTH))
     for row in ids:
@@ -86,9 +99,20 @@ def step_row(console: Console) -> Row:
     actions, mask, pad = torch.randn(2, 6, 8), torch.ones(2, 6, 8), torch.zeros(2, 6, dtype=torch.bool)
     nothing = torch.zeros(2, dtype=torch.int64)
     batch = Batch(
-        tokens, actions, mask, pad, torch.ones(2, dtype=torch.bool), nothing, nothing, torch.arange(2), 2, ["tiny"],
-        ["tiny:0", "tiny:1"], {}, {},
-    )  # fmt: skip
+        tokens,
+        actions,
+        mask,
+        pad,
+        torch.ones(2, dtype=torch.bool),
+        nothing,
+        nothing,
+        torch.arange(2),
+        2,
+        ["tiny"],
+        ["tiny:0", "tiny:1"],
+        {},
+        {},
+    )
     config = TrainConfig(flow_samples=1, weights=LossWeights(1.0, 0.0, 1.0, 0.0))
 
     def run_ours() -> None:
@@ -98,9 +122,12 @@ def step_row(console: Console) -> Row:
     def run_peer() -> None:
         peer.zero_grad(set_to_none=True)
         peer(
-            input_ids=ids, attention_mask=inside, pixel_values=pixels, image_grid_thw=grid,
+            input_ids=ids,
+            attention_mask=inside,
+            pixel_values=pixels,
+            image_grid_thw=grid,
             mm_token_type_ids=(ids == TINY_IMAGE).int(),
-        ).last_hidden_state.square().mean().backward()  # fmt: skip
+        ).last_hidden_state.square().mean().backward()
 
     console.print("tiny PRTS: backbone + FAST cross-entropy + flow matching, forward and backward, one thread")
     return Row("tiny flow_mot step / backbone alone", *interleaved(run_ours, run_peer, 41), "ms", "lower", "<= 1.7")
@@ -147,9 +174,18 @@ class Rows:
     def source(self, batch_size: int, contrastive: int, **spread: int) -> BatchSource:
         vision = PROPORTIONED.vision
         return BatchSource(
-            [self], [1.0], batch_size, 0, chunk_length=8, max_action_dim=8, patch=vision.patch_size,
-            merge=vision.merge_size, response=True, contrastive=contrastive, **spread,
-        )  # fmt: skip
+            [self],
+            [1.0],
+            batch_size,
+            0,
+            chunk_length=8,
+            max_action_dim=8,
+            patch=vision.patch_size,
+            merge=vision.merge_size,
+            response=True,
+            contrastive=contrastive,
+            **spread,
+        )
 
 
 def contrastive_rows(console: Console, batch_size: int = 8) -> list[Row]:
@@ -222,9 +258,15 @@ def scaling_rows(console: Console, batch_size: int = 8) -> list[Row]:
     speeds = {}
     for world in (1, 2):
         command = [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}", "-m",
-            "prts_core.bench.train", str(batch_size),
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc_per_node={world}",
+            "-m",
+            "prts_core.bench.train",
+            str(batch_size),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         if done.returncode:
             raise RuntimeError(f"the process of the scaling benchmark failed: {done.stderr[-2000:]}")

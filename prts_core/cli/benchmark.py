@@ -54,9 +54,10 @@ WORSE = 4  # exit status
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     tool = parser.add_argument_group("as a tool")
     tool.add_argument(
-        "--policy", metavar="POLICY",
+        "--policy",
+        metavar="POLICY",
         help="a policy or package folder, models:/<name>@<alias> or /<version>, or ws://host:port of a policy server",
-    )  # fmt: skip
+    )
     tool.add_argument("--suite", metavar="NAME[,NAME]", help="which suites; `prts sim list` shows them")
     tool.add_argument("--episodes", type=int, metavar="N", help="a suite, in all (default: its protocol's)")
     tool.add_argument(
@@ -68,9 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     tool.add_argument("--execute", type=int, metavar="K", help="actions before it looks again (default: 10, or all)")
     tool.add_argument(
-        "--image-size", type=int, metavar="PX", help="pixels the simulator renders, for a policy trained on such "
-        "pictures (default: the suite's)",
-    )  # fmt: skip
+        "--image-size",
+        type=int,
+        metavar="PX",
+        help="pixels the simulator renders, for a policy trained on such pictures (default: the suite's)",
+    )
     tool.add_argument("--seed", type=int, help="of initial states and noise (default: the suite's)")
     tool.add_argument("--no-values", action="store_true", help="do not ask for values: half the work of the policy")
     tool.add_argument(
@@ -81,10 +84,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--api-key-env", default="PRTS_API_KEY", metavar="NAME", help="variable with the server's key (%(default)s)"
     )
     tool.add_argument(
-        "--contract", metavar="C",
+        "--contract",
+        metavar="C",
         help="what the numbers of an openpi server mean that does not say so: suite (as the suite's own), a policy's "
         "folder, or a contract's file",
-    )  # fmt: skip
+    )
     tool.add_argument("--output", type=Path, metavar="DIR", help="default: <outputs>/benchmark/<policy>")
     tool.add_argument("--compare", type=Path, metavar="RUN", help="an earlier --output, or a folder with its parquet")
     tool.add_argument("--margin", type=float, default=-0.05, help="of the gate, with --compare (default: %(default)s)")
@@ -104,10 +108,12 @@ def main(args: argparse.Namespace) -> int:
     for name in ("policy", "suite"):
         if getattr(args, name) is None:
             raise ConfigError(
-                "A benchmark on a suite needs a policy and a suite", field=f"--{name}", found="nothing",
+                "A benchmark on a suite needs a policy and a suite",
+                field=f"--{name}",
+                found="nothing",
                 cure="give both --policy and --suite, or neither to run the stage; `prts benchmark --help` shows "
                 "examples",
-            )  # fmt: skip
+            )
     suites = [suite_of(name) for name in dict.fromkeys(filter(None, args.suite.split(",")))]
     rates = read_rates(args.stop_early)
     output = (
@@ -117,10 +123,14 @@ def main(args: argparse.Namespace) -> int:
     settings = Settings(args.episodes, tuple(args.tasks), args.seed, args.execute, image_size=args.image_size)
     machine = Machine(args.workers, args.videos)
     actor = open_actor(
-        args.policy, batch=default_batch(args), values=not args.no_values, patience_s=args.patience,
-        api_key=os.environ.get(args.api_key_env) or None, outputs=args.outputs,
+        args.policy,
+        batch=default_batch(args),
+        values=not args.no_values,
+        patience_s=args.patience,
+        api_key=os.environ.get(args.api_key_env) or None,
+        outputs=args.outputs,
         contract=None if args.contract is None else named_contract(args.contract, suites[0].contract),
-    )  # fmt: skip
+    )
     reports = {}
     try:
         for spec in suites:
@@ -128,9 +138,14 @@ def main(args: argparse.Namespace) -> int:
                 console.print(f"{spec.name}: {spec.standins}", style="yellow", markup=False)
             stop = early_stop(rates, args, earlier.get(spec.name), console)
             reports[spec.name] = run_suite(
-                actor, spec, settings, output / spec.name, machine, stop=stop,
+                actor,
+                spec,
+                settings,
+                output / spec.name,
+                machine,
+                stop=stop,
                 say=lambda text: console.print(text, markup=False),
-            )  # fmt: skip
+            )
             console.print(shown(reports[spec.name]))
             console.print(str(output / spec.name / "page.html"), markup=False)
     finally:
@@ -165,9 +180,12 @@ def earlier_run(folder: Path, suite: str) -> Path:
         if (path / "episodes.parquet").is_file():
             return path
     raise DataError(
-        "The run to compare with has no episodes of this suite", file=folder, field=suite, found="no episodes.parquet",
+        "The run to compare with has no episodes of this suite",
+        file=folder,
+        field=suite,
+        found="no episodes.parquet",
         cure="give the --output of a finished `prts benchmark` on the same suite",
-    )  # fmt: skip
+    )
 
 
 def early_stop(
@@ -206,10 +224,11 @@ def paired_outcomes(earlier: Path, plan: Plan) -> list[bool]:
     absent = [key for key in keys if key not in table]
     if absent:
         raise DataError(
-            "The run to compare with lacks episodes of this plan", file=earlier, found=f"{len(absent)} missing, first "
-            "{}, initial state {}, seed {}".format(*absent[0]),
+            "The run to compare with lacks episodes of this plan",
+            file=earlier,
+            found=f"{len(absent)} missing, first {{}}, initial state {{}}, seed {{}}".format(*absent[0]),
             cure="ask for as many --episodes, with the same --task and --seed, as it has",
-        )  # fmt: skip
+        )
     return [table[key] for key in keys]
 
 

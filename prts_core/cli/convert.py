@@ -28,9 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format", choices=("v2.1", "v3.0"), default="v2.1", help="of LeRobot; v3.0 takes --source lerobot_v21"
     )
     tool.add_argument(
-        "--reencode", action="store_true",
+        "--reencode",
+        action="store_true",
         help="of --source lerobot_v30: encode the episodes that cannot be cut as they are (default: refuse them)",
-    )  # fmt: skip
+    )
     tool.add_argument(
         "--workers", type=int, default=WORKERS, help="episodes at a time (default: %(default)s); --set video.codec=..."
     )
@@ -65,19 +66,31 @@ def main(args: argparse.Namespace) -> int:
         robot = check(RobotConfig, read_yaml(path), path)
     if args.reencode and args.source != "lerobot_v30":
         raise ConfigError(
-            "Only episodes of LeRobot v3.0 are cut out of longer videos", field="--reencode", found=args.source,
-            expected="--source lerobot_v30", cure="leave --reencode out: other recordings are encoded in any case",
-        )  # fmt: skip
+            "Only episodes of LeRobot v3.0 are cut out of longer videos",
+            field="--reencode",
+            found=args.source,
+            expected="--source lerobot_v30",
+            cure="leave --reencode out: other recordings are encoded in any case",
+        )
     contract = convert_any(
-        args.source, args.recording, args.to, work, mapping=mapping, dataset=args.to.name, robot=robot, video=video,
-        workers=args.workers, reencode=args.reencode,
-    )  # fmt: skip
+        args.source,
+        args.recording,
+        args.to,
+        work,
+        mapping=mapping,
+        dataset=args.to.name,
+        robot=robot,
+        video=video,
+        workers=args.workers,
+        reencode=args.reencode,
+    )
     info = read_info(args.to)
     console = Console(soft_wrap=True)
     console.print(
         f"{args.to}: {info.total_episodes} episodes, {info.total_frames} frames, {contract.fingerprint[:19]}",
-        highlight=False, markup=False,
-    )  # fmt: skip
+        highlight=False,
+        markup=False,
+    )
     return 0
 
 
@@ -87,9 +100,12 @@ def export(args: argparse.Namespace, work: Path) -> int:
 
     if args.source != "lerobot_v21" or args.mapping is not None:
         raise ConfigError(
-            "Only LeRobot v2.1 datasets are written as v3.0", field="--source", found=args.source,
-            expected="lerobot_v21, without --mapping", cure="convert the recording to v2.1 first, then that to v3.0",
-        )  # fmt: skip
+            "Only LeRobot v2.1 datasets are written as v3.0",
+            field="--source",
+            found=args.source,
+            expected="lerobot_v21, without --mapping",
+            cure="convert the recording to v2.1 first, then that to v3.0",
+        )
     export(args.recording, args.to, work, workers=args.workers)
     Console(soft_wrap=True).print(f"{args.to}: LeRobot v3.0", highlight=False, markup=False)
     return 0
@@ -102,13 +118,18 @@ def places(recording: Path, to: Path) -> Path:
     ours, theirs = to.resolve(), recording.resolve()
     if ours == theirs or ours in theirs.parents or theirs in ours.parents:
         raise ConfigError(
-            "The dataset and the recording lie in each other", field="--to", found=str(to),
+            "The dataset and the recording lie in each other",
+            field="--to",
+            found=str(to),
             expected=f"a folder outside of {recording}",
-        )  # fmt: skip
+        )
     work = to.parent / f".{to.name}.convert"
     if to.exists() and (not to.is_dir() or any(to.iterdir())) and not work.is_dir():
         raise ConfigError(
-            "The folder to write holds something that this command did not make", field="--to", found=str(to),
-            expected="a new folder, or one that an earlier `prts convert` began", cure="choose another folder",
-        )  # fmt: skip
+            "The folder to write holds something that this command did not make",
+            field="--to",
+            found=str(to),
+            expected="a new folder, or one that an earlier `prts convert` began",
+            cure="choose another folder",
+        )
     return work

@@ -55,9 +55,12 @@ def find(results: Results, text: str, outputs: Path) -> dict[str, Any]:
     made = results.manifest(key)
     if made is None:
         raise StageError(
-            f"The package of {text} is not in this store", file=outputs, found=key or "no tag prts.key",
-            expected="a result of stage package", cure="give the outputs folder it was made in with --outputs",
-        )  # fmt: skip
+            f"The package of {text} is not in this store",
+            file=outputs,
+            found=key or "no tag prts.key",
+            expected="a result of stage package",
+            cure="give the outputs folder it was made in with --outputs",
+        )
     return made
 
 

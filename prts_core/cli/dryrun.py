@@ -40,9 +40,11 @@ def main(args: argparse.Namespace) -> int:
     config: TrainConfig = section.train
     if args.gpus < 1 or config.batch_size % (args.gpus * config.accumulate):
         raise ConfigError(
-            "The batch does not split evenly over the GPUs and micro-batches", field="--gpus", found=args.gpus,
+            "The batch does not split evenly over the GPUs and micro-batches",
+            field="--gpus",
+            found=args.gpus,
             expected=f"a divisor of train.batch_size {config.batch_size} / train.accumulate {config.accumulate}",
-        )  # fmt: skip
+        )
     rows = parameters(plan, config)
     everything, load = rows[-1], load_of(plan, config, args.gpus, args.tokens, args.cameras)
     memory = estimate(everything.total, everything.trainable, plan.model, config, args.gpus, load)
@@ -51,8 +53,9 @@ def main(args: argparse.Namespace) -> int:
     kept = "recomputed" if config.activation_checkpointing else "kept"
     console.print(
         f"stage {args.stage}, {args.gpus} GPU, ZeRO {config.deepspeed_stage or 'off'}, {config.precision}, "
-        f"activations {kept}, {load.samples} samples of {load.tokens} tokens a GPU and micro-batch", soft_wrap=True,
-    )  # fmt: skip
+        f"activations {kept}, {load.samples} samples of {load.tokens} tokens a GPU and micro-batch",
+        soft_wrap=True,
+    )
     for name in ("weights", "gradients", "optimizer", "average", "activations", "total"):
         console.print(f"  {name:12s} {getattr(memory, name) / 2**30:8.2f} GiB a GPU")
     console.print(

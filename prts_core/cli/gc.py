@@ -26,15 +26,21 @@ counts from when it was last asked for), and all that these were made from.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--config", type=Path, action="append", metavar="RECIPE",
+        "--config",
+        type=Path,
+        action="append",
+        metavar="RECIPE",
         help="a recipe whose results stay; may be repeated (default: $PRTS_RECIPE)",
-    )  # fmt: skip
+    )
     add_outputs_argument(parser)
     parser.add_argument("--delete", action="store_true", help="remove what is listed; without it nothing is changed")
     parser.add_argument(
-        "--keep-days", type=float, default=14.0, metavar="N",
+        "--keep-days",
+        type=float,
+        default=14.0,
+        metavar="N",
         help="results and interrupted work younger than this stay (default: %(default)g)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--ignore-registry", action="store_true", help="do not ask MLflow which results are registered models"
     )
@@ -65,16 +71,22 @@ def main(args: argparse.Namespace) -> int:
         except StageError as err:
             if args.delete:
                 raise StageError(
-                    "Nothing was removed: MLflow cannot say which results are registered models", file=err.file,
-                    found=err.found, expected=err.expected, cure="start the server, or `export MLFLOW_TRACKING_URI=` "
+                    "Nothing was removed: MLflow cannot say which results are registered models",
+                    file=err.file,
+                    found=err.found,
+                    expected=err.expected,
+                    cure="start the server, or `export MLFLOW_TRACKING_URI=` "
                     "of where the models are, and run the same command again; --ignore-registry asks nobody",
-                ) from err  # fmt: skip
+                ) from err
             print(f"note: {err} Registered models are not left out below.", file=sys.stderr)
     if args.delete:
         found = delete_garbage(
-            outputs, keys=keys, registered=registered, keep_days=args.keep_days,
+            outputs,
+            keys=keys,
+            registered=registered,
+            keep_days=args.keep_days,
             on_wait=lambda: print("waiting for a stage that looks for its parents", file=sys.stderr),
-        )  # fmt: skip
+        )
     else:
         found = find_garbage(outputs, keys=keys, registered=registered, keep_days=args.keep_days)
     tell(found, args.json, show)
@@ -93,9 +105,11 @@ def registered_results(outputs: Path) -> set[str]:
         known = read_json(path).get("tracking_uri")
         if known != recorded_uri(outputs):
             raise StageError(
-                "A model of this store is registered in another MLflow than the one that is asked", file=path,
-                found=recorded_uri(outputs), expected=known,
-            )  # fmt: skip
+                "A model of this store is registered in another MLflow than the one that is asked",
+                file=path,
+                found=recorded_uri(outputs),
+                expected=known,
+            )
     if not has_store(outputs):
         return set()
     tags = ("prts.key", "prts.manifest_digest")
@@ -120,9 +134,14 @@ def show(found: Garbage) -> None:
         for item in found.items:
             typed = " ".join(f"--set {text}" for text in item.overrides)
             table.add_row(
-                item.what, item.stage, item.partition or "", item.key[:12], f"{item.recipe} {typed}".strip(),
-                f"{item.age_days:.1f}", decimal(item.bytes),
-            )  # fmt: skip
+                item.what,
+                item.stage,
+                item.partition or "",
+                item.key[:12],
+                f"{item.recipe} {typed}".strip(),
+                f"{item.age_days:.1f}",
+                decimal(item.bytes),
+            )
         console.print(table)
     done = "removed" if found.deleted else "could go"
     console.print(f"{len(found.items)} {done}, {decimal(found.bytes)}", markup=False)

@@ -37,16 +37,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hz", type=float, required=True, help="rows a second of the training data")
     parser.add_argument("--dataset", help="whose statistics to take (default: the first in statistics.json)")
     parser.add_argument(
-        "--state-relative", action="store_true",
+        "--state-relative",
+        action="store_true",
         help="actions were trained relative to the state, in the dimensions that the robot's YAML marks",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--robots", type=Path, default=Path("configs/robots"), help="where robots' YAML lies (default: %(default)s)"
     )
     parser.add_argument(
-        "--view-tokens", type=int, nargs=2, default=(64, 144), metavar=("MIN", "MAX"),
+        "--view-tokens",
+        type=int,
+        nargs=2,
+        default=(64, 144),
+        metavar=("MIN", "MAX"),
         help="visual tokens of a view (default: 64 144, as in the public launchers)",
-    )  # fmt: skip
+    )
     parser.add_argument("--revision", help="of a hub id: branch, tag or commit")
 
 
@@ -56,9 +61,11 @@ def main(args: argparse.Namespace) -> int:
 
     if not (args.hz > 0 and 0 < args.view_tokens[0] <= args.view_tokens[1]):
         raise ConfigError(
-            "A number of the command line is out of range", field="--hz, --view-tokens",
-            found=f"{args.hz:g}, {args.view_tokens}", expected="a rate above 0; 0 < MIN <= MAX",
-        )  # fmt: skip
+            "A number of the command line is out of range",
+            field="--hz, --view-tokens",
+            found=f"{args.hz:g}, {args.view_tokens}",
+            expected="a rate above 0; 0 < MIN <= MAX",
+        )
     if args.out.exists():
         raise ConfigError(
             "There is something at --out already", file=args.out, cure="choose another place, or remove it"
@@ -70,9 +77,15 @@ def main(args: argparse.Namespace) -> int:
         shutil.rmtree(partial)
     try:
         policy = import_released(
-            folder, partial, fast=args.fast, control_hz=args.hz, embodiment_tag=args.robot, repo_id=args.dataset,
-            relative=relative, view_tokens=tuple(args.view_tokens),
-        )  # fmt: skip
+            folder,
+            partial,
+            fast=args.fast,
+            control_hz=args.hz,
+            embodiment_tag=args.robot,
+            repo_id=args.dataset,
+            relative=relative,
+            view_tokens=tuple(args.view_tokens),
+        )
         partial.rename(args.out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -91,9 +104,12 @@ def relative_marks(folder: Path, args: argparse.Namespace) -> tuple[bool, ...]:
     marks = robot.relative or tuple(dimension.relative for dimension in robot.action)
     if not any(marks):
         raise ConfigError(
-            "The robot marks no action as relative to the state", file=path, field="relative", found="nothing",
+            "The robot marks no action as relative to the state",
+            file=path,
+            field="relative",
+            found="nothing",
             expected="one mark per action dimension",
-        )  # fmt: skip
+        )
     width = read_statistics(folder / "statistics.json").dataset(args.dataset).norm_stats().action.width
     return marks[:width] if robot.truncate else marks
 

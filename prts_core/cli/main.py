@@ -69,9 +69,13 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", type=Path, default=recipe_path(), help="recipe (default: $PRTS_RECIPE, here %(default)s)"
     )
     parser.add_argument(
-        "--set", dest="overrides", action="append", default=[], metavar="a.b=c",
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="a.b=c",
         help="change one value of the recipe; may be repeated, the last one wins",
-    )  # fmt: skip
+    )
     add_outputs_argument(parser)
 
 
@@ -97,9 +101,13 @@ def tell(found: Any, as_json: bool, show: Callable[[Any], None]) -> None:
 def stage_examples(name: str, partitioned: bool) -> str:
     """The end of a stage's help: commands to copy, and where the keys of --set come from."""
     example = {
-        "pretrain": "train.steps=50", "sft": "train.steps=50", "subtask": "train.steps=50", "benchmark": "episodes=4",
-        "value": "episodes=12", "package": "name=my-policy",
-    }.get(name)  # fmt: skip
+        "pretrain": "train.steps=50",
+        "sft": "train.steps=50",
+        "subtask": "train.steps=50",
+        "benchmark": "episodes=4",
+        "value": "episodes=12",
+        "package": "name=my-policy",
+    }.get(name)
     return EXAMPLES.format(
         name=name,
         dataset=" --dataset my_dataset" if partitioned else "",
@@ -121,20 +129,25 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for stage in STAGES.values():
         sub = commands.add_parser(
-            stage.name, help=stage.help, description=stage.help, epilog=stage_examples(stage.name, stage.partitioned),
+            stage.name,
+            help=stage.help,
+            description=stage.help,
+            epilog=stage_examples(stage.name, stage.partitioned),
             formatter_class=argparse.RawDescriptionHelpFormatter,
-        )  # fmt: skip
+        )
         add_plan_arguments(sub)
         if stage.partitioned:
             sub.add_argument("--dataset", help="which dataset (default: the one the recipe deploys)")
         sub.add_argument(
-            "--launch", metavar="WHERE",
+            "--launch",
+            metavar="WHERE",
             help="inline, process or torchrun:N: where the stage's function runs (default: $PRTS_LAUNCH, else inline)",
-        )  # fmt: skip
+        )
         sub.add_argument(
-            "--allow-skip", action="store_true",
+            "--allow-skip",
+            action="store_true",
             help="take an optional dataset that is not here for done: exit status 0, and the recipe's view says so",
-        )  # fmt: skip
+        )
         if stage.name in STAGE_TOOLS:
             module, of_stage = module_of(stage.name), vars(sub.parse_args([]))
             module.add_arguments(sub)

@@ -38,9 +38,12 @@ def main(args: argparse.Namespace) -> int:
     from prts_core.delivery.promote import promote
 
     decision = promote(
-        load_plan(args.config, args.overrides), args.outputs, args.version, approve=args.approve,
+        load_plan(args.config, args.overrides),
+        args.outputs,
+        args.version,
+        approve=args.approve,
         contract_change=args.contract_change,
-    )  # fmt: skip
+    )
     console = Console(highlight=False, soft_wrap=True)
     for name, verdict in decision.verdicts.items():
         console.print(f"{name}: {verdict.reason}", style="red" if verdict.alarm else None, markup=False)

@@ -50,9 +50,13 @@ def main(args: argparse.Namespace) -> int:
     attempt, alarm, decision = args.attempt or f"{datetime.now(UTC):%Y-%m-%d}", False, None
     for name in suites:
         outcome = regress(
-            plan, name, str(version.version), args.outputs, attempt=attempt,
+            plan,
+            name,
+            str(version.version),
+            args.outputs,
+            attempt=attempt,
             say=lambda text: console.print(text, markup=False),
-        )  # fmt: skip
+        )
         alarm, decision = alarm or outcome.alarm, outcome.decision
         style = "red" if outcome.alarm else "yellow" if outcome.incomparable else None
         console.print(f"{name}: {outcome.result.said()}", markup=False)

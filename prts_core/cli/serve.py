@@ -49,9 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--port", type=int, default=8000, help="0 takes any free one (default: %(default)s)")
     parser.add_argument(
-        "--api-key-env", default="PRTS_API_KEY", metavar="NAME",
+        "--api-key-env",
+        default="PRTS_API_KEY",
+        metavar="NAME",
         help="environment variable that holds the key clients must send (default: %(default)s; unset: no key)",
-    )  # fmt: skip
+    )
     parser.add_argument("--max-clients", type=int, default=8, help="connections at once (default: %(default)s)")
     parser.add_argument("--max-batch", type=int, default=8, help="requests answered together (default: %(default)s)")
     parser.add_argument("--max-message-mb", type=float, default=16.0, help="largest request (default: %(default)s)")
@@ -62,13 +64,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--value", action="store_true", help="send the value with every reply, not only where asked for"
     )
     parser.add_argument(
-        "--subtask-looks", type=int, default=1, metavar="N",
+        "--subtask-looks",
+        type=int,
+        default=1,
+        metavar="N",
         help="a policy that reasons in subtasks says one for N action chunks of the same prompt (default: %(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--camera", action="append", default=[], metavar="CLIENT_KEY=CAMERA",
+        "--camera",
+        action="append",
+        default=[],
+        metavar="CLIENT_KEY=CAMERA",
         help="accept another name for a camera, such as observation/image=observation.images.top; may be repeated",
-    )  # fmt: skip
+    )
     add_outputs_argument(parser, "whose registry models:/ means")
     parser.add_argument("--verbose", action="store_true", help="log every client")
 

@@ -37,10 +37,12 @@ def add_arguments(actions: Any) -> None:
     demonstrate.add_argument("--image-size", type=int, default=128, help="pixels (default 128)")
     demonstrate.add_argument("--tail", type=int, default=0, help="rows recorded after success (default 0)")
     demonstrate.add_argument(
-        "--placement", choices=("drawn", "stored"), default="drawn",
+        "--placement",
+        choices=("drawn", "stored"),
+        default="drawn",
         help="start from states drawn by the simulator's own sampler, so that the stored ones stay held out (default), "
         "or from the stored ones",
-    )  # fmt: skip
+    )
 
 
 def main(args: argparse.Namespace) -> int:
@@ -56,9 +58,16 @@ def main(args: argparse.Namespace) -> int:
     seed = spec.seed if args.seed is None else args.seed
     if args.action == "demonstrate":
         settings, make = recording(
-            spec, names, args.episodes, image_size=args.image_size, stored=args.placement == "stored", noise=noise,
-            seed=seed, tail_steps=args.tail, first=args.first,
-        )  # fmt: skip
+            spec,
+            names,
+            args.episodes,
+            image_size=args.image_size,
+            stored=args.placement == "stored",
+            noise=noise,
+            seed=seed,
+            tail_steps=args.tail,
+            first=args.first,
+        )
     else:
         names = tuple(task_of(spec, name).name for name in names) or tuple(task.name for task in spec.tasks)
         settings = RecorderSettings(spec.name, names, args.episodes, noise, seed, record=False, first=args.first)
@@ -97,9 +106,12 @@ def show(suite: str, standins: str, rows: list[dict[str, Any]]) -> None:
     )
     for row in rows:
         table.add_row(
-            row["task"], f"{row['successes']}/{row['attempts']}", f"{row['rate']:.2f}",
-            f"{row['lower']:.2f} to {row['upper']:.2f}", str(row["steps"]),
-        )  # fmt: skip
+            row["task"],
+            f"{row['successes']}/{row['attempts']}",
+            f"{row['rate']:.2f}",
+            f"{row['lower']:.2f} to {row['upper']:.2f}",
+            str(row["steps"]),
+        )
     Console().print(table)
 
 

@@ -33,9 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tool.add_argument("--split", default="train", help="which episodes (default: %(default)s)")
     tool.add_argument("--chunk", type=int, metavar="N", help="chunk length of state-relative actions")
     tool.add_argument(
-        "--normalization", choices=get_args(Normalization), default="QUANTILE",
+        "--normalization",
+        choices=get_args(Normalization),
+        default="QUANTILE",
         help="what forms/prts/statistics.json says actions are normalised by (default: %(default)s)",
-    )  # fmt: skip
+    )
 
 
 def main(args: argparse.Namespace) -> int:
@@ -44,15 +46,18 @@ def main(args: argparse.Namespace) -> int:
     if not args.folder or args.out is None:
         raise ConfigError(
             "Statistics as a tool need datasets and a folder to write to",
-            field="--out" if args.folder else "folder", found="nothing",
+            field="--out" if args.folder else "folder",
+            found="nothing",
             cure="prts stats FOLDER --out OUT; `prts stats --help` shows examples",
-        )  # fmt: skip
+        )
     roots = [folder.resolve() for folder in args.folder]
     if len(set(roots)) != len(roots):
         raise ConfigError(
-            "A dataset is named twice: its frames would count double", field="folder",
-            found=", ".join(str(root) for root in roots), expected="every dataset once",
-        )  # fmt: skip
+            "A dataset is named twice: its frames would count double",
+            field="folder",
+            found=", ".join(str(root) for root in roots),
+            expected="every dataset once",
+        )
     name = " + ".join(root.name for root in roots)
     made, without = write_statistics(args.out, roots, name, args.split, args.chunk, args.normalization)
     console = Console(soft_wrap=True, highlight=False)

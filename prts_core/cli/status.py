@@ -27,9 +27,15 @@ states
 Exit status 1 where --verify finds damage.
 """
 COLOURS = {
-    "finished": "green", "stale": "yellow", "running": "cyan", "interrupted": "yellow", "damaged": "red",
-    "absent": "red", "missing": "dim", "skipped": "dim",
-}  # fmt: skip
+    "finished": "green",
+    "stale": "yellow",
+    "running": "cyan",
+    "interrupted": "yellow",
+    "damaged": "red",
+    "absent": "red",
+    "missing": "dim",
+    "skipped": "dim",
+}
 SHOWN_REASONS = 4
 
 

@@ -49,13 +49,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--link", choices=("copy", "hardlink"), default="copy", help="how --fix takes files over (default: %(default)s)"
     )
     tool.add_argument(
-        "--video", choices=("every", "ends", "packets"), default="every",
+        "--video",
+        choices=("every", "ends", "packets"),
+        default="every",
         help="decode every frame, the first and last, or none (default: %(default)s)",
-    )  # fmt: skip
+    )
     tool.add_argument(
-        "--statistics", type=Path, action="append", default=[], metavar="PATH",
+        "--statistics",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
         help="statistics that must be this dataset's: a file, or a folder such as stage stats makes (repeatable)",
-    )  # fmt: skip
+    )
     tool.add_argument("--workers", type=int, help="threads (default: one a core)")
 
 
@@ -65,9 +71,11 @@ def main(args: argparse.Namespace) -> int:
 
     if args.folder is None:
         raise ConfigError(
-            "Validation as a tool needs a dataset", field="folder", found="nothing",
+            "Validation as a tool needs a dataset",
+            field="folder",
+            found="nothing",
             cure="prts validate FOLDER; `prts validate --help` shows examples",
-        )  # fmt: skip
+        )
     workers = args.workers or os.cpu_count() or 2
     console = Console(stderr=args.json, soft_wrap=True, highlight=False)
     if args.fix is not None:

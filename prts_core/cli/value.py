@@ -46,13 +46,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     tool.add_argument("--data", type=Path, metavar="FOLDER", help="a LeRobot v2.1 dataset")
     tool.add_argument(
-        "--episode", type=int, action="append", metavar="N", dest="episodes",
+        "--episode",
+        type=int,
+        action="append",
+        metavar="N",
+        dest="episodes",
         help="which episode; may be repeated (default: a few held-out ones; with --rank: all)",
-    )  # fmt: skip
+    )
     tool.add_argument(
-        "--instruction", action="append", metavar="TEXT", dest="instructions",
+        "--instruction",
+        action="append",
+        metavar="TEXT",
+        dest="instructions",
         help="under which sentence; may be repeated (default: the dataset's own)",
-    )  # fmt: skip
+    )
     tool.add_argument("--camera", metavar="KEY", help="whose frames are drawn (default: the policy's first)")
     tool.add_argument("--rank", action="store_true", help="rank the episodes and flag bad demonstrations")
     tool.add_argument(
@@ -65,9 +72,11 @@ def main(args: argparse.Namespace) -> int:
     for name in ("policy", "data"):
         if getattr(args, name) is None:
             raise ConfigError(
-                "Value as a tool needs a policy and a dataset", field=f"--{name}", found="nothing",
+                "Value as a tool needs a policy and a dataset",
+                field=f"--{name}",
+                found="nothing",
                 cure="give both --policy and --data, or neither to run the stage; `prts value --help` shows examples",
-            )  # fmt: skip
+            )
     out = args.out or Path("ranking.png" if args.rank else "value.png")
     if out.suffix != ".png":
         raise ConfigError("The picture is a PNG", field="--out", found=str(out), expected=f"{out.with_suffix('.png')}")
@@ -81,9 +90,10 @@ def main(args: argparse.Namespace) -> int:
     camera = args.camera or cameras[0]
     if camera not in dataset.camera_keys:
         raise DataError(
-            f"The dataset has no camera {camera!r}{suggest(camera, dataset.camera_keys)}", field="--camera",
+            f"The dataset has no camera {camera!r}{suggest(camera, dataset.camera_keys)}",
+            field="--camera",
             expected=", ".join(dataset.camera_keys),
-        )  # fmt: skip
+        )
     sentences = choose_sentences(dataset, args.instructions, args.rank)
     draw = rank_episodes if args.rank else draw_curves
     draw(policy, folder, dataset, episodes, sentences, camera, out, console)
@@ -108,9 +118,12 @@ def choose_episodes(dataset: LeRobotDataset, named: list[int] | None, rank: bool
         wrong = [episode for episode in named if not 0 <= episode < len(dataset.rows)]
         if wrong:
             raise DataError(
-                "No such episode", file=dataset.root, field="--episode", found=wrong[0],
+                "No such episode",
+                file=dataset.root,
+                field="--episode",
+                found=wrong[0],
                 expected=f"0 to {len(dataset.rows) - 1}",
-            )  # fmt: skip
+            )
         return list(dict.fromkeys(named))
     if rank:
         return dataset.episodes()
@@ -155,9 +168,15 @@ def require_fits(dataset: LeRobotDataset, policy: Policy, path: Path, console: C
 
 # ---- curves ------------------------------------------------------------------------------------------------------
 def draw_curves(
-    policy: Policy, folder: Path, dataset: LeRobotDataset, episodes: list[int], sentences: list[str], camera: str,
-    out: Path, console: Console,
-) -> None:  # fmt: skip
+    policy: Policy,
+    folder: Path,
+    dataset: LeRobotDataset,
+    episodes: list[int],
+    sentences: list[str],
+    camera: str,
+    out: Path,
+    console: Console,
+) -> None:
     from prts_core.io.files import write_json
     from prts_core.io.progress import track
     from prts_core.policy.policy import policy_digest
@@ -178,9 +197,13 @@ def draw_curves(
         for text, values in zip(curve.instructions, curve.values, strict=True):
             first, last = float(values[0]), float(values[-1])
             table.add_row(
-                str(curve.episode), Text(text, "bold" if text == curve.own else ""), f"{first:.2f}", f"{last:.2f}",
-                f"{(last - first) / seconds:+.2f}", f"{spearman(values):+.2f}",
-            )  # fmt: skip
+                str(curve.episode),
+                Text(text, "bold" if text == curve.own else ""),
+                f"{first:.2f}",
+                f"{last:.2f}",
+                f"{(last - first) / seconds:+.2f}",
+                f"{spearman(values):+.2f}",
+            )
         rows.append(
             {
                 "episode": curve.episode,
@@ -201,9 +224,15 @@ def draw_curves(
 
 # ---- ranking -----------------------------------------------------------------------------------------------------
 def rank_episodes(
-    policy: Policy, folder: Path, dataset: LeRobotDataset, episodes: list[int], sentences: list[str], camera: str,
-    out: Path, console: Console,
-) -> None:  # fmt: skip
+    policy: Policy,
+    folder: Path,
+    dataset: LeRobotDataset,
+    episodes: list[int],
+    sentences: list[str],
+    camera: str,
+    out: Path,
+    console: Console,
+) -> None:
     from prts_core.io.files import digest_file, digest_value, write_json
     from prts_core.policy.policy import policy_digest
     from prts_core.value.plots import plot_ranking
@@ -264,7 +293,11 @@ def show_ranking(ranking: Ranking, console: Console) -> None:
 def _cells(verdict: RankingVerdict) -> list[Any]:
     flag = f"{verdict.flag.reason}: {verdict.flag.detail}" if verdict.flag else ""
     return [
-        str(verdict.episode), f"{verdict.score:+.2f}", f"{verdict.spearman:+.2f}", f"{verdict.rise:+.2f}",
-        "-" if verdict.margin is None else f"{verdict.margin:+.2f}", Text(verdict.instruction),
+        str(verdict.episode),
+        f"{verdict.score:+.2f}",
+        f"{verdict.spearman:+.2f}",
+        f"{verdict.rise:+.2f}",
+        "-" if verdict.margin is None else f"{verdict.margin:+.2f}",
+        Text(verdict.instruction),
         Text(flag, style="yellow"),
-    ]  # fmt: skip
+    ]

@@ -30,9 +30,11 @@ def read_yaml(path: Path, what: str = "configuration file") -> dict[str, Any]:
     except FileNotFoundError as err:
         near = sorted(p.stem for p in path.parent.glob("*.yaml"))
         raise ConfigError(
-            f"No such {what}" + suggest(path.stem, near), file=path, expected=", ".join(near) or "a YAML file",
+            f"No such {what}" + suggest(path.stem, near),
+            file=path,
+            expected=", ".join(near) or "a YAML file",
             cure=f"name one of these, or write {path}" if near else f"write {path}",
-        ) from err  # fmt: skip
+        ) from err
     except OSError as err:
         raise ConfigError(f"A {what} cannot be read", file=str(path)[:300], found=err.strerror) from err
     except (YamlError, UnicodeDecodeError) as err:
@@ -117,9 +119,11 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
             nested = parse(value)
         except YamlError as err:
             raise ConfigError(
-                "A value of --set is not valid YAML", field=f"--set {key[:80]}", found=f"{value[:80]}: {err}",
+                "A value of --set is not valid YAML",
+                field=f"--set {key[:80]}",
+                found=f"{value[:80]}: {err}",
                 expected="for example sft.train.steps=200 or 'benchmark.tasks=[one, two]'",
-            ) from err  # fmt: skip
+            ) from err
         if key.count(".") > 20:
             raise ConfigError("--set names a field nested too deeply", field="--set", found=key[:80])
         for part in reversed(key.split(".")):
@@ -141,8 +145,11 @@ def expand(text: str, where: object) -> str:
         if os.environ.get(name):
             return os.environ[name]
         raise ConfigError(
-            "An environment variable is not set", file=where, field=name, found=text,
+            "An environment variable is not set",
+            file=where,
+            field=name,
+            found=text,
             cure=f"`export {name}=/path/to/the/folder`, with the path that it has on this machine",
-        )  # fmt: skip
+        )
 
     return VARIABLE.sub(value, text)

@@ -59,11 +59,13 @@ def present_root(dataset: str, source: LeRobotSource | RecordingSource, optional
         return root
     export = "".join(f"`export {name}=/path/to/the/folder`, or " for name in variables)
     raise (Skipped if optional else UnavailableError)(
-        f"Dataset {dataset!r} is not on this machine", file=root, field="source.root",
+        f"Dataset {dataset!r} is not on this machine",
+        file=root,
+        field="source.root",
         found=f"${unset[0]} is not set" if unset else "no such folder" if not root or not root.exists() else "a file",
         expected=f"the dataset's folder, as its YAML says: {said}",
         cure=f"{export}correct `root` in the YAML of dataset {dataset}",
-    )  # fmt: skip
+    )
 
 
 def image_text_paths(source: ImageTextSource) -> tuple[Path, Path]:
@@ -91,9 +93,13 @@ def with_mapping(dataset: DatasetConfig, folder: Path, where: Path) -> DatasetCo
     ):
         if expected is not None and found not in (None, expected):
             raise ConfigError(
-                f"The dataset {dataset.name!r} and its mapping {mapping.name!r} disagree", file=where, field=field,
-                found=found, expected=f"{expected}, as the mapping says", cure="correct one of them",
-            )  # fmt: skip
+                f"The dataset {dataset.name!r} and its mapping {mapping.name!r} disagree",
+                file=where,
+                field=field,
+                found=found,
+                expected=f"{expected}, as the mapping says",
+                cure="correct one of them",
+            )
     tag = dataset.embodiment_tag or mapping.embodiment_tag
     return replace(dataset, source=replace(source, mapping=asdict(mapping)), embodiment_tag=tag)
 
@@ -176,11 +182,14 @@ class Plan:
         if not path.exists():
             known = sorted(p.stem for p in path.parent.glob("*.yaml"))
             raise ConfigError(
-                f"Dataset {dataset!r} names a robot that has no file{suggest(tag, known)}", file=path,
-                field="embodiment_tag", found=tag, expected=", ".join(known) or "a file of robots/",
+                f"Dataset {dataset!r} names a robot that has no file{suggest(tag, known)}",
+                file=path,
+                field="embodiment_tag",
+                found=tag,
+                expected=", ".join(known) or "a file of robots/",
                 cure=f"name one of these, write {path}, or leave `embodiment_tag` out: what the numbers mean is then "
                 "taken from the names that the dataset itself gives",
-            )  # fmt: skip
+            )
         robot = check(RobotConfig, read_yaml(path, "robot file"), path)
         if self.datasets[dataset].state_relative is False:
             absolute = tuple(replace(dimension, relative=False) for dimension in robot.action)

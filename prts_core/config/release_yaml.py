@@ -83,9 +83,11 @@ def read_public_release(raw: dict[str, Any], path: Path) -> PublicRelease:
     stray = sorted(set(raw) - {"lerobot_datasets", "mm_datasets"})
     if stray:
         raise ConfigError(
-            "Unknown key beside the public release's lists", file=path, field=stray[0],
+            "Unknown key beside the public release's lists",
+            file=path,
+            field=stray[0],
             expected="lerobot_datasets, mm_datasets",
-        )  # fmt: skip
+        )
     datasets: dict[str, DatasetConfig] = {}
     image_text: dict[str, ImageTextSource] = {}
     notes = []
@@ -94,9 +96,11 @@ def read_public_release(raw: dict[str, Any], path: Path) -> PublicRelease:
         SubtaskMode.parse(entry.train_subtask, where)
         if entry.state_relative_action and entry.embodiment_tag is None:
             raise ConfigError(
-                "State-relative actions need an embodiment_tag: it says which dimensions are relative", file=where,
-                field="embodiment_tag", cure="name a file of configs/robots/",
-            )  # fmt: skip
+                "State-relative actions need an embodiment_tag: it says which dimensions are relative",
+                file=where,
+                field="embodiment_tag",
+                cure="name a file of configs/robots/",
+            )
         if entry.state_mode is not None:
             lookup(_MODES, entry.state_mode, "state_mode")
             notes.append(f"{where}: state_mode {entry.state_mode} is not used: train.normalization of the recipe is")

@@ -21,9 +21,11 @@ def choose(count: int, strategy: str, seed: int) -> list[int]:
         value = -1
     if name not in ("first", "end", "random") or not 0 < value < float("inf") or (text.endswith("%") and value > 100):
         raise ConfigError(
-            "A sampling strategy is not understood", field="sampling_strategy", found=strategy,
+            "A sampling strategy is not understood",
+            field="sampling_strategy",
+            found=strategy,
             expected='"all", "first:N", "end:N" or "random:N", N a number above 0 or a share such as "10%"',
-        )  # fmt: skip
+        )
     wanted = min(count, int(np.ceil(count * value / 100)) if text.endswith("%") else int(value))
     if name == "first":
         return list(range(wanted))

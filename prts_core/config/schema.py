@@ -99,11 +99,15 @@ class MetaworldSource(Strict):
     workers: int = execution(2)
 
     def __post_init__(self) -> None:
-        check_numbers(self, {
-            "[1, inf)": "train_episodes action_repeat image_size",
-            "[0, inf)": "heldout_episodes start_jitter tail_rows", _SEEDS: "train_seed heldout_seed",
-            _WORKERS: "workers",
-        })  # fmt: skip
+        check_numbers(
+            self,
+            {
+                "[1, inf)": "train_episodes action_repeat image_size",
+                "[0, inf)": "heldout_episodes start_jitter tail_rows",
+                _SEEDS: "train_seed heldout_seed",
+                _WORKERS: "workers",
+            },
+        )
 
 
 @dataclass(frozen=True)
@@ -186,10 +190,16 @@ class ExpertSource(Strict):
     workers: int = execution(2)
 
     def __post_init__(self) -> None:
-        check_numbers(self, {
-            "[1, inf)": "train_episodes heldout_episodes image_size", "[0, inf)": "tail_steps", "[0, 1]": "noise",
-            _SEEDS: "train_seed heldout_seed", _WORKERS: "workers",
-        })  # fmt: skip
+        check_numbers(
+            self,
+            {
+                "[1, inf)": "train_episodes heldout_episodes image_size",
+                "[0, inf)": "tail_steps",
+                "[0, 1]": "noise",
+                _SEEDS: "train_seed heldout_seed",
+                _WORKERS: "workers",
+            },
+        )
         check_names(self, "mapping")
         if not self.noise:
             raise ValueError("noise: levels from 0 to 1, at least one")
@@ -357,9 +367,16 @@ class SftConfig(SftSection):
 
 
 PUBLIC_SUBTASK = TrainConfig(
-    steps=100, batch_size=8, learning_rate=5e-5, min_learning_rate=5e-6, warmup_steps=10, ema_decay=0.999,
-    flow_samples=1, weights=LossWeights(fast=0.0, text=1.0, flow=1.0, contrastive=0.0), insulate=True,
-)  # fmt: skip
+    steps=100,
+    batch_size=8,
+    learning_rate=5e-5,
+    min_learning_rate=5e-6,
+    warmup_steps=10,
+    ema_decay=0.999,
+    flow_samples=1,
+    weights=LossWeights(fast=0.0, text=1.0, flow=1.0, contrastive=0.0),
+    insulate=True,
+)
 
 
 @dataclass(frozen=True)
@@ -421,10 +438,15 @@ class BenchmarkSection(Strict):
     record: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_numbers(self, {
-            "[1, inf)": "episodes image_size execute_steps batch", _SEEDS: "seed", _WORKERS: "workers",
-            "[0, inf)": "videos_per_task failures_wanted action_noise",
-        })  # fmt: skip
+        check_numbers(
+            self,
+            {
+                "[1, inf)": "episodes image_size execute_steps batch",
+                _SEEDS: "seed",
+                _WORKERS: "workers",
+                "[0, inf)": "videos_per_task failures_wanted action_noise",
+            },
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -518,10 +540,13 @@ class SuiteRun(Strict):
         check_numbers(
             self,
             {
-                "[1, inf)": "episodes execute image_size batch", _SEEDS: "seed", _WORKERS: "workers",
-                "[-1, 1]": "margin", "[0, 1]": "floor",
+                "[1, inf)": "episodes execute image_size batch",
+                _SEEDS: "seed",
+                _WORKERS: "workers",
+                "[-1, 1]": "margin",
+                "[0, 1]": "floor",
             },
-        )  # fmt: skip
+        )
 
     @property
     def label(self) -> str:

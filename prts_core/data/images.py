@@ -59,13 +59,15 @@ def smart_size(
     if min(height, width) < 1 or max(height, width) > 200 * min(height, width):
         raise DataError(
             "An image cannot be brought to a visual-token budget",
-            found=f"{height} x {width} pixels", expected="sides of at least 1 pixel, at most 200 : 1",
-        )  # fmt: skip
+            found=f"{height} x {width} pixels",
+            expected="sides of at least 1 pixel, at most 200 : 1",
+        )
     if min_pixels > max_pixels or max_pixels < factor**2:
         raise DataError(
             "A visual-token budget is empty",
-            found=f"{min_pixels} to {max_pixels} pixels", expected=f"at least one token of {factor} x {factor}",
-        )  # fmt: skip
+            found=f"{min_pixels} to {max_pixels} pixels",
+            expected=f"at least one token of {factor} x {factor}",
+        )
     rows, columns = (max(factor, round(side / factor) * factor) for side in (height, width))
     if rows * columns > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)

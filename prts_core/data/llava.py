@@ -84,9 +84,10 @@ class LlavaDataset:
         kept = [records[index] for index in choose(len(records), strategy, seed)]
         if not kept:
             raise DataError(
-                "An image-text file has no sample that can be used", file=json_path,
+                "An image-text file has no sample that can be used",
+                file=json_path,
                 found=", ".join(f"{count} left out: {why}" for why, count in sorted(skipped.items())) or "no entries",
-            )  # fmt: skip
+            )
         sizes = _sizes(kept, root, json_path)
         digest = digest_value(
             {"file": digest_file(json_path), "strategy": strategy, "seed": seed, "max": max_tokens, "images": sizes}
@@ -116,9 +117,12 @@ class LlavaDataset:
                 return take(image)
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as err:
             raise DataError(
-                "An image of an image-text sample cannot be read", file=self.root / name,
-                field=f"{self.path.name}, {record.place}", found=str(err), cure="restore the image from its source",
-            ) from err  # fmt: skip
+                "An image of an image-text sample cannot be read",
+                file=self.root / name,
+                field=f"{self.path.name}, {record.place}",
+                found=str(err),
+                cure="restore the image from its source",
+            ) from err
 
 
 def image_names(path: Path) -> list[str]:
@@ -209,14 +213,21 @@ def _sizes(records: list[_Record], root: Path, path: Path) -> list[list[tuple[st
     if missing:
         place, name = missing[0]
         raise DataError(
-            f"{len(missing)} images of an image-text file are missing", file=path, field=f"{place}, image",
-            found=f"no file {root / name}", cure="correct vision_base_path, or restore the images",
-        )  # fmt: skip
+            f"{len(missing)} images of an image-text file are missing",
+            file=path,
+            field=f"{place}, image",
+            found=f"no file {root / name}",
+            cure="correct vision_base_path, or restore the images",
+        )
     return sizes
 
 
 def _malformed(path: Path, place: str, field: str, found: str, expected: str) -> DataError:
     return DataError(
-        "An image-text sample is malformed", file=path, field=f"{place}, {field}", found=found, expected=expected,
+        "An image-text sample is malformed",
+        file=path,
+        field=f"{place}, {field}",
+        found=found,
+        expected=expected,
         cure="correct the entry, or leave it out of the file",
-    )  # fmt: skip
+    )

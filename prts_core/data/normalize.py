@@ -100,9 +100,14 @@ class NormStats:
             state, action = (FeatureStats.from_json(stats[key], path) for key in (STATE, ACTION))
             made_from = raw.get("made_from")
             made = NormStats(
-                state, action, int(raw["count"]), str(raw["split"]), str(raw["fingerprint"]),
-                float(raw.get("rank_error", 0.0)), None if made_from is None else dict(made_from),
-            )  # fmt: skip
+                state,
+                action,
+                int(raw["count"]),
+                str(raw["split"]),
+                str(raw["fingerprint"]),
+                float(raw.get("rank_error", 0.0)),
+                None if made_from is None else dict(made_from),
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as err:
             if isinstance(err, DataError):
                 raise

@@ -38,9 +38,12 @@ class DatasetStatistics:
             parts = [stats for key, stats in self.stats.items() if key.startswith(prefix)]
             if not parts:
                 raise DataError(
-                    "Statistics lack a feature", field=prefix, found=", ".join(self.stats), expected=f"{prefix}...",
+                    "Statistics lack a feature",
+                    field=prefix,
+                    found=", ".join(self.stats),
+                    expected=f"{prefix}...",
                     cure="take the statistics of the dataset the policy was trained on",
-                )  # fmt: skip
+                )
             joined[prefix] = FeatureStats(*(np.concatenate([getattr(p, name) for p in parts]) for name in _NAMES))
         fingerprint = digest_value({key: stats.to_json() for key, stats in self.stats.items()})
         return NormStats(joined[STATE], joined[ACTION], 0, "train", fingerprint)
@@ -66,9 +69,13 @@ def read_statistics(path: Path) -> ReleasedStatistics:
     mode: Any = raw.get("state_mode")
     if mode not in get_args(Normalization):
         raise CheckpointError(
-            "A statistics file names no normalisation", file=path, field="state_mode", found=mode,
-            expected=", ".join(get_args(Normalization)), cure="restore the file from the checkpoint's source",
-        )  # fmt: skip
+            "A statistics file names no normalisation",
+            file=path,
+            field="state_mode",
+            found=mode,
+            expected=", ".join(get_args(Normalization)),
+            cure="restore the file from the checkpoint's source",
+        )
     entries = raw.get("datasets") or {"": {"features": raw.get("features"), "stats": raw.get("stats")}}
     datasets = {}
     for name, entry in _mapping(entries, path, "datasets").items():
@@ -104,7 +111,11 @@ def _stats(raw: object, path: Path, where: str) -> dict[str, FeatureStats]:
 def _mapping(raw: object, path: Path, where: str) -> dict[Any, Any]:
     if not isinstance(raw, dict) or not raw:
         raise DataError(
-            "A statistics file is malformed", file=path, field=where, found=str(raw)[:80], expected="an object",
+            "A statistics file is malformed",
+            file=path,
+            field=where,
+            found=str(raw)[:80],
+            expected="an object",
             cure="restore the file from its source, or compute it again with `prts stats`",
-        )  # fmt: skip
+        )
     return raw

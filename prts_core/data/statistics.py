@@ -86,16 +86,21 @@ def compute(
     relative = [index for index, dim in enumerate(contract.action) if dim.relative]
     if chunk_length is not None and (chunk_length < 1 or not relative):
         raise ConfigError(
-            "There is nothing to be relative", file=datasets[0].root / "meta" / "contract.json",
-            field="action.relative", found=f"{len(relative)} relative dimensions, chunks of {chunk_length}",
+            "There is nothing to be relative",
+            file=datasets[0].root / "meta" / "contract.json",
+            field="action.relative",
+            found=f"{len(relative)} relative dimensions, chunks of {chunk_length}",
             expected="at least one of each",
-        )  # fmt: skip
+        )
     if chunk_length is not None and relative[-1] >= len(contract.state):
         raise ConfigError(
-            "An action is relative to a state that is not there", file=datasets[0].root / "meta" / "contract.json",
-            field=f"action.relative, dimension {relative[-1]}", found=f"{len(contract.state)} state dimensions",
-            expected="a state dimension of the same number", cure="correct relative: in the robot's YAML",
-        )  # fmt: skip
+            "An action is relative to a state that is not there",
+            file=datasets[0].root / "meta" / "contract.json",
+            field=f"action.relative, dimension {relative[-1]}",
+            found=f"{len(contract.state)} state dimensions",
+            expected="a state dimension of the same number",
+            cure="correct relative: in the robot's YAML",
+        )
     files = _files(datasets, split)
     width = len(contract.state) + len(contract.action)
     rows, chunks, digests = Summary(width), Summary(len(relative)), []
@@ -111,9 +116,14 @@ def compute(
     made_from = _made_from(digests, contract, split, None)
     at = len(contract.state)
     stats = NormStats(
-        _part(described, slice(None, at)), _part(described, slice(at, None)), rows.count, split,
-        digest_value(made_from), rows.rank_error, made_from,
-    )  # fmt: skip
+        _part(described, slice(None, at)),
+        _part(described, slice(at, None)),
+        rows.count,
+        split,
+        digest_value(made_from),
+        rows.rank_error,
+        made_from,
+    )
     if chunk_length is None:
         return Computed(stats, rows, contract)
     made_from = _made_from(digests, contract, split, chunk_length)
@@ -121,9 +131,14 @@ def compute(
     for name, part in vars(_features(chunks)).items():
         mixed[name][relative] = part
     trained = NormStats(
-        stats.state, FeatureStats(**mixed), rows.count, split,
-        digest_value(made_from), max(rows.rank_error, chunks.rank_error), made_from,
-    )  # fmt: skip
+        stats.state,
+        FeatureStats(**mixed),
+        rows.count,
+        split,
+        digest_value(made_from),
+        max(rows.rank_error, chunks.rank_error),
+        made_from,
+    )
     return Computed(stats, rows, contract, trained, chunks)
 
 
@@ -208,9 +223,10 @@ def _summarise(
             for state, action in _pieces(file, contract, check=True):
                 del state, action
         raise DataError(
-            "Differences of actions and states leave the range of float32", file=leaf[0].path,
+            "Differences of actions and states leave the range of float32",
+            file=leaf[0].path,
             expected="numbers that a policy can be trained on",
-        ) from err  # fmt: skip
+        ) from err
 
 
 def _add_chunks(

@@ -56,17 +56,22 @@ class Subtasks:
             spans = row.spans
         except (ValidationError, AttributeError, TypeError) as err:
             raise DataError(
-                "The subtasks of an episode are malformed", file=where, field=field,
+                "The subtasks of an episode are malformed",
+                file=where,
+                field=field,
                 found=" ".join(str(err).split())[:200],
                 expected="[{end_frame, action_text}] or {steps: [{end_frame, step_description}]}",
-            ) from err  # fmt: skip
+            ) from err
         ends = [span.end_frame for span in spans]
         if ends != sorted(set(ends)) or (ends and not 0 < ends[0] <= ends[-1] <= row.length):
             raise DataError(
-                "The subtasks of an episode are not in order", file=where, field=field, found=ends,
+                "The subtasks of an episode are not in order",
+                file=where,
+                field=field,
+                found=ends,
                 expected=f"rising end frames from 1 to {row.length}",
                 cure="correct meta/episodes.jsonl; `prts validate` names every such episode",
-            )  # fmt: skip
+            )
         return Subtasks(row.tasks[0], row.length, tuple(span.action_text.strip() for span in spans), tuple(ends))
 
     @property

@@ -92,15 +92,25 @@ def require_at(outputs: Path, model: str, alias: str, number: str) -> None:
     present = version_called(outputs, model, alias)
     if present != number:
         raise StageError(
-            f"@{alias} of {model!r} was moved meanwhile", found=f"version {present or 'none'}",
-            expected=f"version {number or 'none'}", cure="run the same again",
-        )  # fmt: skip
+            f"@{alias} of {model!r} was moved meanwhile",
+            found=f"version {present or 'none'}",
+            expected=f"version {number or 'none'}",
+            cure="run the same again",
+        )
 
 
 def move_alias(
-    outputs: Path, model: str, alias: str, before: str, after: str, *, verdict: Verdict, reason: str = "",
-    evidence: Mapping[str, Any] | None = None, caller: Mapping[str, str] | None = None,
-) -> None:  # fmt: skip
+    outputs: Path,
+    model: str,
+    alias: str,
+    before: str,
+    after: str,
+    *,
+    verdict: Verdict,
+    reason: str = "",
+    evidence: Mapping[str, Any] | None = None,
+    caller: Mapping[str, str] | None = None,
+) -> None:
     """Write the move into the trail, look once more that the alias is where `before` says, and move it.
 
     Whoever calls holds `aliases_locked`. A StageError says that another machine moved the alias meanwhile; nothing is
@@ -109,11 +119,18 @@ def move_alias(
     settle(outputs, model)
     trail, store = moves(outputs, model), client(outputs)
     facts = {
-        "model": model, "alias": alias, "before": before, "after": after, "verdict": verdict, "reason": reason[:4000],
-        "evidence": canonical_json(dict(evidence or {})), "by": person(),
-        "at": datetime.now(UTC).isoformat("T", "seconds"), "state": "intended",
+        "model": model,
+        "alias": alias,
+        "before": before,
+        "after": after,
+        "verdict": verdict,
+        "reason": reason[:4000],
+        "evidence": canonical_json(dict(evidence or {})),
+        "by": person(),
+        "at": datetime.now(UTC).isoformat("T", "seconds"),
+        "state": "intended",
         "number": str(1 + max((move.number for move in trail), default=0)),
-    }  # fmt: skip
+    }
     run = store.create_run(
         experiment_id(outputs, EXPERIMENT),
         run_name=f"{model} @{alias} {before or 'none'} to {after}",

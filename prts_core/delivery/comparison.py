@@ -59,9 +59,11 @@ def _same_protocol(before: Path, now: Path) -> tuple[list[str], list[dict[str, A
         mine, other = ours["protocol"], theirs.get("protocol") or {}
         fields = [name for name in {**mine, **other} if mine.get(name) != other.get(name)]
         raise DataError(
-            "Two runs under different protocols are not compared", file=before, field=", ".join(fields),
+            "Two runs under different protocols are not compared",
+            file=before,
+            field=", ".join(fields),
             found="; ".join(f"{name}: {other.get(name)!r:.80} then, {mine.get(name)!r:.80} now" for name in fields),
             cure="run the earlier policy again under the present protocol",
-        )  # fmt: skip
+        )
     stops = [report.get("stopped_early") for report in (theirs, ours)]
     return sorted({*theirs.get("labels", []), *ours["labels"]}), stops

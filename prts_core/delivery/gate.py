@@ -100,9 +100,14 @@ def policy_episodes(path: Path) -> pl.DataFrame:
 
 
 def decide(
-    challenger: pl.DataFrame, champion: pl.DataFrame | None, margin: float, floor: float | None,
-    confidence: float = CONFIDENCE, *, stopped: bool = False,
-) -> Verdict:  # fmt: skip
+    challenger: pl.DataFrame,
+    champion: pl.DataFrame | None,
+    margin: float,
+    floor: float | None,
+    confidence: float = CONFIDENCE,
+    *,
+    stopped: bool = False,
+) -> Verdict:
     """Promote if the lower bound of (challenger - champion) exceeds `margin`, the challenger's own rate is above
     `floor`, and there is no alarm; alarm if the upper bound is below 0.
 

@@ -71,11 +71,16 @@ def move_rows(history: History) -> list[list[str]]:
     """Time, alias, from, to, what it was, by whom, why; a row a move."""
     return [
         [
-            move.at, f"@{move.alias}", move.before or "-", move.after,
-            move.verdict + ("" if move.state == "done" else f" ({move.state})"), move.by, move.reason,
+            move.at,
+            f"@{move.alias}",
+            move.before or "-",
+            move.after,
+            move.verdict + ("" if move.state == "done" else f" ({move.state})"),
+            move.by,
+            move.reason,
         ]
         for move in history.moves
-    ]  # fmt: skip
+    ]
 
 
 def _word(result: SuiteResult) -> str:
@@ -144,14 +149,25 @@ def _mark(axis: Any, x: float, result: SuiteResult, *, champion: bool, again: bo
     axis.plot([x, x], [rate.lower, rate.upper], color=colour, lw=1.6, zorder=2)
     star = champion and not again
     axis.plot(
-        [x], [rate.estimate], marker="*" if star else "o", ms=13 if star else 6.5, color=colour, zorder=3,
-        markerfacecolor="white" if again else colour, linestyle="none",
-    )  # fmt: skip
+        [x],
+        [rate.estimate],
+        marker="*" if star else "o",
+        ms=13 if star else 6.5,
+        color=colour,
+        zorder=3,
+        markerfacecolor="white" if again else colour,
+        linestyle="none",
+    )
     if not again:
         axis.annotate(
-            f"{result.successes}/{result.n}", (x, rate.upper), xytext=(0, 5), textcoords="offset points", ha="center",
-            fontsize=7, color="0.3",
-        )  # fmt: skip
+            f"{result.successes}/{result.n}",
+            (x, rate.upper),
+            xytext=(0, 5),
+            textcoords="offset points",
+            ha="center",
+            fontsize=7,
+            color="0.3",
+        )
 
 
 def _legend() -> list[Any]:

@@ -13,9 +13,15 @@ SERVERS = ("ws://", "wss://")
 
 
 def open_actor(
-    reference: str, *, batch: int = 1, values: bool = True, patience_s: float = 300.0, api_key: str | None = None,
-    outputs: Path = Path("outputs"), contract: Contract | None = None,
-) -> Actor:  # fmt: skip
+    reference: str,
+    *,
+    batch: int = 1,
+    values: bool = True,
+    patience_s: float = 300.0,
+    api_key: str | None = None,
+    outputs: Path = Path("outputs"),
+    contract: Contract | None = None,
+) -> Actor:
     """The policy that `reference` names: ws://host:port, a policy or package folder, models:/<name>@<alias>.
 
     outputs: whose registry is meant. contract: of a server that states none. Raises ServeError, CheckpointError or
@@ -31,14 +37,18 @@ def open_actor(
         )
     if contract is not None:
         raise ConfigError(
-            "A policy's own contract is what counts", field="--contract", found=reference,
+            "A policy's own contract is what counts",
+            field="--contract",
+            found=reference,
             expected="the address of a policy server that states none",
-        )  # fmt: skip
+        )
     if reference.startswith(("http://", "https://")):
         raise ConfigError(
-            "A policy server speaks websocket", field="--policy", found=reference,
+            "A policy server speaks websocket",
+            field="--policy",
+            found=reference,
             expected="ws" + reference.removeprefix("http"),
-        )  # fmt: skip
+        )
     from prts_core.policy.policy import load_policy, policy_digest
 
     folder = policy_folder(reference, outputs)

@@ -52,9 +52,14 @@ def evidence_of(outputs: Path, version: ModelVersion, names: Iterable[str]) -> d
 
 
 def promote(
-    plan: Plan, outputs: Path, number: str = "", *, approve: bool = False, contract_change: Iterable[str] = (),
+    plan: Plan,
+    outputs: Path,
+    number: str = "",
+    *,
+    approve: bool = False,
+    contract_change: Iterable[str] = (),
     caller: dict[str, str] | None = None,
-) -> Decision:  # fmt: skip
+) -> Decision:
     """Make a version of the recipe's model champion where the rule allows it.
 
     number: of the version; empty: @challenger. approve: put a person's approval on it first, which also lifts what a
@@ -85,12 +90,16 @@ def promote(
         if decision.promote:
             sides = {"challenger": version} | ({} if champion is None else {"champion": champion})
             audit.move_alias(
-                outputs, model, registry.CHAMPION, "" if champion is None else str(champion.version),
-                str(version.version), verdict="promoted", reason=decision.said(), caller=caller,
-                evidence={
-                    name: {side: results_of(of)[name].digest for side, of in sides.items()} for name in asked
-                },
-            )  # fmt: skip
+                outputs,
+                model,
+                registry.CHAMPION,
+                "" if champion is None else str(champion.version),
+                str(version.version),
+                verdict="promoted",
+                reason=decision.said(),
+                caller=caller,
+                evidence={name: {side: results_of(of)[name].digest for side, of in sides.items()} for name in asked},
+            )
         return decision
 
 
@@ -117,9 +126,10 @@ def rollback(outputs: Path, reference: str, reason: str, caller: dict[str, str] 
         after = audit.earlier_champion(audit.moves(outputs, model), before, able)
         if not after:
             raise StageError(
-                f"There is no earlier champion of {model!r}", found=f"nobody before version {before} in the trail",
+                f"There is no earlier champion of {model!r}",
+                found=f"nobody before version {before} in the trail",
                 cure="`prts history` shows the trail; `prts promote --version N` takes another version",
-            )  # fmt: skip
+            )
         registry.resolve_version(store, f"models:/{model}/{after}")
         store.set_model_version_tag(model, before, WITHDRAWN, reason[:4000])  # before the move: a kill leaves it safe
         _forget(store, champion, APPROVAL)

@@ -50,8 +50,17 @@ MODEL_CODE = Path(__file__).with_name("pyfunc_model.py")
 # the version of the machine that registered it. No package index has this project, so a machine also needs a checkout
 # (the version's tag git.sha says which) and `pip install -e '.[inference]'` there.
 REQUIREMENTS = (
-    "mlflow", "numpy", "pydantic", "pyyaml", "rich", "torch", "transformers", "tokenizers", "safetensors", "pillow",
-)  # fmt: skip
+    "mlflow",
+    "numpy",
+    "pydantic",
+    "pyyaml",
+    "rich",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "pillow",
+)
 
 
 @dataclass(frozen=True)
@@ -111,9 +120,12 @@ def _version(name: str, package: Manifest, benchmark: Manifest, context: Context
     packaged = PackageManifest.load(folder).policy_digest
     if report["policy_digest"] != packaged:
         raise StageError(
-            "The benchmark measured another policy than the one in the package", file=folder,
-            found=report["policy_digest"], expected=packaged, cure="run `prts package` again",
-        )  # fmt: skip
+            "The benchmark measured another policy than the one in the package",
+            file=folder,
+            found=report["policy_digest"],
+            expected=packaged,
+            cure="run `prts package` again",
+        )
     result = result_of(report, policy_episodes(episodes))
     store = client(context.outputs)
     tags = {

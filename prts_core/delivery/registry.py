@@ -37,10 +37,13 @@ def refusals(outputs: Path, model: str) -> Iterator[None]:
         yield
     except mlflow.exceptions.MlflowException as err:
         raise StageError(
-            "The MLflow registry refused", file=tracking_uri(outputs), field=f"models:/{model}",
-            found=" ".join(str(err).split())[:300], expected="a working registry and a name without / : .",
+            "The MLflow registry refused",
+            file=tracking_uri(outputs),
+            field=f"models:/{model}",
+            found=" ".join(str(err).split())[:300],
+            expected="a working registry and a name without / : .",
             cure="start the server or correct `register.model_name`, then run the same again",
-        ) from err  # fmt: skip
+        ) from err
 
 
 def is_reference(text: str) -> bool:
@@ -145,10 +148,11 @@ def known_versions(store: MlflowClient, name: str) -> list[Any]:
     if not found:
         names = sorted(m.name for m in store.search_registered_models())
         raise StageError(
-            f"No registered model {name!r}{suggest(name, names)}", found=name,
+            f"No registered model {name!r}{suggest(name, names)}",
+            found=name,
             expected=", ".join(names) or "a registered model; there is none yet",
             cure="run `prts register`, or set MLFLOW_TRACKING_URI or --outputs to where it was registered",
-        )  # fmt: skip
+        )
     return found
 
 

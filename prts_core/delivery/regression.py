@@ -112,9 +112,15 @@ def lacking(plan: Plan, outputs: Path, version: ModelVersion) -> list[str]:
 
 
 def regress(
-    plan: Plan, name: str, version: str, outputs: Path, *, attempt: str, caller: dict[str, str] | None = None,
+    plan: Plan,
+    name: str,
+    version: str,
+    outputs: Path,
+    *,
+    attempt: str,
+    caller: dict[str, str] | None = None,
     say: Say = lambda text: None,
-) -> Outcome:  # fmt: skip
+) -> Outcome:
     """Measure `models:/<the recipe's model>/<version>` on `name` and judge it; goes on where a killed run stopped.
 
     attempt: names a repetition (a date, a run's id), so that the same one is resumed and the next one is not. A version
@@ -162,9 +168,7 @@ def _regress(
         elif champion is not None:
             asked = bars(plan)
             mine = {name: Evidence(result.protocol_digest, ours)}
-            comparison = promotion.compare(
-                name, mine, evidence_of(outputs, champion, [name]), asked[name], len(asked)
-            )  # fmt: skip
+            comparison = promotion.compare(name, mine, evidence_of(outputs, champion, [name]), asked[name], len(asked))
         alarm = isinstance(comparison, Verdict) and comparison.alarm
         result = replace(result, alarm=alarm, attempt=attempt)
         log.keep(result, folder, recorded=not again)
@@ -176,9 +180,7 @@ def _regress(
         picture = draw(outputs, model, outputs / "regression" / model / "history.png")
         if picture is not None:
             log.add(picture)
-        return Outcome(
-            name, str(version.version), result, comparison, again, decision, folder, picture, log.url
-        )  # fmt: skip
+        return Outcome(name, str(version.version), result, comparison, again, decision, folder, picture, log.url)
 
 
 def run_of(plan: Plan, name: str) -> SuiteRun | None:

@@ -63,10 +63,13 @@ class SuiteResult:
 def result_of(report: dict[str, Any], episodes: pl.DataFrame) -> SuiteResult:
     """A benchmark's report.json, and the policy's own episodes, as a result."""
     return SuiteResult(
-        suite=report["suite"], successes=int(episodes["success"].sum()), n=episodes.height,
-        protocol_digest=report["protocol_digest"], episodes_digest=digest_of(episodes),
+        suite=report["suite"],
+        successes=int(episodes["success"].sum()),
+        n=episodes.height,
+        protocol_digest=report["protocol_digest"],
+        episodes_digest=digest_of(episodes),
         standins="; ".join(report["labels"]),
-    )  # fmt: skip
+    )
 
 
 def digest_of(episodes: pl.DataFrame) -> str:
@@ -87,9 +90,11 @@ def results_of(version: ModelVersion, tag: str = TAG) -> dict[str, SuiteResult]:
                 found[key[len(tag) :]] = SuiteResult(**known)
             except (ValueError, TypeError) as err:
                 raise DataError(
-                    f"A result on version {version.version} of {version.name!r} cannot be read", field=key,
-                    found=f"{type(err).__name__}: {err}", cure="delete the tag; the suite is then run again",
-                ) from err  # fmt: skip
+                    f"A result on version {version.version} of {version.name!r} cannot be read",
+                    field=key,
+                    found=f"{type(err).__name__}: {err}",
+                    cure="delete the tag; the suite is then run again",
+                ) from err
     return found
 
 
@@ -113,14 +118,18 @@ def episodes_of(outputs: Path, version: ModelVersion, name: str, result: SuiteRe
                 found = policy_episodes(Path(store.download_artifacts(result.run_id, EPISODES, target)))
     except (mlflow.exceptions.MlflowException, DataError, OSError) as err:
         raise StageError(
-            f"The episodes of version {version.version} on {name!r} are gone from MLflow", field=result.run_id,
-            found=" ".join(str(err).split())[:200], cure=cure,
-        ) from err  # fmt: skip
+            f"The episodes of version {version.version} on {name!r} are gone from MLflow",
+            field=result.run_id,
+            found=" ".join(str(err).split())[:200],
+            cure=cure,
+        ) from err
     if result.episodes_digest and digest_of(found) != result.episodes_digest:
         raise StageError(
             f"The episodes of version {version.version} on {name!r} are not those that were recorded",
-            found=digest_of(found), expected=result.episodes_digest, cure=cure,
-        )  # fmt: skip
+            found=digest_of(found),
+            expected=result.episodes_digest,
+            cure=cure,
+        )
     return found
 
 
@@ -133,9 +142,14 @@ class SuiteRunLog:
         self.store, self.version, self.name = client(outputs), version, name
         experiment, uri = experiment_id(outputs, recipe), tracking_uri(outputs)
         tags = {
-            "prts.stage": "regression", "prts.recipe": recipe, "prts.suite": name, "prts.attempt": attempt,
-            "prts.model": f"models:/{version.name}/{version.version}", **source_tags(), **caller,
-        }  # fmt: skip
+            "prts.stage": "regression",
+            "prts.recipe": recipe,
+            "prts.suite": name,
+            "prts.attempt": attempt,
+            "prts.model": f"models:/{version.name}/{version.version}",
+            **source_tags(),
+            **caller,
+        }
         run_name = f"regression {name} v{version.version}"
         self.run_id = self.store.create_run(experiment, run_name=run_name, tags=tags).info.run_id
         self.url = run_url(uri, experiment, self.run_id)

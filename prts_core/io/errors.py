@@ -125,9 +125,12 @@ def lookup(table: dict, name: str, what: str, cure: str | None = None):
     if name in table:
         return table[name]
     raise ConfigError(
-        f"Unknown {what} {name!r}{suggest(name, table)}", field=what, found=name, expected=", ".join(sorted(table)),
+        f"Unknown {what} {name!r}{suggest(name, table)}",
+        field=what,
+        found=name,
+        expected=", ".join(sorted(table)),
         cure=cure,
-    )  # fmt: skip
+    )
 
 
 def install_extra(extra: str) -> str:

@@ -44,9 +44,11 @@ def local_folder(
     except faults as err:
         raise CheckpointError(
             f"The {'checkpoint' if repo_type == 'model' else repo_type} is neither a folder here nor can it be fetched "
-            "from the hub", file=source,
-            found=f"{type(err).__name__}: {err}"[:300], cure="download it where there is a network and give its folder",
-        ) from err  # fmt: skip
+            "from the hub",
+            file=source,
+            found=f"{type(err).__name__}: {err}"[:300],
+            cure="download it where there is a network and give its folder",
+        ) from err
 
 
 def downloaded_dataset(repo_id: str, revision: str | None = None) -> Path | None:
@@ -70,22 +72,27 @@ def _dataset(repo_id: str, revision: str | None, local_files_only: bool) -> Path
         )
     except errors.HFValidationError as err:
         raise StageError(
-            "This is no dataset of the hub", field="repo_id", found=repo_id, expected="owner/name",
+            "This is no dataset of the hub",
+            field="repo_id",
+            found=repo_id,
+            expected="owner/name",
             cure="correct repo_id in the dataset's YAML",
-        ) from err  # fmt: skip
+        ) from err
     except _network_errors() as err:
         if local_files_only and isinstance(err, errors.LocalEntryNotFoundError):
             return None
         full = isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT)
         said = str(err).strip().splitlines() or [""]
         raise StageError(
-            f"Dataset {repo_id!r} cannot be downloaded from the hub", field="repo_id",
+            f"Dataset {repo_id!r} cannot be downloaded from the hub",
+            field="repo_id",
             file=getattr(err, "filename", None),
             found="the disk is full" if full else f"{type(err).__name__}: {said[0][:300]}",
-            cure="free some space, or `export HF_HOME=/path/with/room`" if full else
-            "check the name, `revision` and the network (a private dataset needs `hf auth login`), or set `root` to a "
-            "folder that holds it",
-        ) from err  # fmt: skip
+            cure="free some space, or `export HF_HOME=/path/with/room`"
+            if full
+            else "check the name, `revision` and the network (a private dataset needs `hf auth login`), "
+            "or set `root` to a folder that holds it",
+        ) from err
 
 
 def _network_errors() -> tuple[type[Exception], ...]:

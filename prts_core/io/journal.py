@@ -77,18 +77,24 @@ class Journal:
                 self.events.append(event)
             else:
                 raise DataError(
-                    "A journal's line is neither an episode nor an event", file=self.path, field=f"line {number}",
-                    found=line[:80].decode("utf-8", "replace"), expected=f"an episode with {', '.join(self.key)}",
-                )  # fmt: skip
+                    "A journal's line is neither an episode nor an event",
+                    file=self.path,
+                    field=f"line {number}",
+                    found=line[:80].decode("utf-8", "replace"),
+                    expected=f"an episode with {', '.join(self.key)}",
+                )
 
     def _parse(self, number: int, line: bytes) -> dict[str, Any]:
         try:
             entry = json.loads(line)
         except ValueError as err:
             raise DataError(
-                "A journal holds a line that is not JSON", file=self.path, field=f"line {number}", found=str(err),
+                "A journal holds a line that is not JSON",
+                file=self.path,
+                field=f"line {number}",
+                found=str(err),
                 cure="remove that line: its episode is run again",
-            ) from err  # fmt: skip
+            ) from err
         if not isinstance(entry, dict):
             raise DataError("A journal's line is no object", file=self.path, field=f"line {number}")
         return entry
@@ -99,10 +105,12 @@ class Journal:
         if names:
             shown = [_difference(name, found.get(name), own.get(name)) for name in names]
             raise StageError(
-                "This folder holds another benchmark; its episodes do not mix with yours", file=self.path,
-                field=", ".join(names), found="; ".join(shown),
+                "This folder holds another benchmark; its episodes do not mix with yours",
+                file=self.path,
+                field=", ".join(names),
+                found="; ".join(shown),
                 cure="use the same policy, suite and settings to go on with it, or choose another --output",
-            )  # fmt: skip
+            )
 
     def _key_of(self, row: Row) -> tuple[Any, ...]:
         return tuple(row[name] for name in self.key)

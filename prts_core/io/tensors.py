@@ -109,9 +109,12 @@ def _likely_cause(missing: list[str], extra: list[str], shapes: list[str]) -> st
 
 
 def save_sharded(
-    folder: Path, tensors: Mapping[str, Tensor], name: str = "model", max_bytes: int = MAX_SHARD_BYTES,
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    name: str = "model",
+    max_bytes: int = MAX_SHARD_BYTES,
     metadata: dict[str, str] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Write `tensors` to `folder` in shards of at most `max_bytes` (a larger tensor gets a shard of its own).
 
     The index comes after the shards, files of an earlier save under this name go last. Whoever overwrites weights and
@@ -221,9 +224,12 @@ def _index_map(index: Path) -> dict[str, str]:
     weight_map = parsed.get("weight_map") if isinstance(parsed, dict) else None
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(f, str) for f in weight_map.values()):
         raise CheckpointError(
-            "The index of the weights names no files", file=index, field="weight_map",
-            expected='{"tensor": "file", ...}', cure="fetch the folder again",
-        )  # fmt: skip
+            "The index of the weights names no files",
+            file=index,
+            field="weight_map",
+            expected='{"tensor": "file", ...}',
+            cure="fetch the folder again",
+        )
     return weight_map
 
 
@@ -232,9 +238,12 @@ def _index_files(index: Path) -> list[str]:
     outside = [f for f in files if Path(f).name != f or not f.endswith(".safetensors")]
     if outside:
         raise CheckpointError(
-            "The index of the weights names something else than safetensors files beside it", file=index,
-            field="weight_map", found=outside[:20], expected="names of .safetensors files in the same folder",
-        )  # fmt: skip
+            "The index of the weights names something else than safetensors files beside it",
+            file=index,
+            field="weight_map",
+            found=outside[:20],
+            expected="names of .safetensors files in the same folder",
+        )
     return files
 
 
@@ -244,14 +253,19 @@ def _check_index(index: Path, where: dict[str, str]) -> None:
     unknown = sorted(where.keys() - said.keys())
     if lost or unknown:
         raise CheckpointError(
-            "The shards do not hold what their index says", file=index,
+            "The shards do not hold what their index says",
+            file=index,
             found=f"not in their file {len(lost)}: {lost[:20]}; in no index {len(unknown)}: {unknown[:20]}",
-            expected="index and shards of one save", cure="fetch or save the whole folder again",
-        )  # fmt: skip
+            expected="index and shards of one save",
+            cure="fetch or save the whole folder again",
+        )
 
 
 def _unreadable(path: Path, err: Exception) -> CheckpointError:
     return CheckpointError(
-        "Weights cannot be read", file=path, found=str(err), expected="a whole safetensors file",
+        "Weights cannot be read",
+        file=path,
+        found=str(err),
+        expected="a whole safetensors file",
         cure="restore the file; a training run restarts from its last whole checkpoint",
-    )  # fmt: skip
+    )

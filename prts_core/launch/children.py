@@ -45,8 +45,9 @@ def run_elsewhere(launch: Launch, work: Path, call: str, arguments: dict[str, An
             if asked and time.monotonic() - asked > STOP_LIMIT_S:
                 raise Stopped(
                     f"Stopped on request, without a checkpoint: none was written within {STOP_LIMIT_S:.0f} s",
-                    file=work, cure="the same command goes on from the last checkpoint",
-                )  # fmt: skip
+                    file=work,
+                    cure="the same command goes on from the last checkpoint",
+                )
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(POLL_S)
         points.pass_on(log)
@@ -58,9 +59,10 @@ def run_elsewhere(launch: Launch, work: Path, call: str, arguments: dict[str, An
         code = child.returncode
         how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         raise StageError(
-            f"The stage's processes ({launch}) {how} without a result", file=work,
+            f"The stage's processes ({launch}) {how} without a result",
+            file=work,
             cure="look at what they printed above; the same command goes on from the last checkpoint",
-        )  # fmt: skip
+        )
 
 
 @contextlib.contextmanager
@@ -71,8 +73,9 @@ def _started(launch: Launch, work: Path) -> Iterator[subprocess.Popen[bytes]]:
     environment = {"OMP_NUM_THREADS": "1"} if launch.kind == "torchrun" else {}
     child = subprocess.Popen(
         [sys.executable, *(many if launch.kind == "torchrun" else []), *rank],
-        env=environment | os.environ, start_new_session=True,
-    )  # fmt: skip
+        env=environment | os.environ,
+        start_new_session=True,
+    )
     try:
         yield child
     finally:

@@ -73,9 +73,10 @@ def refuse_many(stage: str, trains: bool) -> None:
     """ConfigError where a launcher started several processes for a stage that runs in one."""
     if launched() > 1 and not trains:
         raise ConfigError(
-            f"Stage {stage!r} runs in one process", found=f"{launched()} processes",
+            f"Stage {stage!r} runs in one process",
+            found=f"{launched()} processes",
             cure=f"run `prts {stage}` without torchrun or deepspeed",
-        )  # fmt: skip
+        )
 
 
 def leave() -> None:

@@ -38,15 +38,21 @@ def parse_launch(text: str, field: str = "launch") -> Launch:
     if kind != "torchrun":
         if colon:
             raise ConfigError(
-                f"{kind!r} takes no number of processes", field=field, found=text, expected=EXPECTED,
+                f"{kind!r} takes no number of processes",
+                field=field,
+                found=text,
+                expected=EXPECTED,
                 cure=f"write {kind}, or torchrun:{count}",
-            )  # fmt: skip
+            )
         return Launch(kind)
     if not count.isdecimal() or int(count) < 1:
         raise ConfigError(
-            "torchrun needs a number of processes", field=field, found=text, expected="torchrun:N, N at least 1",
+            "torchrun needs a number of processes",
+            field=field,
+            found=text,
+            expected="torchrun:N, N at least 1",
             cure="write torchrun:2 for two processes",
-        )  # fmt: skip
+        )
     return Launch(kind, int(count))
 
 

@@ -73,9 +73,12 @@ def generate(
     image = torch.nn.functional.pad(encoded.image, (0, visible.shape[1] - encoded.image.shape[1]))
     layers: list[Any] = cache.layers
     prefix = Prefix(
-        [layer.keys for layer in layers], [layer.values for layer in layers], torch.cat(hidden, 1), visible,
+        [layer.keys for layer in layers],
+        [layer.values for layer in layers],
+        torch.cat(hidden, 1),
+        visible,
         image & visible,
-    )  # fmt: skip
+    )
     return words, prefix
 
 

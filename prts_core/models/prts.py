@@ -128,17 +128,21 @@ class PrtsModel(nn.Module):
     def _action_head(self) -> ActionHeadConfig:
         if self.config.expert is None:
             raise CheckpointError(
-                "This model cannot act: it was made without an action head", field="expert", found=None,
+                "This model cannot act: it was made without an action head",
+                field="expert",
+                found=None,
                 cure="post-train it (stage sft), or load a checkpoint that was post-trained",
-            )  # fmt: skip
+            )
         return self.config.expert
 
     def _need_value_heads(self) -> None:
         if self.config.contrastive is None:
             raise CheckpointError(
-                "This model has no value: it was made without contrastive heads", field="contrastive", found=None,
+                "This model has no value: it was made without contrastive heads",
+                field="contrastive",
+                found=None,
                 cure="load a checkpoint that was pre-trained with the contrastive loss",
-            )  # fmt: skip
+            )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., H) -> (..., vocabulary), by the head tied to the embeddings."""

@@ -77,9 +77,12 @@ class Prefix:
     def map(self, change: Any) -> Prefix:
         """`change` applied to every tensor."""
         return Prefix(
-            [change(k) for k in self.keys], [change(v) for v in self.values],
-            change(self.hidden), change(self.visible), change(self.image),
-        )  # fmt: skip
+            [change(k) for k in self.keys],
+            [change(v) for v in self.values],
+            change(self.hidden),
+            change(self.visible),
+            change(self.image),
+        )
 
     def repeat(self, times: int) -> Prefix:
         """Each sample `times` times in a row, for several noise draws a sample."""

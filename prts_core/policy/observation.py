@@ -62,14 +62,18 @@ def read_observation(
         if key not in observation:
             raise DataError(
                 f"{'The state' if key == STATE else 'A camera'} is missing{suggest(key, observation)}",
-                field=key, found=", ".join(sorted(observation)) or "nothing", expected=", ".join(wanted),
-            )  # fmt: skip
+                field=key,
+                found=", ".join(sorted(observation)) or "nothing",
+                expected=", ".join(wanted),
+            )
     state = np.asarray(observation[STATE])
     if state.ndim not in (1, 2) or state.dtype.kind not in "fiu":
         raise DataError(
-            "The state has the wrong form", field=STATE, found=f"{state.dtype} {state.shape}",
+            "The state has the wrong form",
+            field=STATE,
+            found=f"{state.dtype} {state.shape}",
             expected="numbers (D,), or (B, D) for a batch",
-        )  # fmt: skip
+        )
     single = state.ndim == 1
     state = np.atleast_2d(state).astype(np.float32, copy=False)
     images = {}
@@ -77,10 +81,12 @@ def read_observation(
         image = np.asarray(observation[key])
         if image.ndim != (3 if single else 4) or image.shape[-1] != 3 or image.dtype != np.uint8:
             raise DataError(
-                "A camera image has the wrong form", field=key, found=f"{image.dtype} {image.shape}",
+                "A camera image has the wrong form",
+                field=key,
+                found=f"{image.dtype} {image.shape}",
                 expected=f"uint8 {'(H, W, 3)' if single else '(B, H, W, 3)'}, as the state has "
                 f"{'no batch axis' if single else 'a batch axis'}",
-            )  # fmt: skip
+            )
         images[key] = image[None] if single else image
         if len(images[key]) != len(state):
             raise DataError(
@@ -94,9 +100,11 @@ def sentences(instruction: str | Sequence[str], count: int) -> list[str]:
     found = [instruction] * count if isinstance(instruction, str) else list(instruction)
     if len(found) != count or not all(isinstance(text, str) for text in found):
         raise DataError(
-            "There is not one instruction for each sample", field="instruction", found=found[:8],
+            "There is not one instruction for each sample",
+            field="instruction",
+            found=found[:8],
             expected=f"a sentence, or {count} of them",
-        )  # fmt: skip
+        )
     return found
 
 
@@ -106,9 +114,11 @@ def read_actions(actions: np.ndarray, batch: ObservationBatch) -> np.ndarray:
     wanted = 2 if batch.single else 3
     if actions.ndim != wanted or (not batch.single and len(actions) != len(batch)):
         raise DataError(
-            "Actions do not fit their observation", field="action", found=actions.shape,
+            "Actions do not fit their observation",
+            field="action",
+            found=actions.shape,
             expected="(T, A)" if batch.single else f"({len(batch)}, T, A)",
-        )  # fmt: skip
+        )
     return actions.reshape(len(batch), *actions.shape[-2:]).astype(np.float32, copy=False)
 
 

@@ -82,9 +82,12 @@ class Policy:
             return self._speak(batch)[1]
         if subtasks is not None and not self.processor.subtasks:
             raise DataError(
-                "This policy does not reason in subtasks", field="subtask", found=subtasks[0], expected="none",
+                "This policy does not reason in subtasks",
+                field="subtask",
+                found=subtasks[0],
+                expected="none",
                 cure="give the instruction alone, or fine-tune the policy by stage subtask",
-            )  # fmt: skip
+            )
         tokens = self.processor.tokens(batch.images, batch.state, batch.instructions, subtasks=subtasks)
         return self.model.encode(tokens.to(self.device)).prefix()
 

@@ -141,12 +141,13 @@ class Processor:
         sequences = [
             self.builder.sequence(
                 Sample(tokens, text, own, None if subtasks is None else subtasks[i]),
-                response=False, contrastive=actions is not None,
+                response=False,
+                contrastive=actions is not None,
             )
             for i, (tokens, text, own) in enumerate(
                 zip(self.builder.encode_states(bins), instructions, fast, strict=True)
             )
-        ]  # fmt: skip
+        ]
         vision = self.model.vision
         return collate(sequences, *patches(self.images(images), vision.patch_size, vision.merge_size))
 
@@ -167,9 +168,11 @@ class Processor:
         expected = _settings(model, compat, subtasks)
         if found != expected:
             raise CheckpointError(
-                "A processor configuration does not fit its model", file=folder / "processor_config.json",
-                found=found, expected=expected,
-            )  # fmt: skip
+                "A processor configuration does not fit its model",
+                file=folder / "processor_config.json",
+                found=found,
+                expected=expected,
+            )
         contract = PolicyContract.load(folder / "policy_contract.json")
         return Processor(
             contract,
@@ -195,9 +198,13 @@ def load_compat(folder: Path) -> Compat:
     found: Any = raw.get("compat") if isinstance(raw, dict) else raw
     if found not in get_args(Compat):
         raise CheckpointError(
-            "A processor configuration has no valid compat", file=path, field="compat", found=found,
-            expected=" or ".join(get_args(Compat)), cure="restore the file from the package or the registry",
-        )  # fmt: skip
+            "A processor configuration has no valid compat",
+            file=path,
+            field="compat",
+            found=found,
+            expected=" or ".join(get_args(Compat)),
+            cure="restore the file from the package or the registry",
+        )
     return found
 
 
@@ -207,9 +214,12 @@ def load_statistics(path: Path, digest: str | None = None, contract: PolicyContr
     statistics = NormStats.load(path)
     if digest is not None and digest_file(path) != digest:
         raise CheckpointError(
-            "The norm statistics are not those the policy was trained with", file=path,
-            found=digest_file(path), expected=digest, cure="restore norm_stats.json from the package or the registry",
-        )  # fmt: skip
+            "The norm statistics are not those the policy was trained with",
+            file=path,
+            found=digest_file(path),
+            expected=digest,
+            cure="restore norm_stats.json from the package or the registry",
+        )
     made_from = statistics.made_from
     if contract is not None and made_from is not None:
         length = contract.chunk_length if any(contract.contract.relative) else None
@@ -217,8 +227,11 @@ def load_statistics(path: Path, digest: str | None = None, contract: PolicyContr
         for name, value in wanted.items():
             if made_from.get(name) != value:
                 raise CheckpointError(
-                    "The norm statistics were not made for this policy", file=path, field=f"made_from.{name}",
-                    found=made_from.get(name), expected=value,
+                    "The norm statistics were not made for this policy",
+                    file=path,
+                    field=f"made_from.{name}",
+                    found=made_from.get(name),
+                    expected=value,
                     cure="restore the policy's own norm_stats.json, or train again after `prts stats`",
-                )  # fmt: skip
+                )
     return statistics

@@ -35,13 +35,15 @@ class Score:
 
     def to_json(self) -> dict[str, object]:
         return {
-            "frames": self.frames, "exact_match": self.exact_match, "baseline_commonest": self.baseline,
+            "frames": self.frames,
+            "exact_match": self.exact_match,
+            "baseline_commonest": self.baseline,
             "tasks": {
                 task: {"frames": n, "exact_match": match, "baseline_commonest": plain}
                 for task, (n, match, plain) in self.tasks.items()
             },
             "confusions": [{"wanted": w, "said": s, "frames": n} for w, s, n in self.confusions],
-        }  # fmt: skip
+        }
 
 
 def score_subtasks(policy: Policy, dataset: LeRobotDataset, trained: Sequence[int], every: int) -> Score | None:
@@ -63,10 +65,12 @@ def score_subtasks(policy: Policy, dataset: LeRobotDataset, trained: Sequence[in
     }
     wrong = Counter((w, s) for _, w, s in rows if w != s)
     return Score(
-        len(rows), float(np.mean([w == s for _, w, s in rows])), float(np.mean([x for p in plain.values() for x in p])),
+        len(rows),
+        float(np.mean([w == s for _, w, s in rows])),
+        float(np.mean([x for p in plain.values() for x in p])),
         {t: (len(right[t]), float(np.mean(right[t])), float(np.mean(plain[t]))) for t in right},
         [(w, s, n) for (w, s), n in wrong.most_common(10)],
-    )  # fmt: skip
+    )
 
 
 def said_along(policy: Policy, dataset: LeRobotDataset, episode: int, every: int) -> dict[int, str]:

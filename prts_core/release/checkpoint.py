@@ -132,9 +132,13 @@ def backbone_names(tensors: Mapping[str, Tensor], where: Path) -> dict[str, Tens
     embeddings = renamed.get(EMBEDDINGS)
     if head is not None and embeddings is not None and not torch.equal(head, embeddings):
         raise CheckpointError(
-            "The output head differs from the embeddings; only tied ones are supported", file=where, field=HEAD,
-            found=tuple(head.shape), expected=f"equal to {EMBEDDINGS}", cure="take a model with tied embeddings",
-        )  # fmt: skip
+            "The output head differs from the embeddings; only tied ones are supported",
+            file=where,
+            field=HEAD,
+            found=tuple(head.shape),
+            expected=f"equal to {EMBEDDINGS}",
+            cure="take a model with tied embeddings",
+        )
     return renamed
 
 
@@ -147,10 +151,13 @@ def _config(folder: Path, *kinds: str) -> Section:
     found = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
     if found not in kinds or "text_config" not in raw:
         raise CheckpointError(
-            "This folder holds no checkpoint of the layout asked for", file=path, field="model_type", found=found,
+            "This folder holds no checkpoint of the layout asked for",
+            file=path,
+            field="model_type",
+            found=found,
             expected=f"{' or '.join(kinds)}, with text_config and vision_config",
             cure="a policy folder of this project loads with load_policy",
-        )  # fmt: skip
+        )
     return Section(raw, path)
 
 
@@ -176,10 +183,13 @@ def _vocabulary(tensors: Mapping[str, Tensor], said: set[int], where: Path) -> i
     rows = len(tensors[EMBEDDINGS])
     if rows not in said:
         raise CheckpointError(
-            "Weights and configuration disagree on the vocabulary", file=where, field="text_config.vocab_size",
-            found=f"{rows} rows of {EMBEDDINGS}, vocab_size {sorted(said)}", expected="one number",
+            "Weights and configuration disagree on the vocabulary",
+            file=where,
+            field="text_config.vocab_size",
+            found=f"{rows} rows of {EMBEDDINGS}, vocab_size {sorted(said)}",
+            expected="one number",
             cure="take config.json and weights from one save",
-        )  # fmt: skip
+        )
     return rows
 
 

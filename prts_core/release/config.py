@@ -18,7 +18,7 @@ from prts_core.config.model import (
     MotConfig,
     TextConfig,
     VisionConfig,
-)  # fmt: skip
+)
 from prts_core.io.errors import CheckpointError
 
 # What the public code fixes in its source instead of its configuration.
@@ -49,10 +49,13 @@ class Section:
 
     def fault(self, key: str, found: Any, expected: str) -> CheckpointError:
         return CheckpointError(
-            "A checkpoint's configuration does not fit", file=self.path, field=self.name + key,
-            found="nothing" if found is _ABSENT else found, expected=expected,
+            "A checkpoint's configuration does not fit",
+            file=self.path,
+            field=self.name + key,
+            found="nothing" if found is _ABSENT else found,
+            expected=expected,
             cure="take config.json as it was saved with the weights",
-        )  # fmt: skip
+        )
 
     def _get(self, key: str, default: Any, kinds: tuple[type, ...], what: str) -> Any:
         value = self.raw.get(key, default)
@@ -161,9 +164,14 @@ def model_config(top: Section, value_heads: bool) -> ModelConfig:
 def _action_head(top: Section, overrides: Section, text: TextConfig) -> ActionHeadConfig:
     head = top.section("dit_action_head_config")
     for key, value in {
-        "noise_beta_alpha": 1.5, "noise_beta_beta": 1.0, "noise_s": 0.999, "num_timestep_buckets": 1000,
-        "add_pos_embed": True, "interleave_self_attention": True, "norm_type": "ada_norm",
-    }.items():  # fmt: skip
+        "noise_beta_alpha": 1.5,
+        "noise_beta_beta": 1.0,
+        "noise_s": 0.999,
+        "num_timestep_buckets": 1000,
+        "add_pos_embed": True,
+        "interleave_self_attention": True,
+        "norm_type": "ada_norm",
+    }.items():
         head.must(key, value)
     steps = top.whole("num_denoise_steps")
     if head.flag("use_mot_action_expert"):

@@ -28,10 +28,16 @@ VIEW_TOKENS = (64, 144)  # visual tokens of a view in the public launchers
 
 
 def import_released(
-    source: str | Path, output: Path, *, fast: str | Path, control_hz: float, embodiment_tag: str,
-    repo_id: str | None = None, relative: Sequence[bool] | None = None,
+    source: str | Path,
+    output: Path,
+    *,
+    fast: str | Path,
+    control_hz: float,
+    embodiment_tag: str,
+    repo_id: str | None = None,
+    relative: Sequence[bool] | None = None,
     view_tokens: tuple[int, int] = VIEW_TOKENS,
-) -> Policy:  # fmt: skip
+) -> Policy:
     """Write the policy folder `output` from the checkpoint `source` (folder or hub id) and load it.
 
     fast: the published FAST processor, folder or hub id. control_hz: rows a second of the training data. repo_id: which
@@ -45,9 +51,11 @@ def import_released(
     model, released = load_released(folder)
     if not released.has_action_head:
         raise CheckpointError(
-            "This checkpoint has no action head and cannot act", file=folder, field="dit_action_head.*",
+            "This checkpoint has no action head and cannot act",
+            file=folder,
+            field="dit_action_head.*",
             cure="post-train it first: stage sft starts from it",
-        )  # fmt: skip
+        )
     statistics = read_statistics(folder / "statistics.json")
     dataset = statistics.dataset(repo_id)
     own = output / "norm_stats.json"
@@ -56,9 +64,12 @@ def import_released(
     tokenizer = released_tokenizer(released, action_tokens)
     config = replace(model.config, min_view_tokens=view_tokens[0], max_view_tokens=view_tokens[1])
     contract = PolicyContract(
-        embodiment_tag, _contract(dataset, embodiment_tag, control_hz, relative, folder), config.chunk_length,
-        statistics.state_mode, digest_file(own),
-    )  # fmt: skip
+        embodiment_tag,
+        _contract(dataset, embodiment_tag, control_hz, relative, folder),
+        config.chunk_length,
+        statistics.state_mode,
+        digest_file(own),
+    )
     processor = Processor(contract, dataset.norm_stats(), own, tokenizer, action_tokens, config, "prts")
     save_policy(output, model.state_dict(), config, processor)
     return load_policy(output)
@@ -72,9 +83,12 @@ def _contract(
     marks = [False] * stats.action.width if relative is None else list(relative)
     if len(marks) != stats.action.width:
         raise ContractError(
-            "The marks of relative actions do not fit the checkpoint", field="relative", found=len(marks),
-            expected=stats.action.width, cure="give one mark per action dimension of the dataset",
-        )  # fmt: skip
+            "The marks of relative actions do not fit the checkpoint",
+            field="relative",
+            found=len(marks),
+            expected=stats.action.width,
+            cure="give one mark per action dimension of the dataset",
+        )
     cameras = [
         Camera(key, camera_label(key.split(".")[-1], "prts"), *_size(feature, key, where))
         for key, feature in dataset.features.items()
@@ -101,9 +115,12 @@ def _size(feature: dict[str, Any], key: str, where: Path) -> tuple[int, int]:
         return int(sizes["height"]), int(sizes["width"])
     except (KeyError, TypeError, ValueError) as err:
         raise CheckpointError(
-            "A camera's shape cannot be read", file=where / "statistics.json", field=f"features.{key}",
-            found=f"shape {shape}, names {names}", expected="height, width and channel",
-        ) from err  # fmt: skip
+            "A camera's shape cannot be read",
+            file=where / "statistics.json",
+            field=f"features.{key}",
+            found=f"shape {shape}, names {names}",
+            expected="height, width and channel",
+        ) from err
 
 
 def released_tokenizer(released: Released, fast: FastTokenizer) -> TextTokenizer:
@@ -112,16 +129,22 @@ def released_tokenizer(released: Released, fast: FastTokenizer) -> TextTokenizer
     tokenizer = with_prts_tokens(read_tokenizer(released.folder), fast.vocab_size)
     tokens = released.tokens
     wanted = {
-        prompt.IMAGE_PAD: tokens.image, prompt.VISION_START: tokens.vision_start, prompt.VISION_END: tokens.vision_end,
-        prompt.ACTION_START: tokens.action_start, prompt.ACTION_PAD: tokens.action_pad,
-        prompt.ACTION_END: tokens.action_end, prompt.GOAL: tokens.goal_repr, prompt.OBS: tokens.obs_repr,
-    }  # fmt: skip
+        prompt.IMAGE_PAD: tokens.image,
+        prompt.VISION_START: tokens.vision_start,
+        prompt.VISION_END: tokens.vision_end,
+        prompt.ACTION_START: tokens.action_start,
+        prompt.ACTION_PAD: tokens.action_pad,
+        prompt.ACTION_END: tokens.action_end,
+        prompt.GOAL: tokens.goal_repr,
+        prompt.OBS: tokens.obs_repr,
+    }
     wrong = {t: (tokenizer.id(t), i) for t, i in wanted.items() if i is not None and tokenizer.id(t) != i}
     if wrong or len(tokenizer) > released.vocab_size:
         raise CheckpointError(
-            "The tokenizer and the checkpoint disagree on token ids", file=released.folder,
+            "The tokenizer and the checkpoint disagree on token ids",
+            file=released.folder,
             found=", ".join(f"{t} is {a}" for t, (a, _) in wrong.items()) or f"{len(tokenizer)} tokens",
             expected=", ".join(f"{t} is {b}" for t, (_, b) in wrong.items()) or f"at most {released.vocab_size}",
             cure="take tokenizer files and FAST processor that the checkpoint was trained with",
-        )  # fmt: skip
+        )
     return tokenizer

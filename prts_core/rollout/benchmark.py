@@ -82,9 +82,11 @@ def benchmark_policy(
     for what, named, known in (("controls", config.controls, CONTROLS), ("record", config.record, CONDITIONS)):
         if unknown := sorted(set(named) - set(known)):
             raise ConfigError(
-                "The benchmark has no such condition", field=f"benchmark.{what}", found=unknown[0],
+                "The benchmark has no such condition",
+                field=f"benchmark.{what}",
+                found=unknown[0],
                 expected=", ".join(known),
-            )  # fmt: skip
+            )
     if conditions is None:
         conditions = ("policy", *(name for name in CONTROLS if name in config.controls))
     with closing(Bench(config, places)) as bench:
@@ -112,15 +114,21 @@ def measured(config: BenchmarkConfig) -> tuple[SuiteSpec, Settings, dict[str, An
         spec, size = suites_of("metaworld", made)["metaworld"], None
     else:
         raise ConfigError(
-            "Nothing says where this dataset's robot can be simulated", field="benchmark.suite", found=config.dataset,
+            "Nothing says where this dataset's robot can be simulated",
+            field="benchmark.suite",
+            found=config.dataset,
             expected="a suite of `prts sim list`",
-        )  # fmt: skip
+        )
     count = len(dict.fromkeys(tasks)) or len(spec.tasks)
     each = spec.episodes_per_task if config.episodes is None else config.episodes
     settings = Settings(
-        episodes=count * each, tasks=tasks, seed=config.seed, execute=config.execute_steps,
-        perturbation=dict(config.perturbation), image_size=size,
-    )  # fmt: skip
+        episodes=count * each,
+        tasks=tasks,
+        seed=config.seed,
+        execute=config.execute_steps,
+        perturbation=dict(config.perturbation),
+        image_size=size,
+    )
     return spec, settings, made
 
 
@@ -150,24 +158,40 @@ class Bench:
         return LocalActor(policy, identity, batch=batch or self.config.batch, values=values, fill=fill, threads=THREADS)
 
     def _run(
-        self, condition: str, actor: LocalActor, *, tasks: Sequence[Task] | None = None, control: Control = PLAIN,
-        how: type[Runner] = Runner, noise: float = 0.0, execute: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        condition: str,
+        actor: LocalActor,
+        *,
+        tasks: Sequence[Task] | None = None,
+        control: Control = PLAIN,
+        how: type[Runner] = Runner,
+        noise: float = 0.0,
+        execute: int | None = None,
+    ) -> None:
         chosen = self.plan.tasks if tasks is None else tuple(tasks)
         if not chosen:
             return
         settings = replace(
-            self.settings, tasks=tuple(task.name for task in chosen), episodes=self.each * len(chosen),
+            self.settings,
+            tasks=tuple(task.name for task in chosen),
+            episodes=self.each * len(chosen),
             execute=execute or self.plan.execute,
-        )  # fmt: skip
+        )
         plan = make_plan(self.spec, actor.contract.chunk_length, settings)
         actor.identity |= {"condition": condition, "noise": noise}
         name = f"{condition}-{noise:g}" if noise else condition
         folder = self.places.work / name
         made = play(
-            plan, actor, folder, self.simulators, self.adapter, how=how, control=control, what=name,
+            plan,
+            actor,
+            folder,
+            self.simulators,
+            self.adapter,
+            how=how,
+            control=control,
+            what=name,
             probe=condition == "policy",
-        )  # fmt: skip
+        )
         self.runs.append(Run(condition, noise, plan, made.rows, folder / "actions"))
         self.results[name] = made
 
@@ -245,10 +269,16 @@ class Bench:
 
     def _frame(self) -> pl.DataFrame:
         rows = [
-            row | {"condition": run.condition, "noise": run.noise, "standins": self.plan.suite.standins,
-                   "max_steps": next(task.max_steps for task in run.plan.tasks if task.name == row["task"])}
-            for run in self.runs for row in run.rows
-        ]  # fmt: skip
+            row
+            | {
+                "condition": run.condition,
+                "noise": run.noise,
+                "standins": self.plan.suite.standins,
+                "max_steps": next(task.max_steps for task in run.plan.tasks if task.name == row["task"]),
+            }
+            for run in self.runs
+            for row in run.rows
+        ]
         return pl.DataFrame(rows, schema=SCHEMA | {"max_steps": pl.Int64, "noise": pl.Float64})
 
     def _report(self, frame: pl.DataFrame) -> dict[str, Any]:

@@ -97,9 +97,11 @@ def make_plan(suite: SuiteSpec, chunk_length: int, settings: Settings) -> Plan:
         raise ConfigError("A benchmark needs episodes", field="--episodes", found=episodes, expected="1 or more")
     if not 1 <= execute <= chunk_length:
         raise ConfigError(
-            "The policy cannot execute that many actions of a chunk", field="--execute", found=execute,
+            "The policy cannot execute that many actions of a chunk",
+            field="--execute",
+            found=execute,
             expected=f"1 to {chunk_length}",
-        )  # fmt: skip
+        )
     seed = suite.seed if settings.seed is None else settings.seed
     if seed < 0:
         raise ConfigError("A seed is not negative", field="--seed", found=seed, expected="0 or more")

@@ -51,9 +51,15 @@ class LocalActor:
     torch; none: as many as it has."""
 
     def __init__(
-        self, policy: Acts, identity: Mapping[str, Any], *, batch: int = 1, values: bool = True, fill: bool = False,
+        self,
+        policy: Acts,
+        identity: Mapping[str, Any],
+        *,
+        batch: int = 1,
+        values: bool = True,
+        fill: bool = False,
         threads: int | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.policy, self.contract = policy, policy.contract
         self.identity, self.batch, self.values, self.fill = dict(identity), batch, values, fill
         self.threads = threads
@@ -86,9 +92,11 @@ def ask_filled(
     if answer.chunks.shape != wanted or not np.isfinite(answer.chunks).all():
         shaped = answer.chunks.shape == wanted
         raise DataError(
-            "The policy's actions are not what its contract says", field="actions",
-            found="values that are not finite" if shaped else str(answer.chunks.shape), expected=f"finite {wanted}",
-        )  # fmt: skip
+            "The policy's actions are not what its contract says",
+            field="actions",
+            found="values that are not finite" if shaped else str(answer.chunks.shape),
+            expected=f"finite {wanted}",
+        )
     return Answer(answer.chunks[:count], None if answer.values is None else answer.values[:count])
 
 

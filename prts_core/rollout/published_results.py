@@ -77,9 +77,12 @@ def listing(path: Path = FILE) -> Listing:
         for suite, percent in entry.success.items():
             if not 0.0 <= percent <= 100.0 or (entry.model, suite) in seen:
                 raise ConfigError(
-                    "A published success rate is no percentage, or stands twice", file=path,
-                    field=f"{entry.model}: {suite}", found=percent, expected="one number from 0 to 100",
-                )  # fmt: skip
+                    "A published success rate is no percentage, or stands twice",
+                    file=path,
+                    field=f"{entry.model}: {suite}",
+                    found=percent,
+                    expected="one number from 0 to 100",
+                )
             seen.add((entry.model, suite))
     return read
 
@@ -97,10 +100,15 @@ def beside(protocol: Mapping[str, Any], episodes: int, path: Path = FILE) -> lis
             per_task, tasks = how.episodes_per_task, TASKS.get(suite, TEN)
             found.append(
                 Baseline(
-                    entry.model, suite, entry.success[suite] / 100, None if per_task is None else per_task * tasks,
-                    entry.source, entry.note, differences(protocol, episodes, how),
+                    entry.model,
+                    suite,
+                    entry.success[suite] / 100,
+                    None if per_task is None else per_task * tasks,
+                    entry.source,
+                    entry.note,
+                    differences(protocol, episodes, how),
                 )
-            )  # fmt: skip
+            )
     return sorted(found, key=lambda one: -one.rate)
 
 
@@ -137,9 +145,13 @@ def differences(protocol: Mapping[str, Any], episodes: int, published: Protocol)
 
 
 def table(
-    found: list[Baseline], ours: str, successes: int, episodes: int, standins: str = "",
+    found: list[Baseline],
+    ours: str,
+    successes: int,
+    episodes: int,
+    standins: str = "",
     bounds: tuple[float, float] | None = None,
-) -> list[list[str]]:  # fmt: skip
+) -> list[list[str]]:
     """Rows (policy, success in percent, 95 % interval, source): ours, then what may stand beside it.
 
     ours: what our policy is called; `standins` is said with it. bounds: of its rate; none: Wilson's.

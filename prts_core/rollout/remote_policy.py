@@ -41,9 +41,15 @@ class ServerActor:
     fill = False  # nobody knows what it runs on
 
     def __init__(
-        self, url: str, *, batch: int = 1, values: bool = True, patience_s: float = 300.0, api_key: str | None = None,
+        self,
+        url: str,
+        *,
+        batch: int = 1,
+        values: bool = True,
+        patience_s: float = 300.0,
+        api_key: str | None = None,
         contract: Contract | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.url, self.batch, self.values, self.patience_s, self.api_key = url, batch, values, patience_s, api_key
         self.clients: list[Any] = [None] * batch
         self.threads = ThreadPoolExecutor(batch, thread_name_prefix="prts-ask")
@@ -65,18 +71,23 @@ class ServerActor:
         none of its width, or where nobody named a contract."""
         if contract is None:
             raise ServeError(
-                "The server does not say what its numbers mean", found=self.url, expected="a policy_contract",
+                "The server does not say what its numbers mean",
+                found=self.url,
+                expected="a policy_contract",
                 cure="serve the policy with `prts serve`, or say it yourself: --contract suite, or a contract's file",
-            )  # fmt: skip
+            )
         self.identity |= {"contract": contract.fingerprint}
         seen = {c.key: np.zeros((1, c.height, c.width, 3), np.uint8) for c in contract.cameras}
         seen[STATE] = np.zeros((1, len(contract.state)), np.float32)
         chunk = self.ask(seen, ["nothing"], [PROBE_SEED]).chunks[0]
         if chunk.shape[1] != len(contract.action) or not len(chunk):
             raise ServeError(
-                "The server's actions are not those of the contract it is said to have", field="actions",
-                found=str(chunk.shape), expected=f"(chunk, {len(contract.action)})", cure="name another --contract",
-            )  # fmt: skip
+                "The server's actions are not those of the contract it is said to have",
+                field="actions",
+                found=str(chunk.shape),
+                expected=f"(chunk, {len(contract.action)})",
+                cure="name another --contract",
+            )
         return PolicyContract(contract.embodiment, contract, len(chunk), "QUANTILE", "unknown")
 
     def _connect(self, at: int) -> Any:
@@ -90,9 +101,11 @@ class ServerActor:
             if found != {name: self.identity.get(name) for name in found}:
                 client.close()
                 raise ServeError(
-                    "Another policy is served now; its episodes do not mix with those before", found=str(found),
-                    expected=str(self.identity), cure="serve the policy that the benchmark began with",
-                )  # fmt: skip
+                    "Another policy is served now; its episodes do not mix with those before",
+                    found=str(found),
+                    expected=str(self.identity),
+                    cure="serve the policy that the benchmark began with",
+                )
             self.clients[at] = client
         return self.clients[at]
 
@@ -121,9 +134,11 @@ class ServerActor:
         actions = reply["actions"]
         if actions.ndim != 2 or actions.dtype.kind not in "fiu":
             raise ServeError(
-                "The server's actions are no chunk", field="actions", found=f"{actions.dtype} {actions.shape}",
+                "The server's actions are no chunk",
+                field="actions",
+                found=f"{actions.dtype} {actions.shape}",
                 expected="numbers (chunk, action)",
-            )  # fmt: skip
+            )
         return np.asarray(actions, np.float32)
 
     def _one(self, at: int, request: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -140,10 +155,11 @@ class ServerActor:
                 self._drop(at)
                 if time.monotonic() + pause > until or self.closing.is_set():
                     raise ServeError(
-                        "The policy server stayed away", found=str(err),
+                        "The policy server stayed away",
+                        found=str(err),
                         expected=f"an answer within {self.patience_s:g} s",
                         cure="start it again, then run the same command: finished episodes are kept",
-                    ) from err  # fmt: skip
+                    ) from err
                 self.closing.wait(pause)
                 pause = min(2 * pause, LONGEST_WAIT_S)
             except ServeError:
@@ -185,9 +201,11 @@ def named_contract(reference: str, suite: Contract) -> Contract:
     path = path / "policy_contract.json" if path.is_dir() else path
     if not path.is_file():
         raise ConfigError(
-            "There is no such contract", field="--contract", found=reference,
+            "There is no such contract",
+            field="--contract",
+            found=reference,
             expected="suite, a policy's folder, or a file like its policy_contract.json",
-        )  # fmt: skip
+        )
     raw = read_json(path)
     if isinstance(raw, dict) and "chunk_length" in raw:
         return PolicyContract.from_json(raw, path).contract

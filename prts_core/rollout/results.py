@@ -36,10 +36,20 @@ FILM_HZ = 10.0
 FILM_STEPS = 60  # a message
 LOST_AT_MOST = 3  # workers that one episode may cost when it is played again
 SCHEMA: dict[str, Any] = {
-    "condition": pl.String, "suite": pl.String, "task": pl.String, "instruction": pl.String, "initial_state": pl.Int64,
-    "seed": pl.Int64, "success": pl.Boolean, "steps": pl.Int64, "looks": pl.Int64, "value_rows": pl.List(pl.Int64),
-    "values": pl.List(pl.Float64), "perturbation": pl.String, "standins": pl.String,
-}  # fmt: skip
+    "condition": pl.String,
+    "suite": pl.String,
+    "task": pl.String,
+    "instruction": pl.String,
+    "initial_state": pl.Int64,
+    "seed": pl.Int64,
+    "success": pl.Boolean,
+    "steps": pl.Int64,
+    "looks": pl.Int64,
+    "value_rows": pl.List(pl.Int64),
+    "values": pl.List(pl.Float64),
+    "perturbation": pl.String,
+    "standins": pl.String,
+}
 
 
 def write_episodes(path: Path, plan: Plan, rows: Sequence[Row]) -> pl.DataFrame:

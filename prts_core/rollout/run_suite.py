@@ -54,9 +54,15 @@ class Machine:
 
 
 def run_suite(
-    actor: Actor, suite: SuiteSpec, settings: Settings, folder: Path, machine: Machine = Machine(), *,
-    stop: Callable[[Plan], Reader] | None = None, say: Say = lambda text: None,
-) -> dict[str, Any]:  # fmt: skip
+    actor: Actor,
+    suite: SuiteSpec,
+    settings: Settings,
+    folder: Path,
+    machine: Machine = Machine(),
+    *,
+    stop: Callable[[Plan], Reader] | None = None,
+    say: Say = lambda text: None,
+) -> dict[str, Any]:
     """Run what `folder` still lacks and write episodes.parquet, report.json, timing.json, page.html and videos/ there.
 
     stop: from the plan, the reader of a sequential test. Returns the report. ContractError where policy and suite do
@@ -68,8 +74,14 @@ def run_suite(
         say(f"converted between policy and suite: {note}")
     with closing(Simulators(plan, machine)) as simulators:
         made = play(
-            plan, actor, folder, simulators, adapter, stop=None if stop is None else stop(plan), say=say,
-        )  # fmt: skip
+            plan,
+            actor,
+            folder,
+            simulators,
+            adapter,
+            stop=None if stop is None else stop(plan),
+            say=say,
+        )
         rows = made.rows
         if not rows:
             raise SimulatorError("No episode was finished", cure="run the same command again")
@@ -125,10 +137,19 @@ class Simulators:
 
 
 def play(
-    plan: Plan, actor: Actor, folder: Path, simulators: Simulators, adapter: Adapter, *, how: type[Runner] = Runner,
-    control: Control = PLAIN, stop: Reader | None = None, what: str = "", probe: bool = True,
+    plan: Plan,
+    actor: Actor,
+    folder: Path,
+    simulators: Simulators,
+    adapter: Adapter,
+    *,
+    how: type[Runner] = Runner,
+    control: Control = PLAIN,
+    stop: Reader | None = None,
+    what: str = "",
+    probe: bool = True,
     say: Say = lambda text: None,
-) -> Played:  # fmt: skip
+) -> Played:
     """Run what `folder` still lacks of the plan. StageError where the folder holds another run.
 
     what: for the progress bar; none: the suite. probe: look first whether an answer depends on its neighbours.
@@ -145,9 +166,16 @@ def play(
                 say(f"rows may depend on which episodes run side by side: {unstable}; --batch 1 rules that out")
             with Bar(what or plan.suite.name, len(plan.keys)) as bar:
                 stopped = how(
-                    plan, actor, simulators.pool(len(todo)), journal, adapter=adapter, actions=folder / "actions",
-                    control=control, stop=stop, progress=lambda rows: bar.update(len(rows), score(rows)),
-                ).run()  # fmt: skip
+                    plan,
+                    actor,
+                    simulators.pool(len(todo)),
+                    journal,
+                    adapter=adapter,
+                    actions=folder / "actions",
+                    control=control,
+                    stop=stop,
+                    progress=lambda rows: bar.update(len(rows), score(rows)),
+                ).run()
             if stopped is not None:
                 simulators.close()  # some are in the middle of an episode
         read = finished(plan, journal)

@@ -100,10 +100,18 @@ class Runner:
     """
 
     def __init__(
-        self, plan: Plan, actor: Actor, pool: Lanes, journal: Journal, *, adapter: Adapter, actions: Path,
-        control: Control = PLAIN, stop: Callable[[Sequence[bool]], Stop | None] | None = None,
+        self,
+        plan: Plan,
+        actor: Actor,
+        pool: Lanes,
+        journal: Journal,
+        *,
+        adapter: Adapter,
+        actions: Path,
+        control: Control = PLAIN,
+        stop: Callable[[Sequence[bool]], Stop | None] | None = None,
         progress: Callable[[Mapping[Any, Row]], None] = lambda rows: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.plan, self.actor, self.pool, self.journal = plan, actor, pool, journal
         self.adapter, self.actions, self.control = adapter, actions, control
         self.stop, self.progress = stop, progress
@@ -201,10 +209,11 @@ class Runner:
         self.losses[episode.index] = self.losses.get(episode.index, 0) + 1
         if self.losses[episode.index] >= LOSSES:
             raise SimulatorError(
-                f"An episode ends every worker that runs it ({LOSSES} so far)", found=str(why),
+                f"An episode ends every worker that runs it ({LOSSES} so far)",
+                found=str(why),
                 field=f"{key.task}, {key.initial_state}",
                 cure="run that task alone (--task), or leave it out and report the simulator's fault",
-            ) from why  # fmt: skip
+            ) from why
         self.queue.put_back(episode.index)
         self._begin(lane)
 

@@ -31,9 +31,11 @@ class SubtaskCache:
     def __init__(self, policy: Policy, looks: int) -> None:
         if looks < 1 or not policy.processor.subtasks:
             raise ConfigError(
-                "There are no subtasks to keep", field="--subtask-looks", found=looks,
+                "There are no subtasks to keep",
+                field="--subtask-looks",
+                found=looks,
                 expected="at least 1, and a policy fine-tuned by stage subtask",
-            )  # fmt: skip
+            )
         self.policy, self.looks = policy, looks
         self._said: OrderedDict[str, tuple[str, int]] = OrderedDict()  # prompt -> words, looks left
 

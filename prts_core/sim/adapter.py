@@ -65,9 +65,11 @@ class Adapter:
         chunk = np.asarray(chunk, np.float64)
         if chunk.ndim != 2 or chunk.shape[1] != len(self.policy.action):
             raise ContractError(
-                "A policy's actions are not as wide as its contract says", field="action", found=chunk.shape,
+                "A policy's actions are not as wide as its contract says",
+                field="action",
+                found=chunk.shape,
                 expected=f"(K, {len(self.policy.action)})",
-            )  # fmt: skip
+            )
         return np.stack([column(chunk) for column in self._action], axis=1).astype(np.float32)
 
 
@@ -90,10 +92,11 @@ def adapt(
         )
         raise ContractError(
             f"{policy_name} cannot act in {suite_name}: they disagree on what the numbers mean",
-            field=faults[0][0], found=shown,
+            field=faults[0][0],
+            found=shown,
             expected="equal contracts, or other gripper convention, rotation form, units, order or picture size",
             cure="choose a suite of the policy's own robot, or convert its data with that robot's YAML and train again",
-        )  # fmt: skip
+        )
     return Adapter(policy, suite, tuple(dict.fromkeys(notes)), tuple(state), tuple(action))
 
 

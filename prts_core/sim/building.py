@@ -48,9 +48,13 @@ def packages(
         if not chosen:
             continue
         done = subprocess.run(
-            [*pip, "install", "--quiet", "--no-deps", *options, *chosen], capture_output=True, text=True, check=False,
-            pass_fds=(lock,), stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+            [*pip, "install", "--quiet", "--no-deps", *options, *chosen],
+            capture_output=True,
+            text=True,
+            check=False,
+            pass_fds=(lock,),
+            stdin=subprocess.DEVNULL,
+        )
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if not line.startswith("WARNING")]
             raise UnavailableError(
@@ -77,15 +81,22 @@ def self_check(
     environment = kept | {"PYTHONPATH": str(code_folder(home.python)), "PYTHONNOUSERSITE": "1", "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
-            [str(home.python), "-m", module, str(home.path)], env=environment | dict(variables), capture_output=True,
-            text=True, check=False, timeout=seconds, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+            [str(home.python), "-m", module, str(home.path)],
+            env=environment | dict(variables),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=seconds,
+            stdin=subprocess.DEVNULL,
+        )
     except (OSError, subprocess.TimeoutExpired) as err:
         raise SimulatorError(f"{title}'s self-check did not finish", file=home.path, found=str(err)[-500:]) from err
     report = done.stdout.strip().rpartition("\n")[2]
     if done.returncode or not report.startswith("{"):
         raise SimulatorError(
-            f"{title} does not pass its self-check", file=home.path,
-            found=(done.stdout + done.stderr).strip()[-1500:], cure=cure,
-        )  # fmt: skip
+            f"{title} does not pass its self-check",
+            file=home.path,
+            found=(done.stdout + done.stderr).strip()[-1500:],
+            cure=cure,
+        )
     return json.loads(report)

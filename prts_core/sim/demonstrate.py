@@ -83,9 +83,14 @@ class Attempts:
 
 
 def recording(
-    spec: SuiteSpec, tasks: tuple[str, ...], episodes: int, *, image_size: int | None = None, stored: bool = False,
+    spec: SuiteSpec,
+    tasks: tuple[str, ...],
+    episodes: int,
+    *,
+    image_size: int | None = None,
+    stored: bool = False,
     **more: Any,
-) -> tuple[RecorderSettings, dict[str, Any]]:  # fmt: skip
+) -> tuple[RecorderSettings, dict[str, Any]]:
     """Settings that record `episodes` successes of each task, and what their workers are made with.
 
     tasks: none for all. image_size: none for the suite's. stored: start from the stored initial states, where the suite
@@ -167,10 +172,11 @@ def _run(
         attempts.known[number] = row
         if settings.record and attempts.failures > attempts.successes + SPARE_FAILURES:
             raise DataError(
-                "The scripted expert fails too often to record demonstrations", field=attempts.task.name,
+                "The scripted expert fails too often to record demonstrations",
+                field=attempts.task.name,
                 found=f"{attempts.failures} failures in {len(attempts.known)} attempts",
                 cure="lower --noise, or leave this task out",
-            )  # fmt: skip
+            )
         made = sum(each.successes for each in chosen.values())
         tried = sum(len(each.known) for each in chosen.values())
         bar.update(sum(each.done(settings) for each in chosen.values()), f"{made}/{tried} succeeded")
@@ -198,9 +204,13 @@ def episode_of(settings: RecorderSettings, task: Task, number: int) -> tuple[Epi
 def _message(spec: SuiteSpec, settings: RecorderSettings, attempts: Attempts, number: int) -> protocol.Message:
     key, noise, noise_seed = episode_of(settings, attempts.task, number)
     return protocol.demonstrate(
-        replace(key, suite=spec.name), noise=noise, noise_seed=noise_seed, max_steps=settings.max_steps,
-        tail_steps=settings.tail_steps, images=settings.record,
-    )  # fmt: skip
+        replace(key, suite=spec.name),
+        noise=noise,
+        noise_seed=noise_seed,
+        max_steps=settings.max_steps,
+        tail_steps=settings.tail_steps,
+        images=settings.record,
+    )
 
 
 def _row(settings: RecorderSettings, task: Task, number: int, reply: Mapping[str, Any]) -> dict[str, Any]:

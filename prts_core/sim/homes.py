@@ -52,9 +52,10 @@ class Home:
         found = self.installed()
         if found is None:
             raise UnavailableError(
-                f"The simulator {self.family!r} is not installed", file=self.path,
+                f"The simulator {self.family!r} is not installed",
+                file=self.path,
                 cure=f"prts sim install {self.family}",
-            )  # fmt: skip
+            )
         return found
 
 

@@ -33,8 +33,18 @@ CAMERAS = ("top", "wrist")
 STATE_WIDTH, ACTION_WIDTH = 4, 4
 SIMULATOR_HZ = 80.0  # 5 physics steps of 2.5 ms
 _ARM = tuple(f"right_l{i}" for i in range(7))
-_HIDDEN_BODIES = ("base", "controller_box", "pedestal_feet", "pedestal", "torso", "head", "screen",
-                  "right_arm_base_link", "right_hand", *_ARM)  # fmt: skip
+_HIDDEN_BODIES = (
+    "base",
+    "controller_box",
+    "pedestal_feet",
+    "pedestal",
+    "torso",
+    "head",
+    "screen",
+    "right_arm_base_link",
+    "right_hand",
+    *_ARM,
+)
 
 
 @dataclass(frozen=True)

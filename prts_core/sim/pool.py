@@ -135,22 +135,36 @@ class Worker:
         self.frames = Frames(protocol.REPLY_LIMITS)
         self.log = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - lives as long as the worker
         command = [
-            str(launch.python), "-m", "prts_core.sim.worker", "--family", launch.family,
-            "--socket", str(theirs.fileno()), "--parent", str(os.getpid()),
-        ]  # fmt: skip
+            str(launch.python),
+            "-m",
+            "prts_core.sim.worker",
+            "--family",
+            launch.family,
+            "--socket",
+            str(theirs.fileno()),
+            "--parent",
+            str(os.getpid()),
+        ]
         with theirs:
             try:
                 self.process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
-                    pass_fds=[theirs.fileno()], env=launch.environment(), process_group=0,
-                )  # fmt: skip
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=self.log,
+                    stderr=self.log,
+                    pass_fds=[theirs.fileno()],
+                    env=launch.environment(),
+                    process_group=0,
+                )
             except OSError as err:
                 self.socket.close()
                 self.log.close()
                 raise SimulatorError(
-                    f"The simulator {launch.family!r} cannot be started", file=launch.python, found=str(err),
+                    f"The simulator {launch.family!r} cannot be started",
+                    file=launch.python,
+                    found=str(err),
                     cure=f"prts sim install {launch.family}",
-                ) from err  # fmt: skip
+                ) from err
         self.awaited: deque[tuple[str, float]] = deque()  # kind and seconds, oldest first
         self.deadline = 0.0
         self.made = False
@@ -188,9 +202,11 @@ class Worker:
     def _check_hello(self, message: Message) -> None:
         if message["protocol"] != protocol.VERSION:
             raise SimulatorError(
-                "A worker speaks another protocol", found=message["protocol"], expected=protocol.VERSION,
+                "A worker speaks another protocol",
+                found=message["protocol"],
+                expected=protocol.VERSION,
                 cure="run runner and workers from one version of PRTS",
-            )  # fmt: skip
+            )
 
     def gone(self) -> bool:
         return self.process.poll() is not None
@@ -257,15 +273,17 @@ class Pool:
         doing = self.under_way[lane] if worker.made or not worker.awaited else "starting (" + worker.awaited[0][0] + ")"
         told = worker.kill(ending=why == "died")
         fault = WorkerLost(
-            f"A worker of {self.launch.family!r} {why}", field=f"lane {lane}",
+            f"A worker of {self.launch.family!r} {why}",
+            field=f"lane {lane}",
             found=f"{told}; during {doing or 'nothing'}",
-        )  # fmt: skip
+        )
         if self.failed_starts[lane] >= START_ATTEMPTS:
             raise SimulatorError(
-                f"The simulator {self.launch.family!r} cannot be started", found=str(fault),
+                f"The simulator {self.launch.family!r} cannot be started",
+                found=str(fault),
                 expected=f"a worker that starts; {START_ATTEMPTS} in a row did not",
                 cure=f"prts sim check {self.launch.family}",
-            )  # fmt: skip
+            )
         if self.under_way[lane] is not None:
             self.ready.append((lane, fault))
 

@@ -166,10 +166,12 @@ def frame(message: Message) -> bytes:
     data = pack(message)
     if len(data) > REPLY_LIMITS.max_bytes:
         raise SimulatorError(
-            "A message to or from a simulator is too large", field=str(message.get("kind")),
-            found=f"{len(data)} bytes", expected=f"at most {REPLY_LIMITS.max_bytes}",
+            "A message to or from a simulator is too large",
+            field=str(message.get("kind")),
+            found=f"{len(data)} bytes",
+            expected=f"at most {REPLY_LIMITS.max_bytes}",
             cure="ask for fewer steps, smaller pictures or none",
-        )  # fmt: skip
+        )
     return LENGTH.pack(len(data)) + data
 
 
@@ -187,9 +189,10 @@ class Frames:
             (length,) = LENGTH.unpack_from(self.buffer)
             if length > self.limits.max_bytes:
                 raise SimulatorError(
-                    "A simulator's socket carries no message of ours", found=f"a frame of {length} bytes",
+                    "A simulator's socket carries no message of ours",
+                    found=f"a frame of {length} bytes",
                     expected=f"at most {self.limits.max_bytes}",
-                )  # fmt: skip
+                )
             if len(self.buffer) < LENGTH.size + length:
                 break
             body = bytes(memoryview(self.buffer)[LENGTH.size : LENGTH.size + length])
@@ -207,21 +210,27 @@ def check(message: Any, table: Mapping[str, Mapping[str, Any]], *kinds: str) -> 
     allowed = kinds or tuple(table)
     if not isinstance(kind, str) or kind not in allowed:
         raise SimulatorError(
-            "An unexpected message between runner and simulator", field="kind", found=f"{kind!r:.60}",
+            "An unexpected message between runner and simulator",
+            field="kind",
+            found=f"{kind!r:.60}",
             expected=" or ".join(allowed),
-        )  # fmt: skip
+        )
     fields = table[kind]
     if set(message) != {"kind", *fields}:
         raise SimulatorError(
-            f"A {kind!r} message has the wrong fields", field=kind, found=", ".join(sorted(map(str, message))),
+            f"A {kind!r} message has the wrong fields",
+            field=kind,
+            found=", ".join(sorted(map(str, message))),
             expected=", ".join(sorted({"kind", *fields})),
-        )  # fmt: skip
+        )
     for name, wanted in fields.items():
         if not any(_fits(message[name], one) for one in (wanted if isinstance(wanted, tuple) else (wanted,))):
             raise SimulatorError(
-                f"A field of a {kind!r} message has the wrong type", field=f"{kind}.{name}",
-                found=_told(message[name]), expected=str(wanted),
-            )  # fmt: skip
+                f"A field of a {kind!r} message has the wrong type",
+                field=f"{kind}.{name}",
+                found=_told(message[name]),
+                expected=str(wanted),
+            )
     return message
 
 

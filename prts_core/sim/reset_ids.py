@@ -83,6 +83,11 @@ def reset_ids(
             "There are more processes than initial states", field="world", found=world, expected=f"at most {len(ids)}"
         )
     return ResetIds(
-        spec, tuple(task.name for task in chosen), tuple(trials), mine, groups,
-        endless=order == "training" or fixed, fixed=fixed,
-    )  # fmt: skip
+        spec,
+        tuple(task.name for task in chosen),
+        tuple(trials),
+        mine,
+        groups,
+        endless=order == "training" or fixed,
+        fixed=fixed,
+    )

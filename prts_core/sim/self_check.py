@@ -53,10 +53,11 @@ def _check_suite(pool: Pool, spec: SuiteSpec) -> dict[str, Any]:
     looked = time.perf_counter()
     if states[0].tobytes() != states[1].tobytes():
         raise SimulatorError(
-            "An episode does not repeat", field=f"{spec.name}/{task.name}",
+            "An episode does not repeat",
+            field=f"{spec.name}/{task.name}",
             found=f"states differ by up to {np.abs(states[0] - states[1]).max():.3g} after {STEPS} equal actions",
             expected="the same bits",
-        )  # fmt: skip
+        )
     check_observation(spec, seen)
     return {
         "suite": spec.name,
@@ -84,4 +85,4 @@ def check_observation(spec: SuiteSpec, seen: dict[str, np.ndarray]) -> None:
             "A camera shows one colour" if blank else "The state is not finite",
             field=f"{spec.name}/{[*blank, STATE][0]}",
             cure="see whether the renderer works: MUJOCO_GL=osmesa in place of egl, or the other way round",
-        )  # fmt: skip
+        )

@@ -117,15 +117,23 @@ class VectorEnv:
     def __init__(self, pool: Pool, spec: SuiteSpec, settings: VectorSettings) -> None:
         if settings.group_size < 1 or pool.lanes % settings.group_size:
             raise ConfigError(
-                "Environments do not fall into groups", field="group_size", found=settings.group_size,
+                "Environments do not fall into groups",
+                field="group_size",
+                found=settings.group_size,
                 expected=f"a divisor of the {pool.lanes} lanes",
-            )  # fmt: skip
+            )
         self.pool, self.spec, self.settings = pool, spec, settings
         self.seed = spec.seed if settings.seed is None else settings.seed
         self.ids = reset_ids(
-            spec, pool.lanes // settings.group_size, order=settings.order, fixed=settings.fixed_ids,
-            tasks=settings.tasks, seed=self.seed, rank=settings.rank, world=settings.world,
-        )  # fmt: skip
+            spec,
+            pool.lanes // settings.group_size,
+            order=settings.order,
+            fixed=settings.fixed_ids,
+            tasks=settings.tasks,
+            seed=self.seed,
+            rank=settings.rank,
+            world=settings.world,
+        )
         self.begun = [0] * pool.lanes
         self.episodes: list[_Episode | None] = [None] * pool.lanes
         self.under_way: tuple[int, dict[int, np.ndarray]] | None = None  # K and each lane's actions of a chunk begun
@@ -164,9 +172,11 @@ class VectorEnv:
         lanes, width = self.pool.lanes, len(self.spec.contract.action)
         if actions.ndim != 3 or actions.shape[0] != lanes or actions.shape[1] < 1 or actions.shape[2] != width:
             raise ConfigError(
-                "Actions do not fit the environments", field="actions", found=actions.shape,
+                "Actions do not fit the environments",
+                field="actions",
+                found=actions.shape,
                 expected=f"({lanes}, K, {width})",
-            )  # fmt: skip
+            )
         chunks = {
             lane: actions[lane, : episode.max_steps - episode.steps]
             for lane, episode in enumerate(self.episodes)
@@ -208,9 +218,14 @@ class VectorEnv:
             self.reset(over)
         active = np.asarray([episode is not None and not episode.done for episode in self.episodes])
         return ChunkStep(
-            self._observation(), self._instructions(), rewards, **out, final_observation=final, ended=ended,
+            self._observation(),
+            self._instructions(),
+            rewards,
+            **out,
+            final_observation=final,
+            ended=ended,
             active=active,
-        )  # fmt: skip
+        )
 
     def _reward(self, episode: _Episode, successes: np.ndarray) -> np.ndarray:
         """(K',) rewards of the steps just taken; the episode's books are kept."""
@@ -275,9 +290,11 @@ class VectorEnv:
                 lost[lane] += 1
                 if lost[lane] >= ATTEMPTS:
                     raise SimulatorError(
-                        "One episode costs worker after worker", field=f"environment {lane}",
-                        found=f"{lost[lane]} lost; the last: {reply}", expected="a simulator that survives the episode",
-                    ) from reply  # fmt: skip
+                        "One episode costs worker after worker",
+                        field=f"environment {lane}",
+                        found=f"{lost[lane]} lost; the last: {reply}",
+                        expected="a simulator that survives the episode",
+                    ) from reply
                 todo[lane] = deque(asked[lane] if chunks is None else self._way(lane, chunks[lane]))
             else:
                 todo[lane].popleft()

@@ -65,9 +65,11 @@ class Session:
         chosen = task_of(spec, task)
         if initial_state < 0 or (chosen.initial_states and initial_state >= chosen.initial_states):
             raise SimulatorError(
-                f"Task {task!r} has no such initial state", field="initial_state", found=initial_state,
+                f"Task {task!r} has no such initial state",
+                field="initial_state",
+                found=initial_state,
                 expected=f"0 to {chosen.initial_states - 1}" if chosen.initial_states else "0 or more",
-            )  # fmt: skip
+            )
         if seed < 0:
             raise SimulatorError("A seed is negative", field="seed", found=seed, expected="0 or more")
         chosen = replace(chosen, perturbation={**chosen.perturbation, **perturbation})
@@ -97,10 +99,11 @@ class Session:
         width = len(suite.contract.action)
         if not 0 < len(actions) <= protocol.MAX_ACTIONS or actions.shape[1] != width or not np.isfinite(actions).all():
             raise SimulatorError(
-                "Actions that the suite cannot take", field="actions",
+                "Actions that the suite cannot take",
+                field="actions",
                 found=f"shape {actions.shape}" + ("" if np.isfinite(actions).all() else ", not all finite"),
                 expected=f"(1 to {protocol.MAX_ACTIONS}, {width}), finite",
-            )  # fmt: skip
+            )
         rewards, successes, frames = [], [], []
         for action in actions:
             reward, success = environment.step(action)
@@ -132,9 +135,14 @@ class Session:
         environment, suite = self._episode()
         expert = part(self.family, "expert").expert(suite, task)
         made = run_expert(
-            environment, expert, max_steps=max_steps or task.max_steps, tail_steps=tail_steps, noise=noise,
-            noise_seed=noise_seed, images=images,
-        )  # fmt: skip
+            environment,
+            expert,
+            max_steps=max_steps or task.max_steps,
+            tail_steps=tail_steps,
+            noise=noise,
+            noise_seed=noise_seed,
+            images=images,
+        )
         self.suite = None  # the expert's episode is over
         return made | {"instruction": task.instruction}
 

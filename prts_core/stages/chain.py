@@ -115,19 +115,21 @@ def _stats_config(plan: Plan, partition: str | None) -> StatsConfig:
     robot = plan.robot(name)
     relative = robot is not None and (any(robot.relative) or any(d.relative for d in robot.action))
     return StatsConfig(
-        dataset=name, chunk_length=plan.model.chunk_length if relative else None,
+        dataset=name,
+        chunk_length=plan.model.chunk_length if relative else None,
         normalization=plan.sft(name).train.normalization,
-    )  # fmt: skip
+    )
 
 
 def _sft_config(plan: Plan, partition: str | None) -> SftConfig:
     dataset = plan.dataset(partition)
     section = plan.sft(dataset.name)
     return SftConfig(
-        dataset=dataset.name, train_subtask=dataset.train_subtask,
+        dataset=dataset.name,
+        train_subtask=dataset.train_subtask,
         model=None if section.checkpoint is None else plan.model,
         **fields_of(section),
-    )  # fmt: skip
+    )
 
 
 def _sft_reads(plan: Plan, partition: str | None) -> dict[str, Read | str]:
@@ -334,9 +336,11 @@ def finished(name: str, plan: Plan, partition: str | None, outputs: Path) -> Man
     manifest = results.find(resolved, plan)
     if manifest is None:
         raise StageError(
-            f"Stage {resolved.name!r} has not run yet under this plan", file=results.folder(resolved),
-            found="no result", cure=f"run `{plan.command(name, resolved.partition, outputs)}` first",
-        )  # fmt: skip
+            f"Stage {resolved.name!r} has not run yet under this plan",
+            file=results.folder(resolved),
+            found="no result",
+            cure=f"run `{plan.command(name, resolved.partition, outputs)}` first",
+        )
     return manifest
 
 

@@ -78,9 +78,14 @@ def _record_experts(source: ExpertSource, context: StageContext) -> dict[str, fl
     metrics: dict[str, float] = {"tasks": 0, "episodes": 0, "dropped_attempts": 0}
     for split, (episodes, seed) in splits.items():
         settings, make = recording(
-            spec, source.tasks, episodes, image_size=source.image_size, noise=source.noise, seed=seed,
+            spec,
+            source.tasks,
+            episodes,
+            image_size=source.image_size,
+            noise=source.noise,
+            seed=seed,
             tail_steps=source.tail_steps,
-        )  # fmt: skip
+        )
         made = context.work / "recorded" / split
         attempts = demonstrate(spec, settings, launch_for(source.suite, settings=make), made, source.workers)
         (context.output / split).mkdir(parents=True, exist_ok=True)

@@ -65,9 +65,11 @@ class DvcFile:
         self.plan, self.root = plan, root.resolve()
         if not (self.root / VERSIONS_FILE).is_file():
             raise StageError(
-                "DVC files are written in the project's folder", file=self.root, expected=VERSIONS_FILE,
+                "DVC files are written in the project's folder",
+                file=self.root,
+                expected=VERSIONS_FILE,
                 cure="run the command in the folder of the project's checkout",
-            )  # fmt: skip
+            )
         self.recipe = self._inside(plan.path, "the recipe", "copy it into configs/")
         self.outputs = self._inside(
             outputs, "the outputs folder", f"unset PRTS_OUTPUTS; {DEFAULT_OUTPUTS} may be a mount point"
@@ -97,10 +99,12 @@ class DvcFile:
         row = next((i for i, pair in enumerate(zip(there, here, strict=False)) if pair[0] != pair[1]), len(there))
         raise StageError(
             "The DVC file is not what the recipe says now" if there else "The recipe has no DVC file yet",
-            file=self.path.relative_to(self.root), field=f"line {row + 1}" if there else None,
+            file=self.path.relative_to(self.root),
+            field=f"line {row + 1}" if there else None,
             found=there[row].strip() if row < len(there) else "no more lines" if there else "no file",
-            expected=here[row].strip() if there and row < len(here) else None, cure=f"run `{self.command}`",
-        )  # fmt: skip
+            expected=here[row].strip() if there and row < len(here) else None,
+            cure=f"run `{self.command}`",
+        )
 
     @property
     def command(self) -> str:
@@ -239,9 +243,11 @@ class DvcFile:
         relative = os.path.relpath(path.resolve(), self.root)
         if relative.startswith(".."):
             raise ConfigError(
-                f"DVC keeps only what lies inside the project, and {what} does not", file=path,
-                expected=f"a place below {self.root}", cure=cure,
-            )  # fmt: skip
+                f"DVC keeps only what lies inside the project, and {what} does not",
+                file=path,
+                expected=f"a place below {self.root}",
+                cure=cure,
+            )
         return Path(relative).as_posix()
 
 

@@ -46,9 +46,16 @@ def order(stage: Stage, plan: Plan, config: Any, inputs: dict[str, Manifest], co
     """The order for one execution, as plain JSON."""
     paths = {role: str(m.folder(context.outputs).with_name(MANIFEST)) for role, m in inputs.items()}
     made = Order(
-        stage.name, str(plan.path), plan.overrides, context.partition, str(context.outputs), str(context.work), paths,
-        context.files, _digest(config, context.seed),
-    )  # fmt: skip
+        stage.name,
+        str(plan.path),
+        plan.overrides,
+        context.partition,
+        str(context.outputs),
+        str(context.work),
+        paths,
+        context.files,
+        _digest(config, context.seed),
+    )
     return asdict(made)
 
 
@@ -63,9 +70,10 @@ def perform(log: Log, **ordered: Any) -> dict[str, Any]:
     config = stage.config(plan, given.partition)
     if _digest(config, plan.recipe.seed) != given.digest:
         raise StageError(
-            "The recipe, or a file that it names, was changed while its stage was starting", file=plan.path,
+            "The recipe, or a file that it names, was changed while its stage was starting",
+            file=plan.path,
             cure=f"run `{plan.command(stage.name, given.partition, Path(given.outputs))}` again",
-        )  # fmt: skip
+        )
     inputs = {role: Manifest.load(Path(path)) for role, path in given.inputs.items()}
     context = StageContext(
         Path(given.outputs), Path(given.work), plan.recipe.seed, plan.recipe.name, given.partition, log, given.files

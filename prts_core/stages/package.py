@@ -41,9 +41,11 @@ def package(config: PackageConfig, inputs: dict[str, Manifest], context: StageCo
     for who, measured in (("benchmark", benchmark["policy_digest"]), ("value", value["policy_digest"])):
         if measured != digest:
             raise StageError(
-                f"Stage {who} measured another policy than the one being packaged", found=measured, expected=digest,
+                f"Stage {who} measured another policy than the one being packaged",
+                found=measured,
+                expected=digest,
                 cure=f"run `prts {who}` again",
-            )  # fmt: skip
+            )
     policy = load_policy(context.output)
     sentence = next(iter(benchmark["tasks"].values()))["instruction"]
     with torch_threads(POLICY_THREADS):

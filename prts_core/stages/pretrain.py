@@ -46,10 +46,14 @@ def pretrain(config: PretrainConfig, inputs: dict[str, Manifest], context: Stage
     config = replace(config, model=pretrained_shapes(config.model))
     datasets = {n: LeRobotDataset.open(inputs[f"convert:{n}"].folder(context.outputs)) for n in config.mixture}
     length = config.model.chunk_length
-    statistics = {n: inputs[f"stats:{n}"].folder(context.outputs) / statistics_name(d.contract, length)
-                  for n, d in datasets.items()}  # fmt: skip
-    contracts = {n: policy_contract(d, statistics[n], config.model.chunk_length, config.train.normalization)
-                 for n, d in datasets.items()}  # fmt: skip
+    statistics = {
+        n: inputs[f"stats:{n}"].folder(context.outputs) / statistics_name(d.contract, length)
+        for n, d in datasets.items()
+    }
+    contracts = {
+        n: policy_contract(d, statistics[n], config.model.chunk_length, config.train.normalization)
+        for n, d in datasets.items()
+    }
     conversations = {name: open_image_text(source, context.seed) for name, source in config.image_text.items()}
     tokenizer, added_from, fast, fast_errors = make_tokenizers(config, datasets, contracts, statistics, conversations)
     processors = {
@@ -58,11 +62,15 @@ def pretrain(config: PretrainConfig, inputs: dict[str, Manifest], context: Stage
     }
     sets: list[SampleSource] = [
         RobotSet(
-            n, d, processors[n], d.episodes("train"),
-            augmented=config.train.augment, train_subtask=config.train_subtask.get(n),
+            n,
+            d,
+            processors[n],
+            d.episodes("train"),
+            augmented=config.train.augment,
+            train_subtask=config.train_subtask.get(n),
         )
         for n, d in datasets.items()
-    ]  # fmt: skip
+    ]
     sets += [ConversationSet(n, c, next(iter(processors.values()))) for n, c in conversations.items()]
     weights = [*config.mixture.values(), *(source.weight for source in config.image_text.values())]
     torch.manual_seed(context.seed)
@@ -92,9 +100,13 @@ def open_image_text(source: ImageTextSource, seed: int) -> LlavaDataset:
     path, root = image_text_paths(source)
     if source.digest is not None and path.is_file() and source.digest != (found := digest_file(path)):
         raise ConfigError(
-            "The file of image-text data is not the one that is meant", file=path, field="digest", found=found,
-            expected=source.digest, cure="restore the file, or correct the digest",
-        )  # fmt: skip
+            "The file of image-text data is not the one that is meant",
+            file=path,
+            field="digest",
+            found=found,
+            expected=source.digest,
+            cure="restore the file, or correct the digest",
+        )
     return LlavaDataset.open(path, root, source.sampling_strategy, seed, source.max_tokens)
 
 
@@ -106,9 +118,12 @@ def policy_contract(dataset: LeRobotDataset, statistics: Path, chunk_length: int
 
 
 def make_tokenizers(
-    config: PretrainConfig, datasets: dict[str, LeRobotDataset], contracts: dict[str, PolicyContract],
-    statistics: dict[str, Path], conversations: dict[str, LlavaDataset],
-) -> tuple[TextTokenizer, int, FastTokenizer, dict[str, float]]:  # fmt: skip
+    config: PretrainConfig,
+    datasets: dict[str, LeRobotDataset],
+    contracts: dict[str, PolicyContract],
+    statistics: dict[str, Path],
+    conversations: dict[str, LlavaDataset],
+) -> tuple[TextTokenizer, int, FastTokenizer, dict[str, float]]:
     """Text tokenizer, its first token that a pretrained backbone does not know, FAST, and FAST's round-trip error of
     every dataset, the root mean square in normalised units.
 
@@ -119,11 +134,12 @@ def make_tokenizers(
         stats = load_statistics(statistics[name]).action
         windows = [
             to_relative(
-                chunk_windows(dataset.actions(e), config.model.chunk_length)[0], dataset.states(e),
+                chunk_windows(dataset.actions(e), config.model.chunk_length)[0],
+                dataset.states(e),
                 dataset.contract.relative,
             )
             for e in dataset.episodes("train")
-        ]  # fmt: skip
+        ]
         chunks[name] = normalize_for_fast(np.concatenate(windows), stats, contracts[name].normalization)
         sentences += [prompt.clean_instruction(task) for task in dataset.tasks.values()]
         sentences += [prompt.clean_instruction(s.action_text) for row in dataset.rows for s in row.spans]

@@ -46,9 +46,13 @@ def sft(config: SftConfig, inputs: dict[str, Manifest], context: StageContext) -
         frozen = tuple(dict.fromkeys((*config.train.freeze, "contrastive")))
         config = replace(config, train=replace(config.train, freeze=frozen))
     rows = RobotSet(
-        config.dataset, dataset, processor, dataset.episodes("train"),
-        augmented=config.train.augment, train_subtask=config.train_subtask,
-    )  # fmt: skip
+        config.dataset,
+        dataset,
+        processor,
+        dataset.episodes("train"),
+        augmented=config.train.augment,
+        train_subtask=config.train_subtask,
+    )
     options = {"train_subtask": config.train_subtask}
     held_out = held_out_set(config.dataset, dataset, processor, **options) if config.train.eval_every else []
     with torch_threads(config.train.threads):

@@ -41,9 +41,10 @@ def subtask(config: SubtaskConfig, inputs: dict[str, Manifest], context: StageCo
     with torch_threads(POLICY_THREADS):
         score = score_subtasks(load_policy(context.output), dataset, episodes, config.score_every)
     write_json(context.output / "train_config.json", identity(config.train))
-    write_json(context.output / "report.json", report(config, episodes, score) | {
-        "policy_digest": policy_digest(context.output)
-    })  # fmt: skip
+    write_json(
+        context.output / "report.json",
+        report(config, episodes, score) | {"policy_digest": policy_digest(context.output)},
+    )
     figures = {} if score is None else {"exact_match": score.exact_match, "baseline_commonest": score.baseline}
     return StageResult(
         metrics | figures, {"policy": processor.contract.fingerprint}, ("loss.png", "report.json", "training.csv")

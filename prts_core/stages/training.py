@@ -44,9 +44,15 @@ class Trains(Protocol):
 
 
 def train(
-    model: PrtsModel, sets: Sequence[SampleSource], weights: Sequence[float], config: Trains, context: StageContext,
-    *, average: bool = True, held_out: Sequence[SampleSource] = (),
-) -> tuple[dict[str, Tensor], dict[str, float], Path | None]:  # fmt: skip
+    model: PrtsModel,
+    sets: Sequence[SampleSource],
+    weights: Sequence[float],
+    config: Trains,
+    context: StageContext,
+    *,
+    average: bool = True,
+    held_out: Sequence[SampleSource] = (),
+) -> tuple[dict[str, Tensor], dict[str, float], Path | None]:
     """Train (or resume) and return (weights, last metrics, snapshot file of the early weights or none).
 
     average: the averaged weights, not those of the last step. With LoRA its adapters are merged in, taken off `model`,
@@ -96,16 +102,22 @@ def train(
 
 
 def make_trainer(
-    model: PrtsModel, sets: Sequence[SampleSource], weights: Sequence[float], recipe: TrainConfig, seed: int,
+    model: PrtsModel,
+    sets: Sequence[SampleSource],
+    weights: Sequence[float],
+    recipe: TrainConfig,
+    seed: int,
     held_out: Sequence[SampleSource] = (),
-) -> Trainer:  # fmt: skip
+) -> Trainer:
     """The plain trainer, or DeepSpeed's where the recipe names a stage, over the processes that a launcher started."""
     if launched() > 1 and not recipe.deepspeed_stage:
         raise ConfigError(
-            "The plain training loop runs in one process", field="train.deepspeed_stage",
+            "The plain training loop runs in one process",
+            field="train.deepspeed_stage",
             found=f"0, and {launched()} processes",
-            expected="1, 2 or 3", cure="set train.deepspeed_stage to 1, 2 or 3, or start one process",
-        )  # fmt: skip
+            expected="1, 2 or 3",
+            cure="set train.deepspeed_stage to 1, 2 or 3, or start one process",
+        )
     ranks: Ranks = ALONE
     if recipe.deepspeed_stage:
         from prts_core.training.deepspeed import DeepSpeedTrainer, join_processes
@@ -115,12 +127,21 @@ def make_trainer(
     def source(of: Sequence[SampleSource], shares: Sequence[float]) -> BatchSource:
         vision = model.config.vision
         return BatchSource(
-            of, shares, recipe.batch_size // recipe.accumulate, seed,
-            chunk_length=model.config.chunk_length, max_action_dim=model.config.max_action_dim,
-            patch=vision.patch_size, merge=vision.merge_size, response=bool(recipe.weights.fast),
+            of,
+            shares,
+            recipe.batch_size // recipe.accumulate,
+            seed,
+            chunk_length=model.config.chunk_length,
+            max_action_dim=model.config.max_action_dim,
+            patch=vision.patch_size,
+            merge=vision.merge_size,
+            response=bool(recipe.weights.fast),
             contrastive=recipe.contrastive_every if recipe.weights.contrastive else 0,
-            pack_length=recipe.pack_length, pack_window=recipe.pack_window, rank=ranks.rank, world=ranks.world,
-        )  # fmt: skip
+            pack_length=recipe.pack_length,
+            pack_window=recipe.pack_window,
+            rank=ranks.rank,
+            world=ranks.world,
+        )
 
     kind = DeepSpeedTrainer if recipe.deepspeed_stage else Trainer
     evaluated = source(held_out, [1.0] * len(held_out)) if held_out else None
@@ -131,9 +152,11 @@ def refuse_what_cannot_train(recipe: TrainConfig, sets: Sequence[SampleSource]) 
     """ConfigError or DataError: a batch that does not split, an empty dataset, a contrastive loss without negatives."""
     if recipe.batch_size % recipe.accumulate:
         raise ConfigError(
-            "The batch does not split evenly into micro-batches", field="train.batch_size", found=recipe.batch_size,
+            "The batch does not split evenly into micro-batches",
+            field="train.batch_size",
+            found=recipe.batch_size,
             expected=f"a multiple of train.accumulate, {recipe.accumulate}",
-        )  # fmt: skip
+        )
     for each in sets:
         if not len(each):
             raise DataError("A dataset has no samples to train on", field=each.name, found=0, expected="one at least")
@@ -141,9 +164,11 @@ def refuse_what_cannot_train(recipe: TrainConfig, sets: Sequence[SampleSource]) 
     if recipe.weights.contrastive and len(tasks) < 2:
         raise DataError(
             "Contrastive RL needs samples of other tasks as negatives, and there are none",
-            field=", ".join(each.name for each in sets), found=f"{len(tasks)} different instructions",
-            expected="at least 2", cure="add a dataset or tasks, or set train.weights.contrastive to 0",
-        )  # fmt: skip
+            field=", ".join(each.name for each in sets),
+            found=f"{len(tasks)} different instructions",
+            expected="at least 2",
+            cure="add a dataset or tasks, or set train.weights.contrastive to 0",
+        )
 
 
 def show_parameters(rows: list[Count]) -> None:

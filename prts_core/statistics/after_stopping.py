@@ -56,8 +56,9 @@ def rate_after(walk: Walk, stop: Stop, successes: int, confidence: float = 0.95)
     number. The estimate is where ending higher and ending lower are equally likely (ties halved).
     """
     sign = {"high": 1, "low": -1}.get(stop.decision, 0)
-    low, middle, high = bounds(endings(walk), walk.most, np.array([order(walk.most, sign, stop.at, successes)]),
-                               confidence)  # fmt: skip
+    low, middle, high = bounds(
+        endings(walk), walk.most, np.array([order(walk.most, sign, stop.at, successes)]), confidence
+    )
     return Interval(float(middle[0]), float(low[0]), float(high[0]))
 
 

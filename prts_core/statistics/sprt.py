@@ -53,14 +53,18 @@ class _Test:
     def __post_init__(self) -> None:
         if not 0.0 < self.p0 < self.p1 < 1.0:
             raise ConfigError(
-                "The two rates of a sequential test lie in order between 0 and 1", field="--stop-early",
-                found=f"{self.p0:g},{self.p1:g}", expected="0 < p0 < p1 < 1, such as 0.75,0.90",
-            )  # fmt: skip
+                "The two rates of a sequential test lie in order between 0 and 1",
+                field="--stop-early",
+                found=f"{self.p0:g},{self.p1:g}",
+                expected="0 < p0 < p1 < 1, such as 0.75,0.90",
+            )
         if not (0.0 < self.alpha < 0.5 and 0.0 < self.beta < 0.5):
             raise ConfigError(
-                "An error rate must lie between 0 and 0.5", field="alpha, beta",
-                found=f"{self.alpha:g}, {self.beta:g}", expected="0.05, 0.05",
-            )  # fmt: skip
+                "An error rate must lie between 0 and 0.5",
+                field="alpha, beta",
+                found=f"{self.alpha:g}, {self.beta:g}",
+                expected="0.05, 0.05",
+            )
         if self.most < 1:
             raise ConfigError(
                 "A sequential test needs episodes", field="--episodes", found=self.most, expected="at least 1"
@@ -77,9 +81,11 @@ class _Test:
         enough = _enough(self)
         raise ConfigError(
             f"{self.most} episodes cannot tell a success rate of {self.p1:g} from {self.p0:g} with these error rates",
-            field="--stop-early", found=f"a chance of {self.missed:.3f} to miss it", expected=f"at most {self.beta:g}",
+            field="--stop-early",
+            found=f"a chance of {self.missed:.3f} to miss it",
+            expected=f"at most {self.beta:g}",
             cure=f"run {enough} episodes, or ask for a larger difference" if enough else "ask for a larger difference",
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True)

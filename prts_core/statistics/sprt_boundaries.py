@@ -47,8 +47,10 @@ class Walk:
         ends = endings(self)
         chances = ends.chances(p)
         return (
-            float(chances[ends.sign > 0].sum()), float(chances[ends.sign < 0].sum()), float((chances * ends.at).sum())
-        )  # fmt: skip
+            float(chances[ends.sign > 0].sum()),
+            float(chances[ends.sign < 0].sum()),
+            float((chances * ends.at).sum()),
+        )
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ PACKAGES = {"prts_core": ROOT / "prts_core", "prts_kernels": ROOT / "kernels" / 
 CARRIERS = ("prts_core.store", "prts_core.stages.chain", "prts_core.tracking", "prts_core.launch", "prts_core.cli")
 _IMPORT = re.compile(
     r"^\s*(?:from\s+(?P<base>prts_(?:core|kernels)[\w.]*)\s+import\s+(?P<names>\([^)]*\)|[^\n]*)"
-    r"|import\s+(?P<plain>prts_(?:core|kernels)[\w.]*))", re.MULTILINE,
-)  # fmt: skip
+    r"|import\s+(?P<plain>prts_(?:core|kernels)[\w.]*))",
+    re.MULTILINE,
+)
 
 
 @cache

@@ -95,15 +95,19 @@ class Results:
         if found:
             more = f"{len(found)} results begin with {text!r}"
             raise StageError(
-                more if len(found) > 1 else f"A key is known by {LEAST} digits and more", found=text,
+                more if len(found) > 1 else f"A key is known by {LEAST} digits and more",
+                found=text,
                 expected=_some(found),
                 cure="give more digits of the key",
-            )  # fmt: skip
+            )
         names = [*known, *(f"{at}/{key}" for key, at in known.items()), *self._names()]
         raise StageError(
-            f"No result is called {text!r}{suggest(text, names)}", file=self.outputs, found=text, expected=EXPECTED,
+            f"No result is called {text!r}{suggest(text, names)}",
+            file=self.outputs,
+            found=text,
+            expected=EXPECTED,
             cure="`prts status --all` lists what there is",
-        )  # fmt: skip
+        )
 
     def _names(self) -> dict[str, dict[str, Any]]:
         """recipe:stage[:dataset] -> manifest of every view."""
@@ -118,10 +122,12 @@ class Results:
         if len(inside) == 1:
             return names[inside[0]]
         raise StageError(
-            f"No recipe's view is called {text!r}{suggest(text, names)}", file=self.outputs / RUNS, found=text,
+            f"No recipe's view is called {text!r}{suggest(text, names)}",
+            file=self.outputs / RUNS,
+            found=text,
             expected=_some(inside or sorted(names)) or "a view; there is none yet",
             cure="name the dataset too: recipe:stage:dataset" if inside else None,
-        )  # fmt: skip
+        )
 
 
 def _some(names: list[str], most: int = 8) -> str:
@@ -132,24 +138,32 @@ def compare(results: Results, left: dict[str, Any], right: dict[str, Any]) -> Co
     """Put two results of one stage beside each other. StageError for two stages."""
     if left["kind"] != right["kind"]:
         raise StageError(
-            "Two results of different stages cannot be compared", found=f"{left['kind']} and {right['kind']}",
+            "Two results of different stages cannot be compared",
+            found=f"{left['kind']} and {right['kind']}",
             expected="two of one stage",
-        )  # fmt: skip
+        )
     difference = _difference(results, left, right, {})
     names: Iterable[str] = dict.fromkeys([*left["metrics"], *right["metrics"]])
     return Comparison(
-        _side(results, left), _side(results, right), difference, tuple(difference.causes() if difference else ()),
+        _side(results, left),
+        _side(results, right),
+        difference,
+        tuple(difference.causes() if difference else ()),
         {name: (left["metrics"].get(name), right["metrics"].get(name)) for name in names},
         left["content_digest"] == right["content_digest"],
-    )  # fmt: skip
+    )
 
 
 def _side(results: Results, raw: dict[str, Any]) -> dict[str, Any]:
     made = results.provenance(raw["key"])
     return {
-        "stage": raw["kind"], "partition": raw["partition"], "key": raw["key"], "digest": raw["digest"],
-        "content_digest": raw["content_digest"], "contracts": raw["contracts"],
-    } | {name: made.get(name) for name in ("recipe", "overrides", "finished", "seconds", "host", "code")}  # fmt: skip
+        "stage": raw["kind"],
+        "partition": raw["partition"],
+        "key": raw["key"],
+        "digest": raw["digest"],
+        "content_digest": raw["content_digest"],
+        "contracts": raw["contracts"],
+    } | {name: made.get(name) for name in ("recipe", "overrides", "finished", "seconds", "host", "code")}
 
 
 def _difference(

@@ -190,8 +190,10 @@ def files_line(changed: dict[str, list[str]]) -> str:
     parts = []
     for what, paths in changed.items():
         if paths:
-            parts.append(f"{len(paths)} {'file' if len(paths) == 1 else 'files'} {what} ({paths[0]}" +
-                         (", ...)" if len(paths) > 1 else ")"))  # fmt: skip
+            parts.append(
+                f"{len(paths)} {'file' if len(paths) == 1 else 'files'} {what} ({paths[0]}"
+                + (", ...)" if len(paths) > 1 else ")")
+            )
     return "sources: " + (", ".join(parts) or "the same files in another order")
 
 

@@ -176,9 +176,16 @@ def _item(what: Any, path: Path, entry: Entry, age: float, links: dict[tuple[int
     about = entry.provenance if what == "result" else entry.plan
     freed = sum(size for size, count, there in own.values() if count >= there)
     return Item(
-        what, path, entry.stage, entry.partition, entry.key, age, freed, about.get("recipe", ""),
+        what,
+        path,
+        entry.stage,
+        entry.partition,
+        entry.key,
+        age,
+        freed,
+        about.get("recipe", ""),
         tuple(about.get("overrides", ())),
-    )  # fmt: skip
+    )
 
 
 def _age(entry: Entry, now: float) -> float:

@@ -116,8 +116,10 @@ def walk(
 
 def _same(known: File | None, info: os.stat_result) -> bool:
     return known is not None and (known.size, known.mtime_ns, known.inode) == (
-        info.st_size, info.st_mtime_ns, info.st_ino,
-    )  # fmt: skip
+        info.st_size,
+        info.st_mtime_ns,
+        info.st_ino,
+    )
 
 
 def _hash(root: Path, files: list[tuple[str, os.stat_result]]) -> dict[str, File]:

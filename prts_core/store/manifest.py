@@ -71,14 +71,19 @@ class Manifest:
             made = Manifest(**raw)
         except TypeError as err:
             raise StageError(
-                "A manifest is malformed", file=path, found=str(err),
+                "A manifest is malformed",
+                file=path,
+                found=str(err),
                 cure=f"remove {path.parent} and run the stage again",
-            ) from err  # fmt: skip
+            ) from err
         if check and made.digest != digest:
             raise StageError(
-                "A manifest does not match its own digest", file=path, found=str(digest), expected=made.digest,
+                "A manifest does not match its own digest",
+                file=path,
+                found=str(digest),
+                expected=made.digest,
                 cure=f"it was edited by hand: remove {path.parent} and run the stage again",
-            )  # fmt: skip
+            )
         return made
 
     def verify(self, outputs: Path) -> bool:

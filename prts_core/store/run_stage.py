@@ -82,9 +82,14 @@ class Store:
 
     # ---- keys ------------------------------------------------------------------------------------------------------
     def resolve(
-        self, name: str, plan: Plan, partition: str | None = None, *, fetch: bool = False,
+        self,
+        name: str,
+        plan: Plan,
+        partition: str | None = None,
+        *,
+        fetch: bool = False,
         known: dict[tuple[str, str | None], Resolved] | None = None,
-    ) -> Resolved:  # fmt: skip
+    ) -> Resolved:
         """Compute a stage's key from the plan. Runs nothing; reads the listing of external sources.
 
         fetch: download a dataset of the hub where that is needed. known: what was resolved before under this plan.
@@ -113,9 +118,13 @@ class Store:
             listed = sources_digest(plan, partition, self.outputs, fetch=fetch)
         sources = listed or "" if stage.external else ""
         about = {
-            "stage": name, "version": stage.version, "config": plain, "seed": seed, "sources": sources,
+            "stage": name,
+            "version": stage.version,
+            "config": plain,
+            "seed": seed,
+            "sources": sources,
             "parents": {role: parent.key for role, parent in parents.items()},
-        }  # fmt: skip
+        }
         key = digest_value(about)[len("sha256:") :][:KEY_LENGTH]
         known[name, partition] = Resolved(stage, partition, config, plain, parents, seed, sources, key)
         return known[name, partition]
@@ -181,9 +190,15 @@ class Store:
 
     # ---- running ---------------------------------------------------------------------------------------------------
     def run(
-        self, name: str, plan: Plan, partition: str | None = None, *, caller: dict[str, str] | None = None,
-        track: Tracker = untracked, execute: Execute = inline,
-    ) -> Manifest:  # fmt: skip
+        self,
+        name: str,
+        plan: Plan,
+        partition: str | None = None,
+        *,
+        caller: dict[str, str] | None = None,
+        track: Tracker = untracked,
+        execute: Execute = inline,
+    ) -> Manifest:
         """Return the stage's verified result, running or resuming the stage only where it must.
 
         A second caller waits for the first and then finds the work done. A run without `--set` moves the recipe's
@@ -222,13 +237,16 @@ class Store:
                 if (folder / MANIFEST).exists():
                     raise StageError(
                         f"The output of stage {parent.name!r} (role {role!r}) was changed after it was made",
-                        file=folder / OUTPUT, expected=Manifest.load(folder / MANIFEST).content_digest,
+                        file=folder / OUTPUT,
+                        expected=Manifest.load(folder / MANIFEST).content_digest,
                         cure=f"run `{command}`: it makes its output again",
-                    )  # fmt: skip
+                    )
                 raise StageError(
-                    f"Stage {parent.name!r} has not run yet under this plan", file=folder, found="no result",
+                    f"Stage {parent.name!r} has not run yet under this plan",
+                    file=folder,
+                    found="no result",
                     cure=f"run `{command}` first",
-                )  # fmt: skip
+                )
             found[role] = manifest
         return found
 
@@ -248,8 +266,9 @@ class Store:
             _make_room(folder, self.outputs)
             seen = sources_stamp(stage, plan, resolved.partition, self.outputs)
             record = _plan_record(resolved, plan) | {
-                "parent_digests": {role: m.digest for role, m in inputs.items()}, "seen": seen,
-            }  # fmt: skip
+                "parent_digests": {role: m.digest for role, m in inputs.items()},
+                "seen": seen,
+            }
             _set_aside_other(folder, record, stage.external)
             (work / OUTPUT).mkdir(parents=True, exist_ok=True)
             for torn in (work / OUTPUT).rglob(".*.partial-*"):  # a file that a kill cut (files.atomic_path)
@@ -258,9 +277,21 @@ class Store:
         context = StageContext(self.outputs, work, plan.recipe.seed, plan.recipe.name, resolved.partition)
         config_digest = digest_value(resolved.identity)
         tracking = Work(
-            stage.name, resolved.partition, plan.recipe.name, plan.path.name, plan.overrides, resolved.key,
-            stage.version, resolved.config, config_digest, inputs, resolved.seed, self.outputs, work, caller,
-        )  # fmt: skip
+            stage.name,
+            resolved.partition,
+            plan.recipe.name,
+            plan.path.name,
+            plan.overrides,
+            resolved.key,
+            stage.version,
+            resolved.config,
+            config_digest,
+            inputs,
+            resolved.seed,
+            self.outputs,
+            work,
+            caller,
+        )
         started, before, clock = datetime.now(UTC), _spent(work), time.monotonic()
         with _stopwatch(work, before), track(tracking) as tracked:
             result = execute(stage, resolved.config, inputs, replace(context, log=tracked.log, files=files))
@@ -268,12 +299,19 @@ class Store:
             self._require_same_parents(resolved, plan, inputs)
             made = list_files(context.output, work / FILES)
             manifest = Manifest(
-                kind=stage.name, key=resolved.key, version=stage.version, partition=resolved.partition,
-                config=resolved.identity, parents={role: m.key for role, m in inputs.items()},
-                parent_digests={role: m.digest for role, m in inputs.items()}, seed=resolved.seed,
-                sources=resolved.sources, content_digest=tree_digest(made), contracts=result.contracts,
+                kind=stage.name,
+                key=resolved.key,
+                version=stage.version,
+                partition=resolved.partition,
+                config=resolved.identity,
+                parents={role: m.key for role, m in inputs.items()},
+                parent_digests={role: m.digest for role, m in inputs.items()},
+                seed=resolved.seed,
+                sources=resolved.sources,
+                content_digest=tree_digest(made),
+                contracts=result.contracts,
                 metrics=result.metrics,
-            )  # fmt: skip
+            )
             tracked.finish(manifest, result, context.output)
         timing = work / "timing.json"
         write_json(
@@ -318,9 +356,10 @@ class Store:
                 first, then = (plan.command(r.stage.name, r.partition, self.outputs) for r in (parent, resolved))
                 raise StageError(
                     f"The output of stage {parent.name!r} changed while stage {resolved.name!r} read it",
-                    file=path.with_name(OUTPUT), expected=manifest.content_digest,
+                    file=path.with_name(OUTPUT),
+                    expected=manifest.content_digest,
                     cure=f"run `{first}`: it makes its output again; then `{then}`",
-                )  # fmt: skip
+                )
 
     def _require_same_sources(self, resolved: Resolved, plan: Plan, seen: str) -> None:
         """StageError where files from outside have changed, even back again, while the stage was reading them."""
@@ -332,10 +371,11 @@ class Store:
         changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         what = f"The source of dataset {partition!r}" if stage.external else "A file from outside"
         raise StageError(
-            f"{what} changed while stage {stage.name!r} read it", field=", ".join(changed) or None,
+            f"{what} changed while stage {stage.name!r} read it",
+            field=", ".join(changed) or None,
             found="another listing than at the start",
             cure=f"run `{plan.command(stage.name, partition, self.outputs)}` again",
-        )  # fmt: skip
+        )
 
 
 def load_provenance(outputs: Path, manifest: Manifest) -> dict[str, Any]:

@@ -41,16 +41,18 @@ def listing(plan: Plan, dataset: str, outputs: Path, *, fetch: bool = False) -> 
     assert source is not None, "recorded here: there is nothing to list"
     if isinstance(source, LeRobotSource) and source.root is None and not fetch and not source_root(source).exists():
         raise UnavailableError(
-            f"Dataset {dataset!r} is not downloaded yet", field="source.repo_id", found=source.repo_id,
+            f"Dataset {dataset!r} is not downloaded yet",
+            field="source.repo_id",
+            found=source.repo_id,
             cure=f"run `{plan.command('collect', dataset, outputs)}`",
-        )  # fmt: skip
+        )
     root = present_root(dataset, source, plan.datasets[dataset].optional)
     return list_files(root, cache_of(root, outputs))
 
 
 def files_read(
     stage: Stage, plan: Plan, partition: str | None, outputs: Path, recorded: bool = False
-) -> dict[str, str]:  # fmt: skip
+) -> dict[str, str]:
     """What stands in a key for the files of `Stage.reads`: the digest of a listing, or the commit of a hub id. What is
     not on this machine is left out, and a hub id that is not downloaded stands for itself: the stage tells of them.
 
@@ -110,10 +112,14 @@ def sources_stamp(stage: Stage, plan: Plan, dataset: str | None, outputs: Path) 
         roots.append((source_root(source), (), None))
     if not roots or not looks():
         return ""
-    return digest_value([
-        [path, info.st_size, info.st_mtime_ns, info.st_ino]
-        for root, names, only in roots if root.exists() for path, info in walk(root, names, only)
-    ])  # fmt: skip
+    return digest_value(
+        [
+            [path, info.st_size, info.st_mtime_ns, info.st_ino]
+            for root, names, only in roots
+            if root.exists()
+            for path, info in walk(root, names, only)
+        ]
+    )
 
 
 def cache_of(root: Path, outputs: Path, *of: str) -> Path:
@@ -127,9 +133,12 @@ def looks() -> bool:
     chosen = os.environ.get(SOURCES_VARIABLE, "look")
     if chosen not in ("look", "recorded"):
         raise ConfigError(
-            "An environment variable has an unknown value", field=SOURCES_VARIABLE, found=chosen,
-            expected="look or recorded", cure=f"unset {SOURCES_VARIABLE}",
-        )  # fmt: skip
+            "An environment variable has an unknown value",
+            field=SOURCES_VARIABLE,
+            found=chosen,
+            expected="look or recorded",
+            cure=f"unset {SOURCES_VARIABLE}",
+        )
     return chosen == "look"
 
 
@@ -152,9 +161,11 @@ def require_looked_at(
     changed = stage.external and external_source(plan, name) and tree_digest(listing(plan, name, outputs)) != sources
     if changed or files_read(stage, plan, dataset, outputs) != files:
         raise StageError(
-            f"What stage {stage.name!r} reads is not what was recorded", field=SOURCES_VARIABLE,
-            found="other files than those that were listed", cure=f"unset {SOURCES_VARIABLE}",
-        )  # fmt: skip
+            f"What stage {stage.name!r} reads is not what was recorded",
+            field=SOURCES_VARIABLE,
+            found="other files than those that were listed",
+            cure=f"unset {SOURCES_VARIABLE}",
+        )
 
 
 def _recorded(plan: Plan, dataset: str, outputs: Path) -> str:
@@ -167,10 +178,12 @@ def _recorded(plan: Plan, dataset: str, outputs: Path) -> str:
         if known.get("sources") and (known["partition"], _described(known["config"]["source"])) == wanted:
             return str(known["sources"])
     raise UnavailableError(
-        f"No listing of dataset {dataset!r} was recorded", field=SOURCES_VARIABLE, found="recorded",
+        f"No listing of dataset {dataset!r} was recorded",
+        field=SOURCES_VARIABLE,
+        found="recorded",
         expected="a result of collect in this store or the recipe's view",
         cure=f"run `dvc pull`, or where the source is: `{plan.command('collect', dataset, outputs)}`",
-    )  # fmt: skip
+    )
 
 
 def _described(source: dict[str, Any]) -> dict[str, Any]:

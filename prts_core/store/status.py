@@ -172,9 +172,11 @@ class _Look:
     def _why(self, resolved: Resolved, shown: dict[str, Any]) -> list[str]:
         """How the result that the recipe shows differs from what the plan means now."""
         new = {
-            "version": resolved.stage.version, "seed": resolved.seed, "config": resolved.identity,
+            "version": resolved.stage.version,
+            "seed": resolved.seed,
+            "config": resolved.identity,
             "partition": resolved.partition,
-        }  # fmt: skip
+        }
         lines = changes(shown, new)
         if shown["sources"] != resolved.sources:
             before = listed_files(self.entries, shown)
@@ -220,16 +222,28 @@ def summarise(outputs: Path, entries: dict[str, Entry], wanted: set[str], listed
                 unshown, unshown_bytes = unshown + 1, unshown_bytes + size
                 if listed:
                     about = entry.provenance
-                    rows.append({
-                        "stage": entry.stage, "partition": entry.partition, "key": entry.key, "bytes": size,
-                        "recipe": about.get("recipe"), "overrides": about.get("overrides"),
-                        "finished": about.get("finished"),
-                    })  # fmt: skip
+                    rows.append(
+                        {
+                            "stage": entry.stage,
+                            "partition": entry.partition,
+                            "key": entry.key,
+                            "bytes": size,
+                            "recipe": about.get("recipe"),
+                            "overrides": about.get("overrides"),
+                            "finished": about.get("finished"),
+                        }
+                    )
         elif entry.interrupted and entry.key not in wanted:
-            works.append({
-                "stage": entry.stage, "partition": entry.partition, "key": entry.key, **_work(entry),
-                "running": entry.running, "command": work_command(entry.plan, entry.stage, outputs),
-            })  # fmt: skip
+            works.append(
+                {
+                    "stage": entry.stage,
+                    "partition": entry.partition,
+                    "key": entry.key,
+                    **_work(entry),
+                    "running": entry.running,
+                    "command": work_command(entry.plan, entry.stage, outputs),
+                }
+            )
     return Summary(count, total, unshown, unshown_bytes, tuple(works), tuple(rows))
 
 

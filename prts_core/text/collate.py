@@ -41,9 +41,13 @@ def packed(rows: Sequence[Sequence[int]], length: int) -> Placement:
 
 
 def collate(
-    sequences: Sequence[TokenSequence], pixels: Tensor, grid: Tensor, *, place: Placement | None = None,
+    sequences: Sequence[TokenSequence],
+    pixels: Tensor,
+    grid: Tensor,
+    *,
+    place: Placement | None = None,
     dataset: np.ndarray | None = None,
-) -> Tokens:  # fmt: skip
+) -> Tokens:
     """pixels, grid: of all images, sample by sample. place: default one sample a row. dataset: (S,) indices."""
     lengths = np.array([len(s) for s in sequences])
     unpacked = place is None

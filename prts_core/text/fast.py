@@ -56,9 +56,11 @@ class FastTokenizer:
         self.vocab_size = own if vocab_size is None else vocab_size
         if self.vocab_size < own:
             raise CheckpointError(
-                "A FAST vocabulary is smaller than its own BPE", field="vocab_size", found=self.vocab_size,
+                "A FAST vocabulary is smaller than its own BPE",
+                field="vocab_size",
+                found=self.vocab_size,
                 expected=f"at least {own}",
-            )  # fmt: skip
+            )
         probes = [chr(i) for i in range(max(_HIGHEST, own))]
         encoded = bpe.encode_batch(probes, add_special_tokens=False)
         writable = [i for i, e in enumerate(encoded) if self._text(e.ids) == probes[i]]
@@ -87,16 +89,22 @@ class FastTokenizer:
         if high - low + 1 > vocab_size:
             raise DataError(
                 "The action coefficients span more values than the FAST vocabulary holds",
-                field="fast_vocab_size", found=high - low + 1, expected=f"at most {vocab_size}",
+                field="fast_vocab_size",
+                found=high - low + 1,
+                expected=f"at most {vocab_size}",
                 cure="raise fast_vocab_size, or look at the norm statistics: outliers stretch the range",
-            )  # fmt: skip
+            )
         bpe = Tokenizer(models.BPE())
         if compat == "prts":
             bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size, min_frequency=2, show_progress=False, max_token_length=10_000, special_tokens=[],
+            vocab_size=vocab_size,
+            min_frequency=2,
+            show_progress=False,
+            max_token_length=10_000,
+            special_tokens=[],
             initial_alphabet=[chr(i) for i in range(high - low + 1)],
-        )  # fmt: skip
+        )
         bpe.train_from_iterator((_write(chunk - low) for part in parts for chunk in part), trainer)
         return FastTokenizer(bpe, low, scale, vocab_size if compat == "prts" else None, compat)
 
@@ -156,9 +164,11 @@ class FastTokenizer:
         settings = next((folder / name for name in _PUBLISHED if (folder / name).is_file()), None)
         if settings is None:
             raise CheckpointError(
-                "A folder holds no FAST processor", file=folder, expected=" or ".join(_PUBLISHED),
+                "A folder holds no FAST processor",
+                file=folder,
+                expected=" or ".join(_PUBLISHED),
                 cure="name the folder (or hub id) that the processor was saved to",
-            )  # fmt: skip
+            )
         record = read_json(settings)
         if isinstance(record, dict):
             record = record | {"bpe": read_json(folder / "tokenizer.json")}
@@ -177,9 +187,11 @@ def _read(raw: dict, path: Path, compat: Compat) -> FastTokenizer:
         raise CheckpointError(err.problem, file=path, field=err.field, found=err.found, expected=err.expected) from err
     except Exception as err:  # the tokenizers package raises bare Exception for malformed files
         raise CheckpointError(
-            "A FAST tokenizer file is malformed", file=path, found=f"{type(err).__name__}: {err}",
+            "A FAST tokenizer file is malformed",
+            file=path,
+            found=f"{type(err).__name__}: {err}",
             cure="restore it from its source",
-        ) from err  # fmt: skip
+        ) from err
 
 
 def _arrays(chunks: np.ndarray | Sequence[np.ndarray]) -> Sequence[np.ndarray]:

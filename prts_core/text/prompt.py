@@ -104,9 +104,12 @@ def conversation_texts(turns: Sequence[tuple[str, str]], image_tokens: Sequence[
     wanted = sum(text.count(IMAGE_TAG) for _, text in turns)
     if wanted != len(image_tokens):
         raise DataError(
-            "A conversation and its images do not fit", field=IMAGE_TAG, found=f"{len(image_tokens)} images",
-            expected=f"{wanted}, one a tag", cure="correct the entry in the image-text file",
-        )  # fmt: skip
+            "A conversation and its images do not fit",
+            field=IMAGE_TAG,
+            found=f"{len(image_tokens)} images",
+            expected=f"{wanted}, one a tag",
+            cure="correct the entry in the image-text file",
+        )
     out, image = [], iter(image_tokens)
     for role, text in turns:
         parts = text.split(IMAGE_TAG)

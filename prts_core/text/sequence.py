@@ -137,9 +137,15 @@ class SequenceBuilder:
         positions[:, bc_end:crl_action_end] = first + after + np.arange(crl_action_end - bc_end)
         positions[:, crl_action_end:] = np.arange(len(tokens) - crl_action_end)
         return TokenSequence(
-            tokens, positions, labels, text_label, (observation_end, bc_end, crl_action_end, len(tokens)), text_to,
-            crl_action_end - 1 if contrastive else -1, len(tokens) - 1 if contrastive else -1,
-        )  # fmt: skip
+            tokens,
+            positions,
+            labels,
+            text_label,
+            (observation_end, bc_end, crl_action_end, len(tokens)),
+            text_to,
+            crl_action_end - 1 if contrastive else -1,
+            len(tokens) - 1 if contrastive else -1,
+        )
 
     def lengths(
         self, states: np.ndarray, fast: np.ndarray, instructions: np.ndarray, *, response: bool, contrastive: bool

@@ -40,9 +40,11 @@ class TextTokenizer:
         last = self.fast_base + self.fast_size - 1
         if self.fast_size and self.id(prompt.fast_token(self.fast_size - 1)) != last:
             raise CheckpointError(
-                "The FAST tokens have no consecutive ids", field=prompt.fast_token(self.fast_size - 1),
-                found=self.id(prompt.fast_token(self.fast_size - 1)), expected=last,
-            )  # fmt: skip
+                "The FAST tokens have no consecutive ids",
+                field=prompt.fast_token(self.fast_size - 1),
+                found=self.id(prompt.fast_token(self.fast_size - 1)),
+                expected=last,
+            )
 
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size()
@@ -100,9 +102,17 @@ class TextTokenizer:
             [AddedToken(t, special=True) for t in (*prompt.CONTROL_TOKENS, *prompt.PRTS_TOKENS)]
         )
         tokenizer.add_special_tokens([AddedToken(prompt.fast_token(i), special=True) for i in range(fast_size)])
-        phrases = ["system\n", "user\n", "assistant\n", prompt.SYSTEM, prompt.STATE_INTRO, prompt.INSTRUCTION_INTRO,
-                   prompt.PREDICT, prompt.PREDICT_SUBTASK,
-                   *(f"{label}: " for label in sorted(set(camera_labels)))]  # fmt: skip
+        phrases = [
+            "system\n",
+            "user\n",
+            "assistant\n",
+            prompt.SYSTEM,
+            prompt.STATE_INTRO,
+            prompt.INSTRUCTION_INTRO,
+            prompt.PREDICT,
+            prompt.PREDICT_SUBTASK,
+            *(f"{label}: " for label in sorted(set(camera_labels))),
+        ]
         tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases])
         # lstrip: an integer swallows the blank before it.
         numbers = [str(i) for i in range(-1, prompt.STATE_BINS + 1)]
@@ -134,9 +144,12 @@ def _from_vocabulary(folder: Path) -> Tokenizer:
     missing = [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
-            "A folder holds no tokenizer", file=folder, found=f"no tokenizer.json and no {' and no '.join(missing)}",
-            expected="tokenizer.json, or vocab.json and merges.txt", cure="copy them from the Qwen3-VL checkpoint",
-        )  # fmt: skip
+            "A folder holds no tokenizer",
+            file=folder,
+            found=f"no tokenizer.json and no {' and no '.join(missing)}",
+            expected="tokenizer.json, or vocab.json and merges.txt",
+            cure="copy them from the Qwen3-VL checkpoint",
+        )
     from transformers import Qwen2Tokenizer
 
     try:
@@ -156,7 +169,9 @@ def with_prts_tokens(tokenizer: Tokenizer, fast_size: int) -> TextTokenizer:
     made = TextTokenizer(tokenizer)
     if made.fast_size != fast_size:
         raise CheckpointError(
-            "The tokenizer was made for another FAST vocabulary", found=f"{made.fast_size} FAST tokens",
-            expected=fast_size, cure="load the FAST processor that the checkpoint was trained with",
-        )  # fmt: skip
+            "The tokenizer was made for another FAST vocabulary",
+            found=f"{made.fast_size} FAST tokens",
+            expected=fast_size,
+            cure="load the FAST processor that the checkpoint was trained with",
+        )
     return made

@@ -32,9 +32,13 @@ UI_FILE = "ui.json"
 UI_PORTS = {"mlflow": "5000", "dagster": "3000"}
 # Where MLflow keeps absolute places of files in its database. MLflow takes no relative ones: it makes them absolute.
 PLACES = (
-    ("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
-    ("model_versions", "source"), ("model_versions", "storage_location"), ("trace_tags", "value"),
-)  # fmt: skip
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+    ("trace_tags", "value"),
+)
 # One call to a dead or hanging server ends within seconds: MLflow's own 120 s and 7 retries are minutes.
 QUIET = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",

@@ -33,17 +33,22 @@ def add_adapters(model: Any, config: LoraConfig) -> None:
     unknown = sorted(set(config.targets) - linear)
     if unknown or not config.targets:
         raise ConfigError(
-            "The language model has no such linear layers", field="train.lora.targets", found=unknown,
+            "The language model has no such linear layers",
+            field="train.lora.targets",
+            found=unknown,
             expected=", ".join(sorted(linear)),
-        )  # fmt: skip
+        )
     freeze(model, ("llm", "vision", "merger"))
     inject_adapter_in_model(
         PeftConfig(
-            r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(config.targets)  # type: ignore[arg-type]
+            r=config.rank,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules=list(config.targets),  # type: ignore[arg-type]
         ),
         model.language_model,
         adapter_name=NAME,
-    )  # fmt: skip
+    )
 
 
 def remove_adapters(model: nn.Module) -> None:

@@ -109,10 +109,23 @@ class BatchSource:
     """
 
     def __init__(
-        self, sources: Sequence[SampleSource], weights: Sequence[float], batch_size: int, seed: int, *,
-        chunk_length: int, max_action_dim: int, patch: int, merge: int, response: bool, contrastive: int,
-        pack_length: int = 0, pack_window: int = 2048, rank: int = 0, world: int = 1,
-    ) -> None:  # fmt: skip
+        self,
+        sources: Sequence[SampleSource],
+        weights: Sequence[float],
+        batch_size: int,
+        seed: int,
+        *,
+        chunk_length: int,
+        max_action_dim: int,
+        patch: int,
+        merge: int,
+        response: bool,
+        contrastive: int,
+        pack_length: int = 0,
+        pack_window: int = 2048,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
         self.sources, self.batch_size, self.seed, self.rank, self.world = sources, batch_size, seed, rank, world
         self.chunk_length, self.max_action_dim, self.patch, self.merge = chunk_length, max_action_dim, patch, merge
         self.response, self.contrastive = response, contrastive
@@ -167,11 +180,13 @@ class BatchSource:
         draws = [d for row in rows for d in row]
         items = [
             self.sources[d.source].item(
-                d.row, np.random.default_rng([self.seed, 3, d.number]), response=self.response,
+                d.row,
+                np.random.default_rng([self.seed, 3, d.number]),
+                response=self.response,
                 contrastive=plan.contrastive,
             )
             for d in draws
-        ]  # fmt: skip
+        ]
         sequences = [item.sequence for item in items]
         place = None
         if self.pack_length:
@@ -196,12 +211,20 @@ class BatchSource:
         ]
         names = [s.name for s in self.sources]
         return Batch(
-            tokens, torch.from_numpy(actions), torch.from_numpy(dof_mask), torch.from_numpy(is_pad),
+            tokens,
+            torch.from_numpy(actions),
+            torch.from_numpy(dof_mask),
+            torch.from_numpy(is_pad),
             torch.tensor([item.chunk is not None for item in items]),
-            torch.tensor([item.steps_to_go for item in items]), torch.tensor([item.task_id for item in items]),
-            torch.tensor(at), int(counts[-1]), names, [f"{names[d.source]}:{d.row}" for d in draws],
-            plan.begin, plan.cursor,
-        )  # fmt: skip
+            torch.tensor([item.steps_to_go for item in items]),
+            torch.tensor([item.task_id for item in items]),
+            torch.tensor(at),
+            int(counts[-1]),
+            names,
+            [f"{names[d.source]}:{d.row}" for d in draws],
+            plan.begin,
+            plan.cursor,
+        )
 
     def batches(self, cursor: Cursor, workers: int = 0) -> Iterator[Batch]:
         """Batches from `cursor` on, made ahead: by one thread, or by that many loader processes; the same either
@@ -210,10 +233,12 @@ class BatchSource:
             loader: Any = torch.utils.data.DataLoader(
                 self,  # type: ignore[arg-type]
                 sampler=_Plans(self, cursor),
-                batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(),
+                batch_size=None,
+                num_workers=workers,
+                pin_memory=torch.cuda.is_available(),
                 generator=torch.Generator(),  # a seed drawn from torch's own would shift dropout after a resume
                 worker_init_fn=_outlive_stop_signals,
-            )  # fmt: skip
+            )
             yield from loader
         # The thread gets no OpenMP team of its own: two teams spin against each other and cost a third of a step.
         with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as ahead:

@@ -46,8 +46,13 @@ class State:
 
 
 def save_checkpoint(
-    root: Path, state: State, parts: Mapping[str, Mapping[str, Tensor]], *, keep: int = 2, shard_mb: int = 5000,
-) -> Path:  # fmt: skip
+    root: Path,
+    state: State,
+    parts: Mapping[str, Mapping[str, Tensor]],
+    *,
+    keep: int = 2,
+    shard_mb: int = 5000,
+) -> Path:
     """Write `checkpoint-<state.step>` from named tensors a part (PARTS), then remove the oldest beyond `keep`."""
     final = root / f"checkpoint-{state.step}"
     partial = root / f".{final.name}.partial"
@@ -95,17 +100,22 @@ def read_state(folder: Path) -> State:
 def check_same_run(state: State, config: TrainConfig, seed: int, where: Path) -> None:
     """CheckpointError, field by field, if the checkpoint is of another recipe: going on would be neither run."""
     own = identity(config)
-    differ = {k: (state.config.get(k), own.get(k)) for k in sorted(own.keys() | state.config.keys())
-              if state.config.get(k) != own.get(k)}  # fmt: skip
+    differ = {
+        k: (state.config.get(k), own.get(k))
+        for k in sorted(own.keys() | state.config.keys())
+        if state.config.get(k) != own.get(k)
+    }
     if seed != state.seed:
         differ["seed"] = (state.seed, seed)
     if differ:
         raise CheckpointError(
-            "A checkpoint is of another training configuration", file=where, field=", ".join(differ),
+            "A checkpoint is of another training configuration",
+            file=where,
+            field=", ".join(differ),
             found="; ".join(f"{k}: {then!r} then, {now!r} now" for k, (then, now) in differ.items()),
             expected="the same recipe",
             cure="restore these values, or train in another folder (start from its weights instead)",
-        )  # fmt: skip
+        )
 
 
 def load_part(folder: Path, name: str) -> dict[str, Tensor]:
@@ -150,18 +160,23 @@ def load_optimizer(
     extra = sorted(states.keys() - set(order))  # none missing counts: what got no gradient yet has no state
     if extra:
         raise CheckpointError(
-            "The optimiser's states do not fit what trains", file=where, found=f"extra {len(extra)}: {extra[:20]}",
+            "The optimiser's states do not fit what trains",
+            file=where,
+            found=f"extra {len(extra)}: {extra[:20]}",
             cure="train the same groups as before (train.freeze, train.lora), or start anew from the weights",
-        )  # fmt: skip
+        )
     kept = optimizer.state_dict()
     moments = {index: states[name] for index, name in enumerate(order) if name in states}
     optimizer.load_state_dict({"state": moments, "param_groups": kept["param_groups"]})
 
 
 def load_training(
-    folder: Path, model: nn.Module, average: Mapping[str, Tensor], optimizer: torch.optim.Optimizer,
+    folder: Path,
+    model: nn.Module,
+    average: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
     names: Mapping[nn.Parameter, str],
-) -> State:  # fmt: skip
+) -> State:
     """Restore weights, averaged weights, optimiser and generators in place; returns what else the checkpoint says."""
     state = read_state(folder)
     load_weights(model, load_part(folder, "model"), folder)
@@ -187,10 +202,14 @@ def _fault(folder: Path) -> str | None:
     except DataError as err:
         return str(err)
     checks: dict[str, Callable[[Any], bool]] = {
-        "format": lambda v: v == FORMAT, "step": lambda v: isinstance(v, int), "cursor": lambda v: isinstance(v, dict),
-        "seed": lambda v: isinstance(v, int), "world": lambda v: isinstance(v, int),
-        "config": lambda v: isinstance(v, dict), "files": lambda v: isinstance(v, dict) and len(v) > 0,
-    }  # fmt: skip
+        "format": lambda v: v == FORMAT,
+        "step": lambda v: isinstance(v, int),
+        "cursor": lambda v: isinstance(v, dict),
+        "seed": lambda v: isinstance(v, int),
+        "world": lambda v: isinstance(v, int),
+        "config": lambda v: isinstance(v, dict),
+        "files": lambda v: isinstance(v, dict) and len(v) > 0,
+    }
     if not isinstance(about, dict):
         return "state.json is no mapping"
     for key, good in checks.items():

@@ -75,17 +75,29 @@ class RobotSet:
     """
 
     def __init__(
-        self, name: str, dataset: LeRobotDataset, processor: Processor, episodes: Sequence[int], *,
-        augmented: bool = False, train_subtask: bool | str | None = None, say_subtask: bool = False,
-        threads: int = 2, memory_gib: float = MEMORY_GIB,
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        dataset: LeRobotDataset,
+        processor: Processor,
+        episodes: Sequence[int],
+        *,
+        augmented: bool = False,
+        train_subtask: bool | str | None = None,
+        say_subtask: bool = False,
+        threads: int = 2,
+        memory_gib: float = MEMORY_GIB,
+    ) -> None:
         require_equal(dataset.contract, processor.contract.contract, left_name=f"dataset {name}", right_name="policy")
         check_sizes(dataset.root)  # digests are read by `prts validate`; a stat a file costs nothing here
         if not episodes:
             raise DataError(
-                "A dataset has no episodes to train on", file=dataset.root, field="split train", found=0,
-                expected="at least one episode", cure="look at splits in meta/info.json",
-            )  # fmt: skip
+                "A dataset has no episodes to train on",
+                file=dataset.root,
+                field="split train",
+                found=0,
+                expected="at least one episode",
+                cure="look at splits in meta/info.json",
+            )
         self.name = name.replace("__", "/")  # metrics say the repo_id, whose slash no partition name can hold
         self.processor, self.episodes = processor, tuple(episodes)
         self.augmented, self.say_subtask = augmented, say_subtask

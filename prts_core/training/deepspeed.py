@@ -49,15 +49,20 @@ def deepspeed_config(config: TrainConfig, world: int) -> dict[str, Any]:
     """
     if config.deepspeed_stage not in (1, 2, 3):
         raise ConfigError(
-            "Not a ZeRO stage", field="train.deepspeed_stage", found=config.deepspeed_stage, expected="1, 2 or 3",
+            "Not a ZeRO stage",
+            field="train.deepspeed_stage",
+            found=config.deepspeed_stage,
+            expected="1, 2 or 3",
             cure="0 is the plain loop of one process",
-        )  # fmt: skip
+        )
     if config.batch_size % (world * config.accumulate):
         raise ConfigError(
-            "The batch does not split evenly over processes and micro-batches", field="train.batch_size",
-            found=config.batch_size, expected=f"a multiple of {world} x {config.accumulate}",
+            "The batch does not split evenly over processes and micro-batches",
+            field="train.batch_size",
+            found=config.batch_size,
+            expected=f"a multiple of {world} x {config.accumulate}",
             cure="change train.batch_size, train.accumulate or the number of processes",
-        )  # fmt: skip
+        )
     zero: dict[str, Any] = {
         "stage": config.deepspeed_stage,
         "overlap_comm": torch.cuda.is_available(),
@@ -124,9 +129,13 @@ class DeepSpeedTrainer(Trainer):
     """
 
     def __init__(
-        self, model: PrtsModel, batches: BatchSource, config: TrainConfig, seed: int,
+        self,
+        model: PrtsModel,
+        batches: BatchSource,
+        config: TrainConfig,
+        seed: int,
         held_out: BatchSource | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         deepspeed = require("deepspeed", "train")
         self.ranks = join_processes()
         made = deepspeed_config(config, self.ranks.world)
@@ -147,9 +156,12 @@ class DeepSpeedTrainer(Trainer):
         self._start_states()
 
     def fit(
-        self, root: Path, on_step: OnStep, snapshots: dict[int, Path] | None = None,
+        self,
+        root: Path,
+        on_step: OnStep,
+        snapshots: dict[int, Path] | None = None,
         should_stop: ShouldStop = lambda: False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """As Trainer.fit."""
         super().fit(root, on_step if self.ranks.rank == 0 else lambda step, metrics: None, snapshots, should_stop)
 

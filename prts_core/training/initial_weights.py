@@ -96,9 +96,12 @@ def checkpoint_start(config: SftConfig) -> Start:
         return start
     if config.fast is None:
         raise ConfigError(
-            "A checkpoint of the public release comes without its FAST tokenizer", file=folder, field="sft.fast",
-            found="nothing", expected="the published FAST processor it was trained with, a folder or hub id",
-        )  # fmt: skip
+            "A checkpoint of the public release comes without its FAST tokenizer",
+            file=folder,
+            field="sft.fast",
+            found="nothing",
+            expected="the published FAST processor it was trained with, a folder or hub id",
+        )
     fast = FastTokenizer.from_published(expand(config.fast, "sft.fast"), "prts")
     released, wanted = read_released(folder), config.model
     if released.has_action_head:
@@ -114,11 +117,13 @@ def _require_chunks(found: ModelConfig, wanted: ModelConfig, folder: Path) -> No
     wrong = [name for name in CHUNKS if getattr(found, name) != getattr(wanted, name)]
     if wrong:
         raise CheckpointError(
-            "The checkpoint acts in other chunks than the recipe's model", file=folder / "config.json",
-            field=", ".join(wrong), found=", ".join(str(getattr(found, name)) for name in wrong),
+            "The checkpoint acts in other chunks than the recipe's model",
+            file=folder / "config.json",
+            field=", ".join(wrong),
+            found=", ".join(str(getattr(found, name)) for name in wrong),
             expected=", ".join(str(getattr(wanted, name)) for name in wrong),
             cure="give the recipe's model (configs/models) the checkpoint's numbers, or start from another checkpoint",
-        )  # fmt: skip
+        )
 
 
 def pretrained_shapes(config: ModelConfig) -> ModelConfig:

@@ -114,9 +114,7 @@ def contrastive_term(
         # A zero that still reaches every parameter: engines wait for the gradients of all of them.
         return 0.0 * (phi.sum() + psi.sum() + log_scale), {}
     weight = config.gamma ** processes.gather(batch.steps_to_go[chosen]).to(phi.dtype)
-    loss, parts = contrastive_loss(
-        phi, psi, log_scale, weight, task_id, config.logsumexp_weight, processes=processes
-    )  # fmt: skip
+    loss, parts = contrastive_loss(phi, psi, log_scale, weight, task_id, config.logsumexp_weight, processes=processes)
     loss = ranks.whole(loss)
     return loss, {"crl_loss": loss.detach(), **parts, "crl_scale": log_scale.detach().exp()}
 

@@ -51,8 +51,9 @@ def estimate(total: int, trainable: int, model: ModelConfig, config: TrainConfig
     half, stage = config.precision == "bf16", config.deepspeed_stage
     kept = activations(model, config, load)
     if not stage:
-        return Memory(4.0 * total + (2.0 * trainable if half else 0), 4.0 * trainable, 8.0 * trainable,
-                      4.0 * trainable, kept)  # fmt: skip
+        return Memory(
+            4.0 * total + (2.0 * trainable if half else 0), 4.0 * trainable, 8.0 * trainable, 4.0 * trainable, kept
+        )
     size = 2.0 if half else 4.0
     weights = size * total / (world if stage == 3 else 1)
     gradients = size * trainable / (world if stage >= 2 else 1)

@@ -36,15 +36,21 @@ def group_of(name: str) -> str:
         if name.startswith(prefix):
             return group
     raise ConfigError(
-        "A parameter belongs to no group", field="parameter", found=name,
+        "A parameter belongs to no group",
+        field="parameter",
+        found=name,
         expected=f"a name that starts with {', '.join(prefix for prefix, _ in PREFIXES)}",
-    )  # fmt: skip
+    )
 
 
 def peak_rates(config: TrainConfig) -> dict[str, float]:
     """Highest learning rate of each group."""
-    given = {"vision": config.vision_lr, "merger": config.merger_lr, "action": config.action_lr,
-             "contrastive": config.contrastive_lr}  # fmt: skip
+    given = {
+        "vision": config.vision_lr,
+        "merger": config.merger_lr,
+        "action": config.action_lr,
+        "contrastive": config.contrastive_lr,
+    }
     return {g: config.learning_rate if given.get(g) is None else float(given[g]) for g in GROUPS}  # type: ignore[arg-type]
 
 
@@ -74,9 +80,11 @@ def freeze(model: nn.Module, groups: Iterable[str]) -> None:
     wanted = set(groups)
     for name in sorted(wanted - set(GROUPS)):
         raise ConfigError(
-            f"No such parameter group{suggest(name, GROUPS)}", field="train.freeze", found=name,
+            f"No such parameter group{suggest(name, GROUPS)}",
+            field="train.freeze",
+            found=name,
             expected=", ".join(GROUPS),
-        )  # fmt: skip
+        )
     for name, parameter in model.named_parameters():
         if group_of(name) in wanted:
             parameter.requires_grad_(False)
@@ -94,16 +102,23 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
             decays = parameter.ndim >= 2 and "embed" not in name
             members[group_of(name) + ("" if decays else "/no_decay")].append(parameter)
     groups = [
-        {"params": parameters, "group": name, "peak_lr": rates[name.partition("/")[0]],
-         "lr": rates[name.partition("/")[0]], "weight_decay": 0.0 if name.endswith("no_decay") else config.weight_decay}
+        {
+            "params": parameters,
+            "group": name,
+            "peak_lr": rates[name.partition("/")[0]],
+            "lr": rates[name.partition("/")[0]],
+            "weight_decay": 0.0 if name.endswith("no_decay") else config.weight_decay,
+        }
         for name, parameters in members.items()
         if parameters
-    ]  # fmt: skip
+    ]
     if not groups:
         raise ConfigError(
-            "Nothing is left to train", field="train.freeze", found=", ".join(config.freeze) or "a frozen model",
+            "Nothing is left to train",
+            field="train.freeze",
+            found=", ".join(config.freeze) or "a frozen model",
             expected=f"at least one of {', '.join(GROUPS)} that trains",
-        )  # fmt: skip
+        )
     return groups
 
 

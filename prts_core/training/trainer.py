@@ -65,9 +65,13 @@ class Trainer:
     ranks: Ranks = ALONE
 
     def __init__(
-        self, model: PrtsModel, batches: BatchSource, config: TrainConfig, seed: int,
+        self,
+        model: PrtsModel,
+        batches: BatchSource,
+        config: TrainConfig,
+        seed: int,
         held_out: BatchSource | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._take(model, batches, config, seed, held_out)
         self.device = next(model.parameters()).device
         self.optimizer = make_optimizer(model, config)
@@ -87,9 +91,12 @@ class Trainer:
 
     # ---- the loop --------------------------------------------------------------------------------------------------
     def fit(
-        self, root: Path, on_step: OnStep, snapshots: dict[int, Path] | None = None,
+        self,
+        root: Path,
+        on_step: OnStep,
+        snapshots: dict[int, Path] | None = None,
         should_stop: ShouldStop = lambda: False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Train to `config.steps`, from the newest whole checkpoint under `root` where there is one.
 
         A loss or gradient that is not finite stops the run: StageError, with the sample ids in `root/nan_batch.json`.
@@ -116,9 +123,11 @@ class Trainer:
                 unseen.append(Done(step, batches[0].begin, ids, metrics["loss"], metrics["grad_norm"]))
                 last = self.finished == self.config.steps
                 saves = self.finished % self.config.checkpoint_every == 0 or last
-                evaluates = self.held_out is not None and self.config.eval_every > 0 and (
-                    self.finished % self.config.eval_every == 0 or last
-                )  # fmt: skip
+                evaluates = (
+                    self.held_out is not None
+                    and self.config.eval_every > 0
+                    and (self.finished % self.config.eval_every == 0 or last)
+                )
                 logs = step % self.config.log_every == 0 or evaluates or on_curve(self.config, step)
                 # Looked at every step where that is free; on a GPU before a log or a save, which NaN must not reach.
                 if saves or logs or self.device.type == "cpu":
@@ -139,8 +148,9 @@ class Trainer:
                 if stops:
                     raise Stopped(
                         f"Stopped on request after step {self.finished} of {self.config.steps}",
-                        file=root / f"checkpoint-{self.finished}", cure="the same command goes on from here",
-                    )  # fmt: skip
+                        file=root / f"checkpoint-{self.finished}",
+                        cure="the same command goes on from here",
+                    )
 
     def _agree(self, should_stop: ShouldStop, saves: bool) -> bool:
         """Whether to stop at this step; the same answer in every process."""
@@ -258,10 +268,13 @@ class Trainer:
             write_json(root / own, note | shown)
             raise StageError(
                 "The loss or its gradient is not finite; training stopped, the last checkpoint is kept",
-                file=root / own, field=f"step {done.step}", found=shown, expected="a finite loss",
+                file=root / own,
+                field=f"step {done.step}",
+                found=shown,
+                expected="a finite loss",
                 cure=f"look at samples {done.ids[:16]} (Trainer.replay computes their losses again), or "
                 "lower train.learning_rate",
-            )  # fmt: skip
+            )
 
     def replay(self, root: Path) -> dict[str, float]:
         """Losses of the step that `root/nan_batch.json` names, from the newest checkpoint's weights, for debugging.
@@ -278,9 +291,13 @@ class Trainer:
         ids = [i for batch in batches for i in batch.ids]
         if ids != note["ids"]:
             raise CheckpointError(
-                "The data is not what it was", file=root / NAN_FILE, field="ids", found=ids[:16],
-                expected=str(note["ids"][:16]), cure="replay with the recipe and the data of that run",
-            )  # fmt: skip
+                "The data is not what it was",
+                file=root / NAN_FILE,
+                field="ids",
+                found=ids[:16],
+                expected=str(note["ids"][:16]),
+                cure="replay with the recipe and the data of that run",
+            )
         with torch.no_grad():
             made = micro_batches(batches, self.config.flow_samples, self.ranks)
             parts = [self.loss(batch, note["step"], ranks)[1] for batch, ranks in made]

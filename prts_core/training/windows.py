@@ -75,10 +75,17 @@ class WindowDataset:
     """
 
     def __init__(
-        self, dataset: LeRobotDataset, delta_timestamps: Mapping[str, Sequence[float]] | None = None, *,
-        episodes: Sequence[int] | None = None, cameras: Sequence[str] | None = None, keys: Sequence[str] | None = None,
-        pictures: Literal["uint8", "float32"] = "uint8", max_open: int = 16, table_mib: float = 512.0,
-    ) -> None:  # fmt: skip
+        self,
+        dataset: LeRobotDataset,
+        delta_timestamps: Mapping[str, Sequence[float]] | None = None,
+        *,
+        episodes: Sequence[int] | None = None,
+        cameras: Sequence[str] | None = None,
+        keys: Sequence[str] | None = None,
+        pictures: Literal["uint8", "float32"] = "uint8",
+        max_open: int = 16,
+        table_mib: float = 512.0,
+    ) -> None:
         info = dataset.info
         self.dataset, self.pictures = dataset, pictures
         self.episodes = tuple(dataset.episodes() if episodes is None else episodes)
@@ -102,10 +109,13 @@ class WindowDataset:
         wrong = np.abs(steps - exact) > TOLERANCE_S * self.dataset.fps
         if steps.ndim != 1 or not len(steps) or wrong.any():
             raise ConfigError(
-                "A window falls between frames", file=self.dataset.root, field=f"delta_timestamps.{key}",
-                found=list(seconds), expected=f"multiples of 1/{self.dataset.fps:g} s",
+                "A window falls between frames",
+                file=self.dataset.root,
+                field=f"delta_timestamps.{key}",
+                found=list(seconds),
+                expected=f"multiples of 1/{self.dataset.fps:g} s",
                 cure="write [n / fps for n in ...]",
-            )  # fmt: skip
+            )
         return steps
 
     def __len__(self) -> int:
@@ -136,9 +146,12 @@ class WindowDataset:
         task = int(table["task_index"][row])
         if task not in self.dataset.tasks:
             raise DataError(
-                "A row names a task that the dataset lacks", file=self.dataset.root / "meta" / "tasks.jsonl",
-                field=f"episode {episode}, row {row}, task_index", found=task, expected=sorted(self.dataset.tasks)[:20],
-            )  # fmt: skip
+                "A row names a task that the dataset lacks",
+                file=self.dataset.root / "meta" / "tasks.jsonl",
+                field=f"episode {episode}, row {row}, task_index",
+                found=task,
+                expected=sorted(self.dataset.tasks)[:20],
+            )
         item["task"] = self.dataset.tasks[task]
         return item
 
@@ -224,6 +237,8 @@ def _size(table: Mapping[str, np.ndarray]) -> int:
 
 def _unknown(dataset: LeRobotDataset, key: str, allowed: Iterable[str]) -> ConfigError:
     return ConfigError(
-        f"The dataset has no such feature{suggest(key, allowed)}", file=dataset.root / "meta" / "info.json",
-        field=key, expected=", ".join(allowed),
-    )  # fmt: skip
+        f"The dataset has no such feature{suggest(key, allowed)}",
+        file=dataset.root / "meta" / "info.json",
+        field=key,
+        expected=", ".join(allowed),
+    )

@@ -32,17 +32,28 @@ def plot_curves(path: Path, curves: Sequence[Curve], dataset: LeRobotDataset, ca
             for text, values in zip(curve.instructions, curve.values, strict=True):
                 own = text == curve.own
                 axis.plot(
-                    seconds, values, color=colours[text], linestyle=dashes[text], lw=2.8 if own else 1.1,
-                    alpha=1.0 if own else 0.75, zorder=3 if own else 2,
-                )  # fmt: skip
+                    seconds,
+                    values,
+                    color=colours[text],
+                    linestyle=dashes[text],
+                    lw=2.8 if own else 1.1,
+                    alpha=1.0 if own else 0.75,
+                    zorder=3 if own else 2,
+                )
             axis.set_title(f"episode {curve.episode}: {curve.own}", color=colours.get(curve.own, "black"), **_TITLE)
             success = success_rows(dataset, curve.episode)
             if success < curve.rows[-1]:
                 axis.axvline(success / dataset.fps, color="0.4", lw=1, ls=":")
                 axis.annotate(
-                    "success", (success / dataset.fps, 0), xycoords=("data", "axes fraction"), xytext=(-3, 3),
-                    textcoords="offset points", ha="right", fontsize=7, color="0.4",
-                )  # fmt: skip
+                    "success",
+                    (success / dataset.fps, 0),
+                    xycoords=("data", "axes fraction"),
+                    xytext=(-3, 3),
+                    textcoords="offset points",
+                    ha="right",
+                    fontsize=7,
+                    color="0.4",
+                )
             figure.strip(strip, axis, dataset, curve.episode, camera, seconds[0], seconds[-1])
         figure.legend([(text, {"color": colours[text], "linestyle": dashes[text]}) for text in sentences])
 
@@ -90,10 +101,15 @@ def _draw_verdict(axis: Any, verdict: RankingVerdict, by_episode: dict[int, Meas
         colour = REASON_COLOURS["mislabelled"]
         axis.plot(seconds[one.looks], one.others[verdict.best], color=colour, ls="--", marker="s", ms=4)
         axis.annotate(
-            verdict.best, (seconds[one.looks[-1]], one.others[verdict.best][-1]), xytext=(0, 5),
-            textcoords="offset points", ha="right", fontsize=8, color=colour,
+            verdict.best,
+            (seconds[one.looks[-1]], one.others[verdict.best][-1]),
+            xytext=(0, 5),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8,
+            color=colour,
             bbox={"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1},
-        )  # fmt: skip
+        )
         axis.margins(y=0.15)
     reason = verdict.flag.reason if verdict.flag else "not flagged"
     colour = REASON_COLOURS.get(reason, "black")

@@ -124,10 +124,14 @@ def measure(
         moves[key] = np.abs(np.diff(images.astype(np.float32), axis=0)).mean((1, 2, 3))
     rest = values[len(at) :].reshape(len(others), len(looks))
     return Measured(
-        episode, own, at.tolist(), _plain(values[: len(at)]), looks.tolist(),
+        episode,
+        own,
+        at.tolist(),
+        _plain(values[: len(at)]),
+        looks.tolist(),
         {text: _plain(row) for text, row in zip(others, rest, strict=True)},
         {key: _plain(steps) for key, steps in moves.items()},
-    )  # fmt: skip
+    )
 
 
 def _plain(values: np.ndarray) -> list[float]:
@@ -227,9 +231,15 @@ class _Peers:
             parts.append(float(np.clip(facts.margin_end / self.margin_end, -1, 1)))
         margin = None if np.isnan(facts.margin_end) else round(facts.margin_end, 4)
         return RankingVerdict(
-            one.episode, one.instruction, round(float(np.mean(parts)), 4), round(facts.spearman, 4),
-            round(facts.rise, 4), margin, facts.best, self.flag(one, facts),
-        )  # fmt: skip
+            one.episode,
+            one.instruction,
+            round(float(np.mean(parts)), 4),
+            round(facts.spearman, 4),
+            round(facts.rise, 4),
+            margin,
+            facts.best,
+            self.flag(one, facts),
+        )
 
     def flag(self, one: Measured, facts: _Facts) -> Flag | None:
         limits = self.limits

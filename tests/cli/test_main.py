@@ -113,15 +113,17 @@ def test_show_prints_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"datasets__a": "name: a\nsource: {kind: metaworld, tasks: [{name: x, instruction: y, max_steps: []}]}\n"},
-         "max_steps"),
+        (
+            {"datasets__a": "name: a\nsource: {kind: metaworld, tasks: [{name: x, instruction: y, max_steps: []}]}\n"},
+            "max_steps",
+        ),
         ({"datasets__a": "name: a\nsource: {kind: lerobt, root: x}\n"}, "source.kind: 'lerobt' is none of"),
         ({"datasets__a": "name: ../a\nsource: {kind: lerobot, root: x}\n"}, "is no name"),
         ({"robots__t": "embodiment_tag: t\ncamera: {}\n"}, "did you mean 'cameras'"),
         ({"models__m": "name: m\nchunk_length: 0\n"}, "chunk_length: 0"),
         ({"models__m": "name: m\nexpert: {kind: mot, noise_scale: -1.0e+30}\n"}, "noise_scale"),
     ],
-)  # fmt: skip
+)
 def test_show_checks_the_files_that_the_recipe_names(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, str], said: str
 ):
@@ -131,21 +133,49 @@ def test_show_checks_the_files_that_the_recipe_names(
 
 # ---- whatever a YAML or --set holds is one paragraph ---------------------------------------------------------------
 ABSURD = [
-    "seed: !!int abc", "seed: !!float abc", "seed: 2024-13-45", "seed: !!timestamp foo", "seed: !!bool maybe",
-    "[a, b]: 1", "{a: b}: 1", "seed: " + "9" * 5000, "pretrain: " + "[" * 2000, "pretrain: " + "{a: " * 2000,
-    "sft: " + "[" * 2000 + "]" * 2000, "seed: -1", "seed: .nan", "1: 2", "sft: [1]", "sft: {train: 3}",
-    "sft: {train: {steps: 0}}", "sft: {train: {workers: 100000000}}", "sft: {train: {threads: -3}}",
-    "sft: {train: {gamma: 1.0}}", "sft: {train: {learning_rate: 0}}", "sft: {train: {learning_rate: inf}}",
-    "sft: {train: {weights: {contrastive: .inf}}}", "sft: {train: {weights: {contrastive: inf}}}",
-    "pretrain: {mixture: {a: nan}}", "pretrain: {mixture: {a: 0}}", "benchmark: {episodes: 0}",
-    "benchmark: {workers: 100000000}", "register: {floor: 7}", "register: {margin: -5}", "value: {episodes: 0}",
-    "package: {name: ../../x}", "register: {model_name: a@b}", "benchmark: {perturbation: {a: .nan}}",
-]  # fmt: skip
+    "seed: !!int abc",
+    "seed: !!float abc",
+    "seed: 2024-13-45",
+    "seed: !!timestamp foo",
+    "seed: !!bool maybe",
+    "[a, b]: 1",
+    "{a: b}: 1",
+    "seed: " + "9" * 5000,
+    "pretrain: " + "[" * 2000,
+    "pretrain: " + "{a: " * 2000,
+    "sft: " + "[" * 2000 + "]" * 2000,
+    "seed: -1",
+    "seed: .nan",
+    "1: 2",
+    "sft: [1]",
+    "sft: {train: 3}",
+    "sft: {train: {steps: 0}}",
+    "sft: {train: {workers: 100000000}}",
+    "sft: {train: {threads: -3}}",
+    "sft: {train: {gamma: 1.0}}",
+    "sft: {train: {learning_rate: 0}}",
+    "sft: {train: {learning_rate: inf}}",
+    "sft: {train: {weights: {contrastive: .inf}}}",
+    "sft: {train: {weights: {contrastive: inf}}}",
+    "pretrain: {mixture: {a: nan}}",
+    "pretrain: {mixture: {a: 0}}",
+    "benchmark: {episodes: 0}",
+    "benchmark: {workers: 100000000}",
+    "register: {floor: 7}",
+    "register: {margin: -5}",
+    "value: {episodes: 0}",
+    "package: {name: ../../x}",
+    "register: {model_name: a@b}",
+    "benchmark: {perturbation: {a: .nan}}",
+]
 NAMES = ["../../../escaped", "..", "/etc/passwd", '"a\\0b"', "x" * 300, "''", "a/b"]
 
 
-@pytest.mark.parametrize("line", [*ABSURD, *(f"name: {n}" for n in NAMES), *(f"model: {n}" for n in NAMES),
-                                  *(f"datasets: [{n}]" for n in NAMES)], ids=lambda line: line[:40])  # fmt: skip
+@pytest.mark.parametrize(
+    "line",
+    [*ABSURD, *(f"name: {n}" for n in NAMES), *(f"model: {n}" for n in NAMES), *(f"datasets: [{n}]" for n in NAMES)],
+    ids=lambda line: line[:40],
+)
 def test_any_recipe_is_one_paragraph(tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str):
     key = line.partition(":")[0]
     base = [row for row in ("name: r", "datasets: [a]", "deploy: a", "model: m") if not row.startswith(key + ":")]
@@ -158,10 +188,26 @@ def test_any_recipe_is_one_paragraph(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize(
     "typed",
-    ["a=[", "a=*a", "seed=!!python/object:os.x", "seed=" + "9" * 5000, "seed=2024-13-45", "x=? [a]", "seed",
-     "sft.train.steps=-5", "name=../../../x", "name='a\\0b'", 'name="a\\0b"', "a" + ".a" * 5000 + "=1", "sft=1",
-     "=1", ".=1", "seed={a: " * 400], ids=lambda line: line[:40],
-)  # fmt: skip
+    [
+        "a=[",
+        "a=*a",
+        "seed=!!python/object:os.x",
+        "seed=" + "9" * 5000,
+        "seed=2024-13-45",
+        "x=? [a]",
+        "seed",
+        "sft.train.steps=-5",
+        "name=../../../x",
+        "name='a\\0b'",
+        'name="a\\0b"',
+        "a" + ".a" * 5000 + "=1",
+        "sft=1",
+        "=1",
+        ".=1",
+        "seed={a: " * 400,
+    ],
+    ids=lambda line: line[:40],
+)
 def test_any_override_is_one_paragraph(tmp_path: Path, capsys: pytest.CaptureFixture[str], typed: str):
     assert prts.main(["config", "show", *recipe(tmp_path), "--set", typed]) == 1
     said = capsys.readouterr().err

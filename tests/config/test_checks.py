@@ -36,11 +36,29 @@ def test_what_is_inside_passes():
         ({"rates": (float("nan"),)}, "rates: nan is not"),
         ({"shares": {"a": float("inf")}}, "shares: inf is not above 0"),
         ({"count": 10, "shares": {"a": 0}}, "count: 10 .*; shares: 0"),
-        *(({"name": bad}, "is no name") for bad in ("", ".", "..", "a..b", "../x", "/etc/passwd", "a/b", "a\0b", "a b",
-                                                    "a" * 101, "-a", "é", "a\n", "a'b", "a@b")),
+        *(
+            ({"name": bad}, "is no name")
+            for bad in (
+                "",
+                ".",
+                "..",
+                "a..b",
+                "../x",
+                "/etc/passwd",
+                "a/b",
+                "a\0b",
+                "a b",
+                "a" * 101,
+                "-a",
+                "é",
+                "a\n",
+                "a'b",
+                "a@b",
+            )
+        ),
         ({"names": ("a", "../b")}, r"names: '\.\./b'"),
     ],
-)  # fmt: skip
+)
 def test_what_is_outside_is_named(change: dict, said: str):
     with pytest.raises(ValueError, match=said) as caught:
         Row(**change)

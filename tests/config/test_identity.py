@@ -24,9 +24,15 @@ from prts_core.io.files import canonical_json
 from prts_core.training.checkpoint import State, check_same_run
 
 MACHINE = {
-    "activation_checkpointing": True, "workers": 3, "threads": 7, "deepspeed_stage": 2, "keep": 5,
-    "checkpoint_every": 9, "shard_mb": 100, "log_every": 1,
-}  # fmt: skip
+    "activation_checkpointing": True,
+    "workers": 3,
+    "threads": 7,
+    "deepspeed_stage": 2,
+    "keep": 5,
+    "checkpoint_every": 9,
+    "shard_mb": 100,
+    "log_every": 1,
+}
 METAWORLD = MetaworldSource("metaworld", (TaskSpec("a", "do a", 9),))
 LEROBOT = LeRobotSource("lerobot", root="/here")
 RECORDING = RecordingSource("robomimic", "/here", "libero")

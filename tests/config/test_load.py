@@ -70,9 +70,13 @@ def test_a_nested_key_written_twice_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("a: [1", "not valid YAML"), ("- a\n- b\n", "must be a mapping"), ("", "must be a mapping"),
-     ("a: !!python/object/apply:os.getcwd []\n", "not valid YAML")],
-)  # fmt: skip
+    [
+        ("a: [1", "not valid YAML"),
+        ("- a\n- b\n", "must be a mapping"),
+        ("", "must be a mapping"),
+        ("a: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
+    ],
+)
 def test_what_is_no_plain_mapping_is_refused(tmp_path: Path, text: str, said: str):
     with pytest.raises(ConfigError, match=said):
         read_yaml(written(tmp_path, text))

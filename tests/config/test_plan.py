@@ -140,9 +140,13 @@ def test_a_robot_without_a_file_says_what_to_do(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("dataset", "recipe", "said"),
-    [({"sft": {"train": {"steps": 0}}}, {}, "steps: 0"), ({}, {"model": "n"}, r"models/n\.yaml"),
-     ({}, {"datasets": ["b"]}, r"datasets/b\.yaml"), ({}, {"pretrain": {"mixture": {"b": 1.0}}}, "'b'")],
-)  # fmt: skip
+    [
+        ({"sft": {"train": {"steps": 0}}}, {}, "steps: 0"),
+        ({}, {"model": "n"}, r"models/n\.yaml"),
+        ({}, {"datasets": ["b"]}, r"datasets/b\.yaml"),
+        ({}, {"pretrain": {"mixture": {"b": 1.0}}}, "'b'"),
+    ],
+)
 def test_read_all_finds_faults_beyond_the_recipe(tmp_path: Path, dataset: dict, recipe: dict, said: str):
     with pytest.raises(ConfigError, match=said):
         plan_of(tmp_path, dataset, **recipe).read_all()

@@ -153,15 +153,29 @@ def test_the_eight_public_tags(tag: str) -> None:
     width = 9 if robot.truncate else len(flags)
     state = len(robot.state) or width
     contract = build_contract(
-        dataset="d", robot=robot, robot_type=None, control_hz=20, state_names=None, state_width=state,
-        action_names=None, action_width=width, cameras={},
-    )  # fmt: skip
+        dataset="d",
+        robot=robot,
+        robot_type=None,
+        control_hz=20,
+        state_names=None,
+        state_width=state,
+        action_names=None,
+        action_width=width,
+        cameras={},
+    )
     assert tuple(dim.relative for dim in contract.action) == flags[:width]
     with pytest.raises(ContractError, match="disagree on the width"):
         build_contract(
-            dataset="d", robot=robot, robot_type=None, control_hz=20, state_names=None, state_width=40,
-            action_names=None, action_width=33, cameras={},
-        )  # fmt: skip
+            dataset="d",
+            robot=robot,
+            robot_type=None,
+            control_hz=20,
+            state_names=None,
+            state_width=40,
+            action_names=None,
+            action_width=33,
+            cameras={},
+        )
 
 
 @pytest.mark.parametrize("name", ["libero", "my_robot"])

@@ -172,9 +172,23 @@ def url(package: Path) -> Iterator[str]:
 
 def command(url: str, name: str, tasks: tuple[str, ...], episodes: int, output: Path) -> list[str]:
     return [
-        "benchmark", "--policy", url, "--suite", name, "--episodes", str(episodes), "--workers", "1", "--videos", "0",
-        "--execute", str(EXECUTE), "--output", str(output), *(part for task in tasks for part in ("--task", task)),
-    ]  # fmt: skip
+        "benchmark",
+        "--policy",
+        url,
+        "--suite",
+        name,
+        "--episodes",
+        str(episodes),
+        "--workers",
+        "1",
+        "--videos",
+        "0",
+        "--execute",
+        str(EXECUTE),
+        "--output",
+        str(output),
+        *(part for task in tasks for part in ("--task", task)),
+    ]
 
 
 def rows_of(folder: Path) -> list[Row]:
@@ -215,9 +229,13 @@ def test_a_wrong_convention_is_refused_or_seen(pool: Pool, expert: Recorded, tmp
     for wrong, told in (
         (replace(ours, gripper="closed when high"), "gripper"),
         (replace(ours, rotation="rpy"), "rotation"),
-        (replace(ours, action=tuple(replace(dim, name="g") if dim.name == "gripper" else dim for dim in ours.action)),
-         "gripper"),
-    ):  # fmt: skip
+        (
+            replace(
+                ours, action=tuple(replace(dim, name="g") if dim.name == "gripper" else dim for dim in ours.action)
+            ),
+            "gripper",
+        ),
+    ):
         with pytest.raises(ContractError, match=told):
             adapt(wrong, ours)
     key, steps = next((key, steps) for key, steps in expert.steps.items() if steps is not None)
@@ -265,9 +283,12 @@ def test_killing_runner_worker_and_server_loses_nothing(package: Path, undisturb
     def run() -> subprocess.Popen[bytes]:
         with (tmp_path / "log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "prts_core.cli.main", *arguments], cwd=ROOT, env=environment(), stdout=log,
+                [sys.executable, "-m", "prts_core.cli.main", *arguments],
+                cwd=ROOT,
+                env=environment(),
+                stdout=log,
                 stderr=log,
-            )  # fmt: skip
+            )
 
     def episodes(more: int) -> Callable[[], bool]:
         return lambda: lines(journal) >= more or runner.poll() is not None
@@ -309,8 +330,9 @@ def test_a_perturbed_suite_is_run_and_told_axis_by_axis(url: str, expert: Record
     assert [(row["success"], row["steps"]) for row in same] == [(True, steps)] * len(same)
     assert all(min(row["values"]) > -1e-5 for row in same) and max(moved["values"][:3]) < -0.01
     assert {axis: (one["successes"], one["n"], list(one["levels"])) for axis, one in report["axes"].items()} == {
-        **{axis.split("_")[0]: (1, 1, ["3"]) for axis in SEEN_OTHERWISE}, "robot": (int(moved["success"]), 1, ["5"]),
-    }  # fmt: skip
+        **{axis.split("_")[0]: (1, 1, ["3"]) for axis in SEEN_OTHERWISE},
+        "robot": (int(moved["success"]), 1, ["5"]),
+    }
     assert report["labels"] == [suite("libero_plus").standins] and "after LIBERO-Plus" in report["protocol"]["source"]
     assert same[3]["instruction"] != suite(SUITE).tasks[1].instruction
     page = (tmp_path / "libero_plus" / "page.html").read_text()
@@ -323,5 +345,6 @@ def test_a_swapped_scene_is_another_task_for_recorded_actions(url: str, tmp_path
     report = json.loads((tmp_path / "libero_pro_position" / "report.json").read_text())
     assert report["axes"]["position"]["n"] == 1 and report["successes"] == 0
     assert "after LIBERO-Pro" in report["protocol"]["source"] and report["protocol"]["tasks"][0]["perturbation"] == {
-        "base": TASK, **{axis: dict(how) for axis, how in task.perturbation.items() if axis != "base"},
-    }  # fmt: skip
+        "base": TASK,
+        **{axis: dict(how) for axis, how in task.perturbation.items() if axis != "base"},
+    }

@@ -69,9 +69,15 @@ def write_all(folder: Path, count: int = 3, **how: Any) -> Path:
 
 def run(root: Path, folder: Path, mapping: Mapping | None = None, workers: int = 1) -> Path:
     convert(
-        root, folder / "made", folder / "work", mapping=mapping or load_mapping(ALOHA), dataset="made", robot=None,
-        video=VideoConfig(), workers=workers,
-    )  # fmt: skip
+        root,
+        folder / "made",
+        folder / "work",
+        mapping=mapping or load_mapping(ALOHA),
+        dataset="made",
+        robot=None,
+        video=VideoConfig(),
+        workers=workers,
+    )
     return folder / "made"
 
 
@@ -102,13 +108,17 @@ def test_pictures_that_opencv_compressed_and_depth(tmp_path: Path) -> None:
     mapping = check(
         Mapping,
         {
-            "name": "m", "source": "aloha", "fps": 50, "task": "transfer",
-            "state": [{"key": "observations/qpos"}], "action": [{"key": "action"}],
+            "name": "m",
+            "source": "aloha",
+            "fps": 50,
+            "task": "transfer",
+            "state": [{"key": "observations/qpos"}],
+            "action": [{"key": "action"}],
             "cameras": {"high": {"key": "observations/images/cam_high", "channels": "bgr", "store": "image"}},
             "depth": {"high": {"key": "observations/images_depth/cam_high"}},
         },
         "here",
-    )  # fmt: skip
+    )
     root = write_all(tmp_path / "raw", 1, form="padded")
     dataset = LeRobotDataset.open(run(root, tmp_path, mapping))
     assert dataset.frames(0, "observation.images.high", [3])[0].mean((0, 1)).argmax() == 2, "red becomes blue"

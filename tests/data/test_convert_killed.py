@@ -33,9 +33,15 @@ Run = Callable[[Path, Path, int], object]  # recording, folder to write into, wo
 
 def mapped(mapping: object, root: Path, folder: Path, workers: int) -> None:
     convert(
-        root, folder / "output", folder / "work", mapping=mapping,  # type: ignore[arg-type]
-        dataset="toy", robot=None, video=VideoConfig(), workers=workers,
-    )  # fmt: skip
+        root,
+        folder / "output",
+        folder / "work",
+        mapping=mapping,  # type: ignore[arg-type]
+        dataset="toy",
+        robot=None,
+        video=VideoConfig(),
+        workers=workers,
+    )
 
 
 def to_v30(root: Path, folder: Path, workers: int) -> None:

@@ -86,9 +86,14 @@ def record_mcap(root: Path, count: int) -> None:
 def record_v21(root: Path, count: int) -> None:
     record_hdf5(root.parent / "hdf5", count)
     convert(
-        root.parent / "hdf5", root, root.parent / "work", mapping=MAPPINGS["hdf5"], dataset="m", robot=None,
+        root.parent / "hdf5",
+        root,
+        root.parent / "work",
+        mapping=MAPPINGS["hdf5"],
+        dataset="m",
+        robot=None,
         video=VideoConfig(),
-    )  # fmt: skip
+    )
 
 
 def record_v30(root: Path, count: int) -> None:
@@ -125,8 +130,9 @@ def test_ten_times_the_recording_takes_the_same_memory(tmp_path: Path, kind: str
         RECORD[kind](tmp_path / str(count) / "recording", count)
     # One arena: freed memory of several threads' arenas, kept by the allocator, is no memory that an episode needs.
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path]), "MALLOC_ARENA_MAX": "1",
-    }  # fmt: skip
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path]),
+        "MALLOC_ARENA_MAX": "1",
+    }
     folders = (tmp_path / "2/recording", tmp_path / "20/recording", tmp_path / "made")
     command = [sys.executable, "-c", CODE, kind, *map(str, folders)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -74,9 +74,15 @@ def libero_robot() -> RobotConfig:
 
 def run(root: Path, folder: Path, mapping: Mapping, robot: RobotConfig | None = None, workers: int = 1) -> Path:
     convert(
-        root, folder / "made", folder / "work", mapping=mapping, dataset="made", robot=robot, video=VideoConfig(),
+        root,
+        folder / "made",
+        folder / "work",
+        mapping=mapping,
+        dataset="made",
+        robot=robot,
+        video=VideoConfig(),
         workers=workers,
-    )  # fmt: skip
+    )
     return folder / "made"
 
 
@@ -124,11 +130,16 @@ def test_conventions_units_and_order(tmp_path: Path) -> None:
         state=[{"key": "obs/ee_pos", "order": [2, 0], "source_unit": "m", "unit": "mm", "names": ["up", "along"]}],
         action=[
             {"key": "actions", "slice": [0, 3]},
-            {"key": "actions", "slice": [6, 7], "source_gripper": {"open": -1, "closed": 1},
-             "gripper": {"open": 1, "closed": 0}},
+            {
+                "key": "actions",
+                "slice": [6, 7],
+                "source_gripper": {"open": -1, "closed": 1},
+                "gripper": {"open": 1, "closed": 0},
+            },
         ],
-        options={"filter": "train"}, heldout_episodes=1,
-    )  # fmt: skip
+        options={"filter": "train"},
+        heldout_episodes=1,
+    )
     dataset = LeRobotDataset.open(run(root, tmp_path / "other", other))
     assert np.allclose(dataset.states(0), raw["obs/ee_pos"][:, [2, 0]] * 1000, rtol=1e-6)
     assert np.allclose(dataset.actions(0)[:, 3], np.where(raw["actions"][:, 6] < 0, 1, 0))
@@ -196,9 +207,10 @@ def test_mappings_that_do_not_fit(tmp_path: Path, changes: dict, words: list[str
 def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"state\[0\].*action\[0\].*cameras\.top"):
         run(
-            write_demos(tmp_path / "raw", count=1), tmp_path,
+            write_demos(tmp_path / "raw", count=1),
+            tmp_path,
             mapped(state=[{"key": "a"}], action=[{"key": "b"}], cameras={"top": {"key": "c"}}),
-        )  # fmt: skip
+        )
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,16 @@ from prts_core.io.errors import DataError
 
 @pytest.mark.parametrize(
     ("height", "width", "expected"),
-    [(256, 256, (256, 256)), (480, 640, (320, 416)), (64, 64, (256, 256)), (720, 1280, (288, 512)),
-     (224, 224, (256, 256)), (384, 384, (384, 384)), (1080, 1920, (288, 512))],
-)  # fmt: skip
+    [
+        (256, 256, (256, 256)),
+        (480, 640, (320, 416)),
+        (64, 64, (256, 256)),
+        (720, 1280, (288, 512)),
+        (224, 224, (256, 256)),
+        (384, 384, (384, 384)),
+        (1080, 1920, (288, 512)),
+    ],
+)
 def test_views_take_64_to_144_tokens(height: int, width: int, expected: tuple[int, int]) -> None:
     assert smart_size(height, width) == expected
     assert 64 <= expected[0] * expected[1] // 32**2 <= 144
@@ -30,9 +37,13 @@ def test_the_rule_is_that_of_transformers() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [((0, 5), "200 : 1"), ((2, 500), "200 : 1"), ((64, 64, 32, 200_000, 100_000), "budget is empty"),
-     ((64, 64, 32, 1, 100), "budget is empty")],
-)  # fmt: skip
+    [
+        ((0, 5), "200 : 1"),
+        ((2, 500), "200 : 1"),
+        ((64, 64, 32, 200_000, 100_000), "budget is empty"),
+        ((64, 64, 32, 1, 100), "budget is empty"),
+    ],
+)
 def test_impossible_sizes_are_refused(arguments: tuple[int, ...], words: str) -> None:
     with pytest.raises(DataError, match=words):
         smart_size(*arguments)

@@ -41,8 +41,11 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def rewrite(root: Path, change: Change, episodes: range = range(1, 2)) -> None:
     """Change states and actions, (T, 14) each in place, and keep the statistics of the episodes true."""
     opened = LeRobotDataset.open(root)
-    features = {key: root_feature for key, root_feature in read_json(root / "meta/info.json")["features"].items()
-                if key in ("observation.state", "action", *STANDARD_FEATURES)}  # fmt: skip
+    features = {
+        key: root_feature
+        for key, root_feature in read_json(root / "meta/info.json")["features"].items()
+        if key in ("observation.state", "action", *STANDARD_FEATURES)
+    }
     stats = read_jsonl(root / "meta/episodes_stats.jsonl")
     for episode in episodes:
         columns = {key: values.copy() for key, values in opened.columns(episode, features).items()}
@@ -132,8 +135,14 @@ def test_stored_statistics_are_judged(dataset: Path) -> None:
     opened = LeRobotDataset.open(dataset)
     parts = [opened.states(episode).astype(np.float64) for episode in range(EPISODES)]
     pooled = np.concatenate(parts)
-    stats = {"min": pooled.min(0), "max": pooled.max(0), "mean": pooled.mean(0), "std": pooled.std(0),
-             "q01": np.quantile(pooled, 0.01, axis=0), "q99": np.quantile(pooled, 0.99, axis=0)}  # fmt: skip
+    stats = {
+        "min": pooled.min(0),
+        "max": pooled.max(0),
+        "mean": pooled.mean(0),
+        "std": pooled.std(0),
+        "q01": np.quantile(pooled, 0.01, axis=0),
+        "q99": np.quantile(pooled, 0.99, axis=0),
+    }
 
     def warned(**other: np.ndarray) -> str:
         raw = {"observation.state": {name: value.tolist() for name, value in (stats | other).items()}}
@@ -192,8 +201,9 @@ def test_limits_come_from_the_robots_yaml(toy: Converted, tmp_path: Path) -> Non
     assert [dim.limits for dim in made.contract.state] == [(-1.0, 0.5), None, None, None]
     assert any("state.x" in f.found and f.check == "limits" for f in validate_dataset(made.root, "packets").warnings)
     assert [set(dim) for dim in record(robot)["state"][:2]] == [
-        {"name", "unit", "relative", "limits"}, {"name", "unit", "relative"},
-    ]  # fmt: skip
+        {"name", "unit", "relative", "limits"},
+        {"name", "unit", "relative"},
+    ]
     write.write_text("embodiment_tag: arm\nstate: [{name: x, limits: [1, -1]}]\n")
     with pytest.raises(ConfigError, match=r"limits of 'x' are \[1, -1\]"):
         check(RobotConfig, read_yaml(write), write)

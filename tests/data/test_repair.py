@@ -41,7 +41,10 @@ def test_mechanical_faults_are_put_right_and_the_source_stays(faulty: Path, toy:
     shuffled = pq.read_table(faulty / TABLE.format(0)).take(pa.array(np.random.default_rng(0).permutation(12)))
     pq.write_table(shuffled, faulty / TABLE.format(0))
     wrong = pq.read_table(faulty / TABLE.format(3))
-    pq.write_table(wrong.set_column(wrong.column_names.index("index"), "index", pa.array([7] * len(wrong))), faulty / TABLE.format(3))  # fmt: skip  # noqa: E501
+    pq.write_table(
+        wrong.set_column(wrong.column_names.index("index"), "index", pa.array([7] * len(wrong))),
+        faulty / TABLE.format(3),
+    )  #
     before = digest_tree(faulty)
     done = "\n".join(repair(faulty, tmp_path / "out"))
     assert digest_tree(faulty) == before
@@ -89,7 +92,10 @@ def test_changed_bytes_of_a_sealed_dataset_are_not_passed_on(toy: Converted, tmp
     action = np.array(table.column("action").to_pylist(), np.float32) + 1  # sound by every other law
     cells = pa.FixedSizeListArray.from_arrays(pa.array(action.ravel()), 4)
     place = table.column_names.index("action")
-    pq.write_table(table.set_column(place, table.schema.field(place), cells.cast(table.schema.field(place).type)), faulty / TABLE.format(2))  # fmt: skip  # noqa: E501
+    pq.write_table(
+        table.set_column(place, table.schema.field(place), cells.cast(table.schema.field(place).type)),
+        faulty / TABLE.format(2),
+    )  #
     repair(faulty, tmp_path / "out")
     assert [row["episode_index"] for row in read_jsonl(tmp_path / "out" / QUARANTINE)] == [2]
 

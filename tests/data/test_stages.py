@@ -68,9 +68,10 @@ def test_convert_validate_stats(tmp_path: Path) -> None:
     record = read_json(described.output / "norm_stats.json")
     assert set(record) == {"norm_stats", "count", "split", "fingerprint", "rank_error", "made_from"}
     forms = sorted(p.relative_to(described.output).as_posix() for p in (described.output / "forms").rglob("*.json"))
-    assert forms == [f"forms/{name}" for name in (
-        "lerobot/stats.json", "openpi/norm_stats.json", "prts/norm_stats.json", "prts/statistics.json"
-    )]  # fmt: skip
+    assert forms == [
+        f"forms/{name}"
+        for name in ("lerobot/stats.json", "openpi/norm_stats.json", "prts/norm_stats.json", "prts/statistics.json")
+    ]
 
 
 def test_failed_validation_leaves_its_report(tmp_path: Path, toy: Converted) -> None:

@@ -22,9 +22,13 @@ from tests.fixtures.toy_package import CONTRACT, named, outcomes, register, toy_
 from tests.fixtures.toy_stages import ToyConfig, toy_stage, toy_work
 
 PARENTS = {
-    "collect": (), "convert": ("collect",), "stats": ("convert",), "sft": ("convert", "stats"),
-    "benchmark": ("sft",), "package": ("benchmark", "sft"),
-}  # fmt: skip
+    "collect": (),
+    "convert": ("collect",),
+    "stats": ("convert",),
+    "sft": ("convert", "stats"),
+    "benchmark": ("sft",),
+    "package": ("benchmark", "sft"),
+}
 
 
 def chain_of(text: str) -> dict[str, Stage]:

@@ -87,8 +87,11 @@ def test_challengers_meet_the_champion_on_the_same_episodes(plan, outputs):
     enter("w1", outcomes(110))
     same = enter("w2", outcomes(109))
     assert same["verdict"] == {
-        "promote": True, "champion": 1, "objections": [], "reason": same["verdict"]["reason"],
-    } and holders() == (2, 2)  # fmt: skip
+        "promote": True,
+        "champion": 1,
+        "objections": [],
+        "reason": same["verdict"]["reason"],
+    } and holders() == (2, 2)
     worse = enter("w3", outcomes(80))
     assert [why for why, _ in worse["verdict"]["objections"]] == ["alarm", "margin", "floor"] and holders() == (2, 3)
     assert worse["verdict"]["champion"] == 2 and worse["aliases"] == ["challenger"]

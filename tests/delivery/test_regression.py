@@ -66,17 +66,27 @@ def simulator(monkeypatch: pytest.MonkeyPatch):
         won = rates[(package / "model.safetensors").read_text()]
         frame = pl.DataFrame(
             [
-                {"condition": "policy", "task": key.task, "initial_state": key.initial_state, "seed": key.seed,
-                 "success": i < won * len(episodes.keys)}
+                {
+                    "condition": "policy",
+                    "task": key.task,
+                    "initial_state": key.initial_state,
+                    "seed": key.seed,
+                    "success": i < won * len(episodes.keys),
+                }
                 for i, key in enumerate(episodes.keys)
             ]
-        )  # fmt: skip
+        )
         folder.mkdir(parents=True, exist_ok=True)
         frame.write_parquet(folder / "episodes.parquet")
         report = {
-            "suite": SUITE, "successes": int(frame["success"].sum()), "n": frame.height, "labels": [STANDINS],
-            "protocol_digest": episodes.protocol_digest, "tasks": {}, "protocol": episodes.protocol,
-        }  # fmt: skip
+            "suite": SUITE,
+            "successes": int(frame["success"].sum()),
+            "n": frame.height,
+            "labels": [STANDINS],
+            "protocol_digest": episodes.protocol_digest,
+            "tasks": {},
+            "protocol": episodes.protocol,
+        }
         write_json(folder / "report.json", report)
         return result_of(report, policy_episodes(folder / "episodes.parquet"))
 
@@ -200,11 +210,16 @@ def test_every_setting_that_can_move_a_rate_of_the_own_benchmark_is_in_its_proto
     base, source = plan.benchmark, plan.benchmark.source
     longer = replace(source, tasks=(replace(source.tasks[0], max_steps=200), *source.tasks[1:]))
     others = [
-        base, replace(base, source=longer), replace(base, source=replace(source, start_jitter=0)),
-        replace(base, source=replace(source, action_repeat=1)), replace(base, image_size=128),
-        replace(base, execute_steps=1), replace(base, seed=5), replace(base, tasks=("faucet-open",)),
+        base,
+        replace(base, source=longer),
+        replace(base, source=replace(source, start_jitter=0)),
+        replace(base, source=replace(source, action_repeat=1)),
+        replace(base, image_size=128),
+        replace(base, execute_steps=1),
+        replace(base, seed=5),
+        replace(base, tasks=("faucet-open",)),
         replace(base, perturbation={"light": {"level": 2}}),
-    ]  # fmt: skip
+    ]
     write_package(tmp_path, "w")
     digests = []
     for config in others:

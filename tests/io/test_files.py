@@ -49,9 +49,12 @@ def test_relative_names_and_links_are_the_same_place(tmp_path: Path, monkeypatch
 
 def test_a_full_disk_is_told_with_its_place(tmp_path: Path):
     outputs = tmp_path / "outputs"
-    for fault in (OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EDQUOT, "Quota"),
-                  OSError(errno.ENOSPC, "No space", str(outputs / "x")),
-                  OSError("Can't write data (errno = 28, error message = 'No space left on device')")):  # fmt: skip
+    for fault in (
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Quota"),
+        OSError(errno.ENOSPC, "No space", str(outputs / "x")),
+        OSError("Can't write data (errno = 28, error message = 'No space left on device')"),
+    ):
         said = told(outputs, fault)
         assert "The disk is full" in said.problem and said.file == str(outputs) and "prts gc" in str(said.cure)
     said = told(outputs, OSError(errno.ENOSPC, "No space", "/somewhere/else/x"))

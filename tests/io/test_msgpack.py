@@ -13,9 +13,11 @@ from prts_core.io.errors import ServeError
 from prts_core.io.msgpack import Limits, pack, unpack
 
 dtypes = st.one_of(
-    npst.boolean_dtypes(), npst.integer_dtypes(endianness="?"), npst.floating_dtypes(endianness="?"),
+    npst.boolean_dtypes(),
+    npst.integer_dtypes(endianness="?"),
+    npst.floating_dtypes(endianness="?"),
     npst.unicode_string_dtypes(max_len=5),
-)  # fmt: skip
+)
 arrays = dtypes.flatmap(lambda d: npst.arrays(d, npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)))
 
 

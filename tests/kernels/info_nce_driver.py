@@ -18,7 +18,7 @@ def main(rank: int, counts: list[int], rendezvous: str, out: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=Path(rendezvous).as_uri(), rank=rank, world_size=len(counts)
-    )  # fmt: skip
+    )
     phi, psi, log_scale, weight, task_id = samples(sum(counts))
     begin = sum(counts[:rank])
     own = [x[begin : begin + counts[rank]].detach().requires_grad_() for x in (phi, psi)]

@@ -40,8 +40,12 @@ def test_a_hang_or_crash_costs_one_job(tmp_path: Path, own_jobs: None) -> None:
     heard: list[tuple[str, str]] = []
     found = worker.run(jobs, tmp_path, 3, time.monotonic() + 200, lambda job, line: heard.append((job, line["word"])))
     assert list(found) != [] and {n: o.reason is None for n, o in found.items()} == {
-        "talk": True, "crash": False, "fail": False, "hang": False, "silent": False
-    }  # fmt: skip
+        "talk": True,
+        "crash": False,
+        "fail": False,
+        "hang": False,
+        "silent": False,
+    }
     assert [line["word"] for line in found["talk"].lines] == ["a", "b"]
     assert found["crash"].lines == [{"word": "before"}] and "SIGSEGV" in str(found["crash"].reason)
     assert found["fail"].reason == "ValueError: this is why and advice"
@@ -217,13 +221,18 @@ def test_rows_of_one_cell() -> None:
 
 # ---- reports -------------------------------------------------------------------------------------------------------
 def test_files_are_whole_and_the_newest_is_found(tmp_path: Path) -> None:
-    for date, device, kind in (("2026-11-21", "NVIDIA H200", "cuda"), ("2026-11-22", "NVIDIA H200", "cuda"),
-                               ("2026-11-23", "cpu", "cpu")):  # fmt: skip
+    for date, device, kind in (
+        ("2026-11-21", "NVIDIA H200", "cuda"),
+        ("2026-11-22", "NVIDIA H200", "cuda"),
+        ("2026-11-23", "cpu", "cpu"),
+    ):
         document = {"name": "x", "date": date, "device": {"type": kind}, "value": float("nan")}
         write_json(tmp_path / file_name(device, date), document)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "cpu-2026-11-23.json", "nvidia-h200-2026-11-21.json", "nvidia-h200-2026-11-22.json"
-    ]  # fmt: skip
+        "cpu-2026-11-23.json",
+        "nvidia-h200-2026-11-21.json",
+        "nvidia-h200-2026-11-22.json",
+    ]
     found = newest(tmp_path, "x", "cuda")
     assert found is not None and found["date"] == "2026-11-22" and found["value"] is None
     assert newest(tmp_path, "y", "cuda") is None
@@ -239,8 +248,16 @@ def test_a_marked_block_is_replaced_and_nothing_else() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "not measured"), (float("nan"), "not measured"), (0.12345, "0.123"), (584.2, "584"), (1234.5, "1234"),
-     (1.0, "1.00"), (0, "0"), (3.2e-5, "3.2e-05")],
-)  # fmt: skip
+    [
+        (None, "not measured"),
+        (float("nan"), "not measured"),
+        (0.12345, "0.123"),
+        (584.2, "584"),
+        (1234.5, "1234"),
+        (1.0, "1.00"),
+        (0, "0"),
+        (3.2e-5, "3.2e-05"),
+    ],
+)
 def test_numbers(value: float | None, text: str) -> None:
     assert number(value) == text

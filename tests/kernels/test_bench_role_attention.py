@@ -24,10 +24,23 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def row(contender: str, pack: int, mean: int, mode: str, ms: float, head_dim: int = 128, device: str = "cuda") -> dict:
     return {
-        "contender": contender, "group": CONTENDERS[contender].group, "pack": pack, "mean": mean, "mode": mode,
-        "median_ms": ms, "p20_ms": ms, "p80_ms": ms, "host_us": 9.0, "tflops": 400.0, "head_dim": head_dim,
-        "dtype": "bfloat16", "device_type": device, "max_error": 0.01, "note": "", "runs": 9,
-    }  # fmt: skip
+        "contender": contender,
+        "group": CONTENDERS[contender].group,
+        "pack": pack,
+        "mean": mean,
+        "mode": mode,
+        "median_ms": ms,
+        "p20_ms": ms,
+        "p80_ms": ms,
+        "host_us": 9.0,
+        "tflops": 400.0,
+        "head_dim": head_dim,
+        "dtype": "bfloat16",
+        "device_type": device,
+        "max_error": 0.01,
+        "note": "",
+        "runs": 9,
+    }
 
 
 def a_run(triton: float = 0.96, split: float = 1.01) -> dict:
@@ -36,19 +49,31 @@ def a_run(triton: float = 0.96, split: float = 1.01) -> dict:
     for pack, mean in goals.PACKS:
         for mode, ms in (("forward", 0.4), ("backward", 1.0), ("both", 1.4)):
             rows += [
-                row("fa3 causal", pack, mean, mode, ms), row("cudnn causal", pack, mean, mode, ms * 1.1),
-                row("torch causal", pack, mean, mode, ms * 0.5), row("triton", pack, mean, mode, ms * triton),
-                row("split fa3", pack, mean, mode, ms * split), row("flex", pack, mean, mode, ms * 3),
-            ]  # fmt: skip
+                row("fa3 causal", pack, mean, mode, ms),
+                row("cudnn causal", pack, mean, mode, ms * 1.1),
+                row("torch causal", pack, mean, mode, ms * 0.5),
+                row("triton", pack, mean, mode, ms * triton),
+                row("split fa3", pack, mean, mode, ms * split),
+                row("flex", pack, mean, mode, ms * 3),
+            ]
     goals.finish(rows)
     ranking, metadata = goals.ranking(rows, 128), {"host_us": 60.0, "gpu_us": 15.0}
     return {
-        "name": "role_attention", "date": "2026-11-21T00:00:00+00:00", "seed": 1, "rows": rows, "ranking": ranking,
-        "device": {"name": "NVIDIA H200", "type": "cuda"}, "versions": {"torch": "2.11.0", "triton": "3.6.0"},
-        "chosen": ranking[0], "goals": goals.evaluate(rows, ranking[0], "NVIDIA H200", metadata), "metadata": metadata,
-        "excluded": {"fa4 causal": "flash-attn-4 is not installed"}, "faults": [], "same_bits": {"triton": "same"},
+        "name": "role_attention",
+        "date": "2026-11-21T00:00:00+00:00",
+        "seed": 1,
+        "rows": rows,
+        "ranking": ranking,
+        "device": {"name": "NVIDIA H200", "type": "cuda"},
+        "versions": {"torch": "2.11.0", "triton": "3.6.0"},
+        "chosen": ranking[0],
+        "goals": goals.evaluate(rows, ranking[0], "NVIDIA H200", metadata),
+        "metadata": metadata,
+        "excluded": {"fa4 causal": "flash-attn-4 is not installed"},
+        "faults": [],
+        "same_bits": {"triton": "same"},
         "tuning": {"blocks": {"128": {"forward": [128, 64, 8, 3]}}},
-    }  # fmt: skip
+    }
 
 
 def test_the_peer_is_the_fastest_hopper_kernel_and_no_other() -> None:
@@ -78,8 +103,9 @@ def test_goals_say_how_far_they_are_met() -> None:
 
 def test_one_bad_pack_misses_the_goal() -> None:
     rows = a_run()["rows"]
-    worse = next(r for r in rows if (r["contender"], r["pack"], r["mean"], r["mode"])
-                 == ("triton", 32768, 1024, "forward"))  # fmt: skip
+    worse = next(
+        r for r in rows if (r["contender"], r["pack"], r["mean"], r["mode"]) == ("triton", 32768, 1024, "forward")
+    )
     worse["median_ms"] *= 2
     goals.finish(rows)
     assert goals.evaluate(rows, "triton", "NVIDIA H200", {})[0]["met"] == "missed"
@@ -177,8 +203,9 @@ def test_one_that_crashes_while_it_is_timed_is_left_out(tmp_path: Path, monkeypa
     results = Run("cpu", tmp_path, tmp_path, seed=1, quick=True, only=["sdpa", "split eager", "reference"]).all()
     assert asked == [["split eager", "sdpa"], ["sdpa"]]
     assert results["excluded"] == {
-        "reference": "wrong by the rule", "split eager": "while it was timed: crashed with SIGSEGV"
-    }  # fmt: skip
+        "reference": "wrong by the rule",
+        "split eager": "while it was timed: crashed with SIGSEGV",
+    }
     assert results["chosen"] == "sdpa" and len(results["rows"]) == 1
     [written] = tmp_path.glob("cpu-*.json")
     assert json.loads(written.read_text())["rows"] == results["rows"]
@@ -197,20 +224,32 @@ def test_a_whole_run_on_a_gpu_by_pretended_jobs(tmp_path: Path, monkeypatch: pyt
         elif job.task.endswith("probe:check"):
             good = {"ok": True, "why": "", "errors": {"out": 0.01}, "same_bits": {"out": True, "dq": False}}
             lines = [{"case": f"odd {i}"} | good for i in range(len(given["shapes"]))]
-            lines += [{"case": f"{c['pack']} / {c['mean']}, bfloat16 head_dim {c['shape']['head_dim']}"} | good
-                      for c in given["cells"]]  # fmt: skip
+            lines += [
+                {"case": f"{c['pack']} / {c['mean']}, bfloat16 head_dim {c['shape']['head_dim']}"} | good
+                for c in given["cells"]
+            ]
             assert given["contender"] != "fa3 causal"
             if given["contender"] == "flex flash":
                 lines, reason = [{"begin": "odd 0"}], "crashed with SIGABRT; last words: why"
         elif job.task.endswith("tune:compile_one"):
             tile = [128, 64, 8, given["number"]]
-            lines = [{"kernel": given["kernel"], "number": given["number"], "tile": tile, "ok": given["number"] != 3,
-                      "why": "out of resource", "head_dim": given["cell"]["shape"]["head_dim"]}]  # fmt: skip
+            lines = [
+                {
+                    "kernel": given["kernel"],
+                    "number": given["number"],
+                    "tile": tile,
+                    "ok": given["number"] != 3,
+                    "why": "out of resource",
+                    "head_dim": given["cell"]["shape"]["head_dim"],
+                }
+            ]
         elif job.task.endswith("tune:time_all"):
             wanted = [[k, n] for k, n in tune.candidates(given["cell"]["shape"]["head_dim"]) if n != 3]
             assert given["passed"] == wanted
-            lines = [{"kernel": kernel, "tile": [128, 64, 8, n], "median_ms": 1 + abs(n - 1)}
-                     for kernel, n in given["passed"]]  # fmt: skip
+            lines = [
+                {"kernel": kernel, "tile": [128, 64, 8, n], "median_ms": 1 + abs(n - 1)}
+                for kernel, n in given["passed"]
+            ]
         else:
             assert given["metadata"]["pack"] == 32768 and Path(given["measured"]).exists()
             on_line(job.name, {"metadata": {"host_us": 50.0, "gpu_us": 12.0}})
@@ -232,8 +271,9 @@ def test_a_whole_run_on_a_gpu_by_pretended_jobs(tmp_path: Path, monkeypatch: pyt
     wanted = len(tune.candidates(128)) + len(tune.candidates(64))
     assert sum(name.startswith("tiles of") for name in seen) == wanted >= 18
     assert results["excluded"] == {
-        "flex flash": "crashed with SIGABRT; last words: why", "fa3 causal": "flash-attn 3 is not installed"
-    }  # fmt: skip
+        "flex flash": "crashed with SIGABRT; last words: why",
+        "fa3 causal": "flash-attn 3 is not installed",
+    }
     best = {kernel: [128, 64, 8, 1] for kernel in ("forward", "dkdv", "dq")}
     assert results["tuning"]["blocks"] == {"128": best, "64": best} and len(results["tuning"]["refused"]) == 3
     assert len(results["rows"]) == (len(CONTENDERS) - 6) * 7 * 3 and results["faults"] == []
@@ -288,8 +328,11 @@ def test_the_command_on_a_cpu(tmp_path: Path) -> None:
     script = [sys.executable, str(ROOT / "kernels" / "bench" / "role_attention.py"), "--out", str(tmp_path)]
     done = subprocess.run(
         [*script, "--device", "cpu", "--quick", "--seed", "5", "--only", "sdpa", "split eager", "sdpa causal"],
-        capture_output=True, text=True, timeout=280, cwd=tmp_path,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=280,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "chosen, the fastest of ours: " in done.stdout
     [path] = tmp_path.glob("cpu-*.json")

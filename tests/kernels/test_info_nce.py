@@ -24,9 +24,12 @@ HERE = Path(__file__).parent
 
 @settings(deadline=None, max_examples=40)
 @given(
-    count=st.integers(1, 20), tasks=st.integers(1, 6), chunk=st.sampled_from([1, 7, 40, 2**18]),
-    norm=st.sampled_from([1.0, 12.0]), seed=st.integers(0, 2**16),
-)  # fmt: skip
+    count=st.integers(1, 20),
+    tasks=st.integers(1, 6),
+    chunk=st.sampled_from([1, 7, 40, 2**18]),
+    norm=st.sampled_from([1.0, 12.0]),
+    seed=st.integers(0, 2**16),
+)
 def test_chunked_is_the_reference(count: int, tasks: int, chunk: int, norm: float, seed: int) -> None:
     inputs = samples(count, tasks, seed=seed, norm=norm)
     with pytest.MonkeyPatch.context() as patch:
@@ -107,9 +110,7 @@ def test_compiled_and_checkpointed() -> None:
     right = outcome(inputs, impl="chunked")
 
     def loss(phi: Tensor, psi: Tensor, log_scale: Tensor) -> Tensor:
-        return info_nce(
-            phi, psi, log_scale, *inputs[3:], terms=TERMS, logsumexp_weight=0.1, impl="chunked"
-        ).loss  # fmt: skip
+        return info_nce(phi, psi, log_scale, *inputs[3:], terms=TERMS, logsumexp_weight=0.1, impl="chunked").loss
 
     for call in (torch.compile(loss, backend="aot_eager"), lambda *x: checkpoint(loss, *x, use_reentrant=False)):
         grads = torch.autograd.grad(call(*inputs[:3]), inputs[:3])
@@ -121,8 +122,11 @@ def test_what_does_not_fit_is_refused() -> None:
     phi, psi, log_scale, weight, task_id = samples(4)
     with pytest.raises(ValueError, match="did you mean 'chunked'"):
         info_nce(phi, psi, log_scale, weight, task_id, impl="chunkd")
-    for bad in ((phi[:3], psi, log_scale, weight, task_id), (phi, psi, log_scale, weight[:3], task_id),
-                (phi[:0], psi[:0], log_scale, weight[:0], task_id[:0])):  # fmt: skip
+    for bad in (
+        (phi[:3], psi, log_scale, weight, task_id),
+        (phi, psi, log_scale, weight[:3], task_id),
+        (phi[:0], psi[:0], log_scale, weight[:0], task_id[:0]),
+    ):
         with pytest.raises(ValueError, match=r"phi and psi \(n, E\)"):
             info_nce(*bad)
     with pytest.raises(ValueError, match="constant"):

@@ -71,9 +71,12 @@ def main(launch: str, work: str, function: str, arguments: str = "{}") -> int:
     try:
         with stop_on_signals():
             made = run_elsewhere(
-                parse_launch(launch), Path(work), f"tests.launch.launched_calls:{function}", json.loads(arguments),
+                parse_launch(launch),
+                Path(work),
+                f"tests.launch.launched_calls:{function}",
+                json.loads(arguments),
                 lambda metrics, step: print(step, flush=True),
-            )  # fmt: skip
+            )
             print(json.dumps(made))
     except PrtsError as err:
         print(f"error: {err}", file=sys.stderr)

@@ -76,10 +76,14 @@ def test_a_launch_is_written_as_it_is_read(text: str, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("torchru:2", "did you mean 'torchrun'"), ("torchrun", "write torchrun:2"), ("torchrun:0", "at least 1"),
-        ("torchrun:x", "at least 1"), ("process:2", "torchrun:2"), ("", "inline, process, torchrun:N"),
+        ("torchru:2", "did you mean 'torchrun'"),
+        ("torchrun", "write torchrun:2"),
+        ("torchrun:0", "at least 1"),
+        ("torchrun:x", "at least 1"),
+        ("process:2", "torchrun:2"),
+        ("", "inline, process, torchrun:N"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_launch_is_refused(text: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=said):
         parse_launch(text)

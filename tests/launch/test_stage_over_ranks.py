@@ -49,9 +49,16 @@ SPLIT = ("--set", "sft.train.deepspeed_stage=2")
 
 def prts(folder: Path, outputs: str, *command: str, launch: str = "inline", before: tuple[str, ...] = ()):
     return [
-        sys.executable, *before, "-m", "prts_core.cli.main", *command, "--config", str(folder / "r.yaml"), "--outputs",
+        sys.executable,
+        *before,
+        "-m",
+        "prts_core.cli.main",
+        *command,
+        "--config",
+        str(folder / "r.yaml"),
+        "--outputs",
         str(folder / outputs),
-    ], os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PRTS_LAUNCH": launch}  # fmt: skip
+    ], os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PRTS_LAUNCH": launch}
 
 
 def run(folder: Path, outputs: str, *command: str, **how) -> subprocess.CompletedProcess[str]:

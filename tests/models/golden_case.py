@@ -37,9 +37,12 @@ class Case:
         """The case's batch, or the same pass with other ids or labels, or without images."""
         seen = {k: self.inputs[k] for k in STOCK if images and k in self.inputs}
         return stock_tokens(
-            self.model, self.inputs["input_ids"] if ids is None else ids, self.inputs["attention_mask"],
-            labels=self.inputs["labels"] if labels is None else labels, **seen,
-        )  # fmt: skip
+            self.model,
+            self.inputs["input_ids"] if ids is None else ids,
+            self.inputs["attention_mask"],
+            labels=self.inputs["labels"] if labels is None else labels,
+            **seen,
+        )
 
     def alone(self, row: int) -> Tokens:
         """One sample of the batch by itself, without padding."""
@@ -53,10 +56,12 @@ class Case:
                 at, image = at + patches[image], image + 1
             counts = [first, image, start, at]
         return stock_tokens(
-            self.model, ids[row : row + 1, :length], self.inputs["attention_mask"][row : row + 1, :length],
+            self.model,
+            ids[row : row + 1, :length],
+            self.inputs["attention_mask"][row : row + 1, :length],
             pixel_values=self.inputs["pixel_values"][counts[2] : counts[3]],
             image_grid_thw=self.inputs["image_grid_thw"][counts[0] : counts[1]],
-        )  # fmt: skip
+        )
 
 
 def golden_folder(name: str) -> Path:

@@ -56,14 +56,23 @@ def longer(tokens, row: int, words: list[int]):
     more = torch.arange(start, start + len(words)).expand(3, 1, -1)
     per = len(tokens.pixels) // len(tokens)
     return replace(
-        tokens, ids=ids, positions=torch.cat([tokens.positions[:, row : row + 1, :end], more], 2),
-        mask=RoleMask.from_spans([[0] + 4 * [ids.shape[1]]], ids.shape[1]), labels=torch.full_like(ids, -100),
-        text_label=torch.zeros_like(ids, dtype=torch.bool), sample=torch.zeros_like(ids),
-        pixels=tokens.pixels[row * per : (row + 1) * per], grid=tokens.grid[2 * row : 2 * row + 2],
-        row=torch.zeros(1, dtype=torch.int64), start=torch.zeros(1, dtype=torch.int64),
-        prompt_end=torch.tensor([ids.shape[1]]), phi_at=torch.tensor([-1]), psi_at=torch.tensor([-1]),
-        dataset=torch.zeros(1, dtype=torch.int64), prompt_width=ids.shape[1],
-    )  # fmt: skip
+        tokens,
+        ids=ids,
+        positions=torch.cat([tokens.positions[:, row : row + 1, :end], more], 2),
+        mask=RoleMask.from_spans([[0] + 4 * [ids.shape[1]]], ids.shape[1]),
+        labels=torch.full_like(ids, -100),
+        text_label=torch.zeros_like(ids, dtype=torch.bool),
+        sample=torch.zeros_like(ids),
+        pixels=tokens.pixels[row * per : (row + 1) * per],
+        grid=tokens.grid[2 * row : 2 * row + 2],
+        row=torch.zeros(1, dtype=torch.int64),
+        start=torch.zeros(1, dtype=torch.int64),
+        prompt_end=torch.tensor([ids.shape[1]]),
+        phi_at=torch.tensor([-1]),
+        psi_at=torch.tensor([-1]),
+        dataset=torch.zeros(1, dtype=torch.int64),
+        prompt_width=ids.shape[1],
+    )
 
 
 def test_the_prefix_is_the_one_training_shows(model, build, builder, tokenizer, prompts, images, allowed):

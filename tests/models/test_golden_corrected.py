@@ -76,9 +76,12 @@ def test_golden_corrected_padding_changes_nothing(case, prefix):
     velocity, loss = flow(case, prefix, slice(None))
     padding = 1 - mask
     other = flow(
-        case, prefix, slice(None), actions=case.inputs["actions"] + 7 * padding,
+        case,
+        prefix,
+        slice(None),
+        actions=case.inputs["actions"] + 7 * padding,
         noise=case.inputs["noise"] - 3 * padding,
-    )  # fmt: skip
+    )
     torch.testing.assert_close(other[0], velocity, **LOSSES)
     torch.testing.assert_close(other[1], loss, **LOSSES)
     target = torch.zeros_like(velocity)

@@ -44,10 +44,14 @@ def training_pass(case: Case) -> tuple[dict[str, torch.Tensor], dict[str, torch.
     cross_entropy = token_loss(model, encoded)
     time_to_embed = (time,) if isinstance(head, DitHead) else ()
     activations = {
-        "x_t": x, "target_velocity": target, "t": time, "t_bucket": time_bucket(time),
-        "time_cond": head.time_condition(time), "action_tokens": head.embed_chunk(x, mask, *time_to_embed),
+        "x_t": x,
+        "target_velocity": target,
+        "t": time,
+        "t_bucket": time_bucket(time),
+        "time_cond": head.time_condition(time),
+        "action_tokens": head.embed_chunk(x, mask, *time_to_embed),
         "logits": model.logits(encoded.hidden),
-    }  # fmt: skip
+    }
     if not isinstance(head, DitHead):
         activations |= {f"vlm_cache_key_{i}": key for i, key in enumerate(encoded.keys)}
         activations |= {f"vlm_cache_value_{i}": value for i, value in enumerate(encoded.values)}

@@ -58,8 +58,10 @@ def test_a_sample_equals_its_row_of_a_batch(head, prefix, chunk):
         alone = Prefix(
             [k[s : s + 1, :, :length] for k in prefix.keys],
             [v[s : s + 1, :, :length] for v in prefix.values],
-            prefix.hidden[s : s + 1, :length], prefix.visible[s : s + 1, :length], prefix.image[s : s + 1, :length],
-        )  # fmt: skip
+            prefix.hidden[s : s + 1, :length],
+            prefix.visible[s : s + 1, :length],
+            prefix.image[s : s + 1, :length],
+        )
         torch.testing.assert_close(head(*(x[s : s + 1] for x in chunk), alone)[0], together[s], atol=1e-5, rtol=1e-4)
 
 

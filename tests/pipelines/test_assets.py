@@ -152,8 +152,12 @@ def test_an_absent_optional_dataset_is_skipped_without_a_trace_of_success(projec
     # the data comes: the same job now does the work
     monkeypatch.setenv("PRTS_SHARED", str(project.folder.parent / "shared"))
     assert set(materialised(run_job("import_dataset", "g1_bottle"))) == {
-        "collect", "convert", "validate", "stats", "sft",
-    }  # fmt: skip
+        "collect",
+        "convert",
+        "validate",
+        "stats",
+        "sft",
+    }
 
 
 def test_an_absent_dataset_that_is_not_optional_is_a_failure(project, run_job, monkeypatch):
@@ -186,9 +190,14 @@ def test_a_failed_validation_stops_what_follows_and_shows_a_table(project, run_j
     assert set(materialised(result)) == {"collect", "convert"}
     shown = checks(result)
     assert {name: (check.passed, check.blocking) for name, check in shown.items()} == {
-        "tables": (False, True), "metadata": (True, True), "laws": (True, True), "content": (True, True),
-        "physics": (False, False), "statistics": (True, True), "video": (True, True),
-    }  # fmt: skip
+        "tables": (False, True),
+        "metadata": (True, True),
+        "laws": (True, True),
+        "content": (True, True),
+        "physics": (False, False),
+        "statistics": (True, True),
+        "video": (True, True),
+    }
     assert shown["physics"].severity == dg.AssetCheckSeverity.WARN
     (row,) = rows(shown["tables"].metadata["failures"])
     assert (row["check"], row["row"], row["found"]) == ("table values", 17, "NaN")
@@ -225,22 +234,33 @@ def test_a_datasets_verdict_hides_no_others(project, monkeypatch):
         key = dg.AssetCheckKey(dg.AssetKey(["quickstart", "validate"]), "laws")
         found = instance.event_log_storage.get_asset_check_partition_info([key])
         assert {one.partition_key: one.latest_execution_status.value for one in found} == {
-            "metaworld": "SUCCEEDED", "g1_bottle": "FAILED",
-        }  # fmt: skip
+            "metaworld": "SUCCEEDED",
+            "g1_bottle": "FAILED",
+        }
 
 
 def test_passed_checks_are_recorded(project, run_job):
     shown = checks(run_job("chain", "metaworld"))
     assert {name for name, check in shown.items() if check.passed and check.blocking} == {
-        "tables", "metadata", "laws", "content", "statistics", "video",
-    }  # fmt: skip
+        "tables",
+        "metadata",
+        "laws",
+        "content",
+        "statistics",
+        "video",
+    }
     rate = shown["success_rate_above_floor"]
     assert rate.passed and not rate.blocking
     assert rate.metadata["lower"].value == pytest.approx(0.764, abs=0.001)
     (row,) = rows(rate.metadata["tasks"])
     assert row == {
-        "task": "faucet-open", "successes": 19, "episodes": 20, "95 % from": 0.764, "95 % to": 0.991, "step limit": 84,
-    }  # fmt: skip
+        "task": "faucet-open",
+        "successes": 19,
+        "episodes": 20,
+        "95 % from": 0.764,
+        "95 % to": 0.991,
+        "step limit": 84,
+    }
 
 
 def test_a_low_success_rate_warns_and_stops_nothing(project, run_job, monkeypatch):

@@ -197,9 +197,12 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_next_demo_goes_on(project):
     slow.write_text("sft")
     log = project.folder / "demo.log"
     running = subprocess.Popen(
-        demo_script(project), cwd=project.folder, stdout=log.open("w"), stderr=subprocess.STDOUT,
+        demo_script(project),
+        cwd=project.folder,
+        stdout=log.open("w"),
+        stderr=subprocess.STDOUT,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
+    )
     give_up = time.monotonic() + 120
     while not (found := list(project.outputs.glob("store/sft/*/work/checkpoint.txt"))):
         assert running.poll() is None and time.monotonic() < give_up

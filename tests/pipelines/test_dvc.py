@@ -286,12 +286,21 @@ def test_experiments_here_in_a_temporary_copy_and_queued(made, monkeypatch):
 def test_metrics_are_a_small_table_and_plots_need_no_internet(made):
     table = made.run("dvc", "metrics", "show").stdout.splitlines()
     assert [row.split()[0].split("/", 3)[-1] for row in table[1:]] == [
-        "sft/metaworld/metrics.json", "sft/g1_bottle/metrics.json", "subtask/metrics.json", "benchmark/metrics.json",
+        "sft/metaworld/metrics.json",
+        "sft/g1_bottle/metrics.json",
+        "subtask/metrics.json",
+        "benchmark/metrics.json",
         "value/metrics.json",
-    ]  # fmt: skip
+    ]
     assert set(table[0].split()) == {
-        "Path", "loss", "exact_match", "success_rate", "blind_replay_success_rate", "spearman", "auroc"
-    }  # fmt: skip
+        "Path",
+        "loss",
+        "exact_match",
+        "success_rate",
+        "blind_replay_success_rate",
+        "spearman",
+        "auroc",
+    }
     made.run("dvc", "plots", "show")
     page = Path("dvc_plots/index.html").read_text()
     pictures = [path.name for path in Path("dvc_plots/static").iterdir()]

@@ -53,9 +53,12 @@ def run_in_child(project, monkeypatch):
         job = build(recipe_pages(), project.outputs).resolve_job_def(f"quickstart_{name}")
         with dg.DagsterInstance.ephemeral() as instance:
             return job.execute_in_process(
-                instance=instance, partition_key=dataset, run_config=QUIET, raise_on_error=False,
+                instance=instance,
+                partition_key=dataset,
+                run_config=QUIET,
+                raise_on_error=False,
                 resources={"launch": child},
-            )  # fmt: skip
+            )
 
     return run
 
@@ -94,10 +97,13 @@ def test_training_over_ranks_is_materialised(tmp_path, monkeypatch):
 
     monkeypatch.setattr("prts_core.tracking.runs.stage_run", untracked)
     for name, value in {
-        "PRTS_ENV": "test", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
-        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}",
+        "PRTS_ENV": "test",
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}",
         "TOY_ROOT": str(convert_toy(tmp_path, write_raw(tmp_path / "raw")).root),
-    }.items():  # fmt: skip
+    }.items():
         monkeypatch.setenv(name, value)
     for name in ("datasets", "models"):
         (tmp_path / name).mkdir()
@@ -114,9 +120,11 @@ def test_training_over_ranks_is_materialised(tmp_path, monkeypatch):
     split = {"sft": {"train": {"deepspeed_stage": 2}}}
     with dg.DagsterInstance.ephemeral() as instance:
         result = defs.resolve_job_def("train").execute_in_process(
-            instance=instance, partition_key="toy", raise_on_error=False,
+            instance=instance,
+            partition_key="toy",
+            raise_on_error=False,
             run_config=QUIET | {"resources": {page.resource: {"config": split}}},
-        )  # fmt: skip
+        )
     assert result.success, [e.step_failure_data for e in result.get_step_failure_events()]
     (event,) = result.get_asset_materialization_events()
     assert "loss" in event.materialization.metadata

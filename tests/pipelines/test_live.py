@@ -164,11 +164,17 @@ def page(tmp_path_factory) -> Iterator[Page]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name, value in {
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "PRTS_ENV": "test", "PRTS_LAUNCH": "process",
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}",
+            "PRTS_ENV": "test",
+            "PRTS_LAUNCH": "process",
             "PRTS_RECIPE": "configs/arms.yaml,configs/smoke.yaml",
-            "PRTS_OUTPUTS": "outputs", "PRTS_STUB_CALLS": str(made.calls_file), "PYTHONWARNINGS": "ignore",
-            "DAGSTER_HOME": str(made.outputs / "dagster"), "OMP_NUM_THREADS": "1", "PRTS_NIGHTLY": "on",
-        }.items():  # fmt: skip
+            "PRTS_OUTPUTS": "outputs",
+            "PRTS_STUB_CALLS": str(made.calls_file),
+            "PYTHONWARNINGS": "ignore",
+            "DAGSTER_HOME": str(made.outputs / "dagster"),
+            "OMP_NUM_THREADS": "1",
+            "PRTS_NIGHTLY": "on",
+        }.items():
             patch.setenv(name, value)
         prepare_home(made.outputs)
         with made.instance() as instance:

@@ -153,8 +153,12 @@ def test_a_suite_of_the_recipe_is_a_partition_and_says_stand_in_assets(outputs, 
         for i in range(10)
     ]
     protocol = {
-        "suite": "libero_object", "tasks": tasks, "settle_steps": 10, "perturbation": {}, "standins": "22 files",
-    }  # fmt: skip
+        "suite": "libero_object",
+        "tasks": tasks,
+        "settle_steps": 10,
+        "perturbation": {},
+        "standins": "22 files",
+    }
 
     def measure(plan, name, package, outputs, folder, say):
         assert name == "libero_object"
@@ -162,10 +166,15 @@ def test_a_suite_of_the_recipe_is_a_partition_and_says_stand_in_assets(outputs, 
         outcomes(100).write_parquet(folder / "episodes.parquet")
         row = {"n": 12, "successes": 10, "wilson95": [0.5, 0.9]}
         report = {
-            "suite": "libero_object", "successes": 100, "n": 120, "labels": ["22 files"], "protocol": protocol,
-            "protocol_digest": "sha256:" + "0" * 64, "tasks": {"t0": row},
+            "suite": "libero_object",
+            "successes": 100,
+            "n": 120,
+            "labels": ["22 files"],
+            "protocol": protocol,
+            "protocol_digest": "sha256:" + "0" * 64,
+            "tasks": {"t0": row},
             "published": published(protocol, 100, 120),
-        }  # fmt: skip
+        }
         write_json(folder / "report.json", report)
         return result_of(report, policy_episodes(folder / "episodes.parquet"))
 
@@ -182,8 +191,9 @@ def test_a_suite_of_the_recipe_is_a_partition_and_says_stand_in_assets(outputs, 
     assert list(task.data.values()) == ["t0", 10, 12, 0.5, 0.9]
     checks = instance.event_log_storage.get_asset_check_partition_info([dg.AssetCheckKey(KEY, CHECK)])
     assert {one.partition_key: one.latest_execution_status.value for one in checks} == {
-        "benchmark|1": "FAILED", "libero_object|1": "SUCCEEDED",
-    }  # fmt: skip
+        "benchmark|1": "FAILED",
+        "libero_object|1": "SUCCEEDED",
+    }
 
 
 def test_the_schedule_asks_for_the_champion_and_is_silent_without_one(tmp_path, outputs):

@@ -40,9 +40,13 @@ def processor(tmp_path, tiny, tokenizer, fast) -> Processor:
         "toy", 20, dims, dims, (Camera(KEYS[0], "Camera top", 32, 32), Camera(KEYS[1], "Camera wrist", 32, 32))
     )
     return Processor(
-        PolicyContract("toy", contract, tiny.chunk_length, "QUANTILE", digest_file(path)), load_statistics(path), path,
-        tokenizer, fast, tiny,
-    )  # fmt: skip
+        PolicyContract("toy", contract, tiny.chunk_length, "QUANTILE", digest_file(path)),
+        load_statistics(path),
+        path,
+        tokenizer,
+        fast,
+        tiny,
+    )
 
 
 @pytest.fixture
@@ -121,14 +125,16 @@ def test_bad_input_is_named(folder, inputs):
         "wrong width": seen | {STATE: seen[STATE][:, :2]},
         "not finite": seen | {STATE: seen[STATE] * np.nan},
         r"camera is missing.*did you mean.*images\.wrists.*images\.wrist": {
-            STATE: seen[STATE], KEYS[0]: seen[KEYS[0]], "observation.images.wrists": seen[KEYS[1]],
+            STATE: seen[STATE],
+            KEYS[0]: seen[KEYS[0]],
+            "observation.images.wrists": seen[KEYS[1]],
         },
         r"The state is missing.*Expected: observation\.state": {key: seen[key] for key in KEYS},
         r"image has the wrong form.*float32.*uint8 \(B, H, W, 3\)": seen | {KEYS[0]: seen[KEYS[0]].astype(np.float32)},
         r"wrong form.*\(32, 32, 3\).*a batch axis": seen | {KEYS[0]: seen[KEYS[0]][0]},
         "disagree on the batch": seen | {KEYS[0]: seen[KEYS[0]][:1]},
         "state has the wrong form": seen | {STATE: seen[STATE][None]},
-    }  # fmt: skip
+    }
     for said, wrong in faults.items():
         with pytest.raises(DataError, match=said):
             policy.act(wrong, text, two)

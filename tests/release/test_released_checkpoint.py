@@ -33,18 +33,28 @@ VOCABULARY, IMAGE, VIDEO = 40, 33, 34
 def shapes() -> ModelConfig:
     return ModelConfig(
         vision=VisionConfig(
-            depth=2, hidden_size=16, num_heads=2, intermediate_size=24, patch_size=4, num_position_embeddings=16,
+            depth=2,
+            hidden_size=16,
+            num_heads=2,
+            intermediate_size=24,
+            patch_size=4,
+            num_position_embeddings=16,
             deepstack_indexes=(0,),
         ),
         text=TextConfig(
-            hidden_size=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, intermediate_size=32,
+            hidden_size=24,
+            num_layers=2,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=8,
+            intermediate_size=32,
             mrope_section=(2, 1, 1),
         ),
         expert=MotConfig(hidden_size=16, num_heads=2, intermediate_size=8, dropout=0.2),
         contrastive=ContrastiveConfig(hidden_size=12, embed_dim=6),
         chunk_length=4,
         max_action_dim=5,
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture
@@ -62,29 +72,59 @@ def released_json(shapes: ModelConfig) -> dict:
     """config.json as the public code writes it, for these shapes."""
     text, vision = shapes.text, shapes.vision
     return {
-        "model_type": "prts_qwen3_vl", "action_chunk_size": 4, "max_action_dim": 5,
-        "num_denoise_steps": 4, "crl_loss_weight": 0.0, "crl_embed_dim": 6, "crl_repr_norm": True,
+        "model_type": "prts_qwen3_vl",
+        "action_chunk_size": 4,
+        "max_action_dim": 5,
+        "num_denoise_steps": 4,
+        "crl_loss_weight": 0.0,
+        "crl_embed_dim": 6,
+        "crl_repr_norm": True,
         "golden_overrides": {"mot_hidden_size": 16, "mot_num_attention_heads": 2, "crl_hidden_dim": 12},
         "dit_action_head_config": {
-            "use_mot_action_expert": True, "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 6,
-            "output_dim": 10, "mlp_mult": 4, "use_alternate_vl_dit": True, "attend_text_every_n_blocks": 2,
-            "dropout": 0.2, "final_dropout": True, "noise_beta_alpha": 1.5,
+            "use_mot_action_expert": True,
+            "num_layers": 2,
+            "num_attention_heads": 2,
+            "attention_head_dim": 6,
+            "output_dim": 10,
+            "mlp_mult": 4,
+            "use_alternate_vl_dit": True,
+            "attend_text_every_n_blocks": 2,
+            "dropout": 0.2,
+            "final_dropout": True,
+            "noise_beta_alpha": 1.5,
         },
-        "image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": 35, "vision_end_token_id": 36,
+        "image_token_id": IMAGE,
+        "video_token_id": VIDEO,
+        "vision_start_token_id": 35,
+        "vision_end_token_id": 36,
         "tie_word_embeddings": True,
         "text_config": {
-            "vocab_size": VOCABULARY, "hidden_size": text.hidden_size, "num_hidden_layers": text.num_layers,
-            "num_attention_heads": text.num_heads, "num_key_value_heads": text.num_kv_heads, "head_dim": text.head_dim,
-            "intermediate_size": text.intermediate_size, "rope_theta": text.rope_theta, "hidden_act": "silu",
+            "vocab_size": VOCABULARY,
+            "hidden_size": text.hidden_size,
+            "num_hidden_layers": text.num_layers,
+            "num_attention_heads": text.num_heads,
+            "num_key_value_heads": text.num_kv_heads,
+            "head_dim": text.head_dim,
+            "intermediate_size": text.intermediate_size,
+            "rope_theta": text.rope_theta,
+            "hidden_act": "silu",
             "rope_scaling": {"rope_type": "default", "mrope_section": [2, 1, 1], "mrope_interleaved": True},
-            "action_start_token_id": 37, "action_token_id": 38, "action_end_token_id": None,
+            "action_start_token_id": 37,
+            "action_token_id": 38,
+            "action_end_token_id": None,
         },
         "vision_config": {
-            "depth": vision.depth, "hidden_size": vision.hidden_size, "num_heads": vision.num_heads,
-            "intermediate_size": vision.intermediate_size, "patch_size": 4, "spatial_merge_size": 2,
-            "num_position_embeddings": 16, "deepstack_visual_indexes": [0], "out_hidden_size": text.hidden_size,
+            "depth": vision.depth,
+            "hidden_size": vision.hidden_size,
+            "num_heads": vision.num_heads,
+            "intermediate_size": vision.intermediate_size,
+            "patch_size": 4,
+            "spatial_merge_size": 2,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0],
+            "out_hidden_size": text.hidden_size,
         },
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture
@@ -175,7 +215,7 @@ def test_a_vocabulary_that_grew_is_read_from_the_weights(folder, network):
         ("dit_action_head_config", [], "dit_action_head_config"),
         ("model_type", "llama", "prts_qwen3_vl"),
     ],
-)  # fmt: skip
+)
 def test_a_configuration_that_does_not_fit_names_the_field(folder, field, value, told):
     change(folder, **{field: value})
     with pytest.raises(CheckpointError, match=told) as fault:
@@ -286,9 +326,12 @@ def test_an_official_folder_gives_the_backbone(tmp_path, shapes, network):
             network.encode(stock_tokens(network, ids, mask, pixel_values=pixels, image_grid_thw=grid)).hidden
         )
         theirs = stock(
-            input_ids=ids, attention_mask=mask, pixel_values=pixels, image_grid_thw=grid,
+            input_ids=ids,
+            attention_mask=mask,
+            pixel_values=pixels,
+            image_grid_thw=grid,
             mm_token_type_ids=(ids == IMAGE).int(),
-        ).logits  # fmt: skip
+        ).logits
     inside = mask.bool()
     torch.testing.assert_close(ours[inside][:, : VOCABULARY - 4], theirs[inside], atol=2e-5, rtol=1e-4)
 

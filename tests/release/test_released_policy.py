@@ -56,8 +56,9 @@ def test_golden_released_folder_becomes_a_policy(checkpoint: Path, fast: Path, t
     action = policy.act({STATE: state} | images, "Close the door!", seeds=7)
     assert action.shape == (contract.chunk_length, WIDTH) and np.isfinite(action).all()
     # The same chunk by hand: the network's sample, then the released inverse.
-    noise = torch.randn(contract.chunk_length, policy.model.config.max_action_dim,
-                        generator=torch.Generator().manual_seed(7))[None]  # fmt: skip
+    noise = torch.randn(
+        contract.chunk_length, policy.model.config.max_action_dim, generator=torch.Generator().manual_seed(7)
+    )[None]
     mask = torch.zeros_like(noise)
     mask[..., :WIDTH] = 1
     with torch.inference_mode():

@@ -22,9 +22,19 @@ from tests.fixtures.tiny_policy import write_policy
 TOY = "tests.fixtures.toy_family:toy_stored"
 ELSEWHERE = LeRobotSource(kind="lerobot", root="nowhere")
 CONFIG = BenchmarkConfig(
-    dataset="toy", source=ELSEWHERE, suite=TOY, episodes=2, execute_steps=4, swap_pair=("push", "shove"), workers=1,
-    batch=2, failures_wanted=8, action_noise=(0.5,), record=("expert",), videos_per_task=1,
-)  # fmt: skip
+    dataset="toy",
+    source=ELSEWHERE,
+    suite=TOY,
+    episodes=2,
+    execute_steps=4,
+    swap_pair=("push", "shove"),
+    workers=1,
+    batch=2,
+    failures_wanted=8,
+    action_noise=(0.5,),
+    record=("expert",),
+    videos_per_task=1,
+)
 METAWORLD = MetaworldSource(
     kind="metaworld", tasks=(TaskSpec("dial-turn", "turn the dial", 90),), image_size=32, action_repeat=3
 )
@@ -75,9 +85,14 @@ def test_every_condition_on_a_suite_resumes_and_does_not_depend_on_workers(tmp_p
     rows = pl.read_parquet(tmp_path / "one/out/episodes.parquet")
     counted = {(c, n): len(of) for (c, n), of in rows.group_by("condition", "noise")}
     assert counted == {
-        ("policy", 0.0): 4, ("expert", 0.0): 4, ("untrained", 0.0): 4, ("black_images", 0.0): 4, ("swapped", 0.0): 4,
-        ("early", 0.0): 4, ("noisy", 0.5): 4,
-    }  # fmt: skip
+        ("policy", 0.0): 4,
+        ("expert", 0.0): 4,
+        ("untrained", 0.0): 4,
+        ("black_images", 0.0): 4,
+        ("swapped", 0.0): 4,
+        ("early", 0.0): 4,
+        ("noisy", 0.5): 4,
+    }
     assert report["blind_replay_success_rate"] is None and report["tasks"]["push"]["expert"] == 1.0
     assert report["suite"] == "toy_stored" and report["labels"] == [] and report["replay_faults"] == []
     assert set(rows.filter(condition="swapped", task="push")["instruction"]) == {"shove it"}

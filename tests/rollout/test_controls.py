@@ -45,8 +45,10 @@ def test_another_sentence_is_what_the_policy_hears_and_what_the_row_says(tmp_pat
     other = SwappedInstruction({"left": "go right", "right": "go left"})
     rows = run(tmp_path, plan_of(), ToyLanes(2), control=other)
     assert {(row["task"], row["instruction"], row["success"]) for row in rows} == {
-        ("left", "go right", False), ("right", "go left", False), ("up", "go up", True)
-    }  # fmt: skip
+        ("left", "go right", False),
+        ("right", "go left", False),
+        ("up", "go up", True),
+    }
 
 
 def test_black_pictures_leave_the_state():

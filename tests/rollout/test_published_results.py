@@ -20,8 +20,12 @@ def protocol(**changes: Any) -> dict[str, Any]:
         for i in range(10)
     ]
     own: dict[str, Any] = {
-        "suite": "libero_object", "tasks": tasks, "settle_steps": 10, "perturbation": {}, "standins": "",
-    }  # fmt: skip
+        "suite": "libero_object",
+        "tasks": tasks,
+        "settle_steps": 10,
+        "perturbation": {},
+        "standins": "",
+    }
     return own | changes
 
 
@@ -66,8 +70,10 @@ def test_what_a_source_does_not_state_is_never_the_same():
     own = listing().protocols["libero_openvla"]
     assert differences(protocol(), 500, own) == ()
     for lacking in (
-        replace(own, episodes_per_task=None), replace(own, initial_states=None), replace(own, settle_steps=None),
-    ):  # fmt: skip
+        replace(own, episodes_per_task=None),
+        replace(own, initial_states=None),
+        replace(own, settle_steps=None),
+    ):
         assert differences(protocol(), 500, lacking)
     assert differences(protocol(), 500, replace(own, max_steps={}))
 

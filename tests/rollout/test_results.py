@@ -38,13 +38,21 @@ SPOILED = replace(SUITE, standins="stand-in assets <22 files>")
 def rows_of(plan: Plan, lost: set[int]) -> list[dict]:
     return [
         {
-            "suite": key.suite, "task": key.task, "instruction": f"go {key.task} & <back>", "seed": key.seed,
-            "initial_state": key.initial_state, "success": index not in lost, "steps": 10 + index % 5, "looks": 3,
-            "latency_ms": 5.0, "value_rows": [0, 4, 8], "values": [-3.0, -2.0, -1.0 - (index in lost)],
+            "suite": key.suite,
+            "task": key.task,
+            "instruction": f"go {key.task} & <back>",
+            "seed": key.seed,
+            "initial_state": key.initial_state,
+            "success": index not in lost,
+            "steps": 10 + index % 5,
+            "looks": 3,
+            "latency_ms": 5.0,
+            "value_rows": [0, 4, 8],
+            "values": [-3.0, -2.0, -1.0 - (index in lost)],
             "perturbation": "{}",
         }
         for index, key in enumerate(plan.keys)
-    ]  # fmt: skip
+    ]
 
 
 def written(
@@ -122,8 +130,16 @@ def test_the_page_is_whole_and_says_what_the_numbers_are_worth(tmp_path):
     write_page(tmp_path / "page.html", report, rows)
     page = Checked((tmp_path / "page.html").read_text())
     assert page.open == []
-    for said in ("stand-in assets <22 files>", "98.3%", "59 / 60", "Stopped early", "gripper turned", "a bit",
-                 "go right & <back>", "1 of 60 episodes failed"):  # fmt: skip
+    for said in (
+        "stand-in assets <22 files>",
+        "98.3%",
+        "59 / 60",
+        "Stopped early",
+        "gripper turned",
+        "a bit",
+        "go right & <back>",
+        "1 of 60 episodes failed",
+    ):
         assert said in page.text, said
     assert len(re.findall("<polyline", (tmp_path / "page.html").read_text())) == 60
 
@@ -161,8 +177,10 @@ def test_a_perturbed_suite_is_told_axis_by_axis(tmp_path):
         row["perturbation"] = json.dumps({"base": "left", **kinds[row["task"]]})
     report = summarize(plan, rows, ACTOR, stop=None)
     assert {name: (axis["successes"], axis["n"]) for name, axis in report["axes"].items()} == {
-        "none": (3, 3), "light": (1, 3), "noise": (5, 6),
-    }  # fmt: skip
+        "none": (3, 3),
+        "light": (1, 3),
+        "noise": (5, 6),
+    }
     assert report["axes"]["light"]["wilson95"] == report["tasks"]["dark"]["wilson95"]
     levels = {level: one["successes"] for level, one in report["axes"]["noise"]["levels"].items()}
     assert levels == {"1": 3, "4": 2} and report["axes"]["none"]["levels"] == {}

@@ -108,10 +108,24 @@ def test_killing_worker_runner_and_server_loses_nothing(policy, expected, tmp_pa
 
     def run() -> subprocess.Popen:
         command = [
-            sys.executable, "-m", "prts_core.cli.main", "benchmark", "--policy", f"ws://127.0.0.1:{port}", "--suite",
-            "metaworld", "--episodes", str(EPISODES), "--workers", "2", "--output", str(tmp_path / "out"),
-            "--videos", "0", *(part for task in TASKS for part in ("--task", task)),
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "prts_core.cli.main",
+            "benchmark",
+            "--policy",
+            f"ws://127.0.0.1:{port}",
+            "--suite",
+            "metaworld",
+            "--episodes",
+            str(EPISODES),
+            "--workers",
+            "2",
+            "--output",
+            str(tmp_path / "out"),
+            "--videos",
+            "0",
+            *(part for task in TASKS for part in ("--task", task)),
+        ]
         with (tmp_path / "log").open("ab") as log:
             return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
@@ -170,16 +184,30 @@ def test_an_expert_played_back_through_the_policys_interface_scores_what_it_scor
 
 
 def test_the_command_stops_early_and_compares(policy, tmp_path, capsys):
-    base = ["benchmark", "--policy", str(policy), "--suite", "metaworld", "--task", "faucet-open", "--videos", "0",
-            "--no-values", "--workers", "2"]  # fmt: skip
+    base = [
+        "benchmark",
+        "--policy",
+        str(policy),
+        "--suite",
+        "metaworld",
+        "--task",
+        "faucet-open",
+        "--videos",
+        "0",
+        "--no-values",
+        "--workers",
+        "2",
+    ]
     stop = [*base, "--episodes", "40", "--stop-early", "0.3,0.9"]
     assert main([*stop, "--output", str(tmp_path / "a")]) == 0
     shown = capsys.readouterr().out
     assert "stopped early: low" in shown and "wrong at most 0.05" in shown
     report = json.loads((tmp_path / "a/metaworld/report.json").read_text())
     assert report["stopped_early"]["decision"] == "low" and report["n"] == report["stopped_early"]["at"] < 12
-    assert main([*base, "--episodes", str(report["n"]), "--output", str(tmp_path / "b"), "--compare",
-                 str(tmp_path / "a")]) == 0  # fmt: skip
+    assert (
+        main([*base, "--episodes", str(report["n"]), "--output", str(tmp_path / "b"), "--compare", str(tmp_path / "a")])
+        == 0
+    )
     shown = capsys.readouterr().out
     assert "challenger - champion = +0.000" in shown and "no significant drop" in shown
     assert main([*base, "--output", str(tmp_path / "a"), "--seed", "3"]) == 1

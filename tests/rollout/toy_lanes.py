@@ -66,9 +66,12 @@ class ToyLanes:
     there? looks: how often anything was rendered. skills: tasks that an expert can do."""
 
     def __init__(
-        self, lanes: int, order: int = 0, dies: Callable[[EpisodeKey, int], bool] = lambda key, n: False,
+        self,
+        lanes: int,
+        order: int = 0,
+        dies: Callable[[EpisodeKey, int], bool] = lambda key, n: False,
         skills: tuple[str, ...] = tuple(GOALS),
-    ):  # fmt: skip
+    ):
         self.lanes, self.lost, self.looks, self.dies, self.skills = lanes, 0, 0, dies, skills
         self.random = random.Random(order)
         self.due: dict[int, dict[str, Any]] = {}
@@ -105,8 +108,12 @@ class ToyLanes:
         return {STATE: self.at[lane].astype(np.float32), CAMERA: picture} if wanted else None
 
     def _reset(self, lane: int, message: dict[str, Any]) -> dict[str, Any]:
-        return {"kind": "reset", "observation": self._see(lane, True), "frame": None,
-                "instruction": f"go {self.keys[lane].task}"}  # fmt: skip
+        return {
+            "kind": "reset",
+            "observation": self._see(lane, True),
+            "frame": None,
+            "instruction": f"go {self.keys[lane].task}",
+        }
 
     def _demonstrate(self, lane: int, message: dict[str, Any]) -> dict[str, Any]:
         task = self.keys[lane].task
@@ -127,6 +134,10 @@ class ToyLanes:
             if successes[-1]:
                 break
         return {
-            "kind": "step", "rewards": np.array(successes, np.float32), "successes": np.array(successes),
-            "steps": len(successes), "observation": self._see(lane, message["look"]), "frames": None,
-        }  # fmt: skip
+            "kind": "step",
+            "rewards": np.array(successes, np.float32),
+            "successes": np.array(successes),
+            "steps": len(successes),
+            "observation": self._see(lane, message["look"]),
+            "frames": None,
+        }

@@ -70,10 +70,20 @@ class Kitchen:
             },
             "joints": {DRAWER: self.drawer, KNOB: self.knob},
             "links": {
-                DRAWER: {"slides": True, "axis": np.array([0.0, -1.0, 0.0]), "anchor": np.zeros(3),
-                         "value": self.drawer, "boxes": np.array([1, 2, 3])},
-                KNOB: {"slides": False, "axis": np.array([0.0, 0.0, 1.0]), "anchor": np.array([-0.25, 0.2, 0.0]),
-                       "value": self.knob, "boxes": np.array([5])},
+                DRAWER: {
+                    "slides": True,
+                    "axis": np.array([0.0, -1.0, 0.0]),
+                    "anchor": np.zeros(3),
+                    "value": self.drawer,
+                    "boxes": np.array([1, 2, 3]),
+                },
+                KNOB: {
+                    "slides": False,
+                    "axis": np.array([0.0, 0.0, 1.0]),
+                    "anchor": np.array([-0.25, 0.2, 0.0]),
+                    "value": self.knob,
+                    "boxes": np.array([5]),
+                },
             },
             "joints_of": {CABINET: [DRAWER], STOVE: [KNOB], TOP: [DRAWER], SIDE: []},
             "ranges": RANGES,
@@ -83,7 +93,7 @@ class Kitchen:
             "box_mat": np.array(mats),
             "box_half": np.array([half for *_, half, _ in boxes]),
             "goal": self.goal,
-        }  # fmt: skip
+        }
 
     def step(self, action: np.ndarray) -> None:
         assert action.shape == (7,) and action.dtype == np.float32 and np.abs(action).max() <= 1.0

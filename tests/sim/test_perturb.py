@@ -129,8 +129,13 @@ def test_robot_starts_are_those_of_the_public_table():
 
 def test_noise_numbers_are_families_of_ten():
     assert [noise.filter_of({"index": k}) for k in (1, 10, 11, 26, 40, 50)] == [
-        ("motion", 1), ("motion", 10), ("gaussian", 1), ("zoom", 6), ("fog", 10), ("glass", 10)
-    ]  # fmt: skip
+        ("motion", 1),
+        ("motion", 10),
+        ("gaussian", 1),
+        ("zoom", 6),
+        ("fog", 10),
+        ("glass", 10),
+    ]
     assert noise.filter_of({"kind": "fog", "level": 3}) == ("fog", 6)
 
 

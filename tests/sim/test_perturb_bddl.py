@@ -40,9 +40,12 @@ BOWL = "pick_up_the_black_bowl_between_the_plate_and_the_ramekin_and_place_it_on
 def test_a_description_is_read_changed_and_written():
     problem = Problem(SCENE)
     assert problem.objects == {
-        "bowl_1": "akita_black_bowl", "bowl_2": "akita_black_bowl", "mug_1": "porcelain_mug", "plate_1": "plate",
+        "bowl_1": "akita_black_bowl",
+        "bowl_2": "akita_black_bowl",
+        "mug_1": "porcelain_mug",
+        "plate_1": "plate",
         "book_1": "black_book",
-    }  # fmt: skip
+    }
     assert problem.workspace() == "main_table" and problem.goal == [["on", "bowl_1", "plate_1"]]
     assert list(problem.lying()) == ["bowl_1", "mug_1", "plate_1"]
     assert Problem(problem.text()).tree == problem.tree

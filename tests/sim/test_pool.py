@@ -287,9 +287,12 @@ time.sleep(60)
 def test_no_worker_outlives_its_runner(do: str):
     """The runner is killed while one worker computes (or is stopped) and the other waits."""
     with subprocess.Popen(
-        [sys.executable, "-c", PARENT, do], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-c", PARENT, do],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-    ) as parent:  # fmt: skip
+    ) as parent:
         assert parent.stdout is not None
         pids = [int(word) for word in parent.stdout.readline().split()]
         assert len(pids) == 2

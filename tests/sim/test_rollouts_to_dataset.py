@@ -92,9 +92,11 @@ def test_what_happened_is_what_the_dataset_says(tmp_path: Path, recorded: tuple[
         demos = [file[f"data/demo_{number}"] for number in range(3)]
         for episode, (made, index, row) in enumerate(outcomes):
             demo = demos[episode]
-            assert (demo.attrs["seed"], demo.attrs["initial_state"]) == (row["seed"], row["initial_state"]) == (
-                90_000, index
-            )  # fmt: skip
+            assert (
+                (demo.attrs["seed"], demo.attrs["initial_state"])
+                == (row["seed"], row["initial_state"])
+                == (90_000, index)
+            )
             assert row["steps"] == dataset.length(episode) == demo.attrs["num_samples"]
             executed = np.load(made.folder / f"{index:05d}.npy", allow_pickle=False)
             assert np.array_equal(dataset.actions(episode), executed)

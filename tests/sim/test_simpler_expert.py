@@ -34,9 +34,12 @@ class World:
     def privileged(self) -> dict[str, Any]:
         hand = (self.hand.copy(), self.turn)
         return {
-            "goal": hand, "hand": hand, "opening": self.opening, "carried": (self.carrot.copy(), self.lies),
+            "goal": hand,
+            "hand": hand,
+            "opening": self.opening,
+            "carried": (self.carrot.copy(), self.lies),
             "target": (self.plate, np.eye(3)),
-        }  # fmt: skip
+        }
 
     def step(self, action: np.ndarray) -> None:
         assert action.shape == (7,) and action.dtype == np.float32

@@ -235,7 +235,9 @@ def test_no_cuda_build_of_torch_can_come_in():
 
 
 def test_importing_the_family_imports_no_simulator():
-    script = "import sys; from prts_core.sim.suites import part; " \
-        "[part('simpler', name) for name in ('spec', 'environment', 'install', 'expert')]; " \
-        "sys.exit(bool({'torch', 'mani_skill', 'sapien', 'cv2'} & set(sys.modules)))"  # fmt: skip
+    script = (
+        "import sys; from prts_core.sim.suites import part; "
+        "[part('simpler', name) for name in ('spec', 'environment', 'install', 'expert')]; "
+        "sys.exit(bool({'torch', 'mani_skill', 'sapien', 'cv2'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", script], check=False, timeout=240).returncode == 0

@@ -106,10 +106,16 @@ def test_metaworld_is_the_quickstarts():
     ]
     size = (source.image_size, source.image_size)
     made = build_contract(
-        dataset="metaworld", robot=robot, robot_type=None, control_hz=80 / source.action_repeat, state_names=None,
-        state_width=4, action_names=None, action_width=4,
+        dataset="metaworld",
+        robot=robot,
+        robot_type=None,
+        control_hz=80 / source.action_repeat,
+        state_names=None,
+        state_width=4,
+        action_names=None,
+        action_width=4,
         cameras={"observation.images.top": size, "observation.images.wrist": size},
-    )  # fmt: skip
+    )
     assert spec.contract == made
 
 

@@ -33,9 +33,11 @@ def pool() -> Iterator[Pool]:
 
 
 @given(
-    order=st.sampled_from(["training", "evaluation"]), groups=st.integers(1, 5), world=st.integers(1, 4),
+    order=st.sampled_from(["training", "evaluation"]),
+    groups=st.integers(1, 5),
+    world=st.integers(1, 4),
     seed=st.integers(0, 3),
-)  # fmt: skip
+)
 def test_reset_ids_are_dealt_out_once(order: Any, groups: int, world: int, seed: int):
     total = 3 + 2 + 5  # `drawn` has as many as its protocol has episodes
     dealt = []
@@ -53,9 +55,17 @@ def test_reset_ids_name_tasks_and_initial_states():
     ids = reset_ids(SPEC, 1, order="evaluation")
     keys = [ids.key(ids(0, n), 9) for n in range(10)]
     assert [(key.task, key.initial_state) for key in keys] == [
-        ("push", 0), ("shove", 0), ("drawn", 0), ("push", 1), ("shove", 1), ("drawn", 1), ("push", 2), ("drawn", 2),
-        ("drawn", 3), ("drawn", 4),
-    ]  # fmt: skip
+        ("push", 0),
+        ("shove", 0),
+        ("drawn", 0),
+        ("push", 1),
+        ("shove", 1),
+        ("drawn", 1),
+        ("push", 2),
+        ("drawn", 2),
+        ("drawn", 3),
+        ("drawn", 4),
+    ]
     assert {key.seed for key in keys} == {9} and {key.suite for key in keys} == {"toy"}
     only = reset_ids(SPEC, 1, order="evaluation", tasks=("shove",))
     assert [only.key(only(0, n), 0).initial_state for n in range(2)] == [0, 1] and only(0, 2) == EXHAUSTED
@@ -142,10 +152,15 @@ def compare(loop: PlainLoop, env: int, actions: np.ndarray, seen: ChunkStep, cho
 
 CHOICES = st.builds(
     VectorSettings,
-    group_size=st.sampled_from([1, 2, 4]), order=st.sampled_from(["training", "evaluation"]), fixed_ids=st.booleans(),
-    auto_reset=st.booleans(), ignore_terminations=st.booleans(), relative_reward=st.booleans(),
-    reward_coef=st.sampled_from([1.0, 5.0]), max_steps=st.sampled_from([0, 7]),
-)  # fmt: skip
+    group_size=st.sampled_from([1, 2, 4]),
+    order=st.sampled_from(["training", "evaluation"]),
+    fixed_ids=st.booleans(),
+    auto_reset=st.booleans(),
+    ignore_terminations=st.booleans(),
+    relative_reward=st.booleans(),
+    reward_coef=st.sampled_from([1.0, 5.0]),
+    max_steps=st.sampled_from([0, 7]),
+)
 
 
 @given(chosen=CHOICES, chunk=st.sampled_from([1, 3, 5]), seed=st.integers(0, 100))

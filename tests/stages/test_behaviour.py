@@ -69,9 +69,15 @@ def coarser(options: Callable[[VideoConfig], dict[str, str]]) -> Callable[[Video
     ],
 )
 def test_a_small_change_of_the_code_breaks_the_law(
-    stage: str, place: str, changed: Any, told: str, smoke_outputs: Path, found: dict[str, Any], tmp_path: Path,
+    stage: str,
+    place: str,
+    changed: Any,
+    told: str,
+    smoke_outputs: Path,
+    found: dict[str, Any],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """One stage again on the inputs of the smoke run: as it is, the same to the byte; one function changed, told."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     store = chain.store(smoke_outputs)

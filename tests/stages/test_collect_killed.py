@@ -23,8 +23,11 @@ NOISE = (0.0, 0.9)
 SOURCE = MetaworldSource(
     "metaworld",
     tasks=tuple(TaskSpec(name, name, 92, NOISE) for name in ("faucet-open", "faucet-close", "plate-slide")),
-    train_episodes=4, heldout_episodes=1, image_size=32, workers=2,
-)  # fmt: skip
+    train_episodes=4,
+    heldout_episodes=1,
+    image_size=32,
+    workers=2,
+)
 CODE = """\
 import sys
 from dataclasses import replace
@@ -49,9 +52,10 @@ def start(folder: Path, episodes: int = SOURCE.train_episodes) -> tuple[subproce
     before = set((folder / "work").rglob(".*.partial-*"))
     with (folder / "said").open("w") as said:
         process = subprocess.Popen(
-            [sys.executable, str(folder / "record.py"), str(folder), str(episodes)], stderr=said,
+            [sys.executable, str(folder / "record.py"), str(folder), str(episodes)],
+            stderr=said,
             env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
-        )  # fmt: skip
+        )
     deadline = time.monotonic() + 120
     while len(set((folder / "work").rglob(".*.partial-*")) - before) < 2:
         assert process.poll() is None and time.monotonic() < deadline, (folder / "said").read_text()

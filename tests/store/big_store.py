@@ -19,16 +19,32 @@ def fill(outputs: Path, count: int) -> None:
         key = hashlib.sha256(str(number).encode()).hexdigest()[:20]
         chained = {"parent": before} if number % len(STAGES) else {}
         manifest = {
-            "kind": stage, "key": key, "version": 1, "partition": "d", "config": config, "seed": 7, "sources": "",
-            "parents": chained, "parent_digests": dict.fromkeys(chained, f"sha256:{0:064}"),
-            "content_digest": f"sha256:{number:064x}", "contracts": {"d": f"sha256:{1:064}"},
-            "metrics": {f"metric_{i}": i / 7 for i in range(10)}, "digest": f"sha256:{number:064x}",
-        }  # fmt: skip
+            "kind": stage,
+            "key": key,
+            "version": 1,
+            "partition": "d",
+            "config": config,
+            "seed": 7,
+            "sources": "",
+            "parents": chained,
+            "parent_digests": dict.fromkeys(chained, f"sha256:{0:064}"),
+            "content_digest": f"sha256:{number:064x}",
+            "contracts": {"d": f"sha256:{1:064}"},
+            "metrics": {f"metric_{i}": i / 7 for i in range(10)},
+            "digest": f"sha256:{number:064x}",
+        }
         provenance = {
-            "bytes": 10**6, "code": f"sha256:{2:064}", "started": "2026-01-01T00:00:00+00:00", "seconds": 12.5,
-            "finished": "2026-01-01T00:00:12+00:00", "recipe": "r", "overrides": [], "host": "host", "caller": {},
+            "bytes": 10**6,
+            "code": f"sha256:{2:064}",
+            "started": "2026-01-01T00:00:00+00:00",
+            "seconds": 12.5,
+            "finished": "2026-01-01T00:00:12+00:00",
+            "recipe": "r",
+            "overrides": [],
+            "host": "host",
+            "caller": {},
             "mlflow": {"run_id": "0" * 32, "url": "http://localhost:5000/#/experiments/1/runs/" + "0" * 32},
-        }  # fmt: skip
+        }
         folder = outputs / "store" / stage / key
         (folder / "output").mkdir(parents=True)
         text = json.dumps(manifest, indent=2, sort_keys=True)

@@ -19,9 +19,15 @@ from prts_core.store.code import code_digest
 from tests.store.toy_chain import Chain, Config
 
 STEPS = (
-    (shutil, "rmtree"), (os, "link"), (os, "utime"), (Path, "rename"), (Path, "replace"), (Path, "mkdir"),
-    (Path, "chmod"), (Path, "unlink"),
-)  # fmt: skip
+    (shutil, "rmtree"),
+    (os, "link"),
+    (os, "utime"),
+    (Path, "rename"),
+    (Path, "replace"),
+    (Path, "mkdir"),
+    (Path, "chmod"),
+    (Path, "unlink"),
+)
 
 
 def cut_before(step: int, action) -> bool:

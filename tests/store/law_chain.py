@@ -150,10 +150,17 @@ def stub_store(outputs: Path, source: Path, journal: Journal, mortal: Callable[[
 
     def stage(name: str) -> Stage:
         return Stage(
-            name, "help", 1, partitioned=True, config=lambda plan, _: Config(plan.values[name]),
-            parents=lambda plan, _: [Parent(parent, parent, "d") for parent in parents[name]], run=functions[name],
-            external=name in ("collect", "convert"), seeded=name == "train", trains=name == "train",
-        )  # fmt: skip
+            name,
+            "help",
+            1,
+            partitioned=True,
+            config=lambda plan, _: Config(plan.values[name]),
+            parents=lambda plan, _: [Parent(parent, parent, "d") for parent in parents[name]],
+            run=functions[name],
+            external=name in ("collect", "convert"),
+            seeded=name == "train",
+            trains=name == "train",
+        )
 
     return Store(outputs, {name: stage(name) for name in ORDER})
 

@@ -52,8 +52,10 @@ def test_every_own_input_is_told(chain: Chain, other: Chain):
     third.run("first")
     found = comparison(chain, "r:first", "t:first")
     assert found.causes == (
-        "first [d]: behaviour version 1 -> 2", "first [d]: seed 7 -> 9", 'first [d]: config text: "hello" -> "third"',
-    )  # fmt: skip
+        "first [d]: behaviour version 1 -> 2",
+        "first [d]: seed 7 -> 9",
+        'first [d]: config text: "hello" -> "third"',
+    )
 
 
 def test_other_content_of_equal_inputs_is_told(chain: Chain, other: Chain):
@@ -70,9 +72,16 @@ def test_a_result_goes_by_many_names(chain: Chain, other: Chain):
     made = chain.find("second")
     assert made is not None
     for name in (
-        made.key, made.key[:10], f"second/{made.key[:4]}", "r:second:d", "r:second", str(chain.view("second")),
-        str(chain.view("second") / "output"), str(chain.folder("second")), str(chain.view("second") / "manifest.json"),
-    ):  # fmt: skip
+        made.key,
+        made.key[:10],
+        f"second/{made.key[:4]}",
+        "r:second:d",
+        "r:second",
+        str(chain.view("second")),
+        str(chain.view("second") / "output"),
+        str(chain.folder("second")),
+        str(chain.view("second") / "manifest.json"),
+    ):
         assert Results(chain.outputs).find(name)["key"] == made.key, name
 
 

@@ -184,8 +184,12 @@ def test_what_kills_and_other_parents_left_goes_when_it_is_old(chain: Chain, old
     assert "work-0123abcd" not in names
     delete_garbage(chain.outputs, keys=set(), registered=set(), keep_days=0)
     assert sorted(p.name for p in entry.iterdir()) == [
-        ".lock", "files.tsv", "manifest.json", "output", "provenance.json",
-    ]  # fmt: skip
+        ".lock",
+        "files.tsv",
+        "manifest.json",
+        "output",
+        "provenance.json",
+    ]
     assert chain.find("first") is not None
 
 

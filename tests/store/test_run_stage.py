@@ -438,10 +438,13 @@ def test_an_interrupted_stage_finds_its_own_work(chain: Chain):
 @pytest.mark.parametrize(
     "meanwhile",
     [
-        {"config": Config("other")}, {"config": Config(workers=9)}, {"seed": 8}, {"overrides": ("x=1",), "seed": 9},
+        {"config": Config("other")},
+        {"config": Config(workers=9)},
+        {"seed": 8},
+        {"overrides": ("x=1",), "seed": 9},
         {"recipe": "other"},
     ],
-)  # fmt: skip
+)
 def test_work_of_another_setting_takes_nobodys_checkpoints(chain: Chain, meanwhile: dict):
     """Defect 4: `log_every`, `workers` or a quick `--set sft.train.steps=10` erased days of training."""
 

@@ -77,11 +77,18 @@ class Chain:
 
         parents = [Parent("first", "first", "d")] if name == "second" else []
         return Stage(
-            name, "help", self.version if name == "first" else 1, True, lambda plan, _: chosen,
-            lambda plan, _: parents, call, seeded=name == "first",
-            external=name == "first" and self.source is not None, headline=("n",),
+            name,
+            "help",
+            self.version if name == "first" else 1,
+            True,
+            lambda plan, _: chosen,
+            lambda plan, _: parents,
+            call,
+            seeded=name == "first",
+            external=name == "first" and self.source is not None,
+            headline=("n",),
             reads=lambda plan, _: self.reads if name == "second" else {},
-        )  # fmt: skip
+        )
 
     def run(self, name: str) -> Manifest:
         return self.store.run(name, self.plan)

@@ -29,10 +29,20 @@ from prts_core.training.batch import chunk_windows, pad_chunk, steps_to_go
 CASE = shared_folder() / "golden" / "prts" / "normalize"
 needs_case = pytest.mark.skipif(not CASE.is_dir(), reason=f"golden case {CASE.name} is not on this machine")
 COVERED = {
-    "instruction_cleaning", "crl_task_ids", "chunk_indices", "training_prompts", "camera_names", "state_to_text",
-    "inference_prompt", "inference_prompt_crl_markers", "inference_prompt_no_state", "fast_tokens", "fast_tokenizer",
-    "fast_bad_token_decode_is_zeros", "rope_index_3_equals_model_get_rope_index",
-}  # fmt: skip
+    "instruction_cleaning",
+    "crl_task_ids",
+    "chunk_indices",
+    "training_prompts",
+    "camera_names",
+    "state_to_text",
+    "inference_prompt",
+    "inference_prompt_crl_markers",
+    "inference_prompt_no_state",
+    "fast_tokens",
+    "fast_tokenizer",
+    "fast_bad_token_decode_is_zeros",
+    "rope_index_3_equals_model_get_rope_index",
+}
 
 
 @pytest.fixture(scope="module")
@@ -248,12 +258,21 @@ def test_golden_dataset_side_positions_are_the_model_s(cases: dict[str, Any]) ->
     (state,) = builder.encode_states(np.array([[1, 2, 3]]))
     made = builder.sequence(Sample(state, "open it"), response=False, contrastive=False)
     vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "deepstack_visual_indexes": []}
-    text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
-            "intermediate_size": 16, "vocab_size": len(tokenizer)}  # fmt: skip
+    text = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "intermediate_size": 16,
+        "vocab_size": len(tokenizer),
+    }
     config = Qwen3VLConfig(
-        vision_config=vision | {"out_hidden_size": 16}, text_config=text, image_token_id=tokenizer.id(prompt.IMAGE_PAD),
-        video_token_id=tokenizer.id("<|video_pad|>"), vision_start_token_id=tokenizer.id(prompt.VISION_START),
-    )  # fmt: skip
+        vision_config=vision | {"out_hidden_size": 16},
+        text_config=text,
+        image_token_id=tokenizer.id(prompt.IMAGE_PAD),
+        video_token_id=tokenizer.id("<|video_pad|>"),
+        vision_start_token_id=tokenizer.id(prompt.VISION_START),
+    )
     ids = torch.from_numpy(made.ids)[None]
     grid = torch.tensor([[1, v.rows * 2, v.columns * 2] for v in views])
     kind = (ids == config.image_token_id).int()

@@ -82,6 +82,7 @@ def test_layout_of_a_sample(build, tokenizer, samples):
     labelled = (tokens.labels[0] != -100).nonzero().flatten().tolist()
     assert labelled == list(range(first, second)), "the answer, and nothing else, is predicted"
     image = [i for i, t in enumerate(ids) if t == tokenizer.id(prompt.IMAGE_PAD)]
-    assert positions[:, image[:4]].tolist() == [[positions[0, image[0]]] * 4, *[
-        [positions[0, image[0]] + d for d in offsets] for offsets in ((0, 0, 1, 1), (0, 1, 0, 1))
-    ]]  # fmt: skip
+    assert positions[:, image[:4]].tolist() == [
+        [positions[0, image[0]]] * 4,
+        *[[positions[0, image[0]] + d for d in offsets] for offsets in ((0, 0, 1, 1), (0, 1, 0, 1))],
+    ]

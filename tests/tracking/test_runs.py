@@ -369,8 +369,12 @@ def test_without_mlflow_the_stage_runs_and_says_so_once(plan, tmp_path, monkeypa
 def test_flatten_names_every_leaf():
     plain = {"a": {"b": 1, "c": [1, 2]}, "d": [{"e": None}], "f": {}, "odd key!": True}
     assert flatten(plain) == {
-        "a.b": "1", "a.c": "[1, 2]", "d.0.e": "null", "f": "{}", "odd key_": "true",
-    }  # fmt: skip
+        "a.b": "1",
+        "a.c": "[1, 2]",
+        "d.0.e": "null",
+        "f": "{}",
+        "odd key_": "true",
+    }
 
 
 def test_importing_the_tracker_does_not_import_mlflow():

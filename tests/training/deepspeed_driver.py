@@ -32,15 +32,28 @@ from prts_core.training.trainer import Trainer
 from tests.training.runs import MODEL, batches, network, text_tokenizer, toy
 
 BASE = TrainConfig(
-    steps=4, batch_size=8, warmup_steps=1, learning_rate=1e-2, log_every=1, checkpoint_every=2, clip_norm=0.5,
-    threads=1,    action_lr=2e-2, weights=LossWeights(1.0, 1.0, 1.0, 0.5),
-)  # fmt: skip
+    steps=4,
+    batch_size=8,
+    warmup_steps=1,
+    learning_rate=1e-2,
+    log_every=1,
+    checkpoint_every=2,
+    clip_norm=0.5,
+    threads=1,
+    action_lr=2e-2,
+    weights=LossWeights(1.0, 1.0, 1.0, 0.5),
+)
 
 
 def train(
-    folder: Path, stage: int, resume: Path | None = None, die: int = -1, term: int = -1, dropout: float = 0.0,
+    folder: Path,
+    stage: int,
+    resume: Path | None = None,
+    die: int = -1,
+    term: int = -1,
+    dropout: float = 0.0,
     **change: Any,
-) -> None:  # fmt: skip
+) -> None:
     """stage 0: the plain trainer."""
     folder.mkdir(parents=True, exist_ok=True)
     config = replace(BASE, deepspeed_stage=stage, **change)

@@ -20,9 +20,14 @@ from tests.fixtures.toy_source import ToySource
 
 SENTENCES = ("open the faucet", "close the faucet", "press the button")
 CONFIG = TrainConfig(
-    steps=6, batch_size=6, warmup_steps=2, checkpoint_every=3, log_every=1, threads=1,
+    steps=6,
+    batch_size=6,
+    warmup_steps=2,
+    checkpoint_every=3,
+    log_every=1,
+    threads=1,
     weights=LossWeights(fast=1.0, flow=1.0, contrastive=0.5),
-)  # fmt: skip
+)
 
 
 def text_tokenizer() -> TextTokenizer:
@@ -50,8 +55,18 @@ def batches(
     sources: Sequence[ToySource], config: TrainConfig, rank: int = 0, world: int = 1, seed: int = 7
 ) -> BatchSource:
     return BatchSource(
-        sources, [1.0] * len(sources), config.batch_size // config.accumulate, seed, chunk_length=MODEL.chunk_length,
-        max_action_dim=MODEL.max_action_dim, patch=MODEL.vision.patch_size, merge=MODEL.vision.merge_size,
-        response=bool(config.weights.fast), contrastive=config.contrastive_every if config.weights.contrastive else 0,
-        pack_length=config.pack_length, pack_window=config.pack_window, rank=rank, world=world,
-    )  # fmt: skip
+        sources,
+        [1.0] * len(sources),
+        config.batch_size // config.accumulate,
+        seed,
+        chunk_length=MODEL.chunk_length,
+        max_action_dim=MODEL.max_action_dim,
+        patch=MODEL.vision.patch_size,
+        merge=MODEL.vision.merge_size,
+        response=bool(config.weights.fast),
+        contrastive=config.contrastive_every if config.weights.contrastive else 0,
+        pack_length=config.pack_length,
+        pack_window=config.pack_window,
+        rank=rank,
+        world=world,
+    )

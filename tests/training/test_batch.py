@@ -47,9 +47,13 @@ class Conversations:
 
 def source(tiny: ModelConfig, sources, size: int = 6, **change) -> BatchSource:
     base = {
-        "chunk_length": 4, "max_action_dim": 8, "patch": tiny.vision.patch_size, "merge": tiny.vision.merge_size,
-        "response": True, "contrastive": 1,
-    }  # fmt: skip
+        "chunk_length": 4,
+        "max_action_dim": 8,
+        "patch": tiny.vision.patch_size,
+        "merge": tiny.vision.merge_size,
+        "response": True,
+        "contrastive": 1,
+    }
     return BatchSource(sources, [1.0] * len(sources), size, 7, **(base | change))
 
 

@@ -15,19 +15,29 @@ from tests.fixtures.reaching import reaching_processor, write_reaching
 
 def batches(data: RobotSet, tiny, cursor: dict | None = None, workers: int = 0, count: int = 4) -> list[Batch]:
     source = BatchSource(
-        [data], [1.0], 6, 5, chunk_length=tiny.chunk_length, max_action_dim=tiny.max_action_dim,
-        patch=tiny.vision.patch_size, merge=tiny.vision.merge_size, response=True, contrastive=0,
-    )  # fmt: skip
+        [data],
+        [1.0],
+        6,
+        5,
+        chunk_length=tiny.chunk_length,
+        max_action_dim=tiny.max_action_dim,
+        patch=tiny.vision.patch_size,
+        merge=tiny.vision.merge_size,
+        response=True,
+        contrastive=0,
+    )
     made = source.batches(cursor or source.start(), workers)
     return list(islice(made, count))
 
 
 def same(left: list[Batch], right: list[Batch]) -> bool:
     return all(
-        a.ids == b.ids and a.cursor == b.cursor and torch.equal(a.actions, b.actions)
+        a.ids == b.ids
+        and a.cursor == b.cursor
+        and torch.equal(a.actions, b.actions)
         and torch.equal(a.tokens.pixels, b.tokens.pixels)
         for a, b in zip(left, right, strict=True)
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture

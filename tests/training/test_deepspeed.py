@@ -19,8 +19,19 @@ from prts_core.training.checkpoint import load_part, newest
 from tests.training.deepspeed_driver import train
 
 HERE = Path(__file__).parent
-SAME = ("loss", "cross_entropy_loss", "flow_loss", "crl_loss", "action_accuracy", "crl_scale", "grad_norm",
-        "flow_matching/toy", "flow_matching/wide", "fast/toy", "learning_rate")  # fmt: skip
+SAME = (
+    "loss",
+    "cross_entropy_loss",
+    "flow_loss",
+    "crl_loss",
+    "action_accuracy",
+    "crl_scale",
+    "grad_norm",
+    "flow_matching/toy",
+    "flow_matching/wide",
+    "fast/toy",
+    "learning_rate",
+)
 FIRST, LATER = 1e-6, 1e-4  # relative: Adam divides gradients by their size, which makes rounding grow step by step
 
 
@@ -42,10 +53,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     half = folder / "plain" / "checkpoints" / "checkpoint-2"
     jobs = [
         "killed,2",
-        "zero1,1", "zero2,2", f"zero3,3,from={half}", "bf16,2,precision=bf16",
+        "zero1,1",
+        "zero2,2",
+        f"zero3,3,from={half}",
+        "bf16,2,precision=bf16",
         f"again,2,from={folder / 'zero2' / 'checkpoints' / 'checkpoint-2'}",
         "micro,2,accumulate=2,activation_checkpointing=true",
-    ]  # fmt: skip
+    ]
     done = launch(folder, *jobs)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
     return folder
@@ -54,10 +68,22 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def launch(folder: Path, *jobs: str) -> subprocess.CompletedProcess[str]:
     """The driver's jobs on two processes."""
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         str(HERE / "deepspeed_driver.py"), str(folder), *jobs],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True, timeout=580,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            str(HERE / "deepspeed_driver.py"),
+            str(folder),
+            *jobs,
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=580,
+    )
 
 
 @pytest.mark.slow

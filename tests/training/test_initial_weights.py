@@ -158,8 +158,9 @@ def test_golden_fine_tuning_starts_from_a_released_checkpoint_and_then_from_its_
     changed = {name.partition(".")[0] for name in now if not torch.equal(now[name], start[name])}
     assert changed == {"visual", "language_model", "dit_action_head"}
     assert read_json(folder / "start.json") == {
-        "checkpoint": "${CHECKPOINT}", "files": project.reads("sft", plan)["sft.checkpoint"]
-    }  # fmt: skip
+        "checkpoint": "${CHECKPOINT}",
+        "files": project.reads("sft", plan)["sft.checkpoint"],
+    }
 
     shutil.copytree(folder, tmp_path / "policy")
     monkeypatch.setenv("CHECKPOINT", str(tmp_path / "policy"))

@@ -36,8 +36,11 @@ def test_states_of_five_billion_parameters_of_which_four_train_on_four_gpus(
     config = TrainConfig(precision=precision, deepspeed_stage=stage)
     made = estimate(5 * 10**9, 4 * 10**9, MODEL, config, 4, NOTHING)
     assert (made.weights, made.gradients, made.optimizer, made.average) == (
-        weights * 1e9, gradients * 1e9, optimizer * 1e9, average * 1e9
-    )  # fmt: skip
+        weights * 1e9,
+        gradients * 1e9,
+        optimizer * 1e9,
+        average * 1e9,
+    )
     assert made.activations == 0 and made.total == pytest.approx((weights + gradients + optimizer + average) * 1e9)
 
 

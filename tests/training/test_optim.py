@@ -23,8 +23,16 @@ from prts_core.training.optim import (
 )
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-RATES = TrainConfig(learning_rate=1.0, vision_lr=0.5, merger_lr=0.25, action_lr=4.0, weight_decay=0.1, warmup_steps=10,
-                    steps=100, min_learning_rate=0.1)  # fmt: skip
+RATES = TrainConfig(
+    learning_rate=1.0,
+    vision_lr=0.5,
+    merger_lr=0.25,
+    action_lr=4.0,
+    weight_decay=0.1,
+    warmup_steps=10,
+    steps=100,
+    min_learning_rate=0.1,
+)
 
 
 def test_schedule_warms_up_and_comes_down():
@@ -39,15 +47,23 @@ def test_every_parameter_is_in_one_group_with_its_rate_and_decay(model):
     assert set(groups) == {f"{g}{e}" for g in GROUPS for e in ("", "/no_decay")}
     inside = [p for g in groups.values() for p in g["params"]]
     assert len(inside) == len(set(inside)) == len(list(model.parameters()))
-    for name, end in (("visual.merger.linear_fc1.weight", "merger"), ("visual.blocks.0.attn.qkv.weight", "vision"),
-                      ("visual.deepstack_merger_list.0.linear_fc1.bias", "merger/no_decay"),
-                      ("language_model.embed_tokens.weight", "llm/no_decay"),
-                      ("language_model.norm.weight", "llm/no_decay"), ("crl_logit_scale", "contrastive/no_decay"),
-                      ("dit_action_head.action_in_proj.weight", "action")):  # fmt: skip
+    for name, end in (
+        ("visual.merger.linear_fc1.weight", "merger"),
+        ("visual.blocks.0.attn.qkv.weight", "vision"),
+        ("visual.deepstack_merger_list.0.linear_fc1.bias", "merger/no_decay"),
+        ("language_model.embed_tokens.weight", "llm/no_decay"),
+        ("language_model.norm.weight", "llm/no_decay"),
+        ("crl_logit_scale", "contrastive/no_decay"),
+        ("dit_action_head.action_in_proj.weight", "action"),
+    ):
         assert any(p is model.get_parameter(name) for p in groups[end]["params"]), name
     assert {g: groups[g]["peak_lr"] for g in GROUPS} == {
-        "llm": 1.0, "vision": 0.5, "merger": 0.25, "action": 4.0, "contrastive": 1.0
-    }  # fmt: skip
+        "llm": 1.0,
+        "vision": 0.5,
+        "merger": 0.25,
+        "action": 4.0,
+        "contrastive": 1.0,
+    }
     assert groups["vision"]["weight_decay"] == 0.1 and groups["vision/no_decay"]["weight_decay"] == 0.0
     set_rates(groups.values(), RATES, 0)
     assert groups["action"]["lr"] == pytest.approx(0.4), "one schedule for all"

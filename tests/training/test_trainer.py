@@ -50,12 +50,13 @@ class Killed(BaseException):
 @pytest.mark.parametrize(
     "config",
     [
-        CONFIG, replace(CONFIG, accumulate=2, precision="bf16"),
+        CONFIG,
+        replace(CONFIG, accumulate=2, precision="bf16"),
         replace(CONFIG, pack_length=300, pack_window=24, workers=2),
         replace(CONFIG, weights=LossWeights(fast=0.0, flow=1.0, contrastive=0.0)),
     ],
     ids=["plain", "accumulated bf16", "packed workers", "heads without gradient"],
-)  # fmt: skip
+)
 def test_resumed_run_is_bit_identical(tmp_path, config):
     dropout = replace(MODEL, expert=MotConfig(hidden_size=32, num_heads=2, intermediate_size=48, dropout=0.3))
     whole = make(config, dropout)

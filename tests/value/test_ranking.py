@@ -22,9 +22,18 @@ from tests.fixtures.reaching import HonestPolicy, reaching_processor, write_reac
 from tests.fixtures.tiny_network import SENTENCES
 
 PLANTED = {
-    2: "reversed", 9: "reversed", 13: "reversed", 4: "frozen", 11: "frozen", 0: "stuck", 7: "camera",
-    17: "wandering", 5: "mislabelled", 18: "mislabelled", 28: "mislabelled",
-}  # fmt: skip
+    2: "reversed",
+    9: "reversed",
+    13: "reversed",
+    4: "frozen",
+    11: "frozen",
+    0: "stuck",
+    7: "camera",
+    17: "wandering",
+    5: "mislabelled",
+    18: "mislabelled",
+    28: "mislabelled",
+}
 FLAGS = {"stuck": "frozen", "camera": "frozen", "wandering": "frozen"}
 
 
@@ -105,9 +114,14 @@ def test_thresholds_are_the_callers(looked):
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_an_episode_of_a_few_rows_is_ranked_too(looked, rows):
     short = replace(
-        looked[1], episode=200, rows=list(range(rows)), own=[1.0] * rows, looks=[rows - 1], others={},
+        looked[1],
+        episode=200,
+        rows=list(range(rows)),
+        own=[1.0] * rows,
+        looks=[rows - 1],
+        others={},
         moves={key: steps[: rows - 1] for key, steps in looked[1].moves.items()},
-    )  # fmt: skip
+    )
     assert len(rank([*looked, short]).verdicts) == len(looked) + 1
 
 
@@ -146,9 +160,15 @@ def test_a_trained_value_finds_them_among_its_own_training_episodes(tmp_path, ti
     model = PrtsModel(tiny, len(tokenizer), tokenizer.id(prompt.IMAGE_PAD))
     init_number_embeddings(model, tokenizer.number_ids())
     recipe = TrainConfig(
-        steps=200, batch_size=32, learning_rate=2e-3, gamma=0.9, warmup_steps=20, threads=1, checkpoint_every=1000,
+        steps=200,
+        batch_size=32,
+        learning_rate=2e-3,
+        gamma=0.9,
+        warmup_steps=20,
+        threads=1,
+        checkpoint_every=1000,
         weights=LossWeights(fast=0.0, flow=0.0, contrastive=1.0),
-    )  # fmt: skip
+    )
     trainer = make_trainer(model, [RobotSet("reaching", dataset, processor, good)], [1.0], recipe, 0)
     trainer.fit(tmp_path / "checkpoints", lambda step, metrics: None)
     model.load_state_dict(trainer.weights(True))

@@ -52,14 +52,17 @@ CONTENDERS = {
         Contender("fa3 causal", "peer", backend="fa3"),
         Contender("cudnn causal", "peer", backend="cudnn", graph=True, note="torch's kernels for its offsets included"),
         Contender(
-            "cudnn causal expanded", "peer", backend="cudnn", graph=True,
+            "cudnn causal expanded",
+            "peer",
+            backend="cudnn",
+            graph=True,
             note="K and V copied to as many heads as Q, the copies counted",
         ),
         Contender("fa2 causal", "shown", backend="fa2"),
         Contender("torch causal", "shown", backend="torch"),
         Contender("sdpa causal", "peer", devices=("cpu",), note="one call a sample, is_causal"),
     )
-}  # fmt: skip
+}
 
 
 class Attend(Protocol):
@@ -171,9 +174,20 @@ class _Cudnn:
         if self.expand:
             k, v = (x.repeat_interleave(q.shape[1] // kv_heads, dim=1) for x in (k, v))
         found = torch.ops.aten._cudnn_attention_forward(
-            q, k, v, None, self.segments, self.segments, self.longest, self.longest, True, 0.0, True, False,
+            q,
+            k,
+            v,
+            None,
+            self.segments,
+            self.segments,
+            self.longest,
+            self.longest,
+            True,
+            0.0,
+            True,
+            False,
             scale=self.scale,
-        )  # fmt: skip
+        )
         return (q, k, v, found[0], found[1]), (found[6], found[7]), kv_heads
 
     def output(self, state: Any) -> Tensor:
@@ -183,9 +197,18 @@ class _Cudnn:
     def backward(self, state: Any, dout: Tensor) -> Grads:
         tensors, random_state, kv_heads = state
         dq, dk, dv = torch.ops.aten._cudnn_attention_backward(
-            dout, *tensors, *random_state, None, self.segments, self.segments, self.longest, self.longest, 0.0, True,
+            dout,
+            *tensors,
+            *random_state,
+            None,
+            self.segments,
+            self.segments,
+            self.longest,
+            self.longest,
+            0.0,
+            True,
             scale=self.scale,
-        )  # fmt: skip
+        )
         if self.expand:
             dk, dv = (x.unflatten(1, (kv_heads, -1)).sum(2) for x in (dk, dv))
         return dq, dk, dv

@@ -72,9 +72,14 @@ class Yardstick:
 
 
 def by_sample(
-    spans: np.ndarray, attend: Callable[[Tensor, Tensor, Tensor, RoleMask, float], Tensor], scale: float,
-    q: Tensor, k: Tensor, v: Tensor, dout: Tensor,
-) -> Four:  # fmt: skip
+    spans: np.ndarray,
+    attend: Callable[[Tensor, Tensor, Tensor, RoleMask, float], Tensor],
+    scale: float,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dout: Tensor,
+) -> Four:
     """out, dq, dk, dv, one sample after the other: dense attention of a pack would not fit."""
     results: Four = (torch.zeros_like(q), torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v))
     for start, *ends in spans.tolist():

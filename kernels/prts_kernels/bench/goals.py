@@ -45,9 +45,13 @@ class Goal:
             else:
                 break
         return {
-            "what": self.what, "unit": self.unit, "value": value, "sign": self.sign,
-            "bounds": dict(zip(levels, self.bounds, strict=True)), "met": "not measured" if value is None else met,
-        }  # fmt: skip
+            "what": self.what,
+            "unit": self.unit,
+            "value": value,
+            "sign": self.sign,
+            "bounds": dict(zip(levels, self.bounds, strict=True)),
+            "met": "not measured" if value is None else met,
+        }
 
 
 FORWARD = Goal("forward, 32k pack", "x of the peer", "<=", (1.02, 0.97, 0.94))

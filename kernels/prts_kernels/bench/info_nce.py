@@ -84,8 +84,16 @@ def run(device: str, sizes: Sequence[int], embed_dim: int, budget_s: float) -> d
                 row["memory_mb"][impl] = line["mb"]
         rows.append(row)
     date, threads = datetime.now(UTC).isoformat(timespec="seconds"), 1 if device == "cpu" else None
-    return {"name": NAME, "date": date, **about, "embed_dim": embed_dim, "samples_a_task": A_TASK, "threads": threads,
-            "rows": rows, "notes": notes}  # fmt: skip
+    return {
+        "name": NAME,
+        "date": date,
+        **about,
+        "embed_dim": embed_dim,
+        "samples_a_task": A_TASK,
+        "threads": threads,
+        "rows": rows,
+        "notes": notes,
+    }
 
 
 def table(results: dict[str, Any]) -> str:
@@ -96,10 +104,17 @@ def table(results: dict[str, Any]) -> str:
         ratio = ours / peer if ours and peer else None
         error = row["relative_error"]
         met = NOTHING if ratio is None else "yes" if ratio <= GOAL else "no"
-        lines.append([
-            str(row["samples"]), number(ours), number(peer), number(ratio), *map(number, memory),
-            NOTHING if error is None else f"{error:.1e}", met,
-        ])  # fmt: skip
+        lines.append(
+            [
+                str(row["samples"]),
+                number(ours),
+                number(peer),
+                number(ratio),
+                *map(number, memory),
+                NOTHING if error is None else f"{error:.1e}",
+                met,
+            ]
+        )
     header = ("samples", "ms", "library ms", "ratio", "MB", "library MB", "rel. error", f"<= {GOAL}")
     title = f"InfoNCE, forward and backward, {results['embed_dim']} dimensions, {results['device']['name']}"
     notes = "".join(f"\n{name}: {reason}" for name, reason in results["notes"].items())

@@ -62,8 +62,9 @@ def check(arguments: dict[str, Any], emit: Emit) -> None:
     rng = np.random.default_rng([seed, 1])
     for number, given in enumerate(arguments["shapes"]):
         shape = Shape(**given)
-        reason = contenders.unfit(contender, torch.empty(1, shape.q_heads, shape.head_dim, device=device,
-                                                         dtype=shape.torch_dtype))  # fmt: skip
+        reason = contenders.unfit(
+            contender, torch.empty(1, shape.q_heads, shape.head_dim, device=device, dtype=shape.torch_dtype)
+        )
         if reason:
             emit({"case": f"odd lengths, {shape.label}", "unfit": reason})
             if number == 0:
@@ -136,9 +137,15 @@ def time_cells(arguments: dict[str, Any], emit: Emit) -> None:
             except FAILURES as err:
                 emit({"failed": name, "why": one_line(err), "cell": cell})
         about = {
-            "pack": cell["pack"], "mean": cell["mean"], "samples": len(pack.spans), "head_dim": shape.head_dim,
-            "dtype": shape.dtype, "q_heads": shape.q_heads, "kv_heads": shape.kv_heads, "device_type": device.type,
-        }  # fmt: skip
+            "pack": cell["pack"],
+            "mean": cell["mean"],
+            "samples": len(pack.spans),
+            "head_dim": shape.head_dim,
+            "dtype": shape.dtype,
+            "q_heads": shape.q_heads,
+            "kv_heads": shape.kv_heads,
+            "device_type": device.type,
+        }
         pairs = {"ours": pack.visible_pairs, "peer": pack.causal_pairs, "shown": pack.causal_pairs}
         for mode in MODES:
             calls, notes, failed = _calls(attends, sets, mode, device, lambda name: emit({"turn": name}))
@@ -149,9 +156,13 @@ def time_cells(arguments: dict[str, Any], emit: Emit) -> None:
                 contender = CONTENDERS[name]
                 flop = 4 * pairs[contender.group] * shape.q_heads * shape.head_dim * FLOP_SHARE[mode]
                 row = about | {
-                    "mode": mode, "contender": name, "group": contender.group, "pairs": pairs[contender.group],
-                    "tflops": flop / timing.median_ms / 1e9, "note": notes.get(name, contender.note),
-                }  # fmt: skip
+                    "mode": mode,
+                    "contender": name,
+                    "group": contender.group,
+                    "pairs": pairs[contender.group],
+                    "tflops": flop / timing.median_ms / 1e9,
+                    "note": notes.get(name, contender.note),
+                }
                 emit({"row": row | timing.to_json()})
             del calls
         emit({"done": cell})

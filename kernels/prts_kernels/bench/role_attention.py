@@ -38,8 +38,12 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="of packs and tensors (default: from the clock)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where <device>-<date>.json goes")
     parser.add_argument("--record", action="store_true", help="order and tiles into role_attention/measured.json")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="only put the newest results of a GPU in --out "
-                        "into FILE, between its role_attention marks")  # fmt: skip
+    parser.add_argument(
+        "--markdown",
+        type=Path,
+        metavar="FILE",
+        help="only put the newest results of a GPU in --out into FILE, between its role_attention marks",
+    )
     return parser
 
 
@@ -52,9 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         with worker.stop_on_signals(), tempfile.TemporaryDirectory(prefix="prts-bench-") as folder:
             results = Run(
-                args.device, args.out, Path(folder), seed=args.seed, quick=args.quick, only=args.only,
+                args.device,
+                args.out,
+                Path(folder),
+                seed=args.seed,
+                quick=args.quick,
+                only=args.only,
                 budget_s=min(args.budget, LONGEST_S),
-            ).all()  # fmt: skip
+            ).all()
         print(tables.console(results), flush=True)
         if not results["rows"]:
             raise RuntimeError("no contender passed its check and was timed; the reasons stand above")
@@ -85,9 +94,13 @@ def record(results: dict[str, Any], path: Path) -> None:
     table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     before = table.get(device, {}).get("blocks", {})
     table[device] = {
-        "device": device, "torch": results["versions"]["torch"], "triton": results["versions"]["triton"],
-        "date": results["date"][:10], "order": order, "blocks": before | results["tuning"].get("blocks", {}),
-    }  # fmt: skip
+        "device": device,
+        "torch": results["versions"]["torch"],
+        "triton": results["versions"]["triton"],
+        "date": results["date"][:10],
+        "order": order,
+        "blocks": before | results["tuning"].get("blocks", {}),
+    }
     write_json(path, dict(sorted(table.items())))
 
 

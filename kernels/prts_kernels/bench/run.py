@@ -39,9 +39,16 @@ class Run:
     """
 
     def __init__(
-        self, device: str, out: Path, folder: Path, *, seed: int | None = None, quick: bool = False,
-        only: Sequence[str] | None = None, budget_s: float = 450.0,
-    ):  # fmt: skip
+        self,
+        device: str,
+        out: Path,
+        folder: Path,
+        *,
+        seed: int | None = None,
+        quick: bool = False,
+        only: Sequence[str] | None = None,
+        budget_s: float = 450.0,
+    ):
         self.device, self.out, self.folder, self.quick = device, out, folder, quick
         self.begin = time.monotonic()
         self.deadline = self.begin + budget_s
@@ -62,10 +69,24 @@ class Run:
             raise ValueError(f"none of {', '.join(only or ())} is timed on {device}")
         self.measured: str | None = None  # a file with the tuned tiles, for the jobs that follow
         self.results: dict[str, Any] = {
-            "name": NAME + self.part, "date": datetime.now(UTC).isoformat(timespec="seconds"), "seed": self.seed,
-            "quick": quick, "device": {}, "versions": {}, "rows": [], "ranking": [], "chosen": None, "goals": [],
-            "metadata": {}, "excluded": {}, "faults": [], "same_bits": {}, "tuning": {}, "checks": {}, "seconds": {},
-        }  # fmt: skip
+            "name": NAME + self.part,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seed": self.seed,
+            "quick": quick,
+            "device": {},
+            "versions": {},
+            "rows": [],
+            "ranking": [],
+            "chosen": None,
+            "goals": [],
+            "metadata": {},
+            "excluded": {},
+            "faults": [],
+            "same_bits": {},
+            "tuning": {},
+            "checks": {},
+            "seconds": {},
+        }
 
     @staticmethod
     def _cell(pack: int, mean: int, shape: Shape) -> Cell:
@@ -102,8 +123,10 @@ class Run:
     # ---- checks, and compiling the candidates of tiles meanwhile ---------------------------------------------------
     def check(self) -> tuple[list[str], list[dict[str, Any]]]:
         """Contenders that are right at odd lengths, and the tiles that compiled; the reasons of the others are kept."""
-        jobs = [self._check_job(name, [self.shape], [c for c in self.cells if c["shape"] == asdict(self.shape)])
-                for name in self.wanted]  # fmt: skip
+        jobs = [
+            self._check_job(name, [self.shape], [c for c in self.cells if c["shape"] == asdict(self.shape)])
+            for name in self.wanted
+        ]
         if self.full:
             narrow = [c for c in self.cells if c["shape"] == asdict(NARROW)]
             more = [replace(self.shape, dtype="float16"), NARROW]
@@ -121,9 +144,14 @@ class Run:
 
     def _check_job(self, name: str, shapes: list[Shape], cells: list[Cell]) -> Job:
         given = {
-            "contender": name, "device": self.device, "seed": self.seed, "shapes": [asdict(s) for s in shapes],
-            "cells": cells, "tiny": self.device == "cpu", "measured": self.measured,
-        }  # fmt: skip
+            "contender": name,
+            "device": self.device,
+            "seed": self.seed,
+            "shapes": [asdict(s) for s in shapes],
+            "cells": cells,
+            "tiny": self.device == "cpu",
+            "measured": self.measured,
+        }
         return Job(f"check {name}", f"{HERE}.probe:check", given, 180)
 
     def _judge(self, name: str, outcome: Outcome, more: Outcome | None) -> bool:
@@ -162,10 +190,15 @@ class Run:
         from prts_kernels.bench.tune import candidates
 
         return [
-            Job(f"tiles of {kernel} {head_dim}, {number}", f"{HERE}.tune:compile_one",
-                self._tuning(head_dim) | {"kernel": kernel, "number": number}, 120)
-            for head_dim in (GPU_SHAPE.head_dim, NARROW.head_dim) for kernel, number in candidates(head_dim)
-        ]  # fmt: skip
+            Job(
+                f"tiles of {kernel} {head_dim}, {number}",
+                f"{HERE}.tune:compile_one",
+                self._tuning(head_dim) | {"kernel": kernel, "number": number},
+                120,
+            )
+            for head_dim in (GPU_SHAPE.head_dim, NARROW.head_dim)
+            for kernel, number in candidates(head_dim)
+        ]
 
     def tune(self, tiles: list[dict[str, Any]]) -> None:
         """The fastest tiles, for the jobs that follow, if `triton` is right with them too; else the default ones."""
@@ -211,10 +244,14 @@ class Run:
 
         while left and names and self._remaining() > TIME_NEEDED_S:
             given = {
-                "contenders": list(names), "cells": list(left), "device": self.device, "seed": self.seed,
-                "plan": asdict(self.plan), "measured": self.measured,
+                "contenders": list(names),
+                "cells": list(left),
+                "device": self.device,
+                "seed": self.seed,
+                "plan": asdict(self.plan),
+                "measured": self.measured,
                 "metadata": self.cells[0] if first else None,
-            }  # fmt: skip
+            }
             turn, first = "", False
             job = Job(f"time {len(names)} {len(left)}", f"{HERE}.probe:time_cells", given, self._remaining(), 90)
             [outcome] = self._jobs([job], on_line=on_line)
@@ -253,8 +290,12 @@ class Run:
             cell = line["done"]
             left[:] = [c for c in left if c != cell]
             self._save("times")
-            both = [r for r in rows if r["mode"] == "both" and (r["pack"], r["mean"], r["head_dim"])
-                    == (cell["pack"], cell["mean"], cell["shape"]["head_dim"])]  # fmt: skip
+            both = [
+                r
+                for r in rows
+                if r["mode"] == "both"
+                and (r["pack"], r["mean"], r["head_dim"]) == (cell["pack"], cell["mean"], cell["shape"]["head_dim"])
+            ]
             both.sort(key=lambda r: r["median_ms"])
             times = ", ".join(f"{r['contender']} {r['median_ms']:.3g}" for r in both)
             self.say(f"{cell['pack']} / {cell['mean']} D {cell['shape']['head_dim']}, forward + backward ms: {times}")

@@ -33,14 +33,26 @@ def console(results: dict[str, Any]) -> str:
     )
     lines = [
         (
-            _pack(r), r["mode"], str(r["head_dim"]), r["contender"], *_times(r), number(r["tflops"]), _ratio(r),
-            number(r.get("max_error")), number(r["host_us"]),
+            _pack(r),
+            r["mode"],
+            str(r["head_dim"]),
+            r["contender"],
+            *_times(r),
+            number(r["tflops"]),
+            _ratio(r),
+            number(r.get("max_error")),
+            number(r["host_us"]),
         )
         for r in sorted(rows, key=_order)
-    ]  # fmt: skip
+    ]
     parts.append(text_table(header, lines, left=4) if lines else "nothing was timed")
-    beside = sorted({(r["pack"], r["mode"], r["contender"], r["tflops"], r["published_tflops"]) for r in rows
-                     if r.get("published_tflops") and r["mean"] == 771 and r["head_dim"] == 128})  # fmt: skip
+    beside = sorted(
+        {
+            (r["pack"], r["mode"], r["contender"], r["tflops"], r["published_tflops"])
+            for r in rows
+            if r.get("published_tflops") and r["mean"] == 771 and r["head_dim"] == 128
+        }
+    )
     for pack, mode, name, found, published in beside:
         parts.append(f"{name}, {mode}, {pack // 1024}k: {number(found)} TFLOP/s; published for an H100: {published}")
     parts += [f"{name}: {note}" for name, note in sorted({(r["contender"], r["note"]) for r in rows if r["note"]})]
@@ -87,12 +99,13 @@ def markdown(results: dict[str, Any] | None) -> str:
 def _goals(goals: Sequence[dict[str, Any]]) -> list[list[str]]:
     return [
         [
-            g["what"], NOTHING if g["value"] is None else f"{number(g['value'])} {g['unit']}",
+            g["what"],
+            NOTHING if g["value"] is None else f"{number(g['value'])} {g['unit']}",
             *(f"{g['sign']} {g['bounds'][level]}" if level in g["bounds"] else "-" for level in LEVELS),
             g["met"],
         ]
         for g in goals
-    ]  # fmt: skip
+    ]
 
 
 def _comparison(rows: Sequence[Row]) -> str:

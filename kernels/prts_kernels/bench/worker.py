@@ -46,9 +46,13 @@ class Outcome:
 
 
 def run(
-    jobs: Sequence[Job], folder: Path, at_once: int, deadline: float,
-    on_line: Callable[[str, dict], None] | None = None, on_end: Callable[[Outcome], None] | None = None,
-) -> dict[str, Outcome]:  # fmt: skip
+    jobs: Sequence[Job],
+    folder: Path,
+    at_once: int,
+    deadline: float,
+    on_line: Callable[[str, dict], None] | None = None,
+    on_end: Callable[[Outcome], None] | None = None,
+) -> dict[str, Outcome]:
     """All jobs, `at_once` at a time, in order; what has not ended by `deadline` (time.monotonic()) is stopped.
 
     folder: for the jobs' arguments, lines and output. on_line, on_end: told of each line and each end as it comes.
@@ -89,9 +93,13 @@ class _Running:
         path = os.pathsep.join([str(SOURCES), *filter(None, [os.environ.get("PYTHONPATH")])])
         with self.log.open("w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(given), str(self.lines)], stdout=log, stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": path}, start_new_session=True,
-            )  # fmt: skip
+                [sys.executable, "-m", __name__, str(given), str(self.lines)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=os.environ | {"PYTHONPATH": path},
+                start_new_session=True,
+            )
 
     def poll(self, limit: float, on_line: Callable[[str, dict], None] | None) -> Outcome | None:
         """The outcome once the job has ended or was stopped."""

@@ -38,9 +38,16 @@ def unfit(phi: Tensor, processes: Processes) -> str | None:
 
 @torch.compiler.disable  # once a step, and a loop over chunks: nothing for a compiler to gain
 def forward(
-    phi: Tensor, psi: Tensor, log_scale: Tensor, weight: Tensor, task_id: Tensor, terms: tuple[float, float],
-    logsumexp_weight: float, processes: Processes, chunk: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    phi: Tensor,
+    psi: Tensor,
+    log_scale: Tensor,
+    weight: Tensor,
+    task_id: Tensor,
+    terms: tuple[float, float],
+    logsumexp_weight: float,
+    processes: Processes,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As select.info_nce, in the dtype of phi. chunk: scores held at a time, at least one row of them."""
     chunk = chunk or CHUNK.get(phi.device.type, CHUNK_ELSEWHERE)
     return _InfoNce.apply(phi, psi, log_scale, weight, task_id, terms, logsumexp_weight, processes, chunk)
@@ -49,9 +56,17 @@ def forward(
 class _InfoNce(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, phi: Tensor, psi: Tensor, log_scale: Tensor, weight: Tensor, task_id: Tensor,
-        terms: tuple[float, float], logsumexp_weight: float, processes: Processes, chunk: int,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        ctx: Any,
+        phi: Tensor,
+        psi: Tensor,
+        log_scale: Tensor,
+        weight: Tensor,
+        task_id: Tensor,
+        terms: tuple[float, float],
+        logsumexp_weight: float,
+        processes: Processes,
+        chunk: int,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         scale = log_scale.exp()
         x, y = phi * scale, processes.gather(psi)
         n, total, start = len(x), len(y), processes.start(len(x))
@@ -79,10 +94,14 @@ class _InfoNce(torch.autograd.Function):
             s[:, mine].diagonal().copy_(diagonal[rows])
             top = torch.maximum(negative[rows], diagonal[rows])[:, None]
             normalizer[rows] = s.sub_(top).exp_().sum(1).log_().add_(top[:, 0])
-        parts = torch.stack([
-            (w * (normalizer - diagonal)).sum(), (w / task_weight * positive).sum(), normalizer.square().sum(),
-            (diagonal > negative).sum().to(x.dtype),
-        ])  # fmt: skip
+        parts = torch.stack(
+            [
+                (w * (normalizer - diagonal)).sum(),
+                (w / task_weight * positive).sum(),
+                normalizer.square().sum(),
+                (diagonal > negative).sum().to(x.dtype),
+            ]
+        )
         if processes.world > 1:
             stacked = processes.stack(torch.cat([parts, column_top, column_sum]))
             parts = stacked[:, :4].sum(0)

@@ -14,9 +14,15 @@ def unfit(phi: Tensor, processes: Processes) -> str | None:
 
 
 def forward(
-    phi: Tensor, psi: Tensor, log_scale: Tensor, weight: Tensor, task_id: Tensor, terms: tuple[float, float],
-    logsumexp_weight: float, processes: Processes,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    phi: Tensor,
+    psi: Tensor,
+    log_scale: Tensor,
+    weight: Tensor,
+    task_id: Tensor,
+    terms: tuple[float, float],
+    logsumexp_weight: float,
+    processes: Processes,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As select.info_nce, in the dtype of phi."""
     logits = log_scale.exp() * phi @ psi.T
     same = task_id[:, None] == task_id[None, :]

@@ -32,10 +32,17 @@ class InfoNce(NamedTuple):
 
 
 def info_nce(
-    phi: Tensor, psi: Tensor, log_scale: Tensor, weight: Tensor, task_id: Tensor, *,
-    terms: tuple[float, float] = (1.0, 1.0), logsumexp_weight: float = 0.0, processes: Processes = ALONE,
+    phi: Tensor,
+    psi: Tensor,
+    log_scale: Tensor,
+    weight: Tensor,
+    task_id: Tensor,
+    *,
+    terms: tuple[float, float] = (1.0, 1.0),
+    logsumexp_weight: float = 0.0,
+    processes: Processes = ALONE,
     impl: str = "auto",
-) -> InfoNce:  # fmt: skip
+) -> InfoNce:
     """Discounted, symmetric InfoNCE between samples i and their goals (PRTS, arXiv:2604.27472, contrastive objective).
 
     With s_ij = exp(log_scale) phi_i . psi_j and w the weights:
@@ -63,9 +70,7 @@ def info_nce(
         return InfoNce(*module.forward(phi, psi, log_scale, weight, task_id, terms, logsumexp_weight, processes))
 
 
-def _check(
-    phi: Tensor, psi: Tensor, log_scale: Tensor, weight: Tensor, task_id: Tensor, processes: Processes
-) -> None:  # fmt: skip
+def _check(phi: Tensor, psi: Tensor, log_scale: Tensor, weight: Tensor, task_id: Tensor, processes: Processes) -> None:
     total = processes.total(len(phi))
     good = (
         phi.ndim == 2

@@ -56,9 +56,12 @@ def forward(q: Tensor, k: Tensor, v: Tensor, mask: RoleMask, scale: float, backe
     if blind is not None and dead is not None:  # values there (NaN too) must reach neither sums nor gradients
         q, k, v = (x.masked_fill(hidden[:, None, None], 0) for x, hidden in ((q, blind), (k, dead), (v, dead)))
     out = _attend(q)(
-        *(x.transpose(0, 1)[None] for x in (q, k, v)), block_mask=blocks, scale=scale,
-        enable_gqa=q.shape[1] != k.shape[1], kernel_options=None if backend is None else {"BACKEND": backend},
-    )[0].transpose(0, 1)  # fmt: skip
+        *(x.transpose(0, 1)[None] for x in (q, k, v)),
+        block_mask=blocks,
+        scale=scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+        kernel_options=None if backend is None else {"BACKEND": backend},
+    )[0].transpose(0, 1)
     return out if blind is None else out.masked_fill(blind[:, None, None], 0)
 
 

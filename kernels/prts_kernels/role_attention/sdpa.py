@@ -46,11 +46,15 @@ def _in_stripes(q: Tensor, k: Tensor, v: Tensor, stripes: list[Stripe], scale: f
     gqa = q.shape[1] != k.shape[1]
     out = [
         scaled_dot_product_attention(
-            q[:, :, s.start : s.stop], k[:, :, s.first : s.stop], v[:, :, s.first : s.stop], attn_mask=s.visible,
-            scale=scale, enable_gqa=gqa,
+            q[:, :, s.start : s.stop],
+            k[:, :, s.first : s.stop],
+            v[:, :, s.first : s.stop],
+            attn_mask=s.visible,
+            scale=scale,
+            enable_gqa=gqa,
         )
         for s in stripes
-    ]  # fmt: skip
+    ]
     return torch.cat(out, dim=2)
 
 

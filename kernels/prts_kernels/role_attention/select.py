@@ -32,9 +32,15 @@ _LOADED: dict[str, ModuleType] = {}  # Dynamo follows a lookup, but no import by
 
 
 def role_attention(
-    q: Tensor, k: Tensor, v: Tensor, key_end: Tensor | RoleMask, cu_seqlens: Tensor | None = None, *,
-    scale: float | None = None, impl: str = "auto",
-) -> Tensor:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_end: Tensor | RoleMask,
+    cu_seqlens: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    impl: str = "auto",
+) -> Tensor:
     """Softmax attention over packed samples in which key j is visible to query i iff j <= i and i < key_end[j].
 
     q: (T, Hq, D); k, v: (T, Hkv, D), Hq a multiple of Hkv (grouped queries), all samples of a batch end to end.
@@ -96,8 +102,13 @@ def choose(impl: str, case: Case) -> str:
             note = f" (passed over {'; '.join(passed_over)})" if passed_over else ""
             log.info(
                 "role_attention: impl=auto is %s on %s, %s, head_dim %d: %s%s",
-                name, case.device.type, case.dtype, case.head_dim, source, note,
-            )  # fmt: skip
+                name,
+                case.device.type,
+                case.dtype,
+                case.head_dim,
+                source,
+                note,
+            )
             return name
         passed_over.append(f"{name}: {reason}")
     raise AssertionError("sdpa fits everything")

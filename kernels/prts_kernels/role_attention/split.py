@@ -63,9 +63,18 @@ def forward(q: Tensor, k: Tensor, v: Tensor, mask: RoleMask, scale: float, backe
     parts = mask.samples
     assert parts is not None, "unfit says so"
     out, _ = _split(
-        q, k, v, parts.real, parts.parts, parts.longest_part, parts.crossings_of_real, parts.most_queries,
-        parts.most_keys, scale, _backend_for(backend, q.device, (q.dtype, k.dtype, v.dtype), q.shape[2]),
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        parts.real,
+        parts.parts,
+        parts.longest_part,
+        parts.crossings_of_real,
+        parts.most_queries,
+        parts.most_keys,
+        scale,
+        _backend_for(backend, q.device, (q.dtype, k.dtype, v.dtype), q.shape[2]),
+    )
     return out
 
 
@@ -79,9 +88,18 @@ def _backend_for(backend: str | None, device: torch.device, dtypes: tuple[torch.
 
 @torch.library.custom_op("prts::role_attention_split", mutates_args=())
 def _split(
-    q: Tensor, k: Tensor, v: Tensor, real: Tensor | None, cu_seqlens: Tensor, longest: int, crossings: Tensor,
-    most_queries: int, most_keys: int, scale: float, backend: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    real: Tensor | None,
+    cu_seqlens: Tensor,
+    longest: int,
+    crossings: Tensor,
+    most_queries: int,
+    most_keys: int,
+    scale: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
     """(out, lse). real: (M,) int64 tokens that are no padding, or None; cu_seqlens and crossings count among these."""
     q_, k_, v_ = (_packed(x, real) for x in (q, k, v))
     if not longest:
@@ -97,9 +115,21 @@ def _split(
 
 @torch.library.custom_op("prts::role_attention_split_backward", mutates_args=())
 def _split_backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, real: Tensor | None, cu_seqlens: Tensor,
-    longest: int, crossings: Tensor, most_queries: int, most_keys: int, scale: float, backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    real: Tensor | None,
+    cu_seqlens: Tensor,
+    longest: int,
+    crossings: Tensor,
+    most_queries: int,
+    most_keys: int,
+    scale: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
     if not longest:
         return q.new_zeros(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
     do, q_, k_, v_, out_ = (_packed(x, real) for x in (dout, q, k, v, out))
@@ -118,9 +148,7 @@ def _(q, k, v, real, cu_seqlens, longest, crossings, most_queries, most_keys, sc
 
 
 @_split_backward.register_fake
-def _(
-    dout, q, k, v, out, lse, real, cu_seqlens, longest, crossings, most_queries, most_keys, scale, backend
-):  # fmt: skip
+def _(dout, q, k, v, out, lse, real, cu_seqlens, longest, crossings, most_queries, most_keys, scale, backend):
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
@@ -192,9 +220,16 @@ class _Sides:
 
 
 def _cross(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, crossings: Tensor, most_queries: int, most_keys: int,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    crossings: Tensor,
+    most_queries: int,
+    most_keys: int,
     scale: float,
-) -> None:  # fmt: skip
+) -> None:
     """Merges the crossing into out and lse, in place."""
     sides, groups = _Sides.of(crossings, most_queries, most_keys), q.shape[1] // k.shape[1]
     scores = sides.scores(q, sides.keys(k, groups), scale)
@@ -208,9 +243,20 @@ def _cross(
 
 
 def _cross_backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dq: Tensor, dk: Tensor, dv: Tensor,
-    crossings: Tensor, most_queries: int, most_keys: int, scale: float,
-) -> None:  # fmt: skip
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    crossings: Tensor,
+    most_queries: int,
+    most_keys: int,
+    scale: float,
+) -> None:
     """Adds the crossing's share onto dq, dk and dv, in place. No two crossings share a query or a key."""
     sides, groups = _Sides.of(crossings, most_queries, most_keys), q.shape[1] // k.shape[1]
     k_, v_ = sides.keys(k, groups), sides.keys(v, groups)
@@ -251,9 +297,16 @@ def default_blocks(head_dim: int) -> dict[str, Blocks]:
 
 
 def _cross_triton(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, crossings: Tensor, most_queries: int, most_keys: int,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    crossings: Tensor,
+    most_queries: int,
+    most_keys: int,
     scale: float,
-) -> None:  # fmt: skip
+) -> None:
     from prts_kernels.role_attention import split_kernels
 
     tile, groups = default_blocks(q.shape[2])["forward"], q.shape[1] // k.shape[1]
@@ -263,23 +316,56 @@ def _cross_triton(
 
 
 def _cross_backward_triton(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dq: Tensor, dk: Tensor, dv: Tensor,
-    crossings: Tensor, most_queries: int, most_keys: int, scale: float,
-) -> None:  # fmt: skip
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    crossings: Tensor,
+    most_queries: int,
+    most_keys: int,
+    scale: float,
+) -> None:
     from prts_kernels.role_attention import split_kernels
 
     blocks, groups = default_blocks(q.shape[2]), q.shape[1] // k.shape[1]
     delta = torch.empty_like(lse)  # of the crossing's rows only; written by the first kernel, read by the second
     tile = blocks["dq"]
     split_kernels.dq_kernel[_tiles(most_queries * groups, tile.rows), k.shape[1], len(crossings)](
-        q, k, v, out, dout, lse, delta, crossings, dq, *_strides(q, k, v, out, dout, dq), len(q), scale,
+        q,
+        k,
+        v,
+        out,
+        dout,
+        lse,
+        delta,
+        crossings,
+        dq,
+        *_strides(q, k, v, out, dout, dq),
+        len(q),
+        scale,
         **_constants(q, k, tile),
-    )  # fmt: skip
+    )
     tile = blocks["dkdv"]
     split_kernels.dkdv_kernel[_tiles(most_keys, tile.keys), k.shape[1], len(crossings)](
-        q, k, v, dout, lse, delta, crossings, dk, dv, *_strides(q, k, v, dout, dk, dv), len(q), scale,
+        q,
+        k,
+        v,
+        dout,
+        lse,
+        delta,
+        crossings,
+        dk,
+        dv,
+        *_strides(q, k, v, dout, dk, dv),
+        len(q),
+        scale,
         **_constants(q, k, tile),
-    )  # fmt: skip
+    )
 
 
 def _tiles(length: int, block: int) -> int:

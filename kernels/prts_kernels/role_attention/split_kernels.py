@@ -28,9 +28,19 @@ def _dot(a, b, acc, UPCAST: tl.constexpr):
 
 @triton.jit
 def _forward_tile(
-    acc, top, total, q, k_ptrs, v_ptrs, alive, scale, BM: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr,
+    acc,
+    top,
+    total,
+    q,
+    k_ptrs,
+    v_ptrs,
+    alive,
+    scale,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    MASKED: tl.constexpr,
     UPCAST: tl.constexpr,
-):  # fmt: skip
+):
     """One tile of keys: online softmax in base 2. `top` running maximum, `total` running sum, (BM,) fp32."""
     if MASKED:
         k = tl.load(k_ptrs, mask=alive[None, :], other=0.0)
@@ -51,10 +61,28 @@ def _forward_tile(
 
 @triton.jit
 def forward_kernel(
-    Q, K, V, OUT, LSE, SPANS, stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_ot, stride_oh,
-    tokens, sm_scale,
-    G: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
+    Q,
+    K,
+    V,
+    OUT,
+    LSE,
+    SPANS,
+    stride_qt,
+    stride_qh,
+    stride_kt,
+    stride_kh,
+    stride_vt,
+    stride_vh,
+    stride_ot,
+    stride_oh,
+    tokens,
+    sm_scale,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
     """Grid (row tiles, key heads, crossings). OUT and LSE of the rows are read, merged with the keys, and written."""
     span = SPANS + tl.program_id(2) * 4
     first_query = tl.load(span)
@@ -82,24 +110,55 @@ def forward_kernel(
         for start in range(first_key, whole, BN):
             at = (start + keys).to(tl.int64)
             acc, top, total = _forward_tile(
-                acc, top, total, q, k_base + at[None, :] * stride_kt, v_base + at[:, None] * stride_vt, good, scale,
-                BM, BN, False, UPCAST,
-            )  # fmt: skip
+                acc,
+                top,
+                total,
+                q,
+                k_base + at[None, :] * stride_kt,
+                v_base + at[:, None] * stride_vt,
+                good,
+                scale,
+                BM,
+                BN,
+                False,
+                UPCAST,
+            )
         if whole < last_key:
             at = (whole + keys).to(tl.int64)
             acc, top, total = _forward_tile(
-                acc, top, total, q, k_base + at[None, :] * stride_kt, v_base + at[:, None] * stride_vt, at < last_key,
-                scale, BM, BN, True, UPCAST,
-            )  # fmt: skip
+                acc,
+                top,
+                total,
+                q,
+                k_base + at[None, :] * stride_kt,
+                v_base + at[:, None] * stride_vt,
+                at < last_key,
+                scale,
+                BM,
+                BN,
+                True,
+                UPCAST,
+            )
         tl.store(out_ptrs, (acc / total[:, None]).to(OUT.dtype.element_ty), mask=good[:, None])
         tl.store(lse_ptrs, (top + tl.log2(total)) / LOG2E, mask=good)
 
 
 @triton.jit
 def _dq_tile(
-    dq, q, do, lse, delta, k_ptrs, v_ptrs, alive, scale, BM: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr,
+    dq,
+    q,
+    do,
+    lse,
+    delta,
+    k_ptrs,
+    v_ptrs,
+    alive,
+    scale,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    MASKED: tl.constexpr,
     UPCAST: tl.constexpr,
-):  # fmt: skip
+):
     """One tile of keys against the program's rows. Keys that are not alive are 0, and add 0."""
     if MASKED:
         k = tl.load(k_ptrs, mask=alive[:, None], other=0.0)
@@ -117,10 +176,35 @@ def _dq_tile(
 
 @triton.jit
 def dq_kernel(
-    Q, K, V, OUT, DOUT, LSE, DELTA, SPANS, DQ, stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh,
-    stride_ot, stride_oh, stride_dt, stride_dh, stride_dqt, stride_dqh, tokens, sm_scale,
-    G: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
+    Q,
+    K,
+    V,
+    OUT,
+    DOUT,
+    LSE,
+    DELTA,
+    SPANS,
+    DQ,
+    stride_qt,
+    stride_qh,
+    stride_kt,
+    stride_kh,
+    stride_vt,
+    stride_vh,
+    stride_ot,
+    stride_oh,
+    stride_dt,
+    stride_dh,
+    stride_dqt,
+    stride_dqh,
+    tokens,
+    sm_scale,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
     """Grid (row tiles, key heads, crossings). Adds onto DQ of the rows; writes DELTA (heads, tokens) fp32 of them, the
     sum over D of OUT * DOUT."""
     span = SPANS + tl.program_id(2) * 4
@@ -152,15 +236,37 @@ def dq_kernel(
         for start in range(first_key, whole, BN):
             at = (start + keys).to(tl.int64)
             dq = _dq_tile(
-                dq, q, do, lse, delta, k_base + at[:, None] * stride_kt, v_base + at[:, None] * stride_vt, good, scale,
-                BM, BN, False, UPCAST,
-            )  # fmt: skip
+                dq,
+                q,
+                do,
+                lse,
+                delta,
+                k_base + at[:, None] * stride_kt,
+                v_base + at[:, None] * stride_vt,
+                good,
+                scale,
+                BM,
+                BN,
+                False,
+                UPCAST,
+            )
         if whole < last_key:
             at = (whole + keys).to(tl.int64)
             dq = _dq_tile(
-                dq, q, do, lse, delta, k_base + at[:, None] * stride_kt, v_base + at[:, None] * stride_vt,
-                at < last_key, scale, BM, BN, True, UPCAST,
-            )  # fmt: skip
+                dq,
+                q,
+                do,
+                lse,
+                delta,
+                k_base + at[:, None] * stride_kt,
+                v_base + at[:, None] * stride_vt,
+                at < last_key,
+                scale,
+                BM,
+                BN,
+                True,
+                UPCAST,
+            )
         dq_ptrs = DQ + (token * stride_dqt + head * stride_dqh)[:, None] + dims[None, :]
         dq = dq * sm_scale + tl.load(dq_ptrs, mask=good[:, None], other=0.0).to(tl.float32)
         tl.store(dq_ptrs, dq.to(DQ.dtype.element_ty), mask=good[:, None])
@@ -168,10 +274,35 @@ def dq_kernel(
 
 @triton.jit
 def dkdv_kernel(
-    Q, K, V, DOUT, LSE, DELTA, SPANS, DK, DV, stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh,
-    stride_dt, stride_dh, stride_dkt, stride_dkh, stride_dvt, stride_dvh, tokens, sm_scale,
-    G: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
+    Q,
+    K,
+    V,
+    DOUT,
+    LSE,
+    DELTA,
+    SPANS,
+    DK,
+    DV,
+    stride_qt,
+    stride_qh,
+    stride_kt,
+    stride_kh,
+    stride_vt,
+    stride_vh,
+    stride_dt,
+    stride_dh,
+    stride_dkt,
+    stride_dkh,
+    stride_dvt,
+    stride_dvh,
+    tokens,
+    sm_scale,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
     """Grid (key tiles, key heads, crossings). Adds onto DK and DV of the keys. Scores are transposed, (BN, BM)."""
     span = SPANS + tl.program_id(2) * 4
     first_query = tl.load(span)

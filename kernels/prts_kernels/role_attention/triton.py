@@ -52,11 +52,17 @@ KERNELS = ("forward", "dkdv", "dq")
 CANDIDATES: dict[str, dict[int, tuple[Blocks, ...]]] = {
     "forward": {
         64: (
-            Blocks(128, 64, 4, 3), Blocks(128, 128, 4, 3), Blocks(128, 64, 8, 3, 128), Blocks(128, 128, 8, 3),
+            Blocks(128, 64, 4, 3),
+            Blocks(128, 128, 4, 3),
+            Blocks(128, 64, 8, 3, 128),
+            Blocks(128, 128, 8, 3),
             Blocks(64, 64, 4, 3),
         ),
         128: (
-            Blocks(128, 64, 8, 3), Blocks(128, 64, 8, 2, 128), Blocks(128, 128, 8, 2), Blocks(128, 64, 8, 2),
+            Blocks(128, 64, 8, 3),
+            Blocks(128, 64, 8, 2, 128),
+            Blocks(128, 128, 8, 2),
+            Blocks(128, 64, 8, 2),
             Blocks(64, 64, 4, 2),
         ),
     },
@@ -68,7 +74,7 @@ CANDIDATES: dict[str, dict[int, tuple[Blocks, ...]]] = {
         64: (Blocks(128, 64, 8, 3), Blocks(128, 64, 8, 2, 128), Blocks(64, 64, 4, 3), Blocks(128, 64, 8, 2)),
         128: (Blocks(128, 64, 8, 3), Blocks(128, 64, 8, 2), Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 3)),
     },
-}  # fmt: skip
+}
 
 
 def unfit(case: Case) -> str | None:
@@ -160,9 +166,16 @@ def run_dq(
 
 
 def run_dkdv(
-    q: Tensor, k: Tensor, v: Tensor, dout: Tensor, lse: Tensor, delta: Tensor, mask: RoleMask, scale: float,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dout: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    mask: RoleMask,
+    scale: float,
     blocks: Blocks,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """The backward's second kernel by itself: (dk, dv)."""
     tiles = _tiles("dkdv", blocks, mask, q.shape[1] // k.shape[1])
     return _run_dkdv(q, k, v, dout, lse, delta, tiles, scale, blocks)
@@ -184,17 +197,31 @@ def tokens_a_tile(rows: int, groups: int) -> int:
 
 @torch.library.custom_op("prts::role_attention_triton", mutates_args=())
 def _attention(
-    q: Tensor, k: Tensor, v: Tensor, forward_tiles: Tensor, dkdv_tiles: Tensor, dq_tiles: Tensor, scale: float,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    forward_tiles: Tensor,
+    dkdv_tiles: Tensor,
+    dq_tiles: Tensor,
+    scale: float,
     blocks: list[int],
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     return _run_forward(q, k, v, forward_tiles, scale, _split(blocks)[0])
 
 
 @torch.library.custom_op("prts::role_attention_triton_backward", mutates_args=())
 def _attention_backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dkdv_tiles: Tensor, dq_tiles: Tensor,
-    scale: float, blocks: list[int],
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    dkdv_tiles: Tensor,
+    dq_tiles: Tensor,
+    scale: float,
+    blocks: list[int],
+) -> tuple[Tensor, Tensor, Tensor]:
     dq, delta = _run_dq(q, k, v, out, dout, lse, dq_tiles, scale, _split(blocks)[2])
     dk, dv = _run_dkdv(q, k, v, dout, lse, delta, dkdv_tiles, scale, _split(blocks)[1])
     return dq, dk, dv
@@ -233,9 +260,19 @@ def _run_forward(q: Tensor, k: Tensor, v: Tensor, tiles: Tensor, scale: float, b
     lse = q.new_empty(_lse_shape(q, k), dtype=torch.float32)
     with torch.cuda.device_of(q):
         triton_kernels.forward_kernel[len(tiles), k.shape[1]](
-            q, k, v, tiles, out, lse, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], len(q),
-            scale * math.log2(math.e), **_constants(q, k, blocks),
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            tiles,
+            out,
+            lse,
+            *q.stride()[:2],
+            *k.stride()[:2],
+            *v.stride()[:2],
+            len(q),
+            scale * math.log2(math.e),
+            **_constants(q, k, blocks),
+        )
     return out, lse
 
 
@@ -248,27 +285,62 @@ def _run_dq(
     dq, delta = q.new_empty(q.shape), torch.empty_like(lse)
     with torch.cuda.device_of(q):
         triton_kernels.dq_kernel[len(tiles), k.shape[1]](
-            q, k, v, out, dout, lse, tiles, delta, dq,
-            *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *dout.stride()[:2], len(q),
-            scale * math.log2(math.e), scale, **_constants(q, k, blocks),
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            out,
+            dout,
+            lse,
+            tiles,
+            delta,
+            dq,
+            *q.stride()[:2],
+            *k.stride()[:2],
+            *v.stride()[:2],
+            *dout.stride()[:2],
+            len(q),
+            scale * math.log2(math.e),
+            scale,
+            **_constants(q, k, blocks),
+        )
     return dq, delta
 
 
 def _run_dkdv(
-    q: Tensor, k: Tensor, v: Tensor, dout: Tensor, lse: Tensor, delta: Tensor, tiles: Tensor, scale: float,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dout: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    tiles: Tensor,
+    scale: float,
     blocks: Blocks,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     from prts_kernels.role_attention import triton_kernels
 
     q, k, v, dout = (_unit_stride(x) for x in (q, k, v, dout))
     dk, dv = k.new_empty(k.shape), v.new_empty(v.shape)
     with torch.cuda.device_of(q):
         triton_kernels.dkdv_kernel[len(tiles), k.shape[1]](
-            q, k, v, dout, lse, delta, tiles, dk, dv,
-            *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *dout.stride()[:2], len(q),
-            scale * math.log2(math.e), scale, **_constants(q, k, blocks),
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            dout,
+            lse,
+            delta,
+            tiles,
+            dk,
+            dv,
+            *q.stride()[:2],
+            *k.stride()[:2],
+            *v.stride()[:2],
+            *dout.stride()[:2],
+            len(q),
+            scale * math.log2(math.e),
+            scale,
+            **_constants(q, k, blocks),
+        )
     return dk, dv
 
 

@@ -83,10 +83,28 @@ def _ends(keys, observation, bc, crl, goal):
 
 @triton.jit
 def _forward_tile(
-    acc, top, total, q, tokens, near_until, far_from, key, is_near, stop, k_base, v_base, stride_kt, stride_vt, scale,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr,
-    UPCAST: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    acc,
+    top,
+    total,
+    q,
+    tokens,
+    near_until,
+    far_from,
+    key,
+    is_near,
+    stop,
+    k_base,
+    v_base,
+    stride_kt,
+    stride_vt,
+    scale,
+    D: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    MASKED: tl.constexpr,
+    UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Keys from `key` on: online softmax in base 2. `top` running maximum before scaling, `total` running sum."""
     columns = tl.arange(0, BN)
     dims = tl.arange(0, D)
@@ -117,10 +135,28 @@ def _forward_tile(
 
 @triton.jit
 def forward_kernel(
-    Q, K, V, TILES, OUT, LSE, stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, total_tokens, scale,
-    G: tl.constexpr, D: tl.constexpr, TOKENS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    UPCAST: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    Q,
+    K,
+    V,
+    TILES,
+    OUT,
+    LSE,
+    stride_qt,
+    stride_qh,
+    stride_kt,
+    stride_kh,
+    stride_vt,
+    stride_vh,
+    total_tokens,
+    scale,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    TOKENS: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Grid (tiles, key heads). Writes OUT (T, heads, D), contiguous, and LSE."""
     at, start, observation, bc, crl, goal = _tile(TILES)
     stop = tl.minimum(at + TOKENS, goal)
@@ -141,15 +177,53 @@ def forward_kernel(
     acc = tl.zeros([BM, D], tl.float32)
     for n in range(0, whole):
         acc, top, total = _forward_tile(
-            acc, top, total, q, tokens, near_until, far_from, first + n * BN, True, stop, k_base, v_base,
-            stride_kt, stride_vt, scale, D, BM, BN, False, UPCAST, PRECISION,
-        )  # fmt: skip
+            acc,
+            top,
+            total,
+            q,
+            tokens,
+            near_until,
+            far_from,
+            first + n * BN,
+            True,
+            stop,
+            k_base,
+            v_base,
+            stride_kt,
+            stride_vt,
+            scale,
+            D,
+            BM,
+            BN,
+            False,
+            UPCAST,
+            PRECISION,
+        )
     for n in range(whole, visits):
         key = tl.where(n < near, first + n * BN, bc + (n - near) * BN)
         acc, top, total = _forward_tile(
-            acc, top, total, q, tokens, near_until, far_from, key, n < near, stop, k_base, v_base,
-            stride_kt, stride_vt, scale, D, BM, BN, True, UPCAST, PRECISION,
-        )  # fmt: skip
+            acc,
+            top,
+            total,
+            q,
+            tokens,
+            near_until,
+            far_from,
+            key,
+            n < near,
+            stop,
+            k_base,
+            v_base,
+            stride_kt,
+            stride_vt,
+            scale,
+            D,
+            BM,
+            BN,
+            True,
+            UPCAST,
+            PRECISION,
+        )
 
     blind = total == 0.0
     safe = tl.where(blind, 1.0, total)
@@ -183,10 +257,29 @@ def _flat(X, at, kv_head, total_tokens, G: tl.constexpr):
 
 @triton.jit
 def _dq_tile(
-    dq, q, do, lse, delta, tokens, near_until, far_from, key, is_near, stop, k_base, v_base,
-    stride_kt, stride_vt, scale, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr,
-    UPCAST: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    dq,
+    q,
+    do,
+    lse,
+    delta,
+    tokens,
+    near_until,
+    far_from,
+    key,
+    is_near,
+    stop,
+    k_base,
+    v_base,
+    stride_kt,
+    stride_vt,
+    scale,
+    D: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    MASKED: tl.constexpr,
+    UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Keys from `key` on against the program's queries."""
     columns = tl.arange(0, BN)
     dims = tl.arange(0, D)
@@ -209,12 +302,34 @@ def _dq_tile(
 
 @triton.jit
 def dq_kernel(
-    Q, K, V, OUT, DOUT, LSE, TILES, DELTA, DQ,
-    stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_dt, stride_dh, total_tokens,
-    scale, sm_scale,
-    G: tl.constexpr, D: tl.constexpr, TOKENS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    UPCAST: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    Q,
+    K,
+    V,
+    OUT,
+    DOUT,
+    LSE,
+    TILES,
+    DELTA,
+    DQ,
+    stride_qt,
+    stride_qh,
+    stride_kt,
+    stride_kh,
+    stride_vt,
+    stride_vh,
+    stride_dt,
+    stride_dh,
+    total_tokens,
+    scale,
+    sm_scale,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    TOKENS: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Grid (tiles, key heads); runs before `dkdv_kernel`. Visits what the forward visits.
 
     Writes DQ (T, heads, D), contiguous, and DELTA, laid out as LSE: the sum over D of OUT * DOUT, 0 for blind queries.
@@ -245,26 +360,87 @@ def dq_kernel(
     dq = tl.zeros([BM, D], tl.float32)
     for n in range(0, whole):
         dq = _dq_tile(
-            dq, q, do, lse, delta, tokens, near_until, far_from, first + n * BN, True, stop, k_base, v_base,
-            stride_kt, stride_vt, scale, D, BM, BN, False, UPCAST, PRECISION,
-        )  # fmt: skip
+            dq,
+            q,
+            do,
+            lse,
+            delta,
+            tokens,
+            near_until,
+            far_from,
+            first + n * BN,
+            True,
+            stop,
+            k_base,
+            v_base,
+            stride_kt,
+            stride_vt,
+            scale,
+            D,
+            BM,
+            BN,
+            False,
+            UPCAST,
+            PRECISION,
+        )
     for n in range(whole, visits):
         key = tl.where(n < near, first + n * BN, bc + (n - near) * BN)
         dq = _dq_tile(
-            dq, q, do, lse, delta, tokens, near_until, far_from, key, n < near, stop, k_base, v_base,
-            stride_kt, stride_vt, scale, D, BM, BN, True, UPCAST, PRECISION,
-        )  # fmt: skip
+            dq,
+            q,
+            do,
+            lse,
+            delta,
+            tokens,
+            near_until,
+            far_from,
+            key,
+            n < near,
+            stop,
+            k_base,
+            v_base,
+            stride_kt,
+            stride_vt,
+            scale,
+            D,
+            BM,
+            BN,
+            True,
+            UPCAST,
+            PRECISION,
+        )
     dq_ptrs = _rows(DQ, at, kv_head, row, heads * D, D, G)[:, None] + dims[None, :]
     tl.store(dq_ptrs, (dq * sm_scale).to(DQ.dtype.element_ty), mask=inside[:, None])
 
 
 @triton.jit
 def _dkdv_tile(
-    dk, dv, k, v, keys, ends, token, goal, q_base, do_base, lse_base, delta_base,
-    stride_qt, stride_qh, stride_dt, stride_dh, scale,
-    G: tl.constexpr, D: tl.constexpr, TOKENS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr,
-    UPCAST: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    dk,
+    dv,
+    k,
+    v,
+    keys,
+    ends,
+    token,
+    goal,
+    q_base,
+    do_base,
+    lse_base,
+    delta_base,
+    stride_qt,
+    stride_qh,
+    stride_dt,
+    stride_dh,
+    scale,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    TOKENS: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    MASKED: tl.constexpr,
+    UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Queries from `token` on against the program's keys. Scores are transposed, (BN, BM)."""
     row = tl.arange(0, BM)
     dims = tl.arange(0, D)
@@ -300,12 +476,34 @@ def _dkdv_tile(
 
 @triton.jit
 def dkdv_kernel(
-    Q, K, V, DOUT, LSE, DELTA, TILES, DK, DV,
-    stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_dt, stride_dh, total_tokens,
-    scale, sm_scale,
-    G: tl.constexpr, D: tl.constexpr, TOKENS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    UPCAST: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    Q,
+    K,
+    V,
+    DOUT,
+    LSE,
+    DELTA,
+    TILES,
+    DK,
+    DV,
+    stride_qt,
+    stride_qh,
+    stride_kt,
+    stride_kh,
+    stride_vt,
+    stride_vh,
+    stride_dt,
+    stride_dh,
+    total_tokens,
+    scale,
+    sm_scale,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    TOKENS: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Grid (tiles of keys, key heads). Writes DK, DV (T, key heads, D), contiguous.
 
     The queries that see some key of a tile are one range: whole in the middle, masked before (diagonal) and behind
@@ -338,15 +536,60 @@ def dkdv_kernel(
     dv = tl.zeros([BN, D], tl.float32)
     for m in range(low, high):
         dk, dv = _dkdv_tile(
-            dk, dv, k, v, keys, ends, at + m * TOKENS, goal, q_base, do_base, lse_base, delta_base,
-            stride_qt, stride_qh, stride_dt, stride_dh, scale, G, D, TOKENS, BM, BN, False, UPCAST, PRECISION,
-        )  # fmt: skip
+            dk,
+            dv,
+            k,
+            v,
+            keys,
+            ends,
+            at + m * TOKENS,
+            goal,
+            q_base,
+            do_base,
+            lse_base,
+            delta_base,
+            stride_qt,
+            stride_qh,
+            stride_dt,
+            stride_dh,
+            scale,
+            G,
+            D,
+            TOKENS,
+            BM,
+            BN,
+            False,
+            UPCAST,
+            PRECISION,
+        )
     for m in range(0, steps - (high - low)):
         dk, dv = _dkdv_tile(
-            dk, dv, k, v, keys, ends, at + tl.where(m < low, m, m + high - low) * TOKENS, goal,
-            q_base, do_base, lse_base, delta_base, stride_qt, stride_qh, stride_dt, stride_dh, scale,
-            G, D, TOKENS, BM, BN, True, UPCAST, PRECISION,
-        )  # fmt: skip
+            dk,
+            dv,
+            k,
+            v,
+            keys,
+            ends,
+            at + tl.where(m < low, m, m + high - low) * TOKENS,
+            goal,
+            q_base,
+            do_base,
+            lse_base,
+            delta_base,
+            stride_qt,
+            stride_qh,
+            stride_dt,
+            stride_dh,
+            scale,
+            G,
+            D,
+            TOKENS,
+            BM,
+            BN,
+            True,
+            UPCAST,
+            PRECISION,
+        )
     dk_ptrs = _rows(DK, at, kv_head, column, kv_heads * D, D, 1)[:, None] + dims[None, :]
     dv_ptrs = _rows(DV, at, kv_head, column, kv_heads * D, D, 1)[:, None] + dims[None, :]
     tl.store(dk_ptrs, (dk * sm_scale).to(DK.dtype.element_ty), mask=inside[:, None])

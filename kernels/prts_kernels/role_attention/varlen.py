@@ -119,22 +119,48 @@ def _fa4_forward(
     from flash_attn.cute.interface import _flash_attn_fwd
 
     out, lse, *_ = _flash_attn_fwd(
-        q, k, v, cu_seqlens_q=cu_seqlens, cu_seqlens_k=cu_seqlens, max_seqlen_q=longest, max_seqlen_k=longest,
-        softmax_scale=scale, causal=True, return_lse=True,
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_k=cu_seqlens,
+        max_seqlen_q=longest,
+        max_seqlen_k=longest,
+        softmax_scale=scale,
+        causal=True,
+        return_lse=True,
+    )
     return out, lse
 
 
 def _fa4_backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, longest: int,
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens: Tensor,
+    longest: int,
     scale: float,
-) -> Grads:  # fmt: skip
+) -> Grads:
     from flash_attn.cute.interface import _flash_attn_bwd
 
     dq, dk, dv, *_ = _flash_attn_bwd(
-        q, k, v, out, dout, lse, softmax_scale=scale, causal=True, cu_seqlens_q=cu_seqlens, cu_seqlens_k=cu_seqlens,
-        max_seqlen_q=longest, max_seqlen_k=longest, deterministic=torch.are_deterministic_algorithms_enabled(),
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        out,
+        dout,
+        lse,
+        softmax_scale=scale,
+        causal=True,
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_k=cu_seqlens,
+        max_seqlen_q=longest,
+        max_seqlen_k=longest,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+    )
     return dq, dk, dv
 
 
@@ -154,28 +180,75 @@ def _fa3_forward(
 
     # Older builds give these no defaults.
     unused = dict.fromkeys(
-        ("k_new", "v_new", "q_v", "out", "cu_seqlens_k_new", "seqused_q", "seqused_k", "page_table", "kv_batch_idx",
-         "leftpad_k", "rotary_cos", "rotary_sin", "seqlens_rotary", "q_descale", "k_descale", "v_descale")
-    )  # fmt: skip
+        (
+            "k_new",
+            "v_new",
+            "q_v",
+            "out",
+            "cu_seqlens_k_new",
+            "seqused_q",
+            "seqused_k",
+            "page_table",
+            "kv_batch_idx",
+            "leftpad_k",
+            "rotary_cos",
+            "rotary_sin",
+            "seqlens_rotary",
+            "q_descale",
+            "k_descale",
+            "v_descale",
+        )
+    )
     out, lse, *_ = torch.ops.flash_attn_3.fwd(
-        q, k, v, **unused, cu_seqlens_q=cu_seqlens, cu_seqlens_k=cu_seqlens, max_seqlen_q=longest,
-        max_seqlen_k=longest, softmax_scale=scale, is_causal=True, num_splits=1,
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        **unused,
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_k=cu_seqlens,
+        max_seqlen_q=longest,
+        max_seqlen_k=longest,
+        softmax_scale=scale,
+        is_causal=True,
+        num_splits=1,
+    )
     return out, lse
 
 
 def _fa3_backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, longest: int,
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens: Tensor,
+    longest: int,
     scale: float,
-) -> Grads:  # fmt: skip
+) -> Grads:
     import flash_attn_interface  # noqa: F401
 
     dq, dk, dv = _grads_like(q, k, v)
     torch.ops.flash_attn_3.bwd(
-        dout, q, k, v, out, lse, dq=dq, dk=dk, dv=dv, cu_seqlens_q=cu_seqlens, cu_seqlens_k=cu_seqlens,
-        seqused_q=None, seqused_k=None, max_seqlen_q=longest, max_seqlen_k=longest, softmax_scale=scale, is_causal=True,
+        dout,
+        q,
+        k,
+        v,
+        out,
+        lse,
+        dq=dq,
+        dk=dk,
+        dv=dv,
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_k=cu_seqlens,
+        seqused_q=None,
+        seqused_k=None,
+        max_seqlen_q=longest,
+        max_seqlen_k=longest,
+        softmax_scale=scale,
+        is_causal=True,
         deterministic=torch.are_deterministic_algorithms_enabled(),
-    )  # fmt: skip
+    )
     return dq, dk, dv
 
 
@@ -200,17 +273,42 @@ def _fa2_forward(
 
 
 def _fa2_backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, longest: int,
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens: Tensor,
+    longest: int,
     scale: float,
-) -> Grads:  # fmt: skip
+) -> Grads:
     from flash_attn.flash_attn_interface import _flash_attn_varlen_backward
 
     dq, dk, dv = _grads_like(q, k, v)
     _flash_attn_varlen_backward(
-        dout, q, k, v, out, lse, dq, dk, dv, cu_seqlens, cu_seqlens, _two_at_least(longest), _two_at_least(longest),
-        0.0, scale, causal=True, window_size_left=-1, window_size_right=-1, softcap=0.0, alibi_slopes=None,
+        dout,
+        q,
+        k,
+        v,
+        out,
+        lse,
+        dq,
+        dk,
+        dv,
+        cu_seqlens,
+        cu_seqlens,
+        _two_at_least(longest),
+        _two_at_least(longest),
+        0.0,
+        scale,
+        causal=True,
+        window_size_left=-1,
+        window_size_right=-1,
+        softcap=0.0,
+        alibi_slopes=None,
         deterministic=torch.are_deterministic_algorithms_enabled(),
-    )  # fmt: skip
+    )
     return dq, dk, dv
 
 
@@ -232,15 +330,35 @@ def _torch_forward(
 
 
 def _torch_backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, longest: int,
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens: Tensor,
+    longest: int,
     scale: float,
-) -> Grads:  # fmt: skip
+) -> Grads:
     # No dropout: the generator's state is never read. The operator asks torch itself whether to be deterministic.
     state, unused = torch.zeros(2, dtype=torch.uint64, device=q.device), torch.empty(0, device=q.device)
     return torch.ops.aten._flash_attention_backward(
-        dout, q, k, v, out, lse, cu_seqlens, cu_seqlens, _two_at_least(longest), _two_at_least(longest), 0.0, True,
-        state, unused, scale=scale,
-    )  # fmt: skip
+        dout,
+        q,
+        k,
+        v,
+        out,
+        lse,
+        cu_seqlens,
+        cu_seqlens,
+        _two_at_least(longest),
+        _two_at_least(longest),
+        0.0,
+        True,
+        state,
+        unused,
+        scale=scale,
+    )
 
 
 def _two_at_least(longest: int) -> int:
@@ -270,9 +388,16 @@ def _eager_forward(
 
 
 def _eager_backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, longest: int,
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens: Tensor,
+    longest: int,
     scale: float,
-) -> Grads:  # fmt: skip
+) -> Grads:
     groups = q.shape[1] // k.shape[1]
     grads = _grads_like(q, k, v)
     for low, high in pairwise(cu_seqlens.tolist()):

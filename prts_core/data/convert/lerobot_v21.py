@@ -179,9 +179,14 @@ def take_file(old: Path, new: Path, link: Literal["copy", "hardlink"]) -> None:
 
 
 def _take_table(
-    dataset: LeRobotDataset, taken: int, new: Path, episode: int, start: int, link: Literal["copy", "hardlink"],
+    dataset: LeRobotDataset,
+    taken: int,
+    new: Path,
+    episode: int,
+    start: int,
+    link: Literal["copy", "hardlink"],
     selection: Selection,
-) -> dict[str, dict[str, list]]:  # fmt: skip
+) -> dict[str, dict[str, list]]:
     """Take over one table; where its numbering differs, rewrite the columns episode_index and index; select columns.
 
     Returns new statistics of the rewritten columns, {} for an untouched file.

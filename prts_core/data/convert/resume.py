@@ -46,9 +46,11 @@ def run_units(units: Sequence[Unit], records: Path, *, workers: int, what: str) 
     missing = [path for unit in units for path in unit.sources if not path.is_file()]
     if missing:
         raise DataError(
-            f"A dataset is incomplete: {len(missing)} of its files are missing", file=missing[0],
-            expected="every file that its metadata names", cure="download the dataset again, or restore the files",
-        )  # fmt: skip
+            f"A dataset is incomplete: {len(missing)} of its files are missing",
+            file=missing[0],
+            expected="every file that its metadata names",
+            cure="download the dataset again, or restore the files",
+        )
     todo = [unit for unit in units if not _finished(unit, records)]
     together(partial(_do, records), todo, workers, what)
 

@@ -134,9 +134,11 @@ class OpenVideo:
         if self._last is None or self._last[0] != number:
             raise DataError(
                 "A video ends before the frame that is asked for" if self._last is None else "A video lacks a frame",
-                file=self.path, found=f"{self.frames} frames", expected=f"frame {number}",
+                file=self.path,
+                found=f"{self.frames} frames",
+                expected=f"frame {number}",
                 cure="restore the video from its source, or drop the episode with source.episodes",
-            )  # fmt: skip
+            )
         return self._last[1]
 
     def rgb(self, number: int) -> np.ndarray:

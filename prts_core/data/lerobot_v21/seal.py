@@ -75,9 +75,12 @@ def read_seal(root: Path) -> dict[str, Entry] | None:
         whole = raw["version"] == _VERSION and raw["digest"] == digest_value(rows) and len(made) == len(rows)
     except (KeyError, TypeError, ValueError, AttributeError) as err:
         raise DataError(
-            "A dataset's manifest is malformed", file=path, found=f"{type(err).__name__}: {err}",
-            expected="version, files [{path, size, sha256}] and their digest", cure=_RESEAL,
-        ) from err  # fmt: skip
+            "A dataset's manifest is malformed",
+            file=path,
+            found=f"{type(err).__name__}: {err}",
+            expected="version, files [{path, size, sha256}] and their digest",
+            cure=_RESEAL,
+        ) from err
     outside = [name for name in made if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
     if not whole or outside or any("\0" in name for name in made):
         raise DataError(

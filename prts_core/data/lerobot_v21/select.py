@@ -92,20 +92,26 @@ def select(info: Info, source: LeRobotSource, root: Path) -> Selection:
                 if getattr(source, field) is None:
                     break
                 raise ConfigError(
-                    f"A selected key is not in the dataset{suggest(key, allowed)}", file=where, field=field, found=key,
+                    f"A selected key is not in the dataset{suggest(key, allowed)}",
+                    file=where,
+                    field=field,
+                    found=key,
                     expected=", ".join(allowed),
-                )  # fmt: skip
+                )
         if len(set(keys)) != len(keys):
             raise ConfigError("A key is selected twice", file=where, field=field, found=", ".join(keys))
     for name, keys in ((STATE, chosen["select_state"]), (ACTION, chosen["select_action"])):
         wrong = [key for key in keys if key not in numbers or len(info.features[key].shape) != 1]
         if not keys or wrong:
             raise DataError(
-                "A dataset needs one state and one action vector", file=where, field=f"features.{(wrong or [name])[0]}",
-                found=", ".join(info.features) if not keys or wrong[0] not in numbers
+                "A dataset needs one state and one action vector",
+                file=where,
+                field=f"features.{(wrong or [name])[0]}",
+                found=", ".join(info.features)
+                if not keys or wrong[0] not in numbers
                 else str(info.features[wrong[0]].shape),
                 expected=f"{name} of shape (n,), or columns chosen with source.select_state and select_action",
-            )  # fmt: skip
+            )
     used = {*chosen["select_state"], *chosen["select_action"]}
     replaced = {key for key in (STATE, ACTION) if key in numbers} - used  # a join takes its name
     lost = {key for key in info.camera_keys if key not in chosen["select_video"]}

@@ -60,9 +60,14 @@ def validate_dataset(
 
 
 def _check_content(
-    root: Path, meta: Metadata, info: Info, report: ValidationReport, stored: StoredStatistics, video: Depth,
+    root: Path,
+    meta: Metadata,
+    info: Info,
+    report: ValidationReport,
+    stored: StoredStatistics,
+    video: Depth,
     workers: int,
-) -> None:  # fmt: skip
+) -> None:
     for law, found in {
         "totals": laws.law_totals(meta, info),
         "numbering": laws.law_numbering(meta),
@@ -115,9 +120,15 @@ class _Checked:
 
 
 def _tables(
-    root: Path, meta: Metadata, info: Info, report: ValidationReport, stored: StoredStatistics, known: list[Facts],
-    video: Depth, workers: int,
-) -> Iterator[tuple[str, pl.DataFrame]]:  # fmt: skip
+    root: Path,
+    meta: Metadata,
+    info: Info,
+    report: ValidationReport,
+    stored: StoredStatistics,
+    known: list[Facts],
+    video: Depth,
+    workers: int,
+) -> Iterator[tuple[str, pl.DataFrame]]:
     """Read each episode's table once: laws between files here, the caller's pandera on what is yielded."""
     tasks = {row.task_index: row.task for row in meta.tasks}
     stats = {row.episode_index: row for row in meta.stats}

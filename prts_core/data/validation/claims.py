@@ -41,9 +41,13 @@ class Tally:
     def of(values: np.ndarray, claimed: Mapping[str, np.ndarray]) -> Tally:
         """Of one episode's (n, D) rows."""
         made = Tally(
-            1, len(values), values.min(0).astype(np.float64), values.max(0).astype(np.float64),
-            values.sum(0, dtype=np.float64), np.einsum("ij,ij->j", values, values, dtype=np.float64),
-        )  # fmt: skip
+            1,
+            len(values),
+            values.min(0).astype(np.float64),
+            values.max(0).astype(np.float64),
+            values.sum(0, dtype=np.float64),
+            np.einsum("ij,ij->j", values, values, dtype=np.float64),
+        )
         for name, share in QUANTILES.items():
             if name in claimed and claimed[name].shape == values.shape[1:]:
                 slack = RTOL * np.abs(claimed[name]) + 1e-9  # files hold float32 or rounded numbers
@@ -61,8 +65,10 @@ class Tally:
         self.total, self.squares = self.total + other.total, self.squares + other.squares
         for name in other.below:
             for ours, theirs in (
-                (self.below, other.below), (self.upto, other.upto), (self.averaged, other.averaged),
-            ):  # fmt: skip
+                (self.below, other.below),
+                (self.upto, other.upto),
+                (self.averaged, other.averaged),
+            ):
                 ours[name] = ours.get(name, 0) + theirs[name]
         return True
 

@@ -120,9 +120,16 @@ def facts(table: pa.Table, episode: int, info: Info, path: Path, contract: Contr
     content = hashlib.sha256(state.tobytes())
     content.update(action.tobytes())
     return Facts(
-        episode, {key: series(values) for key, values in sound.items()}, motion, longest_run(held), int(held.sum()),
-        _shift(state, action), content.hexdigest(), tasks, outside,
-    )  # fmt: skip
+        episode,
+        {key: series(values) for key, values in sound.items()},
+        motion,
+        longest_run(held),
+        int(held.sum()),
+        _shift(state, action),
+        content.hexdigest(),
+        tasks,
+        outside,
+    )
 
 
 def _outside(sound: dict[str, np.ndarray], contract: Contract) -> Iterator[Outside]:
@@ -147,9 +154,15 @@ def series(values: np.ndarray) -> Series:
     step = np.abs(np.diff(values, axis=0)) if len(values) > 1 else np.zeros((1, values.shape[1]))
     place = int(0.95 * (len(step) - 1))
     return Series(
-        len(values), values.min(0), values.max(0), values.sum(0), (values**2).sum(0), step.max(0), step.argmax(0) + 1,
+        len(values),
+        values.min(0),
+        values.max(0),
+        values.sum(0),
+        (values**2).sum(0),
+        step.max(0),
+        step.argmax(0) + 1,
         np.partition(step, place, axis=0)[place],
-    )  # fmt: skip
+    )
 
 
 def longest_run(flags: np.ndarray) -> tuple[int, int]:

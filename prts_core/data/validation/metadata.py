@@ -50,10 +50,14 @@ def check_metadata(root: Path, report: ValidationReport, foreign: bool = False) 
         absent = foreign and not path.exists()
         report.add(
             Finding(
-                "metadata", "meta/contract.json", found, "the dataset's Contract", "`prts convert` makes it",
+                "metadata",
+                "meta/contract.json",
+                found,
+                "the dataset's Contract",
+                "`prts convert` makes it",
                 severity="warning" if absent else "error",
             )
-        )  # fmt: skip
+        )
     return made
 
 

@@ -61,10 +61,15 @@ def law_limits(facts: Sequence[Facts], contract: Contract | None, info: Info) ->
             dimension = named[out.key][out.index]
             low, high = dimension.limits or (-np.inf, np.inf)
             yield _warning(
-                "limits", info, episode, f"{out.key}.{dimension.name} (dimension {out.index}) goes to {out.value:.6g}"
-                f" {dimension.unit} and leaves its limits in {out.rows} rows", f"{low:g} to {high:g}, declared",
-                "leave the episode out, or correct limits: in the robot's YAML", out.row,
-            )  # fmt: skip
+                "limits",
+                info,
+                episode,
+                f"{out.key}.{dimension.name} (dimension {out.index}) goes to {out.value:.6g}"
+                f" {dimension.unit} and leaves its limits in {out.rows} rows",
+                f"{low:g} to {high:g}, declared",
+                "leave the episode out, or correct limits: in the robot's YAML",
+                out.row,
+            )
         for key, series in episode.series.items():
             if len(series.low) != len(bounds[key]):
                 continue
@@ -73,10 +78,13 @@ def law_limits(facts: Sequence[Facts], contract: Contract | None, info: Info) ->
                 if bound is not None and not (bound[0] <= low and high <= bound[1]):
                     name, unit = named[key][index].name, named[key][index].unit
                     yield _warning(
-                        "limits", info, episode, f"{key}.{name} reaches from {low:.4g} to {high:.4g} {unit}",
+                        "limits",
+                        info,
+                        episode,
+                        f"{key}.{name} reaches from {low:.4g} to {high:.4g} {unit}",
                         f"{bound[0]:.4g} to {bound[1]:.4g}",
                         "correct the unit or the convention in the robot's YAML, or the data",
-                    )  # fmt: skip
+                    )
 
 
 def _unit_limits(dimension: Dimension) -> tuple[float, float] | None:
@@ -111,11 +119,14 @@ def law_jumps(facts: Sequence[Facts], contract: Contract | None, info: Info) -> 
             (series.step > bound) & (series.usual > 0) & ~_grippers(contract, STATE, len(bound))
         ):
             yield _warning(
-                "jumps", info, episode, f"{STATE}.{names[index]} jumps by {series.step[index]:.4g} in one row",
+                "jumps",
+                info,
+                episode,
+                f"{STATE}.{names[index]} jumps by {series.step[index]:.4g} in one row",
                 f"steps of about {series.usual[index]:.2g}",
                 "look at the row: a lost sample, a wrapped angle or a restarted recording",
                 int(series.at[index]),
-            )  # fmt: skip
+            )
 
 
 def law_frozen(facts: Sequence[Facts], contract: Contract | None, info: Info) -> Iterator[Finding]:
@@ -126,14 +137,23 @@ def law_frozen(facts: Sequence[Facts], contract: Contract | None, info: Info) ->
         rows = len(episode.motion) + 1
         if length >= bound:
             yield _warning(
-                "frozen", info, episode, f"{STATE} stands still for {length} rows while the action moves",
-                f"fewer than {bound} rows", "the state's source had stopped: leave the episode out, or cut it", start,
-            )  # fmt: skip
+                "frozen",
+                info,
+                episode,
+                f"{STATE} stands still for {length} rows while the action moves",
+                f"fewer than {bound} rows",
+                "the state's source had stopped: leave the episode out, or cut it",
+                start,
+            )
         elif rows >= 20 and episode.repeated > REPEATED * rows:
             yield _warning(
-                "duplicated", info, episode, f"{episode.repeated} of {rows} rows repeat the state of the row before",
-                f"at most {REPEATED:.0%}", "the state comes slower than fps says: record it at its own rate",
-            )  # fmt: skip
+                "duplicated",
+                info,
+                episode,
+                f"{episode.repeated} of {rows} rows repeat the state of the row before",
+                f"at most {REPEATED:.0%}",
+                "the state comes slower than fps says: record it at its own rate",
+            )
 
 
 def law_gripper(facts: Sequence[Facts], contract: Contract | None, info: Info) -> Iterator[Finding]:
@@ -154,10 +174,13 @@ def law_gripper(facts: Sequence[Facts], contract: Contract | None, info: Info) -
             by_task = all(len(values) == 1 for values in held.values()) and len(set.union(*held.values())) > 1
             if not by_task:
                 yield Finding(
-                    "gripper", "meta/info.json", f"{key}.{dimension.name} never moves within any episode",
+                    "gripper",
+                    "meta/info.json",
+                    f"{key}.{dimension.name} never moves within any episode",
                     "a gripper that moves, or that every task holds in its own way",
-                    "check that the right column was converted", severity="warning",
-                )  # fmt: skip
+                    "check that the right column was converted",
+                    severity="warning",
+                )
 
 
 def law_copies(facts: Sequence[Facts], contract: Contract | None, info: Info) -> Iterator[Finding]:
@@ -166,9 +189,13 @@ def law_copies(facts: Sequence[Facts], contract: Contract | None, info: Info) ->
     for episode in facts:
         if episode.digest in seen:
             yield _warning(
-                "copies", info, episode, f"the states and actions of episode {seen[episode.digest]} again",
-                "every episode once", "leave one of them out with source.episodes",
-            )  # fmt: skip
+                "copies",
+                info,
+                episode,
+                f"the states and actions of episode {seen[episode.digest]} again",
+                "every episode once",
+                "leave one of them out with source.episodes",
+            )
         elif episode.digest:
             seen[episode.digest] = episode.episode
 
@@ -181,10 +208,14 @@ def law_shift(facts: Sequence[Facts], contract: Contract | None, info: Info) -> 
         shift = max(set(shifted), key=shifted.count)
         where = "of the same row" if shift == 0 else f"of {shift} row{'s' * (shift > 1)} later"
         yield Finding(
-            "action shift", "meta/info.json", f"{ACTION} is {STATE} {where} in {len(shifted)} of {len(known)} episodes",
-            "commands that were sent to the robot", "fit for policies of positions only: a policy learns to repeat"
-            " what it sees; record the leader's or the controller's commands", severity="warning",
-        )  # fmt: skip
+            "action shift",
+            "meta/info.json",
+            f"{ACTION} is {STATE} {where} in {len(shifted)} of {len(known)} episodes",
+            "commands that were sent to the robot",
+            "fit for policies of positions only: a policy learns to repeat"
+            " what it sees; record the leader's or the controller's commands",
+            severity="warning",
+        )
 
 
 def _names(contract: Contract | None, key: str, width: int) -> list[str]:

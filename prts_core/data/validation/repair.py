@@ -85,9 +85,11 @@ def repair(
     kept = [episode for episode in episodes if not episode.reasons]
     if not kept:
         raise DataError(
-            "No episode can be saved", file=root, found=done[-1] if done else "no episodes",
+            "No episode can be saved",
+            file=root,
+            found=done[-1] if done else "no episodes",
             cure="run `prts validate` on it: a fault that all share, such as a wrong fps in info.json, is for a person",
-        )  # fmt: skip
+        )
     partial = output.with_name(f".{output.name}.repairing")
     _write(root, partial, info, episodes, kept, tasks, renumbered, link, workers, done)
     partial.rename(output)
@@ -215,9 +217,17 @@ def _numbered(table: pa.Table, episode: int, start: int, renumbered: dict[int, i
 
 
 def _write(
-    root: Path, output: Path, info: Info, episodes: Sequence[_Episode], kept: list[_Episode], tasks: dict[int, str],
-    renumbered: dict[int, int], link: Literal["copy", "hardlink"], workers: int, done: list[str],
-) -> None:  # fmt: skip
+    root: Path,
+    output: Path,
+    info: Info,
+    episodes: Sequence[_Episode],
+    kept: list[_Episode],
+    tasks: dict[int, str],
+    renumbered: dict[int, int],
+    link: Literal["copy", "hardlink"],
+    workers: int,
+    done: list[str],
+) -> None:
     starts = np.cumsum([0] + [episode.length for episode in kept]).tolist()
     stored = _stored_stats(root, done)
 
@@ -242,11 +252,14 @@ def _write(
     _take_others(root, output, info, len(kept) if len(kept) == len(episodes) else None, link, done)
     left_out = [
         {
-            "episode_index": episode.row.episode_index, "tasks": episode.row.tasks, "length": episode.raw.get("length"),
+            "episode_index": episode.row.episode_index,
+            "tasks": episode.row.tasks,
+            "length": episode.raw.get("length"),
             "reasons": [{"check": f.check, "file": f.file, "row": f.row, "found": f.found} for f in episode.reasons],
         }
-        for episode in episodes if episode.reasons
-    ]  # fmt: skip
+        for episode in episodes
+        if episode.reasons
+    ]
     (output / QUARANTINE).unlink(missing_ok=True)  # of a cut run
     if left_out:
         write_jsonl(output / QUARANTINE, left_out)

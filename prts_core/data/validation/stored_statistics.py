@@ -209,18 +209,25 @@ def law_episode_stats(row: EpisodeRow, stats: EpisodeStatsRow | None, facts: Fac
     """episodes_stats.jsonl has the episode (else an error), and its numbers are those of the table (else a warning)."""
     if stats is None:
         yield Finding(
-            "episode statistics", EPISODE_STATS, f"no line for episode {row.episode_index}", "one line per episode",
+            "episode statistics",
+            EPISODE_STATS,
+            f"no line for episode {row.episode_index}",
+            "one line per episode",
             "prts validate FOLDER --fix OUT writes it",
-        )  # fmt: skip
+        )
         return
     for key, series in facts.series.items():
         claimed = stats.stats.get(key)
         wrong = None if claimed is None else _contradiction(claimed, series)
         if wrong is not None:
             yield Finding(
-                "episode statistics", EPISODE_STATS, f"{key}.{wrong} of episode {row.episode_index} is not the table's",
-                "statistics of the data", "prts validate FOLDER --fix OUT writes them again", severity="warning",
-            )  # fmt: skip
+                "episode statistics",
+                EPISODE_STATS,
+                f"{key}.{wrong} of episode {row.episode_index} is not the table's",
+                "statistics of the data",
+                "prts validate FOLDER --fix OUT writes them again",
+                severity="warning",
+            )
 
 
 def _contradiction(claimed: FeatureSummary, series: Series) -> str | None:

@@ -104,9 +104,12 @@ def framed(table: arrow.Table, info: Info, path: Path) -> pl.DataFrame:
         return eager(pl.DataFrame(pl.from_arrow(table.select(keys))))
     except (pl.exceptions.PolarsError, arrow.ArrowException, ValueError, TypeError) as err:
         raise DataError(
-            "A table holds columns of an unknown kind", file=path, found=f"{type(err).__name__}: {err}",
-            expected="numbers, vectors and texts", cure="restore it from its source, or convert again",
-        ) from err  # fmt: skip
+            "A table holds columns of an unknown kind",
+            file=path,
+            found=f"{type(err).__name__}: {err}",
+            expected="numbers, vectors and texts",
+            cure="restore it from its source, or convert again",
+        ) from err
 
 
 def law_stills(table: arrow.Table, row: EpisodeRow, info: Info, depth: str) -> Iterator[Finding]:

@@ -118,14 +118,23 @@ def _living(
     """Warnings: a picture of one colour throughout; a picture that stands still while the robot moves."""
     if max(spread for _, spread in grey) < FLAT:
         yield Finding(
-            "dropped camera", file, "every frame is of one colour", "a picture", severity="warning",
+            "dropped camera",
+            file,
+            "every frame is of one colour",
+            "a picture",
+            severity="warning",
             cure="the camera was covered or off: leave the episode out with source.episodes",
-        )  # fmt: skip
+        )
     elif depth == "every" and motion is not None:
         start, length = longest_run(np.array([same for same, _ in grey]))
         travelled = float(motion[max(start - 1, 0) : start - 1 + length].sum(dtype=np.float64))
         if length >= max(8, FROZEN_S * fps) and travelled > TRAVEL:
             yield Finding(
-                "frozen camera", file, f"one picture for {length + 1} rows while the state moves", "a picture a row",
-                "the camera had stopped: leave the episode out, or cut it", start, "warning",
-            )  # fmt: skip
+                "frozen camera",
+                file,
+                f"one picture for {length + 1} rows while the state moves",
+                "a picture a row",
+                "the camera had stopped: leave the episode out, or cut it",
+                start,
+                "warning",
+            )

@@ -40,5 +40,5 @@ def contrastive_loss(
         )
     loss, to_goal, to_state, accuracy = info_nce(
         phi, psi, log_scale, weight, task_id, terms=terms, logsumexp_weight=logsumexp_weight, processes=processes
-    )  # fmt: skip
+    )
     return loss, {"crl_sa_to_l": to_goal, "crl_l_to_sa": to_state, "crl_accuracy": accuracy}

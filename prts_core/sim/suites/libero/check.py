@@ -71,7 +71,7 @@ def own(environment: LiberoEnvironment, suite: Any, task: Any, actions: np.ndarr
     with contextlib.redirect_stdout(io.StringIO()):
         theirs: Any = ControlEnv(
             str(environment.bddl_file(task.name)), use_camera_obs=False, has_offscreen_renderer=False
-        )  # fmt: skip
+        )
         theirs.seed(0)
         theirs.reset()
     model, ours = theirs.sim.model, environment.scene.model

@@ -54,11 +54,18 @@ class Scene:
 
             problem = bddl_utils.get_problem_info(str(bddl_file))["problem_name"]
             self.env: Any = TASK_MAPPING[problem](
-                str(bddl_file), robots=["Panda"], gripper_types="default", initialization_noise=None,
-                controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"), control_freq=20,
-                has_renderer=False, has_offscreen_renderer=False, use_camera_obs=False, ignore_done=True,
+                str(bddl_file),
+                robots=["Panda"],
+                gripper_types="default",
+                initialization_noise=None,
+                controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
+                control_freq=20,
+                has_renderer=False,
+                has_offscreen_renderer=False,
+                use_camera_obs=False,
+                ignore_done=True,
                 hard_reset=False,
-            )  # fmt: skip
+            )
         self.env._observables = {}
         self._unplaceable = RandomizationError
         self.model, self.data = self.env.sim.model._model, self.env.sim.data._data
@@ -166,9 +173,11 @@ class LiberoEnvironment:
                 states = file["states"]
             if states_digest(states) != entry["digest"]:
                 raise UnavailableError(
-                    "A file of initial states was changed", file=path, expected=entry["digest"],
+                    "A file of initial states was changed",
+                    file=path,
+                    expected=entry["digest"],
                     cure="prts sim remove libero, then prts sim install libero",
-                )  # fmt: skip
+                )
             self._states[task] = states
         return self._states[task]
 
@@ -179,9 +188,11 @@ class LiberoEnvironment:
         states = self.initial_states(change.base)
         if not 0 <= initial_state < len(states):
             raise ConfigError(
-                "There is no such initial state", field="initial_state", found=initial_state,
+                "There is no such initial state",
+                field="initial_state",
+                found=initial_state,
                 expected=f"0 to {len(states) - 1} for {change.base}",
-            )  # fmt: skip
+            )
         cameras = {camera.key: self._image_size or camera.height for camera in suite.contract.cameras}
         for key in cameras:
             lookup(CAMERAS, key, "camera of LIBERO")

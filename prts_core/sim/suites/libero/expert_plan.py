@@ -46,11 +46,12 @@ def skills_of(scene: Scene) -> list[Skill]:
         found = _for(scene, goal, index) if predicate in _BEFORE else []
         if not found:
             raise SimulatorError(
-                "The scripted expert has no skill for a task's goal", field="goal",
+                "The scripted expert has no skill for a task's goal",
+                field="goal",
                 found=" ".join((predicate, *names)),
                 expected="things a hand can hold, put on or into something open; drawers, doors and knobs",
                 cure="leave this task out; --task chooses",
-            )  # fmt: skip
+            )
         skills += found
     return skills
 
@@ -174,13 +175,17 @@ def _place(scene: Scene, name: str, target: str, apart: np.ndarray, crowded: boo
     slot = scene.seen["sites"][target][2] if inside else np.ones(3)
     oblong = max(slot[:2]) > 1.5 * min(slot[:2])
     return PickPlace(
-        name, lambda now, failed: _grasp(now, name, where(now), failed), where, lambda now: now.position(name), 0.04,
+        name,
+        lambda now, failed: _grasp(now, name, where(now), failed),
+        where,
+        lambda now: now.position(name),
+        0.04,
         (spoken(name), f"{word} the {spoken(parent or target)}"),
         hand_above=float(scene.extent(parent)[1][2]) if inside and parent is not None else -np.inf,
         within=0.06 if inside else 0.03,
         crowded=crowded,
         twist=(lambda now: _misfit(now, name, target)) if oblong else None,
-    )  # fmt: skip
+    )
 
 
 def _misfit(scene: Scene, name: str, slot: str) -> float:
@@ -203,12 +208,16 @@ def into_drawer(scene: Scene, name: str, region: str, joint: str) -> Skill:
         return drawer_place(now, region, joint, name, radius)
 
     return PickPlace(
-        name, lambda now, failed: _grasp(now, name, where(now), failed, tight=True), where,
-        lambda now: now.position(name), 0.04, (spoken(name), f"into the {_part(region, fixture)}"),
+        name,
+        lambda now, failed: _grasp(now, name, where(now), failed, tight=True),
+        where,
+        lambda now: now.position(name),
+        0.04,
+        (spoken(name), f"into the {_part(region, fixture)}"),
         hand_above=float(scene.moved_by(joint)[..., 2].max()),
         arrived=lambda now: now.within(region, now.position(name)),
         crowded=True,
-    )  # fmt: skip
+    )
 
 
 def drawer_place(scene: Scene, region: str, joint: str, without: str, radius: float) -> np.ndarray:

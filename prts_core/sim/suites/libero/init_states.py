@@ -57,9 +57,11 @@ def read_init_states(path: Path) -> np.ndarray:
     states = _interpret(data, path)
     if states.ndim != 2 or 0 in states.shape or not np.isfinite(states).all():
         raise DataError(
-            "Initial states are not a table of finite numbers", file=path, found=f"shape {states.shape}",
+            "Initial states are not a table of finite numbers",
+            file=path,
+            found=f"shape {states.shape}",
             expected="(states, 1 + nq + nv), finite",
-        )  # fmt: skip
+        )
     return states
 
 
@@ -141,6 +143,9 @@ def _build(made: Any, state: Any, path: Path) -> None:
 
 def _refused(path: Path, found: str) -> DataError:
     return DataError(
-        "A file of initial states is refused; nothing in it was executed", file=path, found=found,
-        expected="one numpy array of float64", cure="install LIBERO's own files again",
-    )  # fmt: skip
+        "A file of initial states is refused; nothing in it was executed",
+        file=path,
+        found=found,
+        expected="one numpy array of float64",
+        cure="install LIBERO's own files again",
+    )

@@ -38,18 +38,50 @@ from prts_core.sim.suites.libero.spec import MAX_STEPS
 
 FORMAT = 1  # of what a home holds; another one is built anew
 PINS = (
-    "hf-libero==0.1.4", "robosuite==1.4.0", "bddl==1.0.1", "mujoco==3.3.0", "numpy==2.4.6", "numba==0.68.1",
-    "llvmlite==0.50.0", "scipy==1.17.1", "opencv-python-headless==5.0.0.93", "pillow==13.0.0", "matplotlib==3.11.2",
-    "contourpy==1.3.3", "cycler==0.12.1", "fonttools==4.68.0", "kiwisolver==1.5.1", "packaging==26.3",
-    "pyparsing==3.3.3", "python-dateutil==4.0.0", "tzdata==2026.6", "gymnasium==1.4.0", "Farama-Notifications==0.0.6",
-    "cloudpickle==3.1.2", "typing_extensions==4.16.0", "easydict==1.14", "future==1.0.0", "PyYAML==6.0.3",
-    "termcolor==3.3.0", "msgpack==1.2.4", "absl-py==2.5.1", "etils==1.15.0", "fsspec==2026.9.0", "zipp==4.1.2",
-    "glfw==2.11.0", "PyOpenGL==3.1.10",
-)  # fmt: skip
+    "hf-libero==0.1.4",
+    "robosuite==1.4.0",
+    "bddl==1.0.1",
+    "mujoco==3.3.0",
+    "numpy==2.4.6",
+    "numba==0.68.1",
+    "llvmlite==0.50.0",
+    "scipy==1.17.1",
+    "opencv-python-headless==5.0.0.93",
+    "pillow==13.0.0",
+    "matplotlib==3.11.2",
+    "contourpy==1.3.3",
+    "cycler==0.12.1",
+    "fonttools==4.68.0",
+    "kiwisolver==1.5.1",
+    "packaging==26.3",
+    "pyparsing==3.3.3",
+    "python-dateutil==4.0.0",
+    "tzdata==2026.6",
+    "gymnasium==1.4.0",
+    "Farama-Notifications==0.0.6",
+    "cloudpickle==3.1.2",
+    "typing_extensions==4.16.0",
+    "easydict==1.14",
+    "future==1.0.0",
+    "PyYAML==6.0.3",
+    "termcolor==3.3.0",
+    "msgpack==1.2.4",
+    "absl-py==2.5.1",
+    "etils==1.15.0",
+    "fsspec==2026.9.0",
+    "zipp==4.1.2",
+    "glfw==2.11.0",
+    "PyOpenGL==3.1.10",
+)
 ASSETS_REPOSITORY = "lerobot/libero-assets"  # a dataset of the hub
 ASSET_FOLDERS = (
-    "articulated_objects", "scenes", "stable_hope_objects", "stable_scanned_objects", "textures", "turbosquid_objects",
-)  # fmt: skip
+    "articulated_objects",
+    "scenes",
+    "stable_hope_objects",
+    "stable_scanned_objects",
+    "textures",
+    "turbosquid_objects",
+)
 STANDINS_NOTE = "STANDINS.md"  # a folder of assets that holds it says with it that they are not all LIBERO's own
 STANDINS = "stand-in assets"
 CHECK_SECONDS = 600.0
@@ -86,10 +118,14 @@ def check(home: Home) -> dict[str, Any]:
     after another episode and with LIBERO's own environment. SimulatorError with what it said where it fails."""
     backend = os.environ.get("MUJOCO_GL") or "egl"
     return building.self_check(
-        home, "prts_core.sim.suites.libero.check", title=TITLE, seconds=CHECK_SECONDS, without=("LIBERO",),
+        home,
+        "prts_core.sim.suites.libero.check",
+        title=TITLE,
+        seconds=CHECK_SECONDS,
+        without=("LIBERO",),
         cure="where it is a library of OpenGL: apt-get install libegl1 libgl1 libosmesa6, or MUJOCO_GL=osmesa",
         variables={"MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend},
-    )  # fmt: skip
+    )
 
 
 def _wanted(assets: Path) -> dict[str, Any]:
@@ -123,16 +159,20 @@ def _assets(home: Home, given: str | None) -> Path:
             folder = local_folder(ASSETS_REPOSITORY, ["*"], repo_type="dataset")
         except ValueError as err:
             raise UnavailableError(
-                "LIBERO's assets are neither here nor can they be fetched", found=str(err)[:400],
+                "LIBERO's assets are neither here nor can they be fetched",
+                found=str(err)[:400],
                 cure="prts sim install libero --assets FOLDER, a copy of the assets that LIBERO ships",
-            ) from err  # fmt: skip
+            ) from err
     folder = folder.resolve()
     missing = [name for name in ASSET_FOLDERS if not (folder / name).is_dir()]
     if missing:
         raise DataError(
-            "A folder of assets is not LIBERO's", file=folder, field=missing[0], found="missing",
+            "A folder of assets is not LIBERO's",
+            file=folder,
+            field=missing[0],
+            found="missing",
             expected=", ".join(ASSET_FOLDERS),
-        )  # fmt: skip
+        )
     return folder
 
 

@@ -81,9 +81,11 @@ def suites_of(catalogue: Path, standins: str = "") -> dict[str, SuiteSpec]:
             )
     except (KeyError, TypeError, ValueError, AttributeError) as err:
         raise DataError(
-            "The list of LIBERO's tasks is damaged", file=catalogue, found=f"{type(err).__name__}: {err}",
+            "The list of LIBERO's tasks is damaged",
+            file=catalogue,
+            found=f"{type(err).__name__}: {err}",
             cure="prts sim install libero",
-        ) from err  # fmt: skip
+        ) from err
     tasks = {folder: tuple(found) for folder, found in by_folder.items()}
     tasks["libero_130"] = tuple(task for found in by_folder.values() for task in found)
     return {name: _suite(name, tasks[name], standins) for name in SUITES}

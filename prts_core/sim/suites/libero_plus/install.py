@@ -54,10 +54,11 @@ def _list(home: Home, path: Path) -> dict[str, Any]:
     missing = Counter(axis for task in tasks for axis in task.missing)
     if not runnable:
         raise ConfigError(
-            "None of a list's tasks can be run here", file=path,
+            "None of a list's tasks can be run here",
+            file=path,
             found=", ".join(f"{count} need {names.FILES[axis]}" for axis, count in missing.items()) or "no task",
             expected="tasks of the axes camera, robot or noise",
-        )  # fmt: skip
+        )
     write_json(
         home.path / "tasks.json",
         {

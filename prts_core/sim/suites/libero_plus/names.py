@@ -88,9 +88,11 @@ def read(path: Path, known: Collection[str]) -> list[Named]:
         if isinstance(err, DataError):
             raise
         raise DataError(
-            "A list of LIBERO-Plus tasks cannot be read", file=path, found=f"{type(err).__name__}: {str(err)[:200]}",
+            "A list of LIBERO-Plus tasks cannot be read",
+            file=path,
+            found=f"{type(err).__name__}: {str(err)[:200]}",
             expected="task_classification.json, or a text with one task name a line",
-        ) from err  # fmt: skip
+        ) from err
     names = [name for name in names if name and not name.startswith("#")]
     if len(names) > MAX_NAMES or any(len(name) > MAX_CHARACTERS for name in names):
         raise DataError("A list of tasks is too long", file=path, expected=f"{MAX_NAMES} names")

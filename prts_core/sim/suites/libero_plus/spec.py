@@ -126,13 +126,19 @@ def _listed(catalogue: Path, own: dict[str, Task]) -> tuple[Task, ...]:
         )
     except (KeyError, TypeError) as err:
         raise DataError(
-            "The list of LIBERO-Plus tasks is damaged", file=catalogue, found=f"{type(err).__name__}: {err}",
+            "The list of LIBERO-Plus tasks is damaged",
+            file=catalogue,
+            found=f"{type(err).__name__}: {err}",
             cure="prts sim install libero_plus --assets LIST",
-        ) from err  # fmt: skip
+        ) from err
 
 
 def _suite(like: SuiteSpec, name: str, tasks: tuple[Task, ...], source: str) -> SuiteSpec:
     return replace(
-        like, name=name, family=FAMILY, tasks=tasks, episodes_per_task=EPISODES_PER_TASK,
+        like,
+        name=name,
+        family=FAMILY,
+        tasks=tasks,
+        episodes_per_task=EPISODES_PER_TASK,
         source=f"{source}. Every variant once, else as LIBERO: {like.source}",
-    )  # fmt: skip
+    )

@@ -68,9 +68,11 @@ def suites_for(settings: Mapping[str, Any]) -> dict[str, SuiteSpec]:
     unknown = sorted(set(settings) - {*numbers, "tasks"})
     if unknown:
         raise ConfigError(
-            "Meta-World has no such setting", field="settings", found=unknown[0],
+            "Meta-World has no such setting",
+            field="settings",
+            found=unknown[0],
             expected=", ".join([*numbers, "tasks"]),
-        )  # fmt: skip
+        )
     for name, least in (("image_size", 16), ("action_repeat", 1), ("start_jitter", 0)):
         numbers[name] = settings.get(name, numbers[name])
         if type(numbers[name]) is not int or numbers[name] < least:

@@ -21,9 +21,11 @@ def missing(assets: Path, task: str) -> Path | None:
     The photograph counts: without it a policy would be shown a scene that the protocol does not show."""
     wanted = TASKS[task]
     files = [
-        *NEEDED, BRIDGE / "custom" / wanted.index, BRIDGE / "stages" / wanted.stage,
+        *NEEDED,
+        BRIDGE / "custom" / wanted.index,
+        BRIDGE / "stages" / wanted.stage,
         BRIDGE / "real_inpainting" / wanted.photograph,
-    ]  # fmt: skip
+    ]
     for model in wanted.models:
         folder = BRIDGE / "custom" / "models" / model
         files.append(folder / "collision.obj")

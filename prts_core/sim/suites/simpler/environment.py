@@ -40,9 +40,12 @@ class Scene:
         # Lists of the base class that every scene of a process would otherwise share and add to.
         kind._rgb_overlay_images, kind._objects_to_remove_from_greenscreen = {}, []
         self.env: Any = kind(
-            obs_mode="rgb+segmentation", num_envs=1, sim_backend="physx_cpu", render_backend="cpu",
+            obs_mode="rgb+segmentation",
+            num_envs=1,
+            sim_backend="physx_cpu",
+            render_backend="cpu",
             reconfiguration_freq=0,
-        )  # fmt: skip
+        )
         self.env.get_obs = lambda *args, **kwargs: {}  # its steps draw pictures nobody looks at
         self.names = dict(zip(("carried", "target"), TASKS[task].models, strict=False))
 
@@ -93,18 +96,22 @@ class SimplerEnvironment:
     def _build(self, task: str) -> Scene:
         if (file := missing(self.home / "assets", task)) is not None:  # ManiSkill would ask on stdin
             raise UnavailableError(
-                f"The assets of {task} are not all there", file=self.home / "assets" / file, found="missing",
+                f"The assets of {task} are not all there",
+                file=self.home / "assets" / file,
+                found="missing",
                 cure="prts sim install simpler --assets FOLDER",
-            )  # fmt: skip
+            )
         return Scene(task)
 
     def reset(self, suite: SuiteSpec, task: Task, initial_state: int, seed: int) -> None:
         """Episode id `initial_state`: where things lie and how they are turned. Equal arguments give equal bits."""
         if task.perturbation:
             raise ConfigError(
-                "SimplerEnv has no such perturbation", field="perturbation", found=min(task.perturbation),
+                "SimplerEnv has no such perturbation",
+                field="perturbation",
+                found=min(task.perturbation),
                 expected="none",
-            )  # fmt: skip
+            )
         lookup(TASKS, task.name, "task of SimplerEnv")
         (camera,) = suite.contract.cameras
         self._scene = self._scenes(task.name)
@@ -166,15 +173,20 @@ def make(settings: Mapping[str, Any]) -> SimplerEnvironment:
     unknown = set(settings) - {"tasks", "image_size", "placement"}
     if unknown:
         raise ConfigError(
-            "SimplerEnv has no such setting", field="settings", found=min(unknown),
+            "SimplerEnv has no such setting",
+            field="settings",
+            found=min(unknown),
             expected="tasks, image_size, placement",
-        )  # fmt: skip
+        )
     placement, size = settings.get("placement", "stored"), settings.get("image_size")
     if placement != "stored":
         raise ConfigError(
-            "SimplerEnv has no episodes besides the suite's own", field="placement", found=placement,
-            expected="stored", cure="--placement stored, and do not evaluate on the same episodes",
-        )  # fmt: skip
+            "SimplerEnv has no episodes besides the suite's own",
+            field="placement",
+            found=placement,
+            expected="stored",
+            cure="--placement stored, and do not evaluate on the same episodes",
+        )
     if size is not None and not (isinstance(size, int) and 16 <= size <= 1024):
         raise ConfigError("Not a size of pictures", field="image_size", found=size, expected="16 to 1024")
     home = Home(FAMILY)

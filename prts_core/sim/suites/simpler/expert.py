@@ -128,7 +128,10 @@ def expert(suite: SuiteSpec, task: Task) -> SimplerExpert:
     """The expert of one episode. SimulatorError for a task it was not written for."""
     if task.name not in GRIPS or task.name not in TASKS:
         raise SimulatorError(
-            "There is no scripted expert for this task", field="task", found=task.name, expected=", ".join(GRIPS),
+            "There is no scripted expert for this task",
+            field="task",
+            found=task.name,
+            expected=", ".join(GRIPS),
             cure="leave this task out; --task chooses",
-        )  # fmt: skip
+        )
     return SimplerExpert(GRIPS[task.name])

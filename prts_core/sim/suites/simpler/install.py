@@ -31,22 +31,81 @@ FORMAT = 1  # of what a home holds; another one is built anew
 TITLE = "SimplerEnv"
 TORCH = "torch==2.13.0+cpu"  # named as a CPU build, so that no index can answer with one for CUDA
 PINS = (
-    "mani_skill==3.0.1", "sapien==3.0.3", "numpy==2.4.6", "scipy==1.17.1", "gymnasium==1.4.0",
-    "Farama-Notifications==0.0.6", "cloudpickle==3.1.2", "typing_extensions==4.16.0", "dacite==1.9.2",
-    "h5py==3.16.0", "PyYAML==6.0.3", "tqdm==4.70.1", "GitPython==3.2.1", "gitdb==4.0.12", "smmap==5.0.3",
-    "tabulate==0.10.0", "transforms3d==0.4.2", "trimesh==5.2.0", "ImageIO==2.38.1", "pillow==13.0.0",
-    "pytorch-kinematics==0.7.6", "pytorch-seed==0.2.0", "arm_pytorch_utilities==0.5.0", "absl-py==2.5.1",
-    "lxml==6.1.3", "networkx==3.6.1", "defusedxml==0.7.1", "matplotlib==3.11.2", "contourpy==1.3.3",
-    "cycler==0.12.1", "fonttools==4.68.0", "kiwisolver==1.5.1", "packaging==26.3", "pyparsing==3.3.3",
-    "python-dateutil==4.0.0", "opencv-python-headless==5.0.0.93", "requests==2.34.2", "urllib3==2.8.0", "idna==3.20",
-    "certifi==2026.10.18", "charset-normalizer==3.5.2", "pyperclip==1.11.0", "importlib_resources==7.1.0",
-    "setuptools==84.2.1", "huggingface_hub==2.4.0", "filelock==4.2.11", "fsspec==2026.9.0", "httpx2==2.16.2",
-    "httpcore2==2.16.2", "h11==0.16.0", "anyio==4.16.0", "truststore==0.10.5", "click==8.5.1", "sympy==1.14.0",
-    "mpmath==1.3.0", "Jinja2==3.1.6", "MarkupSafe==3.0.4", "msgpack==1.2.4", "ipython==9.18.1",
-    "ipython_pygments_lexers==1.1.1", "Pygments==2.21.0", "jedi==0.20.1", "parso==0.8.7", "matplotlib-inline==0.2.2",
-    "traitlets==5.16.1", "pexpect==4.9.0", "ptyprocess==0.7.0", "prompt_toolkit==3.0.53", "wcwidth==0.9.4",
-    "stack-data==0.6.3", "executing==2.3.0", "asttokens==3.0.2", "pure_eval==0.2.4", "psutil==7.2.2",
-)  # fmt: skip
+    "mani_skill==3.0.1",
+    "sapien==3.0.3",
+    "numpy==2.4.6",
+    "scipy==1.17.1",
+    "gymnasium==1.4.0",
+    "Farama-Notifications==0.0.6",
+    "cloudpickle==3.1.2",
+    "typing_extensions==4.16.0",
+    "dacite==1.9.2",
+    "h5py==3.16.0",
+    "PyYAML==6.0.3",
+    "tqdm==4.70.1",
+    "GitPython==3.2.1",
+    "gitdb==4.0.12",
+    "smmap==5.0.3",
+    "tabulate==0.10.0",
+    "transforms3d==0.4.2",
+    "trimesh==5.2.0",
+    "ImageIO==2.38.1",
+    "pillow==13.0.0",
+    "pytorch-kinematics==0.7.6",
+    "pytorch-seed==0.2.0",
+    "arm_pytorch_utilities==0.5.0",
+    "absl-py==2.5.1",
+    "lxml==6.1.3",
+    "networkx==3.6.1",
+    "defusedxml==0.7.1",
+    "matplotlib==3.11.2",
+    "contourpy==1.3.3",
+    "cycler==0.12.1",
+    "fonttools==4.68.0",
+    "kiwisolver==1.5.1",
+    "packaging==26.3",
+    "pyparsing==3.3.3",
+    "python-dateutil==4.0.0",
+    "opencv-python-headless==5.0.0.93",
+    "requests==2.34.2",
+    "urllib3==2.8.0",
+    "idna==3.20",
+    "certifi==2026.10.18",
+    "charset-normalizer==3.5.2",
+    "pyperclip==1.11.0",
+    "importlib_resources==7.1.0",
+    "setuptools==84.2.1",
+    "huggingface_hub==2.4.0",
+    "filelock==4.2.11",
+    "fsspec==2026.9.0",
+    "httpx2==2.16.2",
+    "httpcore2==2.16.2",
+    "h11==0.16.0",
+    "anyio==4.16.0",
+    "truststore==0.10.5",
+    "click==8.5.1",
+    "sympy==1.14.0",
+    "mpmath==1.3.0",
+    "Jinja2==3.1.6",
+    "MarkupSafe==3.0.4",
+    "msgpack==1.2.4",
+    "ipython==9.18.1",
+    "ipython_pygments_lexers==1.1.1",
+    "Pygments==2.21.0",
+    "jedi==0.20.1",
+    "parso==0.8.7",
+    "matplotlib-inline==0.2.2",
+    "traitlets==5.16.1",
+    "pexpect==4.9.0",
+    "ptyprocess==0.7.0",
+    "prompt_toolkit==3.0.53",
+    "wcwidth==0.9.4",
+    "stack-data==0.6.3",
+    "executing==2.3.0",
+    "asttokens==3.0.2",
+    "pure_eval==0.2.4",
+    "psutil==7.2.2",
+)
 DOWNLOADS = ("widowx250s", "bridge_v2_real2sim")  # what ManiSkill's downloader calls the assets
 STANDINS_NOTE = "STANDINS.md"  # a folder of assets that holds it says with it that they are not all the real ones
 STANDINS = "stand-in assets"
@@ -74,10 +133,14 @@ def install(home: Home, assets: str | None = None) -> dict[str, Any]:
         home.record.unlink(missing_ok=True)
         index = os.environ.get("PRTS_TORCH_INDEX")
         building.packages(
-            home, PINS, lock, title=TITLE, first=((TORCH,), ("--index-url", index) if index else ()),
+            home,
+            PINS,
+            lock,
+            title=TITLE,
+            first=((TORCH,), ("--index-url", index) if index else ()),
             cure=f"where it is {TORCH}: PRTS_TORCH_INDEX=<index of the CPU builds> prts sim install simpler; else run "
             "the same command where there is a network or a mirror of the package index",
-        )  # fmt: skip
+        )
         folder = _checked(_fetch(home, lock) if folder is None else folder)
         link(home.path / "assets", folder)
         wanted = _wanted(folder)
@@ -90,9 +153,14 @@ def check(home: Home) -> dict[str, Any]:
     """The self-check in the simulator's own Python: one task is made, reset, stepped and looked at, compared with
     itself after another episode and with ManiSkill's own loop. SimulatorError with what it said where it fails."""
     return building.self_check(
-        home, "prts_core.sim.suites.simpler.check", title=TITLE, seconds=CHECK_SECONDS, without=("MS_",),
-        cure=f"where it speaks of a physical device, a renderer or Vulkan: {DRIVER}", variables={"LP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        home,
+        "prts_core.sim.suites.simpler.check",
+        title=TITLE,
+        seconds=CHECK_SECONDS,
+        without=("MS_",),
+        cure=f"where it speaks of a physical device, a renderer or Vulkan: {DRIVER}",
+        variables={"LP_NUM_THREADS": "1"},
+    )
 
 
 def look_for_a_driver() -> None:
@@ -149,10 +217,12 @@ def _checked(folder: Path) -> Path:
     lacking = [str(name) for name in NEEDED if not (folder / name).exists()]
     if lacking or len(unavailable(folder)) == len(TASKS):
         raise DataError(
-            "A folder of assets is not SimplerEnv's", file=folder,
-            field=lacking[0] if lacking else next(iter(unavailable(folder).values())), found="missing",
+            "A folder of assets is not SimplerEnv's",
+            file=folder,
+            field=lacking[0] if lacking else next(iter(unavailable(folder).values())),
+            found="missing",
             expected=f"what ManiSkill takes as MS_ASSET_DIR, with {ROBOT} and {BRIDGE}",
-        )  # fmt: skip
+        )
     return folder
 
 
@@ -168,15 +238,20 @@ def _fetch(home: Home, lock: int) -> Path:
         partial.mkdir()
         done = subprocess.run(
             [str(home.python), "-m", "mani_skill.utils.download_asset", name, "--non-interactive", "--quiet"],
-            env=environment | {"MS_ASSET_DIR": str(partial)}, capture_output=True, text=True, check=False,
-            stdin=subprocess.DEVNULL, pass_fds=(lock,),
-        )  # fmt: skip
+            env=environment | {"MS_ASSET_DIR": str(partial)},
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            pass_fds=(lock,),
+        )
         if done.returncode or not (partial / target).is_dir():
             raise UnavailableError(
-                "SimplerEnv's assets are neither here nor can they be fetched", field=name,
+                "SimplerEnv's assets are neither here nor can they be fetched",
+                field=name,
                 found=(done.stdout + done.stderr).strip().rpartition("\n")[2][-400:],
                 cure="prts sim install simpler --assets FOLDER, what ManiSkill takes as MS_ASSET_DIR",
-            )  # fmt: skip
+            )
         (place / target).parent.mkdir(parents=True, exist_ok=True)
         (partial / target).rename(place / target)
     shutil.rmtree(partial, ignore_errors=True)

@@ -42,22 +42,33 @@ class SimplerTask:
 
 TASKS = {
     "widowx_spoon_on_towel": SimplerTask(
-        "PutSpoonOnTableClothInScene", "put the spoon on the towel", 60,
+        "PutSpoonOnTableClothInScene",
+        "put the spoon on the towel",
+        60,
         ("bridge_spoon_generated_modified", "table_cloth_generated_shorter"),
     ),
     "widowx_carrot_on_plate": SimplerTask(
-        "PutCarrotOnPlateInScene", "put carrot on plate", 60,
+        "PutCarrotOnPlateInScene",
+        "put carrot on plate",
+        60,
         ("bridge_carrot_generated_modified", "bridge_plate_objaverse_larger"),
     ),
     "widowx_stack_cube": SimplerTask(
-        "StackGreenCubeOnYellowCubeBakedTexInScene", "stack the green block on the yellow block", 60,
-        ("baked_green_cube_3cm", "baked_yellow_cube_3cm"), index="info_bridge_custom_baked_tex_v0.json",
+        "StackGreenCubeOnYellowCubeBakedTexInScene",
+        "stack the green block on the yellow block",
+        60,
+        ("baked_green_cube_3cm", "baked_yellow_cube_3cm"),
+        index="info_bridge_custom_baked_tex_v0.json",
     ),
     "widowx_put_eggplant_in_basket": SimplerTask(
-        "PutEggplantInBasketScene", "put eggplant into yellow basket", 120,
-        ("eggplant", "dummy_sink_target_plane", "sink"), stage="bridge_table_1_v2.glb", photograph="bridge_sink.png",
+        "PutEggplantInBasketScene",
+        "put eggplant into yellow basket",
+        120,
+        ("eggplant", "dummy_sink_target_plane", "sink"),
+        stage="bridge_table_1_v2.glb",
+        photograph="bridge_sink.png",
     ),
-}  # fmt: skip
+}
 SOURCE = (
     "SimplerEnv (Li et al. 2024, arXiv:2405.05941), visual matching on WidowX and Bridge, as ManiSkill 3.0.1 has it "
     "(the published numbers come from SAPIEN 2 and another PhysX): episode ids 0 to 23 in order, 60 steps (eggplant "

@@ -89,9 +89,12 @@ class Change:
         said = instruction(own, self.axes, self.base)
         if {"language", "semantic", "task"} & set(self.axes) and said != self.spoken:
             raise ConfigError(
-                "A perturbation of the instruction without the new instruction", field="perturbation",
-                found=self.spoken, expected=said, cure="choose a task of the suite that carries this axis",
-            )  # fmt: skip
+                "A perturbation of the instruction without the new instruction",
+                field="perturbation",
+                found=self.spoken,
+                expected=said,
+                cure="choose a task of the suite that carries this axis",
+            )
 
     def description(self, own: Path, folder: Path) -> Path:
         """The description of the episode's scene: LIBERO's own file, or a changed one in `folder`."""
@@ -180,9 +183,11 @@ def merged(scene: Any, stored: np.ndarray, added: list[str], drawn: list[str]) -
     nv = sum(widths[int(model.jnt_type[index])][1] for index in kept)
     if len(stored) != 1 + nq + nv:
         raise ConfigError(
-            "A stored initial state does not fit the changed scene", field="perturbation",
-            found=f"{len(stored)} numbers", expected=f"{1 + nq + nv}",
-        )  # fmt: skip
+            "A stored initial state does not fit the changed scene",
+            field="perturbation",
+            found=f"{len(stored)} numbers",
+            expected=f"{1 + nq + nv}",
+        )
     at_q, at_v = 1, 1 + nq
     for index in kept:
         width_q, width_v = widths[int(model.jnt_type[index])]

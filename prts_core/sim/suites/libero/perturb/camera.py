@@ -45,9 +45,11 @@ def view_of(settings: Mapping[str, Any], task: str) -> View:
         ok = isinstance(numbers, (list, tuple)) and len(numbers) == 5 and all(type(n) is int for n in numbers)
         if not ok or not 1 <= numbers[2] <= 1000 or any(abs(n) > 360 for n in (*numbers[:2], *numbers[3:])):
             raise ConfigError(
-                "A camera view is not one", field="camera.view", found=numbers,
+                "A camera view is not one",
+                field="camera.view",
+                found=numbers,
                 expected="[h, v, scale, rot, vert]: whole degrees from -360 to 360, scale 1 to 1000 percent",
-            )  # fmt: skip
+            )
         return View(*numbers)
     kind, level, seed = levelled("camera", settings, KINDS)
     rng = draw("camera", kind, level, seed, task)

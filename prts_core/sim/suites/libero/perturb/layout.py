@@ -19,9 +19,19 @@ from prts_core.sim.suites.libero.perturb.draws import draw, levelled
 KINDS = ("add", "move")
 SHIFT_M = 0.02  # a level
 DISTRACTORS = (
-    "cookies", "cream_cheese", "butter", "chocolate_pudding", "ketchup", "milk", "orange_juice", "tomato_sauce",
-    "alphabet_soup", "porcelain_mug", "red_coffee_mug", "white_yellow_mug",
-)  # fmt: skip
+    "cookies",
+    "cream_cheese",
+    "butter",
+    "chocolate_pudding",
+    "ketchup",
+    "milk",
+    "orange_juice",
+    "tomato_sauce",
+    "alphabet_soup",
+    "porcelain_mug",
+    "red_coffee_mug",
+    "white_yellow_mug",
+)
 REGION = "distractor_region"
 ROOM = (-0.25, -0.32, 0.2, 0.32)  # m around the middle of the workspace: x and y from, x and y to
 CLEARANCE_M, TRIES, DIRECTIONS = 0.015, 400, 32

@@ -29,9 +29,17 @@ ZOOM = tuple(
 )  # up to, step
 FOG = tuple(zip(np.arange(0.5, 5.1, 0.5), (3, 2.8, 2.5, 2.2, 2.0, 1.8, 1.6, 1.5, 1.4, 1.3), strict=True))
 GLASS = (
-    (0.5, 1, 3), (0.7, 1, 3), (0.9, 2, 3), (1.0, 2, 2), (1.1, 3, 2), (1.3, 3, 2), (1.5, 4, 2), (1.8, 4, 2),
-    (2.2, 5, 1), (2.5, 5, 1),
-)  # fmt: skip  # sigma, pixels moved, passes
+    (0.5, 1, 3),
+    (0.7, 1, 3),
+    (0.9, 2, 3),
+    (1.0, 2, 2),
+    (1.1, 3, 2),
+    (1.3, 3, 2),
+    (1.5, 4, 2),
+    (1.8, 4, 2),
+    (2.2, 5, 1),
+    (2.5, 5, 1),
+)  # # sigma, pixels moved, passes
 
 
 def filter_of(settings: Mapping[str, Any]) -> tuple[str, int]:

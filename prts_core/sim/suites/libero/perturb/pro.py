@@ -25,11 +25,14 @@ ARENAS = {
     "tabletop": ("libero_tabletop_manipulation", "main_table", "table", (0.0, 0.0, 0.9)),
     "kitchen": ("libero_kitchen_tabletop_manipulation", "kitchen_table", "kitchen_table", (0.0, 0.0, 0.9)),
     "living_room": (
-        "libero_living_room_tabletop_manipulation", "living_room_table", "living_room_table", (0.0, 0.0, 0.41),
+        "libero_living_room_tabletop_manipulation",
+        "living_room_table",
+        "living_room_table",
+        (0.0, 0.0, 0.41),
     ),
     "study": ("libero_study_tabletop_manipulation", "study_table", "study_table", (-0.2, 0.0, 0.867)),
     "floor": ("libero_floor_manipulation", "floor", "floor", (0.0, 0.0, -0.035)),
-}  # fmt: skip
+}
 PLACING = ("in", "on")
 
 
@@ -184,9 +187,7 @@ def check(axis: str, settings: Mapping[str, Any]) -> None:
         "environment": lambda: settings.get("arena") in ARENAS,
     }[axis]()
     if not ok:
-        expected = {
-            "position": "two names", "task": "clauses [predicate, name, ...]", "environment": ", ".join(ARENAS)
-        }  # fmt: skip
+        expected = {"position": "two names", "task": "clauses [predicate, name, ...]", "environment": ", ".join(ARENAS)}
         raise ConfigError(
             f"{axis}: not a value of it",
             field=f"{axis}.{keys[0]}",
