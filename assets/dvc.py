@@ -10,7 +10,7 @@ from typing import Any
 
 import dagster as dg
 
-from prts_core.config.load import Plan, load_plan
+from prts_core.config.load import RunPlan, load_plan
 from prts_core.io.errors import PrtsError, Skipped, StageError
 from prts_core.stages import chain
 from prts_core.stages.dvc_file import DvcFile
@@ -30,7 +30,7 @@ class DvcResource(dg.ConfigurableResource):
     root: str = "."
     patience: float = 60.0
 
-    def commit(self, plan: Plan, stage: str, partition: str | None, outputs: Path, log: Any) -> bool:
+    def commit(self, plan: RunPlan, stage: str, partition: str | None, outputs: Path, log: Any) -> bool:
         """Commit the view of this stage; true where DVC has it now. What was or was not done is a line of `log`."""
         if not self.enabled:
             return False

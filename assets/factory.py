@@ -15,7 +15,7 @@ from assets.launchpad import Chosen
 from assets.metadata import Shown, metadata
 from assets.recipes import RecipePage
 from assets.shown import SHOWN
-from prts_core.config.load import Plan
+from prts_core.config.load import RunPlan
 from prts_core.io.errors import PrtsError, Skipped
 from prts_core.stages import chain
 from prts_core.store.stage import Stage
@@ -148,7 +148,7 @@ def _stage_asset(page: RecipePage, stage: Stage) -> dg.AssetsDefinition:
 
 
 def _passed_over(
-    context: dg.AssetExecutionContext, page: RecipePage, stage: Stage, plan: Plan, partition: str | None
+    context: dg.AssetExecutionContext, page: RecipePage, stage: Stage, plan: RunPlan, partition: str | None
 ) -> list[str]:
     """The skipped stage and those of this run that follow from it, which Dagster does not call."""
     names = [name for name, of in chain.steps(plan) if of == partition]

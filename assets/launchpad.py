@@ -20,7 +20,7 @@ import dagster as dg
 import yaml
 
 from assets.recipes import RecipePage
-from prts_core.config.load import Plan, load_plan
+from prts_core.config.load import RunPlan, load_plan
 from prts_core.config.schema import Recipe
 
 FIXED = ("name", "datasets", "deploy")  # the page's keys and partitions come from them
@@ -35,7 +35,7 @@ class Chosen:
     outputs: Path
     overrides: tuple[str, ...] = ()
 
-    def load(self) -> Plan:
+    def load(self) -> RunPlan:
         """The plan; a ConfigError says what is wrong with a changed value."""
         return load_plan(self.path, self.overrides)
 

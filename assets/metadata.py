@@ -11,7 +11,7 @@ from typing import Any
 
 import dagster as dg
 
-from prts_core.config.load import Plan
+from prts_core.config.load import RunPlan
 from prts_core.io.errors import PrtsError
 from prts_core.store.code import code_digest
 from prts_core.store.manifest import Manifest
@@ -40,7 +40,7 @@ class Shown:
     """
 
     checks: tuple[Check, ...] = ()
-    results: Callable[[Path, Plan], list[dg.AssetCheckResult]] = lambda output, plan: []
+    results: Callable[[Path, RunPlan], list[dg.AssetCheckResult]] = lambda output, plan: []
     extra: Callable[[Path], dict[str, Any]] = lambda output: {}
     failed: Callable[[PrtsError], list[dg.AssetCheckResult]] = lambda error: []
 

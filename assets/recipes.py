@@ -13,7 +13,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from prts_core.config.load import Plan, load_plan
+from prts_core.config.load import RunPlan, load_plan
 from prts_core.config.places import recipe_paths
 from prts_core.delivery.regression import names
 from prts_core.io.errors import ConfigError
@@ -28,7 +28,7 @@ SUITE, VERSION = "suite", "version"  # dimensions of the asset `regression`
 class RecipePage:
     """One recipe as Dagster sees it."""
 
-    plan: Plan
+    plan: RunPlan
 
     @property
     def name(self) -> str:

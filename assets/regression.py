@@ -12,7 +12,7 @@ from assets.factory import EVALUATION, caller, failure
 from assets.launchpad import Chosen
 from assets.metadata import inline_picture, table
 from assets.recipes import SUITE, VERSION, RecipePage
-from prts_core.delivery.regression import Outcome, regress, report_of
+from prts_core.delivery.regression import RegressionOutcome, regress, report_of
 from prts_core.io.errors import PrtsError
 
 CHECK = "no_significant_drop"
@@ -66,7 +66,7 @@ def regression_asset(page: RecipePage, freshness: dg.FreshnessPolicy | None = No
     return regression
 
 
-def drop_check(outcome: Outcome) -> dg.AssetCheckResult:
+def drop_check(outcome: RegressionOutcome) -> dg.AssetCheckResult:
     """Red on a drop. A comparison that could not be made is no pass: it warns. An alarm shows the text alone, so that
     it says which suite and version it is about."""
     verdict = outcome.verdict
@@ -82,11 +82,11 @@ def drop_check(outcome: Outcome) -> dg.AssetCheckResult:
     )
 
 
-def _promotion(outcome: Outcome) -> str:
+def _promotion(outcome: RegressionOutcome) -> str:
     return "there is no challenger" if outcome.decision is None else outcome.decision.said()
 
 
-def shown(outcome: Outcome) -> dict[str, Any]:
+def shown(outcome: RegressionOutcome) -> dict[str, Any]:
     """What the asset's page shows: picture over versions, rates with their label, tasks, published numbers."""
     result = outcome.result
     out: dict[str, Any] = {}

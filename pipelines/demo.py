@@ -23,7 +23,7 @@ from pipelines import report
 from pipelines.home import prepare_home, prepare_instance
 from pipelines.jobs import jobs
 from pipelines.terminal import QUIET, Lines
-from prts_core.config.load import Plan
+from prts_core.config.load import RunPlan
 from prts_core.config.places import outputs_folder
 from prts_core.io.errors import PrtsError, Skipped, StageError
 from prts_core.io.files import read_json
@@ -33,7 +33,7 @@ from prts_core.tracking.store import ui_address
 NO_RETRY = {"dagster/max_retries": "0"}  # the next `make demo` goes on; the page's daemon must not
 
 
-def finished(plan: Plan, outputs: Path) -> bool:
+def finished(plan: RunPlan, outputs: Path) -> bool:
     """True when every stage stands under this very plan with intact content, or is skipped, and the policy is
     registered."""
     found = report.results(plan, outputs)
@@ -76,7 +76,7 @@ def open_instance() -> dg.DagsterInstance:
     )
 
 
-def require_data(plan: Plan, outputs: Path) -> None:
+def require_data(plan: RunPlan, outputs: Path) -> None:
     """StageError where the deployed policy needs a dataset that is not here: nothing after it could run."""
     try:
         chain.store(outputs).resolve("package", plan)

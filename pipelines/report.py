@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from prts_core.config.load import Plan
+from prts_core.config.load import RunPlan
 from prts_core.io.errors import Skipped, StageError, UnavailableError
 from prts_core.io.files import read_json, write_json
 from prts_core.stages import chain
@@ -29,7 +29,7 @@ VALUES = ("spearman", "right_over_wrong", "auroc", "n_failed", "n_success")
 Results = dict[tuple[str, str | None], Manifest | Skipped | None]
 
 
-def results(plan: Plan, outputs: Path) -> Results:
+def results(plan: RunPlan, outputs: Path) -> Results:
     """(stage, dataset) -> its verified result under this plan, why it is skipped, or none where it has not run."""
     store = chain.store(outputs)
     known: dict[tuple[str, str | None], Resolved] = {}
@@ -44,13 +44,13 @@ def results(plan: Plan, outputs: Path) -> Results:
     return found
 
 
-def registration(plan: Plan, outputs: Path) -> Path | None:
+def registration(plan: RunPlan, outputs: Path) -> Path | None:
     """What `register` wrote for this recipe, or none."""
     path = outputs / "registrations" / f"{plan.recipe.name}.json"
     return path if path.is_file() else None
 
 
-def write(plan: Plan, outputs: Path) -> Path:
+def write(plan: RunPlan, outputs: Path) -> Path:
     """Gather the finished stages' reports into `<outputs>/demo/report.json`. StageError where something has not run."""
     found = results(plan, outputs)
     missing = [(stage, partition) for (stage, partition), result in found.items() if result is None]

@@ -5,7 +5,7 @@ from pathlib import Path
 import dagster as dg
 
 from assets.metadata import Check, Shown, table
-from prts_core.config.load import Plan
+from prts_core.config.load import RunPlan
 from prts_core.io.files import read_json
 from prts_core.statistics.binomial import wilson
 
@@ -14,7 +14,7 @@ CHECK = Check(
 )
 
 
-def results(output: Path, plan: Plan) -> list[dg.AssetCheckResult]:
+def results(output: Path, plan: RunPlan) -> list[dg.AssetCheckResult]:
     """Passed when the Wilson interval's lower bound over all episodes exceeds the floor."""
     report, floor = read_json(output / "report.json"), plan.recipe.register.floor
     rows, episodes, successes = [], 0, 0

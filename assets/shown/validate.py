@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 
 from assets.metadata import Check, Shown, table
-from prts_core.config.load import Plan
+from prts_core.config.load import RunPlan
 from prts_core.data.validation.report import COLUMNS, ValidationFailed, ValidationReport
 from prts_core.io.errors import PrtsError
 
@@ -38,7 +38,7 @@ def check_of(law: str) -> str:
     return "tables" if law.startswith("table") else CHECK_OF.get(law, "laws")
 
 
-def results(output: Path, plan: Plan) -> list[dg.AssetCheckResult]:
+def results(output: Path, plan: RunPlan) -> list[dg.AssetCheckResult]:
     return list(_results(ValidationReport.load(output / "report.json")))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from assets.metadata import Check, Shown, inline_picture, table
-from prts_core.config.load import Plan
+from prts_core.config.load import RunPlan
 from prts_core.io.files import read_json
 
 CHECK = Check(
@@ -17,7 +17,7 @@ CHECK = Check(
 SHOWN_ROWS = 50
 
 
-def results(output: Path, plan: Plan) -> list[dg.AssetCheckResult]:
+def results(output: Path, plan: RunPlan) -> list[dg.AssetCheckResult]:
     """Passed when no ranked demonstration is flagged; the table lists the flagged ones, worst first."""
     ranking = read_json(output / "ranking.json")
     flagged = [verdict for verdict in ranking["verdicts"] if verdict["flag"]]

@@ -16,7 +16,7 @@ from prts_core.models.prts import PrtsModel
 from prts_core.text import prompt
 from prts_core.text.collate import collate, patches
 from prts_core.text.fast import FastTokenizer
-from prts_core.text.sequence import Sample, SequenceBuilder, View
+from prts_core.text.sequence import ImageTokens, Sample, SequenceBuilder
 from prts_core.text.tokenizer import TextTokenizer
 
 BATCH = 32
@@ -37,7 +37,9 @@ def run(console: Console) -> list[Row]:
 
     vision = config.vision
     side = config.image_size // (vision.patch_size * vision.merge_size)
-    builder = SequenceBuilder(tokenizer, (View("Camera top", side, side), View("Camera wrist", side, side)))
+    builder = SequenceBuilder(
+        tokenizer, (ImageTokens("Camera top", side, side), ImageTokens("Camera wrist", side, side))
+    )
     images = torch.randint(0, 256, (2 * BATCH, config.image_size, config.image_size, 3), dtype=torch.uint8)
     states = builder.encode_states(rng.integers(0, 1001, (BATCH, 4)))
     sequences = [

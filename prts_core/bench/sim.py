@@ -23,7 +23,7 @@ from rich.console import Console
 from prts_core.bench.report import Row
 from prts_core.io.errors import SimulatorError
 from prts_core.sim import protocol
-from prts_core.sim.homes import Home
+from prts_core.sim.installations import Installation
 from prts_core.sim.pool import THREAD_VARIABLES, Pool, launch_for
 from prts_core.sim.suite import EpisodeKey
 from prts_core.sim.suites import suite
@@ -78,7 +78,7 @@ class OwnLoop:
     """LIBERO's own environment in a process of its own (libero_peer.py), with whatever threads it takes."""
 
     def __init__(self, actions: np.ndarray, folder: Path) -> None:
-        home = Home("libero")
+        home = Installation("libero")
         entry = json.loads((home.path / "tasks.json").read_text())["tasks"][TASK]
         with np.load(home.path / "init_states" / entry["folder"] / f"{TASK}.npz") as file:
             np.save(folder / "state.npy", file["states"][0])
@@ -148,7 +148,7 @@ def run(console: Console) -> list[Row]:
         ("two workers / one, one thread each", ">= 1.6"),
         ("two workers, one thread each / one worker, default threads", ">= 1.0"),
     ]
-    if Home("libero").installed() is None:
+    if Installation("libero").installed() is None:
         return [Row(what, 0.0, None, "steps/s", "higher", goal, ABSENT) for what, goal in goals]
     load = os.getloadavg()[0]
     with ExitStack() as stack:
@@ -173,7 +173,7 @@ def run(console: Console) -> list[Row]:
             told = ", ".join(f"{name} {seen[-1]:.1f}" for name, (_, seen) in measured.items())
             console.print(f"round {number}: {told} steps/s", highlight=False)
         rate = {name: median(seen[1:]) for name, (_, seen) in measured.items()}
-    standins = str(Home("libero").require().get("standins", ""))
+    standins = str(Installation("libero").require().get("standins", ""))
     note = f"{os.cpu_count()} cores, load average {load:.1f} before; {PIXELS} px, two cameras"
     note += f"; {standins}" if standins else ""
     pairs = [("free", "own"), ("free", "a look a step"), ("two", "one"), ("two", "free")]

@@ -26,9 +26,9 @@ from prts_core.models.prts import PrtsModel
 from prts_core.models.stock import stock_tokens
 from prts_core.text import prompt
 from prts_core.text.fast import FastTokenizer
-from prts_core.text.sequence import Sample, SequenceBuilder, View
+from prts_core.text.sequence import ImageTokens, Sample, SequenceBuilder
 from prts_core.text.tokenizer import TextTokenizer
-from prts_core.training.batch import Batch, BatchSource, Item
+from prts_core.training.batch import Batch, BatchSource, TrainingSample
 from prts_core.training.losses import prts_loss
 from prts_core.training.trainer import Trainer
 
@@ -147,7 +147,7 @@ class Rows:
         texts = [" ".join(rng.choice(words, 26)) for _ in range(8)]
         self.tokenizer = TextTokenizer.train([prompt.clean_instruction(t) for t in texts], list(CAMERAS), 700, 256)
         tokens = side // (PROPORTIONED.vision.patch_size * PROPORTIONED.vision.merge_size)
-        self.builder = SequenceBuilder(self.tokenizer, tuple(View(c, tokens, tokens) for c in CAMERAS))
+        self.builder = SequenceBuilder(self.tokenizer, tuple(ImageTokens(c, tokens, tokens) for c in CAMERAS))
         self.states = self.builder.encode_states(rng.integers(0, 1001, (count, 28)))
         self.texts = [texts[i % len(texts)] for i in range(count)]
         self.fast = [rng.integers(0, fast.vocab_size, 48).tolist() for _ in range(count)]
@@ -161,7 +161,7 @@ class Rows:
     def lengths(self, *, response: bool, contrastive: bool) -> np.ndarray:
         raise NotImplementedError("the benchmark does not pack")
 
-    def item(self, row: int, rng: np.random.Generator, *, response: bool, contrastive: bool) -> Item:
+    def item(self, row: int, rng: np.random.Generator, *, response: bool, contrastive: bool) -> TrainingSample:
         images: Sequence[np.ndarray] = self.images[row]
         if self.heavy:
             from prts_core.data.augment import augment_view
@@ -169,7 +169,9 @@ class Rows:
             images = [augment_view(image, rng) for image in images]
         sample = Sample(self.states[row], self.texts[row], self.fast[row])
         sequence = self.builder.sequence(sample, response=response, contrastive=contrastive)
-        return Item(sequence, images, self.chunks[row], np.zeros(8, bool), row % 40, prompt.task_id(self.texts[row]))
+        return TrainingSample(
+            sequence, images, self.chunks[row], np.zeros(8, bool), row % 40, prompt.task_id(self.texts[row])
+        )
 
     def source(self, batch_size: int, contrastive: int, **spread: int) -> BatchSource:
         vision = PROPORTIONED.vision

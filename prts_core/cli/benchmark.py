@@ -21,7 +21,7 @@ from rich.text import Text
 from prts_core.io.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from prts_core.rollout.episode_plan import Plan
+    from prts_core.rollout.episode_plan import EpisodePlan
 
 EPILOG = """\
 With --policy and --suite this is a tool and runs no stage:
@@ -98,10 +98,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from prts_core.delivery.open_policy import open_actor
-    from prts_core.rollout.episode_plan import Settings
+    from prts_core.delivery.open_policy import open_policy
+    from prts_core.rollout.episode_plan import SuiteSettings
     from prts_core.rollout.remote_policy import named_contract
-    from prts_core.rollout.run_suite import Machine, run_suite
+    from prts_core.rollout.run_suite import ExecutionOptions, run_suite
     from prts_core.sim.suites import suite as suite_of
 
     console = Console(soft_wrap=True, highlight=False)
@@ -120,9 +120,9 @@ def main(args: argparse.Namespace) -> int:
         args.output or args.outputs / "benchmark" / (re.sub(r"[^A-Za-z0-9.@-]+", "-", args.policy).strip("-")[-80:])
     )
     earlier = {spec.name: earlier_run(args.compare, spec.name) for spec in suites} if args.compare else {}
-    settings = Settings(args.episodes, tuple(args.tasks), args.seed, args.execute, image_size=args.image_size)
-    machine = Machine(args.workers, args.videos)
-    actor = open_actor(
+    settings = SuiteSettings(args.episodes, tuple(args.tasks), args.seed, args.execute, image_size=args.image_size)
+    machine = ExecutionOptions(args.workers, args.videos)
+    actor = open_policy(
         args.policy,
         batch=default_batch(args),
         values=not args.no_values,
@@ -198,7 +198,7 @@ def early_stop(
     if rates is None:
         return None
 
-    def reader(plan: Plan) -> Any:
+    def reader(plan: EpisodePlan) -> Any:
         most = len(plan.keys)
         if earlier is None:
             made = RateTest(*rates, most, args.alpha, args.beta, len(plan.tasks)).checked()
@@ -215,7 +215,7 @@ def early_stop(
     return reader
 
 
-def paired_outcomes(earlier: Path, plan: Plan) -> list[bool]:
+def paired_outcomes(earlier: Path, plan: EpisodePlan) -> list[bool]:
     """What the earlier run made of the plan's episodes, as its `order` has them. DataError where it lacks one."""
     from prts_core.delivery.gate import policy_episodes
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from prts_core.cli.main import add_plan_arguments
-from prts_core.config.load import Plan, load_plan
+from prts_core.config.load import RunPlan, load_plan
 from prts_core.io.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
         f"activations {kept}, {load.samples} samples of {load.tokens} tokens a GPU and micro-batch",
         soft_wrap=True,
     )
-    for name in ("weights", "gradients", "optimizer", "average", "activations", "total"):
+    for name in ("weights", "gradients", "optimizer", "ema", "activations", "total"):
         console.print(f"  {name:12s} {getattr(memory, name) / 2**30:8.2f} GiB a GPU")
     console.print(
         "an estimate (arXiv:1910.02054): communication buckets and fragmentation come on top, some 20 %", soft_wrap=True
@@ -64,7 +64,7 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def parameters(plan: Plan, config: TrainConfig) -> list[Any]:
+def parameters(plan: RunPlan, config: TrainConfig) -> list[Any]:
     """Counts of the recipe's model, made on the meta device: no weights, no download."""
     import torch
 
@@ -80,14 +80,14 @@ def parameters(plan: Plan, config: TrainConfig) -> list[Any]:
     return count(model)
 
 
-def vocabulary(plan: Plan) -> int:
+def vocabulary(plan: RunPlan) -> int:
     """Rows of the embedding, but for the few that the data adds."""
     recipe = plan.recipe.pretrain
     fast = PUBLISHED_FAST if recipe.fast or plan.sft(plan.recipe.deploy).fast else recipe.fast_vocab_size
     return (QWEN_TOKENS if plan.model.pretrained else recipe.vocab_size) + fast
 
 
-def load_of(plan: Plan, config: TrainConfig, gpus: int, tokens: int | None, cameras: int | None) -> Load:
+def load_of(plan: RunPlan, config: TrainConfig, gpus: int, tokens: int | None, cameras: int | None) -> Load:
     """One process's micro-batch. Packed rows count as samples of pack_length tokens."""
     from prts_core.training.memory import Load
 

@@ -86,7 +86,7 @@ def main(args: argparse.Namespace) -> int:
     require("msgpack", "serve")
     from prts_core.delivery.resolve import resolve
     from prts_core.io.msgpack import LIMITS
-    from prts_core.serving.inference import Inference
+    from prts_core.serving.batcher import DynamicBatcher
     from prts_core.serving.server import PolicyServer, ServerConfig
 
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(name)s: %(message)s")
@@ -114,7 +114,7 @@ def main(args: argparse.Namespace) -> int:
     loaded = load_policy(model.folder)
     policy = loaded if args.subtask_looks == 1 else SubtaskCache(loaded, args.subtask_looks)
     server = PolicyServer(policy, config)
-    warm_ms = Inference(policy, 1, args.value).warm_up()
+    warm_ms = DynamicBatcher(policy, 1, args.value).warm_up()
     console.print(
         summary(model.reference, model.version, model.package_digest, policy.contract, model.manifest, warm_ms)
     )

@@ -56,12 +56,12 @@ def main(args: argparse.Namespace) -> int:
 
 
 def list_all(args: argparse.Namespace) -> int:
-    from prts_core.sim.homes import Home, in_main_environment
+    from prts_core.sim.installations import Installation, in_main_environment
     from prts_core.sim.suites import FAMILIES, part, suite
 
     table = Table("simulator", "suite", "tasks", "episodes a task", "installed")
     for family, names in FAMILIES.items():
-        home = Home(family)
+        home = Installation(family)
         try:
             record = part(family, "install").install(home) if in_main_environment(family) else home.require()
             specs = [suite(name) for name in names]
@@ -106,17 +106,17 @@ def show(args: argparse.Namespace) -> int:
 
 
 def install(args: argparse.Namespace) -> int:
-    from prts_core.sim.homes import Home
+    from prts_core.sim.installations import Installation
     from prts_core.sim.suites import part
 
-    record = part(args.family, "install").install(Home(args.family), args.assets)
+    record = part(args.family, "install").install(Installation(args.family), args.assets)
     standins = f", {record['standins']}" if record.get("standins") else ""
     Console(soft_wrap=True).print(f"{args.family}: installed{standins}", highlight=False)
     return 0
 
 
 def check(args: argparse.Namespace) -> int:
-    from prts_core.sim.homes import Home
+    from prts_core.sim.installations import Installation
     from prts_core.sim.self_check import check_suites
     from prts_core.sim.suites import FAMILIES, part
 
@@ -124,16 +124,16 @@ def check(args: argparse.Namespace) -> int:
     names = FAMILIES[args.family]
     for name in args.suite or ():
         lookup(dict.fromkeys(names), name, f"suite of {args.family}")
-    console.print(f"{args.family}: {part(args.family, 'install').check(Home(args.family))}", highlight=False)
+    console.print(f"{args.family}: {part(args.family, 'install').check(Installation(args.family))}", highlight=False)
     for row in check_suites(tuple(args.suite or names)):
         console.print("  " + ", ".join(f"{key} {value}" for key, value in row.items()), highlight=False)
     return 0
 
 
 def remove(args: argparse.Namespace) -> int:
-    from prts_core.sim.homes import Home, in_main_environment
+    from prts_core.sim.installations import Installation, in_main_environment
 
-    home, console = Home(args.family), Console(soft_wrap=True)
+    home, console = Installation(args.family), Console(soft_wrap=True)
     if in_main_environment(args.family):
         raise ConfigError(
             f"{args.family!r} lives in the main environment", field="family", cure="uninstall its packages with pip"

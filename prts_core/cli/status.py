@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from prts_core.cli.main import add_plan_arguments, tell, wide_console
 
 if TYPE_CHECKING:
-    from prts_core.store.status import Row, Status
+    from prts_core.store.status import Status, StatusRow
 
 EPILOG = """\
 examples
@@ -96,7 +96,7 @@ def show(found: Status, everything: bool = False) -> None:
         )
 
 
-def _about(row: Row, everything: bool) -> Any:
+def _about(row: StatusRow, everything: bool) -> Any:
     from rich.text import Text
 
     from prts_core.store.status import when

@@ -110,7 +110,7 @@ def fields_of(section: Any) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """A recipe with every file it names read and checked. The one thing stages are configured from.
 
     path: the recipe's YAML; its folder holds datasets/, robots/ and models/. overrides: `--set` texts, which the recipe
@@ -232,8 +232,8 @@ class Plan:
         return shlex.join(words)
 
 
-def load_plan(path: Path, overrides: Sequence[str] | None = None) -> Plan:
+def load_plan(path: Path, overrides: Sequence[str] | None = None) -> RunPlan:
     """Read a recipe with `--set` overrides laid over it; datasets, robots and models are read when first asked for."""
     typed = tuple(overrides or ())
     raw = merge(read_yaml(path, "recipe"), parse_overrides(typed))
-    return Plan(path=path, recipe=check(Recipe, raw, path), overrides=typed)
+    return RunPlan(path=path, recipe=check(Recipe, raw, path), overrides=typed)

@@ -94,7 +94,7 @@ def resize(images: np.ndarray, height: int, width: int) -> np.ndarray:
     )
 
 
-def fit(images: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+def resize_for_model(images: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     """Images at the model's size: letterboxed into a square (int), or resized to (height, width)."""
     return letterbox(images, size) if isinstance(size, int) else resize(images, *size)
 

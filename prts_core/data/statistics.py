@@ -2,7 +2,7 @@
 
 Memory does not grow with the data, files are read side by side, and the result does not depend on how many do. Pooled
 means over frames: averaging per-episode quantiles, as others do, is wrong. It does not know who normalises with them
-(`prts_core.data.normalize`), nor how rows are summed up (`prts_core.data.summary`).
+(`prts_core.data.normalize`), nor how rows are summed up (`prts_core.data.streaming_summary`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from prts_core.contract import Contract, require_equal
 from prts_core.data.ahead import in_order
 from prts_core.data.lerobot_v21.reader import LeRobotDataset, column_array
 from prts_core.data.normalize import ACTION, STATE, FeatureStats, NormStats, affine
-from prts_core.data.summary import BLOCK, Summary
+from prts_core.data.streaming_summary import BLOCK, StreamingSummary
 from prts_core.io.errors import ConfigError, DataError
 from prts_core.io.files import digest_file, digest_value
 from prts_core.io.progress import Bar
@@ -40,10 +40,10 @@ class Computed:
     """
 
     stats: NormStats
-    rows: Summary
+    rows: StreamingSummary
     contract: Contract
     relative: NormStats | None = None
-    relative_rows: Summary | None = None
+    relative_rows: StreamingSummary | None = None
 
     @property
     def trained(self) -> NormStats:
@@ -103,7 +103,7 @@ def compute(
         )
     files = _files(datasets, split)
     width = len(contract.state) + len(contract.action)
-    rows, chunks, digests = Summary(width), Summary(len(relative)), []
+    rows, chunks, digests = StreamingSummary(width), StreamingSummary(len(relative)), []
     with Bar("reading tables", len(files)) as bar:
         for own, steps, found in in_order(
             lambda leaf: _summarise(leaf, contract, relative, chunk_length), _leaves(files), workers or _cores()
@@ -202,7 +202,7 @@ def _cores() -> int:
 # ---- one leaf -------------------------------------------------------------------------------------------------------
 def _summarise(
     leaf: list[_File], contract: Contract, relative: list[int], chunk_length: int | None
-) -> tuple[Summary, Summary, list[str]]:
+) -> tuple[StreamingSummary, StreamingSummary, list[str]]:
     """(states and actions, state-relative chunks, SHA-256 of each file)."""
     lengths = [file.length for file in leaf]
     rows = _Blocks(len(contract.state) + len(contract.action), sum(lengths))
@@ -247,7 +247,7 @@ class _Blocks:
     fewer)."""
 
     def __init__(self, width: int, expected: int) -> None:
-        self.summary = Summary(width)
+        self.summary = StreamingSummary(width)
         self.size = -(-expected // max(1, expected // BLOCK))
         self.left, self.used = expected, 0
         self.block = np.empty((width, 0), np.float32)
@@ -266,13 +266,13 @@ class _Blocks:
             if self.used == self.block.shape[1]:
                 self._flush()
 
-    def done(self) -> Summary:
+    def done(self) -> StreamingSummary:
         assert not self.left and not self.used, "every file was held against its announced length"
         return self.summary
 
     def _flush(self) -> None:
         block, self.block, self.used = self.block, np.empty((len(self.block), 0), np.float32), 0
-        self.summary.merge(Summary.of(block))
+        self.summary.merge(StreamingSummary.of(block))
 
 
 def _pieces(file: _File, contract: Contract, check: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -334,7 +334,7 @@ def _check(values: np.ndarray, width: int, path: Path, key: str, first: int, fin
 
 
 # ---- from a summary to a record ------------------------------------------------------------------------------------
-def _features(rows: Summary) -> FeatureStats:
+def _features(rows: StreamingSummary) -> FeatureStats:
     q01, q99 = rows.quantiles(QUANTILES)
     return FeatureStats(rows.mean, rows.std, rows.low, rows.high, q01, q99)
 

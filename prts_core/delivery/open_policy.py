@@ -7,12 +7,12 @@ from pathlib import Path
 from prts_core.contract import Contract
 from prts_core.delivery.resolve import policy_folder
 from prts_core.io.errors import ConfigError
-from prts_core.rollout.local_policy import Actor, LocalActor
+from prts_core.rollout.local_policy import LocalPolicy, PolicyUnderTest
 
 SERVERS = ("ws://", "wss://")
 
 
-def open_actor(
+def open_policy(
     reference: str,
     *,
     batch: int = 1,
@@ -21,7 +21,7 @@ def open_actor(
     api_key: str | None = None,
     outputs: Path = Path("outputs"),
     contract: Contract | None = None,
-) -> Actor:
+) -> PolicyUnderTest:
     """The policy that `reference` names: ws://host:port, a policy or package folder, models:/<name>@<alias>.
 
     outputs: whose registry is meant. contract: of a server that states none. Raises ServeError, CheckpointError or
@@ -30,9 +30,9 @@ def open_actor(
     if batch < 1:
         raise ConfigError("A batch holds samples", field="--batch", found=batch, expected="1 or more")
     if reference.startswith(SERVERS):
-        from prts_core.rollout.remote_policy import ServerActor
+        from prts_core.rollout.remote_policy import RemotePolicy
 
-        return ServerActor(
+        return RemotePolicy(
             reference, batch=batch, values=values, patience_s=patience_s, api_key=api_key, contract=contract
         )
     if contract is not None:
@@ -54,4 +54,4 @@ def open_actor(
     folder = policy_folder(reference, outputs)
     policy = load_policy(folder)
     identity = {"policy_digest": policy_digest(folder), "contract": policy.contract.fingerprint}
-    return LocalActor(policy, identity, batch=batch, values=values, fill=policy.device.type == "cpu")
+    return LocalPolicy(policy, identity, batch=batch, values=values, fill=policy.device.type == "cpu")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from prts_core.config.schema import OWN_BENCHMARK
 from prts_core.contract import PolicyContract
 from prts_core.delivery import audit, promotion, registry
-from prts_core.delivery.promotion import Bar, Candidate, Decision, Evidence
+from prts_core.delivery.promotion import Candidate, Decision, Evidence, PromotionBar
 from prts_core.delivery.suite_results import episodes_of, results_of, write_result
 from prts_core.io.errors import ConfigError, StageError
 from prts_core.io.files import canonical_json
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-    from prts_core.config.load import Plan
+    from prts_core.config.load import RunPlan
 
 APPROVAL, WITHDRAWN = "prts.approval", "prts.withdrawn"
 
 
-def bars(plan: Plan) -> dict[str, Bar]:
+def bars(plan: RunPlan) -> dict[str, PromotionBar]:
     """Name of a result -> what it must reach: the recipe's own benchmark first, then its suites."""
     own = plan.recipe.register
-    found = {OWN_BENCHMARK: Bar(own.margin, own.floor)}
+    found = {OWN_BENCHMARK: PromotionBar(own.margin, own.floor)}
     for run in plan.recipe.regression.suites:
-        found[run.label] = Bar(
+        found[run.label] = PromotionBar(
             own.margin if run.margin is None else run.margin, own.floor if run.floor is None else run.floor
         )
     return found
@@ -52,7 +52,7 @@ def evidence_of(outputs: Path, version: ModelVersion, names: Iterable[str]) -> d
 
 
 def promote(
-    plan: Plan,
+    plan: RunPlan,
     outputs: Path,
     number: str = "",
     *,

@@ -43,7 +43,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Bar:
+class PromotionBar:
     """What one suite asks: see `gate.decide`."""
 
     margin: float
@@ -100,7 +100,7 @@ class Decision:
 
 
 def compare(
-    suite: str, ours: Mapping[str, Evidence], theirs: Mapping[str, Evidence] | None, bar: Bar, suites: int
+    suite: str, ours: Mapping[str, Evidence], theirs: Mapping[str, Evidence] | None, bar: PromotionBar, suites: int
 ) -> Verdict | Incomparable:
     """The gate's verdict on one suite, or why there is none. theirs: the champion's; none: there is no champion.
 
@@ -124,7 +124,7 @@ def compare(
 
 
 def decide(
-    bars: Mapping[str, Bar],
+    bars: Mapping[str, PromotionBar],
     challenger: Candidate,
     champion: Candidate | None,
     *,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prts_core.config.load import Plan
+from prts_core.config.load import RunPlan
 from prts_core.config.schema import OWN_BENCHMARK
 from prts_core.contract import PolicyContract
 from prts_core.delivery import audit, registry
@@ -74,7 +74,7 @@ class Context:
 
 
 def register_package(
-    plan: Plan, package: Manifest, benchmark: Manifest, outputs: Path, caller: dict[str, str] | None = None
+    plan: RunPlan, package: Manifest, benchmark: Manifest, outputs: Path, caller: dict[str, str] | None = None
 ) -> dict[str, Any]:
     """Register a package as a version of the recipe's model: @challenger always, @champion by the rule.
 

@@ -30,14 +30,14 @@ from prts_core.delivery.suite_results import (
 )
 from prts_core.io.errors import StageError, lookup
 from prts_core.io.files import read_json
-from prts_core.rollout.episode_plan import Plan as EpisodePlan
-from prts_core.rollout.episode_plan import Settings, make_plan
+from prts_core.rollout.episode_plan import EpisodePlan as EpisodePlan
+from prts_core.rollout.episode_plan import SuiteSettings, make_plan
 from prts_core.tracking.store import client
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-    from prts_core.config.load import Plan
+    from prts_core.config.load import RunPlan
 
 Say = Callable[[str], None]
 
@@ -50,7 +50,7 @@ NOTHING_YET: dict[Missing, str] = {
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RegressionOutcome:
     """comparison: with the champion's record, or why there is none. again: the champion's suite was run once more; its
     recorded result stays. decision: what became of the challenger, if there is one. picture: the history over
     versions."""
@@ -84,12 +84,12 @@ class Outcome:
         return NOTHING_YET.get(self.comparison) or Objection(self.comparison, self.name).said()  # type: ignore[arg-type]
 
 
-def names(plan: Plan) -> tuple[str, ...]:
+def names(plan: RunPlan) -> tuple[str, ...]:
     """What results are called: the recipe's own benchmark first, then its suites."""
     return tuple(bars(plan))
 
 
-def due(plan: Plan, outputs: Path) -> list[tuple[str, str]]:
+def due(plan: RunPlan, outputs: Path) -> list[tuple[str, str]]:
     """(name, version) of tonight: the champion on everything, and every newer version on what it has no result on.
 
     The champion first, so that the others find something to be compared with. Empty while nothing is registered.
@@ -105,14 +105,14 @@ def due(plan: Plan, outputs: Path) -> list[tuple[str, str]]:
     return tonight
 
 
-def lacking(plan: Plan, outputs: Path, version: ModelVersion) -> list[str]:
+def lacking(plan: RunPlan, outputs: Path, version: ModelVersion) -> list[str]:
     """The suites on which the version has no result under the present protocol."""
     package, have = registry.version_files(outputs, version, registry.PACKAGE), results_of(version)
     return [name for name in names(plan) if name not in have or not _same(have[name], planned(plan, name, package))]
 
 
 def regress(
-    plan: Plan,
+    plan: RunPlan,
     name: str,
     version: str,
     outputs: Path,
@@ -120,7 +120,7 @@ def regress(
     attempt: str,
     caller: dict[str, str] | None = None,
     say: Say = lambda text: None,
-) -> Outcome:
+) -> RegressionOutcome:
     """Measure `models:/<the recipe's model>/<version>` on `name` and judge it; goes on where a killed run stopped.
 
     attempt: names a repetition (a date, a run's id), so that the same one is resumed and the next one is not. A version
@@ -135,8 +135,8 @@ def regress(
 
 
 def _regress(
-    plan: Plan, name: str, version: ModelVersion, outputs: Path, attempt: str, caller: dict[str, str], say: Say
-) -> Outcome:
+    plan: RunPlan, name: str, version: ModelVersion, outputs: Path, attempt: str, caller: dict[str, str], say: Say
+) -> RegressionOutcome:
     store, model = client(outputs), version.name
     champion = registry.version_of_alias(store, model, registry.CHAMPION)
     is_champion = champion is not None and champion.version == version.version
@@ -158,7 +158,7 @@ def _regress(
     folder = outputs / "regression" / model / name.replace(":", "_") / f"v{version.version}" / place
     with SuiteRunLog(outputs, plan.recipe.name, version, name, attempt, caller) as log:
         if known is None or again:
-            result = replace(measure(plan, name, package, outputs, folder, say), run_id=log.run_id)
+            result = replace(measure_version(plan, name, package, outputs, folder, say), run_id=log.run_id)
             ours = gate.policy_episodes(folder / "episodes.parquet")
         else:
             result, ours = known, recorded
@@ -180,15 +180,17 @@ def _regress(
         picture = draw(outputs, model, outputs / "regression" / model / "history.png")
         if picture is not None:
             log.add(picture)
-        return Outcome(name, str(version.version), result, comparison, again, decision, folder, picture, log.url)
+        return RegressionOutcome(
+            name, str(version.version), result, comparison, again, decision, folder, picture, log.url
+        )
 
 
-def run_of(plan: Plan, name: str) -> SuiteRun | None:
+def run_of(plan: RunPlan, name: str) -> SuiteRun | None:
     """The recipe's suite of that name; none: its own benchmark."""
     return next((run for run in plan.recipe.regression.suites if run.label == name), None)
 
 
-def planned(plan: Plan, name: str, package: Path) -> EpisodePlan:
+def planned(plan: RunPlan, name: str, package: Path) -> EpisodePlan:
     """The episodes of one suite, or of the recipe's own benchmark, for the policy in `package`."""
     chunk = PolicyContract.load(package / "policy_contract.json").chunk_length
     run = run_of(plan, name)
@@ -202,31 +204,33 @@ def planned(plan: Plan, name: str, package: Path) -> EpisodePlan:
     return make_plan(suite(run.suite), chunk, _settings(run))
 
 
-def _settings(run: SuiteRun) -> Settings:
-    return Settings(run.episodes, run.tasks, run.seed, run.execute, dict(run.perturbation), run.image_size)
+def _settings(run: SuiteRun) -> SuiteSettings:
+    return SuiteSettings(run.episodes, run.tasks, run.seed, run.execute, dict(run.perturbation), run.image_size)
 
 
 def _same(known: SuiteResult, episodes: EpisodePlan) -> bool:
     return (known.protocol_digest, known.n) == (episodes.protocol_digest, len(episodes.keys))
 
 
-def measure(plan: Plan, name: str, package: Path, outputs: Path, folder: Path, say: Say) -> SuiteResult:
+def measure_version(plan: RunPlan, name: str, package: Path, outputs: Path, folder: Path, say: Say) -> SuiteResult:
     """Run the suite, or the recipe's own benchmark without its controls, into `folder`; resumes what lies there."""
     run = run_of(plan, name)
     if run is None:
-        from prts_core.rollout.benchmark import Places, benchmark_policy
+        from prts_core.rollout.benchmark import BenchmarkFolders, benchmark_policy
 
         config = replace(plan.benchmark, failures_wanted=0)  # no controls, no extra failures
-        places = Places(policy=package, dataset=None, early=None, work=folder / "work", output=folder)
+        places = BenchmarkFolders(policy=package, dataset=None, early=None, work=folder / "work", output=folder)
         report = benchmark_policy(config, places, conditions=("policy",))
     else:
-        from prts_core.delivery.open_policy import open_actor
-        from prts_core.rollout.run_suite import Machine, run_suite
+        from prts_core.delivery.open_policy import open_policy
+        from prts_core.rollout.run_suite import ExecutionOptions, run_suite
         from prts_core.sim.suites import suite
 
-        actor = open_actor(str(package), batch=run.batch, outputs=outputs)
+        actor = open_policy(str(package), batch=run.batch, outputs=outputs)
         try:
-            report = run_suite(actor, suite(run.suite), _settings(run), folder, Machine(workers=run.workers), say=say)
+            report = run_suite(
+                actor, suite(run.suite), _settings(run), folder, ExecutionOptions(workers=run.workers), say=say
+            )
         finally:
             actor.close()
     return result_of(report, gate.policy_episodes(folder / "episodes.parquet"))

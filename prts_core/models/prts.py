@@ -116,14 +116,14 @@ class PrtsModel(nn.Module):
         return sample_actions(velocity, start, expert.denoise_steps)
 
     def embed_state_actions(self, encoded: Encoded) -> Tensor:
-        """phi (S, E), read at each sample's `phi_at`; meaningless where that is -1."""
+        """phi (S, E), read at each sample's `state_action_index`; meaningless where that is -1."""
         self._need_value_heads()
-        return self.crl_action_encoder(encoded.hidden[encoded.tokens.row, encoded.tokens.phi_at])
+        return self.crl_action_encoder(encoded.hidden[encoded.tokens.row, encoded.tokens.state_action_index])
 
     def embed_goals(self, encoded: Encoded) -> Tensor:
-        """psi (S, E), read at each sample's `psi_at`."""
+        """psi (S, E), read at each sample's `goal_index`."""
         self._need_value_heads()
-        return self.crl_goal_encoder(encoded.hidden[encoded.tokens.row, encoded.tokens.psi_at])
+        return self.crl_goal_encoder(encoded.hidden[encoded.tokens.row, encoded.tokens.goal_index])
 
     def _action_head(self) -> ActionHeadConfig:
         if self.config.expert is None:

@@ -25,10 +25,10 @@ class Tokens:
     ids, labels (B, L) int64, labels -100 where nothing is predicted; text_label (B, L) bool: labels that are words, the
     others are FAST action tokens; sample (B, L) int64: the sample a token belongs to, -1 for padding; positions (3, B,
     L) int64; mask: who sees whom, of all B * L tokens end to end; pixels (patches, C*P*P or C*2*P*P) float32 and
-    grid (images, 3) int64 for
-    all images in order; videos and video_grid likewise, none where there are no videos.
-    Per sample, (S,) int64: row; start and prompt_end, the columns an action head reads; phi_at, psi_at, the columns
-    where the contrastive embeddings are read (-1: none); dataset, an index into the batch's names.
+    grid (images, 3) int64 for all images in order; videos and video_grid likewise, none where there are no videos.
+    Per-sample fields have shape (S,) int64. row: the sample's row of the batch. Columns in it: start; prompt_end, where
+    the action head's prefix ends; state_action_index and goal_index, where phi and psi are read (-1: none). dataset: an
+    index into the batch's names.
     prompt_width: P, max(prompt_end - start). packed: False promises S == B, row == arange and start == 0.
     """
 
@@ -43,8 +43,8 @@ class Tokens:
     row: Tensor
     start: Tensor
     prompt_end: Tensor
-    phi_at: Tensor
-    psi_at: Tensor
+    state_action_index: Tensor
+    goal_index: Tensor
     dataset: Tensor
     prompt_width: int
     packed: bool

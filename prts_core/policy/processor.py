@@ -16,7 +16,7 @@ import numpy as np
 
 from prts_core.config.model import Compat, ModelConfig
 from prts_core.contract import PolicyContract
-from prts_core.data.images import fit, smart_size
+from prts_core.data.images import resize_for_model, smart_size
 from prts_core.data.normalize import (
     STATE_MODE,
     NormStats,
@@ -32,7 +32,7 @@ from prts_core.models.tokens import Tokens
 from prts_core.text import prompt
 from prts_core.text.collate import collate, patches
 from prts_core.text.fast import FastTokenizer
-from prts_core.text.sequence import Sample, SequenceBuilder, View
+from prts_core.text.sequence import ImageTokens, Sample, SequenceBuilder
 from prts_core.text.tokenizer import TextTokenizer
 
 FILES = ("policy_contract.json", "norm_stats.json", "tokenizer.json", "fast_tokenizer.json", "processor_config.json")
@@ -76,7 +76,7 @@ class Processor:
         for camera in self.contract.contract.cameras:
             size = self.view_sizes[camera.key]
             height, width = (size, size) if isinstance(size, int) else size
-            views.append(View(camera.label, height // factor, width // factor))
+            views.append(ImageTokens(camera.label, height // factor, width // factor))
         return SequenceBuilder(self.tokenizer, tuple(views), self.compat)
 
     def state_bins(self, state: np.ndarray) -> np.ndarray:
@@ -123,7 +123,7 @@ class Processor:
         missing = [key for key in keys if key not in images]
         if missing:
             raise DataError("A camera is missing", field=missing[0], found=sorted(images), expected=keys)
-        views = [fit(images[key], self.view_sizes[key]) for key in keys]
+        views = [resize_for_model(images[key], self.view_sizes[key]) for key in keys]
         return [view for sample in zip(*views, strict=True) for view in sample]
 
     def tokens(

@@ -35,13 +35,13 @@ from prts_core.rollout.controls import (
     SwappedInstruction,
     mean_trajectory,
 )
-from prts_core.rollout.episode_plan import Settings, make_plan
-from prts_core.rollout.local_policy import LocalActor
+from prts_core.rollout.episode_plan import SuiteSettings, make_plan
+from prts_core.rollout.local_policy import LocalPolicy
 from prts_core.rollout.page import write_page
 from prts_core.rollout.published_results import published
-from prts_core.rollout.recording import Run, write_rollouts
+from prts_core.rollout.recording import RecordedRun, write_rollouts
 from prts_core.rollout.results import SCHEMA, rounded, summarize, timing
-from prts_core.rollout.run_suite import Machine, Played, Simulators, play, show
+from prts_core.rollout.run_suite import ExecutionOptions, SuiteOutcome, WorkerPool, run_plan, show
 from prts_core.rollout.runner import NO_EXPERT, ExpertRunner, Runner
 from prts_core.sim.adapter import adapt
 from prts_core.sim.suite import SuiteSpec, Task
@@ -62,7 +62,7 @@ RATES = {
 
 
 @dataclass(frozen=True)
-class Places:
+class BenchmarkFolders:
     """Folders of one benchmark. early: an earlier checkpoint of the same training, or none. work: resume state.
     timing: the file for what depends on the machine and the hour, if anybody wants it; nothing in `output` does."""
 
@@ -75,7 +75,7 @@ class Places:
 
 
 def benchmark_policy(
-    config: BenchmarkConfig, places: Places, conditions: tuple[str, ...] | None = None
+    config: BenchmarkConfig, places: BenchmarkFolders, conditions: tuple[str, ...] | None = None
 ) -> dict[str, Any]:
     """Run what is not yet in `places.work`; write episodes.parquet, report.json, page.html, videos and, where asked
     for, rollouts to `places.output`. conditions: none for the policy and the recipe's controls."""
@@ -89,7 +89,7 @@ def benchmark_policy(
             )
     if conditions is None:
         conditions = ("policy", *(name for name in CONTROLS if name in config.controls))
-    with closing(Bench(config, places)) as bench:
+    with closing(ControlledBenchmark(config, places)) as bench:
         for condition in conditions:
             getattr(bench, f"run_{condition}")()
         if "policy" in conditions and config.failures_wanted:
@@ -97,7 +97,7 @@ def benchmark_policy(
         return bench.finish()
 
 
-def measured(config: BenchmarkConfig) -> tuple[SuiteSpec, Settings, dict[str, Any]]:
+def measured(config: BenchmarkConfig) -> tuple[SuiteSpec, SuiteSettings, dict[str, Any]]:
     """(suite, what of it is run, settings of its workers): what the recipe says, else where the dataset comes from."""
     source, name, tasks, size, made = config.source, config.suite, config.tasks, config.image_size, {}
     if name is None and isinstance(source, ExpertSource):
@@ -121,7 +121,7 @@ def measured(config: BenchmarkConfig) -> tuple[SuiteSpec, Settings, dict[str, An
         )
     count = len(dict.fromkeys(tasks)) or len(spec.tasks)
     each = spec.episodes_per_task if config.episodes is None else config.episodes
-    settings = Settings(
+    settings = SuiteSettings(
         episodes=count * each,
         tasks=tasks,
         seed=config.seed,
@@ -132,10 +132,10 @@ def measured(config: BenchmarkConfig) -> tuple[SuiteSpec, Settings, dict[str, An
     return spec, settings, made
 
 
-class Bench:
+class ControlledBenchmark:
     """One policy on one suite; a method a condition, which adds to `runs`."""
 
-    def __init__(self, config: BenchmarkConfig, places: Places) -> None:
+    def __init__(self, config: BenchmarkConfig, places: BenchmarkFolders) -> None:
         self.config, self.places = config, places
         self.spec, self.settings, made = measured(config)
         self.policy, self.digest = load_policy(places.policy), policy_digest(places.policy)
@@ -144,23 +144,25 @@ class Bench:
         self.each = len(self.plan.keys) // len(self.plan.tasks)
         self.adapter = adapt(self.contract.contract, self.plan.suite.contract, suite_name=self.spec.name)
         launch = {"settings": made} if made else {}
-        self.simulators = Simulators(self.plan, Machine(config.workers, launch=launch))
-        self.runs: list[Run] = []
-        self.results: dict[str, Played] = {}
+        self.simulators = WorkerPool(self.plan, ExecutionOptions(config.workers, launch=launch))
+        self.runs: list[RecordedRun] = []
+        self.results: dict[str, SuiteOutcome] = {}
         self.actor = self._actor(self.policy, {}, values=True)
 
     def close(self) -> None:
         self.simulators.close()
 
-    def _actor(self, policy: Acts, more: dict[str, Any], *, values: bool = False, batch: int = 0) -> LocalActor:
+    def _actor(self, policy: Acts, more: dict[str, Any], *, values: bool = False, batch: int = 0) -> LocalPolicy:
         identity = {"policy_digest": self.digest, "contract": self.contract.fingerprint, **more}
         fill = self.policy.device.type == "cpu"
-        return LocalActor(policy, identity, batch=batch or self.config.batch, values=values, fill=fill, threads=THREADS)
+        return LocalPolicy(
+            policy, identity, batch=batch or self.config.batch, values=values, fill=fill, threads=THREADS
+        )
 
     def _run(
         self,
         condition: str,
-        actor: LocalActor,
+        actor: LocalPolicy,
         *,
         tasks: Sequence[Task] | None = None,
         control: Control = PLAIN,
@@ -181,7 +183,7 @@ class Bench:
         actor.identity |= {"condition": condition, "noise": noise}
         name = f"{condition}-{noise:g}" if noise else condition
         folder = self.places.work / name
-        made = play(
+        made = run_plan(
             plan,
             actor,
             folder,
@@ -192,7 +194,7 @@ class Bench:
             what=name,
             probe=condition == "policy",
         )
-        self.runs.append(Run(condition, noise, plan, made.rows, folder / "actions"))
+        self.runs.append(RecordedRun(condition, noise, plan, made.rows, folder / "actions"))
         self.results[name] = made
 
     # ---- the conditions ------------------------------------------------------------------------------------------

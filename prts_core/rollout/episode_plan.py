@@ -22,7 +22,7 @@ EXECUTE = 10  # actions of a chunk executed before the policy looks again, where
 
 
 @dataclass(frozen=True)
-class Settings:
+class SuiteSettings:
     """What, besides suite and policy, decides a benchmark's rows.
 
     episodes: in all, spread over the tasks; none: as many as the suite's protocol says. tasks: some of the suite's, or
@@ -40,7 +40,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Plan:
+class EpisodePlan:
     """keys: the episodes, tasks in turn. order: their indices as a test that may stop early reads them, the tasks of
     each round shuffled by the seed: a beginning of the suite's own order may hold the easy ones.
 
@@ -88,7 +88,7 @@ class Plan:
         return digest_value(self.protocol)
 
 
-def make_plan(suite: SuiteSpec, chunk_length: int, settings: Settings) -> Plan:
+def make_plan(suite: SuiteSpec, chunk_length: int, settings: SuiteSettings) -> EpisodePlan:
     """The episodes of `settings`. ConfigError for an unknown task, or numbers that make no benchmark."""
     tasks = tuple(task_of(suite, name) for name in dict.fromkeys(settings.tasks)) or suite.tasks
     episodes = len(tasks) * suite.episodes_per_task if settings.episodes is None else settings.episodes
@@ -112,7 +112,7 @@ def make_plan(suite: SuiteSpec, chunk_length: int, settings: Settings) -> Plan:
         again, state = divmod(turn, task.initial_states) if task.initial_states else (0, turn)
         keys.append(EpisodeKey(suite.name, task.name, state, seed + again))
     sized, make = rendered_at(suite, settings.image_size)
-    return Plan(sized, tasks, tuple(keys), execute, dict(settings.perturbation), seed, make)
+    return EpisodePlan(sized, tasks, tuple(keys), execute, dict(settings.perturbation), seed, make)
 
 
 def rendered_at(suite: SuiteSpec, image_size: int | None) -> tuple[SuiteSpec, dict[str, Any]]:
@@ -138,7 +138,7 @@ class Queue:
     be, in the order of `keys`.
     """
 
-    def __init__(self, plan: Plan, todo: Sequence[int], window: int | None = None) -> None:
+    def __init__(self, plan: EpisodePlan, todo: Sequence[int], window: int | None = None) -> None:
         self.plan, self.window = plan, window
         places = range(len(plan.keys)) if window is None else plan.order
         self.place = {index: place for place, index in enumerate(places)}

@@ -21,14 +21,14 @@ PROBE_SEED = 20_211
 
 
 @dataclass(frozen=True)
-class Answer:
+class PolicyOutput:
     """chunks (B, T, A) float32 in robot units. values (B,) in nats, or none where the policy gives none."""
 
     chunks: np.ndarray
     values: np.ndarray | None
 
 
-class Actor(Protocol):
+class PolicyUnderTest(Protocol):
     """A policy to be measured. identity: plain values that change when the policy does; its address is not among
     them, but where nothing else is known of a server (`unverified` says so then). batch: samples asked together,
     always. fill: a batch costs by the sample, so that it is worth waiting until it is full."""
@@ -40,13 +40,13 @@ class Actor(Protocol):
 
     def ask(
         self, observation: Mapping[str, np.ndarray], instructions: Sequence[str], seeds: Sequence[int]
-    ) -> Answer: ...
+    ) -> PolicyOutput: ...
 
     def close(self) -> None:
         """Let go; whoever is being asked answers or fails soon."""
 
 
-class LocalActor:
+class LocalPolicy:
     """A policy in this process. values: ask for them as well, which costs about as much as the actions. threads: of
     torch; none: as many as it has."""
 
@@ -64,20 +64,25 @@ class LocalActor:
         self.identity, self.batch, self.values, self.fill = dict(identity), batch, values, fill
         self.threads = threads
 
-    def ask(self, observation: Mapping[str, np.ndarray], instructions: Sequence[str], seeds: Sequence[int]) -> Answer:
+    def ask(
+        self, observation: Mapping[str, np.ndarray], instructions: Sequence[str], seeds: Sequence[int]
+    ) -> PolicyOutput:
         # Here and not around a run: whoever asks has a thread of its own, and the number is a thread's.
         with torch_threads(self.threads):
             chunks = self.policy.act(observation, list(instructions), list(seeds))
             values = self.policy.value(observation, chunks, list(instructions)) if self.values else None
-        return Answer(chunks, values)
+        return PolicyOutput(chunks, values)
 
     def close(self) -> None:
         """Nothing to let go of."""
 
 
 def ask_filled(
-    actor: Actor, observations: Sequence[Mapping[str, np.ndarray]], instructions: Sequence[str], seeds: Sequence[int]
-) -> Answer:
+    actor: PolicyUnderTest,
+    observations: Sequence[Mapping[str, np.ndarray]],
+    instructions: Sequence[str],
+    seeds: Sequence[int],
+) -> PolicyOutput:
     """At most `actor.batch` single observations, filled up to exactly that many by repeating the first.
 
     Raises DataError where what comes back is not one finite chunk each, at least `contract.chunk_length` long.
@@ -97,10 +102,10 @@ def ask_filled(
             found="values that are not finite" if shaped else str(answer.chunks.shape),
             expected=f"finite {wanted}",
         )
-    return Answer(answer.chunks[:count], None if answer.values is None else answer.values[:count])
+    return PolicyOutput(answer.chunks[:count], None if answer.values is None else answer.values[:count])
 
 
-def neighbours_matter(actor: Actor, instructions: Sequence[str]) -> str:
+def neighbours_matter(actor: PolicyUnderTest, instructions: Sequence[str]) -> str:
     """Whether one observation's answer depends, in any bit, on its place in the batch or on its neighbours.
 
     "" where it does not; else in words what changed. Observations are noise in the contract's shapes; instructions:

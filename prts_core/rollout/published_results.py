@@ -34,7 +34,7 @@ class Protocol(Strict):
 
 
 @dataclass(frozen=True)
-class Entry(Strict):
+class PublishedResult(Strict):
     """One source's numbers as they stand in the file. success: suite -> percent."""
 
     model: str
@@ -49,7 +49,7 @@ class Listing(Strict):
     """The whole file."""
 
     protocols: dict[str, Protocol]
-    baselines: tuple[Entry, ...]
+    baselines: tuple[PublishedResult, ...]
 
 
 @dataclass(frozen=True)

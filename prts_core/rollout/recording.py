@@ -20,7 +20,7 @@ from prts_core.io.files import atomic_path
 from prts_core.io.journal import Row
 from prts_core.io.progress import track
 from prts_core.policy.observation import STATE
-from prts_core.rollout.episode_plan import Plan
+from prts_core.rollout.episode_plan import EpisodePlan
 from prts_core.rollout.results import despite_losses
 from prts_core.rollout.runner import KEY, row_key
 from prts_core.sim import protocol
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Run:
+class RecordedRun:
     """One condition of a benchmark, run. noise: what its actions were shaken with. folder: of its executed actions."""
 
     condition: str
     noise: float
-    plan: Plan
+    plan: EpisodePlan
     rows: Sequence[Row]
     folder: Path
 
@@ -48,7 +48,7 @@ class Run:
         return [(row, at[tuple(row[name] for name in KEY)]) for row in self.rows if row["task"] == task]
 
 
-def write_rollouts(pool: Pool, runs: Sequence[Run], folder: Path) -> list[str]:
+def write_rollouts(pool: Pool, runs: Sequence[RecordedRun], folder: Path) -> list[str]:
     """One file a task, those that are whole already left as they are; what could not be recorded, in words."""
     tasks = {task.name: task for run in runs for task in run.plan.tasks}
     faults: list[str] = []
@@ -59,7 +59,7 @@ def write_rollouts(pool: Pool, runs: Sequence[Run], folder: Path) -> list[str]:
     return faults
 
 
-def _write_task(pool: Pool, runs: Sequence[Run], task: Task, path: Path) -> list[str]:
+def _write_task(pool: Pool, runs: Sequence[RecordedRun], task: Task, path: Path) -> list[str]:
     h5py, faults, count = require("h5py", "sim"), [], 0
     spec = runs[0].plan.suite
     with atomic_path(path) as unfinished, h5py.File(unfinished, "w", track_order=True) as file:
@@ -83,7 +83,7 @@ def _write_task(pool: Pool, runs: Sequence[Run], task: Task, path: Path) -> list
     return faults
 
 
-def _write_demo(group: Any, run: Run, episode: dict[str, Any], row: Row) -> None:
+def _write_demo(group: Any, run: RecordedRun, episode: dict[str, Any], row: Row) -> None:
     rows = len(episode["actions"])
     for name, value in {
         "actions": episode["actions"],
@@ -102,7 +102,7 @@ def _write_demo(group: Any, run: Run, episode: dict[str, Any], row: Row) -> None
         group.attrs["success_row"] = episode["success_row"]
 
 
-def _episode(pool: Pool, plan: Plan, index: int, actions: np.ndarray) -> dict[str, Any]:
+def _episode(pool: Pool, plan: EpisodePlan, index: int, actions: np.ndarray) -> dict[str, Any]:
     """The episode's arrays, as sim/expert_episode.py has them."""
     reply = pool.ask(0, protocol.reset(plan.keys[index], perturbation=plan.perturbation))
     states, seen, success_row = [], [], None

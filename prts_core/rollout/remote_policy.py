@@ -20,7 +20,7 @@ from prts_core.contract import Contract, PolicyContract, require_equal
 from prts_core.io.errors import ConfigError, ServeError
 from prts_core.io.files import read_json
 from prts_core.policy.observation import STATE
-from prts_core.rollout.local_policy import PROBE_SEED, Answer
+from prts_core.rollout.local_policy import PROBE_SEED, PolicyOutput
 
 BACKOFF_S, LONGEST_WAIT_S = 0.5, 15.0
 UNVERIFIED = (
@@ -29,7 +29,7 @@ UNVERIFIED = (
 )
 
 
-class ServerActor:
+class RemotePolicy:
     """A policy behind `prts serve`, or any openpi server; `batch` connections.
 
     patience_s: how long to go on trying, waiting longer each time, while the server is gone. What comes back must be
@@ -109,7 +109,9 @@ class ServerActor:
             self.clients[at] = client
         return self.clients[at]
 
-    def ask(self, observation: Mapping[str, np.ndarray], instructions: Sequence[str], seeds: Sequence[int]) -> Answer:
+    def ask(
+        self, observation: Mapping[str, np.ndarray], instructions: Sequence[str], seeds: Sequence[int]
+    ) -> PolicyOutput:
         def name(key: str) -> str:
             return f"observation/{key.rpartition('.')[2]}" if self.foreign else key
 
@@ -124,7 +126,7 @@ class ServerActor:
         replies = list(self.threads.map(self._one, range(len(requests)), requests, map(int, seeds)))
         values = [reply.get("value") for reply in replies]
         told = self.values and all(value is not None for value in values)
-        return Answer(
+        return PolicyOutput(
             np.stack([self._chunk(reply) for reply in replies]),
             np.asarray(values, np.float64) if told else None,
         )

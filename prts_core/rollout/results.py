@@ -20,7 +20,7 @@ import polars as pl
 
 from prts_core.io.files import atomic_path, explain_os_errors
 from prts_core.io.journal import Row
-from prts_core.rollout.episode_plan import Plan
+from prts_core.rollout.episode_plan import EpisodePlan
 from prts_core.sim import protocol
 from prts_core.sim.pool import WorkerLost
 from prts_core.sim.suite import axis_of
@@ -28,7 +28,7 @@ from prts_core.statistics.binomial import Interval, wilson
 from prts_core.statistics.sprt import Stop
 
 if TYPE_CHECKING:
-    from prts_core.rollout.local_policy import Actor
+    from prts_core.rollout.local_policy import PolicyUnderTest
     from prts_core.sim.pool import Pool
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ SCHEMA: dict[str, Any] = {
 }
 
 
-def write_episodes(path: Path, plan: Plan, rows: Sequence[Row]) -> pl.DataFrame:
+def write_episodes(path: Path, plan: EpisodePlan, rows: Sequence[Row]) -> pl.DataFrame:
     """One row an episode, in the plan's order. `condition` is "policy", as in the chain's own benchmarks."""
     more = {"condition": "policy", "standins": plan.suite.standins}
     frame = pl.DataFrame([row | more for row in rows], schema=SCHEMA)
@@ -80,7 +80,7 @@ def rounded(interval: Interval) -> list[float]:
     return [round(interval.lower, 4), round(interval.upper, 4)]
 
 
-def summarize(plan: Plan, rows: Sequence[Row], actor: Actor, *, stop: Stop | None) -> dict[str, Any]:
+def summarize(plan: EpisodePlan, rows: Sequence[Row], actor: PolicyUnderTest, *, stop: Stop | None) -> dict[str, Any]:
     """The report: totals, tasks, protocol and labels."""
     by_task: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
@@ -150,7 +150,7 @@ def _levels(axis: str, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     return {str(level): _score(grouped[level]) for level in sorted(grouped)}
 
 
-def to_film(plan: Plan, rows: Sequence[Row], limit: int) -> list[int]:
+def to_film(plan: EpisodePlan, rows: Sequence[Row], limit: int) -> list[int]:
     """Indices of the episodes to show: failures, tasks in turn, then successes; at most `limit`."""
     failures = [index for index, row in enumerate(rows) if not row["success"]]
     successes = [index for index, row in enumerate(rows) if row["success"]]
@@ -162,7 +162,7 @@ def film_name(index: int, row: Row) -> str:
     return f"{verdict}_{index:05d}_{re.sub('[^A-Za-z0-9]+', '-', row['task'])[:60]}.mp4"
 
 
-def film(pool: Pool, plan: Plan, index: int, row: Row, actions: np.ndarray, folder: Path) -> bool:
+def render_video(pool: Pool, plan: EpisodePlan, index: int, row: Row, actions: np.ndarray, folder: Path) -> bool:
     """Play an episode's recorded actions again and write what a camera sees; False where it ended otherwise.
 
     An episode is not filmed while it runs: that renders every step, and nobody knows yet which ones fail.
@@ -188,7 +188,7 @@ def film(pool: Pool, plan: Plan, index: int, row: Row, actions: np.ndarray, fold
     return success == row["success"]
 
 
-def film_all(pool: Pool, plan: Plan, rows: Sequence[Row], indices: Sequence[int], folder: Path) -> list[str]:
+def film_all(pool: Pool, plan: EpisodePlan, rows: Sequence[Row], indices: Sequence[int], folder: Path) -> list[str]:
     """Videos of these episodes that are not there yet; what went wrong, in words."""
     faults = []
     for index in indices:
@@ -197,7 +197,7 @@ def film_all(pool: Pool, plan: Plan, rows: Sequence[Row], indices: Sequence[int]
             continue
         actions = np.load(folder / "actions" / f"{index:05d}.npy", allow_pickle=False)
         try:
-            if not despite_losses(partial(film, pool, plan, index, row, actions, folder / "videos")):
+            if not despite_losses(partial(render_video, pool, plan, index, row, actions, folder / "videos")):
                 faults.append(f"{row['task']} {row['initial_state']}: played again it ended otherwise")
         except WorkerLost as err:
             faults.append(f"{row['task']} {row['initial_state']}: not filmed ({err.problem})")

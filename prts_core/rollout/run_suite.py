@@ -17,8 +17,8 @@ from prts_core.io.files import write_json
 from prts_core.io.journal import Row
 from prts_core.io.progress import Bar
 from prts_core.rollout.controls import PLAIN, Control
-from prts_core.rollout.episode_plan import Plan, Settings, make_plan
-from prts_core.rollout.local_policy import Actor, neighbours_matter
+from prts_core.rollout.episode_plan import EpisodePlan, SuiteSettings, make_plan
+from prts_core.rollout.local_policy import PolicyUnderTest, neighbours_matter
 from prts_core.rollout.page import interval_of, write_page
 from prts_core.rollout.published_results import published
 from prts_core.rollout.results import (
@@ -31,7 +31,7 @@ from prts_core.rollout.results import (
 )
 from prts_core.rollout.runner import KEY, Runner, finished, missing, open_journal, outcomes, row_key
 from prts_core.sim.adapter import Adapter, adapt
-from prts_core.sim.pool import Launch, Pool, launch_for
+from prts_core.sim.pool import Pool, WorkerLaunch, launch_for
 from prts_core.sim.suite import SuiteSpec
 from prts_core.statistics.binomial import wilson
 from prts_core.statistics.sprt import Stop
@@ -42,7 +42,7 @@ Reader = Callable[[Sequence[bool]], Stop | None]
 
 
 @dataclass(frozen=True)
-class Machine:
+class ExecutionOptions:
     """What does not change a row. workers: simulators at once; none: one a core, at most 8. videos: how many.
 
     launch: changes to how workers are started (fields of prts_core.sim.pool.Launch).
@@ -54,13 +54,13 @@ class Machine:
 
 
 def run_suite(
-    actor: Actor,
+    actor: PolicyUnderTest,
     suite: SuiteSpec,
-    settings: Settings,
+    settings: SuiteSettings,
     folder: Path,
-    machine: Machine = Machine(),
+    machine: ExecutionOptions = ExecutionOptions(),
     *,
-    stop: Callable[[Plan], Reader] | None = None,
+    stop: Callable[[EpisodePlan], Reader] | None = None,
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
     """Run what `folder` still lacks and write episodes.parquet, report.json, timing.json, page.html and videos/ there.
@@ -72,8 +72,8 @@ def run_suite(
     adapter = adapt(actor.contract.contract, plan.suite.contract, policy_name="the policy", suite_name=suite.name)
     for note in adapter.notes:
         say(f"converted between policy and suite: {note}")
-    with closing(Simulators(plan, machine)) as simulators:
-        made = play(
+    with closing(WorkerPool(plan, machine)) as simulators:
+        made = run_plan(
             plan,
             actor,
             folder,
@@ -100,7 +100,7 @@ def run_suite(
 
 
 @dataclass(frozen=True)
-class Played:
+class SuiteOutcome:
     """rows: what the result is about, in the plan's order. events: the journal's. neighbours: "" or what changed."""
 
     rows: list[Row]
@@ -112,10 +112,10 @@ class Played:
         return next((event["what"] for event in self.events if event.get("kind") == NEIGHBOURS), "")
 
 
-class Simulators:
+class WorkerPool:
     """Workers for plans of one suite, started when they are first needed and kept until the end."""
 
-    def __init__(self, plan: Plan, machine: Machine) -> None:
+    def __init__(self, plan: EpisodePlan, machine: ExecutionOptions) -> None:
         if machine.workers is not None and machine.workers < 1:
             raise ConfigError("A benchmark needs workers", field="workers", found=machine.workers, expected="1 or more")
         self.plan, self.machine = plan, machine
@@ -136,11 +136,11 @@ class Simulators:
         self.started = None
 
 
-def play(
-    plan: Plan,
-    actor: Actor,
+def run_plan(
+    plan: EpisodePlan,
+    actor: PolicyUnderTest,
     folder: Path,
-    simulators: Simulators,
+    simulators: WorkerPool,
     adapter: Adapter,
     *,
     how: type[Runner] = Runner,
@@ -149,7 +149,7 @@ def play(
     what: str = "",
     probe: bool = True,
     say: Say = lambda text: None,
-) -> Played:
+) -> SuiteOutcome:
     """Run what `folder` still lacks of the plan. StageError where the folder holds another run.
 
     what: for the progress bar; none: the suite. probe: look first whether an answer depends on its neighbours.
@@ -182,12 +182,12 @@ def play(
         if stopped is not None:  # what the test has read, and nothing of what ran beside it
             known = {row_key(plan.keys[index]) for index in plan.order[: stopped.at]}
             read = [row for row in read if tuple(row[name] for name in KEY) in known]
-        return Played(read, journal.events, stopped)
+        return SuiteOutcome(read, journal.events, stopped)
 
 
 def show(
-    simulators: Simulators,
-    plan: Plan,
+    simulators: WorkerPool,
+    plan: EpisodePlan,
     rows: Sequence[Row],
     chosen: Sequence[int],
     folder: Path,
@@ -202,7 +202,7 @@ def show(
     return [name for name in wanted if (folder / name).exists()], faults
 
 
-def _launch(plan: Plan, machine: Machine) -> Launch:
+def _launch(plan: EpisodePlan, machine: ExecutionOptions) -> WorkerLaunch:
     suite = plan.suite
     name = f"{suite.family}:{suite.name}" if "." in suite.family else suite.name  # a family of somebody else's
     return launch_for(name, **{"settings": plan.worker_settings, **machine.launch})

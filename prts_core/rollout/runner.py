@@ -21,8 +21,8 @@ from prts_core.io.errors import SimulatorError
 from prts_core.io.files import atomic_path, canonical_json
 from prts_core.io.journal import Journal, Row
 from prts_core.rollout.controls import PLAIN, Control
-from prts_core.rollout.episode_plan import Plan, Queue, noise_seed
-from prts_core.rollout.local_policy import Actor, Answer, ask_filled
+from prts_core.rollout.episode_plan import EpisodePlan, Queue, noise_seed
+from prts_core.rollout.local_policy import PolicyOutput, PolicyUnderTest, ask_filled
 from prts_core.sim import protocol
 from prts_core.sim.pool import WorkerLost, WorkerRefused
 from prts_core.sim.suite import EpisodeKey
@@ -42,7 +42,7 @@ class Adapter(Protocol):
     def actions(self, chunk: np.ndarray) -> np.ndarray: ...
 
 
-class Lanes(Protocol):
+class Slots(Protocol):
     """What is needed of a pool of workers (prts_core.sim.pool.Pool)."""
 
     lanes: int
@@ -101,9 +101,9 @@ class Runner:
 
     def __init__(
         self,
-        plan: Plan,
-        actor: Actor,
-        pool: Lanes,
+        plan: EpisodePlan,
+        actor: PolicyUnderTest,
+        pool: Slots,
         journal: Journal,
         *,
         adapter: Adapter,
@@ -132,7 +132,7 @@ class Runner:
 
     def _run(self, thinker: ThreadPoolExecutor) -> Stop | None:
         stopped = self._enough()
-        asked: Future[Answer] | None = None
+        asked: Future[PolicyOutput] | None = None
         lanes: list[int] = []
         begun = 0.0
         if stopped is None:
@@ -217,7 +217,7 @@ class Runner:
         self.queue.put_back(episode.index)
         self._begin(lane)
 
-    def _look(self, episodes: list[RunningEpisode]) -> Answer:
+    def _look(self, episodes: list[RunningEpisode]) -> PolicyOutput:
         """In the policy's thread."""
         return ask_filled(
             self.actor,
@@ -226,7 +226,7 @@ class Runner:
             [noise_seed(episode.key, episode.steps) for episode in episodes],
         )
 
-    def _act(self, lanes: list[int], answer: Answer, latency_ms: float) -> None:
+    def _act(self, lanes: list[int], answer: PolicyOutput, latency_ms: float) -> None:
         for i, lane in enumerate(lanes):
             episode = self.active[lane]
             episode.latency_ms.append(latency_ms)
@@ -295,18 +295,18 @@ def without_expert(journal: Journal) -> dict[str, str]:
     return {event["task"]: event["what"] for event in journal.events if event.get("kind") == NO_EXPERT}
 
 
-def missing(plan: Plan, journal: Journal) -> list[int]:
+def missing(plan: EpisodePlan, journal: Journal) -> list[int]:
     """Indices of the plan's episodes that the journal lacks and that can be run."""
     refused = without_expert(journal)
     return [i for i, key in enumerate(plan.keys) if row_key(key) not in journal.rows and key.task not in refused]
 
 
-def finished(plan: Plan, journal: Journal) -> list[Row]:
+def finished(plan: EpisodePlan, journal: Journal) -> list[Row]:
     """The plan's finished episodes, in its order."""
     return [row for key in plan.keys if (row := journal.rows.get(row_key(key))) is not None]
 
 
-def rows_in_order(plan: Plan, journal: Journal) -> Iterator[Row]:
+def rows_in_order(plan: EpisodePlan, journal: Journal) -> Iterator[Row]:
     """The plan's finished episodes as its `order` has them, up to the first that is missing."""
     for index in plan.order:
         row = journal.rows.get(row_key(plan.keys[index]))
@@ -315,13 +315,13 @@ def rows_in_order(plan: Plan, journal: Journal) -> Iterator[Row]:
         yield row
 
 
-def outcomes(plan: Plan, journal: Journal) -> list[bool]:
+def outcomes(plan: EpisodePlan, journal: Journal) -> list[bool]:
     """Successes of `rows_in_order`: what a sequential test may read without favouring episodes that end sooner."""
     return [bool(row["success"]) for row in rows_in_order(plan, journal)]
 
 
 @contextmanager
-def open_journal(path: Path, plan: Plan, actor: Actor, **more: Any) -> Iterator[Journal]:
+def open_journal(path: Path, plan: EpisodePlan, actor: PolicyUnderTest, **more: Any) -> Iterator[Journal]:
     """The journal of this plan and policy; refuses one of another. more: further settings that decide the rows."""
     header = {"protocol": plan.protocol, "policy": actor.identity, "settings": {"batch": actor.batch, **more}}
     with Journal(path, header, KEY) as journal:

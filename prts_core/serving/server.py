@@ -26,7 +26,7 @@ from prts_core import __version__
 from prts_core.io.errors import ContractError, PrtsError, ServeError
 from prts_core.io.msgpack import LIMITS, Limits, pack, unpack
 from prts_core.policy.observation import Acts
-from prts_core.serving.inference import Inference
+from prts_core.serving.batcher import DynamicBatcher
 from prts_core.serving.observations import camera_names, check_contract, parse_request, wanted
 
 logger = logging.getLogger("prts.serve")
@@ -111,7 +111,7 @@ class PolicyServer:
         Raises ServeError when the address cannot be used.
         """
         config = self.config
-        self.inference = Inference(self.policy, config.max_batch, config.always_value)
+        self.inference = DynamicBatcher(self.policy, config.max_batch, config.always_value)
         worker = asyncio.create_task(self.inference.run())
         try:
             try:

@@ -25,7 +25,7 @@ from prts_core.io.journal import Journal
 from prts_core.io.progress import Bar
 from prts_core.sim import protocol
 from prts_core.sim.demonstrations import subtask_spans, write_array
-from prts_core.sim.pool import Launch, Pool, WorkerLost
+from prts_core.sim.pool import Pool, WorkerLaunch, WorkerLost
 from prts_core.sim.suite import EpisodeKey, SuiteSpec, Task
 from prts_core.sim.suites import task_of
 
@@ -109,7 +109,7 @@ def recording(
 
 
 def demonstrate(
-    spec: SuiteSpec, settings: RecorderSettings, launch: Launch, output: Path, workers: int = 1
+    spec: SuiteSpec, settings: RecorderSettings, launch: WorkerLaunch, output: Path, workers: int = 1
 ) -> list[Attempts]:
     """Make what is missing in `output`; every task's attempts.
 

@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from prts_core.io.errors import SimulatorError
-from prts_core.sim import homes, protocol
-from prts_core.sim.protocol import Frames, Message
+from prts_core.sim import installations, protocol
+from prts_core.sim.protocol import FrameDecoder, Message
 from prts_core.sim.suites import family_of
 
 START_ATTEMPTS = 3
@@ -85,7 +85,7 @@ class Timeouts:
 
 
 @dataclass(frozen=True)
-class Launch:
+class WorkerLaunch:
     """How a family's workers are started.
 
     settings: of its `make`. threads: of OpenMP, BLAS and Mesa's renderer in each worker; None leaves them alone. gl:
@@ -104,7 +104,7 @@ class Launch:
     def environment(self) -> dict[str, str]:
         """The worker's environment variables: the user's, and what is decided here."""
         threads = {} if self.threads is None else dict.fromkeys(THREAD_VARIABLES, str(self.threads))
-        folders = [homes.code_folder(self.python), *self.path]
+        folders = [installations.code_folder(self.python), *self.path]
         return {
             **os.environ,
             **threads,
@@ -117,22 +117,22 @@ class Launch:
         }
 
 
-def launch_for(suite: str, **changes: Any) -> Launch:
+def launch_for(suite: str, **changes: Any) -> WorkerLaunch:
     """How the workers of a suite's family are started on this machine; `changes` are fields of Launch.
 
     UnavailableError where its simulator is not installed.
     """
     family = family_of(suite)
-    return replace(Launch(family, homes.interpreter(family)), **changes)
+    return replace(WorkerLaunch(family, installations.interpreter(family)), **changes)
 
 
 class Worker:
     """One process and the runner's end of its socket."""
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: WorkerLaunch) -> None:
         self.launch = launch
         self.socket, theirs = socket.socketpair()
-        self.frames = Frames(protocol.REPLY_LIMITS)
+        self.frames = FrameDecoder(protocol.REPLY_LIMITS)
         self.log = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - lives as long as the worker
         command = [
             str(launch.python),
@@ -237,7 +237,7 @@ class Worker:
 class Pool:
     """`lanes` workers of one launch. All are started at once and build their simulators side by side."""
 
-    def __init__(self, launch: Launch, lanes: int = 1) -> None:
+    def __init__(self, launch: WorkerLaunch, lanes: int = 1) -> None:
         assert lanes > 0
         self.launch, self.lanes = launch, lanes
         self.selector = selectors.DefaultSelector()

@@ -175,7 +175,7 @@ def frame(message: Message) -> bytes:
     return LENGTH.pack(len(data)) + data
 
 
-class Frames:
+class FrameDecoder:
     """Bytes as they come in -> whole messages. `expected(message)` is called by whoever knows what should have come."""
 
     def __init__(self, limits: Limits) -> None:

@@ -25,7 +25,7 @@ from prts_core.io.errors import PrtsError, SimulatorError
 from prts_core.policy.observation import STATE
 from prts_core.sim import protocol
 from prts_core.sim.expert_episode import run_expert
-from prts_core.sim.protocol import Frames, Message
+from prts_core.sim.protocol import FrameDecoder, Message
 from prts_core.sim.suite import Environment, SuiteSpec, Task
 from prts_core.sim.suites import part, suites_of, task_of
 
@@ -149,7 +149,7 @@ class Session:
 
 def serve(family: str, sock: socket.socket) -> None:
     """Answer requests until the other end is gone. SimulatorError where no frame of ours comes in."""
-    session, frames = Session(family), Frames(protocol.REQUEST_LIMITS)
+    session, frames = Session(family), FrameDecoder(protocol.REQUEST_LIMITS)
     while data := sock.recv(1 << 20):
         for message in frames.feed(data):
             try:

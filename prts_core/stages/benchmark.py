@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prts_core.config.schema import BenchmarkConfig
-from prts_core.rollout.benchmark import Places, benchmark_policy
+from prts_core.rollout.benchmark import BenchmarkFolders, benchmark_policy
 from prts_core.store.manifest import Manifest
 from prts_core.store.stage import StageContext, StageResult
 
@@ -13,7 +13,7 @@ def benchmark(config: BenchmarkConfig, inputs: dict[str, Manifest], context: Sta
     early = policy / "early"
     report = benchmark_policy(
         config,
-        Places(
+        BenchmarkFolders(
             policy=policy,
             dataset=inputs["convert"].folder(context.outputs),
             early=early if early.exists() else None,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prts_core.config.checked_yaml import expand
-from prts_core.config.load import Plan, fields_of, image_text_paths
+from prts_core.config.load import RunPlan, fields_of, image_text_paths
 from prts_core.config.schema import (
     CollectConfig,
     ConvertConfig,
@@ -51,11 +51,11 @@ def _late(name: str):
     return call
 
 
-def _deployed(plan: Plan, *stages: str) -> list[Parent]:
+def _deployed(plan: RunPlan, *stages: str) -> list[Parent]:
     return [Parent(stage, stage, plan.recipe.deploy) for stage in stages]
 
 
-def _collect_config(plan: Plan, partition: str | None) -> CollectConfig:
+def _collect_config(plan: RunPlan, partition: str | None) -> CollectConfig:
     """What a recording's keys mean is no matter of which files it has: another mapping lists nothing anew."""
     dataset = plan.dataset(partition)
     source = dataset.source
@@ -64,14 +64,14 @@ def _collect_config(plan: Plan, partition: str | None) -> CollectConfig:
     return CollectConfig(dataset=dataset.name, source=source)
 
 
-def _convert_config(plan: Plan, partition: str | None) -> ConvertConfig:
+def _convert_config(plan: RunPlan, partition: str | None) -> ConvertConfig:
     dataset = plan.dataset(partition)
     return ConvertConfig(
         dataset=dataset.name, source=dataset.source, robot=plan.robot(dataset.name), video=dataset.video
     )
 
 
-def _pretrain_config(plan: Plan, _: str | None) -> PretrainConfig:
+def _pretrain_config(plan: RunPlan, _: str | None) -> PretrainConfig:
     subtasks = {name: lookup(plan.datasets, name, "dataset of the mixture").train_subtask for name in plan.mixture}
     filled = {
         "mixture": plan.mixture,
@@ -81,7 +81,7 @@ def _pretrain_config(plan: Plan, _: str | None) -> PretrainConfig:
     return PretrainConfig(model=plan.model, **(fields_of(plan.recipe.pretrain) | filled))
 
 
-def _pretrain_reads(plan: Plan, _: str | None) -> dict[str, Read | str]:
+def _pretrain_reads(plan: RunPlan, _: str | None) -> dict[str, Read | str]:
     found = _checkpoints({"model.pretrained": plan.model.pretrained, "pretrain.fast": plan.recipe.pretrain.fast})
     for name, source in plan.image_text.items():
         try:
@@ -103,13 +103,13 @@ def _checkpoints(named: dict[str, str | None]) -> dict[str, Read | str]:
     return found
 
 
-def _pretrain_parents(plan: Plan, _: str | None) -> list[Parent]:
+def _pretrain_parents(plan: RunPlan, _: str | None) -> list[Parent]:
     return [
         Parent(f"{stage}:{name}", stage, name) for name in plan.mixture for stage in ("convert", "validate", "stats")
     ]
 
 
-def _stats_config(plan: Plan, partition: str | None) -> StatsConfig:
+def _stats_config(plan: RunPlan, partition: str | None) -> StatsConfig:
     """Statistics depend on the model's chunk length only where actions are relative to the state."""
     name = plan.dataset(partition).name
     robot = plan.robot(name)
@@ -121,7 +121,7 @@ def _stats_config(plan: Plan, partition: str | None) -> StatsConfig:
     )
 
 
-def _sft_config(plan: Plan, partition: str | None) -> SftConfig:
+def _sft_config(plan: RunPlan, partition: str | None) -> SftConfig:
     dataset = plan.dataset(partition)
     section = plan.sft(dataset.name)
     return SftConfig(
@@ -132,12 +132,12 @@ def _sft_config(plan: Plan, partition: str | None) -> SftConfig:
     )
 
 
-def _sft_reads(plan: Plan, partition: str | None) -> dict[str, Read | str]:
+def _sft_reads(plan: RunPlan, partition: str | None) -> dict[str, Read | str]:
     section = plan.sft(plan.dataset(partition).name)
     return _checkpoints({"sft.checkpoint": section.checkpoint, "sft.fast": section.fast})
 
 
-def _sft_parents(plan: Plan, partition: str | None) -> list[Parent]:
+def _sft_parents(plan: RunPlan, partition: str | None) -> list[Parent]:
     # The processor (tokenizers, prompt) is born in pre-training, so that sft needs it even when it starts from
     # random weights. A checkpoint brings its own.
     own = [Parent(stage, stage, partition) for stage in ("convert", "validate", "stats")]
@@ -146,7 +146,7 @@ def _sft_parents(plan: Plan, partition: str | None) -> list[Parent]:
     return [*own, Parent("pretrain", "pretrain", None)]
 
 
-def _simulator_reads(plan: Plan, partition: str | None, suite: str | None = None) -> dict[str, Read | str]:
+def _simulator_reads(plan: RunPlan, partition: str | None, suite: str | None = None) -> dict[str, Read | str]:
     """The installed simulator of `suite`, or else of the one whose experts record the dataset; a family of the main
     environment has none."""
     source = plan.dataset(partition).source
@@ -154,15 +154,15 @@ def _simulator_reads(plan: Plan, partition: str | None, suite: str | None = None
         suite = source.suite
     if suite is None:
         return {}
-    from prts_core.sim.homes import Home, base_home, in_main_environment
+    from prts_core.sim.installations import Installation, base_home, in_main_environment
     from prts_core.sim.suites import family_of
 
     if in_main_environment(family_of(suite)):
         return {}
-    home = base_home(Home(family_of(suite)))
+    home = base_home(Installation(family_of(suite)))
     record = home.installed() or {}
     parts = {part: Read(str(home.path / part)) for part in ("tasks.json", "assets")}
-    own = Home(family_of(suite)).path / "tasks.json"
+    own = Installation(family_of(suite)).path / "tasks.json"
     if own.parent != home.path:  # a family that is laid over another one has a list of its own
         parts["layer"] = Read(str(own))
     return {
@@ -276,7 +276,7 @@ STAGES: dict[str, Stage] = {
 
 def run(
     name: str,
-    plan: Plan,
+    plan: RunPlan,
     partition: str | None = None,
     outputs: Path = Path("outputs"),
     caller: dict[str, str] | None = None,
@@ -304,7 +304,7 @@ def run(
         raise
 
 
-def complete_cure(err: PrtsError, plan: Plan, partition: str | None, outputs: Path) -> None:
+def complete_cure(err: PrtsError, plan: RunPlan, partition: str | None, outputs: Path) -> None:
     """Make a cure that names a bare stage, "run `prts convert`", the command for this plan: with its recipe, dataset,
     changed values and outputs."""
 
@@ -317,7 +317,7 @@ def complete_cure(err: PrtsError, plan: Plan, partition: str | None, outputs: Pa
         err.set_cure(cure)
 
 
-def note_skip(name: str, plan: Plan, partition: str | None, outputs: Path, why: Skipped) -> None:
+def note_skip(name: str, plan: RunPlan, partition: str | None, outputs: Path, why: Skipped) -> None:
     """Make the recipe's view say that this stage's optional dataset is not here: what DVC keeps of it."""
     chosen = partition or (plan.recipe.deploy if STAGES[name].partitioned else None)
     if not plan.overrides:
@@ -329,7 +329,7 @@ def store(outputs: Path) -> Store:
     return Store(outputs, STAGES)
 
 
-def finished(name: str, plan: Plan, partition: str | None, outputs: Path) -> Manifest:
+def finished(name: str, plan: RunPlan, partition: str | None, outputs: Path) -> Manifest:
     """The verified result of a stage under this plan, or a StageError that says how to make it."""
     results = store(outputs)
     resolved = results.resolve(name, plan, partition)
@@ -344,7 +344,7 @@ def finished(name: str, plan: Plan, partition: str | None, outputs: Path) -> Man
     return manifest
 
 
-def register(plan: Plan, outputs: Path, caller: dict[str, str] | None = None) -> dict[str, Any]:
+def register(plan: RunPlan, outputs: Path, caller: dict[str, str] | None = None) -> dict[str, Any]:
     """Register the recipe's finished package: `delivery.register.register_package` on the results of this plan."""
     from prts_core.delivery.register import register_package
 
@@ -352,7 +352,7 @@ def register(plan: Plan, outputs: Path, caller: dict[str, str] | None = None) ->
     return register_package(plan, package, benchmark, outputs, caller)
 
 
-def steps(plan: Plan) -> list[tuple[str, str | None]]:
+def steps(plan: RunPlan) -> list[tuple[str, str | None]]:
     """(stage, partition) of the whole chain in an order that respects every parent."""
     out: list[tuple[str, str | None]] = []
     own = ("collect", "convert", "validate", "stats")
@@ -363,11 +363,11 @@ def steps(plan: Plan) -> list[tuple[str, str | None]]:
     return out + [(stage, None) for stage in ("subtask", "benchmark", "value", "package")]
 
 
-def needs_pretrain(plan: Plan) -> bool:
+def needs_pretrain(plan: RunPlan) -> bool:
     """Whether any fine-tuning of the recipe starts from stage pretrain."""
     return any(parent.stage == "pretrain" for name in plan.datasets for parent in _sft_parents(plan, name))
 
 
-def config_json(name: str, plan: Plan, partition: str | None = None) -> dict[str, Any]:
+def config_json(name: str, plan: RunPlan, partition: str | None = None) -> dict[str, Any]:
     """A stage's full configuration as plain data."""
     return record(lookup(STAGES, name, "stage").config(plan, partition))

@@ -10,7 +10,7 @@ from pathlib import Path
 from prts_core.config.load import present_root
 from prts_core.config.mapping import Mapping, check_mapping
 from prts_core.config.schema import ConvertConfig, ExpertSource, LeRobotSource, MetaworldSource, RecordingSource
-from prts_core.data.convert.lerobot_v21 import import_dataset
+from prts_core.data.convert.lerobot_v21 import import_lerobot
 from prts_core.data.convert.robomimic import native_mapping
 from prts_core.data.convert.run import convert_any
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
@@ -24,7 +24,7 @@ def convert(config: ConvertConfig, inputs: dict[str, Manifest], context: StageCo
     """Write <output> as a LeRobot v2.1 dataset with meta/contract.json."""
     source = config.source
     if isinstance(source, LeRobotSource):
-        contract = import_dataset(
+        contract = import_lerobot(
             present_root(config.dataset, source),
             context.output,
             dataset=config.dataset,

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from prts_core.config.checked_yaml import read_yaml
-from prts_core.config.load import Plan
+from prts_core.config.load import RunPlan
 from prts_core.config.places import DEFAULT_OUTPUTS, DEFAULT_RECIPE
 from prts_core.config.release_yaml import is_public_release, read_public_release
 from prts_core.io.errors import ConfigError, StageError
@@ -61,7 +61,7 @@ def stage_name(stage: str, partition: str | None) -> str:
 class DvcFile:
     """The DVC file of a plan, for an outputs folder. root: the project's folder, which holds `.dvc`."""
 
-    def __init__(self, plan: Plan, outputs: Path, root: Path = Path()) -> None:
+    def __init__(self, plan: RunPlan, outputs: Path, root: Path = Path()) -> None:
         self.plan, self.root = plan, root.resolve()
         if not (self.root / VERSIONS_FILE).is_file():
             raise StageError(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prts_core.config.identity import identity
-from prts_core.config.load import Plan, load_plan
+from prts_core.config.load import RunPlan, load_plan
 from prts_core.io.errors import StageError
 from prts_core.io.files import digest_value
 from prts_core.launch.children import run_elsewhere
@@ -42,7 +42,9 @@ class Order:
     digest: str
 
 
-def order(stage: Stage, plan: Plan, config: Any, inputs: dict[str, Manifest], context: StageContext) -> dict[str, Any]:
+def order(
+    stage: Stage, plan: RunPlan, config: Any, inputs: dict[str, Manifest], context: StageContext
+) -> dict[str, Any]:
     """The order for one execution, as plain JSON."""
     paths = {role: str(m.folder(context.outputs).with_name(MANIFEST)) for role, m in inputs.items()}
     made = Order(
@@ -81,7 +83,7 @@ def perform(log: Log, **ordered: Any) -> dict[str, Any]:
     return asdict(stage.run(config, inputs, context))
 
 
-def executor(launch: Launch, plan: Plan) -> Execute:
+def executor(launch: Launch, plan: RunPlan) -> Execute:
     """How `Store.run` calls a stage's function. torchrun is for stages that train; the others run inline."""
 
     def execute(stage: Stage, config: Any, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
@@ -94,7 +96,7 @@ def executor(launch: Launch, plan: Plan) -> Execute:
     return execute
 
 
-def run_launched(stage: Stage, plan: Plan, run: Callable[[Execute], Manifest]) -> Manifest:
+def run_launched(stage: Stage, plan: RunPlan, run: Callable[[Execute], Manifest]) -> Manifest:
     """`run` a stage over processes that a launcher started (WORLD_SIZE). Those that only help end here, by SystemExit.
 
     run: `Store.run` with the execute function it is given. ConfigError for a stage that trains nothing.

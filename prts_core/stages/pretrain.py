@@ -34,7 +34,7 @@ from prts_core.text import prompt
 from prts_core.text.fast import FastTokenizer
 from prts_core.text.tokenizer import TextTokenizer
 from prts_core.training.batch import SampleSource, chunk_windows
-from prts_core.training.datasets import ConversationSet, RobotSet, held_out_set
+from prts_core.training.datasets import RobotDataset, VqaDataset, held_out_set
 from prts_core.training.initial_weights import pretrained_shapes, qwen_network, qwen_tokenizer, random_network
 
 
@@ -61,7 +61,7 @@ def pretrain(config: PretrainConfig, inputs: dict[str, Manifest], context: Stage
         for n in datasets
     }
     sets: list[SampleSource] = [
-        RobotSet(
+        RobotDataset(
             n,
             d,
             processors[n],
@@ -71,7 +71,7 @@ def pretrain(config: PretrainConfig, inputs: dict[str, Manifest], context: Stage
         )
         for n, d in datasets.items()
     ]
-    sets += [ConversationSet(n, c, next(iter(processors.values()))) for n, c in conversations.items()]
+    sets += [VqaDataset(n, c, next(iter(processors.values()))) for n, c in conversations.items()]
     weights = [*config.mixture.values(), *(source.weight for source in config.image_text.values())]
     torch.manual_seed(context.seed)
     if config.model.pretrained is None:
@@ -82,13 +82,13 @@ def pretrain(config: PretrainConfig, inputs: dict[str, Manifest], context: Stage
     for name, dataset in datasets.items() if config.train.eval_every else ():
         held_out += held_out_set(name, dataset, processors[name], train_subtask=config.train_subtask.get(name))
     with torch_threads(config.train.threads):
-        average, metrics, _ = train(model, sets, weights, config, context, held_out=held_out)
+        ema, metrics, _ = train(model, sets, weights, config, context, held_out=held_out)
 
     write_json(context.output / "config.json", {"model_type": MODEL_TYPE, **asdict(config.model)})
     write_json(context.output / "train_config.json", identity(config.train))
     tokenizer.save(context.output / "tokenizer.json")
     fast.save(context.output / "fast_tokenizer.json")
-    save_sharded(context.output, average)
+    save_sharded(context.output, ema)
     for name, contract in contracts.items():
         contract.save(context.output / "contracts" / f"{name}.json")
     fingerprints = {n: c.fingerprint for n, c in contracts.items()}

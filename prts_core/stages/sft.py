@@ -23,7 +23,7 @@ from prts_core.stages.pretrain import policy_contract
 from prts_core.stages.training import train
 from prts_core.store.manifest import Manifest
 from prts_core.store.stage import StageContext, StageResult
-from prts_core.training.datasets import RobotSet, held_out_set
+from prts_core.training.datasets import RobotDataset, held_out_set
 from prts_core.training.initial_weights import checkpoint_start, own_start
 
 
@@ -45,7 +45,7 @@ def sft(config: SftConfig, inputs: dict[str, Manifest], context: StageContext) -
     if not config.train.weights.contrastive:  # heads without a loss stay what they are, as in the public release
         frozen = tuple(dict.fromkeys((*config.train.freeze, "contrastive")))
         config = replace(config, train=replace(config.train, freeze=frozen))
-    rows = RobotSet(
+    rows = RobotDataset(
         config.dataset,
         dataset,
         processor,
@@ -56,8 +56,8 @@ def sft(config: SftConfig, inputs: dict[str, Manifest], context: StageContext) -
     options = {"train_subtask": config.train_subtask}
     held_out = held_out_set(config.dataset, dataset, processor, **options) if config.train.eval_every else []
     with torch_threads(config.train.threads):
-        average, metrics, early = train(model, [rows], [1.0], config, context, held_out=held_out)
-    save_policy(context.output, average, model_config, processor)
+        ema, metrics, early = train(model, [rows], [1.0], config, context, held_out=held_out)
+    save_policy(context.output, ema, model_config, processor)
     if early is not None:
         save_policy(context.output / "early", load_tensors(early)[0], model_config, processor)
     write_json(context.output / "train_config.json", identity(config.train))

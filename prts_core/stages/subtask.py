@@ -21,7 +21,7 @@ from prts_core.policy.subtask_scores import Score, score_subtasks
 from prts_core.stages.training import train
 from prts_core.store.manifest import Manifest
 from prts_core.store.stage import StageContext, StageResult
-from prts_core.training.datasets import RobotSet, held_out_set
+from prts_core.training.datasets import RobotDataset, held_out_set
 
 
 def subtask(config: SubtaskConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
@@ -29,12 +29,12 @@ def subtask(config: SubtaskConfig, inputs: dict[str, Manifest], context: StageCo
     dataset = LeRobotDataset.open(inputs["convert"].folder(context.outputs))
     processor = replace(policy.processor, subtasks=True)
     episodes = spread(dataset.episodes("train"), config.episodes)
-    rows = RobotSet(config.dataset, dataset, processor, episodes, augmented=config.train.augment, say_subtask=True)
+    rows = RobotDataset(config.dataset, dataset, processor, episodes, augmented=config.train.augment, say_subtask=True)
     model = policy.model.train()
     held_out = held_out_set(config.dataset, dataset, processor, say_subtask=True) if config.train.eval_every else []
     with torch_threads(config.train.threads):
         weights, metrics, _ = train(
-            model, [rows], [1.0], config, context, average=config.export == "average", held_out=held_out
+            model, [rows], [1.0], config, context, ema=config.export == "average", held_out=held_out
         )
     save_policy(context.output, weights, model.config, processor)
     # What was saved is scored: the trained module may lie on a GPU, or in parts over several.

@@ -27,7 +27,7 @@ from prts_core.models.prts import PrtsModel
 from prts_core.store.stage import StageContext
 from prts_core.training.adapters import adapter_tensors, add_adapters, merged, remove_adapters
 from prts_core.training.batch import BatchSource, SampleSource
-from prts_core.training.datasets import RobotSet
+from prts_core.training.datasets import RobotDataset
 from prts_core.training.meter import TIMES
 from prts_core.training.optim import Count, count, freeze
 from prts_core.training.ranks import ALONE, Ranks
@@ -50,12 +50,12 @@ def train(
     config: Trains,
     context: StageContext,
     *,
-    average: bool = True,
+    ema: bool = True,
     held_out: Sequence[SampleSource] = (),
 ) -> tuple[dict[str, Tensor], dict[str, float], Path | None]:
     """Train (or resume) and return (weights, last metrics, snapshot file of the early weights or none).
 
-    average: the averaged weights, not those of the last step. With LoRA its adapters are merged in, taken off `model`,
+    ema: the averaged weights, not those of the last step. With LoRA its adapters are merged in, taken off `model`,
     and kept as `adapter.safetensors` in the stage's output. held_out: data of `eval_every`. Of several processes all
     but the first leave here by `Followed`. Raises Stopped where a signal asked for it, after a checkpoint.
     """
@@ -82,12 +82,12 @@ def train(
                 file.write(json.dumps({"step": step, **metrics}) + "\n")
 
         trainer.fit(context.work / CHECKPOINTS, on_step, snapshots, stop)
-    made = trainer.weights(average)
+    made = trainer.weights(ema)
     if trainer.ranks.rank:
         raise Followed
     rows = [row for row in read_curve(curve) if on_curve(recipe, int(row["step"])) or _evaluated(row)]
     write_curve(context.output, rows)
-    robots = [each for each in sets if isinstance(each, RobotSet)]
+    robots = [each for each in sets if isinstance(each, RobotDataset)]
     if recipe.augment and robots:
         draw_augmentations(context.output, robots[0], context.seed)
     if recipe.lora is not None:
@@ -186,7 +186,7 @@ def show_parameters(rows: list[Count]) -> None:
     Console(highlight=False).print(table)
 
 
-def draw_augmentations(folder: Path, rows: RobotSet, seed: int) -> None:
+def draw_augmentations(folder: Path, rows: RobotDataset, seed: int) -> None:
     """augmentations.png: views of three samples, each augmentation alone and four of the draws that training sees."""
     from PIL import Image
 

@@ -15,7 +15,7 @@ import numpy as np
 from prts_core.statistics import anytime_valid
 from prts_core.statistics.binomial import Interval, wilson
 from prts_core.statistics.sprt import PairedTest, RateTest, Stop
-from prts_core.statistics.sprt_boundaries import Endings, Walk, endings
+from prts_core.statistics.sprt_boundaries import Boundaries, StoppingDistribution, stopping_distribution
 
 EXACT = "exact for this test, stage-wise ordering"
 ANYTIME = "valid whenever one stops"
@@ -27,7 +27,7 @@ def read_rate(test: RateTest, outcomes: Sequence[bool]) -> Stop | None:
     stop = test.read(outcomes)
     if stop is None:
         return None
-    interval = rate_after(test.walk, stop, sum(outcomes[: stop.at]))
+    interval = rate_after(test.boundaries, stop, sum(outcomes[: stop.at]))
     return replace(stop, interval=_rounded(interval), method=EXACT)
 
 
@@ -45,7 +45,7 @@ def _rounded(interval: Interval) -> Interval:
     return Interval(*(round(bound, 4) for bound in (interval.estimate, interval.lower, interval.upper)))
 
 
-def rate_after(walk: Walk, stop: Stop, successes: int, confidence: float = 0.95) -> Interval:
+def rate_after(boundaries: Boundaries, stop: Stop, successes: int, confidence: float = 0.95) -> Interval:
     """Interval of the rate after a test of one rate stopped, and the estimate that errs either way equally often.
 
     Endings are ordered by stage: reaching the upper bound says more for a high rate the sooner it happened, reaching
@@ -57,7 +57,10 @@ def rate_after(walk: Walk, stop: Stop, successes: int, confidence: float = 0.95)
     """
     sign = {"high": 1, "low": -1}.get(stop.decision, 0)
     low, middle, high = bounds(
-        endings(walk), walk.most, np.array([order(walk.most, sign, stop.at, successes)]), confidence
+        stopping_distribution(boundaries),
+        boundaries.most,
+        np.array([order(boundaries.most, sign, stop.at, successes)]),
+        confidence,
     )
     return Interval(float(middle[0]), float(low[0]), float(high[0]))
 
@@ -69,7 +72,7 @@ def coverage(test: RateTest, p: float, runs: int, seed: int = 0) -> tuple[float,
     sign, at, successes = test.draw(p, runs, seed)
     _, first, which = np.unique(order(most, sign, at, successes), return_index=True, return_inverse=True)
     sign, at, successes = sign[first], at[first], successes[first]
-    lower, _, upper = bounds(endings(test.walk), most, order(most, sign, at, successes), 0.95)
+    lower, _, upper = bounds(stopping_distribution(test.boundaries), most, order(most, sign, at, successes), 0.95)
     plain = [wilson(int(won), int(n)) for won, n in zip(successes, at, strict=True)]
     covers = (lower <= p) & (p <= upper), np.array([one.lower <= p <= one.upper for one in plain])
     return float(covers[0][which].mean()), float(covers[1][which].mean())
@@ -82,7 +85,7 @@ def order(most: int, sign: np.ndarray | int, at: np.ndarray | int, successes: np
     return stage * (most + 1) + successes
 
 
-def bounds(ends: Endings, most: int, places: np.ndarray, confidence: float) -> tuple[np.ndarray, ...]:
+def bounds(ends: StoppingDistribution, most: int, places: np.ndarray, confidence: float) -> tuple[np.ndarray, ...]:
     """(lower, estimate, upper), (P,) each, of endings at these places (P,)."""
     of_ends = order(most, ends.sign, ends.at, ends.successes)
     above, here = of_ends > places[:, None], of_ends == places[:, None]

@@ -16,7 +16,7 @@ import numpy as np
 
 from prts_core.io.errors import ConfigError
 from prts_core.statistics.binomial import Interval
-from prts_core.statistics.sprt_boundaries import Walk, endings, first_exit
+from prts_core.statistics.sprt_boundaries import Boundaries, first_exit, stopping_distribution
 
 Decision = Literal["high", "low", "better", "worse", "equal", "undecided"]
 SEARCHED = 20_000  # episodes, when the number that would do is looked for
@@ -97,25 +97,25 @@ class RateTest(_Test):
     """
 
     @property
-    def walk(self) -> Walk:
+    def boundaries(self) -> Boundaries:
         up, down = math.log(self.p1 / self.p0), math.log((1 - self.p1) / (1 - self.p0))
-        return Walk(up, down, self.alpha, self.beta, self.most, self.least)
+        return Boundaries(up, down, self.alpha, self.beta, self.most, self.least)
 
     @property
     def missed(self) -> float:
         """The exact chance of not saying "high" when the rate is p1: of beta, and of running into the limit."""
-        return 1.0 - self.walk.exact(self.p1)[0]
+        return 1.0 - self.boundaries.exact(self.p1)[0]
 
     def expected(self, p: float) -> float:
         """Exact mean number of episodes when the rate is `p`."""
-        return self.walk.exact(p)[2]
+        return self.boundaries.exact(p)[2]
 
     def read(self, outcomes: Sequence[bool]) -> Stop | None:
         """What the outcomes so far, in the order of the plan, say; none while they say nothing."""
-        walk, level = self.walk, 0.0
+        boundaries, level = self.boundaries, 0.0
         for at, success in enumerate(outcomes[: self.most], 1):
-            level += walk.up if success else walk.down
-            if at >= self.least and (sign := walk.sign(level)):
+            level += boundaries.up if success else boundaries.down
+            if at >= self.least and (sign := boundaries.sign(level)):
                 return Stop("high" if sign > 0 else "low", at)
         return Stop("undecided", self.most) if len(outcomes) >= self.most else None
 
@@ -126,9 +126,9 @@ class RateTest(_Test):
 
     def draw(self, p: float, runs: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(bound met, 0 for none; episodes; successes) of simulated benchmarks at the rate `p`, (runs,) each."""
-        walk, rng = self.walk, np.random.default_rng([seed, round(p * 1e6)])
+        boundaries, rng = self.boundaries, np.random.default_rng([seed, round(p * 1e6)])
         won = rng.random((runs, self.most)) < p
-        sign, at = first_exit(np.where(won, walk.up, walk.down), walk)
+        sign, at = first_exit(np.where(won, boundaries.up, boundaries.down), boundaries)
         return sign, at, won.cumsum(1)[np.arange(runs), at - 1]
 
 
@@ -153,22 +153,24 @@ class PairedTest(_Test):
         return self.p1 * (1 - self.p0) + self.p0 * (1 - self.p1)
 
     @property
-    def walk(self) -> Walk:
-        """The walk of one direction; a step is a discordant pair, and every one is looked at."""
-        return Walk(math.log(2 * self.share), math.log(2 * (1 - self.share)), self.alpha / 2, self.beta, self.most)
+    def boundaries(self) -> Boundaries:
+        """Those of one direction; a step is a discordant pair, and every one is looked at."""
+        return Boundaries(
+            math.log(2 * self.share), math.log(2 * (1 - self.share)), self.alpha / 2, self.beta, self.most
+        )
 
     def read(self, pairs: Sequence[tuple[bool, bool]]) -> Stop | None:
         """pairs: (first succeeded, second succeeded) in the order of the plan. better: the first is. equal: a
         difference as large as p0 to p1 is excluded in both directions. None while they say nothing."""
-        walk, levels, signs = self.walk, [0.0, 0.0], [0, 0]
+        boundaries, levels, signs = self.boundaries, [0.0, 0.0], [0, 0]
         for at, (first, second) in enumerate(pairs[: self.most], 1):
             for side, won in enumerate((first, second)):
                 if signs[side]:
                     continue
                 if first != second:
-                    levels[side] += walk.up if won else walk.down
+                    levels[side] += boundaries.up if won else boundaries.down
                 if at >= self.least:
-                    signs[side] = walk.sign(levels[side])
+                    signs[side] = boundaries.sign(levels[side])
             if 1 in signs:
                 return Stop("better" if signs[0] == 1 else "worse", at, p_value=_p_value(levels))
             if signs == [-1, -1]:
@@ -182,7 +184,7 @@ class PairedTest(_Test):
         from scipy.stats import binom
 
         # How many of the pairs are discordant varies; a shorter walk is the beginning of the longest.
-        ends = endings(self.walk)
+        ends = stopping_distribution(self.boundaries)
         better = ends.sign > 0
         by_length = np.bincount(ends.at[better], ends.chances(self.share)[better], self.most + 1).cumsum()
         return float(1 - binom.pmf(np.arange(self.most + 1), self.most, self._discordant) @ by_length)
@@ -199,10 +201,10 @@ class PairedTest(_Test):
         other = np.where(rng.random((runs, self.most)) < agreement, own[0], own[1])
         won, lost = own[0] < first, other < second
         moved = won != lost
-        walk, signs, ats = replace(self.walk, least=self.least), [], []
+        boundaries, signs, ats = replace(self.boundaries, least=self.least), [], []
         for better in (won, lost):
-            steps = np.where(moved, np.where(better, walk.up, walk.down), 0.0)
-            sign, at = first_exit(steps, walk)
+            steps = np.where(moved, np.where(better, boundaries.up, boundaries.down), 0.0)
+            sign, at = first_exit(steps, boundaries)
             signs.append(sign)
             ats.append(at)
         sides = np.stack(signs)

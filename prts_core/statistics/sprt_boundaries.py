@@ -1,6 +1,4 @@
-"""The walk of a sequential test between its two bounds, and every way it can end, counted exactly.
-
-Wald's sequential probability ratio test, truncated.
+"""Bounds of a truncated sequential probability ratio test, and the exact distribution of where it stops.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Walk:
+class Boundaries:
     """A log likelihood ratio that starts at 0 and is stopped at log(1 / alpha) or log(beta), or after `most` steps; it
     is looked at from step `least` on.
 
@@ -44,7 +42,7 @@ class Walk:
     def exact(self, p: float) -> tuple[float, float, float]:
         """(P(upper), P(lower), mean steps) when every step is a success with probability `p`, summed over all ways to
         end: no simulation, no approximation."""
-        ends = endings(self)
+        ends = stopping_distribution(self)
         chances = ends.chances(p)
         return (
             float(chances[ends.sign > 0].sum()),
@@ -54,7 +52,7 @@ class Walk:
 
 
 @dataclass(frozen=True)
-class Endings:
+class StoppingDistribution:
     """Where a walk can end, (E,) each: after how many steps, with how many successes, at which bound (0: at the limit),
     and the logarithm of how many sequences of outcomes lead there."""
 
@@ -73,33 +71,33 @@ class Endings:
 
 
 @lru_cache(maxsize=16)
-def endings(walk: Walk) -> Endings:
+def stopping_distribution(boundaries: Boundaries) -> StoppingDistribution:
     """Counted step by step over the number of successes, of which only the few between the bounds are alive."""
     first, ways = 0, np.zeros(1)  # alive: `first` successes and up, log ways each
     found: list[tuple[np.ndarray, ...]] = []
-    for n in range(1, walk.most + 1):
+    for n in range(1, boundaries.most + 1):
         grown = np.full(len(ways) + 1, -np.inf)
         grown[:-1] = ways
         grown[1:] = np.logaddexp(grown[1:], ways)
         successes = first + np.arange(len(grown))
-        level = successes * walk.up + (n - successes) * walk.down
-        sign = (level >= walk.upper).astype(int) - (level <= walk.lower)
-        sign = sign * (n >= walk.least)
-        ends = sign != 0 if n < walk.most else np.ones(len(grown), bool)
+        level = successes * boundaries.up + (n - successes) * boundaries.down
+        sign = (level >= boundaries.upper).astype(int) - (level <= boundaries.lower)
+        sign = sign * (n >= boundaries.least)
+        ends = sign != 0 if n < boundaries.most else np.ones(len(grown), bool)
         found.append((np.full(ends.sum(), n), successes[ends], sign[ends], grown[ends]))
         if ends.all():
             break
         alive = np.flatnonzero(~ends)
         first, ways = first + int(alive[0]), grown[alive]  # what lies between two bounds has no gaps
-    return Endings(*(np.concatenate(column) for column in zip(*found, strict=True)))
+    return StoppingDistribution(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
-def first_exit(steps: np.ndarray, walk: Walk) -> tuple[np.ndarray, np.ndarray]:
+def first_exit(steps: np.ndarray, boundaries: Boundaries) -> tuple[np.ndarray, np.ndarray]:
     """(runs, most) steps -> sign of the bound that each run meets first (0: none), and when."""
     levels = steps.cumsum(1)
-    out = (levels >= walk.upper) | (levels <= walk.lower)
-    out[:, : walk.least - 1] = False
+    out = (levels >= boundaries.upper) | (levels <= boundaries.lower)
+    out[:, : boundaries.least - 1] = False
     met = out.any(1)
-    at = np.where(met, out.argmax(1), walk.most - 1)
+    at = np.where(met, out.argmax(1), boundaries.most - 1)
     sign = np.where(met, np.sign(levels[np.arange(len(at)), at]), 0).astype(int)
     return sign, at + 1

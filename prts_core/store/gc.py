@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from prts_core.config.load import Plan
+from prts_core.config.load import RunPlan
 from prts_core.io.errors import Skipped, UnavailableError
 from prts_core.io.locks import locked, try_locked
 from prts_core.store.entries import WORK, Entry, all_entries, with_ancestors
@@ -29,7 +29,7 @@ DAY_S = 86400.0
 
 
 @dataclass(frozen=True)
-class Item:
+class Removable:
     """Something that may go. what: "result", "work" (interrupted, too old), "leftover" (of a kill, or work that was
     put aside) or "cache" (digests of a source that is no longer there). bytes: what removing it alone would free."""
 
@@ -49,7 +49,7 @@ class Garbage:
     """What may go, and why the rest stays. bytes: freed by removing all of it; what views or others hold by hard links
     is not freed. kept: reason -> number of results."""
 
-    items: tuple[Item, ...]
+    items: tuple[Removable, ...]
     bytes: int
     kept: dict[str, int]
     keep_days: float
@@ -60,7 +60,7 @@ class Garbage:
         return asdict(self) | {"items": rows}
 
 
-def plan_keys(store: Store, plan: Plan, steps: Iterable[tuple[str, str | None]]) -> tuple[set[str], list[str]]:
+def plan_keys(store: Store, plan: RunPlan, steps: Iterable[tuple[str, str | None]]) -> tuple[set[str], list[str]]:
     """Keys of every step of a plan, and a note for each whose source is not here: only its view keeps those."""
     known: dict[tuple[str, str | None], Resolved] = {}
     notes = []
@@ -119,7 +119,7 @@ def find_garbage(
     for cache in sorted((outputs / STORE / ".sources").glob("*.tsv")):
         root, age = cached_root(cache), (now - cache.stat().st_mtime) / DAY_S
         if root is not None and not root.exists() and age > keep_days:
-            items.append(Item("cache", cache, "", None, "", age, cache.stat().st_size, str(root), ()))
+            items.append(Removable("cache", cache, "", None, "", age, cache.stat().st_size, str(root), ()))
     freed = sum(size for size, count, there in links.values() if count >= there)
     freed += sum(item.bytes for item in items if item.what == "cache")
     return Garbage(tuple(items), freed, kept, keep_days)
@@ -131,7 +131,7 @@ def delete_garbage(
     """Remove what may go and say what that was. Runs that look for their parents wait meanwhile, a moment: everything
     is first moved out of the way, then removed."""
     trash = outputs / STORE / TRASH
-    moved = set[Item]()
+    moved = set[Removable]()
     with locked(outputs / STORE / GC_LOCK, on_wait=on_wait):
         found = find_garbage(outputs, keys=keys, registered=registered, keep_days=keep_days)
         trash.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ def delete_garbage(
     )
 
 
-def _move_away(item: Item, trash: Path) -> bool:
+def _move_away(item: Removable, trash: Path) -> bool:
     """Rename an item into the trash; False where a process works on its entry, or has since it was listed."""
     whole = item.path.name == item.key
     entry = item.path if whole else item.path.parent
@@ -162,7 +162,7 @@ def _move_away(item: Item, trash: Path) -> bool:
         return True
 
 
-def _item(what: Any, path: Path, entry: Entry, age: float, links: dict[tuple[int, int], list[int]]) -> Item:
+def _item(what: Any, path: Path, entry: Entry, age: float, links: dict[tuple[int, int], list[int]]) -> Removable:
     own: dict[tuple[int, int], list[int]] = {}
     for folder, _, names in os.walk(path):
         for name in names:
@@ -175,7 +175,7 @@ def _item(what: Any, path: Path, entry: Entry, age: float, links: dict[tuple[int
                 table.setdefault(inode, [info.st_size, 0, info.st_nlink])[1] += 1
     about = entry.provenance if what == "result" else entry.plan
     freed = sum(size for size, count, there in own.values() if count >= there)
-    return Item(
+    return Removable(
         what,
         path,
         entry.stage,

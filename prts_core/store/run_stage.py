@@ -21,7 +21,7 @@ from typing import Any
 
 from prts_core import __version__
 from prts_core.config.identity import identity
-from prts_core.config.load import Plan
+from prts_core.config.load import RunPlan
 from prts_core.io.errors import DataError, PrtsError, StageError, lookup
 from prts_core.io.files import digest_value, explain_os_errors, read_json, write_json
 from prts_core.io.locks import is_locked, locked
@@ -84,7 +84,7 @@ class Store:
     def resolve(
         self,
         name: str,
-        plan: Plan,
+        plan: RunPlan,
         partition: str | None = None,
         *,
         fetch: bool = False,
@@ -133,7 +133,7 @@ class Store:
         return entry_folder(self.outputs, resolved.stage.name, resolved.key)
 
     # ---- finding ---------------------------------------------------------------------------------------------------
-    def find(self, resolved: Resolved, plan: Plan | None = None) -> Manifest | None:
+    def find(self, resolved: Resolved, plan: RunPlan | None = None) -> Manifest | None:
         """The result with this key if its content is intact and its parents are those it was made from, else none.
 
         plan: also look into the recipe's view, which `dvc pull` may have filled, and take its result into the store.
@@ -164,7 +164,7 @@ class Store:
                 return False
         return True
 
-    def _adopt(self, resolved: Resolved, plan: Plan) -> Manifest | None:
+    def _adopt(self, resolved: Resolved, plan: RunPlan) -> Manifest | None:
         """Take a view's result into the store, if it has this key and its content is whole."""
         view = view_folder(self.outputs, plan.recipe.name, resolved.stage.name, resolved.partition)
         raw = read_json(view / MANIFEST) if (view / MANIFEST).is_file() else {}
@@ -192,7 +192,7 @@ class Store:
     def run(
         self,
         name: str,
-        plan: Plan,
+        plan: RunPlan,
         partition: str | None = None,
         *,
         caller: dict[str, str] | None = None,
@@ -226,7 +226,7 @@ class Store:
                     show(view, manifest, self.outputs, resolved.stage.headline)
             return manifest
 
-    def inputs(self, resolved: Resolved, plan: Plan) -> dict[str, Manifest]:
+    def inputs(self, resolved: Resolved, plan: RunPlan) -> dict[str, Manifest]:
         """The parents' results. StageError names the command for one that has not run or whose content has changed."""
         found = {}
         for role, parent in resolved.parents.items():
@@ -251,7 +251,7 @@ class Store:
         return found
 
     def _make(
-        self, resolved: Resolved, plan: Plan, caller: dict[str, str], track: Tracker, execute: Execute
+        self, resolved: Resolved, plan: RunPlan, caller: dict[str, str], track: Tracker, execute: Execute
     ) -> Manifest:
         """Run or resume the stage in its work folder. The caller holds the entry's lock."""
         stage, folder = resolved.stage, self.folder(resolved)
@@ -347,7 +347,7 @@ class Store:
             told = True
             time.sleep(1.0)
 
-    def _require_same_parents(self, resolved: Resolved, plan: Plan, inputs: dict[str, Manifest]) -> None:
+    def _require_same_parents(self, resolved: Resolved, plan: RunPlan, inputs: dict[str, Manifest]) -> None:
         """StageError where a parent's files were changed while the stage was reading them."""
         for role, manifest in inputs.items():
             path = manifest.folder(self.outputs).with_name(MANIFEST)
@@ -361,7 +361,7 @@ class Store:
                     cure=f"run `{first}`: it makes its output again; then `{then}`",
                 )
 
-    def _require_same_sources(self, resolved: Resolved, plan: Plan, seen: str) -> None:
+    def _require_same_sources(self, resolved: Resolved, plan: RunPlan, seen: str) -> None:
         """StageError where files from outside have changed, even back again, while the stage was reading them."""
         stage, partition = resolved.stage, resolved.partition
         sources = sources_digest(plan, partition, self.outputs) if stage.external else resolved.sources
@@ -384,7 +384,7 @@ def load_provenance(outputs: Path, manifest: Manifest) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
-def _plan_record(resolved: Resolved, plan: Plan) -> dict[str, Any]:
+def _plan_record(resolved: Resolved, plan: RunPlan) -> dict[str, Any]:
     """What `prts status` and garbage collection want to know of work under way."""
     return {
         "stage": resolved.stage.name,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prts_core.config.identity import identity
-from prts_core.config.load import Plan, present_root, source_root
+from prts_core.config.load import RunPlan, present_root, source_root
 from prts_core.config.schema import CollectConfig, LeRobotSource, RecordingSource
 from prts_core.io.errors import ConfigError, DataError, StageError, UnavailableError
 from prts_core.io.files import digest_bytes, digest_value, read_json, write_json
@@ -26,13 +26,13 @@ from prts_core.store.views import view_folder
 SOURCES_VARIABLE = "PRTS_SOURCES"
 
 
-def external_source(plan: Plan, dataset: str) -> LeRobotSource | RecordingSource | None:
+def external_source(plan: RunPlan, dataset: str) -> LeRobotSource | RecordingSource | None:
     """The source of a dataset that was made elsewhere; none for one that is recorded here."""
     source = plan.datasets[dataset].source
     return source if isinstance(source, LeRobotSource | RecordingSource) else None
 
 
-def listing(plan: Plan, dataset: str, outputs: Path, *, fetch: bool = False) -> list[File]:
+def listing(plan: RunPlan, dataset: str, outputs: Path, *, fetch: bool = False) -> list[File]:
     """The files of an external dataset. fetch: download one of the hub where it is not here yet.
 
     Raises Skipped for an optional dataset that is absent, UnavailableError for another one.
@@ -51,7 +51,7 @@ def listing(plan: Plan, dataset: str, outputs: Path, *, fetch: bool = False) -> 
 
 
 def files_read(
-    stage: Stage, plan: Plan, partition: str | None, outputs: Path, recorded: bool = False
+    stage: Stage, plan: RunPlan, partition: str | None, outputs: Path, recorded: bool = False
 ) -> dict[str, str]:
     """What stands in a key for the files of `Stage.reads`: the digest of a listing, or the commit of a hub id. What is
     not on this machine is left out, and a hub id that is not downloaded stands for itself: the stage tells of them.
@@ -93,7 +93,7 @@ def _only(read: Read, outputs: Path) -> list[str] | None:
     return list(known["pictures"])
 
 
-def fetch_revisions(stage: Stage, plan: Plan, partition: str | None) -> None:
+def fetch_revisions(stage: Stage, plan: RunPlan, partition: str | None) -> None:
     """Download the small files of the hub's checkpoints that a stage reads and that are not here, so that its key can
     say which commit is meant. CheckpointError where they cannot be had."""
     for read in stage.reads(plan, partition).values() if looks() else ():
@@ -102,7 +102,7 @@ def fetch_revisions(stage: Stage, plan: Plan, partition: str | None) -> None:
             local_folder(read.source, ("*.json",))
 
 
-def sources_stamp(stage: Stage, plan: Plan, dataset: str | None, outputs: Path) -> str:
+def sources_stamp(stage: Stage, plan: RunPlan, dataset: str | None, outputs: Path) -> str:
     """Digest of the sizes, times and inodes of all external files that a stage reads: whether they are the very ones
     that work under way began to read. Empty where there is nothing to look at."""
     reads = [read for read in stage.reads(plan, dataset).values() if isinstance(read, Read)]
@@ -142,7 +142,7 @@ def looks() -> bool:
     return chosen == "look"
 
 
-def sources_digest(plan: Plan, dataset: str | None, outputs: Path, *, fetch: bool = False) -> str:
+def sources_digest(plan: RunPlan, dataset: str | None, outputs: Path, *, fetch: bool = False) -> str:
     """What stands in a key for the external files of a dataset; empty where there are none."""
     name = dataset or plan.recipe.deploy
     if external_source(plan, name) is None:
@@ -151,7 +151,7 @@ def sources_digest(plan: Plan, dataset: str | None, outputs: Path, *, fetch: boo
 
 
 def require_looked_at(
-    stage: Stage, plan: Plan, dataset: str | None, sources: str, files: dict[str, str], outputs: Path
+    stage: Stage, plan: RunPlan, dataset: str | None, sources: str, files: dict[str, str], outputs: Path
 ) -> None:
     """StageError where the files that a stage is about to read are not those whose listing is in its key: recorded
     listings find results, they never make one."""
@@ -168,7 +168,7 @@ def require_looked_at(
         )
 
 
-def _recorded(plan: Plan, dataset: str, outputs: Path) -> str:
+def _recorded(plan: RunPlan, dataset: str, outputs: Path) -> str:
     """The listing that the recipe's view, or else the newest result of collect, has of this source."""
     wanted = dataset, _described(identity(plan.datasets[dataset].source))
     view = view_folder(outputs, plan.recipe.name, "collect", dataset) / MANIFEST

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from prts_core.config.load import Plan
+from prts_core.config.load import RunPlan
 from prts_core.store.manifest import Manifest
 
 
@@ -85,12 +85,12 @@ class Stage:
     help: str
     version: int
     partitioned: bool
-    config: Callable[[Plan, str | None], Any]
-    parents: Callable[[Plan, str | None], list[Parent]]
+    config: Callable[[RunPlan, str | None], Any]
+    parents: Callable[[RunPlan, str | None], list[Parent]]
     run: Callable[[Any, dict[str, Manifest], StageContext], StageResult]
     seeded: bool = False
     external: bool = False
-    reads: Callable[[Plan, str | None], dict[str, Read | str]] = lambda plan, partition: {}
+    reads: Callable[[RunPlan, str | None], dict[str, Read | str]] = lambda plan, partition: {}
     trains: bool = False
     pool: str = "cpu"
     headline: tuple[str, ...] = ()

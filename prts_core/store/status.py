@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from prts_core.config.load import Plan
+from prts_core.config.load import RunPlan
 from prts_core.io.errors import Skipped, UnavailableError
 from prts_core.io.files import read_json
 from prts_core.store.code import code_digest
@@ -36,7 +36,7 @@ OTHER_CODE = "made by other code"
 
 
 @dataclass(frozen=True)
-class Row:
+class StatusRow:
     """One step of the plan. why: of what is stale, field by field; of what is absent or skipped, the reason.
 
     notes: what is worth knowing besides. work: of running or interrupted work: pid, host, since, recipe, overrides,
@@ -60,7 +60,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Summary:
+class StoreSummary:
     """The store as a whole. unshown: results that neither a view nor this plan comes from. works: interrupted or
     running work of other plans. results: only with `listed`."""
 
@@ -77,15 +77,15 @@ class Status:
     recipe: str
     config_file: str
     outputs: str
-    rows: tuple[Row, ...]
-    store: Summary
+    rows: tuple[StatusRow, ...]
+    store: StoreSummary
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def status(
-    store: Store, plan: Plan, steps: Iterable[tuple[str, str | None]], *, verify: bool = False, listed: bool = False
+    store: Store, plan: RunPlan, steps: Iterable[tuple[str, str | None]], *, verify: bool = False, listed: bool = False
 ) -> Status:
     """Where every step stands and what the store holds. verify: also look for contents that have changed. listed: name
     every result that nothing shows."""
@@ -101,37 +101,37 @@ class _Look:
     """Rows of one plan. failed: steps that have no key because their source is not here."""
 
     store: Store
-    plan: Plan
+    plan: RunPlan
     entries: dict[str, Entry]
     verify: bool
     known: dict[tuple[str, str | None], Resolved] = field(default_factory=dict)
     failed: dict[tuple[str, str | None], State] = field(default_factory=dict)
     states: dict[str, State] = field(default_factory=dict)  # by key
 
-    def row(self, stage: str, partition: str | None) -> Row:
+    def row(self, stage: str, partition: str | None) -> StatusRow:
         command = self.plan.command(stage, partition, self.store.outputs)
         for parent in self.store.stages[stage].parents(self.plan, partition):
             state = self.failed.get((parent.stage, parent.partition))
             if state is not None:
                 self.failed[stage, partition] = state
                 name = parent.stage + (f" [{parent.partition}]" if parent.partition else "")
-                return Row(stage, partition, state, None, command, (f"its parent {name} is {state}",))
+                return StatusRow(stage, partition, state, None, command, (f"its parent {name} is {state}",))
         try:
             resolved = self.store.resolve(stage, self.plan, partition, known=self.known)
         except (Skipped, UnavailableError) as err:
             state = self.failed[stage, partition] = "skipped" if isinstance(err, Skipped) else "absent"
-            return Row(stage, partition, state, None, command, (str(err),))
+            return StatusRow(stage, partition, state, None, command, (str(err),))
         row = self._found(resolved, command)
         self.states[resolved.key] = row.state
         return row
 
-    def _found(self, resolved: Resolved, command: str) -> Row:
+    def _found(self, resolved: Resolved, command: str) -> StatusRow:
         stage, partition, key = resolved.stage.name, resolved.partition, resolved.key
         entry = self.entries.get(key) or entry_at(self.store.folder(resolved))
         path = view_folder(self.store.outputs, self.plan.recipe.name, stage, partition) / MANIFEST
         shown = read_json(path) if path.is_file() else {}
         if entry.running:
-            return Row(stage, partition, "running", key, command, work=_work(entry))
+            return StatusRow(stage, partition, "running", key, command, work=_work(entry))
         if entry.finished:
             facts: dict[str, Any] = {
                 "finished": entry.provenance.get("finished"),
@@ -139,22 +139,24 @@ class _Look:
             }
             reasons = self._other_parents(resolved, entry)
             if reasons:
-                return Row(stage, partition, "stale", key, command, tuple(reasons), **facts)
+                return StatusRow(stage, partition, "stale", key, command, tuple(reasons), **facts)
             if self.verify and self.store.find(resolved) is None:
-                return Row(stage, partition, "damaged", key, command, ("its files are not those that it made",))
+                return StatusRow(stage, partition, "damaged", key, command, ("its files are not those that it made",))
             notes = []
             code = entry.provenance.get("code")
             if code and code != code_digest(stage):
                 notes.append(OTHER_CODE)
             if shown.get("key") != key and not self.plan.overrides:
                 notes.append(f"not shown by the recipe yet: `{command}` does so and runs nothing")
-            return Row(stage, partition, "finished", key, command, notes=tuple(notes), **facts)
+            return StatusRow(stage, partition, "finished", key, command, notes=tuple(notes), **facts)
         why = tuple(self._why(resolved, shown)) if shown.get("key") else ()
         if entry.interrupted:
-            return Row(stage, partition, "interrupted", key, command, why, work=_work(entry))
+            return StatusRow(stage, partition, "interrupted", key, command, why, work=_work(entry))
         if shown.get("key") == key:
-            return Row(stage, partition, "finished", key, command, notes=("in the view; the store takes it when used",))
-        return Row(stage, partition, "stale" if why else "missing", key, command, why)
+            return StatusRow(
+                stage, partition, "finished", key, command, notes=("in the view; the store takes it when used",)
+            )
+        return StatusRow(stage, partition, "stale" if why else "missing", key, command, why)
 
     def _other_parents(self, resolved: Resolved, entry: Entry) -> list[str]:
         """Parents that were made again and came out different."""
@@ -208,7 +210,7 @@ def _work(entry: Entry) -> dict[str, Any]:
     return about | {"since": entry.plan.get("started"), "checkpoint": entry.checkpoint, "seconds": entry.spent}
 
 
-def summarise(outputs: Path, entries: dict[str, Entry], wanted: set[str], listed: bool = False) -> Summary:
+def summarise(outputs: Path, entries: dict[str, Entry], wanted: set[str], listed: bool = False) -> StoreSummary:
     """Count results, bytes, and what neither a view nor a key in `wanted` comes from."""
     roots = {raw["key"] for _, raw in all_views(outputs) if raw.get("key")} | wanted
     shown = with_ancestors(roots, entries)
@@ -244,7 +246,7 @@ def summarise(outputs: Path, entries: dict[str, Entry], wanted: set[str], listed
                     "command": work_command(entry.plan, entry.stage, outputs),
                 }
             )
-    return Summary(count, total, unshown, unshown_bytes, tuple(works), tuple(rows))
+    return StoreSummary(count, total, unshown, unshown_bytes, tuple(works), tuple(rows))
 
 
 def when(text: str | None) -> str:

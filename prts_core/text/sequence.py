@@ -28,7 +28,7 @@ IGNORE = -100
 
 
 @dataclass(frozen=True)
-class View:
+class ImageTokens:
     """One image of a sample: the prompt's label and the image's grid of merged tokens (rows, columns)."""
 
     label: str
@@ -52,7 +52,8 @@ class Sample:
 @dataclass(frozen=True)
 class TokenSequence:
     """One sample as arrays. ids, labels (n,) int64; text_label (n,) bool; positions (3, n) int64; ends: columns where
-    observation, BC part, contrastive action and contrastive goal end; phi_at, psi_at -1 where there is none."""
+    observation, BC part, contrastive action and contrastive goal end; state_action_index and goal_index: where phi and
+    psi are read, -1 where they are not."""
 
     ids: np.ndarray
     positions: np.ndarray
@@ -60,8 +61,8 @@ class TokenSequence:
     text_label: np.ndarray
     ends: tuple[int, int, int, int]
     prompt_end: int
-    phi_at: int = -1
-    psi_at: int = -1
+    state_action_index: int = -1
+    goal_index: int = -1
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -74,7 +75,7 @@ class SequenceBuilder:
     (`prompt.has_markers`); instruction and tail are then one text, since Qwen's tokenizer joins ".\\n".
     """
 
-    def __init__(self, tokenizer: TextTokenizer, views: tuple[View, ...], compat: Compat = "none") -> None:
+    def __init__(self, tokenizer: TextTokenizer, views: tuple[ImageTokens, ...], compat: Compat = "none") -> None:
         self.tokenizer, self.views, self.compat = tokenizer, views, compat
         labels = tuple(v.label for v in views)
         self.head = tokenizer.encode(prompt.head_text(labels, tuple(v.rows * v.columns for v in views)))
@@ -168,7 +169,7 @@ class ConversationBuilder:
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self.tokenizer = tokenizer
 
-    def sequence(self, turns: Sequence[tuple[str, str]], views: Sequence[View]) -> TokenSequence:
+    def sequence(self, turns: Sequence[tuple[str, str]], views: Sequence[ImageTokens]) -> TokenSequence:
         """turns: (role, text), role system, user or assistant; `<image>` in a text stands for the next view.
         DataError where
         their numbers differ."""
@@ -190,7 +191,7 @@ class ConversationBuilder:
         return TokenSequence(tokens, positions, labels, labels != IGNORE, (0, count, count, count), 0)
 
 
-def mrope_positions(ids: Sequence[int], image_id: int, views: Sequence[View]) -> np.ndarray:
+def mrope_positions(ids: Sequence[int], image_id: int, views: Sequence[ImageTokens]) -> np.ndarray:
     """(3, n) interleaved M-RoPE ids: text counts up; an image is a block of (0, row, column) offsets, after which text
     goes on past the longer side (Qwen2-VL)."""
     out = np.zeros((3, len(ids)), np.int64)

@@ -42,9 +42,9 @@ def add_adapters(model: Any, config: LoraConfig) -> None:
     inject_adapter_in_model(
         PeftConfig(
             r=config.rank,
-            lora_alpha=config.alpha,
+            lora_alpha=config.alpha,  # type: ignore[arg-type]
             lora_dropout=config.dropout,
-            target_modules=list(config.targets),  # type: ignore[arg-type]
+            target_modules=list(config.targets),
         ),
         model.language_model,
         adapter_name=NAME,

@@ -21,13 +21,13 @@ from prts_core.models.tokens import Tokens, moved
 from prts_core.text.collate import collate, packed, patches
 from prts_core.text.sequence import TokenSequence
 from prts_core.training.packing import pack
-from prts_core.training.stream import Draw, Stream
+from prts_core.training.stream import MixtureSampler, SampleIndex
 
 Cursor = dict[str, int]
 
 
 @dataclass(frozen=True)
-class Item:
+class TrainingSample:
     """One sample, ready to be laid into a batch. images: (H, W, 3) uint8 each. chunk (T, A) normalised float32 and
     is_pad
     (T,) bool, or none where there is no action."""
@@ -55,7 +55,7 @@ class SampleSource(Protocol):
         """(rows,) int64: at least the tokens of each row's sample, known without reading an image."""
         ...
 
-    def item(self, row: int, rng: np.random.Generator, *, response: bool, contrastive: bool) -> Item:
+    def item(self, row: int, rng: np.random.Generator, *, response: bool, contrastive: bool) -> TrainingSample:
         """rng: the sample's own, for augmentation and whatever else is drawn."""
         ...
 
@@ -92,7 +92,7 @@ class Batch:
 class BatchPlan:
     """Which samples a batch is made of: rows of draws (one draw a row when unpacked), those of all processes."""
 
-    rows: list[list[Draw]]
+    rows: list[list[SampleIndex]]
     contrastive: bool
     begin: Cursor
     cursor: Cursor
@@ -130,7 +130,7 @@ class BatchSource:
         self.chunk_length, self.max_action_dim, self.patch, self.merge = chunk_length, max_action_dim, patch, merge
         self.response, self.contrastive = response, contrastive
         self.pack_length, self.pack_window = pack_length, pack_window
-        self.stream = Stream([len(s) for s in sources], weights, seed)
+        self.stream = MixtureSampler([len(s) for s in sources], weights, seed)
         if pack_length and contrastive > 1:
             raise ValueError(
                 f"packed rows hold the contrastive parts always or never; found every {contrastive}th batch"
@@ -159,7 +159,7 @@ class BatchSource:
         rows = self.window(window)
         while True:
             begin = {"window": window, "row": row}
-            chosen: list[list[Draw]] = []
+            chosen: list[list[SampleIndex]] = []
             while len(chosen) < self.batch_size:
                 if row == len(rows):
                     window, row = window + 1, 0
@@ -168,7 +168,7 @@ class BatchSource:
                 row += 1
             yield BatchPlan(chosen, self.contrastive > 0, begin, {"window": window, "row": row})
 
-    def window(self, index: int) -> list[list[Draw]]:
+    def window(self, index: int) -> list[list[SampleIndex]]:
         """The packed rows of window `index`."""
         draws = [self.stream.draw(index * self.pack_window + i) for i in range(self.pack_window)]
         lengths = [int(self._lengths[d.source][d.row]) for d in draws]

@@ -173,7 +173,7 @@ def load_optimizer(
 def load_training(
     folder: Path,
     model: nn.Module,
-    average: Mapping[str, Tensor],
+    ema: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     names: Mapping[nn.Parameter, str],
 ) -> State:
@@ -181,7 +181,7 @@ def load_training(
     state = read_state(folder)
     load_weights(model, load_part(folder, "model"), folder)
     for key, value in load_part(folder, "average").items():
-        average[key].copy_(value)
+        ema[key].copy_(value)
     load_optimizer(optimizer, names, load_part(folder, "optimizer"), folder)
     restore_generators(load_part(folder, "rng"))
     return state

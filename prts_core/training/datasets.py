@@ -16,7 +16,7 @@ import numpy as np
 from prts_core.config.subtask_mode import SubtaskMode
 from prts_core.contract import require_equal
 from prts_core.data.augment import augment_view
-from prts_core.data.images import fit
+from prts_core.data.images import resize_for_model
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.lerobot_v21.seal import check_sizes
 from prts_core.data.llava import LlavaDataset
@@ -25,8 +25,8 @@ from prts_core.io.errors import DataError
 from prts_core.io.progress import track
 from prts_core.policy.processor import Processor
 from prts_core.text import prompt
-from prts_core.text.sequence import ConversationBuilder, Sample, TokenSequence, View
-from prts_core.training.batch import Item, chunk_windows, steps_to_go
+from prts_core.text.sequence import ConversationBuilder, ImageTokens, Sample, TokenSequence
+from prts_core.training.batch import TrainingSample, chunk_windows, steps_to_go
 from prts_core.training.windows import FrameReader
 
 MEMORY_GIB = 4.0  # images of one dataset that are kept decoded; beyond it they are read when drawn, by FrameReader
@@ -41,7 +41,7 @@ def success_rows(dataset: LeRobotDataset, episode: int) -> int:
     return int(flags[0]) if len(flags) else last
 
 
-class Frames:
+class CameraFrames:
     """One camera over the rows of some episodes, at the model's size."""
 
     def __init__(
@@ -68,7 +68,7 @@ class Frames:
         return self.reader.rgb(self.episodes[position], self.camera, row - int(self.first[position]), self.size)
 
 
-class RobotSet:
+class RobotDataset:
     """Every row of some episodes as a sample (a `SampleSource`). train_subtask: see prts_core.data.subtasks.
 
     say_subtask: the subtask is what the policy says before it acts (stage subtask), instead of what it is told.
@@ -129,7 +129,7 @@ class RobotSet:
         pixels = sum(s * s if isinstance(s, int) else s[0] * s[1] for s in sizes.values())
         keep = len(self) * pixels * 3 <= memory_gib * 2**30
         reader = FrameReader(dataset)
-        self.frames = [Frames(reader, key, self.episodes, size, keep) for key, size in sizes.items()]
+        self.frames = [CameraFrames(reader, key, self.episodes, size, keep) for key, size in sizes.items()]
         if keep:
 
             def decode(position: int) -> None:
@@ -161,7 +161,7 @@ class RobotSet:
         counts = [np.array([len(tokens) for tokens in part]) for part in (self.states, self.fast)]
         return builder.lengths(counts[0], counts[1], np.array(told), response=response, contrastive=contrastive)
 
-    def item(self, row: int, rng: np.random.Generator, *, response: bool, contrastive: bool) -> Item:
+    def item(self, row: int, rng: np.random.Generator, *, response: bool, contrastive: bool) -> TrainingSample:
         position, at = self.of_row[row]
         task = self.subtasks[position]
         text, to_go = task.target(self.mode, at, int(self.steps_to_go[row]), rng)
@@ -171,16 +171,16 @@ class RobotSet:
             images = [augment_view(image, rng) for image in images]
         sequence = self.processor.builder.sequence(sample, response=response, contrastive=contrastive)
         task_id = prompt.task_id(text, self.processor.compat)
-        return Item(sequence, images, self.chunks[row], self.is_pad[row], to_go, task_id)
+        return TrainingSample(sequence, images, self.chunks[row], self.is_pad[row], to_go, task_id)
 
 
-def held_out_set(name: str, dataset: LeRobotDataset, processor: Processor, **options: Any) -> list[RobotSet]:
+def held_out_set(name: str, dataset: LeRobotDataset, processor: Processor, **options: Any) -> list[RobotDataset]:
     """The episodes of split "heldout" for evaluation during training; nothing where the dataset has none."""
     episodes = dataset.episodes("heldout") if "heldout" in dataset.info.split_ranges else []
-    return [RobotSet(name, dataset, processor, episodes, **options)] if episodes else []
+    return [RobotDataset(name, dataset, processor, episodes, **options)] if episodes else []
 
 
-class ConversationSet:
+class VqaDataset:
     """An image-text dataset (a `SampleSource`): words to answer, no action."""
 
     tasks: frozenset[int] = frozenset()
@@ -196,10 +196,10 @@ class ConversationSet:
         made = track(range(len(self)), total=len(self), what=f"measuring {self.name}")
         return np.array([len(self._sequence(row, self.dataset.image_sizes(row))) for row in made], np.int64)
 
-    def item(self, row: int, rng: np.random.Generator, *, response: bool, contrastive: bool) -> Item:
+    def item(self, row: int, rng: np.random.Generator, *, response: bool, contrastive: bool) -> TrainingSample:
         images = self.dataset[row].images
-        sized = [fit(image[None], self.processor.view_size(*image.shape[:2]))[0] for image in images]
-        return Item(self._sequence(row, [image.shape[:2] for image in images]), sized)
+        sized = [resize_for_model(image[None], self.processor.view_size(*image.shape[:2]))[0] for image in images]
+        return TrainingSample(self._sequence(row, [image.shape[:2] for image in images]), sized)
 
     def _sequence(self, row: int, sizes: Sequence[tuple[int, ...]]) -> TokenSequence:
         """The words of `row` around images of (height, width) pixels."""
@@ -208,5 +208,5 @@ class ConversationSet:
         for height, width in sizes:
             seen = self.processor.view_size(height, width)
             rows, columns = (seen, seen) if isinstance(seen, int) else seen
-            views.append(View("", rows // factor, columns // factor))
+            views.append(ImageTokens("", rows // factor, columns // factor))
         return self.builder.sequence(self.dataset.records[row].turns, views)

@@ -123,7 +123,7 @@ class DeepSpeedTrainer(Trainer):
     """A Trainer whose optimiser state (stage 1), gradients (2) and weights (3) are split over the processes.
 
     batches: this process's part of the data (BatchSource with rank and world). The average is kept as one more fp32
-    optimiser state, split like the others; `average` is empty, `weights()` gathers it. Held-out losses are those of the
+    optimiser state, split like the others; `ema` is empty, `weights()` gathers it. Held-out losses are those of the
     current weights: gathering the average would cost more than they do. Every process must call every method; only
     process 0 writes checkpoints and calls `on_step`.
     """
@@ -140,7 +140,7 @@ class DeepSpeedTrainer(Trainer):
         self.ranks = join_processes()
         made = deepspeed_config(config, self.ranks.world)
         self._take(model, batches, config, seed, held_out)
-        self.average: dict[str, Tensor] = {}
+        self.ema: dict[str, Tensor] = {}
         buffers = {k: v.detach().clone() for k, v in model.named_buffers()}
         self.buffers = {k: v for k, v in buffers.items() if k in model.state_dict()}
         groups = parameter_groups(model, config)
@@ -178,14 +178,14 @@ class DeepSpeedTrainer(Trainer):
             parts.append(metrics)
         metrics = joined(parts)
         metrics["grad_norm"] = torch.as_tensor(self.engine.get_global_grad_norm())
-        self._update_average(step)
+        self._update_ema(step)
         return metrics
 
     def loss(self, batch: Batch, step: int, ranks: Ranks) -> tuple[Tensor, dict[str, Tensor]]:
         return self.engine(batch, step, ranks)
 
     @torch.no_grad()
-    def _update_average(self, step: int) -> None:
+    def _update_ema(self, step: int) -> None:
         decay = min(self.config.ema_decay, (1 + step) / (10 + step))
         for flat in self._flat():
             self.optimizer.state[flat]["average"].lerp_(flat, 1 - decay)
@@ -216,9 +216,9 @@ class DeepSpeedTrainer(Trainer):
             disk.save_checkpoint(root, self._state(), parts, keep=self.config.keep, shard_mb=self.config.shard_mb)
         torch.distributed.barrier()
 
-    def weights(self, average: bool = True) -> dict[str, Tensor]:
+    def weights(self, ema: bool = True) -> dict[str, Tensor]:
         """As Trainer.weights on process 0, empty elsewhere."""
-        return self._weights("average" if average else None)
+        return self._weights("average" if ema else None)
 
     def snapshot(self, path: Path) -> None:
         weights = self.weights()
@@ -229,13 +229,13 @@ class DeepSpeedTrainer(Trainer):
         """Restore from a checkpoint of any number of processes, or of the plain trainer."""
         state = disk.read_state(folder)
         disk.check_same_run(state, self.config, self.seed, folder)
-        model, average, moments = (disk.load_part(folder, part) for part in ("model", "average", "optimizer"))
+        model, ema, moments = (disk.load_part(folder, part) for part in ("model", "average", "optimizer"))
         shaped = model | {name: model[name].reshape(1) for name in self.scalars & model.keys()}
         with self._gathered(list(self.model.parameters())):
             load_weights(self.model, shaped, folder)
         for parameter, name in self._trains():
             self._spread(parameter, model[name], None)
-            self._spread(parameter, average[name], "average")
+            self._spread(parameter, ema[name], "average")
             for key in MOMENTS:
                 # The plain trainer keeps no state of what never got a gradient.
                 self._spread(parameter, moments.get(f"{name}.{key}", torch.zeros_like(model[name])), key)

@@ -36,7 +36,7 @@ CHUNKS = ("chunk_length", "max_action_dim")
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialWeights:
     """folder: of the checkpoint. The rest of its configuration is the model's: `model.config`, `model.compat`."""
 
     folder: Path
@@ -59,7 +59,7 @@ class Start:
         return self.folder / "norm_stats.json"
 
 
-def own_start(folder: Path, random: bool = False) -> Start:
+def own_start(folder: Path, random: bool = False) -> InitialWeights:
     """The output of stage pretrain, or a policy folder of ours. random: its network with weights of its own instead."""
     config = read_model_config(folder)
     compat = load_compat(folder) if (folder / "processor_config.json").is_file() else "none"
@@ -69,7 +69,7 @@ def own_start(folder: Path, random: bool = False) -> Start:
         model = random_network(config, tokenizer)
     else:
         model = load_network(folder, config, tokenizer, compat)
-    return Start(folder, model, tokenizer, fast)
+    return InitialWeights(folder, model, tokenizer, fast)
 
 
 def random_network(config: ModelConfig, tokenizer: TextTokenizer) -> PrtsModel:
@@ -81,7 +81,7 @@ def random_network(config: ModelConfig, tokenizer: TextTokenizer) -> PrtsModel:
     return model
 
 
-def checkpoint_start(config: SftConfig) -> Start:
+def checkpoint_start(config: SftConfig) -> InitialWeights:
     """The checkpoint that a recipe's `sft.checkpoint` names.
 
     Of the public release: compat "prts"; views as the recipe's model has them, and where the checkpoint is pre-trained
@@ -110,7 +110,7 @@ def checkpoint_start(config: SftConfig) -> Start:
     head = {} if released.has_action_head else {name: getattr(wanted, name) for name in ("expert", *CHUNKS)}
     released = replace(released, config=replace(released.config, name=wanted.name, **views, **head))
     tokenizer = released_tokenizer(released, fast)
-    return Start(folder, released_network(released), tokenizer, fast)
+    return InitialWeights(folder, released_network(released), tokenizer, fast)
 
 
 def _require_chunks(found: ModelConfig, wanted: ModelConfig, folder: Path) -> None:

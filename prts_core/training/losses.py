@@ -38,7 +38,7 @@ def prts_loss(
         flow, parts = flow_term(model, encoded, batch, config, generator, ranks)
         total, metrics = total + weights.flow * flow, metrics | parts
     # Asked of all processes: one that has no such sample still takes part in the others' loss.
-    if weights.contrastive and ranks.total(int((batch.tokens.phi_at >= 0).sum())):
+    if weights.contrastive and ranks.total(int((batch.tokens.state_action_index >= 0).sum())):
         contrastive, parts = contrastive_term(model, encoded, batch, config, ranks)
         total, metrics = total + weights.contrastive * contrastive, metrics | parts
     metrics["loss"] = total.detach()
@@ -106,7 +106,7 @@ def contrastive_term(
     model: PrtsModel, encoded: Encoded, batch: Batch, config: TrainConfig, ranks: Ranks
 ) -> tuple[Tensor, Metrics]:
     """Contrastive RL over the samples of all processes; a joint batch of one task has no negatives and counts 0."""
-    chosen = (batch.tokens.phi_at >= 0).nonzero()[:, 0]
+    chosen = (batch.tokens.state_action_index >= 0).nonzero()[:, 0]
     phi, psi = (x[chosen].float() for x in (model.embed_state_actions(encoded), model.embed_goals(encoded)))
     processes, log_scale = ranks.processes(len(chosen)), model.crl_logit_scale
     task_id = processes.gather(batch.task_id[chosen])

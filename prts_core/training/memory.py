@@ -2,7 +2,7 @@
 
 States, in bytes a parameter, P all and T those that train, N processes, ZeRO stage s (Rajbhandari et al.,
 arXiv:1910.02054, section 3: stage 1 splits the optimiser's states, 2 gradients too, 3 weights too):
-                weights                 gradients          optimiser                    average
+                weights                 gradients          optimiser                    ema
     plain fp32  4 P                     4 T                8 T                          4 T
     plain bf16  4 P + 2 T (autocast)    4 T                8 T                          4 T
     ZeRO bf16   2 P (s = 3: / N)        2 T (s >= 2: / N)  12 T / N (master, moments)   4 T / N
@@ -38,12 +38,12 @@ class Memory:
     weights: float
     gradients: float
     optimizer: float
-    average: float
+    ema: float
     activations: float
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.average + self.activations
+        return self.weights + self.gradients + self.optimizer + self.ema + self.activations
 
 
 def estimate(total: int, trainable: int, model: ModelConfig, config: TrainConfig, world: int, load: Load) -> Memory:

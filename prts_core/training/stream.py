@@ -16,7 +16,7 @@ BLOCK = 4096
 
 
 @dataclass(frozen=True)
-class Draw:
+class SampleIndex:
     """Sample `number` of the stream is row `row` of set `source`."""
 
     number: int
@@ -24,7 +24,7 @@ class Draw:
     row: int
 
 
-class Stream:
+class MixtureSampler:
     """sizes: rows of each set; weights: how often a row of the set is drawn, relative to rows of the others."""
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int) -> None:
@@ -36,7 +36,7 @@ class Stream:
         self._block: tuple[int, np.ndarray, np.ndarray] | None = None
         self._order: dict[int, tuple[int, np.ndarray]] = {}
 
-    def draw(self, number: int) -> Draw:
+    def draw(self, number: int) -> SampleIndex:
         block, at = divmod(number, BLOCK)
         if self._block is None or self._block[0] != block:
             kinds = np.repeat(np.arange(len(self.quota)), self.quota)
@@ -51,7 +51,7 @@ class Stream:
         if self._order.get(source, (-1,))[0] != epoch:
             order = np.random.default_rng([self.seed, 2, source, epoch]).permutation(self.sizes[source])
             self._order[source] = (epoch, order)
-        return Draw(number, source, int(self._order[source][1][index]))
+        return SampleIndex(number, source, int(self._order[source][1][index]))
 
 
 def _largest_remainder(share: np.ndarray, total: int) -> np.ndarray:

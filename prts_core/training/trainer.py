@@ -56,7 +56,7 @@ class Done:
 
 
 class Trainer:
-    """Owns model, averaged weights and optimiser. `average` is what is exported: name -> tensor of the whole model,
+    """Owns model, averaged weights and optimiser. `ema` is what is exported: name -> tensor of the whole model,
     what does not train being the model's own.
 
     batches: the training data, `batch_size / accumulate` samples a batch. held_out: data for `eval_every`.
@@ -76,9 +76,9 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.optimizer = make_optimizer(model, config)
         self.parameters = [p for _, p in trainable(model)]
-        moving = {self.names[p] for p in self.parameters} | {k for k, _ in model.named_buffers()}
-        self.average = {k: v.detach().clone() if k in moving else v for k, v in model.state_dict().items()}
-        self.moving = [k for k in self.average if k in moving and self.average[k].is_floating_point()]
+        averaged = {self.names[p] for p in self.parameters} | {k for k, _ in model.named_buffers()}
+        self.ema = {k: v.detach().clone() if k in averaged else v for k, v in model.state_dict().items()}
+        self.averaged = [k for k in self.ema if k in averaged and self.ema[k].is_floating_point()]
 
     def _take(
         self, model: PrtsModel, batches: BatchSource, config: TrainConfig, seed: int, held_out: BatchSource | None
@@ -176,7 +176,7 @@ class Trainer:
         metrics = joined(parts)
         metrics["grad_norm"] = nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
         self.optimizer.step()
-        self._update_average(step)
+        self._update_ema(step)
         return metrics
 
     def loss(self, batch: Batch, step: int, ranks: Ranks) -> tuple[Tensor, dict[str, Tensor]]:
@@ -189,11 +189,11 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     @torch.no_grad()
-    def _update_average(self, step: int) -> None:
+    def _update_ema(self, step: int) -> None:
         """Exponential moving average with warm-up: decay = min(d, (1 + t) / (10 + t))."""
         decay = min(self.config.ema_decay, (1 + step) / (10 + step))
         state = self.model.state_dict()
-        torch._foreach_lerp_([self.average[k] for k in self.moving], [state[k] for k in self.moving], 1 - decay)
+        torch._foreach_lerp_([self.ema[k] for k in self.averaged], [state[k] for k in self.averaged], 1 - decay)
 
     # ---- held-out losses -------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -217,7 +217,7 @@ class Trainer:
 
         def swap() -> None:
             for parameter, name in self.names.items():
-                parameter.data, self.average[name] = self.average[name], parameter.data
+                parameter.data, self.ema[name] = self.ema[name], parameter.data
 
         swap()
         try:
@@ -230,7 +230,7 @@ class Trainer:
         """Everything a resumed run needs, as a checkpoint folder under `root`."""
         parts = {
             "model": self.model.state_dict(),
-            "average": {k: self.average[k] for k in self.moving},
+            "average": {k: self.ema[k] for k in self.averaged},
             "optimizer": disk.optimizer_tensors(self.optimizer, self.names),
             "rng": disk.generators(),
         }
@@ -243,17 +243,17 @@ class Trainer:
         """Restore in place from a checkpoint folder of the same recipe; CheckpointError where it does not fit."""
         state = disk.read_state(folder)
         disk.check_same_run(state, self.config, self.seed, folder)
-        disk.load_training(folder, self.model, self.average, self.optimizer, self.names)
+        disk.load_training(folder, self.model, self.ema, self.optimizer, self.names)
         self.finished, self.cursor = state.step, state.cursor
 
-    def weights(self, average: bool = True) -> dict[str, Tensor]:
+    def weights(self, ema: bool = True) -> dict[str, Tensor]:
         """The whole model's averaged or last weights, on the CPU."""
-        state = self.average if average else self.model.state_dict()
+        state = self.ema if ema else self.model.state_dict()
         return {name: tensor.detach().cpu() for name, tensor in state.items()}
 
     def snapshot(self, path: Path) -> None:
         """The averaged weights of this moment."""
-        save_tensors(path, self.average)
+        save_tensors(path, self.ema)
 
     def _refuse_nan(self, unseen: list[Done], root: Path) -> None:
         """Stop at the first step whose loss or gradient is not finite and keep what its batch held for `replay`."""

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from prts_core.data.ahead import in_order
-from prts_core.data.images import fit
+from prts_core.data.images import resize_for_model
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.io.errors import ConfigError, DataError, PrtsError, suggest
 
@@ -41,7 +41,7 @@ class FrameReader:
             return self.dataset.frames(episode, camera, [row], size)[0]
         with self._pool.video(self._path(episode, camera), row) as video:
             image = video.rgb(row)
-        return image if size is None else fit(image[None], size)[0]
+        return image if size is None else resize_for_model(image[None], size)[0]
 
     def chw(self, episode: int, camera: str, row: int) -> np.ndarray:
         """(3, H, W) float32 in 0-1, as lerobot hands it out."""

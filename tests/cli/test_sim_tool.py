@@ -11,7 +11,7 @@ from prts_core.cli.main import main
 from prts_core.io.errors import SimulatorError
 from prts_core.io.files import write_json
 from prts_core.policy.observation import STATE
-from prts_core.sim.homes import Home, code_folder
+from prts_core.sim.installations import Installation, code_folder
 from prts_core.sim.self_check import check_observation, check_suites
 from prts_core.sim.suites import suite
 
@@ -49,7 +49,7 @@ def test_a_family_that_is_not_there(cache: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_removing(cache: Path, capsys: pytest.CaptureFixture[str]):
-    home = Home("libero")
+    home = Installation("libero")
     assert home.path == cache / "sims" / "libero"
     assert main(["sim", "remove", "libero"]) == 0 and "not installed" in capsys.readouterr().out
     write_json(home.record, {"pins": {}})

@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from prts_core.cli.main import build_parser
-from prts_core.config.load import Plan, load_plan, present_root
+from prts_core.config.load import RunPlan, load_plan, present_root
 from prts_core.config.schema import LeRobotSource, RecordingSource
 from prts_core.io.errors import ConfigError, Skipped, StageError, UnavailableError
 
@@ -21,7 +21,7 @@ QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 OPTIONAL = {"optional": True}
 
 
-def plan_of(folder: Path, dataset: dict | None = None, overrides: list[str] | None = None, **recipe) -> Plan:
+def plan_of(folder: Path, dataset: dict | None = None, overrides: list[str] | None = None, **recipe) -> RunPlan:
     files = {
         "datasets/a.yaml": {"name": "a", "source": {"kind": "lerobot", "root": "/nowhere"}, **(dataset or {})},
         "models/m.yaml": {"name": "m"},

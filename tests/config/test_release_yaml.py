@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prts_core.config.checked_yaml import check, read_yaml
-from prts_core.config.load import Plan, load_plan, source_root
+from prts_core.config.load import RunPlan, load_plan, source_root
 from prts_core.config.schema import LeRobotSource, RobotConfig
 from prts_core.data.embodiment import build_contract
 from prts_core.io.errors import ConfigError, ContractError, StageError
@@ -41,7 +41,7 @@ mm_datasets:
 ARM = "embodiment_tag: arm\nrelative: [true, true, false]\n"
 
 
-def plan_of(folder: Path, public: str = PUBLIC, recipe: str = "", deploy: str = "lab__pour_water") -> Plan:
+def plan_of(folder: Path, public: str = PUBLIC, recipe: str = "", deploy: str = "lab__pour_water") -> RunPlan:
     files = {
         "datasets/lab.yaml": public,
         "robots/arm.yaml": ARM,

@@ -12,7 +12,7 @@ import pytest
 
 from prts_core.config.places import shared_folder
 from prts_core.config.schema import LeRobotSource, VideoConfig
-from prts_core.data.convert.lerobot_v21 import import_dataset
+from prts_core.data.convert.lerobot_v21 import import_lerobot
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.io.files import read_json, write_json
 from prts_core.stages.stats import write_statistics
@@ -93,7 +93,7 @@ def test_lerobot_reads_a_renumbered_import(python: Path, tmp_path: Path) -> None
     if not root.is_dir():
         pytest.skip("g1_bottle is not on this machine ($PRTS_SHARED)")
     source = LeRobotSource(kind="lerobot", root=str(root), episodes=(2, 1), heldout_episodes=1)
-    import_dataset(root, tmp_path / "ours", dataset="g1", source=source, robot=None)
+    import_lerobot(root, tmp_path / "ours", dataset="g1", source=source, robot=None)
     ours = LeRobotDataset.open(tmp_path / "ours")
     info = ours.info
     assert info.splits == {"train": "0:1", "heldout": "1:2"}

@@ -11,7 +11,7 @@ import pytest
 
 from prts_core.config.places import shared_folder
 from prts_core.config.schema import VideoConfig
-from prts_core.data.convert.lerobot_v30 import take_over
+from prts_core.data.convert.lerobot_v30 import import_dataset
 from prts_core.data.convert.lerobot_v30_export import export
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from tests.conformance.venvs import ensure_venv
@@ -98,7 +98,7 @@ def test_we_read_what_lerobot_writes(python: Path, tmp_path: Path) -> None:
         arrays[f"{episode}/top"] = coarse.repeat(8, 1).repeat(8, 2)
     np.savez(tmp_path / "arrays.npz", **arrays)  # type: ignore[arg-type]
     lerobot(python, tmp_path, "write", tmp_path / "theirs", tmp_path / "arrays.npz")
-    take_over(tmp_path / "theirs", tmp_path / "ours", tmp_path / "work", dataset="toy", robot=None, workers=2)
+    import_dataset(tmp_path / "theirs", tmp_path / "ours", tmp_path / "work", dataset="toy", robot=None, workers=2)
     ours = LeRobotDataset.open(tmp_path / "ours")
     for episode in ours.episodes():
         assert np.array_equal(ours.states(episode), arrays[f"{episode}/state"])

@@ -21,7 +21,7 @@ from prts_core.data.convert.conventions import ConventionError, convert_rotation
 from prts_core.io.errors import SimulatorError
 from prts_core.sim import protocol
 from prts_core.sim.adapter import Adapter, adapt, read_gripper
-from prts_core.sim.homes import Home
+from prts_core.sim.installations import Installation
 from prts_core.sim.pool import Pool, launch_for
 from prts_core.sim.suite import EpisodeKey
 from prts_core.sim.suites import suite
@@ -34,8 +34,8 @@ IMAGE, WRIST, STATE = "observation.images.image", "observation.images.wrist_imag
 
 
 @pytest.fixture(scope="module")
-def home() -> Home:
-    home = Home("libero")
+def home() -> Installation:
+    home = Installation("libero")
     if home.installed() is None and not (shared_folder() / "data" / "libero_assets").is_dir():
         pytest.skip("LIBERO is not installed and its assets are not on this machine (PRTS_SHARED)")
     install.install(home)
@@ -43,7 +43,7 @@ def home() -> Home:
 
 
 @pytest.fixture(scope="module")
-def pool(home: Home) -> Iterator[Pool]:
+def pool(home: Installation) -> Iterator[Pool]:
     with Pool(launch_for(SUITE), lanes=2) as pool:
         yield pool
 
@@ -82,7 +82,7 @@ def test_an_episode_is_one_to_the_bit_in_any_process_and_after_any_other(pool: P
     assert not np.array_equal(state, ending(pool, 1, MILK, 4, 7)[0])
 
 
-def test_the_stored_initial_state_is_where_an_episode_begins(pool: Pool, home: Home):
+def test_the_stored_initial_state_is_where_an_episode_begins(pool: Pool, home: Installation):
     with np.load(home.path / "init_states" / SUITE / f"{MILK}.npz") as file:
         stored = file["states"][5]
     begin(pool, 0, MILK, 5)
@@ -204,7 +204,7 @@ def test_what_is_not_there_is_refused_and_the_worker_lives_on(pool: Pool):
     begin(pool, 0, MILK)
 
 
-def test_installing_again_does_nothing(home: Home):
+def test_installing_again_does_nothing(home: Installation):
     before = home.record.read_text()
     install.install(home)
     assert home.record.read_text() == before
@@ -214,7 +214,7 @@ def test_installing_again_does_nothing(home: Home):
 
 
 @pytest.fixture
-def copy(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+def copy(home: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installation:
     """Another home with the same files; other tests use the real one at the same time."""
 
     def link(source: str, target: str) -> None:
@@ -229,7 +229,7 @@ def copy(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     return home
 
 
-def test_an_interrupted_installation_goes_on(copy: Home, monkeypatch: pytest.MonkeyPatch):
+def test_an_interrupted_installation_goes_on(copy: Installation, monkeypatch: pytest.MonkeyPatch):
     """Without installed.json the parts that stand are kept: no package is installed and no file converted again."""
     mark = copy.path / "venv" / "finished"
     states = copy.path / "init_states" / SUITE / f"{MILK}.npz"

@@ -28,12 +28,12 @@ from prts_core.config.places import shared_folder
 from prts_core.contract import Camera, Contract, Dimension, PolicyContract
 from prts_core.io.errors import ContractError
 from prts_core.io.journal import Row
-from prts_core.rollout.episode_plan import Plan, Settings, make_plan
-from prts_core.rollout.local_policy import LocalActor
+from prts_core.rollout.episode_plan import EpisodePlan, SuiteSettings, make_plan
+from prts_core.rollout.local_policy import LocalPolicy
 from prts_core.rollout.runner import Runner, finished, open_journal
 from prts_core.sim import protocol
 from prts_core.sim.adapter import ROTATION_NAMES, adapt
-from prts_core.sim.homes import Home
+from prts_core.sim.installations import Installation
 from prts_core.sim.pool import Pool, launch_for
 from prts_core.sim.suite import EpisodeKey, Task
 from prts_core.sim.suites import part, suite
@@ -50,10 +50,10 @@ STARTS_OTHERWISE = "robot_joints_5"
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Pool]:
-    if Home("libero").installed() is None and not (shared_folder() / "data" / "libero_assets").is_dir():
+    if Installation("libero").installed() is None and not (shared_folder() / "data" / "libero_assets").is_dir():
         pytest.skip("LIBERO is not installed and its assets are not on this machine (PRTS_SHARED)")
     for family in ("libero", "libero_plus", "libero_pro"):
-        part(family, "install").install(Home(family))
+        part(family, "install").install(Installation(family))
     with Pool(launch_for(SUITE)) as pool:
         yield pool
 
@@ -111,7 +111,7 @@ class Recorded:
 @pytest.fixture(scope="module")
 def expert(pool: Pool) -> Recorded:
     episodes, steps = {}, {}
-    for key in make_plan(suite(SUITE), CHUNK, Settings(EPISODES, (TASK,))).keys:
+    for key in make_plan(suite(SUITE), CHUNK, SuiteSettings(EPISODES, (TASK,))).keys:
         asked = protocol.demonstrate(key, noise=0.1, noise_seed=key.initial_state, images=False)
         made = pool.ask(0, asked)
         episodes[key] = made["executed"], made["proprio"]
@@ -215,8 +215,8 @@ def test_an_expert_played_again_by_a_served_package_scores_what_it_scored(expert
         assert converted in told
 
 
-def played(pool: Pool, folder: Path, plan: Plan, policy: ReplayPolicy, adapter: Any) -> list[Row]:
-    actor = LocalActor(policy, {"policy_digest": "replay"})
+def played(pool: Pool, folder: Path, plan: EpisodePlan, policy: ReplayPolicy, adapter: Any) -> list[Row]:
+    actor = LocalPolicy(policy, {"policy_digest": "replay"})
     with open_journal(folder / "journal.jsonl", plan, actor) as journal:
         Runner(plan, actor, pool, journal, adapter=adapter, actions=folder / "actions").run()
         return finished(plan, journal)
@@ -239,7 +239,7 @@ def test_a_wrong_convention_is_refused_or_seen(pool: Pool, expert: Recorded, tmp
         with pytest.raises(ContractError, match=told):
             adapt(wrong, ours)
     key, steps = next((key, steps) for key, steps in expert.steps.items() if steps is not None)
-    plan = make_plan(suite(SUITE), CHUNK, Settings(EPISODES, (TASK,), execute=EXECUTE))
+    plan = make_plan(suite(SUITE), CHUNK, SuiteSettings(EPISODES, (TASK,), execute=EXECUTE))
     task = replace(plan.tasks[0], max_steps=steps)
     plan = replace(plan, keys=(key,), tasks=(task,))
     truth = expert.by({key: key}, convert=False)

@@ -19,7 +19,7 @@ from prts_core.contract import Contract
 from prts_core.sim import protocol
 from prts_core.sim.adapter import adapt
 from prts_core.sim.demonstrate import RecorderSettings, demonstrate, episode_of
-from prts_core.sim.homes import Home
+from prts_core.sim.installations import Installation
 from prts_core.sim.pool import Pool, launch_for
 from prts_core.sim.suite import EpisodeKey
 from prts_core.sim.suites import suite, task_of
@@ -34,7 +34,7 @@ KNOB = ("libero_goal", "turn_on_the_stove")
 
 @pytest.fixture(scope="module", autouse=True)
 def home() -> None:
-    home = Home("libero")
+    home = Installation("libero")
     if home.installed() is None and not (shared_folder() / "data" / "libero_assets").is_dir():
         pytest.skip("LIBERO is not installed and its assets are not on this machine (PRTS_SHARED)")
     install.install(home)

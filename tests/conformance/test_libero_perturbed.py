@@ -10,7 +10,7 @@ import pytest
 
 from prts_core.config.places import shared_folder
 from prts_core.sim import protocol
-from prts_core.sim.homes import Home
+from prts_core.sim.installations import Installation
 from prts_core.sim.pool import Pool, WorkerRefused, launch_for
 from prts_core.sim.suite import EpisodeKey
 from prts_core.sim.suites import part, suite
@@ -26,10 +26,10 @@ THINGS = ("milk", "basket", "cream_cheese", "tomato_sauce", "butter", "orange_ju
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Pool]:
-    if Home("libero").installed() is None and not (shared_folder() / "data" / "libero_assets").is_dir():
+    if Installation("libero").installed() is None and not (shared_folder() / "data" / "libero_assets").is_dir():
         pytest.skip("LIBERO is not installed and its assets are not on this machine (PRTS_SHARED)")
     for family in ("libero_plus", "libero_pro"):
-        part(family, "install").install(Home(family))
+        part(family, "install").install(Installation(family))
     with Pool(launch_for("libero_plus"), lanes=1) as pool:
         yield pool
 

@@ -130,12 +130,12 @@ server.serve_forever()
 
 
 def test_a_server_that_packs_as_openpi_is_benchmarked_by_the_users_word(openpi_python):
-    from prts_core.rollout.remote_policy import ServerActor
+    from prts_core.rollout.remote_policy import RemotePolicy
 
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
     server = subprocess.Popen([openpi_python, "-c", FOREIGN], stdout=subprocess.PIPE, text=True, env=env)
     try:
-        actor = ServerActor(f"ws://127.0.0.1:{server.stdout.readline().strip()}", contract=CONTRACT.contract)
+        actor = RemotePolicy(f"ws://127.0.0.1:{server.stdout.readline().strip()}", contract=CONTRACT.contract)
         seen = {f"observation.images.{name}": np.full((1, 8, 8, 3), 3, np.uint8) for name in ("top", "wrist")}
         seen[STATE] = np.array([[0.0, 0.25, 0.0]], np.float32)
         answer = actor.ask(seen, ["open the faucet"], [1])

@@ -13,7 +13,7 @@ import pytest
 from prts_core.config.places import shared_folder
 from prts_core.io.errors import SimulatorError, UnavailableError
 from prts_core.sim import protocol
-from prts_core.sim.homes import Home
+from prts_core.sim.installations import Installation
 from prts_core.sim.pool import Pool, launch_for
 from prts_core.sim.suite import EpisodeKey
 from prts_core.sim.suites import suite
@@ -26,8 +26,8 @@ IMAGE, STATE = "observation.images.image_0", "observation.state"
 
 
 @pytest.fixture(scope="module")
-def home() -> Home:
-    home = Home("simpler")
+def home() -> Installation:
+    home = Installation("simpler")
     if home.installed() is None:
         if not (shared_folder() / "data" / "simpler_assets").is_dir():
             pytest.skip("SimplerEnv is not installed and its assets are not on this machine (PRTS_SHARED)")
@@ -40,7 +40,7 @@ def home() -> Home:
 
 
 @pytest.fixture(scope="module")
-def pool(home: Home) -> Iterator[Pool]:
+def pool(home: Installation) -> Iterator[Pool]:
     with Pool(launch_for(SUITE), lanes=2) as pool:
         yield pool
 
@@ -148,7 +148,7 @@ def test_what_is_not_there_is_refused_and_the_worker_lives_on(pool: Pool):
     begin(pool, 0, CARROT)
 
 
-def test_installing_again_does_nothing(home: Home):
+def test_installing_again_does_nothing(home: Installation):
     before = home.record.read_text()
     install.install(home)
     assert home.record.read_text() == before

@@ -49,7 +49,7 @@ def to_v30(root: Path, folder: Path, workers: int) -> None:
 
 
 def from_v30(root: Path, folder: Path, workers: int) -> None:
-    lerobot_v30.take_over(root, folder / "output", folder / "work", dataset="toy", robot=None, workers=workers)
+    lerobot_v30.import_dataset(root, folder / "output", folder / "work", dataset="toy", robot=None, workers=workers)
 
 
 def record_v21(root: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from prts_core.config.places import shared_folder
 from prts_core.config.schema import VideoConfig
-from prts_core.data.convert.lerobot_v30 import take_over
+from prts_core.data.convert.lerobot_v30 import import_dataset
 from prts_core.data.convert.lerobot_v30_export import export
 from prts_core.data.convert.remux import Piece, cut, join
 from prts_core.data.lerobot_v21 import video
@@ -36,7 +36,7 @@ def packets(path: Path) -> list[tuple]:
 
 
 def back(v30: Path, folder: Path, workers: int = 2) -> LeRobotDataset:
-    take_over(v30, folder / "back", folder / "back_work", dataset="toy", robot=None, workers=workers)
+    import_dataset(v30, folder / "back", folder / "back_work", dataset="toy", robot=None, workers=workers)
     return LeRobotDataset.open(folder / "back")
 
 

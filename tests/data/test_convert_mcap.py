@@ -24,7 +24,7 @@ from PIL import Image
 from prts_core.config.mapping import CameraPart, DepthPart, Mapping, Part
 from prts_core.config.schema import VideoConfig
 from prts_core.data.convert.align import choose, rows
-from prts_core.data.convert.lerobot_v30 import take_over
+from prts_core.data.convert.lerobot_v30 import import_dataset
 from prts_core.data.convert.lerobot_v30_export import export
 from prts_core.data.convert.mcap import Source
 from prts_core.data.convert.run import convert
@@ -302,7 +302,7 @@ def test_protobuf(tmp_path: Path) -> None:
 def test_depth_survives_v30_and_back(recorded: Path, tmp_path: Path) -> None:
     made = converted(recorded / "two.mcap", tmp_path)
     export(made.root, tmp_path / "v30", tmp_path / "to")
-    take_over(tmp_path / "v30", tmp_path / "back", tmp_path / "fro", dataset="toy", robot=None, workers=1)
+    import_dataset(tmp_path / "v30", tmp_path / "back", tmp_path / "fro", dataset="toy", robot=None, workers=1)
     assert LeRobotDataset.open(tmp_path / "back").table(0).equals(made.table(0), check_metadata=True)
 
 

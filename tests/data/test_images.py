@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from prts_core.data.images import fit, letterbox, resize, smart_size
+from prts_core.data.images import letterbox, resize, resize_for_model, smart_size
 from prts_core.io.errors import DataError
 
 
@@ -65,5 +65,5 @@ def test_resize_is_bicubic_and_antialiased() -> None:
 
 def test_fit_takes_a_square_or_a_rectangle() -> None:
     images = np.full((1, 10, 20, 3), 7, np.uint8)
-    assert (fit(images, 16) == letterbox(images, 16)).all()
-    assert fit(images, (8, 24)).shape == (1, 8, 24, 3)
+    assert (resize_for_model(images, 16) == letterbox(images, 16)).all()
+    assert resize_for_model(images, (8, 24)).shape == (1, 8, 24, 3)

@@ -14,7 +14,7 @@ from prts_core.config.places import shared_folder
 from prts_core.config.schema import DimensionSpec, LeRobotSource, RobotConfig
 from prts_core.contract import Contract
 from prts_core.data import statistics
-from prts_core.data.convert.lerobot_v21 import import_dataset
+from prts_core.data.convert.lerobot_v21 import import_lerobot
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.validation import validate_dataset
 from prts_core.io.errors import ConfigError, ContractError, DataError, UnavailableError
@@ -39,7 +39,7 @@ def theirs(tmp_path: Path, toy: Converted) -> Path:
 
 def take(root: Path, output: Path, robot: RobotConfig | None = None, **source: object) -> Contract:
     settings = LeRobotSource(kind="lerobot", root=str(root), **source)  # type: ignore[arg-type]
-    return import_dataset(root, output, dataset="theirs", source=settings, robot=robot)
+    return import_lerobot(root, output, dataset="theirs", source=settings, robot=robot)
 
 
 def test_whole_import_copies_bytes_and_makes_the_contract(tmp_path: Path, theirs: Path) -> None:

@@ -12,7 +12,7 @@ import yaml
 
 from prts_core.cli.main import main
 from prts_core.config.checked_yaml import check
-from prts_core.config.load import Plan, load_plan, with_mapping
+from prts_core.config.load import RunPlan, load_plan, with_mapping
 from prts_core.config.schema import DatasetConfig, RecordingSource, Source
 from prts_core.data.convert.lerobot_v30_export import export
 from prts_core.data.convert.source import DATASETS, SOURCES
@@ -32,7 +32,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 NAME = "libero_hdf5"
 
 
-def planned(folder: Path, name: str = NAME) -> Plan:
+def planned(folder: Path, name: str = NAME) -> RunPlan:
     """A recipe of one dataset, in a copy of our own configs that a test may change."""
     if not folder.is_dir():
         shutil.copytree(CONFIGS, folder)

@@ -13,7 +13,7 @@ import pytest
 
 from prts_core.config.schema import LeRobotSource, RobotConfig
 from prts_core.contract import Contract
-from prts_core.data.convert.lerobot_v21 import import_dataset
+from prts_core.data.convert.lerobot_v21 import import_lerobot
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.validation import validate_dataset
 from prts_core.io.errors import ConfigError, ContractError, DataError
@@ -53,7 +53,7 @@ def split(tmp_path: Path, toy: Converted) -> Path:
 
 def take(root: Path, output: Path, robot: RobotConfig | None = None, **source: object) -> Contract:
     settings = LeRobotSource(kind="lerobot", root=str(root), **source)  # type: ignore[arg-type]
-    return import_dataset(root, output, dataset="theirs", source=settings, robot=robot)
+    return import_lerobot(root, output, dataset="theirs", source=settings, robot=robot)
 
 
 def test_state_columns_are_joined_by_default(tmp_path: Path, split: Path, toy: Converted) -> None:

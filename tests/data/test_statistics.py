@@ -17,13 +17,13 @@ from prts_core.cli.main import main
 from prts_core.config.places import shared_folder
 from prts_core.config.schema import DimensionSpec
 from prts_core.contract import Contract, PolicyContract
-from prts_core.data import statistics, summary
+from prts_core.data import statistics, streaming_summary
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.normalize import FeatureStats, NormStats
 from prts_core.data.release_statistics import read_statistics
 from prts_core.data.statistics_forms import camera_stats, write_forms
 from prts_core.data.statistics_plot import plot
-from prts_core.data.summary import Summary
+from prts_core.data.streaming_summary import StreamingSummary
 from prts_core.io.errors import CheckpointError, ConfigError, ContractError, DataError
 from prts_core.io.files import digest_file, digest_value, read_json, read_jsonl, write_json, write_jsonl
 from tests.data.conftest import ROBOT, Converted, convert_toy, write_raw
@@ -148,7 +148,7 @@ def test_constant_dimension_is_finite() -> None:
     values = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
     values[:, 1] = 0.1
     assert statistics.constant_dimensions(describe(values)) == 1
-    made = Summary.of(values.T.copy())
+    made = StreamingSummary.of(values.T.copy())
     assert made.std[1] == 0 and made.mean[1] == np.float32(0.1) == made.quantiles([0.01])[0, 1]
 
 
@@ -164,7 +164,7 @@ def test_picture(tmp_path: Path, toy: Converted) -> None:
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves of a few rows, so that a toy dataset has a merge tree. FOLD stays."""
     monkeypatch.setattr(statistics, "BLOCK", 16)
-    monkeypatch.setattr(summary, "BLOCK", 16)
+    monkeypatch.setattr(streaming_summary, "BLOCK", 16)
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prts_core.data import summary
-from prts_core.data.summary import Summary
+from prts_core.data import streaming_summary
+from prts_core.data.streaming_summary import StreamingSummary
 
 WANTED = (0.01, 0.99, 0.0, 0.5, 1.0)
 SHAPES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
@@ -37,17 +37,17 @@ ORDERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def fill(values: np.ndarray, sizes: list[int]) -> Summary:
+def fill(values: np.ndarray, sizes: list[int]) -> StreamingSummary:
     """`values` (n,) in blocks of these sizes, over and over."""
-    made, at, turn = Summary(1), 0, 0
+    made, at, turn = StreamingSummary(1), 0, 0
     while at < len(values):
         size = sizes[turn % len(sizes)]
-        made.merge(Summary.of(values[None, at : at + size].copy()))
+        made.merge(StreamingSummary.of(values[None, at : at + size].copy()))
         at, turn = at + size, turn + 1
     return made
 
 
-def rank_errors(made: Summary, values: np.ndarray) -> list[float]:
+def rank_errors(made: StreamingSummary, values: np.ndarray) -> list[float]:
     """How many ranks each of WANTED lies off; a value that occurs often has all the ranks of its copies."""
     ordered = np.sort(values).astype(np.float64)
     errors = []
@@ -62,9 +62,9 @@ def test_exact_below_a_block() -> None:
     rng = np.random.default_rng(0)
     for rows in (1, 2, 7, 100_000):
         values = np.stack([shape(rng, rows) for shape in SHAPES.values()]).astype(np.float32)
-        made = Summary(len(values))
+        made = StreamingSummary(len(values))
         for part in np.array_split(values, min(rows, 5), axis=1):
-            made.merge(Summary.of(part.copy()))
+            made.merge(StreamingSummary.of(part.copy()))
         assert made.rank_error == 0
         assert np.array_equal(made.quantiles(WANTED), np.quantile(values.astype(np.float64), WANTED, axis=1))
 
@@ -73,8 +73,10 @@ def test_exact_below_a_block() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_rank_error_on_hostile_data(shape: str, order: str) -> None:
     """Three blocks and a rest of the real size."""
-    values = ORDERS[order](SHAPES[shape](np.random.default_rng(1), 3 * summary.BLOCK + 12_345).astype(np.float32))
-    made = fill(values, [summary.BLOCK + 999])
+    values = ORDERS[order](
+        SHAPES[shape](np.random.default_rng(1), 3 * streaming_summary.BLOCK + 12_345).astype(np.float32)
+    )
+    made = fill(values, [streaming_summary.BLOCK + 999])
     assert 0 < made.rank_error <= 1e-4
     assert max(rank_errors(made, values)) <= made.error + 1 <= 1e-4 * len(values)
 
@@ -94,7 +96,7 @@ def test_the_bound_holds_at_every_depth(
     """Small blocks make deep trees: no quantile is further off than `error` says, and no further than the docstring
     proves: 4 / B for every weight that was folded."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(summary, "BLOCK", block)
+        patch.setattr(streaming_summary, "BLOCK", block)
         values = ORDERS[order](SHAPES[shape](np.random.default_rng(seed), rows).astype(np.float32))
         made = fill(values, sizes)
         assert max(rank_errors(made, values)) <= (made.error + 1 if made.error else 1e-6 * rows)
@@ -114,10 +116,10 @@ def test_the_bound_holds_at_every_depth(
 )
 def test_moments_are_exact_however_rows_are_cut(numbers: list[float], cuts: list[int]) -> None:
     values = np.array(numbers, np.float32)
-    made = Summary(1)
+    made = StreamingSummary(1)
     edges = [0, *sorted(min(cut, len(values)) for cut in cuts), len(values)]
     for first, end in pairwise(edges):
-        made.merge(Summary.of(values[None, first:end].copy()))
+        made.merge(StreamingSummary.of(values[None, first:end].copy()))
     exact = values.astype(np.float64)
     mean = math.fsum(exact) / len(exact)
     spread = math.sqrt(math.fsum((exact - mean) ** 2) / len(exact))
@@ -139,13 +141,17 @@ def test_std_survives_an_offset_and_many_merges() -> None:
 def test_halves_merge_in_any_grouping() -> None:
     """((a b) c) and (a (b c)): moments to rounding, quantiles within the bound; an empty one changes nothing."""
     rng = np.random.default_rng(3)
-    parts = [rng.standard_normal(summary.BLOCK).astype(np.float32) + i for i in range(3)]
-    left, right, inner = Summary(1), Summary.of(parts[0][None].copy()), Summary.of(parts[1][None].copy())
+    parts = [rng.standard_normal(streaming_summary.BLOCK).astype(np.float32) + i for i in range(3)]
+    left, right, inner = (
+        StreamingSummary(1),
+        StreamingSummary.of(parts[0][None].copy()),
+        StreamingSummary.of(parts[1][None].copy()),
+    )
     for part in parts:
-        left.merge(Summary.of(part[None].copy()))
-    inner.merge(Summary.of(parts[2][None].copy()))
+        left.merge(StreamingSummary.of(part[None].copy()))
+    inner.merge(StreamingSummary.of(parts[2][None].copy()))
     right.merge(inner)
-    right.merge(Summary(1))
+    right.merge(StreamingSummary(1))
     np.testing.assert_allclose(left.std, right.std, rtol=1e-12)
     joined = np.concatenate(parts)
     for made in (left, right):
@@ -157,13 +163,13 @@ def test_not_finite_is_refused(value: float) -> None:
     values = np.zeros((2, 9), np.float32)
     values[1, 4] = value
     with pytest.raises(FloatingPointError):
-        Summary.of(values)
+        StreamingSummary.of(values)
 
 
 def test_histogram_counts_every_row() -> None:
-    values = np.random.default_rng(4).standard_normal((2, summary.BLOCK + 5)).astype(np.float32)
+    values = np.random.default_rng(4).standard_normal((2, streaming_summary.BLOCK + 5)).astype(np.float32)
     values[1] = 3.0
-    made = Summary.of(values.copy())
+    made = StreamingSummary.of(values.copy())
     for dimension in (0, 1):
         counts, edges = made.histogram(dimension, 40)
         assert counts.sum() == made.count and len(edges) == 41

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from prts_core.contract import Camera
 from prts_core.delivery.gate import shared_confidence
-from prts_core.delivery.promotion import WORDS, Bar, Candidate, Evidence, Objection, Why, decide
+from prts_core.delivery.promotion import WORDS, Candidate, Evidence, Objection, PromotionBar, Why, decide
 from prts_core.statistics.binomial import paired_difference, wilson
 from tests.serving.fake_policy import CONTRACT
 
-BAR = Bar(-0.05, 0.7)
+BAR = PromotionBar(-0.05, 0.7)
 
 
 def evidence(outcomes: list[bool], protocol: str = "a", first: int = 0) -> Evidence:
@@ -90,7 +90,7 @@ def test_one_suite_is_enough_against_it(suite):
 
 def test_a_suite_may_ask_for_less():
     weak = good(2, evidence={"own": evidence([True] * 200), "suite": evidence([i >= 100 for i in range(200)])})
-    bars = {"own": BAR, "suite": Bar(-0.05, 0.3)}
+    bars = {"own": BAR, "suite": PromotionBar(-0.05, 0.3)}
     assert decide(bars, weak, None).promote
 
 

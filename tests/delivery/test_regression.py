@@ -12,17 +12,17 @@ import pytest
 
 from prts_core.cli.main import main as prts
 from prts_core.config.checked_yaml import check
-from prts_core.config.load import Plan, load_plan
+from prts_core.config.load import RunPlan, load_plan
 from prts_core.config.schema import RegressionSection, SuiteRun
 from prts_core.delivery import gate, registry, regression
 from prts_core.delivery.gate import policy_episodes
 from prts_core.delivery.history import read_history, rows
-from prts_core.delivery.regression import Outcome, due, regress
+from prts_core.delivery.regression import RegressionOutcome, due, regress
 from prts_core.delivery.suite_results import result_of, results_of
 from prts_core.io.errors import ConfigError, PrtsError
 from prts_core.io.files import read_json, write_json
 from prts_core.rollout.benchmark import measured
-from prts_core.rollout.episode_plan import Plan as EpisodePlan
+from prts_core.rollout.episode_plan import EpisodePlan as EpisodePlan
 from prts_core.rollout.episode_plan import make_plan
 from prts_core.tracking.store import client
 from tests.fixtures.tiny_policy import write_policy
@@ -40,7 +40,7 @@ def outputs(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("outputs")
 
 
-def plan_for(name: str) -> Plan:
+def plan_for(name: str) -> RunPlan:
     plan = named(load_plan(ROOT / "configs" / "quickstart.yaml"), name)
     suites = RegressionSection((SuiteRun(SUITE, episodes=6 * STATES),))
     return replace(plan, recipe=replace(plan.recipe, regression=suites))
@@ -94,7 +94,7 @@ def simulator(monkeypatch: pytest.MonkeyPatch):
     return rates, calls, own
 
 
-def enter(plan: Plan, outputs: Path, weights: str, won: int) -> dict:
+def enter(plan: RunPlan, outputs: Path, weights: str, won: int) -> dict:
     """Register one more version whose own benchmark had `won` successes of 120."""
     make(plan, outputs, weights, outcomes(won))
     register(plan, outputs)
@@ -106,7 +106,9 @@ def holders(outputs: Path, model: str) -> tuple[str | None, str]:
     return None if found[0] is None else str(found[0].version), str(found[1].version)
 
 
-def night(plan: Plan, outputs: Path, version: str, attempt: str = "2026-11-21", name: str = SUITE) -> Outcome:
+def night(
+    plan: RunPlan, outputs: Path, version: str, attempt: str = "2026-11-21", name: str = SUITE
+) -> RegressionOutcome:
     return regress(plan, name, version, outputs, attempt=attempt)
 
 
@@ -248,7 +250,7 @@ def test_a_suite_is_measured_with_the_runner_itself(tmp_path, tiny):
     run = SuiteRun(SUITE, episodes=2, tasks=("faucet-open", "faucet-close"), workers=1)
     plan = plan_for("real")
     plan = replace(plan, recipe=replace(plan.recipe, regression=RegressionSection((run,))))
-    result = regression.measure(plan, SUITE, policy, tmp_path, tmp_path / "run", lambda text: None)
+    result = regression.measure_version(plan, SUITE, policy, tmp_path, tmp_path / "run", lambda text: None)
     planned = regression.planned(plan, SUITE, policy)
     assert (result.n, result.protocol_digest, result.standins) == (2, planned.protocol_digest, "")
     episodes = gate.policy_episodes(tmp_path / "run" / "episodes.parquet")

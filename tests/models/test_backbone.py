@@ -60,17 +60,17 @@ def test_roles_are_isolated(model, build, samples):
     kinds = {"response": True, "contrastive": True}
     first = samples[0]
     tokens, encoded = encode(first, **kinds)
-    phi, psi = encoded.hidden[0, tokens.phi_at[0]], encoded.hidden[0, tokens.psi_at[0]]
+    phi, psi = encoded.hidden[0, tokens.state_action_index[0]], encoded.hidden[0, tokens.goal_index[0]]
 
     other_goal = type(first)(first.state, samples[1].instruction, first.fast)
     tokens2, encoded2 = encode(other_goal, **kinds)
-    torch.testing.assert_close(phi, encoded2.hidden[0, tokens2.phi_at[0]])
-    assert not torch.allclose(psi, encoded2.hidden[0, tokens2.psi_at[0]])
+    torch.testing.assert_close(phi, encoded2.hidden[0, tokens2.state_action_index[0]])
+    assert not torch.allclose(psi, encoded2.hidden[0, tokens2.goal_index[0]])
 
     darker = images // 2
     tokens3, encoded3 = encode(first, darker, **kinds)
-    torch.testing.assert_close(psi, encoded3.hidden[0, tokens3.psi_at[0]])
-    assert not torch.allclose(phi, encoded3.hidden[0, tokens3.phi_at[0]])
+    torch.testing.assert_close(psi, encoded3.hidden[0, tokens3.goal_index[0]])
+    assert not torch.allclose(phi, encoded3.hidden[0, tokens3.state_action_index[0]])
 
     plain, encoded4 = encode(first, response=False, contrastive=False)
     end = int(plain.prompt_end[0])

@@ -68,8 +68,8 @@ def longer(tokens, row: int, words: list[int]):
         row=torch.zeros(1, dtype=torch.int64),
         start=torch.zeros(1, dtype=torch.int64),
         prompt_end=torch.tensor([ids.shape[1]]),
-        phi_at=torch.tensor([-1]),
-        psi_at=torch.tensor([-1]),
+        state_action_index=torch.tensor([-1]),
+        goal_index=torch.tensor([-1]),
         dataset=torch.zeros(1, dtype=torch.int64),
         prompt_width=ids.shape[1],
     )

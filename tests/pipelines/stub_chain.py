@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prts_core.config.identity import identity
-from prts_core.config.load import Plan
+from prts_core.config.load import RunPlan
 from prts_core.data.validation.report import ValidationReport
 from prts_core.io.errors import Stopped
 from prts_core.io.files import digest_value, write_json, write_text
@@ -142,7 +142,7 @@ def stub(name: str):
     return run
 
 
-def stub_register(plan: Plan, outputs: Path, caller: dict[str, str] | None = None) -> dict[str, Any]:
+def stub_register(plan: RunPlan, outputs: Path, caller: dict[str, str] | None = None) -> dict[str, Any]:
     """What `chain.register` leaves behind, without a registry."""
     called("register -")
     made = REGISTRATION | {"package_digest": chain.finished("package", plan, None, outputs).content_digest}

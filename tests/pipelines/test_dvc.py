@@ -17,7 +17,7 @@ import yaml
 
 from assets.dvc import DvcResource
 from prts_core.config.identity import identity
-from prts_core.config.load import Plan, load_plan
+from prts_core.config.load import RunPlan, load_plan
 from prts_core.io.errors import ConfigError, PrtsError, StageError
 from prts_core.io.files import read_json
 from prts_core.stages import chain
@@ -30,7 +30,7 @@ G1 = ["collect g1_bottle", "convert g1_bottle", "validate g1_bottle", "stats g1_
 _snapshot: list[Path] = []
 
 
-def plan_of(recipe: str = RECIPE) -> Plan:
+def plan_of(recipe: str = RECIPE) -> RunPlan:
     return load_plan(Path(recipe))
 
 
@@ -41,7 +41,7 @@ def edit(path: str, change: Callable[[dict], object]) -> None:
     Path(path).write_text(yaml.safe_dump(plain, sort_keys=False))
 
 
-def versions(plan: Plan, outputs: Path) -> dict[str, str]:
+def versions(plan: RunPlan, outputs: Path) -> dict[str, str]:
     """Data version of every view of a recipe."""
     found = {}
     for stage, partition in chain.steps(plan):
@@ -381,7 +381,7 @@ def others(value: object) -> list[object]:
     return [f"{value}x", 0.5, 3, True] if isinstance(value, str) else [3]
 
 
-def own_work(plan: Plan) -> dict[tuple[str, str | None], object]:
+def own_work(plan: RunPlan) -> dict[tuple[str, str | None], object]:
     """What of each stage's key is its own, not its parents'."""
     found = {}
     for stage, partition in chain.steps(plan):

@@ -14,7 +14,7 @@ from prts_core.config.schema import BenchmarkConfig, ExpertSource, LeRobotSource
 from prts_core.delivery.gate import policy_episodes
 from prts_core.io.errors import ConfigError
 from prts_core.io.files import read_json
-from prts_core.rollout.benchmark import Places, benchmark_policy, first_of_each, measured
+from prts_core.rollout.benchmark import BenchmarkFolders, benchmark_policy, first_of_each, measured
 from prts_core.sim.suites import suite
 from prts_core.store.listing import list_files
 from tests.fixtures.tiny_policy import write_policy
@@ -59,7 +59,7 @@ def test_where_a_dataset_comes_from_is_where_its_policy_is_measured():
 @pytest.mark.parametrize("field", ["record", "controls"])
 def test_conditions_are_known_by_name(tmp_path, field):
     with pytest.raises(ConfigError, match=rf"benchmark\.{field}.*polici"):
-        places = Places(tmp_path, None, None, tmp_path / "work", tmp_path / "out")
+        places = BenchmarkFolders(tmp_path, None, None, tmp_path / "work", tmp_path / "out")
         benchmark_policy(replace(CONFIG, **{field: ("polici",)}), places)
 
 
@@ -76,7 +76,7 @@ def test_every_condition_on_a_suite_resumes_and_does_not_depend_on_workers(tmp_p
         """Every file that is left behind, with its digest."""
         folder = tmp_path / name
         shutil.rmtree(folder / "out", ignore_errors=True)
-        places = Places(policy, None, policy, folder / "work", folder / "out", folder / "timing.json")
+        places = BenchmarkFolders(policy, None, policy, folder / "work", folder / "out", folder / "timing.json")
         assert benchmark_policy(replace(CONFIG, **changes), places) == read_json(folder / "out" / "report.json")
         return [f.row for f in list_files(folder / "out")]
 

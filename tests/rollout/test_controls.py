@@ -20,8 +20,8 @@ from prts_core.rollout.controls import (
     SwappedInstruction,
     mean_trajectory,
 )
-from prts_core.rollout.episode_plan import Plan, Settings, make_plan
-from prts_core.rollout.local_policy import LocalActor
+from prts_core.rollout.episode_plan import EpisodePlan, SuiteSettings, make_plan
+from prts_core.rollout.local_policy import LocalPolicy
 from prts_core.rollout.runner import ExpertRunner, Runner, finished, missing, open_journal, without_expert
 from prts_core.sim.suite import EpisodeKey
 from tests.rollout.toy_lanes import CAMERA, CHUNK, CONTRACT, SUITE, DotPolicy, Same, ToyLanes
@@ -29,12 +29,14 @@ from tests.rollout.toy_lanes import CAMERA, CHUNK, CONTRACT, SUITE, DotPolicy, S
 KEY = EpisodeKey("dots", "left", 0, 7)
 
 
-def plan_of(execute: int = 4, length: int = CHUNK, **more) -> Plan:
-    return make_plan(SUITE, length, Settings(episodes=12, execute=execute, **more))
+def plan_of(execute: int = 4, length: int = CHUNK, **more) -> EpisodePlan:
+    return make_plan(SUITE, length, SuiteSettings(episodes=12, execute=execute, **more))
 
 
-def run(folder: Path, plan: Plan, lanes: ToyLanes, policy=None, how=Runner, control=PLAIN, **options) -> list[dict]:
-    actor = LocalActor(policy or DotPolicy(noise=0.0), {"policy_digest": "sha256:toy"}, **options)
+def run(
+    folder: Path, plan: EpisodePlan, lanes: ToyLanes, policy=None, how=Runner, control=PLAIN, **options
+) -> list[dict]:
+    actor = LocalPolicy(policy or DotPolicy(noise=0.0), {"policy_digest": "sha256:toy"}, **options)
     with open_journal(folder / "journal.jsonl", plan, actor) as journal:
         how(plan, actor, lanes, journal, adapter=Same(), actions=folder / "actions", control=control).run()
         assert missing(plan, journal) == []
@@ -89,7 +91,7 @@ def test_values_may_be_anothers():
         def value(self, observation, actions, instruction):
             return np.full(len(instruction), 5.0)
 
-    actor = LocalActor(ActsLike(DotPolicy(), Judge(), DotPolicy().contract), {})
+    actor = LocalPolicy(ActsLike(DotPolicy(), Judge(), DotPolicy().contract), {})
     seen = {STATE: np.zeros((1, 2), np.float32), CAMERA: np.zeros((1, 8, 8, 3), np.uint8)}
     answer = actor.ask(seen, ["go left"], [0])
     assert answer.values is not None and answer.values[0] == 5.0
@@ -111,7 +113,7 @@ def test_a_task_without_an_expert_is_left_out_and_told(tmp_path):
     pool = ToyLanes(3, skills=("left", "up"))
     rows = run(tmp_path, plan_of(), pool, how=ExpertRunner)
     assert {row["task"] for row in rows} == {"left", "up"} and len(rows) == 8
-    plan, actor = plan_of(), LocalActor(DotPolicy(noise=0.0), {"policy_digest": "sha256:toy"})
+    plan, actor = plan_of(), LocalPolicy(DotPolicy(noise=0.0), {"policy_digest": "sha256:toy"})
     with open_journal(tmp_path / "journal.jsonl", plan, actor) as journal:
         assert without_expert(journal) == {"right": "nobody can go right"} and missing(plan, journal) == []
 

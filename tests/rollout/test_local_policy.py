@@ -15,13 +15,13 @@ import torch
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import serve
 
-from prts_core.delivery.open_policy import open_actor
+from prts_core.delivery.open_policy import open_policy
 from prts_core.io.errors import ConfigError, ContractError, ServeError
 from prts_core.io.msgpack import pack, unpack
 from prts_core.io.threads import torch_threads
 from prts_core.policy.observation import STATE
-from prts_core.rollout.local_policy import LocalActor, ask_filled, neighbours_matter
-from prts_core.rollout.remote_policy import ServerActor, named_contract
+from prts_core.rollout.local_policy import LocalPolicy, ask_filled, neighbours_matter
+from prts_core.rollout.remote_policy import RemotePolicy, named_contract
 from prts_core.serving.server import PolicyServer, ServerConfig
 from tests.fixtures.running_server import running
 from tests.rollout.toy_lanes import CAMERA, CONTRACT, TASKS, DotPolicy
@@ -48,13 +48,13 @@ def port() -> int:
 
 
 def test_a_server_answers_as_the_policy_itself():
-    local = LocalActor(DotPolicy(), {}, batch=3).ask(observation(), TEXTS, SEEDS)
+    local = LocalPolicy(DotPolicy(), {}, batch=3).ask(observation(), TEXTS, SEEDS)
     with serving(DotPolicy(), package_digest="sha256:p") as url:
-        actor = open_actor(url, batch=3)
+        actor = open_policy(url, batch=3)
         answer = actor.ask(observation(), TEXTS, SEEDS)
         assert neighbours_matter(actor, [task.instruction for task in TASKS]) == ""
         actor.close()
-        silent = ServerActor(url, values=False)
+        silent = RemotePolicy(url, values=False)
         assert silent.ask(observation(1), TEXTS[:1], SEEDS[:1]).values is None
         silent.close()
     np.testing.assert_array_equal(answer.chunks, local.chunks)
@@ -74,7 +74,7 @@ def test_a_policy_computes_with_the_threads_it_was_given_whoever_asks():
     for before in (1, 3):
         with torch_threads(before):
             for threads in (2, None):
-                actor = LocalActor(Counting(), {}, batch=3, threads=threads)
+                actor = LocalPolicy(Counting(), {}, batch=3, threads=threads)
                 actor.ask(observation(), TEXTS, SEEDS)
                 with ThreadPoolExecutor(1) as other:
                     other.submit(actor.ask, observation(), TEXTS, SEEDS).result()
@@ -84,7 +84,7 @@ def test_a_policy_computes_with_the_threads_it_was_given_whoever_asks():
 
 def test_a_server_that_comes_back_is_waited_for(port):
     with serving(DotPolicy(), port):
-        actor = ServerActor(f"ws://127.0.0.1:{port}", batch=2, patience_s=60)
+        actor = RemotePolicy(f"ws://127.0.0.1:{port}", batch=2, patience_s=60)
         first = actor.ask(observation(2), TEXTS[:2], SEEDS[:2])
     asked: list = []
     thread = threading.Thread(target=lambda: asked.append(actor.ask(observation(2), TEXTS[:2], SEEDS[:2])))
@@ -100,7 +100,7 @@ def test_a_server_that_comes_back_is_waited_for(port):
 
 def test_patience_ends_and_closing_ends_it_at_once(port):
     with serving(DotPolicy(), port):
-        actor, other = (ServerActor(f"ws://127.0.0.1:{port}", patience_s=seconds) for seconds in (0.6, 600))
+        actor, other = (RemotePolicy(f"ws://127.0.0.1:{port}", patience_s=seconds) for seconds in (0.6, 600))
     with pytest.raises(ServeError, match=r"stayed away.*within 0\.6 s.*finished episodes are kept"):
         actor.ask(observation(1), TEXTS[:1], SEEDS[:1])
     actor.close()
@@ -111,7 +111,7 @@ def test_patience_ends_and_closing_ends_it_at_once(port):
 
 def test_another_policy_at_the_same_address_is_refused(port):
     with serving(DotPolicy(), port, package_digest="sha256:one"):
-        actor = ServerActor(f"ws://127.0.0.1:{port}", patience_s=30)
+        actor = RemotePolicy(f"ws://127.0.0.1:{port}", patience_s=30)
     with serving(DotPolicy(), port, package_digest="sha256:two"):
         with pytest.raises(ServeError, match=r"Another policy is served now.*sha256:two.*sha256:one"):
             actor.ask(observation(1), TEXTS[:1], SEEDS[:1])
@@ -142,8 +142,8 @@ def test_a_server_that_says_nothing_is_asked_once_its_contract_is_named():
     seen: list = []
     with foreign(seen) as url:
         with pytest.raises(ServeError, match=r"does not say what its numbers mean.*--contract suite"):
-            ServerActor(url)
-        actor = open_actor(url, contract=CONTRACT)
+            RemotePolicy(url)
+        actor = open_policy(url, contract=CONTRACT)
         assert actor.contract.chunk_length == 6 and actor.contract.contract == CONTRACT
         answer = ask_filled(actor, [{key: value[0] for key, value in observation(1).items()}], TEXTS[:1], SEEDS[:1])
         actor.close()
@@ -156,7 +156,7 @@ def test_a_server_that_says_nothing_is_asked_once_its_contract_is_named():
 
 def test_another_foreign_server_is_refused(port):
     with foreign([], port=port) as url:
-        actor = ServerActor(url, contract=CONTRACT, patience_s=20)
+        actor = RemotePolicy(url, contract=CONTRACT, patience_s=20)
         actor.clients[0].close()
     with foreign([], metadata={"config": "another"}, port=port):
         with pytest.raises(ServeError, match="Another policy is served now"):
@@ -175,14 +175,14 @@ def test_another_foreign_server_is_refused(port):
 )
 def test_what_a_foreign_server_must_not_answer(reply, told):
     with foreign([], reply) as url, pytest.raises(ServeError, match=told):
-        ServerActor(url, contract=CONTRACT)
+        RemotePolicy(url, contract=CONTRACT)
 
 
 def test_a_contract_named_against_the_servers_own_is_refused():
     with serving(DotPolicy()) as url:
-        ServerActor(url, contract=CONTRACT).close()
+        RemotePolicy(url, contract=CONTRACT).close()
         with pytest.raises(ContractError, match="control_hz"):
-            ServerActor(url, contract=replace(CONTRACT, control_hz=5))
+            RemotePolicy(url, contract=replace(CONTRACT, control_hz=5))
 
 
 def test_contracts_are_named_by_suite_file_or_folder(tmp_path):
@@ -194,11 +194,11 @@ def test_contracts_are_named_by_suite_file_or_folder(tmp_path):
     with pytest.raises(ConfigError, match="no such contract"):
         named_contract(str(tmp_path / "absent"), CONTRACT)
     with pytest.raises(ConfigError, match="own contract is what counts"):
-        open_actor(str(tmp_path), contract=CONTRACT)
+        open_policy(str(tmp_path), contract=CONTRACT)
 
 
 def test_what_cannot_be_asked_is_refused_with_a_cure(tmp_path):
     with pytest.raises(ConfigError, match="ws://host"):
-        open_actor("http://host:8000")
+        open_policy("http://host:8000")
     with pytest.raises(ConfigError, match="1 or more"):
-        open_actor(str(tmp_path), batch=0)
+        open_policy(str(tmp_path), batch=0)

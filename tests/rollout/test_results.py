@@ -20,8 +20,8 @@ from prts_core.delivery.gate import policy_episodes
 from prts_core.io.errors import ConfigError, DataError
 from prts_core.io.files import write_json
 from prts_core.rollout import results
-from prts_core.rollout.episode_plan import Plan, Settings, make_plan
-from prts_core.rollout.local_policy import LocalActor
+from prts_core.rollout.episode_plan import EpisodePlan, SuiteSettings, make_plan
+from prts_core.rollout.local_policy import LocalPolicy
 from prts_core.rollout.page import write_page
 from prts_core.rollout.results import film_name, summarize, timing, to_film, write_episodes
 from prts_core.rollout.run_suite import score
@@ -31,11 +31,11 @@ from prts_core.statistics.sprt import PairedTest, Stop
 from prts_core.store.listing import digest_tree
 from tests.rollout.toy_lanes import CHUNK, SUITE, DotPolicy
 
-ACTOR = LocalActor(DotPolicy(), {"policy_digest": "sha256:toy"})
+ACTOR = LocalPolicy(DotPolicy(), {"policy_digest": "sha256:toy"})
 SPOILED = replace(SUITE, standins="stand-in assets <22 files>")
 
 
-def rows_of(plan: Plan, lost: set[int]) -> list[dict]:
+def rows_of(plan: EpisodePlan, lost: set[int]) -> list[dict]:
     return [
         {
             "suite": key.suite,
@@ -58,7 +58,7 @@ def rows_of(plan: Plan, lost: set[int]) -> list[dict]:
 def written(
     folder: Path, lost: set[int], *, episodes: int = 60, suite=SPOILED, stop: Stop | None = None, **more
 ) -> dict:
-    plan = make_plan(suite, CHUNK, Settings(episodes=episodes, **more))
+    plan = make_plan(suite, CHUNK, SuiteSettings(episodes=episodes, **more))
     rows = rows_of(plan, lost)
     report = summarize(plan, rows, ACTOR, stop=stop)
     report |= {"videos": [], "adapter": [], "replay_faults": [], "neighbours": ""}
@@ -80,8 +80,8 @@ def test_the_report_counts_tasks_and_bounds_rates(tmp_path):
 
 
 def test_a_policy_that_nobody_can_identify_is_labelled(tmp_path):
-    plan = make_plan(SUITE, CHUNK, Settings(episodes=6))
-    actor = LocalActor(DotPolicy(), {"server": "ws://gpu:8000", "unverified": "by the user's word"})
+    plan = make_plan(SUITE, CHUNK, SuiteSettings(episodes=6))
+    actor = LocalPolicy(DotPolicy(), {"server": "ws://gpu:8000", "unverified": "by the user's word"})
     report = summarize(plan, rows_of(plan, set()), actor, stop=None)
     assert report["labels"] == ["by the user's word"]
     write_page(tmp_path / "page.html", report | {"videos": []}, rows_of(plan, set()))
@@ -121,7 +121,7 @@ class Checked(HTMLParser):
 
 def test_the_page_is_whole_and_says_what_the_numbers_are_worth(tmp_path):
     (tmp_path / "videos").mkdir()
-    plan = make_plan(SPOILED, CHUNK, Settings(episodes=60))
+    plan = make_plan(SPOILED, CHUNK, SuiteSettings(episodes=60))
     rows = rows_of(plan, {4})
     name = film_name(4, rows[4])
     (tmp_path / "videos" / name).write_bytes(b"moving pictures")
@@ -146,7 +146,7 @@ def test_the_page_is_whole_and_says_what_the_numbers_are_worth(tmp_path):
 
 def test_times_are_told_beside_the_result_and_never_in_it(tmp_path):
     """The chain's outputs are compared by their bytes: a page is without times unless they are handed to it."""
-    plan = make_plan(SUITE, CHUNK, Settings(episodes=6))
+    plan = make_plan(SUITE, CHUNK, SuiteSettings(episodes=6))
     slow = [row | {"latency_ms": 50.0} for row in rows_of(plan, set())]
     folders = [tmp_path / "fast", tmp_path / "slow"]
     for folder, rows in zip(folders, (rows_of(plan, set()), slow), strict=True):
@@ -171,7 +171,7 @@ def test_a_perturbed_suite_is_told_axis_by_axis(tmp_path):
         "murk": {"noise": {"level": 4}},
     }
     tasks = tuple(replace(SUITE.tasks[0], name=name, perturbation=changed) for name, changed in kinds.items())
-    plan = make_plan(replace(SUITE, tasks=tasks), CHUNK, Settings(episodes=12))
+    plan = make_plan(replace(SUITE, tasks=tasks), CHUNK, SuiteSettings(episodes=12))
     rows = rows_of(plan, {1, 5, 3})
     for row in rows:
         row["perturbation"] = json.dumps({"base": "left", **kinds[row["task"]]})
@@ -194,14 +194,14 @@ def test_a_perturbed_suite_is_told_axis_by_axis(tmp_path):
 
 
 def test_failures_are_filmed_first_tasks_in_turn():
-    plan = make_plan(SUITE, CHUNK, Settings(episodes=9))
+    plan = make_plan(SUITE, CHUNK, SuiteSettings(episodes=9))
     rows = rows_of(plan, {2, 4, 6})
     assert to_film(plan, rows, 5) == [2, 4, 6, 0, 1] and to_film(plan, rows, 2) == [2, 4]
     assert film_name(4, rows[4]) == "failure_00004_right.mp4"
 
 
 def test_a_worker_lost_while_filming_costs_time_and_no_video(tmp_path, monkeypatch):
-    plan = make_plan(SUITE, CHUNK, Settings(episodes=3))
+    plan = make_plan(SUITE, CHUNK, SuiteSettings(episodes=3))
     rows, asked = rows_of(plan, set()), []
 
     def film(pool, plan, index, row, actions, folder) -> bool:
@@ -276,7 +276,7 @@ def test_progress_says_success_with_its_interval():
 def test_early_stopping_in_pairs_reads_the_earlier_run_in_the_plans_order(tmp_path):
     written(tmp_path, set(), suite=SUITE)
     args = Namespace(alpha=0.05, beta=0.05)
-    plan = make_plan(SUITE, CHUNK, Settings(episodes=60))
+    plan = make_plan(SUITE, CHUNK, SuiteSettings(episodes=60))
     reader = early_stop((0.3, 0.9), args, tmp_path, Console())(plan)
     assert reader([False] * 3) is None
     plain, told = PairedTest(0.3, 0.9, 60).read([(False, True)] * 60), reader([False] * 60)
@@ -284,7 +284,7 @@ def test_early_stopping_in_pairs_reads_the_earlier_run_in_the_plans_order(tmp_pa
     assert told.interval.lower == 0 and told.method == "valid whenever one stops" and told.p_value <= 0.05
     assert reader([False] * 60).decision == "worse"
     with pytest.raises(DataError, match=r"lacks episodes of this plan.*30 missing, first \w+, initial state 0"):
-        early_stop((0.3, 0.9), args, tmp_path, Console())(make_plan(SUITE, CHUNK, Settings(episodes=90)))
+        early_stop((0.3, 0.9), args, tmp_path, Console())(make_plan(SUITE, CHUNK, SuiteSettings(episodes=90)))
     with pytest.raises(ConfigError, match="episodes cannot tell"):
         early_stop((0.85, 0.9), args, None, Console())(plan)
     for wrong in ("0.9", "a,b", "1,2,3"):

@@ -18,10 +18,10 @@ import pytest
 
 from prts_core.cli.main import main
 from prts_core.contract import PolicyContract
-from prts_core.delivery.open_policy import open_actor
-from prts_core.rollout.episode_plan import Settings, make_plan, noise_seed
-from prts_core.rollout.local_policy import LocalActor
-from prts_core.rollout.run_suite import Machine, run_suite
+from prts_core.delivery.open_policy import open_policy
+from prts_core.rollout.episode_plan import SuiteSettings, make_plan, noise_seed
+from prts_core.rollout.local_policy import LocalPolicy
+from prts_core.rollout.run_suite import ExecutionOptions, run_suite
 from prts_core.sim import protocol
 from prts_core.sim.pool import Pool, launch_for
 from prts_core.sim.suites import suite
@@ -45,8 +45,8 @@ def rows_of(folder: Path) -> list[dict]:
 
 
 def benchmark(policy: Path, folder: Path, workers: int) -> list[dict]:
-    settings = Settings(episodes=EPISODES, tasks=TASKS)
-    run_suite(open_actor(str(policy)), suite("metaworld"), settings, folder, Machine(workers, videos=1))
+    settings = SuiteSettings(episodes=EPISODES, tasks=TASKS)
+    run_suite(open_policy(str(policy)), suite("metaworld"), settings, folder, ExecutionOptions(workers, videos=1))
     return rows_of(folder)
 
 
@@ -166,7 +166,7 @@ class Recorded:
 
 def test_an_expert_played_back_through_the_policys_interface_scores_what_it_scored(tmp_path):
     spec, length = suite("metaworld"), 8
-    plan = make_plan(spec, length, Settings(episodes=4, tasks=TASKS, execute=5))
+    plan = make_plan(spec, length, SuiteSettings(episodes=4, tasks=TASKS, execute=5))
     chunks, scored = {}, []
     with Pool(launch_for("metaworld"), 1) as pool:
         for key in plan.keys:
@@ -175,9 +175,9 @@ def test_an_expert_played_back_through_the_policys_interface_scores_what_it_scor
             actions = np.concatenate([made["executed"], np.zeros((length + 200, 4), np.float32)])
             for step in range(0, 200, plan.execute):
                 chunks[noise_seed(key, step)] = actions[step : step + length]
-    actor = LocalActor(Recorded(chunks, length), {"policy_digest": "expert"}, values=False)
-    settings = Settings(episodes=4, tasks=TASKS, execute=5)
-    report = run_suite(actor, spec, settings, tmp_path, Machine(2, videos=0))
+    actor = LocalPolicy(Recorded(chunks, length), {"policy_digest": "expert"}, values=False)
+    settings = SuiteSettings(episodes=4, tasks=TASKS, execute=5)
+    report = run_suite(actor, spec, settings, tmp_path, ExecutionOptions(2, videos=0))
     rows = pl.read_parquet(tmp_path / "episodes.parquet")
     assert rows["success"].to_list() == [row is not None for row in scored] and report["successes"] >= 3
     assert rows["steps"].to_list() == [row + 1 if row is not None else 58 for row in scored]
@@ -216,8 +216,8 @@ def test_the_command_stops_early_and_compares(policy, tmp_path, capsys):
 
 def test_smaller_pictures_are_another_protocol() -> None:
     spec = suite("tests.fixtures.toy_family:toy")
-    plain, small = (make_plan(spec, 4, Settings(2, image_size=size)) for size in (None, 6))
+    plain, small = (make_plan(spec, 4, SuiteSettings(2, image_size=size)) for size in (None, 6))
     assert plain.worker_settings == {} and small.worker_settings == {"image_size": 6}
     assert small.suite.contract.cameras[0].height == 6 and small.keys == plain.keys
     assert small.protocol_digest != plain.protocol_digest
-    assert make_plan(spec, 4, Settings(2, image_size=8)).protocol_digest == plain.protocol_digest
+    assert make_plan(spec, 4, SuiteSettings(2, image_size=8)).protocol_digest == plain.protocol_digest

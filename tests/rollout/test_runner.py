@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from prts_core.io.errors import ConfigError, DataError, SimulatorError, StageError
 from prts_core.policy.observation import STATE
-from prts_core.rollout.episode_plan import Plan, Queue, Settings, make_plan, noise_seed
-from prts_core.rollout.local_policy import LocalActor, ask_filled, neighbours_matter
+from prts_core.rollout.episode_plan import EpisodePlan, Queue, SuiteSettings, make_plan, noise_seed
+from prts_core.rollout.local_policy import LocalPolicy, ask_filled, neighbours_matter
 from prts_core.rollout.runner import Runner, finished, missing, open_journal, outcomes
 from prts_core.statistics.sprt import RateTest, Stop
 from tests.rollout.toy_lanes import CAMERA, CHUNK, SUITE, TASKS, DotPolicy, Same, ToyLanes
@@ -22,15 +22,15 @@ from tests.rollout.toy_lanes import CAMERA, CHUNK, SUITE, TASKS, DotPolicy, Same
 INSTRUCTIONS = [task.instruction for task in TASKS]
 
 
-def plan_of(episodes: int = 12, **more) -> Plan:
-    return make_plan(SUITE, CHUNK, Settings(episodes=episodes, execute=4, **more))
+def plan_of(episodes: int = 12, **more) -> EpisodePlan:
+    return make_plan(SUITE, CHUNK, SuiteSettings(episodes=episodes, execute=4, **more))
 
 
-def actor_of(batch: int = 3, policy: DotPolicy | None = None) -> LocalActor:
-    return LocalActor(policy or DotPolicy(), {"policy_digest": "sha256:toy"}, batch=batch)
+def actor_of(batch: int = 3, policy: DotPolicy | None = None) -> LocalPolicy:
+    return LocalPolicy(policy or DotPolicy(), {"policy_digest": "sha256:toy"}, batch=batch)
 
 
-def run(folder: Path, plan: Plan, lanes: ToyLanes, actor: LocalActor | None = None, stop=None) -> list[dict]:
+def run(folder: Path, plan: EpisodePlan, lanes: ToyLanes, actor: LocalPolicy | None = None, stop=None) -> list[dict]:
     actor = actor or actor_of()
     with open_journal(folder / "journal.jsonl", plan, actor) as journal:
         Runner(plan, actor, lanes, journal, adapter=Same(), actions=folder / "actions", stop=stop).run()
@@ -189,11 +189,11 @@ def test_plans_take_tasks_in_turn_and_seeds_after_the_last_initial_state():
         (1, 8),
     ]
     assert len(set(keys)) == len(keys) and len({noise_seed(k, s) for k in keys for s in range(0, 24, 4)}) == 19 * 6
-    assert len(make_plan(SUITE, CHUNK, Settings()).keys) == 12  # the protocol's own
-    assert {key.task for key in make_plan(SUITE, CHUNK, Settings(tasks=("up",))).keys} == {"up"}
+    assert len(make_plan(SUITE, CHUNK, SuiteSettings()).keys) == 12  # the protocol's own
+    assert {key.task for key in make_plan(SUITE, CHUNK, SuiteSettings(tasks=("up",))).keys} == {"up"}
     for wrong, told in (({"tasks": ("upp",)}, "up"), ({"episodes": 0}, "1 or more"), ({"execute": 9}, "1 to 8")):
         with pytest.raises(ConfigError, match=told):
-            make_plan(SUITE, CHUNK, Settings(**wrong))
+            make_plan(SUITE, CHUNK, SuiteSettings(**wrong))
 
 
 def test_lanes_keep_their_task_and_no_episode_is_given_twice():
@@ -215,10 +215,10 @@ def test_lanes_keep_their_task_and_no_episode_is_given_twice():
 @given(st.integers(1, 40), st.integers(0, 200), st.integers(0, 9))
 def test_a_test_that_stops_early_reads_whole_rounds_each_in_an_order_of_its_own(tasks, episodes, seed):
     suite = replace(SUITE, tasks=tuple(replace(SUITE.tasks[0], name=f"t{n}") for n in range(tasks)))
-    plan = make_plan(suite, CHUNK, Settings(episodes=episodes + 1, seed=seed))
+    plan = make_plan(suite, CHUNK, SuiteSettings(episodes=episodes + 1, seed=seed))
     assert sorted(plan.order) == list(range(episodes + 1))
     assert [index // tasks for index in plan.order] == [index // tasks for index in range(episodes + 1)]
-    assert plan.order == make_plan(suite, CHUNK, Settings(episodes=episodes + 1, seed=seed)).order
+    assert plan.order == make_plan(suite, CHUNK, SuiteSettings(episodes=episodes + 1, seed=seed)).order
     if tasks > 20 and episodes > 3 * tasks:
         rounds = [[i % tasks for i in plan.order[at : at + tasks]] for at in range(0, 3 * tasks, tasks)]
         assert len({tuple(one) for one in rounds}) == 3 and list(range(tasks)) not in rounds
@@ -234,7 +234,7 @@ def test_on_ninety_tasks_of_unequal_difficulty_early_stopping_keeps_what_it_stat
         chances = np.clip(chances, 0, 1)
         said, naive = [], []
         for run in range(400):
-            plan = make_plan(suite, CHUNK, Settings(episodes=900, seed=run))
+            plan = make_plan(suite, CHUNK, SuiteSettings(episodes=900, seed=run))
             won = np.random.default_rng(run).random(900) < np.tile(chances, 10)
             stop = test.read(won[list(plan.order)].tolist())
             said.append(stop.decision if stop else "undecided")

@@ -19,13 +19,13 @@ from prts_core.data.convert.robomimic import native_mapping
 from prts_core.io.errors import DataError, StageError
 from prts_core.io.files import digest_value
 from prts_core.sim.demonstrate import ATTEMPTS, PARTS, Attempts, RecorderSettings, demonstrate
-from prts_core.sim.pool import Launch, WorkerLost
+from prts_core.sim.pool import WorkerLaunch, WorkerLost
 from prts_core.sim.suites import suite
 from tests.fixtures.toy_family.spec import suites
 
 FAMILY = "tests.fixtures.toy_family"
 SPEC = suites()["toy"]
-LAUNCH = Launch(FAMILY)
+LAUNCH = WorkerLaunch(FAMILY)
 RECORD = RecorderSettings("toy", ("push", "drawn"), episodes=3, noise=(0.0, 0.3), seed=5, tail_steps=1)
 
 
@@ -78,7 +78,7 @@ def test_two_workers_record_the_same(recorded: Path, tmp_path: Path) -> None:
 
 def test_a_second_run_starts_no_worker(recorded: Path) -> None:
     before = content(recorded)
-    demonstrate(SPEC, RECORD, Launch(FAMILY, python=Path("/nowhere/python")), recorded)
+    demonstrate(SPEC, RECORD, WorkerLaunch(FAMILY, python=Path("/nowhere/python")), recorded)
     assert content(recorded) == before
 
 

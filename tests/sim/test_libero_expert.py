@@ -10,7 +10,7 @@ import pytest
 from prts_core.io.errors import SimulatorError
 from prts_core.sim.suites.libero.expert import LiberoExpert
 from prts_core.sim.suites.libero.expert_grasp import pinch, rim, turned
-from prts_core.sim.suites.libero.expert_scene import NEUTRAL, Scene
+from prts_core.sim.suites.libero.expert_scene import NEUTRAL, ExpertScene
 
 DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
 SOUP, BASKET, WALL = "soup_1", "basket_1", "wall_1"
@@ -148,10 +148,10 @@ def test_two_things_go_into_opposite_corners_of_one_basket() -> None:
     for _ in range(140):
         world.step(expert.act(world))  # type: ignore[arg-type]
     assert expert.skills is not None
-    first, second = (skill.where(Scene(world.privileged()))[:2] for skill in expert.skills)  # type: ignore[attr-defined]
+    first, second = (skill.where(ExpertScene(world.privileged()))[:2] for skill in expert.skills)  # type: ignore[attr-defined]
     assert (second - first > 0.07).all()  # corner to corner
     assert (np.abs(np.stack([first, second]) - world.places[BASKET][:2]) + 0.02 <= 0.06 + 1e-9).all()
-    assert expert.skills[0].done(Scene(world.privileged())) and "tin" in expert.phase
+    assert expert.skills[0].done(ExpertScene(world.privileged())) and "tin" in expert.phase
 
 
 def test_shaken_actions_do_not_keep_it_from_the_goal() -> None:
@@ -165,16 +165,16 @@ def test_shaken_actions_do_not_keep_it_from_the_goal() -> None:
 
 
 def test_a_pinch_goes_across_the_narrow_side_and_keeps_clear_of_a_wall() -> None:
-    free = pinch(Scene(World().privileged()), SOUP, 0.034, 0.072)
+    free = pinch(ExpertScene(World().privileged()), SOUP, 0.034, 0.072)
     assert abs(free.yaw - NEUTRAL) < 0.01 and np.allclose(free.position, [-0.1, -0.2, 0.03], atol=1e-6)
-    scene = Scene(World(wall=True).privileged())
+    scene = ExpertScene(World(wall=True).privileged())
     assert scene.blocked(free.position, free.yaw, SOUP) > 0.05
     beside = pinch(scene, SOUP, 0.034, 0.072)
     assert scene.blocked(beside.position, beside.yaw, SOUP) < 0.3 * scene.blocked(free.position, free.yaw, SOUP)
 
 
 def test_a_rim_grasp_avoids_the_grip_that_failed() -> None:
-    scene, place = Scene(World().privileged()), np.array([0.0, 0.25, 0.0])
+    scene, place = ExpertScene(World().privileged()), np.array([0.0, 0.25, 0.0])
     first = rim(scene, SOUP, 0.006, 0.016, place)
     offset = first.position[:2] - scene.position(SOUP)[:2]
     second = rim(scene, SOUP, 0.006, 0.016, place, [offset])
@@ -182,7 +182,7 @@ def test_a_rim_grasp_avoids_the_grip_that_failed() -> None:
 
 
 def test_a_way_is_as_high_as_what_stands_on_it_and_not_as_what_is_behind() -> None:
-    scene = Scene(World(wall=True).privileged())
+    scene = ExpertScene(World(wall=True).privileged())
     start, end = np.array([-0.1, -0.2, 0.1]), np.array([0.0, 0.25, 0.1])
     assert scene.top_along(start, end, 0.05, SOUP) == pytest.approx(0.12)
     assert scene.top_along(np.array([-0.1, 0.0, 0.1]), end, 0.05, SOUP) == pytest.approx(0.005)
@@ -199,7 +199,7 @@ def test_a_goal_it_has_no_skill_for_is_refused(goal: list[str]) -> None:
 
 
 def test_a_stretched_arm_is_noticed() -> None:
-    scene = Scene(World().privileged())
+    scene = ExpertScene(World().privileged())
     assert scene.stretch(np.array([-0.1, 0.0, 0.2])) == 0.0
     assert scene.stretch(np.array([0.3, 0.2, 0.2])) > 0.1
 

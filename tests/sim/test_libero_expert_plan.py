@@ -12,7 +12,7 @@ from prts_core.sim.suites.libero.expert import LiberoExpert
 from prts_core.sim.suites.libero.expert_grasp import level_pinch
 from prts_core.sim.suites.libero.expert_joints import Pull, wish
 from prts_core.sim.suites.libero.expert_plan import drawer_place, skills_of
-from prts_core.sim.suites.libero.expert_scene import Scene
+from prts_core.sim.suites.libero.expert_scene import ExpertScene
 
 CABINET, STOVE, DRAWER, KNOB = "wooden_cabinet_1", "flat_stove_1", "wooden_cabinet_1_top_level", "flat_stove_1_button"
 TOP, SIDE, BURNER = "wooden_cabinet_1_top_region", "wooden_cabinet_1_top_side", "flat_stove_1_cook_region"
@@ -158,7 +158,7 @@ class Oven(Kitchen):
 
 
 def plan(*goal: list[str], drawer: float = 0.0) -> list[str]:
-    skills = skills_of(Scene(Kitchen(list(goal), drawer).privileged()))
+    skills = skills_of(ExpertScene(Kitchen(list(goal), drawer).privileged()))
     return [f"{type(skill).__name__} {getattr(skill, 'name', '')}".strip() for skill in skills]
 
 
@@ -173,7 +173,7 @@ def test_a_plan_opens_first_and_shuts_last_whatever_the_goals_order() -> None:
 def test_a_closed_drawer_is_opened_first_and_only_as_far_as_the_thing_needs() -> None:
     assert plan(["in", CHEESE, TOP], drawer=-0.15) == [f"PickPlace {CHEESE}"]
     assert plan(["in", CHEESE, TOP]) == ["Pull", f"PickPlace {CHEESE}"]
-    first = skills_of(Scene(Kitchen([["in", CHEESE, TOP]]).privileged()))[0]
+    first = skills_of(ExpertScene(Kitchen([["in", CHEESE, TOP]]).privileged()))[0]
     assert isinstance(first, Pull) and first.wish.enough == pytest.approx(-(0.08 + 0.025))
 
 
@@ -186,11 +186,11 @@ def test_what_has_no_such_joint_or_region_is_refused(goal: list[str]) -> None:
 
 
 def test_a_wish_lies_past_the_end_that_is_nearer_to_where_the_joint_comes_from() -> None:
-    scene = Scene(Kitchen([]).privileged())
+    scene = ExpertScene(Kitchen([]).privileged())
     opened = wish(scene, CABINET, DRAWER, "open", "close")
     assert (opened.edge, opened.sign) == (-0.14, -1.0) and not opened.holds(scene)
     shut = wish(scene, CABINET, DRAWER, "close", "open")
-    assert (shut.edge, shut.sign) == (0.0, 1.0) and shut.holds(Scene(Kitchen([], drawer=0.001).privileged()))
+    assert (shut.edge, shut.sign) == (0.0, 1.0) and shut.holds(ExpertScene(Kitchen([], drawer=0.001).privileged()))
     on = wish(scene, STOVE, KNOB, "turnon", "turnoff")
     assert (on.edge, on.sign) == (0.5, 1.0) and on.left(scene) > 0.5
 
@@ -205,14 +205,14 @@ def test_a_wish_lies_past_the_end_that_is_nearer_to_where_the_joint_comes_from()
 )
 def test_a_fixture_is_brought_into_its_range(goal: list[str], drawer: float, words: list[str]) -> None:
     kitchen, expert, phases = Kitchen([goal], drawer), LiberoExpert(), []
-    skill = skills_of(Scene(kitchen.privileged()))[0]
+    skill = skills_of(ExpertScene(kitchen.privileged()))[0]
     for _ in range(250):
-        if skill.wish.holds(Scene(kitchen.privileged())):  # type: ignore[attr-defined]
+        if skill.wish.holds(ExpertScene(kitchen.privileged())):  # type: ignore[attr-defined]
             break
         kitchen.step(expert.act(kitchen))  # type: ignore[arg-type]
         if not phases or phases[-1] != expert.phase:
             phases.append(expert.phase)
-    assert phases == words and skill.wish.holds(Scene(kitchen.privileged()))  # type: ignore[attr-defined]
+    assert phases == words and skill.wish.holds(ExpertScene(kitchen.privileged()))  # type: ignore[attr-defined]
 
 
 def test_a_door_is_followed_along_its_arc_until_it_is_shut() -> None:
@@ -235,14 +235,14 @@ def test_a_drawer_is_let_go_of_and_left_before_what_comes_next() -> None:
 
 
 def test_a_place_in_a_drawer_is_where_nothing_is_above() -> None:
-    scene = Scene(Kitchen([], drawer=-0.15).privileged())
+    scene = ExpertScene(Kitchen([], drawer=-0.15).privileged())
     place = drawer_place(scene, TOP, DRAWER, CHEESE, 0.04)
     assert place[1] > -0.21 + 0.04 and place[2] == pytest.approx(0.12)
-    assert drawer_place(Scene(Kitchen([]).privileged()), TOP, DRAWER, CHEESE, 0.04)[1] == pytest.approx(-0.29)
+    assert drawer_place(ExpertScene(Kitchen([]).privileged()), TOP, DRAWER, CHEESE, 0.04)[1] == pytest.approx(-0.29)
 
 
 def test_a_thing_too_wide_is_held_by_what_stands_out_at_its_top() -> None:
-    grasp = level_pinch(Scene(Kitchen([]).privileged()), POT, 0.072)
+    grasp = level_pinch(ExpertScene(Kitchen([]).privileged()), POT, 0.072)
     assert grasp is not None and np.allclose(grasp.position[:2], [-0.1, 0.3], atol=1e-6)
     assert grasp.position[2] > 0.12
-    assert level_pinch(Scene(Kitchen([]).privileged()), BOWL, 0.072) is None
+    assert level_pinch(ExpertScene(Kitchen([]).privileged()), BOWL, 0.072) is None

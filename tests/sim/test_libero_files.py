@@ -15,8 +15,8 @@ from prts_core.config.checked_yaml import check, read_yaml
 from prts_core.config.schema import RobotConfig
 from prts_core.io.errors import ConfigError, DataError, SimulatorError, UnavailableError
 from prts_core.io.files import write_json
-from prts_core.sim import homes
-from prts_core.sim.homes import Home
+from prts_core.sim import installations
+from prts_core.sim.installations import Installation
 from prts_core.sim.suites.libero import install
 from prts_core.sim.suites.libero.init_states import read_init_states
 from prts_core.sim.suites.libero.spec import MAX_STEPS, SUITES, contract, suites_of
@@ -147,22 +147,24 @@ def test_numbers_mean_what_the_robots_file_says():
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installation:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PRTS_SHARED", str(tmp_path / "shared"))
-    return Home("libero")
+    return Installation("libero")
 
 
-def test_what_is_not_installed_says_how_to_install_it(home: Home):
+def test_what_is_not_installed_says_how_to_install_it(home: Installation):
     from prts_core.sim.suites import suite
 
     with pytest.raises(UnavailableError, match="prts sim install libero"):
         suite("libero_object")
     with pytest.raises(UnavailableError, match="prts sim install libero"):
-        homes.interpreter("libero")
+        installations.interpreter("libero")
 
 
-def test_assets_are_checked_before_anything_is_built(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_assets_are_checked_before_anything_is_built(
+    home: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     with pytest.raises(ConfigError, match="no such folder"):
         install.install(home, str(tmp_path / "nowhere"))
     (tmp_path / "half" / "scenes").mkdir(parents=True)
@@ -175,7 +177,7 @@ def test_assets_are_checked_before_anything_is_built(home: Home, tmp_path: Path,
 
 
 def test_packages_that_cannot_be_had_leave_nothing_that_looks_installed(
-    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     assets = tmp_path / "assets"
     for name in install.ASSET_FOLDERS:
@@ -187,7 +189,7 @@ def test_packages_that_cannot_be_had_leave_nothing_that_looks_installed(
     assert home.installed() is None and not (home.path / "venv" / "finished").exists()
 
 
-def test_a_self_check_that_fails_is_told_with_its_words(home: Home):
+def test_a_self_check_that_fails_is_told_with_its_words(home: Installation):
     (home.path / "venv" / "bin").mkdir(parents=True)
     home.python.symlink_to(sys.executable)
     with pytest.raises(SimulatorError, match="self-check"):

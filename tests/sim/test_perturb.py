@@ -13,7 +13,7 @@ from prts_core.io.errors import ConfigError
 from prts_core.sim.suite import Task
 from prts_core.sim.suites.libero import perturb
 from prts_core.sim.suites.libero.perturb import camera, language, light, noise, robot
-from prts_core.sim.suites.libero.perturb.camera import View
+from prts_core.sim.suites.libero.perturb.camera import CameraPose
 from prts_core.sim.suites.libero.perturb.draws import LEVELS, draw
 
 MILK = "pick_up_the_milk_and_place_it_in_the_basket"
@@ -82,7 +82,7 @@ def test_views_step_through_the_published_ranges():
             assert np.hypot(position.horizontal, position.vertical) == pytest.approx(15 * level, abs=1)
             assert camera.ELEVATION[0] <= position.vertical <= camera.ELEVATION[1]
             assert np.hypot(turned.turn, turned.tilt) == pytest.approx(2 * level, abs=1)
-            assert made["distance"] == View(scale=100 + 20 * level)
+            assert made["distance"] == CameraPose(scale=100 + 20 * level)
             assert made == {k: camera.view_of({"kind": k, "level": level, "seed": seed}, MILK) for k in camera.KINDS}
     seeds = {camera.view_of({"level": 3, "seed": seed}, MILK) for seed in range(8)}
     assert len(seeds) > 4, "a seed says which direction"
@@ -90,19 +90,19 @@ def test_views_step_through_the_published_ranges():
 
 def test_a_view_is_what_its_numbers_say():
     position, facing = TABLE_CAMERA
-    same = camera.pose(position, facing, View())
+    same = camera.pose(position, facing, CameraPose())
     np.testing.assert_array_equal(same[0], position)
     np.testing.assert_allclose(same[1], facing, atol=1e-6)
-    away, _ = camera.pose(position, facing, View(scale=200))
+    away, _ = camera.pose(position, facing, CameraPose(scale=200))
     np.testing.assert_allclose(away - camera.PIVOT, 2 * (position - camera.PIVOT), atol=1e-4)
-    beside, _ = camera.pose(position, facing, View(horizontal=90))
+    beside, _ = camera.pose(position, facing, CameraPose(horizontal=90))
     np.testing.assert_allclose(beside, [0.0, position[0], position[2]], atol=1e-4)
-    above, _ = camera.pose(position, facing, View(vertical=20))
+    above, _ = camera.pose(position, facing, CameraPose(vertical=20))
     assert above[2] > position[2] and above[0] < position[0]
-    for view in (View(horizontal=75), View(vertical=30), View(30, 20, 150)):
+    for view in (CameraPose(horizontal=75), CameraPose(vertical=30), CameraPose(30, 20, 150)):
         place, look = camera.pose(position, facing, view)
         assert seen_from(place, look) == pytest.approx(seen_from(position, facing), abs=2e-3)
-    place, look = camera.pose(position, facing, View(turn=10, tilt=352))
+    place, look = camera.pose(position, facing, CameraPose(turn=10, tilt=352))
     np.testing.assert_array_equal(place, position)
     assert np.degrees(2 * np.arccos(min(1.0, abs(float(look @ facing))))) == pytest.approx(np.hypot(10, 8), abs=1.0)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from prts_core.io.errors import ConfigError, DataError, PrtsError
 from prts_core.io.files import write_json
-from prts_core.sim.homes import Home
+from prts_core.sim.installations import Installation
 from prts_core.sim.suites.libero import spec as libero
 from prts_core.sim.suites.libero.perturb import layout, pro
 from prts_core.sim.suites.libero.perturb.bddl import Problem
@@ -228,7 +228,7 @@ def test_a_list_is_installed_with_what_can_be_run(tmp_path: Path, monkeypatch: p
     """Over a LIBERO that is installed already; a second installation without a list keeps the first one's."""
     bases(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    libero_home, home = Home("libero"), Home("libero_plus")
+    libero_home, home = Installation("libero"), Installation("libero_plus")
     (libero_home.path / "venv" / "bin").mkdir(parents=True)
     (libero_home.path / "tasks.json").write_text((tmp_path / "tasks.json").read_text())
     write_json(libero_home.record, {"standins": "stand-in assets"})

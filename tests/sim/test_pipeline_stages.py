@@ -14,7 +14,7 @@ import pytest
 from prts_core.io.errors import SimulatorError
 from prts_core.policy.observation import STATE
 from prts_core.sim.pipeline import Pipeline
-from prts_core.sim.pool import Launch, Pool
+from prts_core.sim.pool import Pool, WorkerLaunch
 from prts_core.sim.suites import suite
 from prts_core.sim.vector import ChunkStep, Observation, VectorEnv, VectorSettings
 
@@ -25,7 +25,7 @@ CHUNKS = 6
 
 @pytest.fixture(scope="module")
 def pools() -> Iterator[list[Pool]]:
-    with Pool(Launch(FAMILY), 2) as one, Pool(Launch(FAMILY), 2) as other:
+    with Pool(WorkerLaunch(FAMILY), 2) as one, Pool(WorkerLaunch(FAMILY), 2) as other:
         yield [one, other]
 
 

@@ -17,14 +17,14 @@ import pytest
 
 from prts_core.io.errors import SimulatorError
 from prts_core.sim import protocol
-from prts_core.sim.pool import Launch, Pool, Timeouts, WorkerLost, WorkerRefused, launch_for
+from prts_core.sim.pool import Pool, Timeouts, WorkerLaunch, WorkerLost, WorkerRefused, launch_for
 from prts_core.sim.suite import EpisodeKey
 
 ROOT = Path(__file__).parents[2]
 FAMILY = "tests.fixtures.toy_family"
-LAUNCH = Launch(FAMILY)
+LAUNCH = WorkerLaunch(FAMILY)
 LIMIT_S = 4.0  # a worker that is well answers within it on a loaded machine, too
-HASTY = Launch(FAMILY, timeouts=Timeouts(start=240.0, reset=LIMIT_S, step=LIMIT_S, action=0.0, look=LIMIT_S))
+HASTY = WorkerLaunch(FAMILY, timeouts=Timeouts(start=240.0, reset=LIMIT_S, step=LIMIT_S, action=0.0, look=LIMIT_S))
 KEY = EpisodeKey("toy", "push", 0, 7)
 STILL = np.zeros((3, 2), np.float32)
 
@@ -241,7 +241,7 @@ def test_the_experts_episode(pool: Pool):
 
 @pytest.mark.parametrize("do", ["raise", "kill", "garbage", "exit"])
 def test_a_simulator_that_cannot_be_made(do: str):
-    launch = Launch(FAMILY, settings={"do": do}, timeouts=LAUNCH.timeouts)
+    launch = WorkerLaunch(FAMILY, settings={"do": do}, timeouts=LAUNCH.timeouts)
     with Pool(launch) as pool:
         for _ in range(2):
             with pytest.raises(WorkerLost, match="starting"):
@@ -251,13 +251,13 @@ def test_a_simulator_that_cannot_be_made(do: str):
 
 
 def test_a_simulator_that_hangs_while_it_is_made():
-    launch = Launch(FAMILY, settings={"do": "sleep"}, timeouts=Timeouts(start=1.5))
+    launch = WorkerLaunch(FAMILY, settings={"do": "sleep"}, timeouts=Timeouts(start=1.5))
     with Pool(launch) as pool, pytest.raises(WorkerLost, match=r"gave no answer to '(hello|make)'"):
         pool.ask(0, protocol.reset(KEY))
 
 
 def test_a_family_that_is_not_there():
-    launch = Launch("tests.fixtures.no_such_family", timeouts=LAUNCH.timeouts)
+    launch = WorkerLaunch("tests.fixtures.no_such_family", timeouts=LAUNCH.timeouts)
     with Pool(launch) as pool, pytest.raises(WorkerLost, match="ModuleNotFoundError"):
         pool.ask(0, protocol.reset(KEY))
 
@@ -265,7 +265,7 @@ def test_a_family_that_is_not_there():
 def test_a_python_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(SimulatorError, match=r"no-python.*prts sim install"):
-        Pool(Launch(FAMILY, python=Path("no-python")))
+        Pool(WorkerLaunch(FAMILY, python=Path("no-python")))
 
 
 PARENT = """
@@ -309,11 +309,11 @@ def test_closing_leaves_no_process():
 
 
 def test_threads_and_renderer_are_settings():
-    variables = Launch(FAMILY, threads=1, gl="osmesa").environment()
+    variables = WorkerLaunch(FAMILY, threads=1, gl="osmesa").environment()
     assert {variables[name] for name in ("OMP_NUM_THREADS", "LP_NUM_THREADS")} == {"1"}
     assert variables["MUJOCO_GL"] == variables["PYOPENGL_PLATFORM"] == "osmesa"
-    assert Launch(FAMILY, threads=3).environment()["LP_NUM_THREADS"] == "3"
-    assert Launch(FAMILY, variables={"LP_NUM_THREADS": "2"}).environment()["LP_NUM_THREADS"] == "2"
+    assert WorkerLaunch(FAMILY, threads=3).environment()["LP_NUM_THREADS"] == "3"
+    assert WorkerLaunch(FAMILY, variables={"LP_NUM_THREADS": "2"}).environment()["LP_NUM_THREADS"] == "2"
 
 
 def test_a_suite_names_its_family():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from prts_core.io.errors import SimulatorError
 from prts_core.io.msgpack import Limits
 from prts_core.sim import protocol
-from prts_core.sim.protocol import REPLIES, REQUESTS, Array, Frames, check
+from prts_core.sim.protocol import REPLIES, REQUESTS, Array, FrameDecoder, check
 from prts_core.sim.suite import EpisodeKey
 
 KEY = EpisodeKey("toy", "push", 1, 7)
@@ -46,7 +46,7 @@ def test_messages_arrive_whole_however_they_are_cut(piece: int):
     ]
     for table, messages in ((REQUESTS, MESSAGES), (REPLIES, replies)):
         data = b"".join(map(protocol.frame, messages))
-        frames, found = Frames(protocol.REPLY_LIMITS), []
+        frames, found = FrameDecoder(protocol.REPLY_LIMITS), []
         for start in range(0, len(data), piece):
             found += frames.feed(data[start : start + piece])
         assert [check(message, table)["kind"] for message in found] == [message["kind"] for message in messages]
@@ -67,7 +67,7 @@ def test_fields_are_exactly_those_of_the_kind(message: dict):
 @settings(max_examples=300, deadline=None)
 def test_noise_is_refused_or_waited_for(data: bytes):
     try:
-        for message in Frames(Limits(max_bytes=1000)).feed(data):
+        for message in FrameDecoder(Limits(max_bytes=1000)).feed(data):
             check(message, REPLIES)
     except SimulatorError:
         return
@@ -75,4 +75,4 @@ def test_noise_is_refused_or_waited_for(data: bytes):
 
 def test_a_length_beyond_the_limit_is_refused_before_it_is_read():
     with pytest.raises(SimulatorError, match="a frame of 1001 bytes"):
-        Frames(Limits(max_bytes=1000)).feed(protocol.LENGTH.pack(1001))
+        FrameDecoder(Limits(max_bytes=1000)).feed(protocol.LENGTH.pack(1001))

@@ -20,10 +20,10 @@ from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.validation import validate_dataset
 from prts_core.io.errors import ConfigError, DataError
 from prts_core.rollout.controls import NoOpPolicy, SwappedInstruction
-from prts_core.rollout.episode_plan import Plan, Settings, make_plan
-from prts_core.rollout.local_policy import LocalActor
-from prts_core.rollout.recording import Run, write_rollouts
-from prts_core.rollout.run_suite import Machine, Simulators, play
+from prts_core.rollout.episode_plan import EpisodePlan, SuiteSettings, make_plan
+from prts_core.rollout.local_policy import LocalPolicy
+from prts_core.rollout.recording import RecordedRun, write_rollouts
+from prts_core.rollout.run_suite import ExecutionOptions, WorkerPool, run_plan
 from prts_core.rollout.runner import ExpertRunner, Runner
 from prts_core.sim.adapter import adapt
 from prts_core.sim.suites import suites_of
@@ -35,22 +35,22 @@ SPEC = suites_of("metaworld", SETTINGS)["metaworld"]
 CONTRACT = PolicyContract("metaworld_sawyer", SPEC.contract, 46, "QUANTILE", "sha256:x")
 
 
-def plan_of(episodes: int) -> Plan:
-    return make_plan(SPEC, 46, Settings(episodes=episodes, execute=46))
+def plan_of(episodes: int) -> EpisodePlan:
+    return make_plan(SPEC, 46, SuiteSettings(episodes=episodes, execute=46))
 
 
-def played(simulators: Simulators, folder: Path, name: str, plan: Plan, **how) -> Run:
-    actor, adapter = LocalActor(NoOpPolicy(CONTRACT, 46), {"name": name}), adapt(SPEC.contract, SPEC.contract)
-    made = play(plan, actor, folder / name, simulators, adapter, **how)
-    return Run(name, 0.0, plan, made.rows, folder / name / "actions")
+def played(simulators: WorkerPool, folder: Path, name: str, plan: EpisodePlan, **how) -> RecordedRun:
+    actor, adapter = LocalPolicy(NoOpPolicy(CONTRACT, 46), {"name": name}), adapt(SPEC.contract, SPEC.contract)
+    made = run_plan(plan, actor, folder / name, simulators, adapter, **how)
+    return RecordedRun(name, 0.0, plan, made.rows, folder / name / "actions")
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Run], Path]:
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[RecordedRun], Path]:
     """Two expert rollouts that succeed and one that does nothing and fails; in a file of its own, one that is said to
     have ended otherwise than it did."""
     root, lied, work = (tmp_path_factory.mktemp(name) for name in ("rollouts", "lied", "work"))
-    with closing(Simulators(plan_of(1), Machine(1, launch={"settings": SETTINGS}))) as simulators:
+    with closing(WorkerPool(plan_of(1), ExecutionOptions(1, launch={"settings": SETTINGS}))) as simulators:
         runs = [
             played(simulators, work, "expert", plan_of(2), how=ExpertRunner),
             played(
@@ -61,7 +61,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Run],
         stamp = (root / f"{TASK}.hdf5").stat().st_mtime_ns
         assert write_rollouts(simulators.pool(1), runs, root) == []  # what is whole is left as it is
         assert (root / f"{TASK}.hdf5").stat().st_mtime_ns == stamp
-        lying = Run("expert", 0.0, plan_of(2), [runs[0].rows[0] | {"success": False}], runs[0].folder)
+        lying = RecordedRun("expert", 0.0, plan_of(2), [runs[0].rows[0] | {"success": False}], runs[0].folder)
         assert write_rollouts(simulators.pool(1), [lying], lied) == [
             f"expert, {TASK} 0: played again it ended otherwise"
         ]
@@ -77,7 +77,7 @@ def run(root: Path, folder: Path, **options: object) -> LeRobotDataset:
     return LeRobotDataset.open(folder / "made")
 
 
-def test_what_happened_is_what_the_dataset_says(tmp_path: Path, recorded: tuple[Path, list[Run], Path]) -> None:
+def test_what_happened_is_what_the_dataset_says(tmp_path: Path, recorded: tuple[Path, list[RecordedRun], Path]) -> None:
     root, runs, _ = recorded
     outcomes = [(run, index, row) for run in runs for index, row in enumerate(run.rows)]
     assert [row["success"] for _, _, row in outcomes] == [True, True, False]
@@ -108,12 +108,12 @@ def test_what_happened_is_what_the_dataset_says(tmp_path: Path, recorded: tuple[
     assert validate_dataset(dataset.root).ok
 
 
-def test_what_ends_otherwise_when_played_again_is_not_recorded(recorded: tuple[Path, list[Run], Path]) -> None:
+def test_what_ends_otherwise_when_played_again_is_not_recorded(recorded: tuple[Path, list[RecordedRun], Path]) -> None:
     with h5py.File(recorded[2] / f"{TASK}.hdf5") as file:
         assert list(file["data"]) == []
 
 
-def test_chosen_by_outcome_and_condition(tmp_path: Path, recorded: tuple[Path, list[Run], Path]) -> None:
+def test_chosen_by_outcome_and_condition(tmp_path: Path, recorded: tuple[Path, list[RecordedRun], Path]) -> None:
     root, *_ = recorded
     assert len(run(root, tmp_path / "a").rows) == 2
     assert len(run(root, tmp_path / "b", outcomes="failure").rows) == 1
@@ -123,7 +123,7 @@ def test_chosen_by_outcome_and_condition(tmp_path: Path, recorded: tuple[Path, l
         run(root, tmp_path / "d", outcomes="good")
 
 
-def test_demonstrations_are_no_rollouts(tmp_path: Path, recorded: tuple[Path, list[Run], Path]) -> None:
+def test_demonstrations_are_no_rollouts(tmp_path: Path, recorded: tuple[Path, list[RecordedRun], Path]) -> None:
     root, *_ = recorded
     (tmp_path / "raw").mkdir()
     path = tmp_path / "raw/faucet-open.hdf5"

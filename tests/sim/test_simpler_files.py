@@ -18,9 +18,9 @@ from prts_core.data.convert.conventions import convert_rotation
 from prts_core.io.errors import ConfigError, ContractError, DataError, SimulatorError, UnavailableError
 from prts_core.io.locks import locked
 from prts_core.rollout.episode_plan import rendered_at
-from prts_core.sim import building
+from prts_core.sim import installer
 from prts_core.sim.adapter import adapt
-from prts_core.sim.homes import Home
+from prts_core.sim.installations import Installation
 from prts_core.sim.suites import part, suite
 from prts_core.sim.suites.simpler import install
 from prts_core.sim.suites.simpler.assets import BRIDGE, NEEDED, missing, unavailable
@@ -124,20 +124,20 @@ def test_what_the_shared_assets_carry():
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installation:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PRTS_SHARED", str(tmp_path / "shared"))
     monkeypatch.setenv("VK_DRIVER_FILES", "somewhere.json")
-    return Home("simpler")
+    return Installation("simpler")
 
 
-def test_what_is_not_installed_says_how_to_install_it(home: Home):
+def test_what_is_not_installed_says_how_to_install_it(home: Installation):
     with pytest.raises(UnavailableError, match="prts sim install simpler"):
         suite("simpler_widowx")
 
 
 def test_a_machine_without_a_driver_is_told_what_to_install(
-    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.delenv("VK_DRIVER_FILES")
     monkeypatch.setattr(install, "_DRIVER_FOLDERS", (str(tmp_path / "icd.d"),))
@@ -149,7 +149,7 @@ def test_a_machine_without_a_driver_is_told_what_to_install(
     install.look_for_a_driver()
 
 
-def test_assets_are_checked_before_anything_is_built(home: Home, tmp_path: Path):
+def test_assets_are_checked_before_anything_is_built(home: Installation, tmp_path: Path):
     with pytest.raises(ConfigError, match="no such folder"):
         install.install(home, str(tmp_path / "nowhere"))
     (tmp_path / "half" / "data").mkdir(parents=True)
@@ -160,7 +160,9 @@ def test_assets_are_checked_before_anything_is_built(home: Home, tmp_path: Path)
     assert not (home.path / "venv").exists() and home.installed() is None
 
 
-def test_packages_that_cannot_be_had_name_the_index(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_packages_that_cannot_be_had_name_the_index(
+    home: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(install, "TORCH", "no-such-torch-of-ours==1.0+cpu")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(UnavailableError, match="PRTS_TORCH_INDEX"):
@@ -168,9 +170,11 @@ def test_packages_that_cannot_be_had_name_the_index(home: Home, tmp_path: Path, 
     assert home.installed() is None and not (home.path / "venv" / "finished").exists()
 
 
-def test_assets_that_cannot_be_fetched_are_an_error_and_not_a_question(home: Home, monkeypatch: pytest.MonkeyPatch):
+def test_assets_that_cannot_be_fetched_are_an_error_and_not_a_question(
+    home: Installation, monkeypatch: pytest.MonkeyPatch
+):
     """ManiSkill's downloader, which here has neither a network nor ManiSkill; whoever reads stdin finds its end."""
-    monkeypatch.setattr(building, "packages", lambda home, *args, **options: None)
+    monkeypatch.setattr(installer, "packages", lambda home, *args, **options: None)
     (home.path / "venv" / "bin").mkdir(parents=True)
     home.python.symlink_to(sys.executable)
     with pytest.raises(UnavailableError, match="--assets FOLDER"):
@@ -178,7 +182,9 @@ def test_assets_that_cannot_be_fetched_are_an_error_and_not_a_question(home: Hom
     assert home.installed() is None
 
 
-def test_an_interrupted_download_is_not_taken_for_assets(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_interrupted_download_is_not_taken_for_assets(
+    home: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """A stand-in for ManiSkill's downloader that dies in the middle of unpacking, the first time."""
     package = tmp_path / "site" / "mani_skill" / "utils"
     package.mkdir(parents=True)
@@ -203,10 +209,10 @@ def test_an_interrupted_download_is_not_taken_for_assets(home: Home, tmp_path: P
         assert (install._fetch(home, lock) / install.BRIDGE / "half").is_file()
 
 
-def test_the_record_says_what_is_missing(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_record_says_what_is_missing(home: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assets = folder_with(tmp_path / "assets", [task for task in TASKS if task != EGGPLANT])
     (assets / "STANDINS.md").write_text("tables")
-    monkeypatch.setattr(building, "packages", lambda home, *args, **options: None)
+    monkeypatch.setattr(installer, "packages", lambda home, *args, **options: None)
     monkeypatch.setattr(install, "check", lambda home: {"repeats_exactly": True})
     record = install.install(home, str(assets))
     assert record == home.installed() == install.install(home)  # the link stays the choice
@@ -221,7 +227,7 @@ def test_the_record_says_what_is_missing(home: Home, tmp_path: Path, monkeypatch
             part("simpler", "environment").make(settings)
 
 
-def test_a_self_check_that_fails_is_told_with_its_words(home: Home):
+def test_a_self_check_that_fails_is_told_with_its_words(home: Installation):
     (home.path / "venv" / "bin").mkdir(parents=True)
     home.python.symlink_to(sys.executable)
     with pytest.raises(SimulatorError, match=r"self-check(.|\n)*Mesa 24\.3"):

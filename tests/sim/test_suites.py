@@ -14,7 +14,7 @@ from prts_core.config.schema import DatasetConfig, MetaworldSource, RobotConfig
 from prts_core.data.embodiment import build_contract
 from prts_core.io.errors import ConfigError, MissingExtraError, UnavailableError
 from prts_core.sim import protocol
-from prts_core.sim.homes import Home
+from prts_core.sim.installations import Installation
 from prts_core.sim.pool import Pool, launch_for
 from prts_core.sim.suite import EpisodeKey
 from prts_core.sim.suites import FAMILIES, PARTS, family_of, part, suite, task_of
@@ -171,4 +171,4 @@ def test_an_install_that_lacks_its_packages_says_so(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(install, "PACKAGES", ("no-such-simulator",))
     for asked in (install.install, install.check):
         with pytest.raises(MissingExtraError, match=r"\.\[sim\]"):
-            asked(Home("metaworld"))
+            asked(Installation("metaworld"))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from prts_core.io.errors import ConfigError, SimulatorError
 from prts_core.policy.observation import STATE
-from prts_core.sim.pool import Launch, Pool, launch_for
+from prts_core.sim.pool import Pool, WorkerLaunch, launch_for
 from prts_core.sim.reset_ids import EXHAUSTED, reset_ids
 from prts_core.sim.suites import suite, task_of
 from prts_core.sim.vector import ChunkStep, VectorEnv, VectorSettings
@@ -28,7 +28,7 @@ LANES = 4
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Pool]:
-    with Pool(Launch(FAMILY), LANES) as made:
+    with Pool(WorkerLaunch(FAMILY), LANES) as made:
         yield made
 
 

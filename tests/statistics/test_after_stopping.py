@@ -14,7 +14,7 @@ from prts_core.statistics import anytime_valid as anytime
 from prts_core.statistics.after_stopping import bounds, coverage, order, rate_after, read_pairs, read_rate
 from prts_core.statistics.binomial import mcnemar_exact, paired_difference, wilson
 from prts_core.statistics.sprt import PairedTest, RateTest, Stop
-from prts_core.statistics.sprt_boundaries import endings
+from prts_core.statistics.sprt_boundaries import stopping_distribution
 
 rates = st.tuples(st.floats(0.05, 0.95), st.floats(0.05, 0.95)).filter(lambda p: p[1] - p[0] > 0.05)
 
@@ -23,7 +23,7 @@ rates = st.tuples(st.floats(0.05, 0.95), st.floats(0.05, 0.95)).filter(lambda p:
 @settings(max_examples=40, deadline=None)
 def test_the_exact_interval_covers_every_rate(rate, most, level):
     test = RateTest(*rate, most, level, level)
-    ends = endings(test.walk)
+    ends = stopping_distribution(test.walk)
     lower, middle, upper = bounds(ends, most, order(most, ends.sign, ends.at, ends.successes), 0.95)
     grid = np.linspace(0.01, 0.99, 99)[:, None]
     chances = ends.chances(grid[:, 0])
@@ -45,7 +45,7 @@ def test_endings_are_those_of_all_sequences(rate, most, p):
         assert stop is not None
         key = stop.at, sum(outcomes[: stop.at])
         chances[key] = chances.get(key, 0.0) + math.prod(p if won else 1 - p for won in outcomes)
-    ends = endings(test.walk)
+    ends = stopping_distribution(test.walk)
     assert dict(zip(zip(ends.at.tolist(), ends.successes.tolist(), strict=True), ends.chances(p), strict=True)) == (
         pytest.approx(chances)
     )
@@ -68,7 +68,7 @@ def test_a_wilson_interval_does_not_survive_stopping_and_the_exact_one_does():
 
 def test_the_estimate_errs_less_than_successes_over_episodes():
     walk = RateTest(0.75, 0.90, 500).walk
-    ends = endings(walk)
+    ends = stopping_distribution(walk)
     places = order(walk.most, ends.sign, ends.at, ends.successes)
     middle = bounds(ends, walk.most, places, 0.95)[1]
     for p in (0.75, 0.8, 0.85, 0.9):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from prts_core.config.identity import execution
-from prts_core.config.load import Plan
+from prts_core.config.load import RunPlan
 from prts_core.config.schema import DatasetConfig, LeRobotSource, Recipe
 from prts_core.store.manifest import Manifest
 from prts_core.store.run_stage import Store
@@ -35,7 +35,7 @@ class Config:
     pause_ms: int = execution(1)
 
 
-class StubPlan(Plan):
+class StubPlan(RunPlan):
     """A plan of one dataset `d` whose files lie in `source`. values: stage -> its configuration's value."""
 
     source: Path

@@ -60,7 +60,7 @@ def test_a_collection_that_is_killed_leaves_no_result_without_its_parents(
 ):
     move, moved = gc._move_away, list[str]()
 
-    def once(item: gc.Item, trash: Path) -> bool:
+    def once(item: gc.Removable, trash: Path) -> bool:
         if moved:
             raise KeyboardInterrupt
         moved.append(item.stage)

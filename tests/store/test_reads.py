@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from prts_core.config.load import Plan, load_plan
+from prts_core.config.load import RunPlan, load_plan
 from prts_core.io.errors import CheckpointError, StageError
 from prts_core.io.files import read_json, write_json, write_text
 from prts_core.stages import chain as real
@@ -110,7 +110,7 @@ benchmark: {suite: %s}
 """
 
 
-def plan_of(folder: Path, suite: str = "null", source: str = "{kind: lerobot, root: /nowhere}") -> Plan:
+def plan_of(folder: Path, suite: str = "null", source: str = "{kind: lerobot, root: /nowhere}") -> RunPlan:
     write_text(folder / "datasets/d.yaml", f"name: d\nsource: {source}\n")
     write_text(folder / "models/smoke.yaml", Path("configs/models/smoke.yaml").read_text())
     write_text(folder / "r.yaml", RECIPE % suite)

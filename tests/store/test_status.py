@@ -18,7 +18,7 @@ from prts_core.io.locks import locked
 from prts_core.store import status as status_module
 from prts_core.store.manifest import FILES, OUTPUT, Manifest
 from prts_core.store.stage import StageContext
-from prts_core.store.status import OTHER_CODE, Row, Status, status
+from prts_core.store.status import OTHER_CODE, Status, StatusRow, status
 from tests.store.big_store import fill
 from tests.store.toy_chain import Chain, Config
 
@@ -30,7 +30,7 @@ def look(chain: Chain, **options: bool) -> Status:
     return status(chain.store, chain.plan, STEPS, **options)
 
 
-def rows(chain: Chain, **options: bool) -> list[Row]:
+def rows(chain: Chain, **options: bool) -> list[StatusRow]:
     return list(look(chain, **options).rows)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from prts_core.config.identity import execution
-from prts_core.config.load import Plan
+from prts_core.config.load import RunPlan
 from prts_core.config.schema import DatasetConfig, LeRobotSource, Recipe
 from prts_core.io.files import write_text
 from prts_core.store.manifest import Manifest
@@ -22,7 +22,7 @@ class Config:
     workers: int = execution(1)
 
 
-class ToyPlan(Plan):
+class ToyPlan(RunPlan):
     """A plan whose one dataset `d` lies in `source`, so that no YAML is read."""
 
     source: Path | None = None
@@ -55,7 +55,7 @@ class Chain:
     work: Callable[[StageContext], StageResult | None] = lambda context: None
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> RunPlan:
         recipe = Recipe(name=self.recipe, datasets=("d",), deploy="d", model="m", seed=self.seed)
         plan = ToyPlan(Path(f"{self.recipe}.yaml"), recipe, self.overrides)
         plan.source, plan.optional = self.source, self.optional

@@ -22,7 +22,7 @@ from prts_core.data.release_statistics import read_statistics
 from prts_core.io.errors import DataError
 from prts_core.text import prompt
 from prts_core.text.fast import FastTokenizer
-from prts_core.text.sequence import IGNORE, Sample, SequenceBuilder, View
+from prts_core.text.sequence import IGNORE, ImageTokens, Sample, SequenceBuilder
 from prts_core.text.tokenizer import TextTokenizer, with_prts_tokens
 from prts_core.training.batch import chunk_windows, pad_chunk, steps_to_go
 
@@ -191,7 +191,7 @@ def test_golden_training_prompts(cases: dict[str, Any], released_fast: FastToken
         # How many tokens an image takes is the file's to say.
         text = len(tokenizer.encode(system + user + answer)) - len(labels)
         side = math.isqrt((case["input_ids_len"] - text) // len(labels))
-        builder = SequenceBuilder(tokenizer, tuple(View(label, side, side) for label in labels), "prts")
+        builder = SequenceBuilder(tokenizer, tuple(ImageTokens(label, side, side) for label in labels), "prts")
         (state,) = builder.encode_states(bins[None])
         made = builder.sequence(Sample(state, instruction, fast), response=pretraining, contrastive=False)
         expanded = (system + user + answer).replace(prompt.IMAGE_PAD, prompt.IMAGE_PAD * side**2)
@@ -199,7 +199,7 @@ def test_golden_training_prompts(cases: dict[str, Any], released_fast: FastToken
         assert len(made) == case["input_ids_len"] == case["seq_length"]
         assert int(made.positions.max()) == case["position_ids_max"]
         assert int((made.labels != IGNORE).sum()) == case["num_label_positions"]
-        assert made.phi_at == made.psi_at == -1
+        assert made.state_action_index == made.goal_index == -1
 
 
 @needs_case
@@ -208,7 +208,7 @@ def test_golden_contrastive_parts_bring_the_markers(cases: dict[str, Any], relea
     tokenizer = byte_tokenizer(released_fast.vocab_size)
     case = next(c for c in cases["training_prompts"] if c["fast_token_ids"])
     labels, bins, instruction = parsed(case["texts_in_order"][1])
-    builder = SequenceBuilder(tokenizer, tuple(View(label, 2, 2) for label in labels), "prts")
+    builder = SequenceBuilder(tokenizer, tuple(ImageTokens(label, 2, 2) for label in labels), "prts")
     (state,) = builder.encode_states(np.array([bins]))
     made = builder.sequence(Sample(state, instruction, case["fast_token_ids"]), response=True, contrastive=True)
     text = tokenizer.tokenizer.decode(made.ids.tolist(), skip_special_tokens=False)
@@ -220,8 +220,8 @@ def test_golden_contrastive_parts_bring_the_markers(cases: dict[str, Any], relea
     size = action_end - bc_end
     assert (made.positions[:, bc_end:action_end] == made.positions[:, made.prompt_end : made.prompt_end + size]).all()
     assert made.positions[0, action_end] == 0 and (made.labels[bc_end:] == IGNORE).all()
-    assert tokenizer.tokenizer.id_to_token(int(made.ids[made.phi_at])) == prompt.ACTION_END
-    assert tokenizer.tokenizer.id_to_token(int(made.ids[made.psi_at])) == prompt.GOAL
+    assert tokenizer.tokenizer.id_to_token(int(made.ids[made.state_action_index])) == prompt.ACTION_END
+    assert tokenizer.tokenizer.id_to_token(int(made.ids[made.goal_index])) == prompt.GOAL
 
 
 @needs_case
@@ -253,7 +253,7 @@ def test_golden_dataset_side_positions_are_the_model_s(cases: dict[str, Any]) ->
 
     assert cases["rope_index_3_equals_model_get_rope_index"] is True
     tokenizer = byte_tokenizer(4)
-    views = (View("Camera top", 4, 4), View("Camera wrist", 2, 6))
+    views = (ImageTokens("Camera top", 4, 4), ImageTokens("Camera wrist", 2, 6))
     builder = SequenceBuilder(tokenizer, views, "prts")
     (state,) = builder.encode_states(np.array([[1, 2, 3]]))
     made = builder.sequence(Sample(state, "open it"), response=False, contrastive=False)

@@ -75,8 +75,8 @@ def test_layout_of_a_sample(build, tokenizer, samples):
     )
     assert (
         int(tokens.prompt_end[0]) == first
-        and ids[tokens.phi_at[0]] == end
-        and ids[tokens.psi_at[0]] == tokenizer.id(prompt.GOAL)
+        and ids[tokens.state_action_index[0]] == end
+        and ids[tokens.goal_index[0]] == tokenizer.id(prompt.GOAL)
     )
     assert positions[0, second + length] == 0, "the goal part counts from 0"
     labelled = (tokens.labels[0] != -100).nonzero().flatten().tolist()

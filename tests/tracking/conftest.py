@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prts_core.config.load import Plan, load_plan
+from prts_core.config.load import RunPlan, load_plan
 
 pytest.importorskip("mlflow")
 
@@ -17,5 +17,5 @@ def outputs(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def plan() -> Plan:
+def plan() -> RunPlan:
     return load_plan(Path(__file__).parents[2] / "configs" / "quickstart.yaml")

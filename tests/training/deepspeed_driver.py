@@ -79,9 +79,9 @@ def train(
 
     with graceful() as stop:
         trainer.fit(checkpoints, on_step, should_stop=stop)
-    average = trainer.weights()
+    ema = trainer.weights()
     if ranks.rank == 0:
-        save_tensors(folder / "average.safetensors", average)
+        save_tensors(folder / "average.safetensors", ema)
         (folder / "losses.json").write_text(json.dumps(log))
 
 

@@ -12,7 +12,7 @@ from prts_core.config.train import LossWeights, TrainConfig
 from prts_core.models.prts import PrtsModel
 from prts_core.text import prompt
 from prts_core.text.fast import FastTokenizer
-from prts_core.text.sequence import SequenceBuilder, View
+from prts_core.text.sequence import ImageTokens, SequenceBuilder
 from prts_core.text.tokenizer import TextTokenizer
 from prts_core.training.batch import BatchSource
 from tests.fixtures.tiny_network import MODEL
@@ -37,7 +37,7 @@ def text_tokenizer() -> TextTokenizer:
 def toy(tokenizer: TextTokenizer, name: str = "toy", width: int = 3, seed: int = 3) -> ToySource:
     fast = FastTokenizer.fit(np.random.default_rng(0).uniform(-1, 1, (200, 4, width)), 128)
     side = MODEL.image_size // (MODEL.vision.patch_size * MODEL.vision.merge_size)
-    builder = SequenceBuilder(tokenizer, (View("Camera top", side, side),))
+    builder = SequenceBuilder(tokenizer, (ImageTokens("Camera top", side, side),))
     return ToySource(builder, fast, SENTENCES, name=name, width=width, seed=seed)
 
 

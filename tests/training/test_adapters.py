@@ -48,13 +48,13 @@ def test_only_adapters_and_heads_train_and_the_merged_policy_needs_no_peft(tmp_p
     losses_of(trainer, tmp_path)
     moved = {k for k, v in model.state_dict().items() if not torch.equal(v, start[k])}
     assert all("lora_" in k or k.startswith(("dit_action_head", "crl_")) for k in moved)
-    adapters = adapter_tensors(trainer.average)
+    adapters = adapter_tensors(trainer.ema)
     assert adapters and adapters.keys() <= moved and len(adapters) == 2 * 7 * 2  # A and B, 7 layers, twice
     rows = {row.group: row for row in count(model)}
     assert 0 < rows["llm"].share < 0.5 and rows["vision"].trainable == 0
 
     plain = network(text_tokenizer())
-    tensors = merged(trainer.average, LORA)
+    tensors = merged(trainer.ema, LORA)
     load_weights(plain, tensors, "merged")
     batch = next(trainer._steps())[0]
     with torch.no_grad(), trainer._averaged():

@@ -34,7 +34,7 @@ def step(tokenizer: TextTokenizer, impl: str, pack_length: int, recompute: bool,
         recompute_activations(model)
     source = batches([toy(tokenizer)], config)
     batch = next(source.batches(source.start()))
-    assert batch.tokens.packed == bool(pack_length) and bool((batch.tokens.phi_at >= 0).any())
+    assert batch.tokens.packed == bool(pack_length) and bool((batch.tokens.state_action_index >= 0).any())
     with implementation(impl), torch.set_grad_enabled(grad):
         loss, _ = prts_loss(model, batch, config, torch.Generator().manual_seed(0))
         if grad:

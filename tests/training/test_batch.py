@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from prts_core.config.model import ModelConfig
 from prts_core.config.train import LossWeights, TrainConfig
 from prts_core.text.prompt import task_id
-from prts_core.text.sequence import ConversationBuilder, View
-from prts_core.training.batch import Batch, BatchSource, Item, chunk_windows
+from prts_core.text.sequence import ConversationBuilder, ImageTokens
+from prts_core.training.batch import Batch, BatchSource, TrainingSample, chunk_windows
 from prts_core.training.losses import prts_loss
 from prts_core.training.packing import pack
-from prts_core.training.stream import BLOCK, Stream
+from prts_core.training.stream import BLOCK, MixtureSampler
 from tests.fixtures.toy_source import ToySource
 
 SENTENCES = ["open the faucet", "close the faucet", "press the button"]
@@ -36,13 +36,13 @@ class Conversations:
 
     def _sequence(self, row: int):
         turns = [("user", "<image>\nwhat is this" + " now" * row), ("assistant", "a faucet")]
-        return self.builder.sequence(turns, [View("", 2, 2)])
+        return self.builder.sequence(turns, [ImageTokens("", 2, 2)])
 
     def lengths(self, *, response: bool, contrastive: bool) -> np.ndarray:
         return np.array([len(self._sequence(row)) for row in range(len(self))])
 
-    def item(self, row: int, rng, *, response: bool, contrastive: bool) -> Item:
-        return Item(self._sequence(row), [np.full((self.size, self.size, 3), 40 * row, np.uint8)])
+    def item(self, row: int, rng, *, response: bool, contrastive: bool) -> TrainingSample:
+        return TrainingSample(self._sequence(row), [np.full((self.size, self.size, 3), 40 * row, np.uint8)])
 
 
 def source(tiny: ModelConfig, sources, size: int = 6, **change) -> BatchSource:
@@ -66,19 +66,19 @@ def same(a: Batch, b: Batch) -> bool:
 
 # ---- the order of samples ----------------------------------------------------------------------------------------
 def test_every_row_is_drawn_once_an_epoch_and_the_mixture_is_kept():
-    stream = Stream([300, 100], [1.0, 2.0], seed=3)
+    stream = MixtureSampler([300, 100], [1.0, 2.0], seed=3)
     draws = [stream.draw(i) for i in range(2 * BLOCK)]
     first = [d.row for d in draws if d.source == 0]
     assert sorted(first[:300]) == list(range(300)) and sorted(first[300:600]) == list(range(300))
     assert first[:300] != first[300:600], "a fresh order an epoch"
     for half in (draws[:BLOCK], draws[BLOCK:]):
         assert abs(sum(d.source for d in half) / BLOCK - 200 / 500) < 1e-3
-    assert Stream([300, 100], [1.0, 2.0], seed=3).draw(5000) == draws[5000], "any sample may be asked for first"
+    assert MixtureSampler([300, 100], [1.0, 2.0], seed=3).draw(5000) == draws[5000], "any sample may be asked for first"
 
 
 def test_a_mixture_without_weight_is_refused():
     with pytest.raises(ValueError, match="positive weight"):
-        Stream([0, 0], [1.0, 1.0], 0)
+        MixtureSampler([0, 0], [1.0, 1.0], 0)
 
 
 @pytest.mark.parametrize("packing", [0, 160])
@@ -199,7 +199,7 @@ def test_one_batch_mixes_embodiments_and_pictures(model, tiny, toy, tokenizer, f
     from prts_core.text.sequence import SequenceBuilder
 
     wide_fast = FastTokenizer.fit(np.random.default_rng(1).uniform(-1, 1, (100, 4, 5)), 128)
-    one_view = SequenceBuilder(tokenizer, (View("Camera top", 2, 2),))
+    one_view = SequenceBuilder(tokenizer, (ImageTokens("Camera top", 2, 2),))
     other = ToySource(one_view, wide_fast, SENTENCES[:2], name="wide", width=5, seed=9)
     made = source(tiny, [toy, other, Conversations(tokenizer)], 24)
     batch = next(made.batches(made.start()))

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from prts_core.training.batch import Batch, BatchSource
-from prts_core.training.datasets import RobotSet
+from prts_core.training.datasets import RobotDataset
 from tests.fixtures.reaching import reaching_processor, write_reaching
 
 
-def batches(data: RobotSet, tiny, cursor: dict | None = None, workers: int = 0, count: int = 4) -> list[Batch]:
+def batches(data: RobotDataset, tiny, cursor: dict | None = None, workers: int = 0, count: int = 4) -> list[Batch]:
     source = BatchSource(
         [data],
         [1.0],
@@ -41,10 +41,10 @@ def same(left: list[Batch], right: list[Batch]) -> bool:
 
 
 @pytest.fixture
-def sets(tmp_path, tiny, tokenizer, fast) -> tuple[RobotSet, RobotSet]:
+def sets(tmp_path, tiny, tokenizer, fast) -> tuple[RobotDataset, RobotDataset]:
     dataset = write_reaching(tmp_path, per_goal=2)
     processor = reaching_processor(tmp_path, tiny, tokenizer, fast)
-    kept, read = (RobotSet("reaching", dataset, processor, [3, 0, 2], memory_gib=gib) for gib in (4.0, 0.0))
+    kept, read = (RobotDataset("reaching", dataset, processor, [3, 0, 2], memory_gib=gib) for gib in (4.0, 0.0))
     assert kept.frames[0].kept is not None and read.frames[0].kept is None
     return kept, read
 

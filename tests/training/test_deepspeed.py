@@ -152,8 +152,8 @@ def test_bf16_comes_near_the_plain_run_in_bf16(runs: Path) -> None:
     plain, split = losses(runs / "plain-bf16"), losses(runs / "bf16")
     for step in range(4):
         assert split[step]["loss"] == pytest.approx(plain[step]["loss"], rel=0.03), step
-    average = load_file(runs / "bf16" / "average.safetensors")
-    assert all(v.dtype == torch.float32 for v in average.values()), "master weights are exported"
+    ema = load_file(runs / "bf16" / "average.safetensors")
+    assert all(v.dtype == torch.float32 for v in ema.values()), "master weights are exported"
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import torch
 from transformers import Qwen3VLForConditionalGeneration
 
 from prts_core.config.checked_yaml import check, read_yaml
-from prts_core.config.load import Plan, load_plan
+from prts_core.config.load import RunPlan, load_plan
 from prts_core.config.model import ModelConfig
 from prts_core.config.schema import SftConfig, SftSection
 from prts_core.io.errors import CheckpointError, ConfigError
@@ -58,16 +58,16 @@ class Project:
     def outputs(self) -> Path:
         return self.folder / "outputs"
 
-    def reads(self, stage: str, plan: Plan) -> dict[str, str]:
+    def reads(self, stage: str, plan: RunPlan) -> dict[str, str]:
         """What stands in the stage's key for files from outside."""
         return chain.store(self.outputs).resolve(stage, plan).identity["files"]
 
-    def plan(self, *overrides: str, **model: object) -> Plan:
+    def plan(self, *overrides: str, **model: object) -> RunPlan:
         wanted = json.dumps({**read_yaml(SMOKE), **model})  # JSON is YAML
         (self.folder / "models/m.yaml").write_text(wanted)
         return load_plan(self.folder / "r.yaml", list(overrides))
 
-    def run(self, stage: str, plan: Plan) -> Path:
+    def run(self, stage: str, plan: RunPlan) -> Path:
         manifest = chain.run(stage, plan, None if stage == "pretrain" else "toy", self.outputs)
         if "loss" in manifest.metrics:
             assert np.isfinite(manifest.metrics["loss"])

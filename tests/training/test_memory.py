@@ -20,7 +20,7 @@ NOTHING = Load(samples=0, tokens=0, visual_tokens=0, answer=0, vocabulary=0)
 
 
 @pytest.mark.parametrize(
-    ("precision", "stage", "weights", "gradients", "optimizer", "average"),
+    ("precision", "stage", "weights", "gradients", "optimizer", "ema"),
     [
         ("fp32", 0, 20.0, 16.0, 32.0, 16.0),
         ("bf16", 0, 28.0, 16.0, 32.0, 16.0),
@@ -31,17 +31,17 @@ NOTHING = Load(samples=0, tokens=0, visual_tokens=0, answer=0, vocabulary=0)
     ],
 )
 def test_states_of_five_billion_parameters_of_which_four_train_on_four_gpus(
-    precision, stage, weights, gradients, optimizer, average
+    precision, stage, weights, gradients, optimizer, ema
 ):
     config = TrainConfig(precision=precision, deepspeed_stage=stage)
     made = estimate(5 * 10**9, 4 * 10**9, MODEL, config, 4, NOTHING)
-    assert (made.weights, made.gradients, made.optimizer, made.average) == (
+    assert (made.weights, made.gradients, made.optimizer, made.ema) == (
         weights * 1e9,
         gradients * 1e9,
         optimizer * 1e9,
-        average * 1e9,
+        ema * 1e9,
     )
-    assert made.activations == 0 and made.total == pytest.approx((weights + gradients + optimizer + average) * 1e9)
+    assert made.activations == 0 and made.total == pytest.approx((weights + gradients + optimizer + ema) * 1e9)
 
 
 def test_logits_and_recomputation_by_hand():

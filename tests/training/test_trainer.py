@@ -73,7 +73,7 @@ def test_resumed_run_is_bit_identical(tmp_path, config):
     again = make(config, dropout)
     resumed |= losses_of(again, tmp_path / "cut")
     assert resumed == straight
-    assert all(torch.equal(a, b) for a, b in zip(whole.average.values(), again.average.values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(whole.ema.values(), again.ema.values(), strict=True))
 
 
 @pytest.mark.slow
@@ -154,7 +154,7 @@ def test_a_stop_signal_leaves_a_checkpoint_of_the_last_step_and_no_trace_in_the_
     straight = make(KILLED)
     straight.fit(tmp_path / "straight", lambda step, metrics: None)
     made, _ = load_tensors(tmp_path / "last.safetensors")
-    assert all(torch.equal(value, made[name]) for name, value in straight.weights(average=False).items())
+    assert all(torch.equal(value, made[name]) for name, value in straight.weights(ema=False).items())
 
 
 @pytest.mark.slow
@@ -318,7 +318,7 @@ def test_held_out_losses_are_those_of_the_averaged_weights(tmp_path):
     assert "eval/flow_matching/held" in rows[1] and rows[1]["eval/loss"] != rows[3]["eval/loss"]
     assert {s: m["loss"] for s, m in rows.items()} == losses_of(make(CONFIG), tmp_path / "plain"), "it leaves no trace"
     assert trainer.evaluate() == {k: v for k, v in rows[5].items() if k.startswith("eval/")}
-    load_weights(trainer.model, trainer.average, "the average")
+    load_weights(trainer.model, trainer.ema, "the average")
     with trainer._averaged():
         pass
     assert trainer.evaluate() == {k: v for k, v in rows[5].items() if k.startswith("eval/")}
@@ -338,7 +338,7 @@ def test_frozen_parts_have_no_state_and_do_not_move(tmp_path):
     moved = {k.partition(".")[0] for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert moved == {"language_model", "dit_action_head"}
     assert not any(trainer.names[p].startswith("visual") for p in trainer.optimizer.state)
-    assert trainer.average["visual.patch_embed.proj.weight"] is not None and len(trainer.average) == len(before)
+    assert trainer.ema["visual.patch_embed.proj.weight"] is not None and len(trainer.ema) == len(before)
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):

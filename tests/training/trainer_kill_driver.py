@@ -35,7 +35,7 @@ def main(folder: Path, workers: int = 0) -> None:
 
         with graceful() as stop:
             trainer.fit(folder / "checkpoints", on_step, should_stop=stop)
-    save_tensors(folder / "last.safetensors", trainer.weights(average=False))
+    save_tensors(folder / "last.safetensors", trainer.weights(ema=False))
 
 
 if __name__ == "__main__":

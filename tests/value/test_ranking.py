@@ -16,7 +16,7 @@ from prts_core.policy.observation import Acts
 from prts_core.policy.policy import Policy
 from prts_core.stages.training import make_trainer
 from prts_core.text import prompt
-from prts_core.training.datasets import RobotSet
+from prts_core.training.datasets import RobotDataset
 from prts_core.value.ranking import Measured, Ranking, Thresholds, measure, rank, state_scale
 from tests.fixtures.reaching import HonestPolicy, reaching_processor, write_reaching
 from tests.fixtures.tiny_network import SENTENCES
@@ -169,7 +169,7 @@ def test_a_trained_value_finds_them_among_its_own_training_episodes(tmp_path, ti
         checkpoint_every=1000,
         weights=LossWeights(fast=0.0, flow=0.0, contrastive=1.0),
     )
-    trainer = make_trainer(model, [RobotSet("reaching", dataset, processor, good)], [1.0], recipe, 0)
+    trainer = make_trainer(model, [RobotDataset("reaching", dataset, processor, good)], [1.0], recipe, 0)
     trainer.fit(tmp_path / "checkpoints", lambda step, metrics: None)
     model.load_state_dict(trainer.weights(True))
     flags = found(rank(measured(Policy(model, processor), dataset)))

@@ -44,7 +44,7 @@ class ConversionPlan:
     features: dict[str, dict[str, Any]]
 
 
-def fit(
+def apply_mapping(
     mapping: Mapping,
     recording: Recording,
     *,

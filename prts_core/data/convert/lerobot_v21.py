@@ -29,18 +29,18 @@ from prts_core.io.files import atomic_path, digest_file, explain_os_errors, read
 from prts_core.io.progress import track
 
 
-def take_over(
+def import_dataset(
     root: Path, output: Path, work: Path, *, dataset: str, robot: RobotConfig | None, workers: int
 ) -> Contract:
     """Copy the whole dataset (see prts_core.data.convert.source.DATASETS). A copied file that has the same content is
     its own record of being finished."""
     work.mkdir(parents=True, exist_ok=True)
-    return import_dataset(
+    return import_lerobot(
         root, output, dataset=dataset, source=LeRobotSource(kind="lerobot", root=str(root)), robot=robot
     )
 
 
-def import_dataset(
+def import_lerobot(
     root: Path,
     output: Path,
     *,

@@ -45,7 +45,7 @@ _ROWS = 256  # rows read at once: with images in the table some 100 MB
 _V30_ONLY = ("data_files_size_in_mb", "video_files_size_in_mb")
 
 
-def take_over(
+def import_dataset(
     root: Path,
     output: Path,
     work: Path,

@@ -43,7 +43,7 @@ class Info30(AnyInfo):
 
 
 @dataclass(frozen=True)
-class Place:
+class FrameSpan:
     """Where one episode's part lies. start_s: time of its first frame in a video, 0 for tables."""
 
     file: str
@@ -58,8 +58,8 @@ class Episode30:
     tasks: tuple[str, ...]
     length: int
     first: int
-    data: Place
-    videos: dict[str, Place]
+    data: FrameSpan
+    videos: dict[str, FrameSpan]
     stats: dict[str, dict[str, Any]]
     more: dict[str, Any] = field(default_factory=dict)
 
@@ -179,7 +179,7 @@ def _episode(row: dict[str, Any], info: Info30, before: Episode30 | None, path: 
         start = row[f"videos/{key}/from_timestamp"]
         if not isinstance(start, float | int) or not math.isfinite(start) or start < 0:
             raise refuse(f"videos/{key}/from_timestamp", "seconds, at least 0")
-        videos[key] = Place(place(f"videos/{key}", info.video_path or VIDEO_PATH, video_key=key), float(start))
+        videos[key] = FrameSpan(place(f"videos/{key}", info.video_path or VIDEO_PATH, video_key=key), float(start))
     stats: dict[str, dict[str, Any]] = {}
     for name, value in row.items():
         if name.startswith("stats/") and value is not None:
@@ -191,7 +191,7 @@ def _episode(row: dict[str, Any], info: Info30, before: Episode30 | None, path: 
             more |= json.loads(row[MORE])
         except (TypeError, ValueError) as err:
             raise refuse(MORE, "a JSON object") from err
-    return Episode30(index, tuple(tasks), length, first, Place(place("data", info.data_path)), videos, stats, more)
+    return Episode30(index, tuple(tasks), length, first, FrameSpan(place("data", info.data_path)), videos, stats, more)
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from prts_core.config.checks import Strict
 from prts_core.config.mapping import Mapping
 from prts_core.data.convert.source import Field, RawEpisode, Recording, refuse_unknown
 from prts_core.data.convert.tfds_features import STEPS, decode_rows, picture, read_features, rows_of
-from prts_core.data.convert.tfrecord import Place, parse_example, record_at, records
+from prts_core.data.convert.tfrecord import RecordPosition, parse_example, record_at, records
 from prts_core.io.errors import DataError
 from prts_core.io.files import read_json
 from prts_core.io.progress import track
@@ -105,7 +105,7 @@ class Source:
 
     def read(self, episode: RawEpisode, keys: Collection[str]) -> dict[str, np.ndarray]:
         file, offset, size = episode.where
-        path, place = self.path / file, Place(offset, size)
+        path, place = self.path / file, RecordPosition(offset, size)
         found = parse_example(record_at(path, place), path, place)
         out = {}
         for key in keys:
@@ -125,7 +125,7 @@ class Source:
         return True
 
     def _scan_episode(
-        self, shard: Shard, number: int, place: Place, found: dict[str, Any], sentence: str | None
+        self, shard: Shard, number: int, place: RecordPosition, found: dict[str, Any], sentence: str | None
     ) -> RawEpisode:
         file = shard.path.relative_to(self.path).as_posix()
         rows: dict[str, int | None] = {}
@@ -153,7 +153,7 @@ class Source:
             where=(file, place.offset, place.size),
         )
 
-    def _size(self, key: str, data: bytes, shard: Shard, place: Place) -> None:
+    def _size(self, key: str, data: bytes, shard: Shard, place: RecordPosition) -> None:
         """The first picture says a camera's size where features.json does not; all others must have it."""
         leaf = self.steps[key]
         where = f"byte {place.offset}, {STEPS}/{key}"
@@ -179,7 +179,7 @@ class Source:
             )
         return texts[key]
 
-    def _instruction(self, found: dict[str, Any], name: str | None, shard: Shard, place: Place) -> str:
+    def _instruction(self, found: dict[str, Any], name: str | None, shard: Shard, place: RecordPosition) -> str:
         """The sentence of an episode; one that changes between steps is refused."""
         assert name is not None
         try:
@@ -190,7 +190,7 @@ class Source:
             raise self._fault(shard, place, name, f"{len(said)} sentences: {sorted(said)[:3]}", "one an episode")
         return said.pop() if said else ""
 
-    def _fault(self, shard: Shard, place: Place, name: str, found: str, expected: str) -> DataError:
+    def _fault(self, shard: Shard, place: RecordPosition, name: str, found: str, expected: str) -> DataError:
         return DataError(
             "An episode is not what features.json says",
             file=shard.path,

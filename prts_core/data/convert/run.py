@@ -14,7 +14,7 @@ from pathlib import Path
 from prts_core.config.mapping import Mapping
 from prts_core.config.schema import RobotConfig, VideoConfig
 from prts_core.contract import Contract
-from prts_core.data.convert.apply import ConversionPlan, columns_and_images, fit
+from prts_core.data.convert.apply import ConversionPlan, apply_mapping, columns_and_images
 from prts_core.data.convert.resume import together
 from prts_core.data.convert.source import DATASETS, RawEpisode, Recording, Source, source_class
 from prts_core.data.lerobot_v21.writer import EpisodeToWrite, Layout, finish, is_finished, write_episode
@@ -23,7 +23,7 @@ from prts_core.io.files import digest_value
 
 
 @dataclass(frozen=True)
-class Job:
+class ConvertJob:
     """One episode and its place in the dataset. identity: changes with whatever its files depend on."""
 
     raw: RawEpisode
@@ -58,8 +58,8 @@ def convert_any(
                 cure="leave the mapping out",
             )
         more = {"reencode": video} if reencode else {}
-        take_over = importlib.import_module(DATASETS[kind]).take_over
-        return take_over(root, output, work, dataset=dataset, robot=robot, workers=workers, **more)
+        import_dataset = importlib.import_module(DATASETS[kind]).import_dataset
+        return import_dataset(root, output, work, dataset=dataset, robot=robot, workers=workers, **more)
     if mapping is None:
         raise ConfigError(
             "A recording does not say what its numbers mean",
@@ -96,7 +96,7 @@ def convert(
     """
     source = source_class(mapping.source)(root, mapping)
     recording = source.scan()
-    plan = fit(mapping, recording, root=root, dataset=dataset, robot=robot, video=video)
+    plan = apply_mapping(mapping, recording, root=root, dataset=dataset, robot=robot, video=video)
     layout = Layout(
         root=output,
         state=work,
@@ -144,7 +144,7 @@ def _in_order(recording: Recording, mapping: Mapping, root: Path) -> list[RawEpi
     return [episode for name in names for episode in episodes if episode.split == name]
 
 
-def _jobs(episodes: list[RawEpisode], plan: ConversionPlan, video: VideoConfig, root: Path) -> list[Job]:
+def _jobs(episodes: list[RawEpisode], plan: ConversionPlan, video: VideoConfig, root: Path) -> list[ConvertJob]:
     settings = digest_value([asdict(plan.mapping), plan.contract.to_json(), plan.features, asdict(video)])
     sizes: dict[str, list[int]] = {}
     tasks: dict[str, int] = {}
@@ -159,12 +159,12 @@ def _jobs(episodes: list[RawEpisode], plan: ConversionPlan, video: VideoConfig, 
         identity = digest_value(
             [settings, seen, episode.key, episode.length, episode.task, episode.extra, index, start, task_index]
         )
-        jobs.append(Job(episode, index, start, task_index, identity))
+        jobs.append(ConvertJob(episode, index, start, task_index, identity))
         start += episode.length
     return jobs
 
 
-def _convert_one(source: Source, plan: ConversionPlan, layout: Layout, root: Path, job: Job) -> None:
+def _convert_one(source: Source, plan: ConversionPlan, layout: Layout, root: Path, job: ConvertJob) -> None:
     """Read one episode and write it (runs in a worker thread)."""
     arrays = source.read(job.raw, plan.mapping.keys)
     columns, images = columns_and_images(plan, job.raw, arrays, root)
@@ -181,7 +181,7 @@ def _convert_one(source: Source, plan: ConversionPlan, layout: Layout, root: Pat
     write_episode(layout, episode)
 
 
-def _splits(jobs: list[Job]) -> dict[str, range]:
+def _splits(jobs: list[ConvertJob]) -> dict[str, range]:
     splits: dict[str, range] = {}
     for job in jobs:
         first = splits.get(job.raw.split, range(job.index, job.index)).start

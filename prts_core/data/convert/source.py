@@ -29,8 +29,8 @@ SOURCES: dict[str, str] = {
     "mcap": "prts_core.data.convert.mcap",
 }
 # Formats of whole datasets, which say themselves what their numbers mean and need no mapping: name -> module with
-# `take_over(root, output, work, *, dataset, robot, workers) -> Contract` (root, output, work: Path; robot: RobotConfig
-# or none). It writes `output`, keeps what it has finished in `work`, and never changes `root`.
+# `import_dataset(root, output, work, *, dataset, robot, workers) -> Contract` (root, output, work: Path; robot:
+# RobotConfig or none). It writes `output`, keeps what it has finished in `work`, and never changes `root`.
 DATASETS: dict[str, str] = {
     "lerobot_v21": "prts_core.data.convert.lerobot_v21",
     "lerobot_v30": "prts_core.data.convert.lerobot_v30",

@@ -23,7 +23,7 @@ _CURE = "download the file again: it was cut or changed on its way"
 
 
 @dataclass(frozen=True)
-class Place:
+class RecordPosition:
     """Where one record lies: offset of its first byte, size of its payload in bytes."""
 
     offset: int
@@ -36,19 +36,19 @@ def masked_crc(data: bytes) -> int:
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def records(path: Path) -> Iterator[tuple[Place, bytes]]:
+def records(path: Path) -> Iterator[tuple[RecordPosition, bytes]]:
     """Every record of `path` in order, one in memory at a time. Raises DataError at the first damage."""
     try:
         with path.open("rb") as file:
             end = path.stat().st_size
             while file.tell() < end:
-                place = Place(file.tell(), _length(file, path, end))
+                place = RecordPosition(file.tell(), _length(file, path, end))
                 yield place, _payload(file, path, place)
     except FileNotFoundError as err:
         raise DataError("A TFRecord file is missing", file=path, cure="download it again") from err
 
 
-def record_at(path: Path, place: Place) -> bytes:
+def record_at(path: Path, place: RecordPosition) -> bytes:
     """The payload at a place that `records` gave; a DataError where the file has changed since."""
     try:
         with path.open("rb") as file:
@@ -74,7 +74,7 @@ def _length(file: Any, path: Path, end: int) -> int:
     return length
 
 
-def _payload(file: Any, path: Path, place: Place) -> bytes:
+def _payload(file: Any, path: Path, place: RecordPosition) -> bytes:
     data, tail = file.read(place.size), file.read(_TAIL.size)
     if len(data) < place.size or len(tail) < _TAIL.size:
         raise _damaged(path, place.offset, "a record that ends early", f"{place.size} bytes and a checksum")
@@ -129,7 +129,7 @@ def example_class() -> type:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("tensorflow.Example"))
 
 
-def parse_example(data: bytes, path: Path, place: Place) -> dict[str, Any]:
+def parse_example(data: bytes, path: Path, place: RecordPosition) -> dict[str, Any]:
     """{feature name: its list} of one record: repeated bytes, or numpy float32 / int64, () where it is empty."""
     from google.protobuf.message import DecodeError
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prts_core.contract import Contract
-from prts_core.data.images import fit
+from prts_core.data.images import resize_for_model
 from prts_core.data.lerobot_v21.schema import ACTION, STATE, EpisodeRow, Info, read_info, read_table
 from prts_core.io.errors import DataError, suggest
 
@@ -150,7 +150,7 @@ class LeRobotDataset:
             self._still(cells[index]["bytes"], episode) for index in (range(len(cells)) if indices is None else indices)
         ]
         stacked = np.stack(images)
-        return stacked if size is None else fit(stacked, size)
+        return stacked if size is None else resize_for_model(stacked, size)
 
     def depth(self, episode: int, key: str, indices: Sequence[int] | None = None) -> np.ndarray:
         """Depth pictures of one depth camera, (N, H, W) uint16 in the unit of its `info` in info.json; 0: nothing."""

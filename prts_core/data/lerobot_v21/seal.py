@@ -25,7 +25,7 @@ Fault = Literal["missing", "size", "content", "unlisted"]
 
 
 @dataclass(frozen=True)
-class Entry:
+class SealedFile:
     """size in bytes, sha256 in hexadecimal."""
 
     size: int
@@ -33,7 +33,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Difference:
+class SealDifference:
     """One file that is not as it was sealed. found and expected: sizes, digests or presence, in words."""
 
     path: str
@@ -63,7 +63,7 @@ def files_of(root: Path) -> list[str]:
     return sorted(name for name in visible if name != SEAL)
 
 
-def read_seal(root: Path) -> dict[str, Entry] | None:
+def read_seal(root: Path) -> dict[str, SealedFile] | None:
     """Path -> Entry; None where the dataset is not sealed. DataError for a manifest that is malformed or was edited."""
     path = root / SEAL
     if not path.is_file():
@@ -71,7 +71,7 @@ def read_seal(root: Path) -> dict[str, Entry] | None:
     raw = read_json(path)
     try:
         rows: list[dict[str, Any]] = raw["files"]
-        made = {str(row["path"]): Entry(int(row["size"]), str(row["sha256"])) for row in rows}
+        made = {str(row["path"]): SealedFile(int(row["size"]), str(row["sha256"])) for row in rows}
         whole = raw["version"] == _VERSION and raw["digest"] == digest_value(rows) and len(made) == len(rows)
     except (KeyError, TypeError, ValueError, AttributeError) as err:
         raise DataError(
@@ -94,17 +94,17 @@ def read_seal(root: Path) -> dict[str, Entry] | None:
     return made
 
 
-def size_differences(root: Path, sealed: dict[str, Entry]) -> Iterator[Difference]:
+def size_differences(root: Path, sealed: dict[str, SealedFile]) -> Iterator[SealDifference]:
     """Files that are gone or have another size; nothing is read."""
     for name, entry in sealed.items():
         path = root / name
         if not path.is_file():
-            yield Difference(name, "missing", "no such file", f"{entry.size} bytes")
+            yield SealDifference(name, "missing", "no such file", f"{entry.size} bytes")
         elif (size := path.stat().st_size) != entry.size:
-            yield Difference(name, "size", f"{size} bytes", f"{entry.size} bytes")
+            yield SealDifference(name, "size", f"{size} bytes", f"{entry.size} bytes")
 
 
-def compare(root: Path, sealed: dict[str, Entry], workers: int = 2) -> Iterator[Difference]:
+def compare(root: Path, sealed: dict[str, SealedFile], workers: int = 2) -> Iterator[SealDifference]:
     """Every difference between the folder and its manifest: sizes, digests, and files that the manifest lacks."""
     changed = list(size_differences(root, sealed))
     yield from changed
@@ -115,10 +115,12 @@ def compare(root: Path, sealed: dict[str, Entry], workers: int = 2) -> Iterator[
             zip(same_size, digests, strict=True), total=len(same_size), what="comparing with the manifest"
         ):
             if digest != sealed[name].sha256:
-                yield Difference(name, "content", f"sha256 {digest[:16]}", f"sha256 {sealed[name].sha256[:16]}")
+                yield SealDifference(name, "content", f"sha256 {digest[:16]}", f"sha256 {sealed[name].sha256[:16]}")
     for name in files_of(root):
         if name not in sealed:
-            yield Difference(name, "unlisted", "a file that the manifest does not list", "the files that were sealed")
+            yield SealDifference(
+                name, "unlisted", "a file that the manifest does not list", "the files that were sealed"
+            )
 
 
 def check_sizes(root: Path) -> None:

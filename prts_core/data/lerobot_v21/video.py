@@ -17,7 +17,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from prts_core.config.schema import VideoConfig
-from prts_core.data.images import fit
+from prts_core.data.images import resize_for_model
 from prts_core.data.lerobot_v21.frames import OpenVideo, faults, opened
 from prts_core.io.errors import ConfigError, DataError
 from prts_core.io.files import atomic_path
@@ -121,15 +121,15 @@ def decode(path: Path, indices: Sequence[int] | None = None, size: int | tuple[i
     if not len(indices):
         facts = probe(path)
         empty = np.zeros((0, facts.height, facts.width, 3), np.uint8)
-        return empty if size is None else fit(empty, size)
+        return empty if size is None else resize_for_model(empty, size)
     found: dict[int, np.ndarray] = {}
     with closing(OpenVideo(path)) as video:
         for index in sorted(set(indices)):
             image = video.rgb(index)
-            found[index] = image if size is None else fit(image[None], size)[0]
+            found[index] = image if size is None else resize_for_model(image[None], size)[0]
     return np.stack([found[index] for index in indices])
 
 
 def _image(frame: av.VideoFrame, size: int | tuple[int, int] | None, shape: VideoReformatter) -> np.ndarray:
     image = shape.reformat(frame, format="rgb24", threads=_ONE).to_ndarray()
-    return image if size is None else fit(image[None], size)[0]
+    return image if size is None else resize_for_model(image[None], size)[0]

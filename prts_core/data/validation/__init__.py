@@ -17,8 +17,8 @@ from prts_core.data.lerobot_v21.reader import read_parquet
 from prts_core.data.lerobot_v21.schema import ACTION, STATE, EpisodeRow, Info
 from prts_core.data.lerobot_v21.seal import SEAL, compare, read_seal
 from prts_core.data.validation import laws
-from prts_core.data.validation.claims import Tally
-from prts_core.data.validation.episode import Facts, facts, vectors
+from prts_core.data.validation.claims import Accumulator
+from prts_core.data.validation.episode import EpisodeSummary, facts, vectors
 from prts_core.data.validation.metadata import Metadata, check_metadata
 from prts_core.data.validation.physics import check_physics
 from prts_core.data.validation.report import Finding, Severity, ValidationFailed, ValidationReport
@@ -78,7 +78,7 @@ def _check_content(
     }.items():
         report.checks[law] += 1
         report.findings.extend(found)
-    known: list[Facts] = []
+    known: list[EpisodeSummary] = []
     tables = _tables(root, meta, info, report, stored, known, video, workers)
     report.findings.extend(check_tables(tables, frame_schema(info)))
     report.checks["statistics"] += len(stored)
@@ -114,8 +114,8 @@ class _Checked:
     file: str
     findings: list[Finding]
     frame: pl.DataFrame | None = None
-    facts: Facts | None = None
-    seen: list[Tally | None] = field(default_factory=list)
+    facts: EpisodeSummary | None = None
+    seen: list[Accumulator | None] = field(default_factory=list)
     digest: str | None = None
 
 
@@ -125,7 +125,7 @@ def _tables(
     info: Info,
     report: ValidationReport,
     stored: StoredStatistics,
-    known: list[Facts],
+    known: list[EpisodeSummary],
     video: Depth,
     workers: int,
 ) -> Iterator[tuple[str, pl.DataFrame]]:
@@ -169,7 +169,13 @@ def _tables(
 
 
 def _check_videos(
-    root: Path, meta: Metadata, info: Info, report: ValidationReport, depth: Depth, known: list[Facts], workers: int
+    root: Path,
+    meta: Metadata,
+    info: Info,
+    report: ValidationReport,
+    depth: Depth,
+    known: list[EpisodeSummary],
+    workers: int,
 ) -> None:
     motion = {found.episode: found.motion for found in known if len(found.motion)}
     jobs = [(row, key) for row in meta.episodes for key in info.video_keys]

@@ -21,7 +21,7 @@ CURE = "compute them again from this data (`prts stats`; lerobot: compute_stats)
 
 
 @dataclass
-class Tally:
+class Accumulator:
     """What is kept of rows (n, D): sums and range, and for each claimed quantile the rows below and up to it.
 
     averaged: the sum of the episodes' own quantiles, to recognise who averaged them.
@@ -38,9 +38,9 @@ class Tally:
     averaged: dict[str, np.ndarray] = field(default_factory=dict)
 
     @staticmethod
-    def of(values: np.ndarray, claimed: Mapping[str, np.ndarray]) -> Tally:
+    def of(values: np.ndarray, claimed: Mapping[str, np.ndarray]) -> Accumulator:
         """Of one episode's (n, D) rows."""
-        made = Tally(
+        made = Accumulator(
             1,
             len(values),
             values.min(0).astype(np.float64),
@@ -56,7 +56,7 @@ class Tally:
                 made.averaged[name] = np.quantile(values, share, axis=0)
         return made
 
-    def add(self, other: Tally) -> bool:
+    def add(self, other: Accumulator) -> bool:
         """False, and nothing is added, where the widths differ."""
         if self.episodes and self.low.shape != other.low.shape:
             return False
@@ -74,7 +74,7 @@ class Tally:
 
 
 @dataclass
-class Claim:
+class StoredStatistic:
     """values: name -> (D,). spans: the episodes it may be about; true of one of them is true.
 
     dims: the dimensions judged, none: all. chunk: these are of a[t + h] - s[t], h < chunk. count: rows it claims to be
@@ -89,12 +89,12 @@ class Claim:
     chunk: int | None = None
     count: int | None = None
     exact: bool = False
-    tallies: list[Tally] = field(default_factory=list)
+    tallies: list[Accumulator] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.tallies = [Tally() for _ in self.spans]
+        self.tallies = [Accumulator() for _ in self.spans]
 
-    def watch(self, episode: int, found: Mapping[str, np.ndarray]) -> Tally | None:
+    def watch(self, episode: int, found: Mapping[str, np.ndarray]) -> Accumulator | None:
         """One episode's rows summed up; found: (T, D) by feature. Changes nothing, so that threads may call it."""
         values = found.get(self.feature)
         if values is None or not any(episode in span for span in self.spans):
@@ -108,9 +108,9 @@ class Claim:
             values = chunks(values, found.get(STATE), self.dims, self.chunk)
         elif self.dims is not None:
             values = values[:, self.dims]
-        return None if values is None else Tally.of(values, claimed)
+        return None if values is None else Accumulator.of(values, claimed)
 
-    def take(self, episode: int, tally: Tally) -> None:
+    def take(self, episode: int, tally: Accumulator) -> None:
         """Add what `watch` made; in the order of the episodes, so that sums round alike."""
         for span, whole in zip(self.spans, self.tallies, strict=True):
             if episode in span:
@@ -125,7 +125,7 @@ class Claim:
         ]
         return None if not found else max(found, key=lambda one: one[0])[1]
 
-    def _judge(self, tally: Tally) -> tuple[int, Finding | None]:
+    def _judge(self, tally: Accumulator) -> tuple[int, Finding | None]:
         """(how many statistics are true before the first that is not, that one)."""
         passed = 0
         mean = tally.total / tally.rows

@@ -59,7 +59,7 @@ class Outside:
 
 
 @dataclass(frozen=True)
-class Facts:
+class EpisodeSummary:
     """One episode. series: of observation.state and action, where they are sound. motion: (T - 1,) float16, how far the
     state moves from row to row as a share of its range in the episode, the widest dimension. frozen: (first row, rows)
     of the longest run in which the action moves and no dimension of the state does. repeated: rows whose state is bit
@@ -103,7 +103,7 @@ def vectors(table: pa.Table, key: str, path: Path) -> np.ndarray | None:
     return wide if np.isfinite(wide).all() else None
 
 
-def facts(table: pa.Table, episode: int, info: Info, path: Path, contract: Contract | None = None) -> Facts:
+def facts(table: pa.Table, episode: int, info: Info, path: Path, contract: Contract | None = None) -> EpisodeSummary:
     """`Facts` of one episode's table. contract: whose limits the rows are held against."""
     found = {key: vectors(table, key, path) for key in (STATE, ACTION) if key in info.features}
     sound = {key: values for key, values in found.items() if values is not None}
@@ -111,7 +111,9 @@ def facts(table: pa.Table, episode: int, info: Info, path: Path, contract: Contr
     indices = numbers(table, "task_index")
     tasks = () if indices is None else tuple(np.unique(indices[np.isfinite(indices)]).astype(int).tolist())
     if set(sound) != {STATE, ACTION}:
-        return Facts(episode, {key: series(values) for key, values in sound.items()}, tasks=tasks, outside=outside)
+        return EpisodeSummary(
+            episode, {key: series(values) for key, values in sound.items()}, tasks=tasks, outside=outside
+        )
     state, action = sound[STATE], sound[ACTION]
     step = np.abs(np.diff(state, axis=0))
     spread = np.ptp(state, axis=0)
@@ -119,7 +121,7 @@ def facts(table: pa.Table, episode: int, info: Info, path: Path, contract: Contr
     held: np.ndarray = ~np.any(step, axis=1) & np.any(np.diff(action, axis=0), axis=1)
     content = hashlib.sha256(state.tobytes())
     content.update(action.tobytes())
-    return Facts(
+    return EpisodeSummary(
         episode,
         {key: series(values) for key, values in sound.items()},
         motion,

@@ -13,7 +13,7 @@ import numpy as np
 
 from prts_core.contract import Contract, Dimension
 from prts_core.data.lerobot_v21.schema import ACTION, STATE, Info
-from prts_core.data.validation.episode import Facts
+from prts_core.data.validation.episode import EpisodeSummary
 from prts_core.data.validation.report import Finding
 
 # Beyond these a number is hardly what its unit says: degrees called radians, millimetres called metres.
@@ -25,7 +25,7 @@ REPEATED = 0.2  # share of rows whose state is the row's before while the action
 SHOWN = 8  # findings of one law; the rest is counted
 
 
-def check_physics(facts: Sequence[Facts], contract: Contract | None, info: Info) -> Iterator[Finding]:
+def check_physics(facts: Sequence[EpisodeSummary], contract: Contract | None, info: Info) -> Iterator[Finding]:
     """Findings of all laws of this module."""
     for law in (law_limits, law_jumps, law_frozen, law_gripper, law_copies, law_shift):
         yield from _first(law(facts, contract, info))
@@ -43,7 +43,7 @@ def _first(findings: Iterator[Finding]) -> Iterator[Finding]:
         yield Finding(last.check, last.file, f"{left} more like these", last.expected, last.cure, severity="warning")
 
 
-def law_limits(facts: Sequence[Facts], contract: Contract | None, info: Info) -> Iterator[Finding]:
+def law_limits(facts: Sequence[EpisodeSummary], contract: Contract | None, info: Info) -> Iterator[Finding]:
     """Every dimension stays within the limits that the Contract declares, else within what its unit, or for gripper
     commands their convention, lets expect."""
     if contract is None:
@@ -105,7 +105,7 @@ def is_gripper(dimension: Dimension) -> bool:
     return "grip" in dimension.name.lower()
 
 
-def law_jumps(facts: Sequence[Facts], contract: Contract | None, info: Info) -> Iterator[Finding]:
+def law_jumps(facts: Sequence[EpisodeSummary], contract: Contract | None, info: Info) -> Iterator[Finding]:
     """No state jumps: its largest step is at most 20 times that of the median episode and its own usual step."""
     known = [(episode, episode.series[STATE]) for episode in facts if STATE in episode.series]
     widths = {len(series.step) for _, series in known}
@@ -129,7 +129,7 @@ def law_jumps(facts: Sequence[Facts], contract: Contract | None, info: Info) -> 
             )
 
 
-def law_frozen(facts: Sequence[Facts], contract: Contract | None, info: Info) -> Iterator[Finding]:
+def law_frozen(facts: Sequence[EpisodeSummary], contract: Contract | None, info: Info) -> Iterator[Finding]:
     """While the action moves the state does: no half second without a changed digit, few repeated rows."""
     bound = max(8, round(FROZEN_S * info.fps))
     for episode in facts:
@@ -156,7 +156,7 @@ def law_frozen(facts: Sequence[Facts], contract: Contract | None, info: Info) ->
             )
 
 
-def law_gripper(facts: Sequence[Facts], contract: Contract | None, info: Info) -> Iterator[Finding]:
+def law_gripper(facts: Sequence[EpisodeSummary], contract: Contract | None, info: Info) -> Iterator[Finding]:
     """A gripper moves in some episode, or is held as the task demands: the same in all episodes of a task, and not the
     same in all tasks."""
     if contract is None:
@@ -183,7 +183,7 @@ def law_gripper(facts: Sequence[Facts], contract: Contract | None, info: Info) -
                 )
 
 
-def law_copies(facts: Sequence[Facts], contract: Contract | None, info: Info) -> Iterator[Finding]:
+def law_copies(facts: Sequence[EpisodeSummary], contract: Contract | None, info: Info) -> Iterator[Finding]:
     """No two episodes hold the same states and actions."""
     seen: dict[str, int] = {}
     for episode in facts:
@@ -200,7 +200,7 @@ def law_copies(facts: Sequence[Facts], contract: Contract | None, info: Info) ->
             seen[episode.digest] = episode.episode
 
 
-def law_shift(facts: Sequence[Facts], contract: Contract | None, info: Info) -> Iterator[Finding]:
+def law_shift(facts: Sequence[EpisodeSummary], contract: Contract | None, info: Info) -> Iterator[Finding]:
     """Actions are commands, not the recorded states of the same or a later row."""
     known = [episode for episode in facts if episode.digest]
     shifted = [episode.shift for episode in known if episode.shift is not None]
@@ -232,6 +232,6 @@ def _grippers(contract: Contract | None, key: str, width: int) -> np.ndarray:
 
 
 def _warning(
-    check: str, info: Info, episode: Facts, found: str, expected: str, cure: str, row: int | None = None
+    check: str, info: Info, episode: EpisodeSummary, found: str, expected: str, cure: str, row: int | None = None
 ) -> Finding:
     return Finding(check, info.data_file(episode.episode), found, expected, cure, row, "warning")

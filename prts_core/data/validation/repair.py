@@ -27,10 +27,10 @@ from prts_core.data.lerobot_v21.schema import EpisodeRow, EpisodeStatsRow, Info,
 from prts_core.data.lerobot_v21.seal import SEAL, compare, files_of, read_seal
 from prts_core.data.lerobot_v21.writer import episode_stats, remove_strays, write_meta
 from prts_core.data.validation import laws
-from prts_core.data.validation.episode import Facts, facts, numbers
+from prts_core.data.validation.episode import EpisodeSummary, facts, numbers
 from prts_core.data.validation.metadata import Metadata
 from prts_core.data.validation.report import Finding
-from prts_core.data.validation.stored_statistics import NAMES, Made, law_episode_stats
+from prts_core.data.validation.stored_statistics import NAMES, StatisticsProvenance, law_episode_stats
 from prts_core.data.validation.tables import check_tables, frame_schema, framed, law_stills
 from prts_core.data.validation.videos import Depth, law_video
 from prts_core.io.errors import DataError
@@ -50,7 +50,7 @@ class _Episode:
     reasons: list[Finding] = field(default_factory=list)
     reordered: bool = False
     length: int = 0
-    facts: Facts | None = None
+    facts: EpisodeSummary | None = None
 
 
 def repair(
@@ -343,7 +343,7 @@ def _stale(root: Path, output: Path, info: Info, name: str, episodes: int) -> st
         raw, contract = read_json(root / name), Contract.load(root / "meta" / "contract.json")
     except DataError:
         return ""  # a finding of the copy, for a person
-    made = Made.of(raw, name)
+    made = StatisticsProvenance.of(raw, name)
     if made is None:
         return ""
     digests = {episode: digest_file(output / info.data_file(episode)) for episode in range(episodes)}

@@ -18,8 +18,8 @@ import numpy as np
 from prts_core.contract import Contract
 from prts_core.data.lerobot_v21.schema import ACTION, STATE, EpisodeRow, EpisodeStatsRow, FeatureSummary, Info
 from prts_core.data.statistics import differences
-from prts_core.data.validation.claims import ATOL, CURE, RTOL, Claim, Tally
-from prts_core.data.validation.episode import Facts, Series
+from prts_core.data.validation.claims import ATOL, CURE, RTOL, Accumulator, StoredStatistic
+from prts_core.data.validation.episode import EpisodeSummary, Series
 from prts_core.data.validation.report import Finding
 from prts_core.io.errors import DataError
 from prts_core.io.files import digest_value, read_json
@@ -30,7 +30,7 @@ OPENPI = {"state": STATE, "actions": ACTION}
 
 
 @dataclass(frozen=True)
-class Made:
+class StatisticsProvenance:
     """What a file of ours says it was made from. name: as findings call the file."""
 
     name: str
@@ -40,11 +40,13 @@ class Made:
     chunk: int | None  # that its name says
 
     @staticmethod
-    def of(raw: object, name: str) -> Made | None:
+    def of(raw: object, name: str) -> StatisticsProvenance | None:
         """None where the file has no fingerprint of ours."""
         if not isinstance(raw, dict) or not isinstance(raw.get("made_from"), dict):
             return None
-        return Made(name, raw["made_from"], str(raw.get("fingerprint")), str(raw.get("split")), _chunk(name))
+        return StatisticsProvenance(
+            name, raw["made_from"], str(raw.get("fingerprint")), str(raw.get("split")), _chunk(name)
+        )
 
     def findings(
         self, splits: Mapping[str, range], digests: Mapping[int, str], contract: Contract | None
@@ -85,8 +87,8 @@ class StoredStatistics:
         }
         self.whole = range(episodes)
         self.faults: list[Finding] = []
-        self.claims: list[Claim] = []
-        self.made: list[Made] = []
+        self.claims: list[StoredStatistic] = []
+        self.made: list[StatisticsProvenance] = []
         self.digests: dict[int, str] = {}
         files = {path: f"meta/{path.name}" for path in _files(root / "meta", deep=False)}
         for other in others:
@@ -99,11 +101,11 @@ class StoredStatistics:
     def __len__(self) -> int:
         return len(self.claims) + len(self.made)
 
-    def watch(self, episode: int, found: Mapping[str, np.ndarray]) -> list[Tally | None]:
+    def watch(self, episode: int, found: Mapping[str, np.ndarray]) -> list[Accumulator | None]:
         """What `take` takes; found: sound (T, D) arrays by feature. Threads may call it."""
         return [claim.watch(episode, found) for claim in self.claims]
 
-    def take(self, episode: int, seen: Sequence[Tally | None], digest: str | None) -> None:
+    def take(self, episode: int, seen: Sequence[Accumulator | None], digest: str | None) -> None:
         """In the order of the episodes. digest: SHA-256 of the table, where `made` asks for it."""
         for claim, tally in zip(self.claims, seen, strict=True):
             if tally is not None:
@@ -135,7 +137,7 @@ class StoredStatistics:
             self.faults.append(Finding("statistics", name, type(raw).__name__, "an object a feature", CURE))
             return
         chunk = _chunk(name)
-        made = Made.of(raw, name)
+        made = StatisticsProvenance.of(raw, name)
         if made is not None:
             self.made.append(made)
             stated = made.made_from.get("chunk_length")
@@ -159,7 +161,9 @@ class StoredStatistics:
             counted = values.pop("count", _vector(raw.get("count")))
             count = int(counted[0]) if counted is not None and len(counted) and np.isfinite(counted[0]) else None
             for dims, steps in self._parts(feature, chunk, trained):
-                self.claims.append(Claim(name, feature, values, list(spans), dims, steps, count, made is not None))
+                self.claims.append(
+                    StoredStatistic(name, feature, values, list(spans), dims, steps, count, made is not None)
+                )
 
     def _spans(self) -> list[range]:
         """What statistics that name no split may be of."""
@@ -205,7 +209,7 @@ def _vector(raw: Any) -> np.ndarray | None:
         return None
 
 
-def law_episode_stats(row: EpisodeRow, stats: EpisodeStatsRow | None, facts: Facts) -> Iterator[Finding]:
+def law_episode_stats(row: EpisodeRow, stats: EpisodeStatsRow | None, facts: EpisodeSummary) -> Iterator[Finding]:
     """episodes_stats.jsonl has the episode (else an error), and its numbers are those of the table (else a warning)."""
     if stats is None:
         yield Finding(

@@ -250,7 +250,7 @@ def as_drawn(scene: Scene, stored: np.ndarray) -> np.ndarray:
 def make(settings: Mapping[str, Any]) -> LiberoEnvironment:
     """settings: `tasks`, how many scenes to keep built (default 3); `image_size`, of the pictures (default the
     suite's); `placement`, "stored" (default) or "drawn"."""
-    from prts_core.sim.homes import Home
+    from prts_core.sim.installations import Installation
 
     unknown = set(settings) - {"tasks", "image_size", "placement"}
     if unknown:
@@ -262,7 +262,7 @@ def make(settings: Mapping[str, Any]) -> LiberoEnvironment:
         raise ConfigError("There is no such placement", field="placement", found=placement, expected="stored, drawn")
     if size is not None and not (isinstance(size, int) and 16 <= size <= 1024):
         raise ConfigError("Not a size of pictures", field="image_size", found=size, expected="16 to 1024")
-    home = Home("libero")
+    home = Installation("libero")
     home.require()
     return LiberoEnvironment(home.path, int(settings.get("tasks", KEPT)), size, placement == "drawn")
 

@@ -11,7 +11,7 @@ import numpy as np
 from prts_core.sim.suite import Environment, SuiteSpec, Task
 from prts_core.sim.suites.libero.expert_motion import Skill
 from prts_core.sim.suites.libero.expert_plan import skills_of
-from prts_core.sim.suites.libero.expert_scene import Scene
+from prts_core.sim.suites.libero.expert_scene import ExpertScene
 
 
 class LiberoExpert:
@@ -25,7 +25,7 @@ class LiberoExpert:
         self.phase = ""
 
     def act(self, environment: Environment) -> np.ndarray:
-        scene = Scene(environment.privileged())
+        scene = ExpertScene(environment.privileged())
         if self.skills is None:
             self.skills = skills_of(scene)
         undone = next((skill for skill in self.skills if not skill.done(scene)), self.skills[-1])

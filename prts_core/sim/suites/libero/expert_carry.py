@@ -12,7 +12,7 @@ import numpy as np
 
 from prts_core.sim.suites.libero.expert_grasp import Grasp
 from prts_core.sim.suites.libero.expert_motion import CLOSE, OPEN, UP, Skill, action
-from prts_core.sim.suites.libero.expert_scene import HAND_BOTTOM, Scene
+from prts_core.sim.suites.libero.expert_scene import HAND_BOTTOM, ExpertScene
 
 UPRIGHT = -0.85  # the vertical part of where the hand points
 
@@ -26,15 +26,15 @@ class PickPlace(Skill):
     def __init__(
         self,
         name: str,
-        grasp: Callable[[Scene, list[np.ndarray]], Grasp],
-        where: Callable[[Scene], np.ndarray],
-        anchor: Callable[[Scene], np.ndarray],
+        grasp: Callable[[ExpertScene, list[np.ndarray]], Grasp],
+        where: Callable[[ExpertScene], np.ndarray],
+        anchor: Callable[[ExpertScene], np.ndarray],
         clearance: float,
         words: tuple[str, str],
         hand_above: float = -np.inf,
         within: float = 0.03,
-        arrived: Callable[[Scene], bool] | None = None,
-        twist: Callable[[Scene], float] | None = None,
+        arrived: Callable[[ExpertScene], bool] | None = None,
+        twist: Callable[[ExpertScene], float] | None = None,
         crowded: bool = False,
     ) -> None:
         self.name, self.plan, self.where, self.anchor, self.clearance = name, grasp, where, anchor, clearance
@@ -52,7 +52,7 @@ class PickPlace(Skill):
         self.failed: list[np.ndarray] = []  # (2,) grips on the object that did not work
         self.phase = ""
 
-    def done(self, scene: Scene) -> bool:
+    def done(self, scene: ExpertScene) -> bool:
         place = self.where(scene)
         aside = np.linalg.norm(scene.hand[:2] - self.anchor(scene)[:2])
         away = aside > 0.1 or scene.hand[2] > scene.extent(self.name)[1][2] + 0.01
@@ -65,7 +65,7 @@ class PickPlace(Skill):
     def busy(self) -> bool:
         return self.held is not None or bool(self.releasing)
 
-    def act(self, scene: Scene) -> np.ndarray:
+    def act(self, scene: ExpertScene) -> np.ndarray:
         thing = scene.position(self.name)
         if self.held is not None and np.linalg.norm(thing - scene.hand - self.held) > 0.035:
             self._failed(scene)  # it slipped, or was never held
@@ -77,7 +77,7 @@ class PickPlace(Skill):
             return self._close(scene)
         return self._reach(scene)
 
-    def _failed(self, scene: Scene) -> None:
+    def _failed(self, scene: ExpertScene) -> None:
         if self.grasp is not None:
             low, high = scene.extent(self.name)
             self.failed.append(self.grasp.position[:2] - (low + high)[:2] / 2)
@@ -87,7 +87,7 @@ class PickPlace(Skill):
         self.grasp, self.held, self.closing, self.releasing = None, None, [], 0
         self.stuck, self.height = 0, np.inf
 
-    def _reach(self, scene: Scene) -> np.ndarray:
+    def _reach(self, scene: ExpertScene) -> np.ndarray:
         thing = scene.position(self.name)
         if self.grasp is None or np.linalg.norm(thing - self.seen_at) > 0.01:
             self.grasp, self.seen_at = self.plan(scene, self.failed), thing.copy()
@@ -115,7 +115,7 @@ class PickPlace(Skill):
             return action(scene, np.r_[scene.hand[:2] + 0.2 * (goal - scene.hand)[:2], fly], yaw, OPEN)
         return action(scene, np.r_[goal[:2], fly if aside > 0.05 else over], yaw, OPEN)
 
-    def _close(self, scene: Scene) -> np.ndarray:
+    def _close(self, scene: ExpertScene) -> np.ndarray:
         assert self.grasp is not None
         self.phase = f"grasp the {self.words[0]}"
         still = len(self.closing) > 2 and abs(self.closing[-1] - scene.opening) < 0.0005
@@ -128,7 +128,7 @@ class PickPlace(Skill):
             self.top = max(over, place[2])  # once: what a finger drags along must not lift it
         return action(scene, self.grasp.position, self.grasp.yaw, CLOSE)
 
-    def _carry(self, scene: Scene) -> np.ndarray:
+    def _carry(self, scene: ExpertScene) -> np.ndarray:
         assert self.grasp is not None
         place, anchor = self.where(scene), self.anchor(scene)
         low, _ = scene.extent(self.name)
@@ -157,7 +157,7 @@ class PickPlace(Skill):
             return self._release(scene)
         return action(scene, scene.hand + np.r_[aside, -max(drop - 0.004, 0.01)], yaw, CLOSE, 0.6)
 
-    def _release(self, scene: Scene) -> np.ndarray:
+    def _release(self, scene: ExpertScene) -> np.ndarray:
         assert self.grasp is not None
         self.phase = f"let go of the {self.words[0]}"
         self.held, yaw = None, self.grasp.yaw

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prts_core.sim.suites.libero.expert_scene import FINGER_BELOW, NEUTRAL, Scene
+from prts_core.sim.suites.libero.expert_scene import FINGER_BELOW, NEUTRAL, ExpertScene
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def turned(angle: float, neutral: float = NEUTRAL) -> float:
     return neutral + (angle - neutral + np.pi / 2) % np.pi - np.pi / 2
 
 
-def pinch(scene: Scene, name: str, below_top: float, widest: float) -> Grasp:
+def pinch(scene: ExpertScene, name: str, below_top: float, widest: float) -> Grasp:
     """Across the object's narrowest free width, through its middle, fingers `below_top` under its top at most."""
     low, high = scene.extent(name)
     height = max((low[2] + high[2]) / 2, high[2] - below_top, low[2] + FINGER_BELOW + 0.002)
@@ -48,7 +48,7 @@ def pinch(scene: Scene, name: str, below_top: float, widest: float) -> Grasp:
     return best
 
 
-def level_pinch(scene: Scene, name: str, widest: float) -> Grasp | None:
+def level_pinch(scene: ExpertScene, name: str, widest: float) -> Grasp | None:
     """Of a thing that is too wide as a whole: across it at the height where a pinch spans it with most room; None where
     there is no such height."""
     corners = scene.boxes(name)
@@ -74,7 +74,7 @@ def level_pinch(scene: Scene, name: str, widest: float) -> Grasp | None:
 
 
 def rim(
-    scene: Scene,
+    scene: ExpertScene,
     name: str,
     inset: float,
     below_top: float,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prts_core.sim.suites.libero.expert_motion import CLOSE, OPEN, UP, Skill, action, aim, travel
-from prts_core.sim.suites.libero.expert_scene import FINGER_BELOW, NEUTRAL, Scene
+from prts_core.sim.suites.libero.expert_scene import FINGER_BELOW, NEUTRAL, ExpertScene
 
 DOWN = np.array([0.0, 0.0, -1.0])
 FACE = 0.006  # m, what of a shape counts as its outermost part
@@ -31,15 +31,15 @@ class Wish:
     enough: float
     sign: float
 
-    def holds(self, scene: Scene) -> bool:
+    def holds(self, scene: ExpertScene) -> bool:
         return (scene.seen["links"][self.joint]["value"] - self.edge) * self.sign > 0.0
 
-    def left(self, scene: Scene) -> float:
+    def left(self, scene: ExpertScene) -> float:
         """How far it still has to go, 0 where it is far enough."""
         return max((self.enough - scene.seen["links"][self.joint]["value"]) * self.sign, 0.0)
 
 
-def wish(scene: Scene, fixture: str, joint: str, wanted: str, other: str) -> Wish:
+def wish(scene: ExpertScene, fixture: str, joint: str, wanted: str, other: str) -> Wish:
     """Into a fixture's range `wanted`, coming from its range `other`: beyond the end that is nearer to that one."""
     low, high = scene.seen["ranges"][fixture][wanted]
     sign = 1.0 if low + high > sum(scene.seen["ranges"][fixture][other]) else -1.0
@@ -47,7 +47,7 @@ def wish(scene: Scene, fixture: str, joint: str, wanted: str, other: str) -> Wis
     return Wish(joint, edge, edge + sign * BEYOND * (high - low), sign)
 
 
-def _rows(scene: Scene, joint: str, way: np.ndarray) -> np.ndarray:
+def _rows(scene: ExpertScene, joint: str, way: np.ndarray) -> np.ndarray:
     """(n, 8, 3) corners of the boxes that are outermost along `way`."""
     corners = scene.moved_by(joint)
     reach = (corners @ way).max(axis=1)
@@ -63,10 +63,10 @@ class Turn(Skill):
         self.held = False
         self.yaw: float | None = None
 
-    def done(self, scene: Scene) -> bool:
+    def done(self, scene: ExpertScene) -> bool:
         return self.wish.holds(scene)
 
-    def act(self, scene: Scene) -> np.ndarray:
+    def act(self, scene: ExpertScene) -> np.ndarray:
         link = scene.seen["links"][self.wish.joint]
         bar = _rows(scene, self.wish.joint, -DOWN).reshape(-1, 3)
         top = float(bar[:, 2].max())
@@ -120,16 +120,16 @@ class Pull(Skill):
         self.near = False
         self.opening: np.ndarray | None = None
 
-    def done(self, scene: Scene) -> bool:
+    def done(self, scene: ExpertScene) -> bool:
         return self.wish.holds(scene) and not self.held and (not self.leaving or self._away(scene) > 0.07)
 
-    def _away(self, scene: Scene) -> float:
+    def _away(self, scene: ExpertScene) -> float:
         return float(np.linalg.norm(scene.hand - self._bar(scene)[0]))
 
-    def _way(self, scene: Scene) -> np.ndarray:
+    def _way(self, scene: ExpertScene) -> np.ndarray:
         return scene.seen["links"][self.wish.joint]["axis"] * self.wish.sign
 
-    def _bar(self, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    def _bar(self, scene: ExpertScene) -> tuple[np.ndarray, np.ndarray]:
         """The handle's middle (3,) and its narrow direction (3,) across the drawer's way."""
         bar = _rows(scene, self.wish.joint, self._way(scene)).reshape(-1, 3)
         low, high = bar.min(0), bar.max(0)
@@ -137,7 +137,7 @@ class Pull(Skill):
         upright = float(high[2] - low[2]) < float(np.ptp(bar @ level))
         return (low + high) / 2, -DOWN if upright else level
 
-    def act(self, scene: Scene) -> np.ndarray:
+    def act(self, scene: ExpertScene) -> np.ndarray:
         way = self._way(scene)
         bar, narrow = self._bar(scene)
         tilt = PULL_TILT if narrow[2] else np.pi / 2
@@ -190,10 +190,10 @@ class Push(Skill):
         self.pushing = False
         self.opening: np.ndarray | None = None
 
-    def done(self, scene: Scene) -> bool:
+    def done(self, scene: ExpertScene) -> bool:
         return self.wish.holds(scene)
 
-    def _way(self, scene: Scene) -> np.ndarray:
+    def _way(self, scene: ExpertScene) -> np.ndarray:
         """(3,) level: where the part that is furthest out goes next."""
         link = scene.seen["links"][self.wish.joint]
         if link["slides"]:
@@ -203,7 +203,7 @@ class Push(Skill):
         way = np.cross(link["axis"] * self.wish.sign, arm) * [1, 1, 0]
         return way / np.linalg.norm(way)
 
-    def act(self, scene: Scene) -> np.ndarray:
+    def act(self, scene: ExpertScene) -> np.ndarray:
         way = self._way(scene)
         part = _rows(scene, self.wish.joint, -way).reshape(-1, 3)
         middle = (part.min(0) + part.max(0)) / 2
@@ -228,13 +228,13 @@ class Push(Skill):
 class Drag(Skill):
     """A flat thing with a hollow, over the table: the closed fingers stand in the hollow and take it along."""
 
-    def __init__(self, name: str, where: Callable[[Scene], np.ndarray], words: tuple[str, str]) -> None:
+    def __init__(self, name: str, where: Callable[[ExpertScene], np.ndarray], words: tuple[str, str]) -> None:
         self.name, self.where, self.words = name, where, words
 
-    def done(self, scene: Scene) -> bool:
+    def done(self, scene: ExpertScene) -> bool:
         return float(np.linalg.norm(scene.position(self.name)[:2] - self.where(scene)[:2])) < 0.01
 
-    def act(self, scene: Scene) -> np.ndarray:
+    def act(self, scene: ExpertScene) -> np.ndarray:
         low, high = scene.extent(self.name)
         middle = (low + high)[:2] / 2
         goal = np.r_[middle, scene.floor(middle, self.name) + FINGER_BELOW + 0.003]

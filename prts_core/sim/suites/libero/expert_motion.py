@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from prts_core.sim.suites.libero.expert_scene import Scene
+from prts_core.sim.suites.libero.expert_scene import ExpertScene
 
 STEP_M, STEP_RAD = 0.05, 0.5  # of one unit of an OSC_POSE action
 OPEN, CLOSE = -1.0, 1.0
@@ -15,7 +15,7 @@ GAIN = 2.0
 UP = np.array([0.0, 0.0, 0.05])
 
 
-def action(scene: Scene, target: np.ndarray, yaw: float, gripper: float, speed: float = 1.0) -> np.ndarray:
+def action(scene: ExpertScene, target: np.ndarray, yaw: float, gripper: float, speed: float = 1.0) -> np.ndarray:
     """(7,) float32 towards a position (3,) and a yaw of the fingers' opening, the hand pointing down."""
     move = GAIN * (target - scene.hand) / STEP_M
     move[:2] *= speed / max(np.abs(move[:2]).max(), speed)
@@ -26,7 +26,12 @@ def action(scene: Scene, target: np.ndarray, yaw: float, gripper: float, speed: 
 
 
 def aim(
-    scene: Scene, target: np.ndarray, approach: np.ndarray, opening: np.ndarray, gripper: float, speed: float = 1.0
+    scene: ExpertScene,
+    target: np.ndarray,
+    approach: np.ndarray,
+    opening: np.ndarray,
+    gripper: float,
+    speed: float = 1.0,
 ) -> np.ndarray:
     """(7,) float32 towards a position (3,) with the hand pointing along `approach` (3,) and its fingers opening along
     `opening` (3,), finger 1 to finger 2; both of length 1, one across the other."""
@@ -37,7 +42,7 @@ def aim(
 
 
 def travel(
-    scene: Scene,
+    scene: ExpertScene,
     target: np.ndarray,
     approach: np.ndarray,
     opening: np.ndarray,
@@ -66,8 +71,8 @@ class Skill:
         """A thing is in the hand: no other skill may begin."""
         return False
 
-    def done(self, scene: Scene) -> bool:
+    def done(self, scene: ExpertScene) -> bool:
         raise NotImplementedError
 
-    def act(self, scene: Scene) -> np.ndarray:
+    def act(self, scene: ExpertScene) -> np.ndarray:
         raise NotImplementedError

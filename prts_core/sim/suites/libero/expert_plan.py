@@ -14,7 +14,7 @@ from prts_core.sim.suites.libero.expert_carry import PickPlace
 from prts_core.sim.suites.libero.expert_grasp import Grasp, level_pinch, pinch, rim
 from prts_core.sim.suites.libero.expert_joints import Drag, Pull, Push, Turn, wish
 from prts_core.sim.suites.libero.expert_motion import Skill
-from prts_core.sim.suites.libero.expert_scene import Scene
+from prts_core.sim.suites.libero.expert_scene import ExpertScene
 
 WIDEST = 0.072  # m, of what the fingers close around
 
@@ -38,7 +38,7 @@ _BEFORE = {"open": 0, "turnon": 0, "on": 1, "in": 1, "close": 2}  # what is to b
 _FLAT = 0.03  # m, of what is dragged and not picked up
 
 
-def skills_of(scene: Scene) -> list[Skill]:
+def skills_of(scene: ExpertScene) -> list[Skill]:
     """The skills for a goal, in the order in which they are done. SimulatorError where there is none for a part."""
     goal = [(str(predicate).lower(), *map(str, names)) for predicate, *names in scene.seen["goal"]]
     skills: list[Skill] = []
@@ -56,7 +56,7 @@ def skills_of(scene: Scene) -> list[Skill]:
     return skills
 
 
-def _for(scene: Scene, goal: list[tuple[str, ...]], index: int) -> list[Skill]:
+def _for(scene: ExpertScene, goal: list[tuple[str, ...]], index: int) -> list[Skill]:
     """The skills of one part of a goal; none where it cannot be done."""
     predicate, *names = goal[index]
     if predicate in ("open", "close", "turnon"):
@@ -81,7 +81,7 @@ def _for(scene: Scene, goal: list[tuple[str, ...]], index: int) -> list[Skill]:
     return [_place(scene, name, target, rank * _apart(scene, predicate, name, target), len(sharing) > 1)]
 
 
-def _apart(scene: Scene, predicate: str, name: str, target: str) -> np.ndarray:
+def _apart(scene: ExpertScene, predicate: str, name: str, target: str) -> np.ndarray:
     """(3,) from one to the next of the things that share a place: corner to corner in what has walls, else in a row."""
     if target not in scene.seen["sites"]:
         return np.zeros(3)
@@ -93,12 +93,12 @@ def _apart(scene: Scene, predicate: str, name: str, target: str) -> np.ndarray:
     return np.r_[2 * room, 0.0]
 
 
-def parent_of(scene: Scene, target: str) -> str | None:
+def parent_of(scene: ExpertScene, target: str) -> str | None:
     """The thing or fixture that a region belongs to; the thing itself; None for a place on a table."""
     return next((owner for owner in scene.seen["owners"] if target.startswith(owner)), None)
 
 
-def _moved(scene: Scene, predicate: str, target: str) -> list[Skill]:
+def _moved(scene: ExpertScene, predicate: str, target: str) -> list[Skill]:
     """A fixture, or the part of it that a region belongs to, open, shut or on."""
     fixture = parent_of(scene, target)
     joints = scene.seen.get("joints_of", {}).get(target) or []
@@ -113,7 +113,7 @@ def _moved(scene: Scene, predicate: str, target: str) -> list[Skill]:
     return [Pull(wanted, _part(target, fixture))] if scene.seen["links"][joints[0]]["slides"] else []
 
 
-def _opened(scene: Scene, joint: str, region: str, name: str) -> list[Skill]:
+def _opened(scene: ExpertScene, joint: str, region: str, name: str) -> list[Skill]:
     """What opens a drawer where it is not open: no further than a thing needs, since it then hangs over others."""
     fixture = parent_of(scene, region)
     assert fixture is not None
@@ -137,16 +137,16 @@ def _aside(region: str) -> str:
     return "to the " + spoken(region.removesuffix("_region").partition("table_")[2] or region)
 
 
-def _spans(scene: Scene, name: str) -> bool:
+def _spans(scene: ExpertScene, name: str) -> bool:
     """Can the hand hold it?"""
     return name.rsplit("_", 1)[0] in _RIM or _narrow(scene, name) or level_pinch(scene, name, WIDEST) is not None
 
 
-def _narrow(scene: Scene, name: str) -> bool:
+def _narrow(scene: ExpertScene, name: str) -> bool:
     return min(scene.width(name, yaw)[0] for yaw in np.linspace(0.0, np.pi, 24, endpoint=False)) < WIDEST
 
 
-def _grasp(scene: Scene, name: str, place: np.ndarray, failed: list[np.ndarray], tight: bool = False) -> Grasp:
+def _grasp(scene: ExpertScene, name: str, place: np.ndarray, failed: list[np.ndarray], tight: bool = False) -> Grasp:
     kind = name.rsplit("_", 1)[0]
     if kind in _RIM:
         inset, below, round_body = _RIM[kind]
@@ -158,12 +158,12 @@ def _grasp(scene: Scene, name: str, place: np.ndarray, failed: list[np.ndarray],
     return pinch(scene, name, 0.034, WIDEST)
 
 
-def _place(scene: Scene, name: str, target: str, apart: np.ndarray, crowded: bool) -> Skill:
+def _place(scene: ExpertScene, name: str, target: str, apart: np.ndarray, crowded: bool) -> Skill:
     parent = parent_of(scene, target)
     inside = "contain" in target
     word = "into" if inside else "onto"
 
-    def where(now: Scene) -> np.ndarray:
+    def where(now: ExpertScene) -> np.ndarray:
         place = now.position(target) + apart
         if inside and parent is not None:
             return np.r_[place[:2], now.extent(parent)[0][2] + 0.02]
@@ -188,7 +188,7 @@ def _place(scene: Scene, name: str, target: str, apart: np.ndarray, crowded: boo
     )
 
 
-def _misfit(scene: Scene, name: str, slot: str) -> float:
+def _misfit(scene: ExpertScene, name: str, slot: str) -> float:
     """How far (rad) a thing has to turn until its narrow side lies along the narrow side of an oblong region."""
     yaws = np.arange(48) * np.pi / 48
     lying = float(yaws[int(np.argmin([scene.width(name, yaw)[0] for yaw in yaws]))])
@@ -197,14 +197,14 @@ def _misfit(scene: Scene, name: str, slot: str) -> float:
     return float((np.arctan2(narrow[1], narrow[0]) - lying + np.pi / 2) % np.pi - np.pi / 2)
 
 
-def into_drawer(scene: Scene, name: str, region: str, joint: str) -> Skill:
+def into_drawer(scene: ExpertScene, name: str, region: str, joint: str) -> Skill:
     """A thing into an open drawer, where nothing is above."""
     fixture = parent_of(scene, region)
     assert fixture is not None
     low, high = scene.extent(name)
     radius = float((high - low)[:2].max()) / 2
 
-    def where(now: Scene) -> np.ndarray:
+    def where(now: ExpertScene) -> np.ndarray:
         return drawer_place(now, region, joint, name, radius)
 
     return PickPlace(
@@ -220,7 +220,7 @@ def into_drawer(scene: Scene, name: str, region: str, joint: str) -> Skill:
     )
 
 
-def drawer_place(scene: Scene, region: str, joint: str, without: str, radius: float) -> np.ndarray:
+def drawer_place(scene: ExpertScene, region: str, joint: str, without: str, radius: float) -> np.ndarray:
     """(x, y, height of the floor) in an open drawer, nearest to its middle, with nothing above within `radius`."""
     middle, mat, half = scene.seen["sites"][region]
     reach = np.abs(mat @ half)[:2]

@@ -18,7 +18,7 @@ COMFORT = 0.64  # of at most 0.70 m between shoulder and wrist: an arm that is s
 NEUTRAL = np.pi / 2  # yaw of the opening (finger 1 to finger 2) in the robot's home pose
 
 
-class Scene:
+class ExpertScene:
     """One look at the privileged state."""
 
     def __init__(self, seen: dict[str, Any]) -> None:

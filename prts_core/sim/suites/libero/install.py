@@ -30,8 +30,8 @@ from prts_core.io.errors import ConfigError, DataError, UnavailableError
 from prts_core.io.files import atomic_path, digest_file, read_json, write_json, write_text
 from prts_core.io.locks import locked
 from prts_core.io.progress import track
-from prts_core.sim import building
-from prts_core.sim.homes import Home, link
+from prts_core.sim import installer
+from prts_core.sim.installations import Installation, link
 from prts_core.sim.suites.libero.environment import states_digest
 from prts_core.sim.suites.libero.init_states import read_init_states
 from prts_core.sim.suites.libero.spec import MAX_STEPS
@@ -88,7 +88,7 @@ CHECK_SECONDS = 600.0
 TITLE = "LIBERO"
 
 
-def install(home: Home, assets: str | None = None) -> dict[str, Any]:
+def install(home: Installation, assets: str | None = None) -> dict[str, Any]:
     """Install, or go on, or find everything done; what installed.json says.
 
     assets: a folder; none: what is already linked, else $PRTS_SHARED/data/libero_assets, else the hub. Raises
@@ -102,7 +102,7 @@ def install(home: Home, assets: str | None = None) -> dict[str, Any]:
         if found is not None and all(found.get(key) == value for key, value in wanted.items()):
             return found
         home.record.unlink(missing_ok=True)
-        building.packages(home, PINS, lock, title=TITLE)
+        installer.packages(home, PINS, lock, title=TITLE)
         link(home.path / "assets", folder)
         link(_package(home) / "assets", home.path / "assets")
         _configure(home)
@@ -113,11 +113,11 @@ def install(home: Home, assets: str | None = None) -> dict[str, Any]:
         return record
 
 
-def check(home: Home) -> dict[str, Any]:
+def check(home: Installation) -> dict[str, Any]:
     """The self-check in the simulator's own Python: one task is made, reset, stepped and rendered, compared with itself
     after another episode and with LIBERO's own environment. SimulatorError with what it said where it fails."""
     backend = os.environ.get("MUJOCO_GL") or "egl"
-    return building.self_check(
+    return installer.self_check(
         home,
         "prts_core.sim.suites.libero.check",
         title=TITLE,
@@ -140,7 +140,7 @@ def _wanted(assets: Path) -> dict[str, Any]:
     }
 
 
-def _assets(home: Home, given: str | None) -> Path:
+def _assets(home: Installation, given: str | None) -> Path:
     from prts_core.config.places import shared_folder
     from prts_core.io.hub import local_folder
 
@@ -176,13 +176,13 @@ def _assets(home: Home, given: str | None) -> Path:
     return folder
 
 
-def _package(home: Home) -> Path:
+def _package(home: Installation) -> Path:
     """<site-packages>/libero/libero."""
     (found,) = (home.path / "venv" / "lib").glob("python3.*/site-packages/libero/libero")
     return found
 
 
-def _configure(home: Home) -> None:
+def _configure(home: Installation) -> None:
     package = _package(home)
     folders = {
         "benchmark_root": package,
@@ -197,7 +197,7 @@ def _configure(home: Home) -> None:
     )
 
 
-def _convert(home: Home) -> None:
+def _convert(home: Installation) -> None:
     """Initial states as .npz and tasks.json; the digest of what a file was made from says whether it stands."""
     package = _package(home)
     before = read_json(home.path / "tasks.json")["tasks"] if (home.path / "tasks.json").is_file() else {}

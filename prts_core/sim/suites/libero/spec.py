@@ -60,9 +60,9 @@ def contract(image_size: int = IMAGE_SIZE) -> Contract:
 
 def suites() -> dict[str, SuiteSpec]:
     """Every suite by name. UnavailableError where LIBERO is not installed, DataError for a damaged tasks.json."""
-    from prts_core.sim.homes import Home
+    from prts_core.sim.installations import Installation
 
-    home = Home(FAMILY)
+    home = Installation(FAMILY)
     installed = home.require()
     return suites_of(home.path / "tasks.json", str(installed.get("standins", "")))
 

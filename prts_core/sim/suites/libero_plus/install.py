@@ -12,7 +12,7 @@ from typing import Any
 
 from prts_core.io.errors import ConfigError
 from prts_core.io.files import digest_file, write_json
-from prts_core.sim.homes import Home, link
+from prts_core.sim.installations import Installation, link
 from prts_core.sim.suites.libero import install as libero
 from prts_core.sim.suites.libero.spec import FAMILY as LIBERO
 from prts_core.sim.suites.libero.spec import suites as libero_suites
@@ -20,14 +20,14 @@ from prts_core.sim.suites.libero_plus import names
 from prts_core.sim.suites.libero_plus.spec import BASES
 
 
-def install(home: Home, assets: str | None = None) -> dict[str, Any]:
+def install(home: Installation, assets: str | None = None) -> dict[str, Any]:
     """LIBERO, then this layer; what installed.json says.
 
     assets: a file is a list of LIBERO-Plus tasks (its task_classification.json, or a name a line); a folder is LIBERO's
     assets. Raises what LIBERO's install raises, and DataError for a list that cannot be read.
     """
     listed = Path(assets).expanduser() if assets is not None and Path(assets).expanduser().is_file() else None
-    base = Home(LIBERO)
+    base = Installation(LIBERO)
     found = base.installed()
     if found is None or (assets is not None and listed is None):
         found = libero.install(base, None if listed else assets)
@@ -41,13 +41,13 @@ def install(home: Home, assets: str | None = None) -> dict[str, Any]:
     return record
 
 
-def check(home: Home) -> dict[str, Any]:
+def check(home: Installation) -> dict[str, Any]:
     """LIBERO's self-check: the layer lives in its environment."""
     home.require()
-    return libero.check(Home(LIBERO))
+    return libero.check(Installation(LIBERO))
 
 
-def _list(home: Home, path: Path) -> dict[str, Any]:
+def _list(home: Installation, path: Path) -> dict[str, Any]:
     own = {task.name for name, suite in libero_suites().items() if name in BASES for task in suite.tasks}
     tasks = names.read(path, own)
     runnable = [task for task in tasks if not task.missing]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from prts_core.io.errors import DataError
 from prts_core.io.files import read_json
-from prts_core.sim.homes import Home
+from prts_core.sim.installations import Installation
 from prts_core.sim.suite import SuiteSpec, Task
 from prts_core.sim.suites.libero import spec as libero
 from prts_core.sim.suites.libero.perturb import PLUS, background, camera, instruction, language, layout, light, noise
@@ -71,7 +71,7 @@ def suites() -> dict[str, SuiteSpec]:
 
     `libero_plus_list` is the list that was given at installation, else a few examples.
     """
-    home = Home(FAMILY)
+    home = Installation(FAMILY)
     home.require()
     return suites_of(libero.suites(), home.path / "tasks.json")
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from prts_core.io.files import write_json
-from prts_core.sim.homes import Home, link
+from prts_core.sim.installations import Installation, link
 from prts_core.sim.suites.libero import install as libero
 from prts_core.sim.suites.libero.spec import FAMILY as LIBERO
 
 
-def install(home: Home, assets: str | None = None) -> dict[str, Any]:
+def install(home: Installation, assets: str | None = None) -> dict[str, Any]:
     """LIBERO, then this layer; what installed.json says. Raises what LIBERO's install raises."""
-    base = Home(LIBERO)
+    base = Installation(LIBERO)
     found = base.installed()
     if found is None or assets is not None:
         found = libero.install(base, assets)
@@ -22,7 +22,7 @@ def install(home: Home, assets: str | None = None) -> dict[str, Any]:
     return record
 
 
-def check(home: Home) -> dict[str, Any]:
+def check(home: Installation) -> dict[str, Any]:
     """LIBERO's self-check: the layer lives in its environment."""
     home.require()
-    return libero.check(Home(LIBERO))
+    return libero.check(Installation(LIBERO))

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from prts_core.io.errors import ConfigError, UnavailableError
-from prts_core.sim.homes import Home
+from prts_core.sim.installations import Installation
 from prts_core.sim.suite import SuiteSpec, Task
 from prts_core.sim.suites.libero import spec as libero
 from prts_core.sim.suites.libero.perturb import PRO, instruction, pro
@@ -33,8 +33,8 @@ SOURCES = {
 
 def suites() -> dict[str, SuiteSpec]:
     """Every suite by name. UnavailableError where LIBERO or this layer is not installed."""
-    Home(FAMILY).require()
-    home = Home(libero.FAMILY)
+    Installation(FAMILY).require()
+    home = Installation(libero.FAMILY)
     own = libero.suites()
     folders = sorted((home.path / "venv" / "lib").glob("python3*/site-packages/libero/libero/bddl_files"))
     if not folders:

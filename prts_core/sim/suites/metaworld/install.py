@@ -6,13 +6,13 @@ import importlib.metadata
 from typing import Any
 
 from prts_core.io.errors import MissingExtraError, install_extra, require
-from prts_core.sim.homes import Home
+from prts_core.sim.installations import Installation
 
 MAIN_ENVIRONMENT = True
 PACKAGES = ("metaworld", "mujoco")
 
 
-def install(home: Home, assets: str | None = None) -> dict[str, Any]:
+def install(home: Installation, assets: str | None = None) -> dict[str, Any]:
     """What is installed. MissingExtraError names the extra that brings it; there are no assets to choose."""
     try:
         pins = {name: importlib.metadata.version(name) for name in PACKAGES}
@@ -23,7 +23,7 @@ def install(home: Home, assets: str | None = None) -> dict[str, Any]:
     return {"pins": pins, "standins": ""}
 
 
-def check(home: Home) -> dict[str, Any]:
+def check(home: Installation) -> dict[str, Any]:
     """The packages' versions, once each was imported. MissingExtraError as above."""
     for name in PACKAGES:
         require(name, "sim")

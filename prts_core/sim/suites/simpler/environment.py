@@ -168,7 +168,7 @@ class SimplerEnvironment:
 def make(settings: Mapping[str, Any]) -> SimplerEnvironment:
     """settings: `tasks`, how many scenes to keep built (default 4); `image_size`, of square pictures (default the
     suite's 480 x 640); `placement`, "stored", since ManiSkill's own sampler draws from the suite's 24 episodes too."""
-    from prts_core.sim.homes import Home
+    from prts_core.sim.installations import Installation
 
     unknown = set(settings) - {"tasks", "image_size", "placement"}
     if unknown:
@@ -189,7 +189,7 @@ def make(settings: Mapping[str, Any]) -> SimplerEnvironment:
         )
     if size is not None and not (isinstance(size, int) and 16 <= size <= 1024):
         raise ConfigError("Not a size of pictures", field="image_size", found=size, expected="16 to 1024")
-    home = Home(FAMILY)
+    home = Installation(FAMILY)
     home.require()
     import_simulator(home.path)
     return SimplerEnvironment(home.path, int(settings.get("tasks", KEPT)), size)

@@ -22,8 +22,8 @@ from typing import Any
 from prts_core.io.errors import ConfigError, DataError, UnavailableError
 from prts_core.io.files import digest_file, write_json
 from prts_core.io.locks import locked
-from prts_core.sim import building
-from prts_core.sim.homes import Home, link
+from prts_core.sim import installer
+from prts_core.sim.installations import Installation, link
 from prts_core.sim.suites.simpler.assets import BRIDGE, NEEDED, ROBOT, unavailable
 from prts_core.sim.suites.simpler.spec import TASKS
 
@@ -118,7 +118,7 @@ _DRIVER_FOLDERS = ("/usr/share/vulkan/icd.d", "/etc/vulkan/icd.d", "/usr/local/s
 _DRIVER_VARIABLES = ("VK_DRIVER_FILES", "VK_ADD_DRIVER_FILES", "VK_ICD_FILENAMES")
 
 
-def install(home: Home, assets: str | None = None) -> dict[str, Any]:
+def install(home: Installation, assets: str | None = None) -> dict[str, Any]:
     """Install, or go on, or find everything done; what installed.json says.
 
     assets: a folder; none: what is already linked, else $PRTS_SHARED/data/simpler_assets, else ManiSkill's downloader.
@@ -132,7 +132,7 @@ def install(home: Home, assets: str | None = None) -> dict[str, Any]:
         look_for_a_driver()
         home.record.unlink(missing_ok=True)
         index = os.environ.get("PRTS_TORCH_INDEX")
-        building.packages(
+        installer.packages(
             home,
             PINS,
             lock,
@@ -149,10 +149,10 @@ def install(home: Home, assets: str | None = None) -> dict[str, Any]:
         return record
 
 
-def check(home: Home) -> dict[str, Any]:
+def check(home: Installation) -> dict[str, Any]:
     """The self-check in the simulator's own Python: one task is made, reset, stepped and looked at, compared with
     itself after another episode and with ManiSkill's own loop. SimulatorError with what it said where it fails."""
-    return building.self_check(
+    return installer.self_check(
         home,
         "prts_core.sim.suites.simpler.check",
         title=TITLE,
@@ -197,7 +197,7 @@ def _holds(record: dict[str, Any], wanted: dict[str, Any]) -> bool:
     return all(record.get(key) == value for key, value in wanted.items())
 
 
-def _here(home: Home, given: str | None) -> Path | None:
+def _here(home: Installation, given: str | None) -> Path | None:
     """The folder of assets on this machine, checked; None where there is none."""
     from prts_core.config.places import shared_folder
 
@@ -226,10 +226,10 @@ def _checked(folder: Path) -> Path:
     return folder
 
 
-def _fetch(home: Home, lock: int) -> Path:
+def _fetch(home: Installation, lock: int) -> Path:
     """Through ManiSkill's own downloader, which checks what it gets against its own list."""
     place, partial = home.path / "fetched", home.path / "fetching"
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(building.PRIVATE)}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(installer.PRIVATE)}
     for name, target in zip(DOWNLOADS, (ROBOT, BRIDGE), strict=True):
         if (place / target).is_dir():
             continue

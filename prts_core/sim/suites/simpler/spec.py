@@ -105,9 +105,9 @@ def contract() -> Contract:
 
 def suites() -> dict[str, SuiteSpec]:
     """Every suite by name. UnavailableError where the simulator is not installed."""
-    from prts_core.sim.homes import Home
+    from prts_core.sim.installations import Installation
 
-    return suites_of(Home(FAMILY).require())
+    return suites_of(Installation(FAMILY).require())
 
 
 def suites_of(record: Mapping[str, Any]) -> dict[str, SuiteSpec]:

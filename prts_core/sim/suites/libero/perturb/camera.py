@@ -27,7 +27,7 @@ ELEVATION = (-15.0, 30.0)  # degrees: lower it looks from under the table, highe
 
 
 @dataclass(frozen=True)
-class View:
+class CameraPose:
     """Degrees, and the distance in percent of the original."""
 
     horizontal: int = 0
@@ -37,7 +37,7 @@ class View:
     tilt: int = 0
 
 
-def view_of(settings: Mapping[str, Any], task: str) -> View:
+def view_of(settings: Mapping[str, Any], task: str) -> CameraPose:
     """Of {view: [h, v, scale, rot, vert]} or {level, kind, seed}. ConfigError for settings that are neither."""
     if "view" in settings:
         only("camera", settings, "view")
@@ -50,23 +50,23 @@ def view_of(settings: Mapping[str, Any], task: str) -> View:
                 found=numbers,
                 expected="[h, v, scale, rot, vert]: whole degrees from -360 to 360, scale 1 to 1000 percent",
             )
-        return View(*numbers)
+        return CameraPose(*numbers)
     kind, level, seed = levelled("camera", settings, KINDS)
     rng = draw("camera", kind, level, seed, task)
     if kind == "distance":
-        return View(scale=100 + DISTANCE_PERCENT * level)
+        return CameraPose(scale=100 + DISTANCE_PERCENT * level)
     angle = rng.uniform(0, 2 * np.pi)
     if kind == "orientation":
         turn = TURN_DEGREES * level * np.array([np.cos(angle), np.sin(angle)])
-        return View(turn=round(turn[0]), tilt=round(turn[1]))
+        return CameraPose(turn=round(turn[0]), tilt=round(turn[1]))
     off = POSITION_DEGREES * level
     vertical = float(np.clip(off * np.sin(angle), *ELEVATION))
     horizontal = np.sqrt(off**2 - vertical**2) * (1 if np.cos(angle) >= 0 else -1)
-    return View(round(float(horizontal)), round(vertical))
+    return CameraPose(round(float(horizontal)), round(vertical))
 
 
 def pose(
-    position: np.ndarray, quaternion: np.ndarray, view: View, pivot: np.ndarray = PIVOT
+    position: np.ndarray, quaternion: np.ndarray, view: CameraPose, pivot: np.ndarray = PIVOT
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where the camera goes: position (3,) m, unit quaternion (4,) w x y z, from where it stands. pivot: (3,) m."""
     h, v, scale, turn, tilt = astuple(view)

@@ -25,7 +25,7 @@ REST = np.array([0.0, -1.61037389e-01, 0.0, -2.44459747, 0.0, 2.22675220, np.pi 
 
 
 @dataclass(frozen=True)
-class Start:
+class StartPose:
     """index: 1 to 500. joints: (7,) rad. moved: whether the arm itself is put there."""
 
     index: int
@@ -33,17 +33,17 @@ class Start:
     moved: bool
 
 
-def start_of(settings: Mapping[str, Any], task: str) -> Start:
+def start_of(settings: Mapping[str, Any], task: str) -> StartPose:
     """Of {index, applied} or {level, seed}. ConfigError for settings that are neither."""
     if "index" in settings:
         only("robot", settings, "index", "applied")
         index, applied = integer("robot", settings, "index", 1, STARTS), settings.get("applied", "joints")
         if applied not in APPLIED:
             raise ConfigError("robot: unknown", field="robot.applied", found=applied, expected=" or ".join(APPLIED))
-        return Start(index, joints(index), applied == "joints")
+        return StartPose(index, joints(index), applied == "joints")
     _, level, seed = levelled("robot", settings, KINDS)
     index = PER_RADIUS * (level - 1) + int(draw("robot", level, seed, task).integers(1, PER_RADIUS + 1))
-    return Start(index, joints(index), True)
+    return StartPose(index, joints(index), True)
 
 
 def joints(index: int) -> np.ndarray:
@@ -52,7 +52,7 @@ def joints(index: int) -> np.ndarray:
     return REST + RADIUS * -(-index // PER_RADIUS) * direction / np.linalg.norm(direction)
 
 
-def begin(robot: Any, data: Any, start: Start) -> None:
+def begin(robot: Any, data: Any, start: StartPose) -> None:
     """Give robosuite's robot its start; the caller runs the simulator's forward pass."""
     if start.moved:
         data.qpos[robot._ref_joint_pos_indexes] = start.joints

@@ -26,7 +26,7 @@ def cache() -> Path:
 
 
 @dataclass(frozen=True)
-class Home:
+class Installation:
     """The folder of one family's simulator, there or not."""
 
     family: str
@@ -59,10 +59,10 @@ class Home:
         return found
 
 
-def base_home(home: Home) -> Home:
+def base_home(home: Installation) -> Installation:
     """The home that holds the simulator itself: of a family that is laid over another one, that one's."""
     over = (home.installed() or {}).get("over")
-    return home if over is None else base_home(Home(str(over)))
+    return home if over is None else base_home(Installation(str(over)))
 
 
 def in_main_environment(family: str) -> bool:
@@ -74,7 +74,7 @@ def interpreter(family: str) -> Path:
     """The Python that the family's workers run in. UnavailableError where the simulator is not installed."""
     if in_main_environment(family):
         return Path(sys.executable)
-    home = Home(family)
+    home = Installation(family)
     home.require()
     return home.python
 

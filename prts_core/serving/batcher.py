@@ -22,7 +22,7 @@ logger = logging.getLogger("prts.serve")
 
 
 @dataclass(frozen=True)
-class Answer:
+class Reply:
     """actions (chunk, A) float32; the seed they were drawn with; the value where asked for; milliseconds spent."""
 
     actions: np.ndarray
@@ -36,11 +36,11 @@ class Answer:
 class _Request:
     observation: Observation
     seed: int
-    future: asyncio.Future[Answer]
+    future: asyncio.Future[Reply]
     asked_at: float
 
 
-class Inference:
+class DynamicBatcher:
     """Answers observations in batches of at most `max_batch`, one batch at a time, in one worker thread."""
 
     def __init__(self, policy: Acts, max_batch: int, always_value: bool = False) -> None:
@@ -48,10 +48,10 @@ class Inference:
         self._queue: asyncio.Queue[_Request] = asyncio.Queue()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="prts-policy")
 
-    async def ask(self, observation: Observation) -> Answer:
+    async def ask(self, observation: Observation) -> Reply:
         """Wait for the answer. Raises ServeError when the policy fails; a cancelled wait is not computed any more."""
         seed = secrets.randbits(31) if observation.seed is None else observation.seed
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait(_Request(observation, seed, future, time.monotonic()))
         return await future
 
@@ -69,7 +69,7 @@ class Inference:
             for request, answer in zip(batch, answers, strict=True):
                 if request.future.done():
                     continue
-                if isinstance(answer, Answer):
+                if isinstance(answer, Reply):
                     request.future.set_result(answer)
                 else:
                     request.future.set_exception(answer)
@@ -89,7 +89,7 @@ class Inference:
             raise CheckpointError("The policy does not do what its contract says", found=str(err)) from err
 
     # ---- in the worker thread -------------------------------------------------------------------------------------
-    def _answer_all(self, batch: list[_Request]) -> list[Answer | ServeError]:
+    def _answer_all(self, batch: list[_Request]) -> list[Reply | ServeError]:
         """One answer or one error for each request; a request that fails does not take the others with it."""
         started = time.monotonic()
         try:
@@ -104,7 +104,7 @@ class Inference:
                 )
             return [err] if len(batch) == 1 else [answer for one in batch for answer in self._answer_all([one])]
         return [
-            Answer(actions[i], request.seed, values[i], (started - request.asked_at) * 1e3, infer_ms)
+            Reply(actions[i], request.seed, values[i], (started - request.asked_at) * 1e3, infer_ms)
             for i, request in enumerate(batch)
         ]
 

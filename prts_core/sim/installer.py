@@ -16,13 +16,13 @@ from typing import Any
 
 from prts_core.io.errors import SimulatorError, UnavailableError
 from prts_core.io.files import digest_value, write_text
-from prts_core.sim.homes import Home, code_folder
+from prts_core.sim.installations import Installation, code_folder
 
 PRIVATE = ("PYTHON", "VIRTUAL_ENV")  # variables of this environment that another's Python must not see
 
 
 def packages(
-    home: Home,
+    home: Installation,
     pins: Sequence[str],
     lock: int,
     *,
@@ -64,7 +64,7 @@ def packages(
 
 
 def self_check(
-    home: Home,
+    home: Installation,
     module: str,
     *,
     title: str,

@@ -30,7 +30,7 @@ FOLD = 8
 STRIP = 1 << 17  # numbers, 1 MiB in fp64
 
 
-class Summary:
+class StreamingSummary:
     """Of `count` rows with D dimensions. mean, m2 (sum of squared distances from the mean), low, high: (D,) float64.
 
     items: weight -> arrays (D, m) float32, unsorted. error: how many ranks a quantile may be off, at most.
@@ -43,12 +43,12 @@ class Summary:
         self.items: dict[int, list[np.ndarray]] = {}
 
     @staticmethod
-    def of(values: np.ndarray) -> Summary:
+    def of(values: np.ndarray) -> StreamingSummary:
         """Of (D, n) float32, dimensions first. The array now belongs to the summary, which may sort it.
 
         Raises FloatingPointError where a number is not finite.
         """
-        made = Summary(len(values))
+        made = StreamingSummary(len(values))
         made.count = values.shape[1]
         if not made.count:
             return made
@@ -66,7 +66,7 @@ class Summary:
         made.mean[constant], made.m2[constant] = made.low[constant], 0.0
         return made
 
-    def merge(self, other: Summary) -> None:
+    def merge(self, other: StreamingSummary) -> None:
         """Take in the rows of another summary. Moments round: merge in one order to get the same bits."""
         if not other.count:
             return
