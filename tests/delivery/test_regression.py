@@ -217,7 +217,7 @@ def test_a_first_champion_is_one_under_the_present_protocol_and_the_night_measur
     assert prts(["regress", *where]) == 0 and len(calls) == 1 and holders(outputs, "first") == ("1", "1")
 
     own.protocol_digest = "sha256:longer still"
-    make(plan, outputs, "w2", outcomes(119, first_seed=5), protocol="sha256:longer")
+    make(plan, outputs, "w2", outcomes(60, first_seed=5), protocol="sha256:longer")
     register(plan, outputs)
     assert due(plan, outputs) == [("benchmark", "1"), ("benchmark", "2")], "both by the present protocol"
 
