@@ -9,6 +9,7 @@ from prts_core.config.checks import check_numbers
 from prts_core.config.identity import execution
 
 Group = Literal["llm", "vision", "merger", "action", "contrastive"]  # see prts_core.training.optim
+Failures = Literal["leave_out", "negatives", "clone"]
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,14 @@ class TrainConfig:
     What trains. freeze: groups that stay as they are. lora: adapters instead of the whole language model; the backbone
     is frozen then. insulate: the action head sends no gradient into the backbone.
 
-    Losses. gamma: discount per dataset row of the contrastive targets. contrastive_every: the contrastive parts, 40 %
-    of a short sequence, stand in every n-th batch only. flow_samples: noise draws per sample and step.
+    Data. failures: rows of episodes that did not reach their goal (`next.success` is recorded and never true) are left
+    out, or are negatives of the contrastive loss and nothing else, or are imitated like all others ("clone"). They are
+    never taken to lead to the goal.
+
+    Losses. gamma: discount per dataset row of the contrastive targets; horizon_s, taken instead where it is given: the
+    seconds in which the value falls by one nat, alike for robots of other control rates. contrastive_every: the
+    contrastive parts, 40 % of a short sequence, stand in every n-th batch only. flow_samples: noise draws per sample
+    and step.
 
     Machine. precision "bf16": fp32 master weights, bf16 arithmetic (autocast). activation_checkpointing: layers are
     computed again in the backward pass instead of kept. workers: loader processes; 0: a thread. threads: of one
@@ -94,7 +101,9 @@ class TrainConfig:
     lora: LoraConfig | None = None
     insulate: bool = False
     augment: bool = False
+    failures: Failures = "leave_out"
     gamma: float = 0.9
+    horizon_s: float | None = None
     contrastive_every: int = 1
     logsumexp_weight: float = 0.0
     weights: LossWeights = field(default_factory=LossWeights)
@@ -122,7 +131,7 @@ RANGES = {
     "[1, inf)": "steps batch_size accumulate flow_samples contrastive_every pack_window checkpoint_every keep shard_mb "
     "eval_batches log_every",
     "[0, inf)": "min_learning_rate warmup_steps weight_decay logsumexp_weight pack_length eval_every",
-    "(0, inf)": "learning_rate vision_lr merger_lr action_lr contrastive_lr adam_eps clip_norm",
+    "(0, inf)": "learning_rate vision_lr merger_lr action_lr contrastive_lr adam_eps clip_norm horizon_s",
     "[0, 1)": "betas ema_decay early_fraction",
     "(0, 1)": "gamma",
     "[0, 1024]": "workers",

@@ -53,6 +53,7 @@ def sft(config: SftConfig, inputs: dict[str, Manifest], context: StageContext) -
         processor,
         dataset.episodes("train"),
         augmented=config.train.augment,
+        failures=config.train.failures,
         train_subtask=config.train_subtask,
     )
     options = {"train_subtask": config.train_subtask}

@@ -8,6 +8,8 @@ batch.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from prts_core.training.batch import Batch
 from prts_core.training.ranks import ALONE, Ranks
 
 Metrics = dict[str, Tensor]
+MOST_LOG_SCALE = math.log(100.0)  # of the contrastive scores: CLIP's ceiling
 
 
 def prts_loss(
@@ -109,14 +112,33 @@ def contrastive_term(
     chosen = (batch.tokens.state_action_index >= 0).nonzero()[:, 0]
     phi, psi = (x[chosen].float() for x in (model.embed_state_actions(encoded), model.embed_goals(encoded)))
     processes, log_scale = ranks.processes(len(chosen)), model.crl_logit_scale
+    if model.compat == "none":
+        log_scale = at_most(log_scale, MOST_LOG_SCALE)
     task_id = processes.gather(batch.task_id[chosen])
     if bool((task_id == task_id[0]).all()):
         # A zero that still reaches every parameter: engines wait for the gradients of all of them.
         return 0.0 * (phi.sum() + psi.sum() + log_scale), {}
-    weight = config.gamma ** processes.gather(batch.steps_to_go[chosen]).to(phi.dtype)
-    loss, parts = contrastive_loss(phi, psi, log_scale, weight, task_id, config.logsumexp_weight, processes=processes)
+    log_weight = processes.gather(log_discount(batch, config)[chosen])
+    loss, parts = contrastive_loss(
+        phi, psi, log_scale, log_weight, task_id, config.logsumexp_weight, processes=processes
+    )
     loss = ranks.whole(loss)
     return loss, {"crl_loss": loss.detach(), **parts, "crl_scale": log_scale.detach().exp()}
+
+
+def at_most(value: Tensor, most: float) -> Tensor:
+    """`value`, at most `most`; a gradient that would raise it further is dropped, one that lowers it is kept."""
+    bounded = value + (value.clamp(max=most) - value).detach()
+    if bounded.requires_grad:
+        bounded.register_hook(lambda grad: grad.masked_fill((value >= most) & (grad < 0), 0.0))
+    return bounded
+
+
+def log_discount(batch: Batch, config: TrainConfig) -> Tensor:
+    """(S,) float32: logarithm of each sample's discount to its goal; -inf where that was not reached."""
+    steps = batch.steps_to_go.float()
+    found = steps * math.log(config.gamma) if config.horizon_s is None else -steps * batch.row_s / config.horizon_s
+    return found.masked_fill(steps < 0, -torch.inf)
 
 
 def by_dataset(group: str, values: Tensor, dataset: Tensor, names: list[str], ranks: Ranks) -> Metrics:
