@@ -134,7 +134,7 @@ class Subtasks:
 
 def sentences(episodes: Iterable[Subtasks], mode: SubtaskMode) -> list[str]:
     """Every instruction that `target` can give for `episodes` under `mode`, sorted: what a tokenizer is fitted on."""
-    out = set()
+    out: set[str] = set()
     for episode in episodes:
         starts = [0, *episode.ends[:-1]] if episode.annotated else [0]
         if mode.kind in ("off", "mixture") or not episode.annotated:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prts_core.config.train import TrainConfig
+from prts_core.config.train import LossWeights, TrainConfig
 from prts_core.io.errors import ConfigError, suggest
 
 # The first prefix that fits a parameter's name decides its group.
@@ -88,6 +88,11 @@ def freeze(model: nn.Module, groups: Iterable[str]) -> None:
     for name, parameter in model.named_parameters():
         if group_of(name) in wanted:
             parameter.requires_grad_(False)
+
+
+def unreached(weights: LossWeights) -> list[str]:
+    """Groups of heads that no loss reaches: they stay what they are, as in the public release."""
+    return [group for group, weight in (("action", weights.flow), ("contrastive", weights.contrastive)) if not weight]
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
