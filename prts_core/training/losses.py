@@ -37,6 +37,7 @@ def prts_loss(
     weights = config.weights
     encoded = model.encode(batch.tokens)
     total, metrics = token_terms(model, encoded, batch, config, ranks)
+    total = total + 0.0 * encoded.hidden[:, :1].float().sum()  # an action head alone reads nothing of the last layer
     if weights.flow:
         flow, parts = flow_term(model, encoded, batch, config, generator, ranks)
         total, metrics = total + weights.flow * flow, metrics | parts

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prts_core.config.train import LossWeights, TrainConfig
+from prts_core.config.train import TrainConfig
 from prts_core.io.errors import ConfigError, suggest
 
 # The first prefix that fits a parameter's name decides its group.
@@ -90,9 +90,13 @@ def freeze(model: nn.Module, groups: Iterable[str]) -> None:
             parameter.requires_grad_(False)
 
 
-def unreached(weights: LossWeights) -> list[str]:
-    """Groups of heads that no loss reaches: they stay what they are, as in the public release."""
-    return [group for group, weight in (("action", weights.flow), ("contrastive", weights.contrastive)) if not weight]
+def unreached(config: TrainConfig) -> list[str]:
+    """Groups that no loss reaches: they stay what they are, as in the public release."""
+    weights, out = config.weights, []
+    out += [] if weights.flow else ["action"]
+    out += [] if weights.contrastive else ["contrastive"]
+    reached = weights.fast or weights.text or weights.contrastive or (weights.flow and not config.insulate)
+    return out if reached else [*out, "llm", "vision", "merger"]
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:

@@ -84,7 +84,7 @@ class Trainer:
         self, model: PrtsModel, batches: BatchSource, config: TrainConfig, seed: int, held_out: BatchSource | None
     ) -> None:
         self.model, self.batches, self.config, self.seed, self.held_out = model, batches, config, seed, held_out
-        freeze(model, unreached(config.weights))
+        freeze(model, unreached(config))
         self.names = {parameter: name for name, parameter in model.named_parameters()}
         self.finished, self.cursor = 0, batches.start()
         if config.activation_checkpointing:

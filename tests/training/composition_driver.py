@@ -105,7 +105,7 @@ def check(
     """whole: compare with one process on the joint batch too."""
     plan = BatchPlan([[draw] for draw in draws], contrastive, {}, {})
     model.requires_grad_(True)
-    freeze(model, unreached(config.weights))
+    freeze(model, unreached(config))
 
     def part(rank: int, world: int) -> Batch:
         return batches(sources, config, rank, world)[plan]
