@@ -157,7 +157,8 @@ class PrtsModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., H) -> (..., vocabulary), by the head tied to the embeddings."""
-        return F.linear(hidden, self.language_model.embed_tokens.weight)
+        table = self.language_model.embed_tokens
+        return table.logits(hidden) if hasattr(table, "logits") else F.linear(hidden, table.weight)
 
     def token_losses(self, encoded: Encoded) -> tuple[Tensor, Tensor, Tensor]:
         """Next-token cross-entropy (M,) float32, whether the guess was right (M,) bool, and (M, 2) row and column
