@@ -9,6 +9,7 @@ from prts_core.config.checks import check_numbers
 from prts_core.config.identity import execution
 
 Group = Literal["llm", "vision", "merger", "action", "contrastive"]  # see prts_core.training.optim
+Schedule = Literal["cosine", "constant", "wsd"]  # wsd: warm-up, stable, decay
 Failures = Literal["leave_out", "negatives", "clone"]
 
 
@@ -52,9 +53,11 @@ class TrainConfig:
     negatives come from the sample's own micro-batch only.
 
     Rates. learning_rate: peak of the language model and, where vision_lr, merger_lr, action_lr or contrastive_lr is
-    none, of that group too. One schedule for all: linear warm-up, cosine down to min_learning_rate / learning_rate of
-    each peak. weight_decay: of matrices only. clip_norm: of the whole gradient. ema_decay: of the averaged weights
-    that are exported, warmed up.
+    none, of that group too. One schedule for all: linear warm-up; then a cosine down to min_learning_rate /
+    learning_rate of each peak ("cosine"), or the peak ("constant"), or the peak until the last decay_share of the
+    steps, in which it falls to that share in a straight line ("wsd"). layer_decay: each layer of the language model has
+    this share of the rate of the layer above it, its embeddings of the lowest's. weight_decay: of matrices only.
+    clip_norm: of the whole gradient. ema_decay: of the averaged weights that are exported, warmed up.
 
     What trains. freeze: groups that stay as they are. lora: adapters instead of the whole language model; the backbone
     is frozen then. insulate: the action head sends no gradient into the backbone.
@@ -91,6 +94,9 @@ class TrainConfig:
     action_lr: float | None = None
     contrastive_lr: float | None = None
     min_learning_rate: float = 1e-5
+    schedule: Schedule = "cosine"
+    decay_share: float = 0.1
+    layer_decay: float = 1.0
     warmup_steps: int = 50
     weight_decay: float = 0.02
     betas: tuple[float, float] = (0.9, 0.95)
@@ -136,5 +142,6 @@ RANGES = {
     "(0, 1)": "gamma",
     "[0, 1024]": "workers",
     "[1, 1024]": "threads",
+    "(0, 1]": "decay_share layer_decay",
     "[0, 3]": "deepspeed_stage",
 }
