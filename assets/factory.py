@@ -17,7 +17,7 @@ from assets.recipes import RecipePage
 from assets.shown import SHOWN
 from prts_core.config.load import RunPlan
 from prts_core.io.errors import PrtsError, Skipped
-from prts_core.stages import chain
+from prts_core.stages import chain, declarations
 from prts_core.store.stage import Stage
 
 DATA, TRAINING, EVALUATION, DELIVERY = "data", "training", "evaluation", "delivery"
@@ -55,7 +55,7 @@ def dependencies(page: RecipePage, stage: Stage) -> list[dg.AssetDep]:
             of = edges.setdefault(parent.stage, {})
             of.setdefault(child, set()).update({parent.partition} if parent.partition else set())
     deps = [
-        dg.AssetDep(page.key(parent), partition_mapping=_mapping(page, stage, chain.STAGES[parent], edge))
+        dg.AssetDep(page.key(parent), partition_mapping=_mapping(page, stage, declarations.STAGES[parent], edge))
         for parent, edge in edges.items()
     ]
     if stage.external and page.external is not None:
@@ -151,7 +151,7 @@ def _passed_over(
     context: dg.AssetExecutionContext, page: RecipePage, stage: Stage, plan: RunPlan, partition: str | None
 ) -> list[str]:
     """The skipped stage and those of this run that follow from it, which Dagster does not call."""
-    names = [name for name, of in chain.steps(plan) if of == partition]
+    names = [name for name, of in declarations.steps(plan) if of == partition]
     asked = context.job_def.asset_layer.selected_asset_keys
     return [name for name in names[names.index(stage.name) :] if page.key(name) in asked]
 

@@ -17,7 +17,7 @@ from prts_core.config.load import RunPlan, load_plan
 from prts_core.config.places import recipe_paths
 from prts_core.delivery.regression import names
 from prts_core.io.errors import ConfigError
-from prts_core.stages.chain import STAGES, needs_pretrain
+from prts_core.stages.declarations import STAGES, needs_pretrain
 from prts_core.store.sources import external_source
 from prts_core.store.stage import Stage
 

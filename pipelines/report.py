@@ -11,7 +11,7 @@ from rich.table import Table
 from prts_core.config.load import RunPlan
 from prts_core.io.errors import Skipped, StageError, UnavailableError
 from prts_core.io.files import read_json, write_json
-from prts_core.stages import chain
+from prts_core.stages import chain, declarations
 from prts_core.store.manifest import Manifest
 from prts_core.store.run_stage import Resolved, load_provenance
 
@@ -34,7 +34,7 @@ def results(plan: RunPlan, outputs: Path) -> Results:
     store = chain.store(outputs)
     known: dict[tuple[str, str | None], Resolved] = {}
     found: Results = {}
-    for stage, partition in chain.steps(plan):
+    for stage, partition in declarations.steps(plan):
         try:
             found[stage, partition] = store.find(store.resolve(stage, plan, partition, known=known), plan)
         except Skipped as err:
@@ -68,7 +68,7 @@ def write(plan: RunPlan, outputs: Path) -> Path:
     value = _json(manifests["value", None], outputs)
     said = _json(manifests["subtask", None], outputs)["heldout"] or {}
     package, model = manifests["package", None], read_json(registered)
-    seconds = dict.fromkeys(chain.STAGES, 0.0)
+    seconds = dict.fromkeys(declarations.STAGES, 0.0)
     for (stage, _), manifest in manifests.items():
         seconds[stage] += float(load_provenance(outputs, manifest).get("seconds", 0.0))
     gathered = {
@@ -119,7 +119,7 @@ def show(path: Path, console: Console) -> None:
     for name, figure in report["subtask"].items():
         figures.add_row(f"subtask: {name.replace('_', ' ')}", _number(figure))
     figures.add_section()
-    for stage in chain.STAGES:
+    for stage in declarations.STAGES:
         figures.add_row(f"{stage} [s]", f"{report['seconds'][stage]:.1f}")
     figures.add_row("all stages [s]", f"{report['seconds_total']:.1f}")
     figures.add_section()

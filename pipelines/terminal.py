@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from assets.launch import STOPPED
-from prts_core.stages.chain import STAGES
+from prts_core.stages.declarations import STAGES
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}  # Dagster's own lines stay in its event log
 FOUND_S = 5.0  # a stage whose work took longer than it was here for was finished before

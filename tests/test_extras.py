@@ -71,7 +71,7 @@ shape = loaded.contract.chunk_length, len(contract.action)
 ENTRY_POINTS = {
     "base": """
 from prts_core.cli.main import TOOLS
-from prts_core.stages.chain import STAGES
+from prts_core.stages.declarations import STAGES
 for words in ["--help"], *([name, "--help"] for name in (*STAGES, *TOOLS)):
     with contextlib.suppress(SystemExit):
         main(words)

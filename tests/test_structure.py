@@ -265,7 +265,7 @@ def same_as_snapshot(name: str, text: str) -> None:
 def test_the_command_line_is_frozen(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "110")
     from prts_core.cli.main import TOOLS, build_parser
-    from prts_core.stages.chain import STAGES
+    from prts_core.stages.declarations import STAGES
 
     parser = build_parser()
     commands = next(a for a in parser._actions if a.dest == "command").choices
@@ -287,7 +287,7 @@ def defs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_the_assets_are_frozen(defs: Any):
-    from prts_core.stages.chain import STAGES
+    from prts_core.stages.declarations import STAGES
 
     shown: dict[str, object] = {}
     order = [f"quickstart/{name}" for name in ("source", *STAGES, "register", "regression")]
@@ -332,7 +332,7 @@ def partition_keys(partitions: Any) -> object:
 def test_assets_depend_on_what_their_stages_read(defs: Any):
     """The graph on Dagster's page and the parents in the manifests are the same graph."""
     from prts_core.config.load import load_plan
-    from prts_core.stages.chain import STAGES
+    from prts_core.stages.declarations import STAGES
 
     plan = load_plan(ROOT / "configs" / "quickstart.yaml")
     for spec in defs.resolve_all_asset_specs():

@@ -20,7 +20,7 @@ A finished stage is verified, not run again; an interrupted one goes on. An opti
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from prts_core.stages.chain import STAGES
+    from prts_core.stages.declarations import STAGES
 
     add_plan_arguments(parser)
     parser.add_argument("--until", choices=list(STAGES), metavar="STAGE", help="the last stage to run")
@@ -33,15 +33,15 @@ def main(args: argparse.Namespace) -> int:
     from prts_core.config.load import load_plan
     from prts_core.io.errors import Skipped, StageError
     from prts_core.launch.signals import stop_on_signals
-    from prts_core.stages import chain
+    from prts_core.stages import chain, declarations
 
     console = Console(highlight=False, soft_wrap=True)
     plan = load_plan(args.config, args.overrides)
     plan.read_all()
-    order = list(chain.STAGES)
+    order = list(declarations.STAGES)
     last = order.index(args.until) if args.until else len(order)
     store = chain.store(args.outputs)
-    for stage, partition in chain.steps(plan):
+    for stage, partition in declarations.steps(plan):
         if order.index(stage) > last:
             continue
         name = f"{stage:9s} {partition or '':12s}"

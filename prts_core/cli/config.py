@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from prts_core.stages.chain import config_json
+    from prts_core.stages.declarations import config_json
 
     plan = load_plan(args.config, args.overrides)
     plan.read_all()  # the dataset, robot and model files it names as well

@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
     from prts_core.config.load import load_plan
     from prts_core.config.places import recipe_paths
     from prts_core.io.errors import ConfigError, StageError
-    from prts_core.stages import chain
+    from prts_core.stages import chain, declarations
     from prts_core.store.gc import delete_garbage, find_garbage, plan_keys
 
     if not args.keep_days >= 0:
@@ -60,7 +60,7 @@ def main(args: argparse.Namespace) -> int:
     keys: set[str] = set()
     for path in args.config or [path for path in recipe_paths() if path.exists()]:
         plan = load_plan(path)
-        more, notes = plan_keys(chain.store(outputs), plan, chain.steps(plan))
+        more, notes = plan_keys(chain.store(outputs), plan, declarations.steps(plan))
         keys |= more
         for note in notes:
             print(f"note: {note}", file=sys.stderr)

@@ -118,7 +118,7 @@ def stage_examples(name: str, partitioned: bool) -> str:
 
 def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
     """The parser; only the chosen tool's module is imported, so that `--help` is quick."""
-    from prts_core.stages.chain import STAGES
+    from prts_core.stages.declarations import STAGES
 
     parser = argparse.ArgumentParser(
         prog="prts",

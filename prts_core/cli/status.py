@@ -52,11 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     from prts_core.config.load import load_plan
-    from prts_core.stages import chain
+    from prts_core.stages import chain, declarations
     from prts_core.store.status import status
 
     plan = load_plan(args.config, args.overrides)
-    found = status(chain.store(args.outputs), plan, chain.steps(plan), verify=args.verify, listed=args.all)
+    found = status(chain.store(args.outputs), plan, declarations.steps(plan), verify=args.verify, listed=args.all)
     tell(found, args.json, partial(show, everything=args.all))
     return 1 if any(row.state == "damaged" for row in found.rows) else 0
 

@@ -1,277 +1,23 @@
-"""The chain: every stage's name, its parents and where its configuration stands in a plan. Read this file first.
+"""Run stages of the chain, find their results, register its package: what `prts`, Dagster and DVC call.
 
-It imports no stage's code until the stage runs, so that `prts --help` and the statistics need no torch.
+The stages themselves are declared in declarations.py.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prts_core.config.checked_yaml import expand
-from prts_core.config.load import RunPlan, fields_of, image_text_paths
-from prts_core.config.schema import (
-    CollectConfig,
-    ConvertConfig,
-    ExpertSource,
-    PackageConfig,
-    PretrainConfig,
-    RecordingSource,
-    SftConfig,
-    StatsConfig,
-    SubtaskConfig,
-    ValidateConfig,
-    ValueConfig,
-)
-from prts_core.contract import record
-from prts_core.io.errors import ConfigError, PrtsError, Skipped, StageError, lookup
-from prts_core.io.files import digest_value
+from prts_core.config.load import RunPlan
+from prts_core.io.errors import PrtsError, Skipped, StageError, lookup
 from prts_core.launch.together import launched
 from prts_core.launch.where import Launch, default_launch
-from prts_core.stages.versions import VERSIONS
+from prts_core.stages.declarations import STAGES
+from prts_core.stages.elsewhere import executor, run_launched
 from prts_core.store.manifest import Manifest
 from prts_core.store.run_stage import Execute, Store
-from prts_core.store.stage import Parent, Read, Stage, StageContext, StageResult
 from prts_core.store.views import show_skipped, view_folder
-
-TRAINS: dict[str, Any] = {"seeded": True, "trains": True, "pool": "gpu"}
-CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.txt")  # of a checkpoint's folder: what its readers read
-
-
-def _late(name: str):
-    """The function `name` of module `prts_core.stages.<name>`, imported when it is first called."""
-
-    def call(config: Any, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
-        return getattr(importlib.import_module(f"prts_core.stages.{name}"), name)(config, inputs, context)
-
-    return call
-
-
-def _deployed(plan: RunPlan, *stages: str) -> list[Parent]:
-    return [Parent(stage, stage, plan.recipe.deploy) for stage in stages]
-
-
-def _collect_config(plan: RunPlan, partition: str | None) -> CollectConfig:
-    """What a recording's keys mean is no matter of which files it has: another mapping lists nothing anew."""
-    dataset = plan.dataset(partition)
-    source = dataset.source
-    if isinstance(source, RecordingSource | ExpertSource) and source.mapping is not None:
-        source = replace(source, mapping={})
-    return CollectConfig(dataset=dataset.name, source=source)
-
-
-def _convert_config(plan: RunPlan, partition: str | None) -> ConvertConfig:
-    dataset = plan.dataset(partition)
-    return ConvertConfig(
-        dataset=dataset.name, source=dataset.source, robot=plan.robot(dataset.name), video=dataset.video
-    )
-
-
-def _pretrain_config(plan: RunPlan, _: str | None) -> PretrainConfig:
-    subtasks = {name: lookup(plan.datasets, name, "dataset of the mixture").train_subtask for name in plan.mixture}
-    filled = {
-        "mixture": plan.mixture,
-        "image_text": plan.image_text,
-        "train_subtask": {name: mode for name, mode in subtasks.items() if mode is not False},
-    }
-    return PretrainConfig(model=plan.model, **(fields_of(plan.recipe.pretrain) | filled))
-
-
-def _pretrain_reads(plan: RunPlan, _: str | None) -> dict[str, Read | str]:
-    found = _checkpoints({"model.pretrained": plan.model.pretrained, "pretrain.fast": plan.recipe.pretrain.fast})
-    for name, source in plan.image_text.items():
-        try:
-            path, images = image_text_paths(source)
-        except ConfigError:  # a variable that is not set: the stage tells of it
-            path = images = Path(source.json_path)
-        found |= {f"image_text.{name}": Read(str(path)), f"image_text.{name}.images": Read(str(images), (), str(path))}
-    return found
-
-
-def _checkpoints(named: dict[str, str | None]) -> dict[str, Read | str]:
-    """Field -> the checkpoint that it names, if any, environment variables replaced where they are set."""
-    found: dict[str, Read | str] = {}
-    for field, source in named.items():
-        if source is not None:
-            with contextlib.suppress(ConfigError):  # not set: the stage tells of it
-                source = expand(source, field)
-            found[field] = Read(source, CHECKPOINT_FILES)
-    return found
-
-
-def _pretrain_parents(plan: RunPlan, _: str | None) -> list[Parent]:
-    return [
-        Parent(f"{stage}:{name}", stage, name) for name in plan.mixture for stage in ("convert", "validate", "stats")
-    ]
-
-
-def _stats_config(plan: RunPlan, partition: str | None) -> StatsConfig:
-    """Statistics depend on the model's chunk length only where actions are relative to the state."""
-    name = plan.dataset(partition).name
-    robot = plan.robot(name)
-    relative = robot is not None and (any(robot.relative) or any(d.relative for d in robot.action))
-    return StatsConfig(
-        dataset=name,
-        chunk_length=plan.model.chunk_length if relative else None,
-        normalization=plan.sft(name).train.normalization,
-    )
-
-
-def _sft_config(plan: RunPlan, partition: str | None) -> SftConfig:
-    dataset = plan.dataset(partition)
-    section = plan.sft(dataset.name)
-    return SftConfig(
-        dataset=dataset.name,
-        train_subtask=dataset.train_subtask,
-        model=None if section.checkpoint is None else plan.model,
-        **fields_of(section),
-    )
-
-
-def _sft_reads(plan: RunPlan, partition: str | None) -> dict[str, Read | str]:
-    section = plan.sft(plan.dataset(partition).name)
-    return _checkpoints({"sft.checkpoint": section.checkpoint, "sft.fast": section.fast})
-
-
-def _sft_parents(plan: RunPlan, partition: str | None) -> list[Parent]:
-    # The processor (tokenizers, prompt) is born in pre-training, so that sft needs it even when it starts from
-    # random weights. A checkpoint brings its own.
-    own = [Parent(stage, stage, partition) for stage in ("convert", "validate", "stats")]
-    if plan.sft(plan.dataset(partition).name).checkpoint is not None:
-        return own
-    return [*own, Parent("pretrain", "pretrain", None)]
-
-
-def _simulator_reads(plan: RunPlan, partition: str | None, suite: str | None = None) -> dict[str, Read | str]:
-    """The installed simulator of `suite`, or else of the one whose experts record the dataset; a family of the main
-    environment has none."""
-    source = plan.dataset(partition).source
-    if suite is None and isinstance(source, ExpertSource):
-        suite = source.suite
-    if suite is None:
-        return {}
-    from prts_core.sim.installations import Installation, base_home, in_main_environment
-    from prts_core.sim.suites import family_of
-
-    if in_main_environment(family_of(suite)):
-        return {}
-    home = base_home(Installation(family_of(suite)))
-    record = home.installed() or {}
-    parts = {part: Read(str(home.path / part)) for part in ("tasks.json", "assets")}
-    own = Installation(family_of(suite)).path / "tasks.json"
-    if own.parent != home.path:  # a family that is laid over another one has a list of its own
-        parts["layer"] = Read(str(own))
-    return {
-        "simulator": digest_value({name: record.get(name) for name in ("format", "pins", "python", "standins")}),
-        **{f"simulator/{part}": read for part, read in parts.items() if Path(read.source).exists()},
-    }
-
-
-def _stage(name: str, help: str, config: Any, parents: Any, **options: Any) -> Stage:
-    return Stage(name, help, VERSIONS[name], config=config, parents=parents, run=_late(name), **options)
-
-
-STAGES: dict[str, Stage] = {
-    stage.name: stage
-    for stage in (
-        _stage(
-            "collect",
-            "record scripted experts into raw HDF5 (an external dataset: list its files and digests)",
-            _collect_config,
-            lambda plan, partition: [],
-            partitioned=True,
-            external=True,
-            reads=_simulator_reads,
-        ),
-        _stage(
-            "convert",
-            "turn raw recordings into a LeRobot v2.1 dataset, or import one; the Contract is born here",
-            _convert_config,
-            lambda plan, partition: [Parent("collect", "collect", partition)],
-            partitioned=True,
-            external=True,
-        ),
-        _stage(
-            "validate",
-            "check tables, metadata, videos and the laws between them",
-            lambda plan, partition: ValidateConfig(dataset=plan.dataset(partition).name),
-            lambda plan, partition: [Parent("convert", "convert", partition)],
-            partitioned=True,
-        ),
-        _stage(
-            "stats",
-            "norm statistics (mean, std, min, max, q01, q99) pooled over frames, from parquet only",
-            _stats_config,
-            lambda plan, partition: [
-                Parent("convert", "convert", partition),
-                Parent("validate", "validate", partition),
-            ],
-            partitioned=True,
-        ),
-        _stage(
-            "pretrain",
-            "behaviour cloning and contrastive RL on a mixture of datasets",
-            _pretrain_config,
-            _pretrain_parents,
-            partitioned=False,
-            reads=_pretrain_reads,
-            **TRAINS,
-        ),
-        _stage(
-            "sft",
-            "flow-matching fine-tuning on one dataset",
-            _sft_config,
-            _sft_parents,
-            partitioned=True,
-            reads=_sft_reads,
-            headline=("loss",),
-            **TRAINS,
-        ),
-        _stage(
-            "subtask",
-            "the fine-tuned policy learns to say the next subtask before it acts, with knowledge insulation",
-            lambda plan, _: SubtaskConfig(dataset=plan.recipe.deploy, **fields_of(plan.recipe.subtask)),
-            lambda plan, _: _deployed(plan, "convert", "sft"),
-            partitioned=False,
-            headline=("exact_match",),
-            **TRAINS,
-        ),
-        _stage(
-            "benchmark",
-            "closed loop in simulation on held-out seeds, with ablations and blind replay",
-            lambda plan, _: plan.benchmark,
-            lambda plan, _: _deployed(plan, "convert", "sft"),
-            partitioned=False,
-            reads=lambda plan, _: _simulator_reads(plan, None, plan.recipe.benchmark.suite),
-            pool="gpu",
-            headline=("success_rate", "blind_replay_success_rate"),
-        ),
-        _stage(
-            "value",
-            "goal-reachability value along held-out episodes and rollouts, as numbers and as a plot",
-            lambda plan, _: ValueConfig(dataset=plan.recipe.deploy, **fields_of(plan.recipe.value)),
-            lambda plan, _: [*_deployed(plan, "convert", "sft"), Parent("benchmark", "benchmark", None)],
-            partitioned=False,
-            pool="gpu",
-            headline=("spearman", "auroc"),
-        ),
-        _stage(
-            "package",
-            "weights, contract, statistics, processor, manifest and model card in one folder",
-            lambda plan, _: PackageConfig(dataset=plan.recipe.deploy, **fields_of(plan.recipe.package)),
-            lambda plan, _: [
-                *_deployed(plan, "sft"),
-                Parent("benchmark", "benchmark", None),
-                Parent("value", "value", None),
-            ],
-            partitioned=False,
-        ),
-    )
-}
 
 
 def run(
@@ -287,7 +33,6 @@ def run(
     launch: where its function runs; none: what $PRTS_LAUNCH says. Under a launcher that has started several processes,
     those that only help end here by SystemExit.
     """
-    from prts_core.stages.elsewhere import executor, run_launched
     from prts_core.tracking.runs import stage_run
 
     stage = lookup(STAGES, name, "stage")
@@ -350,24 +95,3 @@ def register(plan: RunPlan, outputs: Path, caller: dict[str, str] | None = None)
 
     package, benchmark = (finished(name, plan, None, outputs) for name in ("package", "benchmark"))
     return register_package(plan, package, benchmark, outputs, caller)
-
-
-def steps(plan: RunPlan) -> list[tuple[str, str | None]]:
-    """(stage, partition) of the whole chain in an order that respects every parent."""
-    out: list[tuple[str, str | None]] = []
-    own = ("collect", "convert", "validate", "stats")
-    out += [(stage, name) for name in plan.datasets for stage in own]
-    if needs_pretrain(plan):
-        out.append(("pretrain", None))
-    out += [("sft", name) for name in plan.datasets]
-    return out + [(stage, None) for stage in ("subtask", "benchmark", "value", "package")]
-
-
-def needs_pretrain(plan: RunPlan) -> bool:
-    """Whether any fine-tuning of the recipe starts from stage pretrain."""
-    return any(parent.stage == "pretrain" for name in plan.datasets for parent in _sft_parents(plan, name))
-
-
-def config_json(name: str, plan: RunPlan, partition: str | None = None) -> dict[str, Any]:
-    """A stage's full configuration as plain data."""
-    return record(lookup(STAGES, name, "stage").config(plan, partition))

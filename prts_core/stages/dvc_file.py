@@ -26,7 +26,7 @@ from prts_core.config.places import DEFAULT_OUTPUTS, DEFAULT_RECIPE
 from prts_core.config.release_yaml import is_public_release, read_public_release
 from prts_core.io.errors import ConfigError, StageError
 from prts_core.io.files import write_text
-from prts_core.stages.chain import STAGES, steps
+from prts_core.stages.declarations import STAGES, steps
 from prts_core.store.manifest import MANIFEST, OUTPUT
 from prts_core.store.sources import external_source
 from prts_core.store.views import METRICS, view_folder

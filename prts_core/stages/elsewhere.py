@@ -19,6 +19,7 @@ from prts_core.io.files import digest_value
 from prts_core.launch.children import run_elsewhere
 from prts_core.launch.together import refuse_many, run_together
 from prts_core.launch.where import Launch
+from prts_core.stages.declarations import STAGES
 from prts_core.store.manifest import MANIFEST, Manifest
 from prts_core.store.run_stage import Execute
 from prts_core.store.stage import Stage, StageContext, StageResult
@@ -64,8 +65,6 @@ def order(
 def perform(log: Log, **ordered: Any) -> dict[str, Any]:
     """Call the ordered stage's function; its StageResult as plain JSON. StageError where the recipe has changed since
     the order was given."""
-    from prts_core.stages.chain import STAGES
-
     given = Order(**ordered)
     plan = load_plan(Path(given.config_file), given.overrides)
     stage = STAGES[given.stage]

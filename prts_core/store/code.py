@@ -14,7 +14,14 @@ from prts_core.io.files import digest_bytes, digest_value
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"prts_core": ROOT / "prts_core", "prts_kernels": ROOT / "kernels" / "prts_kernels"}
 # What carries a stage but computes nothing of its result.
-CARRIERS = ("prts_core.store", "prts_core.stages.chain", "prts_core.tracking", "prts_core.launch", "prts_core.cli")
+CARRIERS = (
+    "prts_core.store",
+    "prts_core.stages.chain",
+    "prts_core.stages.declarations",
+    "prts_core.tracking",
+    "prts_core.launch",
+    "prts_core.cli",
+)
 _IMPORT = re.compile(
     r"^\s*(?:from\s+(?P<base>prts_(?:core|kernels)[\w.]*)\s+import\s+(?P<names>\([^)]*\)|[^\n]*)"
     r"|import\s+(?P<plain>prts_(?:core|kernels)[\w.]*))",

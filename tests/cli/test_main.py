@@ -9,7 +9,7 @@ import pytest
 
 from prts_core.cli import main as prts
 from prts_core.io.errors import Skipped, StageError, Stopped, UnavailableError
-from prts_core.stages import chain
+from prts_core.stages import chain, declarations
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
@@ -63,7 +63,7 @@ def test_the_environment_gives_recipe_and_outputs(raising, tmp_path: Path, monke
         assert not hasattr(args, "config") or args.config.name == "smoke.yaml"
 
 
-@pytest.mark.parametrize("stage", list(chain.STAGES))
+@pytest.mark.parametrize("stage", list(declarations.STAGES))
 def test_every_stage_shows_commands_to_copy(stage: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         prts.main([stage, "--help"])

@@ -11,7 +11,7 @@ from prts_core.config.load import load_plan, source_root
 from prts_core.config.schema import BenchmarkSection, DatasetConfig, LeRobotSource, Recipe
 from prts_core.io.errors import ConfigError
 from prts_core.io.files import digest_value
-from prts_core.stages.chain import config_json
+from prts_core.stages.declarations import config_json
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))

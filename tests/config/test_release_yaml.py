@@ -11,7 +11,7 @@ from prts_core.config.load import RunPlan, load_plan, source_root
 from prts_core.config.schema import LeRobotSource, RobotConfig
 from prts_core.data.embodiment import build_contract
 from prts_core.io.errors import ConfigError, ContractError, StageError
-from prts_core.stages.chain import config_json
+from prts_core.stages.declarations import config_json
 
 ROBOTS = Path(__file__).resolve().parents[2] / "configs" / "robots"
 PUBLIC = """\

@@ -88,7 +88,7 @@ def test_videos_are_not_needed(toy: Converted, tmp_path: Path) -> None:
     shutil.copytree(toy.root, root, ignore=shutil.ignore_patterns("*.mp4"))
     assert statistics.compute(root).stats.fingerprint == statistics.compute(toy.root).stats.fingerprint
     code = (
-        "import sys, prts_core.cli.main, prts_core.stages.chain, prts_core.stages.stats;"
+        "import sys, prts_core.cli.main, prts_core.stages.declarations, prts_core.stages.stats;"
         "print([m for m in ('torch', 'av', 'matplotlib') if m in sys.modules])"
     )
     assert (

@@ -20,7 +20,7 @@ from prts_core.config.load import load_plan
 from prts_core.config.train import TrainConfig
 from prts_core.io.errors import ConfigError, StageError
 from prts_core.launch.where import parse_launch
-from prts_core.stages import chain
+from prts_core.stages import chain, declarations
 from prts_core.stages.elsewhere import executor, order, perform
 from prts_core.stages.training import make_trainer
 from prts_core.store.run_stage import untracked
@@ -155,7 +155,7 @@ def test_torchrun_is_for_stages_that_train_and_the_plain_loop_is_for_one_process
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[str] = []
-    stage = replace(chain.STAGES["stats"], run=lambda *given: seen.append("here"))  # type: ignore[func-returns-value]
+    stage = replace(declarations.STAGES["stats"], run=lambda *given: seen.append("here"))  # type: ignore[func-returns-value]
     executor(parse_launch("torchrun:2"), None)(stage, None, {}, None)  # type: ignore[arg-type]
     assert seen == ["here"]
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -165,11 +165,11 @@ def test_torchrun_is_for_stages_that_train_and_the_plain_loop_is_for_one_process
 
 def test_a_recipe_that_changes_while_its_stage_starts_is_refused(tmp_path: Path) -> None:
     plan = load_plan(ROOT / "configs/smoke.yaml")
-    config = chain.STAGES["pretrain"].config(plan, None)
+    config = declarations.STAGES["pretrain"].config(plan, None)
     context = StageContext(tmp_path, tmp_path / "work", plan.recipe.seed, "smoke", None)
-    told = order(chain.STAGES["pretrain"], plan, config, {}, context)
+    told = order(declarations.STAGES["pretrain"], plan, config, {}, context)
     changed = replace(config, train=replace(config.train, steps=1))
-    other = order(chain.STAGES["pretrain"], plan, changed, {}, context)
+    other = order(declarations.STAGES["pretrain"], plan, changed, {}, context)
     assert json.loads(json.dumps(told)) == {**told, "overrides": []} and told["digest"] != other["digest"]
     with pytest.raises(StageError, match=r"changed while its stage was starting.*prts pretrain"):
         perform(lambda metrics, step: None, **other)

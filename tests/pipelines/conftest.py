@@ -70,7 +70,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fix
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(folder)
     for name, stage in stub_chain.stubbed_stages().items():
-        monkeypatch.setitem(stub_chain.chain.STAGES, name, stage)
+        monkeypatch.setitem(stub_chain.declarations.STAGES, name, stage)
     monkeypatch.setattr(stub_chain.chain, "register", stub_chain.stub_register)
     if hasattr(request, "param"):  # parametrised indirectly with "tracked": MLflow as in earnest, some seconds more
         monkeypatch.setenv("PRTS_STUB_TRACKED", "1")

@@ -19,7 +19,7 @@ from prts_core.data.validation.report import ValidationReport
 from prts_core.io.errors import Stopped
 from prts_core.io.files import digest_value, write_json, write_text
 from prts_core.launch.signals import graceful
-from prts_core.stages import chain
+from prts_core.stages import chain, declarations
 from prts_core.store.run_stage import untracked
 from prts_core.store.stage import Stage, StageResult
 from prts_core.tracking import runs
@@ -61,6 +61,7 @@ RANKING = {
     "unsure": {},
 }
 REGISTRATION = {
+    "model_name": "prts-stub",
     "model_uri": "models:/prts-stub/1",
     "aliases": ["challenger", "champion"],
     "verdict": {"promote": True, "reason": "no champion yet"},
@@ -119,8 +120,8 @@ def stub(name: str):
         elif name in slow_stages():
             work_slowly(checkpoint)
         given = {role: manifest.content_digest for role, manifest in inputs.items()}
-        seed = context.seed if chain.STAGES[name].seeded else None
-        about = [name, chain.STAGES[name].version, identity(config), given, seed]
+        seed = context.seed if declarations.STAGES[name].seeded else None
+        about = [name, declarations.STAGES[name].version, identity(config), given, seed]
         write_text(context.output / "data" / "content.txt", f"{name} {context.partition} {digest_value(about)}\n")
         if name in REPORTS:
             write_json(context.output / "report.json", REPORTS[name])
@@ -161,14 +162,15 @@ def stubbed_stages() -> dict[str, Stage]:
         exec(VERSIONS.read_text(), versions)
     known = versions.get("VERSIONS", {})
     return {
-        name: replace(stubbed(stage), version=known.get(name, stage.version)) for name, stage in chain.STAGES.items()
+        name: replace(stubbed(stage), version=known.get(name, stage.version))
+        for name, stage in declarations.STAGES.items()
     }
 
 
 def main() -> int:
     if "PRTS_STUB_TRACKED" not in os.environ:
         runs.stage_run = untracked
-    chain.STAGES.update(stubbed_stages())
+    declarations.STAGES.update(stubbed_stages())
     from prts_core.cli.main import main as prts
 
     return prts()

@@ -8,7 +8,7 @@ from tests.pipelines import stub_chain
 
 if __name__ == "__main__":
     runs.stage_run = untracked
-    stub_chain.chain.STAGES.update(stub_chain.stubbed_stages())
+    stub_chain.declarations.STAGES.update(stub_chain.stubbed_stages())
     from assets.pipes_main import main
 
     sys.exit(main())

@@ -13,7 +13,7 @@ from prts_core.config.load import load_plan
 from prts_core.data.validation.report import Finding, ValidationFailed, ValidationReport
 from prts_core.io.errors import StageError
 from prts_core.io.files import read_json, write_json
-from prts_core.stages import chain
+from prts_core.stages import declarations
 from prts_core.store.manifest import Manifest
 from prts_core.store.views import view_folder, viewed
 from prts_core.tracking.store import UI_FILE
@@ -48,10 +48,10 @@ def present(project, stage: str, partition: str | None) -> Manifest:
 def test_the_whole_chain_runs_once_in_order(project, run_job):
     assert run_job("chain", "metaworld").success
     called = [line.split()[0] for line in project.calls()]
-    assert sorted(called) == sorted([*chain.STAGES, "register"])
+    assert sorted(called) == sorted([*declarations.STAGES, "register"])
     plan = load_plan(Path("configs/quickstart.yaml"))
     for at, stage in enumerate(called[:-1]):  # siblings may swap
-        parents = {p.stage for p in chain.STAGES[stage].parents(plan, None)}
+        parents = {p.stage for p in declarations.STAGES[stage].parents(plan, None)}
         assert parents <= set(called[:at]), stage
     assert run_job("chain", "metaworld").success
     assert project.calls() == ["register -"]  # an operation: it looks at the registry each time
@@ -62,11 +62,11 @@ def test_data_versions_are_the_manifests_digests(project, run_job):
     for stage, event in materialised(result).items():
         if stage == "register":
             continue
-        partition = "metaworld" if chain.STAGES[stage].partitioned else None
+        partition = "metaworld" if declarations.STAGES[stage].partitioned else None
         manifest = present(project, stage, partition)
         assert event.asset_key.path == ["quickstart", stage]
         assert event.tags["dagster/data_version"] == manifest.digest
-        assert event.tags["dagster/code_version"] == str(chain.STAGES[stage].version)
+        assert event.tags["dagster/code_version"] == str(declarations.STAGES[stage].version)
         assert event.partition == partition
         shown = event.metadata
         assert shown["manifest_digest"].value == manifest.digest and shown["key"].value == manifest.key
@@ -175,7 +175,7 @@ def break_validation(monkeypatch: pytest.MonkeyPatch, *findings: Finding) -> Non
         report = ValidationReport(config.dataset, list(findings))
         raise ValidationFailed(report, context.output / "report.json")
 
-    monkeypatch.setitem(chain.STAGES, "validate", replace(chain.STAGES["validate"], run=run))
+    monkeypatch.setitem(declarations.STAGES, "validate", replace(declarations.STAGES["validate"], run=run))
 
 
 def test_a_failed_validation_stops_what_follows_and_shows_a_table(project, run_job, monkeypatch):
@@ -211,7 +211,7 @@ def test_a_strange_dataset_is_a_warning_and_nothing_stops(project, run_job, monk
         ValidationReport(config.dataset, [jump]).save(context.output)
         return stub_chain.StageResult()
 
-    monkeypatch.setitem(chain.STAGES, "validate", replace(chain.STAGES["validate"], run=run))
+    monkeypatch.setitem(declarations.STAGES, "validate", replace(declarations.STAGES["validate"], run=run))
     result = run_job("data", "metaworld")
     assert result.success and "stats" in materialised(result)
     assert [name for name, check in checks(result).items() if not check.passed] == ["physics"]
@@ -301,7 +301,7 @@ def test_a_prts_error_becomes_the_failures_text(project, run_job, monkeypatch):
     def run(config, inputs, context):
         raise StageError("The simulator has no display", file="egl", cure="install libegl1")
 
-    monkeypatch.setitem(chain.STAGES, "collect", replace(chain.STAGES["collect"], run=run))
+    monkeypatch.setitem(declarations.STAGES, "collect", replace(declarations.STAGES["collect"], run=run))
     (failed,) = run_job("chain", "metaworld").get_step_failure_events()
     assert failed.step_failure_data.user_failure_data.description == (
         "The simulator has no display. File: egl. Cure: install libegl1."
@@ -321,7 +321,7 @@ def test_the_mlflow_run_and_the_dagster_run_know_each_other(project, run_job):
     assert tags["dagster.run_id"] == result.run_id
     assert tags["dagster.asset_key"] == "quickstart/sft"
     assert tags["dagster.partition"] == "metaworld"
-    assert tags["dagster.code_version"] == str(chain.STAGES["sft"].version)
+    assert tags["dagster.code_version"] == str(declarations.STAGES["sft"].version)
     # a finished result's link leads to where MLflow's page is now
     write_json(project.outputs / UI_FILE, {"mlflow": "http://127.0.0.1:5099"})
     again = materialised(run_job("chain", "metaworld"))["sft"].metadata

@@ -16,7 +16,7 @@ from tests.pipelines import stub_chain
 from prts_core.store.run_stage import untracked
 from prts_core.tracking import runs
 runs.stage_run = untracked
-stub_chain.chain.STAGES.update(stub_chain.stubbed_stages())
+stub_chain.declarations.STAGES.update(stub_chain.stubbed_stages())
 from pipelines.definitions import definitions
 defs = definitions()
 """

@@ -17,7 +17,7 @@ from prts_core.config.load import load_plan
 from prts_core.data.validation.report import Finding
 from prts_core.io.errors import DataError, StageError
 from prts_core.io.files import read_json
-from prts_core.stages import chain
+from prts_core.stages import chain, declarations
 from tests.pipelines import stub_chain
 from tests.pipelines.test_assets import break_validation
 
@@ -42,7 +42,7 @@ def test_the_demo_makes_everything_once_and_reports_it(project, capfd):
         assert made[name] == stub_chain.REPORTS["benchmark"][name]
     assert made["value"] == stub_chain.REPORTS["value"]
     assert made["tasks"] == stub_chain.TASKS
-    assert list(made["seconds"]) == sorted(chain.STAGES)
+    assert list(made["seconds"]) == sorted(declarations.STAGES)
     assert made["seconds_total"] == pytest.approx(sum(made["seconds"].values()), abs=0.01)
     assert made["model_uri"] == "models:/prts-stub/1"
     package = chain.finished("package", load_plan(project.folder / "configs/quickstart.yaml"), None, project.outputs)
@@ -90,12 +90,12 @@ def test_a_damaged_output_is_found_and_made_again(project, capsys):
 
 
 def test_a_fault_is_one_paragraph_and_the_next_demo_goes_on(project, capsys, monkeypatch):
-    real = chain.STAGES["stats"]
+    real = declarations.STAGES["stats"]
 
     def run(config, inputs, context):
         raise DataError("A parquet file is truncated", file="data/x.parquet", cure="restore it")
 
-    monkeypatch.setitem(chain.STAGES, "stats", replace(real, run=run))
+    monkeypatch.setitem(declarations.STAGES, "stats", replace(real, run=run))
     assert demo.main([]) == 1
     shown = capsys.readouterr()
     assert (
@@ -104,7 +104,7 @@ def test_a_fault_is_one_paragraph_and_the_next_demo_goes_on(project, capsys, mon
     )
     assert "Traceback" not in shown.err
     assert shown.out.splitlines()[-1].split() == ["failed", "stats", "metaworld"]
-    monkeypatch.setitem(chain.STAGES, "stats", real)
+    monkeypatch.setitem(declarations.STAGES, "stats", real)
     project.calls()
     assert demo.main([]) == 0
     assert "collect metaworld" not in project.calls()
@@ -169,7 +169,8 @@ def demo_script(project, then: str = "") -> list[str]:
     script.write_text(
         "import os, signal, sys\nfrom dataclasses import replace\nfrom tests.pipelines import stub_chain\n"
         "from prts_core.store.run_stage import untracked\nimport prts_core.tracking.runs as runs\n"
-        "runs.stage_run = untracked\nstages = stub_chain.chain.STAGES\nstages.update(stub_chain.stubbed_stages())\n"
+        "runs.stage_run = untracked\nstages = stub_chain.declarations.STAGES\n"
+        "stages.update(stub_chain.stubbed_stages())\n"
         f"stub_chain.chain.register = stub_chain.stub_register\n{then}\n"
         "from pipelines import demo\nsys.exit(demo.main([]))\n"
     )
@@ -222,7 +223,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_next_demo_goes_on(project):
 def test_finished_asks_for_every_stage(project):
     plan = load_plan(project.folder / "configs/quickstart.yaml")
     assert not demo.finished(plan, project.outputs)
-    for stage, partition in chain.steps(plan):
+    for stage, partition in declarations.steps(plan):
         chain.run(stage, plan, partition, project.outputs)
     assert not demo.finished(plan, project.outputs)
     chain.register(plan, project.outputs)

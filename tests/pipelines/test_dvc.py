@@ -20,7 +20,7 @@ from prts_core.config.identity import identity
 from prts_core.config.load import RunPlan, load_plan
 from prts_core.io.errors import ConfigError, PrtsError, StageError
 from prts_core.io.files import read_json
-from prts_core.stages import chain
+from prts_core.stages import chain, declarations
 from prts_core.stages.dvc_file import DvcFile, stage_name
 from prts_core.store.views import viewed
 from tests.pipelines.conftest import ROOT, Project
@@ -44,7 +44,7 @@ def edit(path: str, change: Callable[[dict], object]) -> None:
 def versions(plan: RunPlan, outputs: Path) -> dict[str, str]:
     """Data version of every view of a recipe."""
     found = {}
-    for stage, partition in chain.steps(plan):
+    for stage, partition in declarations.steps(plan):
         manifest = viewed(outputs, plan.recipe.name, stage, partition)
         assert manifest is not None
         found[f"{stage} {partition}"] = manifest.digest
@@ -76,7 +76,7 @@ def made(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project that has made the quickstart, known to DVC: run once, then copied with its hard links."""
     if not _snapshot:
         commit_all()
-        for stage, partition in chain.steps(plan_of()):
+        for stage, partition in declarations.steps(plan_of()):
             chain.run(stage, plan_of(), partition, project.outputs)
         assert len(project.calls()) == 15
         project.run("dvc", "commit", "-f")
@@ -111,7 +111,7 @@ def test_a_dagster_run_after_dvc_repro_runs_nothing_and_has_the_same_versions(pr
     assert {
         f"{e.asset_key.path[-1]} {e.partition}": e.materialization.tags["dagster/data_version"]
         for e in events
-        if e.asset_key.path[-1] in chain.STAGES
+        if e.asset_key.path[-1] in declarations.STAGES
     } == before
     assert Path("dvc.lock").read_text() == lock
 
@@ -350,15 +350,15 @@ def test_every_recipe_has_a_file_that_dvc_reads(project, monkeypatch):
         files[name] = file
     with Repo(".") as repo:
         known = {stage.addressing: stage for stage in repo.index.stages}
-    assert len(known) == sum(len(chain.steps(file.plan)) for file in files.values())
+    assert len(known) == sum(len(declarations.steps(file.plan)) for file in files.values())
     for name, file in files.items():
-        for stage, partition in chain.steps(file.plan):
+        for stage, partition in declarations.steps(file.plan):
             declared = known[file.target(stage, partition)]
             option = f" --dataset {partition}" if partition else ""
             begin = f"prts {stage} --config configs/{name}.yaml{option} "
             assert declared.cmd.startswith(begin), declared.cmd
             watched = {str(dep.fs_path) for dep in declared.deps}
-            for parent in chain.STAGES[stage].parents(file.plan, partition):
+            for parent in declarations.STAGES[stage].parents(file.plan, partition):
                 where = project.folder / "outputs" / "runs" / name / parent.stage / (parent.partition or "")
                 assert str(where / "manifest.json") in watched, (stage, parent)
 
@@ -384,8 +384,8 @@ def others(value: object) -> list[object]:
 def own_work(plan: RunPlan) -> dict[tuple[str, str | None], object]:
     """What of each stage's key is its own, not its parents'."""
     found = {}
-    for stage, partition in chain.steps(plan):
-        declared = chain.STAGES[stage]
+    for stage, partition in declarations.steps(plan):
+        declared = declarations.STAGES[stage]
         seed = plan.recipe.seed if declared.seeded else None
         found[stage, partition] = identity(declared.config(plan, partition)), seed
     return found
@@ -399,7 +399,8 @@ def test_every_value_that_changes_a_stage_is_watched_by_it_or_by_a_parent(projec
     declared, before = yaml.safe_load(file.text)["stages"], own_work(plan)
     watched = {step: declared[stage_name(*step)]["params"] for step in before}
     parents = {
-        (s, p): {(parent.stage, parent.partition) for parent in chain.STAGES[s].parents(plan, p)} for s, p in before
+        (s, p): {(parent.stage, parent.partition) for parent in declarations.STAGES[s].parents(plan, p)}
+        for s, p in before
     }
     files = {path for params in watched.values() for item in params for path in item if path.endswith(".yaml")}
     seen = 0
@@ -449,7 +450,7 @@ def test_a_public_file_with_several_datasets(project):
     file.write()
     with Repo(".") as repo:
         found = repo.stage.collect(file.path.relative_to(project.folder).as_posix())
-    assert len(found) == len(chain.steps(file.plan)) == 15
+    assert len(found) == len(declarations.steps(file.plan)) == 15
     stages = yaml.safe_load(file.text)["stages"]
     assert {"configs/datasets/two.yaml": ["lerobot_datasets.1"]} in stages["sft-me__two"]["params"]
     assert {"configs/models/tiny.yaml": ["chunk_length"]} in stages["stats-me__one.v1"]["params"]

@@ -31,7 +31,7 @@ TEN = [f"arm_{n}" for n in range(10)]
 LOCATION = """
 import sys
 from tests.pipelines import stub_child, stub_chain
-stub_chain.chain.STAGES.update(stub_chain.stubbed_stages())
+stub_chain.declarations.STAGES.update(stub_chain.stubbed_stages())
 import pipelines.environments as environments
 from assets.launch import Launcher, launch_resource
 real = environments.resources

@@ -17,7 +17,7 @@ from assets.recipes import recipe_pages
 from pipelines.definitions import build
 from prts_core.config.load import load_plan
 from prts_core.io.errors import ConfigError
-from prts_core.stages import chain
+from prts_core.stages import chain, declarations
 from prts_core.store.views import viewed
 from tests.pipelines.test_assets import materialised
 
@@ -48,7 +48,7 @@ def edit(path: Path, **changes) -> None:
 def test_two_recipes_stand_side_by_side(two):
     found = specs(two)
     for recipe in ("quickstart", "smoke"):
-        for stage in (*chain.STAGES, "register", "regression"):
+        for stage in (*declarations.STAGES, "register", "regression"):
             assert f"{recipe}/{stage}" in found
     assert {"quickstart_chain", "smoke_chain"} <= {job.name for job in two.resolve_all_job_defs()}
     dg.Definitions.validate_loadable(two)
@@ -246,7 +246,7 @@ def test_data_follows_its_source_once_that_is_switched_on(project):
         then = dg.evaluate_automation_conditions(defs, instance, cursor=first.cursor)
         asked = {
             (key.path[-1], partition)
-            for key in (page.key(stage) for stage in chain.STAGES)
+            for key in (page.key(stage) for stage in declarations.STAGES)
             for partition in then.get_requested_partitions(key)
         }
         assert asked == {(stage, "g1_bottle") for stage in ("collect", "convert", "validate", "stats")}

@@ -11,7 +11,7 @@ import pytest
 
 from prts_core.config.load import load_plan
 from prts_core.io.files import read_json
-from prts_core.stages import chain
+from prts_core.stages import chain, declarations
 from prts_core.store.run_stage import load_provenance
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,7 +51,7 @@ def test_dvc_repro_then_dagster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def state() -> dict[str, tuple[str, str]]:
         """stage -> (data version, when it was made)"""
         out = {}
-        for stage, partition in chain.steps(plan):
+        for stage, partition in declarations.steps(plan):
             manifest = chain.finished(stage, plan, partition, outputs)
             out[f"{stage} {partition}"] = manifest.digest, str(load_provenance(outputs, manifest)["finished"])
         return out

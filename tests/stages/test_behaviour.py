@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from prts_core.config.schema import VideoConfig
-from prts_core.stages import chain
+from prts_core.stages import chain, declarations
 from prts_core.store.listing import digest_tree
 from prts_core.store.stage import StageContext
 from tests.fixtures.smoke_run import smoke_plan
@@ -24,9 +24,9 @@ from tests.stages.behaviour import law
 from tests.stages.behaviour.figures import figures
 
 PLAN = smoke_plan()
-STEPS = dict(chain.steps(PLAN))  # the recipe has one dataset
+STEPS = dict(declarations.steps(PLAN))  # the recipe has one dataset
 PARENTS = {
-    stage: {parent.stage for parent in chain.STAGES[stage].parents(PLAN, partition)}
+    stage: {parent.stage for parent in declarations.STAGES[stage].parents(PLAN, partition)}
     for stage, partition in STEPS.items()
 }
 

@@ -11,7 +11,7 @@ import pytest
 from prts_core.cli.main import build_parser
 from prts_core.config.load import load_plan
 from prts_core.io.errors import DataError
-from prts_core.stages import chain
+from prts_core.stages import chain, declarations
 from prts_core.store.run_stage import untracked
 from prts_core.store.stage import StageResult
 
@@ -26,7 +26,7 @@ def test_a_bare_stage_in_a_cure_becomes_the_whole_command(tmp_path: Path, monkey
             "Statistics are stale", file="norm_stats.json", cure="run `prts stats` again, then `prts serve`"
         )
 
-    monkeypatch.setitem(chain.STAGES, "collect", replace(chain.STAGES["collect"], run=collect))
+    monkeypatch.setitem(declarations.STAGES, "collect", replace(declarations.STAGES["collect"], run=collect))
     plan = load_plan(SMOKE, ["seed=8"])
     with pytest.raises(DataError) as caught:
         chain.run("collect", plan, None, tmp_path / "o")

@@ -14,7 +14,7 @@ from prts_core.config.load import RunPlan, load_plan
 from prts_core.io.errors import CheckpointError, StageError
 from prts_core.io.files import read_json, write_json, write_text
 from prts_core.io.hub import local_folder
-from prts_core.stages import chain as real
+from prts_core.stages import declarations
 from prts_core.store.stage import Read, StageContext
 from prts_core.store.status import status
 from tests.io.test_hub import COMMITS, cache, put
@@ -140,7 +140,7 @@ def look(tmp_path: Path) -> Callable[..., dict[str, str]]:
     """What a stage's key says of files from outside."""
     from prts_core.store.sources import files_read
 
-    return lambda stage, plan: files_read(real.STAGES[stage], plan, None, tmp_path / "outputs")
+    return lambda stage, plan: files_read(declarations.STAGES[stage], plan, None, tmp_path / "outputs")
 
 
 def test_pictures_of_image_text_data_are_in_the_key(tmp_path: Path, look, monkeypatch: pytest.MonkeyPatch):

@@ -22,7 +22,7 @@ from prts_core.io.tensors import load_sharded, save_sharded
 from prts_core.models.backbone import qwen3vl_config
 from prts_core.policy.policy import load_policy
 from prts_core.release.checkpoint import load_released
-from prts_core.stages import chain
+from prts_core.stages import chain, declarations
 from prts_core.store.run_stage import untracked
 from prts_core.text import prompt
 from prts_core.text.tokenizer import TextTokenizer
@@ -144,7 +144,7 @@ def test_golden_fine_tuning_starts_from_a_released_checkpoint_and_then_from_its_
     monkeypatch.setenv("FAST", str(write_fast(tmp_path / "fast")))
     choice = ["sft.checkpoint=${CHECKPOINT}", "sft.fast=${FAST}"]
     plan = project.plan(*choice, **chunks, min_view_tokens=4, max_view_tokens=9)
-    assert ("pretrain", None) not in chain.steps(plan) and ("sft", "toy") in chain.steps(plan)
+    assert ("pretrain", None) not in declarations.steps(plan) and ("sft", "toy") in declarations.steps(plan)
     folder = project.run("sft", plan)
     policy = load_policy(folder)
     assert policy.processor.compat == policy.model.compat == policy.processor.fast.compat == "prts"
