@@ -15,6 +15,11 @@ from prts_core.config.load import RunPlan
 from prts_core.store.manifest import Manifest
 
 
+def step_name(stage: str, partition: str | None) -> str:
+    """A step for people: `sft [metaworld]`."""
+    return stage + (f" [{partition}]" if partition else "")
+
+
 @dataclass(frozen=True)
 class Read:
     """Files from outside that a stage reads besides its dataset. source: a file, a folder, or a hub id.
