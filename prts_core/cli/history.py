@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     from rich.text import Text
 
-    from prts_core.delivery.history import draw, move_rows, read_history, rows
+    from prts_core.delivery.history import MOVE_COLUMNS, draw, move_rows, read_history, rows
 
     model = args.model.removeprefix("models:/").split("@")[0].split("/")[0]
     history = read_history(args.outputs, model)
@@ -40,8 +40,8 @@ def main(args: argparse.Namespace) -> int:
         results.add_row(*row[:3], Text(row[3], "red"))
     console.print(results if history.points else f"no version of {model} has a result yet")
     if history.moves:
-        trail = table("when (UTC)", "alias", "from", "to", "move", "by", "reason")
-        for row in move_rows(history):
+        trail = table(*MOVE_COLUMNS)
+        for row in move_rows(history.moves):
             trail.add_row(*(Text(cell) for cell in row))
         console.print(trail)
     picture = args.picture or args.outputs / "regression" / model / "history.png"

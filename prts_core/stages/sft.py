@@ -29,6 +29,8 @@ from prts_core.training.initial_weights import checkpoint_start, own_start
 
 def sft(config: SftConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
     torch.manual_seed(context.seed)
+    checkpoint, fast = context.pinned("sft.checkpoint", config.checkpoint), context.pinned("sft.fast", config.fast)
+    config = replace(config, checkpoint=checkpoint, fast=fast)
     if config.checkpoint is None:
         start = own_start(inputs["pretrain"].folder(context.outputs), random=not config.from_pretrained)
     else:

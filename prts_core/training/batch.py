@@ -29,8 +29,7 @@ Cursor = dict[str, int]
 @dataclass(frozen=True)
 class TrainingSample:
     """One sample, ready to be laid into a batch. images: (H, W, 3) uint8 each. chunk (T, A) normalised float32 and
-    is_pad
-    (T,) bool, or none where there is no action."""
+    is_pad (T,) bool, or none where there is no action."""
 
     sequence: TokenSequence
     images: Sequence[np.ndarray]
@@ -62,9 +61,8 @@ class SampleSource(Protocol):
 
 @dataclass
 class Batch:
-    """tokens: see Tokens. actions, dof_mask (S, T, Amax) float32; is_pad (S, T) and has_action (S,) bool;
-    steps_to_go and
-    task_id (S,) int64; at (S,) int64: each sample's place in the joint batch of `joint` samples over all processes.
+    """tokens: see Tokens. actions, dof_mask (S, T, Amax) float32; is_pad (S, T) and has_action (S,) bool; steps_to_go
+    and task_id (S,) int64; at (S,) int64: each sample's place in the joint batch of `joint` samples over all processes.
 
     names: datasets, indexed by tokens.dataset. ids: "dataset:row" of each sample. begin, cursor: the position in the
     data before and after this batch.
@@ -101,11 +99,9 @@ class BatchPlan:
 class BatchSource:
     """Batches of a mixture over `world` processes; this one gets every `world`-th row from `rank` on.
 
-    batch_size: rows of a joint batch: samples, or packed rows of `pack_length` tokens. response: FAST tokens stand
-    in the
-    answer. contrastive: the contrastive parts stand in every n-th batch; 0: in none. pack_window: samples that are
-    packed
-    at a time; the order within a window changes, nothing else.
+    batch_size: rows of a joint batch: samples, or packed rows of `pack_length` tokens. response: FAST tokens stand in
+    the answer. contrastive: the contrastive parts stand in every n-th batch; 0: in none. pack_window: samples that are
+    packed at a time; the order within a window changes, nothing else.
     """
 
     def __init__(

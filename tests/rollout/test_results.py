@@ -210,7 +210,7 @@ def test_a_worker_lost_while_filming_costs_time_and_no_video(tmp_path, monkeypat
             raise WorkerLost("The worker ended")
         return True
 
-    monkeypatch.setattr(results, "film", film)
+    monkeypatch.setattr(results, "render_video", film)
     (tmp_path / "actions").mkdir()
     for index in range(3):
         np.save(tmp_path / f"actions/{index:05d}.npy", np.zeros((1, 2)))

@@ -18,11 +18,11 @@ levels = st.sampled_from([0.01, 0.05, 0.1, 0.2])
 
 @given(rates, levels, levels, st.integers(1, 70))
 def test_the_exact_error_rates_never_exceed_the_stated_ones(rate, alpha, beta, most):
-    walk = RateTest(*rate, most, alpha, beta).boundaries
-    assert walk.exact(rate[0])[0] <= alpha + 1e-12
-    assert walk.exact(rate[1])[1] <= beta + 1e-12
+    boundaries = RateTest(*rate, most, alpha, beta).boundaries
+    assert boundaries.exact(rate[0])[0] <= alpha + 1e-12
+    assert boundaries.exact(rate[1])[1] <= beta + 1e-12
     for p in (rate[0] * 0.7, *rate):
-        high, low, steps = walk.exact(p)
+        high, low, steps = boundaries.exact(p)
         assert 0 <= high + low <= 1 + 1e-9 and 1 - 1e-9 <= steps <= most + 1e-9
 
 
