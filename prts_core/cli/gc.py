@@ -136,7 +136,7 @@ def show(found: Garbage) -> None:
                 f"{item.age_days:.1f}",
                 decimal(item.bytes),
             )
-        console.print(items)
+        console.print(items, markup=False)
     done = "removed" if found.deleted else "could go"
     console.print(f"{len(found.items)} {done}, {decimal(found.bytes)}", markup=False)
     stays = ", ".join(f"{count} by {reason}" for reason, count in found.kept.items() if count)
