@@ -39,6 +39,7 @@ TEMPLATES = Environment(
     extensions=[OneLine],
     undefined=StrictUndefined,
     autoescape=True,
+    # As Python's own html escapes quotes, and pages always had them: markupsafe writes other bytes.
     finalize=lambda value: value if isinstance(value, Markup) else Markup(escape(str(value))),
 )
 
