@@ -72,6 +72,7 @@ def pretrain(config: PretrainConfig, inputs: dict[str, Manifest], context: Stage
             processors[n],
             d.episodes("train"),
             augmented=config.train.augment,
+            failures=config.train.failures,
             train_subtask=config.train_subtask.get(n),
         )
         for n, d in datasets.items()

@@ -44,15 +44,13 @@ def sft(config: SftConfig, inputs: dict[str, Manifest], context: StageContext) -
     processor = Processor(
         contract, load_statistics(statistics), statistics, start.tokenizer, start.fast, model_config, model.compat
     )
-    if not config.train.weights.contrastive:  # heads without a loss stay what they are, as in the public release
-        frozen = tuple(dict.fromkeys((*config.train.freeze, "contrastive")))
-        config = replace(config, train=replace(config.train, freeze=frozen))
     rows = RobotDataset(
         config.dataset,
         dataset,
         processor,
         dataset.episodes("train"),
         augmented=config.train.augment,
+        failures=config.train.failures,
         train_subtask=config.train_subtask,
     )
     options = {"train_subtask": config.train_subtask}

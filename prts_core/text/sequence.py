@@ -156,6 +156,10 @@ class SequenceBuilder:
         out = out + (actions + len(self.turn_end) if response else 0)
         return out + (actions + instructions if contrastive else 0)
 
+    def subtask_length(self, text: str) -> int:
+        """At most how many tokens a sample grows by where the policy is to say this subtask before it acts."""
+        return len(self.subtask(text)) + len(self.turn_end) + max(0, len(self.subtask_tail) - len(self.tail))
+
     def _action(self, fast: Sequence[int]) -> list[int]:
         base = self.tokenizer.fast_base
         return [self.action_start, *(base + index for index in fast), self.action_end]
