@@ -14,13 +14,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from prts_core.cli.main import plain_console
 from prts_core.io.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from prts_core.rollout.episode_plan import EpisodePlan
 
 EPILOG = """\
@@ -104,7 +106,7 @@ def main(args: argparse.Namespace) -> int:
     from prts_core.rollout.run_suite import ExecutionOptions, run_suite
     from prts_core.sim.suites import suite as suite_of
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = plain_console()
     for name in ("policy", "suite"):
         if getattr(args, name) is None:
             raise ConfigError(
@@ -135,7 +137,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         for spec in suites:
             if spec.standins:
-                console.print(f"{spec.name}: {spec.standins}", style="yellow", markup=False)
+                console.print(f"{spec.name}: {spec.standins}", style="yellow")
             stop = early_stop(rates, args, earlier.get(spec.name), console)
             reports[spec.name] = run_suite(
                 actor,
@@ -144,10 +146,10 @@ def main(args: argparse.Namespace) -> int:
                 output / spec.name,
                 machine,
                 stop=stop,
-                say=lambda text: console.print(text, markup=False),
+                say=console.print,
             )
             console.print(shown(reports[spec.name]))
-            console.print(str(output / spec.name / "page.html"), markup=False)
+            console.print(str(output / spec.name / "page.html"))
     finally:
         actor.close()
     return compare(earlier, reports, output, args, console) if earlier else 0
@@ -265,11 +267,10 @@ def compare(
     for name, one in made["suites"].items():
         console.print(
             f"{name}: {one['reason']}; {'sequential' if one['stopped'] else 'McNemar'} p = {one['p_value']:.3g}, "
-            f"Holm {one['p_holm']:.3g}",
-            markup=False,
+            f"Holm {one['p_holm']:.3g}"
         )
         for label in one["labels"]:
-            console.print(f"  {label}", style="yellow", markup=False)
+            console.print(f"  {label}", style="yellow")
     worse: Sequence[str] = made["worse"]
     console.print(
         f"verdict: {'significantly worse on ' + ', '.join(worse) if worse else 'no significant drop'}; "

@@ -10,8 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-
+from prts_core.cli.main import plain_console
 from prts_core.io.errors import ConfigError, lookup
 
 WORKERS = 2
@@ -85,12 +84,8 @@ def main(args: argparse.Namespace) -> int:
         reencode=args.reencode,
     )
     info = read_info(args.to)
-    console = Console(soft_wrap=True)
-    console.print(
-        f"{args.to}: {info.total_episodes} episodes, {info.total_frames} frames, {contract.fingerprint[:19]}",
-        highlight=False,
-        markup=False,
-    )
+    what = f"{info.total_episodes} episodes, {info.total_frames} frames, {contract.fingerprint[:19]}"
+    plain_console().print(f"{args.to}: {what}")
     return 0
 
 
@@ -107,7 +102,7 @@ def export(args: argparse.Namespace, work: Path) -> int:
             cure="convert the recording to v2.1 first, then that to v3.0",
         )
     export(args.recording, args.to, work, workers=args.workers)
-    Console(soft_wrap=True).print(f"{args.to}: LeRobot v3.0", highlight=False, markup=False)
+    plain_console().print(f"{args.to}: LeRobot v3.0")
     return 0
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prts_core.cli.main import add_outputs_argument, tell, wide_console
+from prts_core.cli.main import add_outputs_argument, table, tell, typed, wide_console
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -66,7 +66,6 @@ def find(results: Results, text: str, outputs: Path) -> dict[str, Any]:
 
 def show(found: Comparison) -> None:
     """Print causes first, then the tree that leads to them, then the two sides beside each other."""
-    from rich.table import Table
     from rich.text import Text
 
     from prts_core.cli.status import duration
@@ -83,13 +82,10 @@ def show(found: Comparison) -> None:
         console.print("  their contents are equal all the same, byte for byte", style="green")
     if found.difference.parents:
         console.print(_tree(found.difference))
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("", "left", "right"):
-        table.add_column(name, overflow="fold")
-    table.add_column("difference", justify="right")
+    sides = table("", "left", "right", "difference", right=("difference",))
     for name, read in (
         ("key", lambda side: side["key"][:12]),
-        ("recipe", lambda side: " ".join([side["recipe"] or "", *(f"--set {o}" for o in side["overrides"] or ())])),
+        ("recipe", lambda side: f"{side['recipe'] or ''} {typed(side['overrides'])}".strip()),
         ("finished", lambda side: when(side["finished"])),
         ("took", lambda side: duration(side["seconds"])),
         ("code", lambda side: (side["code"] or "")[7:19]),
@@ -97,11 +93,11 @@ def show(found: Comparison) -> None:
     ):
         left, right = read(found.left), read(found.right)
         style = "" if left == right or name in ("key", "finished", "took") else "yellow"
-        table.add_row(name, Text(left, style), Text(right, style), "")
+        sides.add_row(name, Text(left, style), Text(right, style), "")
     for name, (before, after) in found.metrics.items():
         change = "" if before is None or after is None or before == after else f"{after - before:+.4g}"
-        table.add_row(Text(name, "dim"), _number(before), _number(after), change)
-    console.print(table)
+        sides.add_row(Text(name, "dim"), _number(before), _number(after), change)
+    console.print(sides)
 
 
 def _tree(difference: Difference, into: Tree | None = None) -> Tree:

@@ -7,7 +7,7 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from prts_core.cli.main import add_plan_arguments
+from prts_core.cli.main import add_plan_arguments, plain_console
 from prts_core.config.load import RunPlan, load_plan
 from prts_core.io.errors import ConfigError
 
@@ -30,8 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from prts_core.stages.training import show_parameters
     from prts_core.training.memory import estimate
 
@@ -48,19 +46,16 @@ def main(args: argparse.Namespace) -> int:
     rows = parameters(plan, config)
     everything, load = rows[-1], load_of(plan, config, args.gpus, args.tokens, args.cameras)
     memory = estimate(everything.total, everything.trainable, plan.model, config, args.gpus, load)
-    console = Console(highlight=False)
+    console = plain_console()
     show_parameters(rows)
     kept = "recomputed" if config.activation_checkpointing else "kept"
     console.print(
         f"stage {args.stage}, {args.gpus} GPU, ZeRO {config.deepspeed_stage or 'off'}, {config.precision}, "
-        f"activations {kept}, {load.samples} samples of {load.tokens} tokens a GPU and micro-batch",
-        soft_wrap=True,
+        f"activations {kept}, {load.samples} samples of {load.tokens} tokens a GPU and micro-batch"
     )
     for name in ("weights", "gradients", "optimizer", "ema", "activations", "total"):
         console.print(f"  {name:12s} {getattr(memory, name) / 2**30:8.2f} GiB a GPU")
-    console.print(
-        "an estimate (arXiv:1910.02054): communication buckets and fragmentation come on top, some 20 %", soft_wrap=True
-    )
+    console.print("an estimate (arXiv:1910.02054): communication buckets and fragmentation come on top, some 20 %")
     return 0
 
 

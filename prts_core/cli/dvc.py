@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from prts_core.cli.main import add_outputs_argument
-from prts_core.config.places import recipe_path
+from prts_core.cli.main import add_outputs_argument, add_recipe_argument
 
 EPILOG = """\
 examples
@@ -18,9 +16,7 @@ examples
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config", type=Path, default=recipe_path(), help="recipe (default: $PRTS_RECIPE, here %(default)s)"
-    )
+    add_recipe_argument(parser)
     add_outputs_argument(parser)
     parser.add_argument("--path", action="store_true", help="print where the file is; write nothing")
     parser.add_argument(

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prts_core.cli.main import add_outputs_argument, tell, wide_console
+from prts_core.cli.main import add_outputs_argument, table, tell, typed, wide_console
 
 if TYPE_CHECKING:
     from prts_core.store.gc import Garbage
@@ -122,27 +122,21 @@ def registered_results(outputs: Path) -> set[str]:
 def show(found: Garbage) -> None:
     """Print what may go (or went) as a table, and why the rest stays in one line."""
     from rich.filesize import decimal
-    from rich.table import Table
 
     console = wide_console()
     if found.items:
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        for name in ("what", "stage", "dataset", "key", "of"):
-            table.add_column(name, overflow="fold")
-        table.add_column("days", justify="right")
-        table.add_column("frees", justify="right")
+        items = table("what", "stage", "dataset", "key", "of", "days", "frees", right=("days", "frees"))
         for item in found.items:
-            typed = " ".join(f"--set {text}" for text in item.overrides)
-            table.add_row(
+            items.add_row(
                 item.what,
                 item.stage,
                 item.partition or "",
                 item.key[:12],
-                f"{item.recipe} {typed}".strip(),
+                f"{item.recipe} {typed(item.overrides)}".strip(),
                 f"{item.age_days:.1f}",
                 decimal(item.bytes),
             )
-        console.print(table)
+        console.print(items, markup=False)
     done = "removed" if found.deleted else "could go"
     console.print(f"{len(found.items)} {done}, {decimal(found.bytes)}", markup=False)
     stays = ", ".join(f"{count} by {reason}" for reason, count in found.kept.items() if count)

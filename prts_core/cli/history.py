@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from prts_core.cli.main import add_outputs_argument, wide_console
+from prts_core.cli.main import add_outputs_argument, table, wide_console
 
 EPILOG = """\
 examples
@@ -28,7 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from rich.table import Table
     from rich.text import Text
 
     from prts_core.delivery.history import MOVE_COLUMNS, draw, move_rows, read_history, rows
@@ -36,16 +35,12 @@ def main(args: argparse.Namespace) -> int:
     model = args.model.removeprefix("models:/").split("@")[0].split("/")[0]
     history = read_history(args.outputs, model)
     console = wide_console()
-    table = Table(box=None, header_style="bold")
-    for name in ("suite", "version", "success, 95 % interval", "gate"):
-        table.add_column(name)
+    results = table("suite", "version", "success, 95 % interval", "gate")
     for row in rows(history):
-        table.add_row(*row[:3], Text(row[3], "red"))
-    console.print(table if history.points else f"no version of {model} has a result yet")
+        results.add_row(*row[:3], Text(row[3], "red"))
+    console.print(results if history.points else f"no version of {model} has a result yet")
     if history.moves:
-        trail = Table(box=None, header_style="bold")
-        for name in MOVE_COLUMNS:
-            trail.add_column(name)
+        trail = table(*MOVE_COLUMNS)
         for row in move_rows(history.moves):
             trail.add_row(*(Text(cell) for cell in row))
         console.print(trail)

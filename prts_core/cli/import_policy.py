@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prts_core.cli.main import plain_console
 from prts_core.io.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -116,9 +117,7 @@ def relative_marks(folder: Path, args: argparse.Namespace) -> tuple[bool, ...]:
 
 def tell(contract: PolicyContract, out: Path) -> None:
     """What the policy takes and gives, to be looked at: a wrong camera or rate is not found out by any check."""
-    from rich.console import Console
-
-    console, meant = Console(soft_wrap=True, highlight=False, markup=False), contract.contract
+    console, meant = plain_console(), contract.contract
     marked = sum(dimension.relative for dimension in meant.action)
     console.print(f"{out}  {contract.fingerprint[:19]}")
     console.print(f"  {contract.embodiment_tag}, {meant.control_hz:g} Hz, {contract.normalization}")

@@ -10,16 +10,20 @@ import argparse
 import importlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from prts_core import __version__
 from prts_core.config.places import outputs_folder, recipe_path
 from prts_core.io.errors import PrtsError, Skipped, Stopped, missing_extra
+from prts_core.store.stage import step_name
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 SKIPPED, STOPPED, INTERRUPTED = 3, 75, 130  # exit statuses
 # Commands that are no stages: each the module of its name, with `add_arguments(parser)`, `main(args) -> int` and, where
@@ -64,10 +68,14 @@ after a checkpoint and 130 interrupted (the same command goes on from there).
 """
 
 
-def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+def add_recipe_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", type=Path, default=recipe_path(), help="recipe (default: $PRTS_RECIPE, here %(default)s)"
     )
+
+
+def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    add_recipe_argument(parser)
     parser.add_argument(
         "--set",
         dest="overrides",
@@ -88,6 +96,26 @@ def add_outputs_argument(parser: argparse.ArgumentParser, what: str = "where res
 def wide_console() -> Console:
     """For tables: a file has no width, and one of 80 columns would break every word."""
     return Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 200)
+
+
+def plain_console(stderr: bool = False) -> Console:
+    """For sentences: nothing in a name or a path is markup, and no line is broken."""
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def table(*columns: str, right: Container[str] = (), **look: Any) -> Table:
+    """A table without lines. right: columns of figures. look: of rich's Table."""
+    from rich.table import Table
+
+    made = Table(box=None, header_style="bold", pad_edge=False, **look)
+    for name in columns:
+        made.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    return made
+
+
+def typed(overrides: Iterable[str] | None) -> str:
+    """The `--set` options as they were typed."""
+    return " ".join(f"--set {text}" for text in overrides or ())
 
 
 def tell(found: Any, as_json: bool, show: Callable[[Any], None]) -> None:
@@ -174,7 +202,7 @@ def asks_for_tool(args: argparse.Namespace) -> bool:
     return any(getattr(args, name) != blank for name, blank in getattr(args, "of_tool", {}).items())
 
 
-def run_stage_command(args: argparse.Namespace, console: Console) -> int:
+def run_stage_command(args: argparse.Namespace) -> int:
     from prts_core.config.load import load_plan
     from prts_core.launch.signals import stop_on_signals
     from prts_core.launch.where import default_launch, parse_launch
@@ -193,22 +221,21 @@ def run_stage_command(args: argparse.Namespace, console: Console) -> int:
             _say(f"skipped: {err}", "yellow")
             return 0
         raise
-    name = args.command + (f" [{manifest.partition}]" if manifest.partition else "")
-    console.print(f"{name}: {manifest.folder(args.outputs)}  {manifest.digest[:19]}", highlight=False, markup=False)
+    name, console = step_name(args.command, manifest.partition), plain_console()
+    console.print(f"{name}: {manifest.folder(args.outputs)}  {manifest.digest[:19]}")
     for metric, value in manifest.metrics.items():
-        console.print(f"  {metric} = {value:.6g}", highlight=False)
+        console.print(f"  {metric} = {value:.6g}")
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    console = Console(soft_wrap=True)
     chosen = argv[0] if argv else None
     try:
         args = build_parser(chosen).parse_args(argv)
         if args.command in TOOLS or asks_for_tool(args):
             return module_of(args.command).main(args)
-        return run_stage_command(args, console)
+        return run_stage_command(args)
     except Skipped as err:
         _say(f"skipped: {err}", "yellow")
         return SKIPPED
@@ -229,7 +256,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _say(text: str, style: str) -> None:
-    Console(stderr=True, soft_wrap=True).print(text, style=style, highlight=False, markup=False, emoji=False)
+    plain_console(stderr=True).print(text, style=style)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from prts_core.cli.main import add_plan_arguments
+from prts_core.cli.main import add_plan_arguments, plain_console
 
 EPILOG = """\
 examples
@@ -32,8 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from prts_core.config.load import load_plan
     from prts_core.delivery.promote import promote
 
@@ -44,8 +42,8 @@ def main(args: argparse.Namespace) -> int:
         approve=args.approve,
         contract_change=args.contract_change,
     )
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     for name, verdict in decision.verdicts.items():
-        console.print(f"{name}: {verdict.reason}", style="red" if verdict.alarm else None, markup=False)
-    console.print(decision.said(), markup=False)
+        console.print(f"{name}: {verdict.reason}", style="red" if verdict.alarm else None)
+    console.print(decision.said())
     return 0 if decision.promote or decision.version == decision.champion else REFUSED

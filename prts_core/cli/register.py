@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from prts_core.cli.main import add_plan_arguments
+from prts_core.cli.main import add_plan_arguments, plain_console
 
 EPILOG = """\
 examples
@@ -21,14 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from prts_core.config.load import load_plan
     from prts_core.stages import chain
 
     made = chain.register(load_plan(args.config, args.overrides), args.outputs)
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     aliases = " ".join(f"@{alias}" for alias in made["aliases"])
-    console.print(f"{made['model_uri']} {aliases}", markup=False)
-    console.print(f"  {made['verdict']['reason']}", markup=False)
+    console.print(f"{made['model_uri']} {aliases}")
+    console.print(f"  {made['verdict']['reason']}")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from datetime import UTC, datetime
 
-from prts_core.cli.main import add_plan_arguments
+from prts_core.cli.main import add_plan_arguments, plain_console
 
 EPILOG = """\
 examples
@@ -32,22 +32,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from prts_core.config.load import load_plan
     from prts_core.delivery import registry
     from prts_core.delivery.protocol import lacking
     from prts_core.delivery.regression import names, regress
     from prts_core.tracking.store import client
 
-    plan, console = load_plan(args.config, args.overrides), Console(highlight=False, soft_wrap=True)
+    plan, console = load_plan(args.config, args.overrides), plain_console()
     model = plan.recipe.register.model_name
     alias = registry.CHAMPION if args.champion else registry.CHALLENGER
     reference = f"models:/{model}/{args.version}" if args.version else f"models:/{model}@{alias}"
     version = registry.resolve_version(client(args.outputs), reference)
     suites = args.suite or (names(plan) if args.champion else lacking(plan, args.outputs, version))
     if not suites:
-        console.print(f"{model} {version.version} has a result on every suite", markup=False)
+        console.print(f"{model} {version.version} has a result on every suite")
     attempt, alarm, decision = args.attempt or f"{datetime.now(UTC):%Y-%m-%d}", False, None
     for name in suites:
         outcome = regress(
@@ -56,12 +54,12 @@ def main(args: argparse.Namespace) -> int:
             str(version.version),
             args.outputs,
             attempt=attempt,
-            say=lambda text: console.print(text, markup=False),
+            say=console.print,
         )
         alarm, decision = alarm or outcome.alarm, outcome.decision
         style = "red" if outcome.alarm else "yellow" if outcome.incomparable else None
-        console.print(f"{name}: {outcome.result.said()}", markup=False)
-        console.print(f"  {outcome.said()}", style=style, markup=False)
+        console.print(f"{name}: {outcome.result.said()}")
+        console.print(f"  {outcome.said()}", style=style)
     if decision is not None:
-        console.print(decision.said(), markup=False)
+        console.print(decision.said())
     return WORSE if alarm else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from prts_core.cli.main import add_outputs_argument
+from prts_core.cli.main import add_outputs_argument, plain_console
 
 EPILOG = """\
 examples
@@ -22,10 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from prts_core.delivery.promote import rollback
 
     before, after = rollback(args.outputs, args.model, args.reason)
-    Console(highlight=False, soft_wrap=True).print(f"{args.model}: version {after} instead of {before}", markup=False)
+    plain_console().print(f"{args.model}: version {after} instead of {before}")
     return 0

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prts_core.cli import sim_expert
+from prts_core.cli.main import plain_console
 from prts_core.io.errors import ConfigError, MissingExtraError, SimulatorError, UnavailableError, lookup
 
 EPILOG = """\
@@ -111,7 +112,7 @@ def install(args: argparse.Namespace) -> int:
 
     record = part(args.family, "install").install(Installation(args.family), args.assets)
     standins = f", {record['standins']}" if record.get("standins") else ""
-    Console(soft_wrap=True).print(f"{args.family}: installed{standins}", highlight=False)
+    plain_console().print(f"{args.family}: installed{standins}")
     return 0
 
 
@@ -120,30 +121,30 @@ def check(args: argparse.Namespace) -> int:
     from prts_core.sim.self_check import check_suites
     from prts_core.sim.suites import FAMILIES, part
 
-    console = Console(soft_wrap=True)
+    console = plain_console()
     names = FAMILIES[args.family]
     for name in args.suite or ():
         lookup(dict.fromkeys(names), name, f"suite of {args.family}")
-    console.print(f"{args.family}: {part(args.family, 'install').check(Installation(args.family))}", highlight=False)
+    console.print(f"{args.family}: {part(args.family, 'install').check(Installation(args.family))}")
     for row in check_suites(tuple(args.suite or names)):
-        console.print("  " + ", ".join(f"{key} {value}" for key, value in row.items()), highlight=False)
+        console.print("  " + ", ".join(f"{key} {value}" for key, value in row.items()))
     return 0
 
 
 def remove(args: argparse.Namespace) -> int:
     from prts_core.sim.installations import Installation, in_main_environment
 
-    home, console = Installation(args.family), Console(soft_wrap=True)
+    home, console = Installation(args.family), plain_console()
     if in_main_environment(args.family):
         raise ConfigError(
             f"{args.family!r} lives in the main environment", field="family", cure="uninstall its packages with pip"
         )
     if not home.path.is_dir():
-        console.print(f"{args.family}: not installed", highlight=False)
+        console.print(f"{args.family}: not installed")
         return 0
     if home.path.is_symlink():
         raise SimulatorError("The simulator's folder is a link", file=home.path, cure="remove the link yourself")
     home.record.unlink(missing_ok=True)  # first: half a folder is not installed
     shutil.rmtree(home.path)
-    console.print(f"{args.family}: removed {home.path}", highlight=False)
+    console.print(f"{args.family}: removed {home.path}")
     return 0

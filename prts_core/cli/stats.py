@@ -9,8 +9,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from rich.console import Console
-
+from prts_core.cli.main import plain_console
 from prts_core.contract import Normalization
 from prts_core.io.errors import ConfigError
 
@@ -60,14 +59,11 @@ def main(args: argparse.Namespace) -> int:
         )
     name = " + ".join(root.name for root in roots)
     made, without = write_statistics(args.out, roots, name, args.split, args.chunk, args.normalization)
-    console = Console(soft_wrap=True, highlight=False)
+    console = plain_console()
     console.print(
         f"{args.out}: {made.stats.count} frames of split {args.split} of {name}, rank error of the quantiles"
-        f" {made.trained.rank_error:.2g}, fingerprint {made.trained.fingerprint[:19]}",
-        markup=False,
+        f" {made.trained.rank_error:.2g}, fingerprint {made.trained.fingerprint[:19]}"
     )
     for camera in without:
-        console.print(
-            f"  {camera}: no statistics in every episodes_stats.jsonl, so LeRobot's form lacks it", markup=False
-        )
+        console.print(f"  {camera}: no statistics in every episodes_stats.jsonl, so LeRobot's form lacks it")
     return 0

@@ -6,7 +6,7 @@ import argparse
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from prts_core.cli.main import add_plan_arguments, tell, wide_console
+from prts_core.cli.main import add_plan_arguments, table, tell, typed, wide_console
 
 if TYPE_CHECKING:
     from prts_core.store.status import Status, StatusRow
@@ -64,17 +64,16 @@ def main(args: argparse.Namespace) -> int:
 def show(found: Status, everything: bool = False) -> None:
     """Print a table of the steps, then the store in a few lines."""
     from rich.filesize import decimal
-    from rich.table import Table
     from rich.text import Text
+
+    from prts_core.store.stage import step_name
 
     console = wide_console()
     console.print(Text.assemble((found.recipe, "bold"), f"  {found.config_file} in {found.outputs}"))
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("stage", "dataset", "state", ""):
-        table.add_column(name, overflow="fold")
+    steps = table("stage", "dataset", "state", "")
     for row in found.rows:
-        table.add_row(row.stage, row.partition or "", Text(row.state, COLOURS[row.state]), _about(row, everything))
-    console.print(table)
+        steps.add_row(row.stage, row.partition or "", Text(row.state, COLOURS[row.state]), _about(row, everything))
+    console.print(steps)
     store = found.store
     line = f"\nstore: {store.results} results, {decimal(store.bytes)}"
     if store.unshown:
@@ -85,15 +84,15 @@ def show(found: Status, everything: bool = False) -> None:
     if store.works and not everything:
         console.print(f"under way or interrupted for other plans: {len(store.works)} (`prts status --all` lists them)")
     for work in store.works if everything else ():
-        name = work["stage"] + (f" [{work['partition']}]" if work["partition"] else "")
+        name = step_name(work["stage"], work["partition"])
         console.print(f"  {name} {work['key'][:12]} {_progress(work)}", markup=False)
         console.print(f"    go on: {work['command']}", markup=False, soft_wrap=True)
     for result in store.listed:
-        name = result["stage"] + (f" [{result['partition']}]" if result["partition"] else "")
-        typed = " ".join(f"--set {text}" for text in result["overrides"] or ())
-        console.print(
-            f"  {name} {result['key'][:12]}  {decimal(result['bytes'])}  {result['recipe'] or ''} {typed}", markup=False
+        name, of = (
+            step_name(result["stage"], result["partition"]),
+            f"{result['recipe'] or ''} {typed(result['overrides'])}",
         )
+        console.print(f"  {name} {result['key'][:12]}  {decimal(result['bytes'])}  {of}", markup=False)
 
 
 def _about(row: StatusRow, everything: bool) -> Any:
@@ -120,8 +119,7 @@ def _progress(work: dict[str, Any]) -> str:
     from prts_core.store.status import when
 
     at = "no checkpoint yet" if work["checkpoint"] is None else f"checkpoint at step {work['checkpoint']}"
-    typed = " ".join(f"--set {text}" for text in work["overrides"] or ())
-    recipe = " ".join(filter(None, [work["recipe"], typed]))
+    recipe = " ".join(filter(None, [work["recipe"], typed(work["overrides"])]))
     if work["running"]:
         who = f"process {work['pid']} on {work['host']} since {when(work['since'])}"
         return f"{who}, {at} ({recipe})" if work["pid"] else "it begins"

@@ -11,9 +11,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.text import Text
 
+from prts_core.cli.main import plain_console
 from prts_core.io.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -77,13 +77,13 @@ def main(args: argparse.Namespace) -> int:
             cure="prts validate FOLDER; `prts validate --help` shows examples",
         )
     workers = args.workers or os.cpu_count() or 2
-    console = Console(stderr=args.json, soft_wrap=True, highlight=False)
+    console = plain_console(stderr=args.json)
     if args.fix is not None:
         from prts_core.data.validation.repair import repair
 
         done = repair(args.folder, args.fix, link=args.link, video=args.video, workers=workers)
         for line in done:
-            console.print(line, markup=False)
+            console.print(line)
     root = args.folder if args.fix is None else args.fix
     report = validate_dataset(
         root, args.video, workers=workers, foreign=True, sealed=not args.seal, statistics=args.statistics
@@ -92,13 +92,13 @@ def main(args: argparse.Namespace) -> int:
         print(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
     else:
         verdict = "sound" if report.ok else f"{len(report.errors)} errors"
-        console.print(f"{root}: {verdict}, {len(report.warnings)} warnings", markup=False)
+        console.print(f"{root}: {verdict}, {len(report.warnings)} warnings")
         if report.findings:
             console.print(*map(_lines, [*report.errors, *report.warnings][:SHOWN]), sep="\n")
         if len(report.findings) > SHOWN:
             console.print(f"... and {len(report.findings) - SHOWN} more: --json shows all")
     if args.seal and report.ok:
-        console.print(f"sealed: {seal(root, workers)}", markup=False)
+        console.print(f"sealed: {seal(root, workers)}")
     elif args.seal:
         console.print("not sealed: correct the errors first, or use --fix", style="red")
     return 0 if report.ok else 1

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from prts_core.cli.main import table
 from prts_core.io.errors import ConfigError, DataError, suggest
 
 if TYPE_CHECKING:
@@ -188,15 +188,14 @@ def draw_curves(
         for episode in track(episodes, what="value curves")
     ]
     plot_curves(out, curves, dataset, camera, "Goal-reachability value, own sentence bold")
-    table = Table(box=None, header_style="bold")
-    for name in ("episode", "sentence", "first", "last", "nats/s", "Spearman"):
-        table.add_column(name, justify="left" if name == "sentence" else "right")
+    figures = ("first", "last", "nats/s", "Spearman")
+    shown = table("episode", "sentence", *figures, right=("episode", *figures))
     rows = []
     for curve in curves:
         seconds = max(float(curve.rows[-1] - curve.rows[0]), 1.0) / dataset.fps
         for text, values in zip(curve.instructions, curve.values, strict=True):
             first, last = float(values[0]), float(values[-1])
-            table.add_row(
+            shown.add_row(
                 str(curve.episode),
                 Text(text, "bold" if text == curve.own else ""),
                 f"{first:.2f}",
@@ -215,7 +214,7 @@ def draw_curves(
                 },
             }
         )
-    console.print(table)
+    console.print(shown)
     write_json(
         out.with_suffix(".json"),
         {"policy_digest": policy_digest(folder), "fps": dataset.fps, "unit": "nats", "curves": rows},
@@ -274,14 +273,15 @@ def measure_all(
 
 
 def show_ranking(ranking: Ranking, console: Console) -> None:
-    table = Table(box=None, header_style="bold", title_justify="left", title="worst first", title_style="dim")
-    for name in ("episode", "score", "Spearman", "rise", "margin", "sentence", "flag"):
-        table.add_column(name, justify="left" if name in ("sentence", "flag") else "right")
+    figures = ("episode", "score", "Spearman", "rise", "margin")
+    worst = table(
+        *figures, "sentence", "flag", right=figures, title="worst first", title_justify="left", title_style="dim"
+    )
     flagged = ranking.flagged
     lowest = [verdict for verdict in ranking.verdicts if not verdict.flag][: max(3, SHOWN - len(flagged))]
     for verdict in [*flagged[:SHOWN], *lowest]:
-        table.add_row(*_cells(verdict))
-    console.print(table)
+        worst.add_row(*_cells(verdict))
+    console.print(worst)
     if len(flagged) > SHOWN:
         console.print(f"... and {len(flagged) - SHOWN} more flagged, in the JSON", style="dim")
     for sentence, why in ranking.unsure.items():

@@ -11,7 +11,6 @@ from prts_core.io.files import atomic_path
 def plot(made: Computed, path: Path) -> None:
     """One small panel per dimension: histogram over frames, q01 and q99 as lines, what lies outside them shaded. A
     dimension that is trained relative to the state has two: as recorded, and over chunks."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     contract, stats = made.contract, made.stats
@@ -34,7 +33,6 @@ def plot(made: Computed, path: Path) -> None:
     rows = -(-len(panels) // columns)
     height = 1.7 * rows + 0.6  # inches
     figure = Figure(figsize=(2.6 * columns, height))
-    FigureCanvasAgg(figure)
     # Margins by hand: matplotlib's own layout engine takes longer than all panels together.
     figure.subplots_adjust(0.02, 0.45 / height, 0.98, 1 - 0.65 / height, wspace=0.08, hspace=0.75)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()

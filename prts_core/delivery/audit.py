@@ -18,7 +18,7 @@ from prts_core.delivery import registry
 from prts_core.io.errors import StageError
 from prts_core.io.files import canonical_json
 from prts_core.io.locks import locked
-from prts_core.tracking.store import client, experiment_id, tracking_uri
+from prts_core.tracking.store import client, every, experiment_id, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -51,20 +51,14 @@ def moves(outputs: Path, model: str) -> list[Move]:
     """The model's trail, oldest first."""
     from mlflow.entities import ViewType
 
-    store, token, found = client(outputs), None, []
+    store = client(outputs)
     experiment = store.get_experiment_by_name(EXPERIMENT)
-    while experiment is not None:
-        page = store.search_runs(
-            [experiment.experiment_id],
-            filter_string=f"tags.`prts.model` = '{model}'",
-            run_view_type=ViewType.ALL,  # what somebody deleted on the page has happened all the same
-            page_token=token,
-        )
-        found += [_read(run) for run in page]
-        token = page.token
-        if not token:
-            break
-    return sorted(found, key=lambda move: (move.number, move.at))
+    if experiment is None:
+        return []
+    ids, wanted = [experiment.experiment_id], f"tags.`prts.model` = '{model}'"
+    # Of any state: what somebody deleted on the page has happened all the same.
+    runs = every(lambda token: store.search_runs(ids, wanted, ViewType.ALL, page_token=token))
+    return sorted(map(_read, runs), key=lambda move: (move.number, move.at))
 
 
 def _read(run: Run) -> Move:

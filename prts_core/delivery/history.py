@@ -102,14 +102,12 @@ def draw(outputs: Path, model: str, path: Path) -> Path | None:
 def plot(history: History, path: Path) -> None:
     """One panel a suite: success rate with its 95 % Wilson interval over versions. The champion is a star, a regression
     red, a repetition of the champion's suite a hollow mark beside it; stand-in assets are named above the panel."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     names = list(history.points)
     columns = min(2, len(names))
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * lines + 0.75), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
     figure.suptitle(f"{history.model}: success over versions, 95 % Wilson intervals", fontsize=12)
     panels = figure.subplots(lines, columns, squeeze=False)
     every = sorted({point.version for points in history.points.values() for point in points})

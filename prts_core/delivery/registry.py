@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from prts_core.io.errors import StageError, suggest
 from prts_core.io.locks import locked, try_locked
-from prts_core.tracking.store import client, local_path, mlflow_module, tracking_uri
+from prts_core.tracking.store import client, every, local_path, mlflow_module, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -158,10 +158,5 @@ def known_versions(store: MlflowClient, name: str) -> list[Any]:
 
 def versions(store: MlflowClient, name: str | None = None) -> list[Any]:
     """Every version of a model, or of all of them, in no order; none where there is no such model."""
-    found, token = [], None
-    while True:
-        page = store.search_model_versions(None if name is None else f"name = '{name}'", page_token=token)
-        found += list(page)
-        token = page.token
-        if not token:
-            return found
+    wanted = None if name is None else f"name = '{name}'"
+    return every(lambda token: store.search_model_versions(wanted, page_token=token))

@@ -101,7 +101,7 @@ EXTRA_OF = {
     package: extra
     for extra, packages in {
         "inference": ("torch", "transformers", "tokenizers", "safetensors", "PIL"),
-        "data": ("pyarrow", "polars", "pandera", "av", "h5py", "matplotlib", "scipy"),
+        "data": ("pyarrow", "polars", "pandera", "av", "h5py", "jinja2", "markupsafe", "matplotlib", "scipy"),
         "train": ("deepspeed", "triton", "huggingface_hub"),
         "lora": ("peft",),
         "sim": ("metaworld", "mujoco"),

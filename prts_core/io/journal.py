@@ -5,7 +5,6 @@ The first line says which run this is; a folder of another run is refused.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from prts_core.io.errors import DataError, StageError
 from prts_core.io.files import canonical_json, explain_os_errors
+from prts_core.io.locks import take
 
 FORMAT = 1
 Row = dict[str, Any]
@@ -48,12 +48,10 @@ class Journal:
         self._file.close()
 
     def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as err:
+        if not take(self._file):
             raise StageError(
                 "Another process writes this benchmark", file=self.path, cure="wait for it, or choose another --output"
-            ) from err
+            )
 
     def _read(self) -> None:
         self._file.seek(0)

@@ -1,4 +1,8 @@
-"""Lock files between processes: `flock`, which ends with the process that holds it."""
+"""Lock files between processes: `flock`, which ends with the process that holds it.
+
+Not the package filelock: its read-write lock is a database, it cannot ask without taking the lock, and it takes a lock
+file that was moved away with its folder, as garbage collection does, for the one at the path.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO, Any
 
 POLL_S = 0.2
 
@@ -21,7 +26,6 @@ def locked(path: Path, *, shared: bool = False, on_wait: Callable[[], None] | No
 
     A lock file that was removed while one waited for it (garbage collection) is made anew.
     """
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     tries = 0
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,46 +34,43 @@ def locked(path: Path, *, shared: bool = False, on_wait: Callable[[], None] | No
         except FileNotFoundError:  # its folder was removed in between
             continue
         with opened as handle:
-            try:
-                fcntl.flock(handle, kind | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not take(handle, shared=shared):
                 tries += 1
                 if on_wait is not None and tries == 2:
                     on_wait()
                 time.sleep(POLL_S)
-                continue
-            if not _still(path, handle.fileno()):
-                continue
-            yield handle.fileno()
-            return
+            elif _still(path, handle):
+                yield handle.fileno()
+                return
 
 
 @contextlib.contextmanager
 def try_locked(path: Path) -> Iterator[bool]:
     """Hold the lock at `path` if nobody else does; yields whether. The folder must exist."""
     with path.open("a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield _still(path, handle.fileno())
+        yield take(handle) and _still(path, handle)
 
 
 def is_locked(path: Path) -> bool:
     """Whether a process holds the lock exclusively right now."""
     try:
         with path.open("r") as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return not take(handle, shared=True)
     except FileNotFoundError:
         return False
-    except BlockingIOError:
-        return True
-    return False
 
 
-def _still(path: Path, handle: int) -> bool:
+def take(handle: IO[Any], *, shared: bool = False) -> bool:
+    """Lock an open file until it is closed; False where somebody else holds it."""
     try:
-        return os.path.samestat(path.stat(), os.fstat(handle))
+        fcntl.flock(handle, fcntl.LOCK_NB | (fcntl.LOCK_SH if shared else fcntl.LOCK_EX))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _still(path: Path, handle: IO[Any]) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle.fileno()))
     except FileNotFoundError:
         return False

@@ -120,39 +120,27 @@ def save_sharded(
     The index comes after the shards, files of an earlier save under this name go last. Whoever overwrites weights and
     must never lose them writes to a new folder and renames it (prts_core.training.checkpoint does).
     """
+    from huggingface_hub import split_state_dict_into_shards_factory
+
     folder.mkdir(parents=True, exist_ok=True)
-    shards = _split(tensors, max_bytes)
-    index = folder / f"{name}.safetensors.index.json"
-    if len(shards) == 1:
-        files = [f"{name}.safetensors"]
-    else:
-        files = [f"{name}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    for file, keys in zip(files, shards, strict=True):
+    split = split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda tensor: tensor.numel() * tensor.element_size(),
+        filename_pattern=f"{name}{{suffix}}.safetensors",
+        max_shard_size=max_bytes,
+    )
+    files = split.filename_to_tensors or {f"{name}.safetensors": []}
+    for file, keys in files.items():
         save_tensors(folder / file, {key: tensors[key] for key in keys}, metadata)
-    if len(shards) > 1:
-        total = sum(t.numel() * t.element_size() for t in tensors.values())
-        weight_map = {key: file for file, keys in zip(files, shards, strict=True) for key in keys}
-        write_json(index, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    index = folder / f"{name}.safetensors.index.json"
+    if split.is_sharded:
+        write_json(index, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
     else:
         index.unlink(missing_ok=True)
     shard = re.compile(re.escape(name) + r"(-\d{5}-of-\d{5})?\.safetensors")
     for old in folder.iterdir():
         if shard.fullmatch(old.name) and old.name not in files:
             old.unlink()
-
-
-def _split(tensors: Mapping[str, Tensor], max_bytes: int) -> list[list[str]]:
-    """Names in order, cut where the next tensor would exceed `max_bytes`."""
-    shards: list[list[str]] = [[]]
-    size = 0
-    for key, tensor in tensors.items():
-        own = tensor.numel() * tensor.element_size()
-        if shards[-1] and size + own > max_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(key)
-        size += own
-    return shards
 
 
 def weight_files(folder: Path, name: str = "model") -> list[str]:

@@ -228,16 +228,13 @@ def write_curve(folder: Path, rows: list[dict[str, float]]) -> None:
 
 
 def plot_losses(path: Path, rows: list[dict[str, float]], names: Iterable[str]) -> None:
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.subplots()
     for name in names:
         seen = [(row["step"], row[name]) for row in rows if name in row]
         axes.plot(*zip(*seen, strict=True), label=name)
     axes.set(xlabel="optimiser step", ylabel="loss", yscale="log")
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110, metadata={"Software": None})
-    plt.close(figure)

@@ -19,7 +19,6 @@ from prts_core.statistics.sprt_boundaries import Boundaries, StoppingDistributio
 
 EXACT = "exact for this test, stage-wise ordering"
 ANYTIME = "valid whenever one stops"
-BISECTIONS = 60
 
 
 def read_rate(test: RateTest, outcomes: Sequence[bool]) -> Stop | None:
@@ -87,18 +86,19 @@ def order(most: int, sign: np.ndarray | int, at: np.ndarray | int, successes: np
 
 def bounds(ends: StoppingDistribution, most: int, places: np.ndarray, confidence: float) -> tuple[np.ndarray, ...]:
     """(lower, estimate, upper), (P,) each, of endings at these places (P,)."""
+    from scipy.optimize.elementwise import find_root
+
     of_ends = order(most, ends.sign, ends.at, ends.successes)
     above, here = of_ends > places[:, None], of_ends == places[:, None]
     tail = (1 - confidence) / 2
 
     def solve(weights: np.ndarray, level: float) -> np.ndarray:
         """The rates at which the weighted chances, growing with the rate, reach `level`."""
-        low, high = np.zeros(len(places)), np.ones(len(places))
-        for _ in range(BISECTIONS):
-            middle = (low + high) / 2
-            less = (ends.chances(middle) * weights).sum(-1) < level
-            low, high = np.where(less, middle, low), np.where(less, high, middle)
-        return (low + high) / 2
+        return find_root(
+            lambda p, row: (ends.chances(p) * weights[row]).sum(-1) - level,
+            (np.zeros(len(places)), np.ones(len(places))),
+            args=(np.arange(len(places)),),
+        ).x
 
     lower = np.where((above | here).all(1), 0.0, solve(above | here, tail))
     upper = np.where(above.any(1), solve(above, 1 - tail), 1.0)

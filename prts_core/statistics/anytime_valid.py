@@ -16,16 +16,18 @@ PRIOR = 0.5  # both parameters of the Beta distribution of alternatives: Jeffrey
 
 def rate(successes: int, n: int, confidence: float = 0.95) -> Interval:
     """Of one proportion: the rates that the mixture has not shown to be wrong."""
-    failures, level = n - successes, math.log(1 / (1 - confidence))
-    mixed = _log_beta(successes + PRIOR, failures + PRIOR) - _log_beta(PRIOR, PRIOR)
+    from scipy.optimize import bisect
+    from scipy.special import xlog1py, xlogy
 
-    def shown(p: float) -> bool:
-        likelihood = (successes * math.log(p) if successes else 0.0) + (failures * math.log1p(-p) if failures else 0.0)
-        return mixed - likelihood >= level
+    failures, estimate = n - successes, successes / n
+    mixed = _log_mixed(successes, failures) - math.log(1 / (1 - confidence))
 
-    estimate = successes / n
-    lower = 0.0 if not successes else _edge(shown, 0.0, estimate)
-    upper = 1.0 if not failures else _edge(shown, 1.0, estimate)
+    def against(p: float) -> float:
+        """Above 0 where the mixture has shown that p is wrong."""
+        return mixed - xlogy(successes, p) - xlog1py(failures, -p)
+
+    lower = bisect(against, 0.0, estimate, xtol=1e-15) if successes else 0.0
+    upper = bisect(against, estimate, 1.0, xtol=1e-15) if failures else 1.0
     return Interval(estimate, lower, upper)
 
 
@@ -46,17 +48,11 @@ def paired_difference(only_first: int, only_second: int, n: int, confidence: flo
 def mcnemar(only_first: int, only_second: int) -> float:
     """p-value that both succeed equally often: the reciprocal of the mixture's evidence against it."""
     n = only_first + only_second
-    evidence = _log_beta(only_first + PRIOR, only_second + PRIOR) - _log_beta(PRIOR, PRIOR) + n * math.log(2)
-    return min(1.0, math.exp(-evidence))
+    return min(1.0, math.exp(-_log_mixed(only_first, only_second) - n * math.log(2)))
 
 
-def _log_beta(a: float, b: float) -> float:
-    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+def _log_mixed(successes: int, failures: int) -> float:
+    """Log likelihood of the mixture."""
+    from scipy.special import betaln
 
-
-def _edge(shown, outside: float, inside: float) -> float:
-    """Where `shown` changes between a rate outside the interval and the estimate inside it."""
-    for _ in range(60):
-        middle = (outside + inside) / 2
-        outside, inside = (middle, inside) if shown(middle) else (outside, middle)
-    return outside
+    return float(betaln(successes + PRIOR, failures + PRIOR) - betaln(PRIOR, PRIOR))

@@ -22,10 +22,10 @@ class Interval:
     upper: float
 
 
-def _z(confidence: float) -> float:
+def _checked(confidence: float) -> float:
     if not 0.0 < confidence < 1.0:
         raise PrtsError("A confidence must lie between 0 and 1", field="confidence", found=confidence, expected="0.95")
-    return NormalDist().inv_cdf(0.5 + confidence / 2.0)
+    return confidence
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
@@ -33,13 +33,12 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
 
     Raises PrtsError unless 0 <= successes <= n and n > 0.
     """
+    from scipy.stats import binomtest
+
     if n <= 0 or not 0 <= successes <= n:
         raise PrtsError("Successes must be counted among at least one episode", found=f"{successes} of {n}")
-    z, p = _z(confidence), successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # Rounding must not push a bound past the estimate it touches (p = 0 or 1).
-    return Interval(p, max(0.0, min(centre - half, p)), min(1.0, max(centre + half, p)))
+    found = binomtest(successes, n).proportion_ci(_checked(confidence), method="wilson")
+    return Interval(successes / n, float(found.low), float(found.high))
 
 
 def paired_difference(only_first: int, only_second: int, n: int, confidence: float = 0.95) -> Interval:
@@ -59,7 +58,7 @@ def paired_difference(only_first: int, only_second: int, n: int, confidence: flo
     b, c = only_first, only_second
     if n <= 0 or b < 0 or c < 0 or b + c > n:
         raise PrtsError("Discordant pairs must be counted among at least one pair", found=f"{b} and {c} of {n}")
-    z = _z(confidence)
+    z = NormalDist().inv_cdf(0.5 + _checked(confidence) / 2)
     edge = z * z / (n + z * z)
     if b == c == 0:
         return Interval(0.0, -edge, edge)
@@ -96,11 +95,12 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
 
     The binomial test at 1/2 (McNemar 1947, Psychometrika 12:153-157, in its exact form).
     """
+    from scipy.stats import binomtest
+
     if only_first < 0 or only_second < 0:
         raise PrtsError("Discordant pairs cannot be negative", found=f"{only_first} and {only_second}")
-    n, few = only_first + only_second, min(only_first, only_second)
-    tail = sum(math.comb(n, k) for k in range(few + 1))
-    return min(1.0, 2 * tail / 2**n)
+    n = only_first + only_second
+    return float(binomtest(only_first, n).pvalue) if n else 1.0
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

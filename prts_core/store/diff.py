@@ -18,6 +18,7 @@ from prts_core.store.entries import (
     listed_files,
 )
 from prts_core.store.manifest import MANIFEST, OUTPUT
+from prts_core.store.stage import step_name
 from prts_core.store.views import RUNS, all_views
 
 LEAST = 4  # hex digits that a key is known by
@@ -201,6 +202,6 @@ def _difference(
     if not lines and not parents:
         code = [results.provenance(raw["key"]).get("code") for raw in (left, right)]
         lines.append("equal inputs, other content" + (" (other code)" if code[0] != code[1] else ""))
-    name = right["kind"] + (f" [{right['partition']}]" if right["partition"] else "")
+    name = step_name(right["kind"], right["partition"])
     known[pair] = Difference(name, left["key"], right["key"], tuple(lines), files, tuple(parents))
     return known[pair]

@@ -145,18 +145,13 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     if old.get("partition") != new.get("partition"):
         lines.append(f"dataset {old.get('partition')} -> {new.get('partition')}")
     left, right = flat(old["config"]), flat(new["config"])
-    for name in [*left, *(name for name in right if name not in left)]:
-        if left.get(name, ABSENT) != right.get(name, ABSENT):
-            lines.append(f"config {name}: {_shown(left.get(name, ABSENT))} -> {_shown(right.get(name, ABSENT))}")
+    for name in {**left, **right}:
+        before, after = (
+            json.dumps(side[name], ensure_ascii=False) if name in side else "nothing" for side in (left, right)
+        )
+        if before != after:
+            lines.append(f"config {name}: {_cut(before)} -> {_cut(after)}")
     return lines
-
-
-class _Absent:
-    def __repr__(self) -> str:
-        return "nothing"
-
-
-ABSENT = _Absent()
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -214,8 +209,7 @@ def work_command(plan: dict[str, Any], stage: str, outputs: Path) -> str:
     return shlex.join(words)
 
 
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False) if not isinstance(value, _Absent) else repr(value)
+def _cut(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 

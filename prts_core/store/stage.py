@@ -16,6 +16,11 @@ from prts_core.io.hub import split_hub_id
 from prts_core.store.manifest import Manifest
 
 
+def step_name(stage: str, partition: str | None) -> str:
+    """A step for people: `sft [metaworld]`."""
+    return stage + (f" [{partition}]" if partition else "")
+
+
 @dataclass(frozen=True)
 class Read:
     """Files from outside that a stage reads besides its dataset. source: a file, a folder, or a hub id.

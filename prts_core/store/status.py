@@ -29,6 +29,7 @@ from prts_core.store.entries import (
 from prts_core.store.manifest import MANIFEST
 from prts_core.store.run_stage import Resolved, Store
 from prts_core.store.sources import external_source, listing
+from prts_core.store.stage import step_name
 from prts_core.store.views import all_views, view_folder
 
 State = Literal["finished", "stale", "running", "interrupted", "missing", "skipped", "absent", "damaged"]
@@ -56,7 +57,7 @@ class StatusRow:
 
     @property
     def name(self) -> str:
-        return self.stage + (f" [{self.partition}]" if self.partition else "")
+        return step_name(self.stage, self.partition)
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,8 @@ class _Look:
             state = self.failed.get((parent.stage, parent.partition))
             if state is not None:
                 self.failed[stage, partition] = state
-                name = parent.stage + (f" [{parent.partition}]" if parent.partition else "")
-                return StatusRow(stage, partition, state, None, command, (f"its parent {name} is {state}",))
+                why = f"its parent {step_name(parent.stage, parent.partition)} is {state}"
+                return StatusRow(stage, partition, state, None, command, (why,))
         try:
             resolved = self.store.resolve(stage, self.plan, partition, known=self.known)
         except (Skipped, UnavailableError) as err:
@@ -202,7 +203,7 @@ def _became(state: State | None) -> str:
 
 
 def _name(resolved: Resolved) -> str:
-    return resolved.stage.name + (f" [{resolved.partition}]" if resolved.partition else "")
+    return step_name(resolved.stage.name, resolved.partition)
 
 
 def _work(entry: Entry) -> dict[str, Any]:

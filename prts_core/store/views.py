@@ -16,6 +16,7 @@ from typing import Any
 
 from prts_core.io.files import read_json, write_json
 from prts_core.io.locks import locked
+from prts_core.store.listing import walk
 from prts_core.store.manifest import MANIFEST, OUTPUT, Manifest
 
 RUNS = "runs"
@@ -85,17 +86,10 @@ def _shows(view: Path, manifest: Manifest, outputs: Path) -> bool:
     path = view / MANIFEST
     if not path.is_file() or read_json(path).get("digest") != manifest.digest:
         return False
-    ours, theirs = _inodes(manifest.folder(outputs)), _inodes(view / OUTPUT)
-    return ours == theirs and (view / METRICS).is_file()
-
-
-def _inodes(root: Path) -> dict[str, int]:
-    found = {}
-    for folder, _, names in os.walk(root):
-        for name in names:
-            path = Path(folder, name)
-            found[path.relative_to(root).as_posix()] = path.stat().st_ino
-    return found
+    if not (view / OUTPUT).is_dir() or not (view / METRICS).is_file():
+        return False
+    ours, theirs = (walk(root) for root in (manifest.folder(outputs), view / OUTPUT))
+    return [(name, info.st_ino) for name, info in ours] == [(name, info.st_ino) for name, info in theirs]
 
 
 def _new(view: Path) -> Path:

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("prts.tracking")
 _said_missing = threading.Event()
 
-PARAM_BATCH, METRIC_BATCH = 100, 1000  # MLflow's limits
+METRIC_BATCH = 1000  # MLflow's limit
 SEND_SECONDS = 5.0  # points wait so long for company
 OPEN_SECONDS = 10.0  # a server may take so long to open a run before the stage starts without waiting for it
 UPLOAD_BYTES_PER_S = 1_000_000  # slower than this, an upload is given up when the stage ends
@@ -183,9 +183,8 @@ class TrackedRun:
         """The configuration, leaf by leaf. MLflow cannot change a parameter: the first attempt's values stay."""
         from mlflow.entities import Param
 
-        flat = [Param(key, value) for key, value in flatten(plain).items() if key not in self._has_params]
-        for start in range(0, len(flat), PARAM_BATCH):
-            self.store.log_batch(self.run_id, params=flat[start : start + PARAM_BATCH])
+        new = [Param(key, value) for key, value in flatten(plain).items() if key not in self._has_params]
+        self.store.log_batch(self.run_id, params=new)
 
     def _log_datasets(self, *inputs: tuple[str, Manifest]) -> None:
         datasets = [dataset_input(m, role, m.folder(self.work.outputs)) for role, m in inputs]

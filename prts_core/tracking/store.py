@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,6 +164,15 @@ def _replace_prefix(connection: sqlite3.Connection, tables: set[str], old: str, 
                 f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
                 (after, len(before) + 1, len(before), before),
             )
+
+
+def every(page: Callable[[str | None], Any]) -> list[Any]:
+    """What a search of MLflow finds on all its pages. page: the one of a token; none: the first."""
+    found, token = [], None
+    while True:
+        found += (part := page(token))
+        if not (token := part.token):
+            return found
 
 
 @contextlib.contextmanager

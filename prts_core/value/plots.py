@@ -124,15 +124,12 @@ class _Figure:
     """A grid of panels, each a curve above a strip of frames; saved when the block ends without an error."""
 
     def __init__(self, path: Path, count: int, title: str) -> None:
-        import matplotlib
+        from matplotlib.figure import Figure
 
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-
-        self.path, self.count, self.pyplot = path, count, plt
+        self.path, self.count = path, count
         self.columns = min(3, count)
         self.lines = -(-count // self.columns)
-        self.figure = plt.figure(figsize=(PANEL * self.columns, 3.7 * self.lines + 0.9), layout="constrained")
+        self.figure = Figure(figsize=(PANEL * self.columns, 3.7 * self.lines + 0.9), layout="constrained")
         self.figure.suptitle(title, fontsize=12)
 
     def __enter__(self) -> _Figure:
@@ -142,7 +139,6 @@ class _Figure:
         if kind is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.figure.savefig(self.path, dpi=110, metadata={"Software": None})
-        self.pyplot.close(self.figure)
 
     def panels(self) -> list[tuple[Any, Any]]:
         grid = self.figure.subfigures(self.lines, self.columns, squeeze=False)
@@ -175,7 +171,9 @@ class _Figure:
         axis.set_xlim(first, last)
 
     def legend(self, entries: list[tuple[str, dict[str, Any]]]) -> None:
-        lines = [self.pyplot.Line2D([], [], label=text, **style) for text, style in entries]
+        from matplotlib.lines import Line2D
+
+        lines = [Line2D([], [], label=text, **style) for text, style in entries]
         width = max(len(text) for text, _ in entries)
         columns = max(1, min(len(entries), int(self.columns * PANEL * 13 // (width + 8))))
         self.figure.legend(handles=lines, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
