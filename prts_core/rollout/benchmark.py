@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from prts_core.config.schema import CONTROLS, BenchmarkConfig, ExpertSource, MetaworldSource
+from prts_core.config.schema import CONTROLS, BenchmarkConfig, ExpertSource
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.io.errors import ConfigError
 from prts_core.io.files import atomic_path, digest_value, write_json
@@ -45,7 +45,7 @@ from prts_core.rollout.run_suite import ExecutionOptions, SuiteOutcome, WorkerPo
 from prts_core.rollout.runner import NO_EXPERT, ExpertRunner, Runner
 from prts_core.sim.adapter import adapt
 from prts_core.sim.suite import SuiteSpec, Task
-from prts_core.sim.suites import suite, suites_of, task_of
+from prts_core.sim.suites import suite, task_of
 from prts_core.statistics.binomial import wilson
 
 # Of torch, on a CPU. Two share a batch between them, so that an answer's last bits depend on its place in it, and that
@@ -99,26 +99,19 @@ def benchmark_policy(
 
 def measured(config: BenchmarkConfig) -> tuple[SuiteSpec, SuiteSettings, dict[str, Any]]:
     """(suite, what of it is run, settings of its workers): what the recipe says, else where the dataset comes from."""
-    source, name, tasks, size, made = config.source, config.suite, config.tasks, config.image_size, {}
+    source, name, tasks, size = config.source, config.suite, config.tasks, config.image_size
+    made: dict[str, Any] = {}
     if name is None and isinstance(source, ExpertSource):
-        name, tasks, size = source.suite, tasks or source.tasks, size or source.image_size
-    if name is not None:
-        spec = suite(name)
-    elif isinstance(source, MetaworldSource):
-        made = {
-            "tasks": [[task.name, task.instruction, task.max_steps] for task in source.tasks],
-            "image_size": size or source.image_size,
-            "action_repeat": source.action_repeat,
-            "start_jitter": source.start_jitter,
-        }
-        spec, size = suites_of("metaworld", made)["metaworld"], None
-    else:
+        name, made = source.suite, source.settings
+        tasks, size = tasks or source.tasks, size or source.image_size
+    if name is None:
         raise ConfigError(
             "Nothing says where this dataset's robot can be simulated",
             field="benchmark.suite",
             found=config.dataset,
             expected="a suite of `prts sim list`",
         )
+    spec = suite(name, made)
     count = len(dict.fromkeys(tasks)) or len(spec.tasks)
     each = spec.episodes_per_task if config.episodes is None else config.episodes
     settings = SuiteSettings(
@@ -143,7 +136,7 @@ class ControlledBenchmark:
         self.plan = make_plan(self.spec, self.contract.chunk_length, self.settings)
         self.each = len(self.plan.keys) // len(self.plan.tasks)
         self.adapter = adapt(self.contract.contract, self.plan.suite.contract, suite_name=self.spec.name)
-        launch = {"settings": made} if made else {}
+        launch = {"settings": {**made, **self.plan.worker_settings}}
         self.simulators = WorkerPool(self.plan, ExecutionOptions(config.workers, launch=launch))
         self.runs: list[RecordedRun] = []
         self.results: dict[str, SuiteOutcome] = {}

@@ -24,8 +24,7 @@ from prts_core.rollout.episode_plan import EpisodePlan
 from prts_core.rollout.results import despite_losses
 from prts_core.rollout.runner import KEY, row_key
 from prts_core.sim import protocol
-from prts_core.sim.demonstrate import arrays_of, attributes_of
-from prts_core.sim.demonstrations import write_array
+from prts_core.sim.expert_recorder import arrays_of, attributes_of, write_array
 from prts_core.sim.suite import Task
 
 if TYPE_CHECKING:

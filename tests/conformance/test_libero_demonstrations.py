@@ -18,7 +18,7 @@ from prts_core.config.places import shared_folder
 from prts_core.contract import Contract
 from prts_core.sim import protocol
 from prts_core.sim.adapter import adapt
-from prts_core.sim.demonstrate import RecorderSettings, demonstrate, episode_of
+from prts_core.sim.expert_recorder import RecorderSettings, demonstrate, episode_of
 from prts_core.sim.installations import Installation
 from prts_core.sim.pool import Pool, launch_for
 from prts_core.sim.suite import EpisodeKey
@@ -46,9 +46,9 @@ ROOT = Path(__file__).parents[2]
 def recorded(folder: Path, where: tuple[str, str], noise: float, placement: str) -> tuple[RecorderSettings, Path]:
     """One demonstration; its file."""
     spec = suite(where[0])
-    settings = RecorderSettings(spec.name, (where[1],), 1, (noise,), seed=spec.seed, image_size=64, placement=placement)
-    launch = launch_for(where[0], settings={"image_size": 64, "placement": placement})
-    demonstrate(spec, settings, launch, folder)
+    made = {"image_size": 64, "placement": placement}
+    settings = RecorderSettings(spec.name, (where[1],), 1, (noise,), seed=spec.seed, worker_settings=made)
+    demonstrate(spec, settings, launch_for(where[0], settings=made), folder)
     return settings, folder / f"{where[1]}_demo.hdf5"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from prts_core.config.checked_yaml import check, read_yaml
-from prts_core.config.schema import DatasetConfig, MetaworldSource, RobotConfig
+from prts_core.config.schema import DatasetConfig, ExpertSource, RobotConfig
 from prts_core.data.embodiment import build_contract
 from prts_core.io.errors import ConfigError, MissingExtraError, UnavailableError
 from prts_core.sim import protocol
@@ -18,7 +18,6 @@ from prts_core.sim.installations import Installation
 from prts_core.sim.pool import Pool, launch_for
 from prts_core.sim.suite import EpisodeKey
 from prts_core.sim.suites import FAMILIES, PARTS, family_of, part, suite, task_of
-from prts_core.sim.suites.metaworld import spec as metaworld
 
 ROOT = Path(__file__).parents[2]
 SUITES = ROOT / "prts_core" / "sim" / "suites"
@@ -99,17 +98,14 @@ def test_metaworld_is_the_quickstarts():
     dataset = check(DatasetConfig, read_yaml(ROOT / "configs/datasets/metaworld.yaml"), "metaworld.yaml")
     robot = check(RobotConfig, read_yaml(ROOT / "configs/robots/metaworld_sawyer.yaml"), "metaworld_sawyer.yaml")
     source, spec = dataset.source, suite("metaworld")
-    assert isinstance(source, MetaworldSource)
-    assert (source.start_jitter, source.action_repeat) == (metaworld.START_JITTER, metaworld.ACTION_REPEAT)
-    assert [(t.name, t.instruction, t.max_steps) for t in spec.tasks] == [
-        (t.name, t.instruction, t.max_steps // source.action_repeat) for t in source.tasks
-    ]
-    size = (source.image_size, source.image_size)
+    assert isinstance(source, ExpertSource), "the short form is read as one"
+    assert spec == suite("metaworld", source.settings)
+    repeat, size = source.settings["action_repeat"], (source.image_size, source.image_size)
     made = build_contract(
         dataset="metaworld",
         robot=robot,
         robot_type=None,
-        control_hz=80 / source.action_repeat,
+        control_hz=80 / repeat,
         state_names=None,
         state_width=4,
         action_names=None,

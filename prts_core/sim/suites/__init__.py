@@ -65,9 +65,10 @@ def suites_of(family: str, settings: Mapping[str, Any]) -> dict[str, SuiteSpec]:
     return found
 
 
-def suite(name: str) -> SuiteSpec:
-    """The suite's protocol. UnavailableError where its tasks are only known once its simulator is installed."""
-    return lookup(part(family_of(name), "spec").suites(), name.split(":", 1)[-1], "suite")
+def suite(name: str, settings: Mapping[str, Any] | None = None) -> SuiteSpec:
+    """The suite's protocol, as workers made with `settings` have it. UnavailableError where its tasks are only known
+    once its simulator is installed."""
+    return lookup(suites_of(family_of(name), settings or {}), name.split(":", 1)[-1], "suite")
 
 
 def task_of(spec: SuiteSpec, name: str) -> Task:

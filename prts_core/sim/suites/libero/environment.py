@@ -25,7 +25,7 @@ import numpy as np
 
 from prts_core.io.errors import ConfigError, UnavailableError, lookup
 from prts_core.io.files import read_json
-from prts_core.sim.keep import Keep
+from prts_core.sim.lru import LruCache
 from prts_core.sim.rendering import Renderer
 from prts_core.sim.suite import SuiteSpec, Task
 from prts_core.sim.suites.libero.perturb import Change
@@ -141,7 +141,7 @@ class LiberoEnvironment:
     def __init__(self, home: Path, tasks: int = KEPT, image_size: int | None = None, drawn: bool = False) -> None:
         self.home, self._image_size, self._drawn = home, image_size, drawn
         self._catalogue = read_json(home / "tasks.json")["tasks"]
-        self._scenes: Keep[str, Scene] = Keep(self._build, tasks, Scene.close)
+        self._scenes: LruCache[str, Scene] = LruCache(self._build, tasks, Scene.close)
         self._states: dict[str, np.ndarray] = {}
         self._scene: Scene | None = None
         self._change = Change(Task("", "", 0, 0))

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from prts_core.io.errors import ConfigError, UnavailableError, lookup
-from prts_core.sim.keep import Keep
+from prts_core.sim.lru import LruCache
 from prts_core.sim.suite import SuiteSpec, Task
 from prts_core.sim.suites.simpler.assets import missing
 from prts_core.sim.suites.simpler.spec import CAMERA, FAMILY, GRIPPER_SWITCH, TASKS
@@ -89,7 +89,7 @@ class SimplerEnvironment:
 
     def __init__(self, home: Path, tasks: int = KEPT, image_size: int | None = None) -> None:
         self.home, self._image_size = home, image_size
-        self._scenes: Keep[str, Scene] = Keep(self._build, tasks, Scene.close)
+        self._scenes: LruCache[str, Scene] = LruCache(self._build, tasks, Scene.close)
         self._scene: Scene | None = None
         self._size, self._left = (0, 0), 0
 

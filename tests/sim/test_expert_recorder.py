@@ -18,7 +18,16 @@ import pytest
 from prts_core.data.convert.robomimic import native_mapping
 from prts_core.io.errors import DataError, StageError
 from prts_core.io.files import digest_value
-from prts_core.sim.demonstrate import ATTEMPTS, PARTS, Attempts, RecorderSettings, demonstrate
+from prts_core.sim.expert_recorder import (
+    ATTEMPTS,
+    PARTS,
+    Attempts,
+    RecorderSettings,
+    demonstrate,
+    episode_of,
+    recording,
+    subtask_spans,
+)
 from prts_core.sim.pool import WorkerLaunch, WorkerLost
 from prts_core.sim.suites import suite
 from tests.fixtures.toy_family.spec import suites
@@ -89,7 +98,7 @@ def test_other_settings_are_refused(recorded: Path) -> None:
 
 def test_killed_while_recording_it_goes_on(recorded: Path, tmp_path: Path) -> None:
     code = (
-        "from pathlib import Path; from tests.sim.test_demonstrate import *;"
+        "from pathlib import Path; from tests.sim.test_expert_recorder import *;"
         f"demonstrate(SPEC, RECORD, LAUNCH, Path({str(tmp_path)!r}))"
     )
     journal = tmp_path / ATTEMPTS
@@ -133,6 +142,29 @@ def test_only_needed_attempts_are_made() -> None:
     attempts.under_way.discard(0)
     attempts.known[0] = {"success": False}
     assert attempts.next(settings) == 2
+
+
+def test_a_task_may_have_levels_of_its_own() -> None:
+    settings = replace(RECORD, task_noise={"drawn": (0.5,)})
+    tasks = {task.name: task for task in SPEC.tasks}
+    assert [episode_of(settings, tasks["push"], number)[1] for number in range(3)] == [0.0, 0.3, 0.0]
+    assert [episode_of(settings, tasks["drawn"], number)[1] for number in range(3)] == [0.5, 0.5, 0.5]
+
+
+def test_what_the_workers_are_made_with_is_part_of_the_record() -> None:
+    made = recording(SPEC, ("push",), 2, image_size=16, settings={"forgets": 0.5})
+    assert made.worker_settings == {"forgets": 0.5, "placement": "drawn", "image_size": 16}
+    assert recording(SPEC, (), 2, image_size=8, stored=True).worker_settings == {}
+
+
+def test_subtask_spans_cover_the_episode() -> None:
+    spans = subtask_spans(["reach", "reach", "lower", "turn", "turn", "reach"])
+    assert [(s["start_frame"], s["end_frame"], s["action_text"]) for s in spans] == [
+        (0, 2, "reach"),
+        (2, 3, "lower"),
+        (3, 5, "turn"),
+        (5, 6, "reach"),
+    ]
 
 
 @pytest.mark.slow
