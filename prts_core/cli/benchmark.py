@@ -122,7 +122,7 @@ def main(args: argparse.Namespace) -> int:
     earlier = {spec.name: earlier_run(args.compare, spec.name) for spec in suites} if args.compare else {}
     settings = SuiteSettings(args.episodes, tuple(args.tasks), args.seed, args.execute, image_size=args.image_size)
     machine = ExecutionOptions(args.workers, args.videos)
-    actor = open_policy(
+    policy = open_policy(
         args.policy,
         batch=default_batch(args),
         values=not args.no_values,
@@ -138,7 +138,7 @@ def main(args: argparse.Namespace) -> int:
                 console.print(f"{spec.name}: {spec.standins}", style="yellow", markup=False)
             stop = early_stop(rates, args, earlier.get(spec.name), console)
             reports[spec.name] = run_suite(
-                actor,
+                policy,
                 spec,
                 settings,
                 output / spec.name,
@@ -149,7 +149,7 @@ def main(args: argparse.Namespace) -> int:
             console.print(shown(reports[spec.name]))
             console.print(str(output / spec.name / "page.html"), markup=False)
     finally:
-        actor.close()
+        policy.close()
     return compare(earlier, reports, output, args, console) if earlier else 0
 
 

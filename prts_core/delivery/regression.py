@@ -226,13 +226,13 @@ def measure_version(plan: RunPlan, name: str, package: Path, outputs: Path, fold
         from prts_core.rollout.run_suite import ExecutionOptions, run_suite
         from prts_core.sim.suites import suite
 
-        actor = open_policy(str(package), batch=run.batch, outputs=outputs)
+        policy = open_policy(str(package), batch=run.batch, outputs=outputs)
         try:
             report = run_suite(
-                actor, suite(run.suite), _settings(run), folder, ExecutionOptions(workers=run.workers), say=say
+                policy, suite(run.suite), _settings(run), folder, ExecutionOptions(workers=run.workers), say=say
             )
         finally:
-            actor.close()
+            policy.close()
     return result_of(report, gate.policy_episodes(folder / "episodes.parquet"))
 
 

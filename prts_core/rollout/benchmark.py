@@ -140,12 +140,12 @@ class ControlledBenchmark:
         self.simulators = WorkerPool(self.plan, ExecutionOptions(config.workers, launch=launch))
         self.runs: list[RecordedRun] = []
         self.results: dict[str, SuiteOutcome] = {}
-        self.actor = self._actor(self.policy, {}, values=True)
+        self.under_test = self._wrap(self.policy, {}, values=True)
 
     def close(self) -> None:
         self.simulators.close()
 
-    def _actor(self, policy: Acts, more: dict[str, Any], *, values: bool = False, batch: int = 0) -> LocalPolicy:
+    def _wrap(self, policy: Acts, more: dict[str, Any], *, values: bool = False, batch: int = 0) -> LocalPolicy:
         identity = {"policy_digest": self.digest, "contract": self.contract.fingerprint, **more}
         fill = self.policy.device.type == "cpu"
         return LocalPolicy(
@@ -155,7 +155,7 @@ class ControlledBenchmark:
     def _run(
         self,
         condition: str,
-        actor: LocalPolicy,
+        policy: LocalPolicy,
         *,
         tasks: Sequence[Task] | None = None,
         control: Control = PLAIN,
@@ -172,13 +172,13 @@ class ControlledBenchmark:
             episodes=self.each * len(chosen),
             execute=execute or self.plan.execute,
         )
-        plan = make_plan(self.spec, actor.contract.chunk_length, settings)
-        actor.identity |= {"condition": condition, "noise": noise}
+        plan = make_plan(self.spec, policy.contract.chunk_length, settings)
+        policy.identity |= {"condition": condition, "noise": noise}
         name = f"{condition}-{noise:g}" if noise else condition
         folder = self.places.work / name
         made = run_plan(
             plan,
-            actor,
+            policy,
             folder,
             self.simulators,
             self.adapter,
@@ -192,11 +192,11 @@ class ControlledBenchmark:
 
     # ---- the conditions ------------------------------------------------------------------------------------------
     def run_policy(self) -> None:
-        self._run("policy", self.actor)
+        self._run("policy", self.under_test)
 
     def run_expert(self) -> None:
         still = NoOpPolicy(self.contract, 1)
-        self._run("expert", self._actor(still, {"expert": self.spec.family}, batch=1), how=ExpertRunner, execute=1)
+        self._run("expert", self._wrap(still, {"expert": self.spec.family}, batch=1), how=ExpertRunner, execute=1)
 
     def run_blind_replay(self) -> None:
         if self.places.dataset is None:
@@ -207,15 +207,15 @@ class ControlledBenchmark:
         tasks = [task for task in self.plan.tasks if task.name in played]
         longest = max((task.max_steps for task in tasks), default=1)
         digest = digest_value({name: rows.tolist() for name, rows in played.items()})
-        actor = self._actor(NoOpPolicy(self.contract, longest), {"trajectories": digest}, batch=1)
-        self._run("blind_replay", actor, tasks=tasks, control=OpenLoopReplay(played), execute=longest)
+        policy = self._wrap(NoOpPolicy(self.contract, longest), {"trajectories": digest}, batch=1)
+        self._run("blind_replay", policy, tasks=tasks, control=OpenLoopReplay(played), execute=longest)
 
     def run_untrained(self) -> None:
         policy = untrained_policy(self.places.policy, self.plan.seed)
-        self._run("untrained", self._actor(policy, {"weights": self.plan.seed}))
+        self._run("untrained", self._wrap(policy, {"weights": self.plan.seed}))
 
     def run_black_images(self) -> None:
-        self._run("black_images", self._actor(self.policy, {}), control=BlackImages())
+        self._run("black_images", self._wrap(self.policy, {}), control=BlackImages())
 
     def run_swapped(self) -> None:
         pair = self.config.swap_pair
@@ -224,7 +224,7 @@ class ControlledBenchmark:
         first, second = (task_of(self.spec, name) for name in pair)
         other = SwappedInstruction({first.name: second.instruction, second.name: first.instruction})
         tasks = [task for task in self.plan.tasks if task.name in pair]
-        self._run("swapped", self._actor(self.policy, {"pair": list(pair)}), tasks=tasks, control=other)
+        self._run("swapped", self._wrap(self.policy, {"pair": list(pair)}), tasks=tasks, control=other)
 
     def make_failures(self) -> None:
         """Values are the evaluated policy's own, whoever acts; a task that has failed enough is left out."""
@@ -233,11 +233,11 @@ class ControlledBenchmark:
             early = load_policy(self.places.early)
             like = ActsLike(early, self.policy, self.contract)
             acts = policy_digest(self.places.early)
-            self._run("early", self._actor(like, {"acts": acts}, values=True), tasks=tasks)
+            self._run("early", self._wrap(like, {"acts": acts}, values=True), tasks=tasks)
         for level in self.config.action_noise:
             shaken = ActionNoise(level, self.plan.suite.contract)
-            actor = self._actor(self.policy, {}, values=True)
-            self._run("noisy", actor, tasks=self._lacking(share), control=shaken, noise=level)
+            policy = self._wrap(self.policy, {}, values=True)
+            self._run("noisy", policy, tasks=self._lacking(share), control=shaken, noise=level)
 
     def _lacking(self, share: int) -> list[Task]:
         rows = [row for run in self.runs if run.condition in ("policy", "early", "noisy") for row in run.rows]
@@ -299,7 +299,7 @@ class ControlledBenchmark:
         (output / "videos").mkdir(exist_ok=True)
         for name in videos:
             shutil.copyfile(run.folder.parent / name, output / name)
-        page = summarize(run.plan, run.rows, self.actor, stop=None) | {
+        page = summarize(run.plan, run.rows, self.under_test, stop=None) | {
             "neighbours": made.neighbours,
             "adapter": list(self.adapter.notes),
             "videos": videos,

@@ -108,7 +108,7 @@ def _episode(pool: Pool, plan: EpisodePlan, index: int, actions: np.ndarray) -> 
     for row, action in enumerate(actions):
         seen.append(reply["observation"])
         states.append(pool.ask(0, protocol.state())["state"])
-        reply = pool.ask(0, protocol.step(action[None], look=row + 1 < len(actions)))
+        reply = pool.ask(0, protocol.step(action[None], observe=row + 1 < len(actions)))
         if reply["successes"].any():
             success_row = row
             break

@@ -1,6 +1,6 @@
 """One policy on one suite, from plan to page: what `prts benchmark --suite` and the nightly run call.
 
-It knows the order of things; each is done elsewhere (plan, actors, runner, results, page).
+It knows the order of things; each is done elsewhere (plan, policy, runner, results, page).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from prts_core.rollout.local_policy import PolicyUnderTest, neighbours_matter
 from prts_core.rollout.page import interval_of, write_page
 from prts_core.rollout.published_results import published
 from prts_core.rollout.results import (
-    film_all,
-    film_name,
+    choose_videos,
     summarize,
     timing,
-    to_film,
+    video_name,
     write_episodes,
+    write_videos,
 )
 from prts_core.rollout.runner import KEY, Runner, finished, missing, open_journal, outcomes, row_key
 from prts_core.sim.adapter import Adapter, adapt
@@ -54,7 +54,7 @@ class ExecutionOptions:
 
 
 def run_suite(
-    actor: PolicyUnderTest,
+    policy: PolicyUnderTest,
     suite: SuiteSpec,
     settings: SuiteSettings,
     folder: Path,
@@ -68,14 +68,14 @@ def run_suite(
     stop: from the plan, the reader of a sequential test. Returns the report. ContractError where policy and suite do
     not mean the same; StageError where the folder holds another run.
     """
-    plan = make_plan(suite, actor.contract.chunk_length, settings)
-    adapter = adapt(actor.contract.contract, plan.suite.contract, policy_name="the policy", suite_name=suite.name)
+    plan = make_plan(suite, policy.contract.chunk_length, settings)
+    adapter = adapt(policy.contract.contract, plan.suite.contract, policy_name="the policy", suite_name=suite.name)
     for note in adapter.notes:
         say(f"converted between policy and suite: {note}")
     with closing(WorkerPool(plan, machine)) as simulators:
         made = run_plan(
             plan,
-            actor,
+            policy,
             folder,
             simulators,
             adapter,
@@ -85,12 +85,12 @@ def run_suite(
         rows = made.rows
         if not rows:
             raise SimulatorError("No episode was finished", cure="run the same command again")
-        report = summarize(plan, rows, actor, stop=made.stopped)
+        report = summarize(plan, rows, policy, stop=made.stopped)
         took = timing(rows, made.events)
         report["neighbours"] = made.neighbours
         report["adapter"] = list(adapter.notes)
         report["published"] = published(plan.protocol, report["successes"], report["n"], interval_of(report)[0])
-        chosen = to_film(plan, rows, machine.videos)
+        chosen = choose_videos(plan, rows, machine.videos)
         report["videos"], report["replay_faults"] = show(simulators, plan, rows, chosen, folder, say=say)
     write_episodes(folder / "episodes.parquet", plan, rows)
     write_json(folder / "report.json", report)
@@ -124,7 +124,7 @@ class WorkerPool:
 
     def pool(self, wanted: int) -> Pool:
         """The workers; as many as `wanted`, at most, where they are not started yet."""
-        if self.started is not None and self.started.lanes < min(self.most, wanted):
+        if self.started is not None and self.started.slots < min(self.most, wanted):
             self.close()
         if self.started is None:
             self.started = Pool(_launch(self.plan, self.machine), min(self.most, wanted))
@@ -138,7 +138,7 @@ class WorkerPool:
 
 def run_plan(
     plan: EpisodePlan,
-    actor: PolicyUnderTest,
+    policy: PolicyUnderTest,
     folder: Path,
     simulators: WorkerPool,
     adapter: Adapter,
@@ -154,20 +154,20 @@ def run_plan(
 
     what: for the progress bar; none: the suite. probe: look first whether an answer depends on its neighbours.
     """
-    with open_journal(folder / "journal.jsonl", plan, actor, adapter=list(adapter.notes)) as journal:
+    with open_journal(folder / "journal.jsonl", plan, policy, adapter=list(adapter.notes)) as journal:
         todo = missing(plan, journal)
         if len(todo) < len(plan.keys):
             say(f"{len(plan.keys) - len(todo)} of {len(plan.keys)} episodes are done already")
         stopped = None if stop is None else stop(outcomes(plan, journal))
         if todo and stopped is None:
-            unstable = neighbours_matter(actor, [task.instruction for task in plan.tasks]) if probe else ""
+            unstable = neighbours_matter(policy, [task.instruction for task in plan.tasks]) if probe else ""
             if unstable:
                 journal.note({"kind": NEIGHBOURS, "what": unstable})
                 say(f"rows may depend on which episodes run side by side: {unstable}; --batch 1 rules that out")
             with Bar(what or plan.suite.name, len(plan.keys)) as bar:
                 stopped = how(
                     plan,
-                    actor,
+                    policy,
                     simulators.pool(len(todo)),
                     journal,
                     adapter=adapter,
@@ -194,11 +194,11 @@ def show(
     say: Say = lambda text: None,
 ) -> tuple[list[str], list[str]]:
     """Film those episodes that are not filmed yet; (videos that there are, what went wrong)."""
-    wanted = [f"videos/{film_name(index, rows[index])}" for index in chosen]
+    wanted = [f"videos/{video_name(index, rows[index])}" for index in chosen]
     faults: list[str] = []
     if any(not (folder / name).exists() for name in wanted):
         say(f"filming {len(chosen)} episodes, failures first")
-        faults = film_all(simulators.pool(1), plan, rows, chosen, folder)
+        faults = write_videos(simulators.pool(1), plan, rows, chosen, folder)
     return [name for name in wanted if (folder / name).exists()], faults
 
 

@@ -146,18 +146,18 @@ def _run(
     journal: Journal,
     bar: Bar,
 ) -> None:
-    lanes: dict[int, tuple[Attempts, int]] = {}
+    slots: dict[int, tuple[Attempts, int]] = {}
     while True:
-        for lane in range(pool.lanes):
-            if lane not in lanes and (given := _give(chosen, settings)):
-                lanes[lane] = given
-                pool.send(lane, _message(spec, settings, *given))
-        if not lanes:
+        for slot in range(pool.slots):
+            if slot not in slots and (given := _give(chosen, settings)):
+                slots[slot] = given
+                pool.send(slot, _message(spec, settings, *given))
+        if not slots:
             return
         answered = pool.wait()
         assert answered is not None
-        lane, reply = answered
-        attempts, number = lanes.pop(lane)
+        slot, reply = answered
+        attempts, number = slots.pop(slot)
         attempts.under_way.discard(number)
         if isinstance(reply, WorkerLost):
             attempts.lost[number] = attempts.lost.get(number, 0) + 1

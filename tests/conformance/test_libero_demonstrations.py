@@ -66,10 +66,10 @@ def test_a_recording_converted_and_replayed_through_the_adapter_scores_what_the_
         first = pool.ask(0, protocol.reset(key))["observation"]
         assert np.array_equal(adapter.observation(first)["observation.state"], state[0])
         assert np.array_equal(pool.ask(0, protocol.state())["state"], demo["states"][0])
-        done = pool.ask(0, protocol.step(adapter.actions(chunk[:-1]), look=False))
+        done = pool.ask(0, protocol.step(adapter.actions(chunk[:-1]), observe=False))
         assert not done["successes"].any()
         assert np.array_equal(pool.ask(0, protocol.state())["state"], demo["states"][-1])
-        last = pool.ask(0, protocol.step(adapter.actions(chunk[-1:]), look=False))
+        last = pool.ask(0, protocol.step(adapter.actions(chunk[-1:]), observe=False))
         assert last["successes"].tolist() == [True] and demo.attrs["success_row"] == len(chunk) - 1
 
 
@@ -107,7 +107,7 @@ def test_drawn_placements_are_none_of_the_stored_ones_and_repeat(tmp_path: Path)
         key, _, _ = episode_of(RecorderSettings(spec.name, (), 1, seed=100_000), task_of(spec, OBJECT[1]), 0)
 
         def begin(pool: Pool) -> np.ndarray:
-            pool.ask(0, protocol.reset(key, look=False))
+            pool.ask(0, protocol.reset(key, observe=False))
             return pool.ask(0, protocol.state())["state"]
 
         first, again, other = begin(drawn), begin(drawn), begin(stored)

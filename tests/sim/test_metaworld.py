@@ -59,7 +59,7 @@ def test_renderers_do_not_disturb_each_other(env):
     own = env.images()[TOP]
     reset(MetaworldEnvironment(), 1, "plate-slide").images()
     assert np.array_equal(env.images()[TOP], own)
-    env.film()
+    env.render()
     assert np.array_equal(env.images()[TOP], own)
 
 

@@ -40,8 +40,8 @@ def plan_of(episodes: int) -> EpisodePlan:
 
 
 def played(simulators: WorkerPool, folder: Path, name: str, plan: EpisodePlan, **how) -> RecordedRun:
-    actor, adapter = LocalPolicy(NoOpPolicy(CONTRACT, 46), {"name": name}), adapt(SPEC.contract, SPEC.contract)
-    made = run_plan(plan, actor, folder / name, simulators, adapter, **how)
+    policy, adapter = LocalPolicy(NoOpPolicy(CONTRACT, 46), {"name": name}), adapt(SPEC.contract, SPEC.contract)
+    made = run_plan(plan, policy, folder / name, simulators, adapter, **how)
     return RecordedRun(name, 0.0, plan, made.rows, folder / name / "actions")
 
 

@@ -36,7 +36,7 @@ def test_every_family_has_the_same_files():
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_familys_suites_are_those_it_is_listed_with(family: str):
-    entries = (("spec", "suites"), ("environment", "make"), ("install", "install"), ("install", "check"))
+    entries = (("spec", "suites"), ("environment", "build"), ("install", "install"), ("install", "check"))
     for name, wanted in (*entries, ("expert", "expert")):
         assert callable(getattr(part(family, name), wanted)), f"{family}/{name}.py lacks {wanted}"
     try:
@@ -122,13 +122,13 @@ def pool():
         yield made
 
 
-def run(pool: Pool, lane: int, key: EpisodeKey) -> bytes:
+def run(pool: Pool, slot: int, key: EpisodeKey) -> bytes:
     """All that an episode of fixed actions shows and leaves behind, as bytes."""
     actions = np.random.default_rng(5).uniform(-1.0, 1.0, (6, 4)).astype(np.float32)
-    seen = pool.ask(lane, protocol.reset(key))["observation"]
-    first = pool.ask(lane, protocol.step(actions, look=False))
-    after = pool.ask(lane, protocol.step(actions))["observation"]
-    state = pool.ask(lane, protocol.state())["state"]
+    seen = pool.ask(slot, protocol.reset(key))["observation"]
+    first = pool.ask(slot, protocol.step(actions, observe=False))
+    after = pool.ask(slot, protocol.step(actions))["observation"]
+    state = pool.ask(slot, protocol.state())["state"]
     parts = [*seen.values(), first["rewards"], *after.values(), state]
     return b"".join(np.ascontiguousarray(one).tobytes() for one in parts)
 
@@ -148,7 +148,8 @@ def test_metaworlds_expert_in_a_worker(pool: Pool):
     made = pool.ask(0, protocol.demonstrate(key, noise=0.1, tail_steps=4, images=False))
     assert made["success_row"] is not None and len(made["actions"]) == made["success_row"] + 5
     assert len(set(made["phases"])) > 1
-    replay = pool.ask(1, protocol.reset(key, look=False)) and pool.ask(1, protocol.step(made["executed"], look=False))
+    pool.ask(1, protocol.reset(key, observe=False))
+    replay = pool.ask(1, protocol.step(made["executed"], observe=False))
     assert replay["successes"].tolist().index(True) == made["success_row"], "executed actions are what was executed"
 
 
@@ -156,7 +157,7 @@ def test_metaworlds_perturbation(pool: Pool):
     key = EpisodeKey("metaworld", "faucet-open", 0, 90_000)
     states = []
     for perturbation in ({}, {"start_jitter": 14}, {"start_jitter": 0}):
-        pool.ask(0, protocol.reset(key, perturbation=perturbation, look=False))
+        pool.ask(0, protocol.reset(key, perturbation=perturbation, observe=False))
         states.append(pool.ask(0, protocol.state())["state"].tobytes())
     assert states[0] == states[1] != states[2]
 

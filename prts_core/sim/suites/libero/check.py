@@ -48,9 +48,9 @@ def main(home: Path) -> dict[str, Any]:
     for action in actions:
         environment.step(action)
     step_ms = (time.perf_counter() - step_begin) / STEPS * 1e3
-    look_begin = time.perf_counter()
+    observe_begin = time.perf_counter()
     environment.images()
-    look_ms = (time.perf_counter() - look_begin) * 1e3
+    observe_ms = (time.perf_counter() - observe_begin) * 1e3
     off = float(np.abs(state - own(environment, suite, task, actions)).max())
     expect(off < TOLERANCE, f"LIBERO's own environment ends elsewhere (by {off:g})")
     return {
@@ -59,7 +59,7 @@ def main(home: Path) -> dict[str, Any]:
         "repeats_exactly": True,
         "distance_from_libero": off,
         "step_ms": round(step_ms, 2),
-        "look_ms": round(look_ms, 1),
+        "observe_ms": round(observe_ms, 1),
         "seconds": round(time.perf_counter() - begin, 1),
     }
 

@@ -32,7 +32,7 @@ from prts_core.sim.suites.libero.perturb import Change
 from prts_core.sim.suites.libero.privileged import Privileged
 
 CAMERAS = {"observation.images.image": "agentview", "observation.images.wrist_image": "robot0_eye_in_hand"}
-FILM_SIZE = 256
+RENDER_SIZE = 256
 KEPT = 3  # scenes: one takes some 3 s to build and 600 MB
 COLLISION_GEOMS = 0  # the group of geoms that LIBERO does not draw
 PLACEMENT_TRIES = 100
@@ -226,9 +226,9 @@ class LiberoEnvironment:
         seen = {key: self.scene.picture(CAMERAS[key], size) for key, size in self._image_sizes.items()}
         return self._change.pictures(seen, int(self.scene.env.timestep))
 
-    def film(self) -> np.ndarray:
+    def render(self) -> np.ndarray:
         """(256, 512, 3): both cameras side by side."""
-        return np.concatenate([self.scene.picture(camera, FILM_SIZE) for camera in CAMERAS.values()], axis=1)
+        return np.concatenate([self.scene.picture(camera, RENDER_SIZE) for camera in CAMERAS.values()], axis=1)
 
     def privileged(self) -> dict[str, Any]:
         """What only an expert may see; see privileged.py."""
@@ -247,7 +247,7 @@ def as_drawn(scene: Scene, stored: np.ndarray) -> np.ndarray:
     return np.r_[0.0, positions, np.zeros_like(scene.data.qvel)]
 
 
-def make(settings: Mapping[str, Any]) -> LiberoEnvironment:
+def build(settings: Mapping[str, Any]) -> LiberoEnvironment:
     """settings: `tasks`, how many scenes to keep built (default 3); `image_size`, of the pictures (default the
     suite's); `placement`, "stored" (default) or "drawn"."""
     from prts_core.sim.installations import Installation

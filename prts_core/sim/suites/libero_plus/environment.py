@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from prts_core.sim.suites.libero.environment import make
+from prts_core.sim.suites.libero.environment import build
 
-__all__ = ["make"]
+__all__ = ["build"]

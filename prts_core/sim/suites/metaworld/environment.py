@@ -26,7 +26,7 @@ os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
 warnings.filterwarnings("ignore", message=r"Constant\(s\) may be too high")
 
 KEPT = 6  # scenes; one takes 100 MB and more with its renderers, and half a second to build
-FILM_SIZE = 256
+RENDER_SIZE = 256
 _HIDDEN_BODIES = (
     "base",
     "controller_box",
@@ -136,9 +136,9 @@ class MetaworldEnvironment:
     def images(self) -> dict[str, np.ndarray]:
         return {key: self.scene.picture(*camera) for key, camera in self.cameras.items()}
 
-    def film(self) -> np.ndarray:
+    def render(self) -> np.ndarray:
         """(256, 512, 3): what both cameras see, larger than the policy gets it."""
-        return np.concatenate([self.scene.picture(name, FILM_SIZE) for name, _ in self.cameras.values()], axis=1)
+        return np.concatenate([self.scene.picture(name, RENDER_SIZE) for name, _ in self.cameras.values()], axis=1)
 
     def privileged(self) -> dict[str, Any]:
         return {"observation": self.scene.privileged}
@@ -147,7 +147,7 @@ class MetaworldEnvironment:
         return np.r_[self.scene.env.data.qpos, self.scene.env.data.qvel]
 
 
-def make(settings: Mapping[str, Any]) -> MetaworldEnvironment:
+def build(settings: Mapping[str, Any]) -> MetaworldEnvironment:
     """settings: those of spec.py's `suites_for`, from which the worker has its suites too."""
     suites_for(settings)
     return MetaworldEnvironment(settings.get("start_jitter", START_JITTER))

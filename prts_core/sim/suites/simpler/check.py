@@ -56,9 +56,9 @@ def main(home: Path) -> dict[str, Any]:
     for action in moves:
         environment.step(action)
     step_ms = (time.perf_counter() - step_begin) / STEPS * 1e3
-    look_begin = time.perf_counter()
+    observe_begin = time.perf_counter()
     environment.images()
-    look_ms = (time.perf_counter() - look_begin) * 1e3
+    observe_ms = (time.perf_counter() - observe_begin) * 1e3
     theirs, seen = own(task.name, moves)
     expect(np.array_equal(state, theirs), f"ManiSkill's own loop ends elsewhere (by {np.abs(state - theirs).max():g})")
     expect(np.array_equal(picture, seen), "ManiSkill's own loop sees something else")
@@ -67,7 +67,7 @@ def main(home: Path) -> dict[str, Any]:
         "task": task.name,
         "repeats_exactly": True,
         "step_ms": round(step_ms, 2),
-        "look_ms": round(look_ms, 1),
+        "observe_ms": round(observe_ms, 1),
         "seconds": round(time.perf_counter() - begin, 1),
     }
 

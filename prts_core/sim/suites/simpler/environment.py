@@ -24,7 +24,7 @@ from prts_core.sim.suites.simpler.assets import missing
 from prts_core.sim.suites.simpler.spec import CAMERA, FAMILY, GRIPPER_SWITCH, TASKS
 
 VIEW = "3rd_view_camera"
-FILM_SIZE = (320, 240)  # width, height
+RENDER_SIZE = (320, 240)  # width, height
 KEPT = 4  # scenes
 # The Bridge robot's software counts turns from the hand pointing down; its axes in those of the hand.
 POINTING_DOWN = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])
@@ -144,9 +144,9 @@ class SimplerEnvironment:
         """{camera: (H, W, 3) uint8} upright, squeezed where another size was asked for."""
         return {CAMERA: _squeezed(self.scene.picture(), self._size)}
 
-    def film(self) -> np.ndarray:
+    def render(self) -> np.ndarray:
         """(240, 320, 3): the same camera."""
-        return _squeezed(self.scene.picture(), FILM_SIZE)
+        return _squeezed(self.scene.picture(), RENDER_SIZE)
 
     def privileged(self) -> dict[str, Any]:
         """Poses in the base's frame, each ((3,) m, (3, 3)): `goal`, where the controller wants the hand; `hand`;
@@ -165,7 +165,7 @@ class SimplerEnvironment:
         return self.scene.env.get_state()[0].numpy().astype(np.float64)
 
 
-def make(settings: Mapping[str, Any]) -> SimplerEnvironment:
+def build(settings: Mapping[str, Any]) -> SimplerEnvironment:
     """settings: `tasks`, how many scenes to keep built (default 4); `image_size`, of square pictures (default the
     suite's 480 x 640); `placement`, "stored", since ManiSkill's own sampler draws from the suite's 24 episodes too."""
     from prts_core.sim.installations import Installation
