@@ -38,12 +38,16 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     ),
     "simpler": ("simpler_widowx",),
 }
+# A family laid over another one -> that one, whose installation, environment and expert it has.
+OVER = {"libero_plus": "libero", "libero_pro": "libero"}
 PARTS = ("spec", "environment", "install", "expert")
 
 
 def part(family: str, name: str) -> ModuleType:
     """Module `name` (one of PARTS) of a family."""
     assert name in PARTS, name
+    if name in ("environment", "expert"):
+        family = OVER.get(family, family)
     package = family if "." in family else f"{__name__}.{family}"
     if "." not in family:
         lookup(FAMILIES, family, "simulator")

@@ -27,6 +27,7 @@ from prts_core.io.errors import ConfigError, UnavailableError, lookup
 from prts_core.io.files import read_json
 from prts_core.sim.lru import LruCache
 from prts_core.sim.rendering import Renderer
+from prts_core.sim.simulator_side import read_settings
 from prts_core.sim.suite import SuiteSpec, Task
 from prts_core.sim.suites.libero.perturb import Change
 from prts_core.sim.suites.libero.privileged import Privileged
@@ -248,23 +249,13 @@ def as_drawn(scene: Scene, stored: np.ndarray) -> np.ndarray:
 
 
 def build(settings: Mapping[str, Any]) -> LiberoEnvironment:
-    """settings: `tasks`, how many scenes to keep built (default 3); `image_size`, of the pictures (default the
-    suite's); `placement`, "stored" (default) or "drawn"."""
+    """settings: see `read_settings`."""
     from prts_core.sim.installations import Installation
 
-    unknown = set(settings) - {"tasks", "image_size", "placement"}
-    if unknown:
-        raise ConfigError(
-            "LIBERO has no such setting", field="settings", found=min(unknown), expected="tasks, image_size, placement"
-        )
-    placement, size = settings.get("placement", "stored"), settings.get("image_size")
-    if placement not in ("stored", "drawn"):
-        raise ConfigError("There is no such placement", field="placement", found=placement, expected="stored, drawn")
-    if size is not None and not (isinstance(size, int) and 16 <= size <= 1024):
-        raise ConfigError("Not a size of pictures", field="image_size", found=size, expected="16 to 1024")
+    tasks, size, placement = read_settings("LIBERO", settings, KEPT)
     home = Installation("libero")
     home.require()
-    return LiberoEnvironment(home.path, int(settings.get("tasks", KEPT)), size, placement == "drawn")
+    return LiberoEnvironment(home.path, tasks, size, placement == "drawn")
 
 
 def axis_angle(wxyz: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ IMAGE_SIZE = 256
 # Longest demonstration of each suite, rounded up: control steps after settling.
 MAX_STEPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
 SUITES = (*MAX_STEPS, "libero_130")  # the last: all of them
+BASES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")  # that LIBERO-Plus and LIBERO-Pro change
 SETTLE_STEPS = 10
 SETTLE_ACTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 EPISODES_PER_TASK = 50

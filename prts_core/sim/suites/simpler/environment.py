@@ -19,6 +19,7 @@ from scipy.spatial.transform import Rotation
 
 from prts_core.io.errors import ConfigError, UnavailableError, lookup
 from prts_core.sim.lru import LruCache
+from prts_core.sim.simulator_side import read_settings
 from prts_core.sim.suite import SuiteSpec, Task
 from prts_core.sim.suites.simpler.assets import missing
 from prts_core.sim.suites.simpler.spec import CAMERA, FAMILY, GRIPPER_SWITCH, TASKS
@@ -166,33 +167,16 @@ class SimplerEnvironment:
 
 
 def build(settings: Mapping[str, Any]) -> SimplerEnvironment:
-    """settings: `tasks`, how many scenes to keep built (default 4); `image_size`, of square pictures (default the
-    suite's 480 x 640); `placement`, "stored", since ManiSkill's own sampler draws from the suite's 24 episodes too."""
+    """settings: see `read_settings`; no placement but "stored", since ManiSkill's own sampler draws from the suite's 24
+    episodes too."""
     from prts_core.sim.installations import Installation
 
-    unknown = set(settings) - {"tasks", "image_size", "placement"}
-    if unknown:
-        raise ConfigError(
-            "SimplerEnv has no such setting",
-            field="settings",
-            found=min(unknown),
-            expected="tasks, image_size, placement",
-        )
-    placement, size = settings.get("placement", "stored"), settings.get("image_size")
-    if placement != "stored":
-        raise ConfigError(
-            "SimplerEnv has no episodes besides the suite's own",
-            field="placement",
-            found=placement,
-            expected="stored",
-            cure="--placement stored, and do not evaluate on the same episodes",
-        )
-    if size is not None and not (isinstance(size, int) and 16 <= size <= 1024):
-        raise ConfigError("Not a size of pictures", field="image_size", found=size, expected="16 to 1024")
+    cure = "--placement stored, and do not evaluate on the same episodes"
+    tasks, size, _ = read_settings("SimplerEnv", settings, KEPT, ("stored",), cure)
     home = Installation(FAMILY)
     home.require()
     import_simulator(home.path)
-    return SimplerEnvironment(home.path, int(settings.get("tasks", KEPT)), size)
+    return SimplerEnvironment(home.path, tasks, size)
 
 
 def import_simulator(home: Path) -> None:
