@@ -41,7 +41,7 @@ from prts_core.rollout.page import write_page
 from prts_core.rollout.published_results import published
 from prts_core.rollout.recording import RecordedRun, write_rollouts
 from prts_core.rollout.results import SCHEMA, rounded, summarize, timing
-from prts_core.rollout.run_suite import ExecutionOptions, SuiteOutcome, WorkerPool, run_plan, show
+from prts_core.rollout.run_suite import ExecutionOptions, SuiteOutcome, run_plan, show, simulators_for
 from prts_core.rollout.runner import NO_EXPERT, ExpertRunner, Runner
 from prts_core.sim.adapter import adapt
 from prts_core.sim.suite import SuiteSpec, Task
@@ -137,7 +137,7 @@ class ControlledBenchmark:
         self.each = len(self.plan.keys) // len(self.plan.tasks)
         self.adapter = adapt(self.contract.contract, self.plan.suite.contract, suite_name=self.spec.name)
         launch = {"settings": {**made, **self.plan.worker_settings}}
-        self.simulators = WorkerPool(self.plan, ExecutionOptions(config.workers, launch=launch))
+        self.simulators = simulators_for(self.plan, ExecutionOptions(config.workers, launch=launch))
         self.runs: list[RecordedRun] = []
         self.results: dict[str, SuiteOutcome] = {}
         self.under_test = self._wrap(self.policy, {}, values=True)
@@ -256,7 +256,7 @@ class ControlledBenchmark:
             report |= self._show(output)
         recorded = [run for run in self.runs if run.condition in self.config.record]
         if recorded:
-            report["record_faults"] = write_rollouts(self.simulators.pool(1), recorded, output / "rollouts")
+            report["record_faults"] = write_rollouts(self.simulators, recorded, output / "rollouts")
         write_json(output / "report.json", report)
         if self.places.timing is not None:
             write_json(self.places.timing, {name: timing(m.rows, m.events) for name, m in self.results.items()})

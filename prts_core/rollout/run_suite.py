@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from prts_core.rollout.results import (
 )
 from prts_core.rollout.runner import KEY, Runner, finished, missing, open_journal, outcomes, row_key
 from prts_core.sim.adapter import Adapter, adapt
-from prts_core.sim.pool import Pool, WorkerLaunch, launch_for
+from prts_core.sim.pool import Pool, launch_for
 from prts_core.sim.suite import SuiteSpec
 from prts_core.statistics.binomial import wilson
 from prts_core.statistics.sprt import Stop
@@ -45,7 +44,7 @@ Reader = Callable[[Sequence[bool]], Stop | None]
 class ExecutionOptions:
     """What does not change a row. workers: simulators at once; none: one a core, at most 8. videos: how many.
 
-    launch: changes to how workers are started (fields of prts_core.sim.pool.Launch).
+    launch: changes to how workers are started (fields of prts_core.sim.pool.WorkerLaunch).
     """
 
     workers: int | None = None
@@ -72,7 +71,7 @@ def run_suite(
     adapter = adapt(policy.contract.contract, plan.suite.contract, policy_name="the policy", suite_name=suite.name)
     for note in adapter.notes:
         say(f"converted between policy and suite: {note}")
-    with closing(WorkerPool(plan, machine)) as simulators:
+    with simulators_for(plan, machine) as simulators:
         made = run_plan(
             plan,
             policy,
@@ -112,35 +111,20 @@ class SuiteOutcome:
         return next((event["what"] for event in self.events if event.get("kind") == NEIGHBOURS), "")
 
 
-class WorkerPool:
-    """Workers for plans of one suite, started when they are first needed and kept until the end."""
-
-    def __init__(self, plan: EpisodePlan, machine: ExecutionOptions) -> None:
-        if machine.workers is not None and machine.workers < 1:
-            raise ConfigError("A benchmark needs workers", field="workers", found=machine.workers, expected="1 or more")
-        self.plan, self.machine = plan, machine
-        self.most = machine.workers or min(8, os.cpu_count() or 1)
-        self.started: Pool | None = None
-
-    def pool(self, wanted: int) -> Pool:
-        """The workers; as many as `wanted`, at most, where they are not started yet."""
-        if self.started is not None and self.started.slots < min(self.most, wanted):
-            self.close()
-        if self.started is None:
-            self.started = Pool(_launch(self.plan, self.machine), min(self.most, wanted))
-        return self.started
-
-    def close(self) -> None:
-        if self.started is not None:
-            self.started.close()
-        self.started = None
+def simulators_for(plan: EpisodePlan, options: ExecutionOptions) -> Pool:
+    """Workers for plans of one suite."""
+    suite, workers = plan.suite, min(8, os.cpu_count() or 1) if options.workers is None else options.workers
+    if workers < 1:
+        raise ConfigError("A benchmark needs workers", field="workers", found=workers, expected="1 or more")
+    name = f"{suite.family}:{suite.name}" if "." in suite.family else suite.name  # a family of somebody else's
+    return Pool(launch_for(name, **{"settings": plan.worker_settings, **options.launch}), workers)
 
 
 def run_plan(
     plan: EpisodePlan,
     policy: PolicyUnderTest,
     folder: Path,
-    simulators: WorkerPool,
+    simulators: Pool,
     adapter: Adapter,
     *,
     how: type[Runner] = Runner,
@@ -168,7 +152,7 @@ def run_plan(
                 stopped = how(
                     plan,
                     policy,
-                    simulators.pool(len(todo)),
+                    simulators,
                     journal,
                     adapter=adapter,
                     actions=folder / "actions",
@@ -186,7 +170,7 @@ def run_plan(
 
 
 def show(
-    simulators: WorkerPool,
+    simulators: Pool,
     plan: EpisodePlan,
     rows: Sequence[Row],
     chosen: Sequence[int],
@@ -198,14 +182,8 @@ def show(
     faults: list[str] = []
     if any(not (folder / name).exists() for name in wanted):
         say(f"filming {len(chosen)} episodes, failures first")
-        faults = write_videos(simulators.pool(1), plan, rows, chosen, folder)
+        faults = write_videos(simulators, plan, rows, chosen, folder)
     return [name for name in wanted if (folder / name).exists()], faults
-
-
-def _launch(plan: EpisodePlan, machine: ExecutionOptions) -> WorkerLaunch:
-    suite = plan.suite
-    name = f"{suite.family}:{suite.name}" if "." in suite.family else suite.name  # a family of somebody else's
-    return launch_for(name, **{"settings": plan.worker_settings, **machine.launch})
 
 
 def score(rows: Mapping[Any, Mapping[str, Any]]) -> str:

@@ -25,7 +25,7 @@ from prts_core.io.files import atomic_path
 from prts_core.io.journal import Journal
 from prts_core.io.progress import Bar
 from prts_core.sim import protocol
-from prts_core.sim.pool import Pool, WorkerLaunch, WorkerLost
+from prts_core.sim.pool import Pool, WorkerLost
 from prts_core.sim.suite import EpisodeKey, SuiteSpec, Task
 from prts_core.sim.suites import task_of
 
@@ -107,10 +107,8 @@ def recording(
     return RecorderSettings(spec.name, names, episodes, worker_settings=made, **more)
 
 
-def demonstrate(
-    spec: SuiteSpec, settings: RecorderSettings, launch: WorkerLaunch, output: Path, workers: int = 1
-) -> list[Attempts]:
-    """Make what is missing in `output`; every task's attempts.
+def demonstrate(spec: SuiteSpec, settings: RecorderSettings, pool: Pool, output: Path) -> list[Attempts]:
+    """Make what is missing in `output`; every task's attempts. pool: of workers made with `settings.worker_settings`.
 
     DataError where an expert fails more often than it succeeds and SPARE_FAILURES times beyond, StageError where the
     folder holds attempts of other settings, WorkerLost where one attempt ends LOST_AT_MOST workers.
@@ -122,9 +120,7 @@ def demonstrate(
             if row["task"] in chosen:
                 chosen[row["task"]].known[row["attempt"]] = row
         with Bar(f"{spec.name} expert", total) as bar:
-            if any(each.next(settings) is not None for each in chosen.values()):
-                with Pool(launch, workers) as pool:
-                    _run(pool, spec, settings, chosen, output, journal, bar)
+            _run(pool, spec, settings, chosen, output, journal, bar)
         for attempts in chosen.values():
             _finish(spec, settings, attempts, output)
             shutil.rmtree(output / PARTS / attempts.task.name, ignore_errors=True)
@@ -147,9 +143,10 @@ def _run(
     bar: Bar,
 ) -> None:
     slots: dict[int, tuple[Attempts, int]] = {}
+    last: dict[int, str] = {}
     while True:
         for slot in range(pool.slots):
-            if slot not in slots and (given := _give(chosen, settings)):
+            if slot not in slots and (given := _give(chosen, settings, last, slot)):
                 slots[slot] = given
                 pool.send(slot, _message(spec, settings, *given))
         if not slots:
@@ -181,11 +178,17 @@ def _run(
         bar.update(sum(each.done(settings) for each in chosen.values()), f"{made}/{tried} succeeded")
 
 
-def _give(chosen: Mapping[str, Attempts], settings: RecorderSettings) -> tuple[Attempts, int] | None:
-    for attempts in chosen.values():
+def _give(
+    chosen: Mapping[str, Attempts], settings: RecorderSettings, last: dict[int, str], slot: int
+) -> tuple[Attempts, int] | None:
+    """Of the slot's `last` task, else of one that is no other slot's: building a task's scene takes long."""
+    others = {task for other, task in last.items() if other != slot}
+    for name in sorted(chosen, key=lambda name: (name != last.get(slot), name in others)):
+        attempts = chosen[name]
         number = attempts.next(settings)
         if number is not None:
             attempts.under_way.add(number)
+            last[slot] = name
             return attempts, number
     return None
 

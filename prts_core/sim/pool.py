@@ -118,7 +118,7 @@ class WorkerLaunch:
 
 
 def launch_for(suite: str, **changes: Any) -> WorkerLaunch:
-    """How the workers of a suite's family are started on this machine; `changes` are fields of Launch.
+    """How the workers of a suite's family are started on this machine; `changes` are fields of WorkerLaunch.
 
     UnavailableError where its simulator is not installed.
     """
@@ -235,7 +235,7 @@ class Worker:
 
 
 class Pool:
-    """`slots` workers of one launch. All are started at once and build their simulators side by side."""
+    """`slots` workers of one launch, each started when its slot is first sent something."""
 
     def __init__(self, launch: WorkerLaunch, slots: int = 1) -> None:
         assert slots > 0
@@ -247,8 +247,6 @@ class Pool:
         self.failed_starts = [0] * slots
         self.lost = 0  # workers, ever
         self.ready: deque[tuple[int, Message | WorkerLost]] = deque()
-        for slot in range(slots):
-            self._start(slot)
 
     def __enter__(self) -> Pool:
         return self
@@ -376,7 +374,8 @@ class Pool:
         return answered[1]
 
     def close(self) -> None:
-        """End every worker. One that does not go at once is killed."""
+        """End every worker, whatever it is doing. One that does not go at once is killed. What is sent later starts
+        another."""
         for worker in self.workers:
             if worker is not None:
                 self.selector.unregister(worker.socket)
@@ -388,5 +387,5 @@ class Pool:
                 with suppress(subprocess.TimeoutExpired):
                     worker.process.wait(max(0.0, until - time.monotonic()))
                 worker.kill()
-                self.workers[slot] = None
-        self.selector.close()
+            self.workers[slot], self.under_way[slot] = None, None
+        self.ready.clear()

@@ -24,7 +24,8 @@ STEPS = 8
 def check_suites(names: tuple[str, ...], **changes: Any) -> list[dict[str, Any]]:
     """Each suite's first task, reset twice, stepped and looked at; one row a suite with what it took.
 
-    The suites are of one family; `changes` are fields of its Launch. SimulatorError names the suite and what is wrong.
+    The suites are of one family; `changes` are fields of its WorkerLaunch. SimulatorError names the suite and what is
+    wrong.
     """
     rows = []
     with Pool(launch_for(names[0], **changes)) as pool:

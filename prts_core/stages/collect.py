@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from dataclasses import replace
 
 from prts_core.config.schema import CollectConfig, ExpertSource
 from prts_core.io.files import write_json
@@ -29,38 +29,36 @@ def _record(source: ExpertSource, context: StageContext) -> dict[str, float]:
     """Through the suite's workers, resumable to the episode. The journal of attempts stays behind in the work folder:
     its order is that in which workers finished."""
     from prts_core.sim.expert_recorder import demonstrate, recording
-    from prts_core.sim.pool import launch_for
+    from prts_core.sim.pool import Pool, launch_for
     from prts_core.sim.suites import suite
 
     spec = suite(source.suite, source.settings)
-    metrics: dict[str, float] = {"tasks": 0, "episodes": 0, "dropped_attempts": 0}
+    train = recording(
+        spec,
+        source.tasks,
+        source.train_episodes,
+        image_size=source.image_size,
+        settings=source.settings,
+        noise=source.noise,
+        task_noise=source.task_noise,
+        seed=source.train_seed,
+        tail_steps=source.tail_steps,
+    )
     # Held-out demonstrations are what the expert does when nothing disturbs it.
-    splits: dict[str, dict[str, Any]] = {
-        "train": {"seed": source.train_seed, "noise": source.noise, "task_noise": source.task_noise},
-        "heldout": {"seed": source.heldout_seed},
-    }
-    for split, decided in splits.items():
-        episodes = source.train_episodes if split == "train" else source.heldout_episodes
-        if not episodes:
-            continue
-        settings = recording(
-            spec,
-            source.tasks,
-            episodes,
-            image_size=source.image_size,
-            settings=source.settings,
-            tail_steps=source.tail_steps,
-            **decided,
-        )
-        launch = launch_for(source.suite, settings=settings.worker_settings)
-        made = context.work / "recorded" / split
-        attempts = demonstrate(spec, settings, launch, made, source.workers)
-        (context.output / split).mkdir(parents=True, exist_ok=True)
-        for path in sorted(made.glob("*_demo.hdf5")):
-            target = context.output / split / path.name
-            if not target.exists():
-                os.link(path, target)
-        metrics["tasks"] = len(attempts)
-        metrics["episodes"] += sum(each.successes for each in attempts)
-        metrics["dropped_attempts"] += sum(each.failures for each in attempts)
+    heldout = replace(train, episodes=source.heldout_episodes, seed=source.heldout_seed, noise=(0.0,), task_noise={})
+    metrics: dict[str, float] = {"tasks": 0, "episodes": 0, "dropped_attempts": 0}
+    with Pool(launch_for(source.suite, settings=train.worker_settings), source.workers) as pool:
+        for split, settings in (("train", train), ("heldout", heldout)):
+            if not settings.episodes:
+                continue
+            made = context.work / "recorded" / split
+            attempts = demonstrate(spec, settings, pool, made)
+            (context.output / split).mkdir(parents=True, exist_ok=True)
+            for path in sorted(made.glob("*_demo.hdf5")):
+                target = context.output / split / path.name
+                if not target.exists():
+                    os.link(path, target)
+            metrics["tasks"] = len(attempts)
+            metrics["episodes"] += sum(each.successes for each in attempts)
+            metrics["dropped_attempts"] += sum(each.failures for each in attempts)
     return metrics

@@ -48,7 +48,8 @@ def recorded(folder: Path, where: tuple[str, str], noise: float, placement: str)
     spec = suite(where[0])
     made = {"image_size": 64, "placement": placement}
     settings = RecorderSettings(spec.name, (where[1],), 1, (noise,), seed=spec.seed, worker_settings=made)
-    demonstrate(spec, settings, launch_for(where[0], settings=made), folder)
+    with Pool(launch_for(where[0], settings=made)) as pool:
+        demonstrate(spec, settings, pool, folder)
     return settings, folder / f"{where[1]}_demo.hdf5"
 
 

@@ -28,7 +28,8 @@ from prts_core.sim.expert_recorder import (
     recording,
     subtask_spans,
 )
-from prts_core.sim.pool import WorkerLaunch, WorkerLost
+from prts_core.sim.pool import Pool, WorkerLaunch, WorkerLost
+from prts_core.sim.suite import SuiteSpec
 from prts_core.sim.suites import suite
 from tests.fixtures.toy_family.spec import suites
 
@@ -36,6 +37,13 @@ FAMILY = "tests.fixtures.toy_family"
 SPEC = suites()["toy"]
 LAUNCH = WorkerLaunch(FAMILY)
 RECORD = RecorderSettings("toy", ("push", "drawn"), episodes=3, noise=(0.0, 0.3), seed=5, tail_steps=1)
+
+
+def record(
+    spec: SuiteSpec, settings: RecorderSettings, launch: WorkerLaunch, folder: Path, workers: int = 1
+) -> list[Attempts]:
+    with Pool(launch, workers) as pool:
+        return demonstrate(spec, settings, pool, folder)
 
 
 def content(folder: Path) -> str:
@@ -56,7 +64,7 @@ def content(folder: Path) -> str:
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recorded")
-    demonstrate(SPEC, RECORD, LAUNCH, folder)
+    record(SPEC, RECORD, LAUNCH, folder)
     return folder
 
 
@@ -81,25 +89,25 @@ def test_a_recording_is_robomimics_and_says_what_was_done(recorded: Path) -> Non
 
 
 def test_two_workers_record_the_same(recorded: Path, tmp_path: Path) -> None:
-    demonstrate(SPEC, RECORD, LAUNCH, tmp_path, workers=2)
+    record(SPEC, RECORD, LAUNCH, tmp_path, workers=2)
     assert content(tmp_path) == content(recorded)
 
 
 def test_a_second_run_starts_no_worker(recorded: Path) -> None:
     before = content(recorded)
-    demonstrate(SPEC, RECORD, WorkerLaunch(FAMILY, python=Path("/nowhere/python")), recorded)
+    record(SPEC, RECORD, WorkerLaunch(FAMILY, python=Path("/nowhere/python")), recorded)
     assert content(recorded) == before
 
 
 def test_other_settings_are_refused(recorded: Path) -> None:
     with pytest.raises(StageError, match="noise"):
-        demonstrate(SPEC, replace(RECORD, noise=(0.5,)), LAUNCH, recorded)
+        record(SPEC, replace(RECORD, noise=(0.5,)), LAUNCH, recorded)
 
 
 def test_killed_while_recording_it_goes_on(recorded: Path, tmp_path: Path) -> None:
     code = (
         "from pathlib import Path; from tests.sim.test_expert_recorder import *;"
-        f"demonstrate(SPEC, RECORD, LAUNCH, Path({str(tmp_path)!r}))"
+        f"record(SPEC, RECORD, LAUNCH, Path({str(tmp_path)!r}))"
     )
     journal = tmp_path / ATTEMPTS
     process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
@@ -109,27 +117,27 @@ def test_killed_while_recording_it_goes_on(recorded: Path, tmp_path: Path) -> No
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    demonstrate(SPEC, RECORD, LAUNCH, tmp_path)
+    record(SPEC, RECORD, LAUNCH, tmp_path)
     assert content(tmp_path) == content(recorded)
 
 
 def test_what_is_only_measured_counts_attempts_and_may_grow(tmp_path: Path) -> None:
     settings = RecorderSettings("toy", ("push",), episodes=4, seed=5, record=False, max_steps=2)
-    (made,) = demonstrate(SPEC, settings, LAUNCH, tmp_path)
+    (made,) = record(SPEC, settings, LAUNCH, tmp_path)
     assert len(made.known) == 4 and made.successes + made.failures == 4 and made.failures > 0
     assert [(row["initial_state"], row["seed"]) for row in made.known.values()] == [(0, 5), (1, 5), (2, 5), (0, 6)]
-    (made,) = demonstrate(SPEC, replace(settings, episodes=6), LAUNCH, tmp_path)
+    (made,) = record(SPEC, replace(settings, episodes=6), LAUNCH, tmp_path)
     assert len(made.known) == 6 and not list(tmp_path.glob("*.hdf5"))
 
 
 def test_an_expert_that_cannot_is_said_to_and_not_tried_for_ever(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="fails too often"):
-        demonstrate(SPEC, replace(RECORD, tasks=("push",), max_steps=1), LAUNCH, tmp_path)
+        record(SPEC, replace(RECORD, tasks=("push",), max_steps=1), LAUNCH, tmp_path)
 
 
 def test_an_episode_that_kills_every_worker_stops_the_recording(tmp_path: Path) -> None:
     with pytest.raises(WorkerLost):
-        demonstrate(suites()["toy_deadly"], RecorderSettings("toy_deadly", ("deadly",), 1), LAUNCH, tmp_path)
+        record(suites()["toy_deadly"], RecorderSettings("toy_deadly", ("deadly",), 1), LAUNCH, tmp_path)
 
 
 def test_only_needed_attempts_are_made() -> None:
@@ -174,7 +182,7 @@ def test_metaworlds_experts_are_recorded_the_same_way(tmp_path: Path) -> None:
 
     spec = suite("metaworld")
     settings = RecorderSettings("metaworld", (spec.tasks[0].name,), episodes=1, seed=200_000)
-    (made,) = demonstrate(spec, settings, launch_for("metaworld"), tmp_path)
+    (made,) = record(spec, settings, launch_for("metaworld"), tmp_path)
     assert made.successes == 1
     with h5py.File(tmp_path / f"{spec.tasks[0].name}_demo.hdf5") as file:
         assert {"proprio"} < set(file["data/demo_0/obs"])

@@ -264,16 +264,17 @@ def test_a_family_that_is_not_there():
 
 def test_a_python_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    pool = Pool(WorkerLaunch(FAMILY, python=Path("no-python")))
     with pytest.raises(SimulatorError, match=r"no-python.*prts sim install"):
-        Pool(WorkerLaunch(FAMILY, python=Path("no-python")))
+        pool.ask(0, protocol.reset(KEY))
 
 
 PARENT = """
 import sys, time
 from tests.sim.test_pool import FAMILY, KEY
 from prts_core.sim import protocol
-from prts_core.sim.pool import Launch, Pool
-pool = Pool(Launch(FAMILY), 2)
+from prts_core.sim.pool import WorkerLaunch, Pool
+pool = Pool(WorkerLaunch(FAMILY), 2)
 pool.ask(0, protocol.reset(KEY, perturbation={"do": sys.argv[1]}))
 pool.ask(1, protocol.reset(KEY))
 pool.send(0, protocol.step([[0.0, 0.0]]))
@@ -306,6 +307,8 @@ def test_closing_leaves_no_process():
         pool.send(1, protocol.reset(KEY, perturbation={"do": "stop", "when": "reset"}))
         pids = [pid_of(pool, 0), pid_of(pool, 1)]
     assert all(gone(pid, 0.0) or not Path(f"/proc/{pid}").exists() for pid in pids)
+    with pool:
+        assert pool.ask(1, protocol.reset(KEY))["instruction"] == "push it", "what is sent later starts another"
 
 
 def test_threads_and_renderer_are_settings():
