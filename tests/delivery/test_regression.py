@@ -90,7 +90,7 @@ def simulator(monkeypatch: pytest.MonkeyPatch):
         write_json(folder / "report.json", report)
         return result_of(report, policy_episodes(folder / "episodes.parquet"))
 
-    monkeypatch.setattr(regression, "measure", measure)
+    monkeypatch.setattr(regression, "measure_version", measure)
     return rates, calls, own
 
 

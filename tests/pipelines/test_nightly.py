@@ -178,7 +178,7 @@ def test_a_suite_of_the_recipe_is_a_partition_and_says_stand_in_assets(outputs, 
         write_json(folder / "report.json", report)
         return result_of(report, policy_episodes(folder / "episodes.parquet"))
 
-    monkeypatch.setattr(regression, "measure", measure)
+    monkeypatch.setattr(regression, "measure_version", measure)
     result = night(outputs, instance, "libero_object", WITH_SUITE)
     assert result.success and check_of(result).passed and "first result" in check_of(result).description
     (event,) = result.get_asset_materialization_events()
