@@ -6,7 +6,6 @@ not look at. It does not know policies or datasets; `prts convert --source rollo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -75,10 +74,8 @@ def _write_task(pool: Pool, runs: Sequence[RecordedRun], task: Task, path: Path)
                 group = data.create_group(f"demo_{count}", track_order=True)
                 _write_demo(group, run, episode, row)
                 count += 1
-        for name, text in attributes_of(spec, task, spec.contract.cameras[0].height).items():
-            data.attrs[name] = text
-        data.attrs["problem_info"] = json.dumps({"problem_name": spec.name, "language_instruction": task.instruction})
-        data.attrs["num_demos"], data.attrs["standins"] = count, spec.standins
+        data.attrs.update(attributes_of(spec, task, spec.contract.cameras[0].height, task.instruction))
+        data.attrs.update(num_demos=count, standins=spec.standins)
     return faults
 
 

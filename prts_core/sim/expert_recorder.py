@@ -253,11 +253,12 @@ def arrays_of(spec: SuiteSpec, episode: dict[str, Any]) -> dict[str, np.ndarray]
     return {"obs/proprio": episode["proprio"], **pictures}
 
 
-def attributes_of(spec: SuiteSpec, task: Task, image_size: int) -> dict[str, str]:
-    """Of a recording's group `data`, besides the sentence."""
+def attributes_of(spec: SuiteSpec, task: Task, image_size: int, instruction: str) -> dict[str, str]:
+    """Of a recording's group `data`."""
     layout = layout_of(spec.family)
     own = {"env_args": json.dumps({"env_name": spec.name, "control_hz": spec.contract.control_hz})}
-    return dict(layout.attributes(spec, task, image_size)) if layout else own
+    said = json.dumps({"problem_name": spec.name, "language_instruction": instruction})
+    return (layout.attributes(spec, task, image_size) if layout else own) | {"problem_info": said}
 
 
 def _write_part(path: Path, spec: SuiteSpec, reply: dict[str, Any], row: dict[str, Any]) -> None:
@@ -311,13 +312,9 @@ def _finish(spec: SuiteSpec, settings: RecorderSettings, attempts: Attempts, out
                 demo = data.create_group(f"demo_{index}")
                 for name in part:
                     part.copy(name, demo)
-                for name, value in part.attrs.items():
-                    demo.attrs[name] = value
+                demo.attrs.update(part.attrs)
                 total += int(part.attrs["num_samples"])
         size = settings.worker_settings.get("image_size", spec.contract.cameras[0].height)
-        for name, text in attributes_of(spec, attempts.task, size).items():
-            data.attrs[name] = text
-        instruction = attempts.known[good[0]]["instruction"]
-        data.attrs["problem_info"] = json.dumps({"problem_name": spec.name, "language_instruction": instruction})
-        data.attrs["num_demos"], data.attrs["total"] = len(good), total
-        data.attrs["failed_attempts"], data.attrs["standins"] = attempts.failures, spec.standins
+        data.attrs.update(attributes_of(spec, attempts.task, size, attempts.known[good[0]]["instruction"]))
+        data.attrs.update(num_demos=len(good), total=total)
+        data.attrs.update(failed_attempts=attempts.failures, standins=spec.standins)

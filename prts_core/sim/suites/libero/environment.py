@@ -142,14 +142,11 @@ class LiberoEnvironment:
     def __init__(self, home: Path, tasks: int = KEPT, image_size: int | None = None, drawn: bool = False) -> None:
         self.home, self._image_size, self._drawn = home, image_size, drawn
         self._catalogue = read_json(home / "tasks.json")["tasks"]
-        self._scenes: LruCache[str, Scene] = LruCache(self._build, tasks, Scene.close)
+        self._scenes = LruCache(Scene, tasks, Scene.close)
         self._states: dict[str, np.ndarray] = {}
         self._scene: Scene | None = None
         self._change = Change(Task("", "", 0, 0))
         self._image_sizes: dict[str, int] = {}
-
-    def _build(self, description: str) -> Scene:
-        return Scene(Path(description))
 
     def bddl_file(self, task: str) -> Path:
         """Where LIBERO describes a task's scene and goal."""
@@ -199,7 +196,7 @@ class LiberoEnvironment:
             lookup(CAMERAS, key, "camera of LIBERO")
         self._image_sizes = cameras
         episode = _placement_seed(change.base, initial_state, seed)
-        self._scene = self._scenes(str(change.description(self.bddl_file(change.base), self.home / "perturbed")))
+        self._scene = self._scenes(change.description(self.bddl_file(change.base), self.home / "perturbed"))
         self._change = change
         arrange = change.arrange if change.rearranges else as_drawn if self._drawn else None
         self._scene.reset(states[initial_state], episode, arrange)
