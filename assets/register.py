@@ -9,10 +9,15 @@ import dagster as dg
 
 from assets.factory import DELIVERY, caller, failure
 from assets.launchpad import Chosen
+from assets.metadata import table
 from assets.recipes import RecipePage
+from prts_core.delivery.audit import Move, moves
+from prts_core.delivery.history import MOVE_COLUMNS, move_rows
 from prts_core.io.errors import PrtsError
 from prts_core.io.files import digest_value
 from prts_core.stages import chain
+
+SHOWN = 20  # moves of the trail on the page; `prts history` has them all
 
 
 def register_asset(page: RecipePage) -> dg.AssetsDefinition:
@@ -35,15 +40,17 @@ def register_asset(page: RecipePage) -> dg.AssetsDefinition:
         # From now on the version can be picked on the page of asset `regression`; the schedule adds it otherwise.
         context.instance.add_dynamic_partitions(str(page.versions.name), [made["model_uri"].rsplit("/", 1)[1]])
         version = digest_value([made[name] for name in ("model_uri", "aliases", "package_digest")])
-        return dg.MaterializeResult(data_version=dg.DataVersion(version), metadata=registration(made))
+        trail = moves(chosen.outputs, made["model_name"])
+        return dg.MaterializeResult(data_version=dg.DataVersion(version), metadata=registration(made, trail))
 
     return register
 
 
-def registration(made: dict[str, Any]) -> dict[str, Any]:
-    """What the registry calls the model now, and what the rule said."""
+def registration(made: dict[str, Any], trail: list[Move]) -> dict[str, Any]:
+    """What the registry calls the model now, what the rule said, and the last moves of its aliases, newest first."""
     return {
         "model_uri": made["model_uri"],
         "aliases": ", ".join(f"@{alias}" for alias in made["aliases"]),
         "verdict": dg.MetadataValue.md(made["verdict"]["reason"]),
+        "trail": table(list(MOVE_COLUMNS), move_rows(trail)[: -SHOWN - 1 : -1]),
     }

@@ -1,6 +1,5 @@
-"""`prts bench backbone`: our Qwen3-VL path against the stock one of transformers, the same weights and inputs,
-forward and
-backward, one thread."""
+"""`prts bench backbone`: our Qwen3-VL path against the stock one of transformers, the same weights and inputs, forward
+and backward, one thread."""
 
 from __future__ import annotations
 

@@ -105,6 +105,7 @@ def step_row(console: Console) -> Row:
         pad,
         torch.ones(2, dtype=torch.bool),
         nothing,
+        torch.zeros(2),
         nothing,
         torch.arange(2),
         2,

@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from prts_core.delivery.history import draw, move_rows, read_history, rows
+    from prts_core.delivery.history import MOVE_COLUMNS, draw, move_rows, read_history, rows
 
     model = args.model.removeprefix("models:/").split("@")[0].split("/")[0]
     history = read_history(args.outputs, model)
@@ -44,9 +44,9 @@ def main(args: argparse.Namespace) -> int:
     console.print(table if history.points else f"no version of {model} has a result yet")
     if history.moves:
         trail = Table(box=None, header_style="bold")
-        for name in ("when (UTC)", "alias", "from", "to", "move", "by", "reason"):
+        for name in MOVE_COLUMNS:
             trail.add_column(name)
-        for row in move_rows(history):
+        for row in move_rows(history.moves):
             trail.add_row(*(Text(cell) for cell in row))
         console.print(trail)
     picture = args.picture or args.outputs / "regression" / model / "history.png"

@@ -36,7 +36,8 @@ def main(args: argparse.Namespace) -> int:
 
     from prts_core.config.load import load_plan
     from prts_core.delivery import registry
-    from prts_core.delivery.regression import lacking, names, regress
+    from prts_core.delivery.protocol import lacking
+    from prts_core.delivery.regression import names, regress
     from prts_core.tracking.store import client
 
     plan, console = load_plan(args.config, args.overrides), Console(highlight=False, soft_wrap=True)

@@ -9,6 +9,8 @@ from prts_core.config.checks import check_numbers
 from prts_core.config.identity import execution
 
 Group = Literal["llm", "vision", "merger", "action", "contrastive"]  # see prts_core.training.optim
+Schedule = Literal["cosine", "constant", "wsd"]  # wsd: warm-up, stable, decay
+Failures = Literal["leave_out", "negatives", "clone"]
 
 
 @dataclass(frozen=True)
@@ -51,15 +53,23 @@ class TrainConfig:
     negatives come from the sample's own micro-batch only.
 
     Rates. learning_rate: peak of the language model and, where vision_lr, merger_lr, action_lr or contrastive_lr is
-    none, of that group too. One schedule for all: linear warm-up, cosine down to min_learning_rate / learning_rate of
-    each peak. weight_decay: of matrices only. clip_norm: of the whole gradient. ema_decay: of the averaged weights
-    that are exported, warmed up.
+    none, of that group too. One schedule for all: linear warm-up; then a cosine down to min_learning_rate /
+    learning_rate of each peak ("cosine"), or the peak ("constant"), or the peak until the last decay_share of the
+    steps, in which it falls to that share in a straight line ("wsd"). layer_decay: each layer of the language model has
+    this share of the rate of the layer above it, its embeddings of the lowest's. weight_decay: of matrices only.
+    clip_norm: of the whole gradient. ema_decay: of the averaged weights that are exported, warmed up.
 
     What trains. freeze: groups that stay as they are. lora: adapters instead of the whole language model; the backbone
     is frozen then. insulate: the action head sends no gradient into the backbone.
 
-    Losses. gamma: discount per dataset row of the contrastive targets. contrastive_every: the contrastive parts, 40 %
-    of a short sequence, stand in every n-th batch only. flow_samples: noise draws per sample and step.
+    Data. failures: rows of episodes that did not reach their goal (`next.success` is recorded and never true) are left
+    out, or are negatives of the contrastive loss and nothing else, or are imitated like all others ("clone"). They are
+    never taken to lead to the goal.
+
+    Losses. gamma: discount per dataset row of the contrastive targets; horizon_s, taken instead where it is given: the
+    seconds in which the value falls by one nat, alike for robots of other control rates. contrastive_every: the
+    contrastive parts, 40 % of a short sequence, stand in every n-th batch only. flow_samples: noise draws per sample
+    and step.
 
     Machine. precision "bf16": fp32 master weights, bf16 arithmetic (autocast). activation_checkpointing: layers are
     computed again in the backward pass instead of kept. workers: loader processes; 0: a thread. threads: of one
@@ -84,6 +94,9 @@ class TrainConfig:
     action_lr: float | None = None
     contrastive_lr: float | None = None
     min_learning_rate: float = 1e-5
+    schedule: Schedule = "cosine"
+    decay_share: float = 0.1
+    layer_decay: float = 1.0
     warmup_steps: int = 50
     weight_decay: float = 0.02
     betas: tuple[float, float] = (0.9, 0.95)
@@ -94,7 +107,9 @@ class TrainConfig:
     lora: LoraConfig | None = None
     insulate: bool = False
     augment: bool = False
+    failures: Failures = "leave_out"
     gamma: float = 0.9
+    horizon_s: float | None = None
     contrastive_every: int = 1
     logsumexp_weight: float = 0.0
     weights: LossWeights = field(default_factory=LossWeights)
@@ -122,10 +137,11 @@ RANGES = {
     "[1, inf)": "steps batch_size accumulate flow_samples contrastive_every pack_window checkpoint_every keep shard_mb "
     "eval_batches log_every",
     "[0, inf)": "min_learning_rate warmup_steps weight_decay logsumexp_weight pack_length eval_every",
-    "(0, inf)": "learning_rate vision_lr merger_lr action_lr contrastive_lr adam_eps clip_norm",
+    "(0, inf)": "learning_rate vision_lr merger_lr action_lr contrastive_lr adam_eps clip_norm horizon_s",
     "[0, 1)": "betas ema_decay early_fraction",
     "(0, 1)": "gamma",
     "[0, 1024]": "workers",
     "[1, 1024]": "threads",
+    "(0, 1]": "decay_share layer_decay",
     "[0, 3]": "deepspeed_stage",
 }

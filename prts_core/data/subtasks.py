@@ -13,15 +13,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from prts_core.config.subtask_mode import SubtaskMode
+from prts_core.data.goals import Stretch, stretches
 from prts_core.io.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from prts_core.data.lerobot_v21.reader import LeRobotDataset
     from prts_core.data.lerobot_v21.schema import EpisodeRow
 
 JOIN = ", "
@@ -39,12 +41,22 @@ class Subtask:
 
 @dataclass(frozen=True)
 class Subtasks:
-    """The subtasks of one episode. Without annotation: texts and ends are empty, the instruction stands for itself."""
+    """The subtasks of one episode. Without annotation: texts and ends are empty, the instruction stands for itself.
+
+    stretches: its instructions by row, where they were read; none: it has the one `instruction`.
+    """
 
     instruction: str
     length: int
     texts: tuple[str, ...] = ()
     ends: tuple[int, ...] = ()
+    stretches: tuple[Stretch, ...] = ()
+
+    @staticmethod
+    def read(dataset: LeRobotDataset, episode: int) -> Subtasks:
+        """Of an episode with the instruction of each row; raises as `of_episode`."""
+        made = Subtasks.of_episode(dataset.rows[episode], dataset.root)
+        return replace(made, stretches=tuple(stretches(dataset, episode)))
 
     @staticmethod
     def of_episode(row: EpisodeRow, where: object = None) -> Subtasks:
@@ -78,12 +90,23 @@ class Subtasks:
     def annotated(self) -> bool:
         return bool(self.texts)
 
+    def stretch(self, row: int) -> Stretch:
+        """The rows around `row` that have its instruction."""
+        found = (stretch for stretch in self.stretches if row < stretch.end)
+        return next(found, Stretch(0, self.length, self.instruction, self.length - 1))
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        return tuple(stretch.instruction for stretch in self.stretches) or (self.instruction,)
+
     def at(self, row: int) -> Subtask:
-        """The subtask that row `row` shows; the instruction itself, to the episode's end, where there are none."""
+        """The subtask that row `row` shows; its instruction itself, to the last row that has it, where there are
+        none."""
         if not 0 <= row < self.length:
             raise DataError("An episode has no such row", found=row, expected=f"0 to {self.length - 1}")
         if not self.texts:
-            return Subtask(0, self.instruction, self.length, self.length - 1 - row)
+            own = self.stretch(row)
+            return Subtask(0, own.instruction, own.end, own.end - 1 - row)
         index = min(int(np.searchsorted(self.ends, row, side="right")), len(self.ends) - 1)
         return Subtask(index, self.texts[index], self.ends[index], max(self.ends[index] - 1 - row, 0))
 
@@ -92,8 +115,9 @@ class Subtasks:
     ) -> tuple[str, int]:
         """(instruction, steps_to_go) that a training sample of `row` gets under `mode`.
 
-        steps_to_go: to the episode's goal, used where the subtask is not. rng: of this very sample; drawn from once,
-        by "mixture" only, whether annotated or not, so that the draws after it do not depend on the annotation.
+        steps_to_go: to the goal of the row's instruction, -1 where that was not reached; used where the subtask is not.
+        Of an episode that failed, its last subtask failed. rng: of this very sample; drawn from once, by "mixture"
+        only, whether annotated or not, so that the draws after it do not depend on the annotation.
         """
         chosen = mode.kind in ("replace", "cumulate")
         if mode.kind == "mixture":
@@ -101,19 +125,20 @@ class Subtasks:
                 raise ConfigError("A mixture of tasks and subtasks needs a generator per sample", field="train_subtask")
             chosen = bool(rng.random() < mode.weight)
         if not chosen or not self.annotated:
-            return self.instruction, steps_to_go
+            return self.stretch(row).instruction, steps_to_go
         subtask = self.at(row)
+        failed = steps_to_go < 0 and subtask.index == len(self.texts) - 1
         text = JOIN.join(t.rstrip(". ") for t in self.texts[: subtask.index + 1]) if mode.kind == "cumulate" else None
-        return text or subtask.text, subtask.steps_to_end
+        return text or subtask.text, -1 if failed else subtask.steps_to_end
 
 
 def sentences(episodes: Iterable[Subtasks], mode: SubtaskMode) -> list[str]:
     """Every instruction that `target` can give for `episodes` under `mode`, sorted: what a tokenizer is fitted on."""
-    out = set()
+    out: set[str] = set()
     for episode in episodes:
         starts = [0, *episode.ends[:-1]] if episode.annotated else [0]
         if mode.kind in ("off", "mixture") or not episode.annotated:
-            out.add(episode.instruction)
+            out.update(episode.instructions)
         if mode.kind != "off" and episode.annotated:
             shown = SubtaskMode("replace") if mode.kind == "mixture" else mode
             out.update(episode.target(shown, row, 0)[0] for row in starts)
@@ -127,10 +152,6 @@ def commonest(episodes: Iterable[Subtasks]) -> dict[str, str]:
     """
     counts: dict[str, Counter[str]] = {}
     for episode in episodes:
-        count = counts.setdefault(episode.instruction, Counter())
-        start = 0
-        for end, text in zip(episode.ends, episode.texts, strict=True):
-            count[text] += end - start
-            start = end
-        count[episode.at(episode.length - 1).text] += episode.length - start
+        for row in range(episode.length):
+            counts.setdefault(episode.stretch(row).instruction, Counter())[episode.at(row).text] += 1
     return {task: min(count, key=lambda text: (-count[text], text)) for task, count in counts.items()}

@@ -14,6 +14,7 @@ from prts_core.io.files import atomic_path
 from prts_core.tracking.store import client
 
 PANEL = (5.2, 2.9)  # inches
+MOVE_COLUMNS = ("when (UTC)", "alias", "from", "to", "move", "by", "reason")
 CHAMPION_COLOUR, REGRESSED, PLAIN = "#c58b00", "#b3261e", "#1f5fa8"
 
 
@@ -67,8 +68,8 @@ def rows(history: History) -> list[list[str]]:
     return table
 
 
-def move_rows(history: History) -> list[list[str]]:
-    """Time, alias, from, to, what it was, by whom, why; a row a move."""
+def move_rows(trail: list[Move]) -> list[list[str]]:
+    """MOVE_COLUMNS of each move, a row a move."""
     return [
         [
             move.at,
@@ -79,7 +80,7 @@ def move_rows(history: History) -> list[list[str]]:
             move.by,
             move.reason,
         ]
-        for move in history.moves
+        for move in trail
     ]
 
 

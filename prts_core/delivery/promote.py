@@ -12,10 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prts_core.config.schema import OWN_BENCHMARK
 from prts_core.contract import PolicyContract
-from prts_core.delivery import audit, promotion, registry
-from prts_core.delivery.promotion import Candidate, Decision, Evidence, PromotionBar
+from prts_core.delivery import audit, promotion, protocol, registry
+from prts_core.delivery.promotion import Candidate, Decision, Evidence
 from prts_core.delivery.suite_results import episodes_of, results_of, write_result
 from prts_core.io.errors import ConfigError, StageError
 from prts_core.io.files import canonical_json
@@ -28,17 +27,6 @@ if TYPE_CHECKING:
     from prts_core.config.load import RunPlan
 
 APPROVAL, WITHDRAWN = "prts.approval", "prts.withdrawn"
-
-
-def bars(plan: RunPlan) -> dict[str, PromotionBar]:
-    """Name of a result -> what it must reach: the recipe's own benchmark first, then its suites."""
-    own = plan.recipe.register
-    found = {OWN_BENCHMARK: PromotionBar(own.margin, own.floor)}
-    for run in plan.recipe.regression.suites:
-        found[run.label] = PromotionBar(
-            own.margin if run.margin is None else run.margin, own.floor if run.floor is None else run.floor
-        )
-    return found
 
 
 def evidence_of(outputs: Path, version: ModelVersion, names: Iterable[str]) -> dict[str, Evidence]:
@@ -75,13 +63,20 @@ def promote(
             _forget(store, version, WITHDRAWN)
             version = store.get_model_version(model, version.version)
         champion = registry.version_of_alias(store, model, registry.CHAMPION)
-        asked = bars(plan)
+        asked, present, vacant = protocol.bars(plan), {}, False
+        if champion is None:  # nobody to be compared with: the present protocol, and whoever took the champion away
+            chunk, have = protocol.chunk_length_of(outputs, version), results_of(version)
+            present = {name: protocol.planned(plan, name, chunk).protocol_digest for name in asked if name in have}
+            trail = audit.moves(outputs, model)
+            vacant = any(move.alias == registry.CHAMPION and move.state == "done" for move in trail)
         decision = promotion.decide(
             asked,
             _candidate(outputs, version, asked),
             None if champion is None else _candidate(outputs, champion, asked),
             approval=plan.recipe.register.approval,
             contract_change=contract_change,
+            present=present,
+            vacant=vacant,
         )
         for name, verdict in decision.verdicts.items():
             result = results_of(version)[name]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 Incomparable = Literal["unmeasured", "champion unmeasured", "protocol", "episodes"]
-Why = Literal[Incomparable, Against, "contract", "champion", "older", "withdrawn", "approval"]
+Why = Literal[Incomparable, Against, "contract", "champion", "older", "withdrawn", "approval", "outdated", "vacant"]
 WORDS: dict[Why, str] = {
     "unmeasured": "it has no result on {subject} yet (`prts regress`)",
     "champion unmeasured": "the champion has no result on {subject} yet (`prts regress --champion`)",
@@ -30,6 +30,8 @@ WORDS: dict[Why, str] = {
     "older": "it is older than the champion (`prts rollback` goes back)",
     "withdrawn": "it was rolled back (`prts promote --approve`)",
     "approval": "the recipe asks for a person's approval (`prts promote --approve`)",
+    "outdated": "its result on {subject} is of an earlier protocol (`prts regress`)",
+    "vacant": "@champion was taken off by hand, so that a person decides who follows (`prts promote --approve`)",
 }
 OWN_AFFAIR = ("contract_fingerprint", "statistics_digest", "normalization")  # of a policy: no robot sees them
 
@@ -130,12 +132,15 @@ def decide(
     *,
     approval: bool = False,
     contract_change: Iterable[str] = (),
+    present: Mapping[str, str] | None = None,
+    vacant: bool = False,
 ) -> Decision:
     """Promote only a newer version that, on every suite of `bars`, was measured under the champion's protocol, is no
     worse than it by the margin and above the floor, raises no alarm, and means the same by its numbers.
 
     approval: a person's is needed too. contract_change: fields in which the contracts may differ (`cameras` allows
-    `cameras[0].height`).
+    `cameras[0].height`). present: suite -> digest of the protocol that a first champion must have been measured under.
+    vacant: there was a champion, and somebody took the alias off.
     """
     if champion is not None and champion.version == challenger.version:
         return Decision(challenger.version, champion.version, (Objection("champion"),))
@@ -155,6 +160,12 @@ def decide(
             if not any(name == asked or name.startswith((f"{asked}.", f"{asked}[")) for asked in contract_change)
         ]
         against += [Objection("older")] if challenger.version < champion.version else []
+    else:
+        digests = {suite: challenger.evidence[suite].protocol_digest for suite in verdicts}
+        against += [
+            Objection("outdated", suite) for suite, at in (present or {}).items() if digests.get(suite, at) != at
+        ]
+        against += [Objection("vacant")] if vacant and not challenger.approved else []
     against += [Objection("withdrawn")] if challenger.withdrawn else []
     against += [Objection("approval")] if approval and not challenger.approved else []
     return Decision(challenger.version, None if champion is None else champion.version, tuple(against), verdicts)

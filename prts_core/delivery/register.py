@@ -22,6 +22,7 @@ from prts_core.delivery import audit, registry
 from prts_core.delivery.gate import policy_episodes
 from prts_core.delivery.package_manifest import PackageManifest
 from prts_core.delivery.promote import promote
+from prts_core.delivery.protocol import CHUNK_LENGTH
 from prts_core.delivery.suite_results import SuiteResult, result_of, results_of, write_result
 from prts_core.io.errors import StageError
 from prts_core.io.files import link_or_copy, read_json, write_json
@@ -136,6 +137,7 @@ def _version(name: str, package: Manifest, benchmark: Manifest, context: Context
         "prts.parents": json.dumps(package.parents, sort_keys=True),
         "prts.contract_fingerprint": contract.fingerprint,
         "prts.embodiment_tag": contract.embodiment_tag,
+        CHUNK_LENGTH: str(contract.chunk_length),
         "prts.recipe": context.recipe,
         "git.sha": source_tags()["git.sha"],
         **{key: str(value) for key, value in context.caller.items()},

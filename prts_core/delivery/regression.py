@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from prts_core.config.schema import SuiteRun
 from prts_core.contract import PolicyContract
-from prts_core.delivery import gate, promotion, registry
+from prts_core.delivery import gate, promotion, protocol, registry
 from prts_core.delivery.gate import Verdict
-from prts_core.delivery.promote import bars, evidence_of, promote
+from prts_core.delivery.promote import evidence_of, promote
 from prts_core.delivery.promotion import Decision, Evidence, Incomparable, Objection
 from prts_core.delivery.resolve import resolve
 from prts_core.delivery.suite_results import (
@@ -30,8 +29,6 @@ from prts_core.delivery.suite_results import (
 )
 from prts_core.io.errors import StageError, lookup
 from prts_core.io.files import read_json
-from prts_core.rollout.episode_plan import EpisodePlan as EpisodePlan
-from prts_core.rollout.episode_plan import SuiteSettings, make_plan
 from prts_core.tracking.store import client
 
 if TYPE_CHECKING:
@@ -86,29 +83,28 @@ class RegressionOutcome:
 
 def names(plan: RunPlan) -> tuple[str, ...]:
     """What results are called: the recipe's own benchmark first, then its suites."""
-    return tuple(bars(plan))
+    return tuple(protocol.bars(plan))
 
 
 def due(plan: RunPlan, outputs: Path) -> list[tuple[str, str]]:
-    """(name, version) of tonight: the champion on everything, and every newer version on what it has no result on.
+    """(name, version) of tonight: the champion on everything, every newer version on what it has no result on, and
+    the challenger on what it has no result on under the present protocol.
 
     The champion first, so that the others find something to be compared with. Empty while nothing is registered.
     """
     store, model = client(outputs), plan.recipe.register.model_name
     champion = registry.version_of_alias(store, model, registry.CHAMPION)
+    challenger = registry.version_of_alias(store, model, registry.CHALLENGER)
     after = 0 if champion is None else int(champion.version)
     tonight = [] if champion is None else [(name, str(champion.version)) for name in names(plan)]
     for version in sorted(registry.versions(store, model), key=lambda v: int(v.version)):
         if int(version.version) > after:
-            have = results_of(version)
-            tonight += [(n, str(version.version)) for n in names(plan) if n not in have]
+            if challenger is not None and challenger.version == version.version:
+                wanted = protocol.lacking(plan, outputs, version)
+            else:
+                wanted = [name for name in names(plan) if name not in results_of(version)]
+            tonight += [(name, str(version.version)) for name in wanted]
     return tonight
-
-
-def lacking(plan: RunPlan, outputs: Path, version: ModelVersion) -> list[str]:
-    """The suites on which the version has no result under the present protocol."""
-    package, have = registry.version_files(outputs, version, registry.PACKAGE), results_of(version)
-    return [name for name in names(plan) if name not in have or not _same(have[name], planned(plan, name, package))]
 
 
 def regress(
@@ -141,9 +137,10 @@ def _regress(
     champion = registry.version_of_alias(store, model, registry.CHAMPION)
     is_champion = champion is not None and champion.version == version.version
     package = resolve(f"models:/{model}/{version.version}", outputs).folder  # as it was registered, to the byte
-    episodes = planned(plan, name, package)
+    chunk = PolicyContract.load(package / "policy_contract.json").chunk_length
+    episodes = protocol.planned(plan, name, chunk)
     known = results_of(version).get(name)
-    if known is not None and not _same(known, episodes):
+    if known is not None and not protocol.same(known, episodes):
         say(f"the protocol of {name} is another one now: measured anew")
         known = None
     if known is not None:
@@ -166,7 +163,7 @@ def _regress(
         if is_champion and known is None:
             comparison = "first result"
         elif champion is not None:
-            asked = bars(plan)
+            asked = protocol.bars(plan)
             mine = {name: Evidence(result.protocol_digest, ours)}
             comparison = promotion.compare(name, mine, evidence_of(outputs, champion, [name]), asked[name], len(asked))
         alarm = isinstance(comparison, Verdict) and comparison.alarm
@@ -185,36 +182,9 @@ def _regress(
         )
 
 
-def run_of(plan: RunPlan, name: str) -> SuiteRun | None:
-    """The recipe's suite of that name; none: its own benchmark."""
-    return next((run for run in plan.recipe.regression.suites if run.label == name), None)
-
-
-def planned(plan: RunPlan, name: str, package: Path) -> EpisodePlan:
-    """The episodes of one suite, or of the recipe's own benchmark, for the policy in `package`."""
-    chunk = PolicyContract.load(package / "policy_contract.json").chunk_length
-    run = run_of(plan, name)
-    if run is None:
-        from prts_core.rollout.benchmark import measured
-
-        spec, settings, _ = measured(plan.benchmark)
-        return make_plan(spec, chunk, settings)
-    from prts_core.sim.suites import suite
-
-    return make_plan(suite(run.suite), chunk, _settings(run))
-
-
-def _settings(run: SuiteRun) -> SuiteSettings:
-    return SuiteSettings(run.episodes, run.tasks, run.seed, run.execute, dict(run.perturbation), run.image_size)
-
-
-def _same(known: SuiteResult, episodes: EpisodePlan) -> bool:
-    return (known.protocol_digest, known.n) == (episodes.protocol_digest, len(episodes.keys))
-
-
 def measure_version(plan: RunPlan, name: str, package: Path, outputs: Path, folder: Path, say: Say) -> SuiteResult:
     """Run the suite, or the recipe's own benchmark without its controls, into `folder`; resumes what lies there."""
-    run = run_of(plan, name)
+    run = protocol.run_of(plan, name)
     if run is None:
         from prts_core.rollout.benchmark import BenchmarkFolders, benchmark_policy
 
@@ -226,11 +196,10 @@ def measure_version(plan: RunPlan, name: str, package: Path, outputs: Path, fold
         from prts_core.rollout.run_suite import ExecutionOptions, run_suite
         from prts_core.sim.suites import suite
 
+        settings, options = protocol.settings_of(run), ExecutionOptions(workers=run.workers)
         policy = open_policy(str(package), batch=run.batch, outputs=outputs)
         try:
-            report = run_suite(
-                policy, suite(run.suite), _settings(run), folder, ExecutionOptions(workers=run.workers), say=say
-            )
+            report = run_suite(policy, suite(run.suite), settings, folder, options, say=say)
         finally:
             policy.close()
     return result_of(report, gate.policy_episodes(folder / "episodes.parquet"))

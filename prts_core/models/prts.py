@@ -63,6 +63,8 @@ class PrtsModel(nn.Module):
         embeds = self.language_model.embed_tokens(tokens.ids)
         seen = tokens.ids == self.image_token_id
         deepstack = None
+        if self.training and not len(tokens.grid):
+            embeds = embeds + self._unseen(embeds)
         if len(tokens.grid):
             vision = self.visual(tokens.pixels.to(embeds.dtype), grid_thw=tokens.grid, return_dict=True)
             embeds = embeds.masked_scatter(seen[..., None], vision.pooler_output.to(embeds.dtype))
@@ -81,6 +83,15 @@ class PrtsModel(nn.Module):
         ).last_hidden_state
         layers: list[Any] = cache.layers
         return Encoded(tokens, hidden, [layer.keys for layer in layers], [layer.values for layer in layers], seen)
+
+    def _unseen(self, embeds: Tensor) -> Tensor:
+        """0, through the vision tower: over many processes each calls every module, whether or not its part of the
+        batch has a picture, or those that do would wait for it."""
+        side = self.config.vision.merge_size
+        pixels = embeds.new_zeros(side * side, 3 * self.config.vision.patch_size**2)
+        grid = torch.tensor([[1, side, side]], device=embeds.device)
+        vision = self.visual(pixels, grid_thw=grid, return_dict=True)
+        return 0.0 * torch.stack([x.sum() for x in (vision.pooler_output, *vision.deepstack_features)]).sum()
 
     def _see_videos(
         self, videos: Tensor, grid: Tensor, tokens: Tokens, embeds: Tensor, of_images: list[Tensor] | None
@@ -146,7 +157,8 @@ class PrtsModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., H) -> (..., vocabulary), by the head tied to the embeddings."""
-        return F.linear(hidden, self.language_model.embed_tokens.weight)
+        table = self.language_model.embed_tokens
+        return table.logits(hidden) if hasattr(table, "logits") else F.linear(hidden, table.weight)
 
     def token_losses(self, encoded: Encoded) -> tuple[Tensor, Tensor, Tensor]:
         """Next-token cross-entropy (M,) float32, whether the guess was right (M,) bool, and (M, 2) row and column

@@ -43,8 +43,7 @@ class Processor:
     """contract: what goes in and comes out. statistics_file: the very norm_stats.json the contract names by digest.
 
     subtasks: the policy says the next subtask before it acts (stage subtask). compat: "prts" for a checkpoint in the
-    released layout (only its loader sets it), whose words and numbers are then
-    those of the public release.
+    released layout (only its loader sets it), whose words and numbers are then those of the public release.
     """
 
     contract: PolicyContract

@@ -51,13 +51,14 @@ def score_subtasks(policy: Policy, dataset: LeRobotDataset, trained: Sequence[in
     counted on."""
     if "heldout" not in dataset.info.split_ranges or not dataset.episodes("heldout"):
         return None
-    usual = commonest(Subtasks.of_episode(dataset.rows[e], dataset.root) for e in trained)
+    usual = commonest(Subtasks.read(dataset, e) for e in trained)
     rows: list[tuple[str, str, str]] = []  # task, wanted, said
     for episode in track(dataset.episodes("heldout"), what="subtasks said"):
-        known = Subtasks.of_episode(dataset.rows[episode], dataset.root)
-        said = said_along(policy, dataset, episode, every)
+        known = Subtasks.read(dataset, episode)
+        said = said_along(policy, dataset, episode, known, every)
         rows += [
-            (known.instruction, prompt.clean_instruction(known.at(row).text), words) for row, words in said.items()
+            (known.stretch(row).instruction, prompt.clean_instruction(known.at(row).text), words)
+            for row, words in said.items()
         ]
     right = {task: [w == s for t, w, s in rows if t == task] for task in sorted({t for t, _, _ in rows})}
     plain = {
@@ -73,7 +74,7 @@ def score_subtasks(policy: Policy, dataset: LeRobotDataset, trained: Sequence[in
     )
 
 
-def said_along(policy: Policy, dataset: LeRobotDataset, episode: int, every: int) -> dict[int, str]:
+def said_along(policy: Policy, dataset: LeRobotDataset, episode: int, known: Subtasks, every: int) -> dict[int, str]:
     """row -> what the policy says there, for every `every`-th row of an episode."""
     rows = list(range(0, dataset.length(episode), every))
     states = dataset.states(episode)
@@ -84,5 +85,7 @@ def said_along(policy: Policy, dataset: LeRobotDataset, episode: int, every: int
         for camera in policy.contract.contract.cameras:
             size = policy.processor.view_sizes[camera.key]
             observation[camera.key] = dataset.frames(episode, camera.key, part, size=size)
-        out |= dict(zip(part, policy.subtask(observation, dataset.instruction(episode)), strict=True))
+        out |= dict(
+            zip(part, policy.subtask(observation, [known.stretch(row).instruction for row in part]), strict=True)
+        )
     return out

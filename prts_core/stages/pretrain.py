@@ -43,7 +43,12 @@ def pretrain(config: PretrainConfig, inputs: dict[str, Manifest], context: Stage
         raise ConfigError(
             "Pre-training needs data", field="pretrain.mixture", found="nothing", expected="dataset: weight"
         )
-    config = replace(config, model=pretrained_shapes(config.model))
+    pretrained = context.pinned("model.pretrained", config.model.pretrained)
+    config = replace(
+        config,
+        model=pretrained_shapes(replace(config.model, pretrained=pretrained)),
+        fast=context.pinned("pretrain.fast", config.fast),
+    )
     datasets = {n: LeRobotDataset.open(inputs[f"convert:{n}"].folder(context.outputs)) for n in config.mixture}
     length = config.model.chunk_length
     statistics = {
@@ -67,6 +72,7 @@ def pretrain(config: PretrainConfig, inputs: dict[str, Manifest], context: Stage
             processors[n],
             d.episodes("train"),
             augmented=config.train.augment,
+            failures=config.train.failures,
             train_subtask=config.train_subtask.get(n),
         )
         for n, d in datasets.items()

@@ -29,6 +29,8 @@ from prts_core.training.initial_weights import checkpoint_start, own_start
 
 def sft(config: SftConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
     torch.manual_seed(context.seed)
+    checkpoint, fast = context.pinned("sft.checkpoint", config.checkpoint), context.pinned("sft.fast", config.fast)
+    config = replace(config, checkpoint=checkpoint, fast=fast)
     if config.checkpoint is None:
         start = own_start(inputs["pretrain"].folder(context.outputs), random=not config.from_pretrained)
     else:
@@ -42,15 +44,13 @@ def sft(config: SftConfig, inputs: dict[str, Manifest], context: StageContext) -
     processor = Processor(
         contract, load_statistics(statistics), statistics, start.tokenizer, start.fast, model_config, model.compat
     )
-    if not config.train.weights.contrastive:  # heads without a loss stay what they are, as in the public release
-        frozen = tuple(dict.fromkeys((*config.train.freeze, "contrastive")))
-        config = replace(config, train=replace(config.train, freeze=frozen))
     rows = RobotDataset(
         config.dataset,
         dataset,
         processor,
         dataset.episodes("train"),
         augmented=config.train.augment,
+        failures=config.train.failures,
         train_subtask=config.train_subtask,
     )
     options = {"train_subtask": config.train_subtask}

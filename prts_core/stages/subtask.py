@@ -29,7 +29,15 @@ def subtask(config: SubtaskConfig, inputs: dict[str, Manifest], context: StageCo
     dataset = LeRobotDataset.open(inputs["convert"].folder(context.outputs))
     processor = replace(policy.processor, subtasks=True)
     episodes = spread(dataset.episodes("train"), config.episodes)
-    rows = RobotDataset(config.dataset, dataset, processor, episodes, augmented=config.train.augment, say_subtask=True)
+    rows = RobotDataset(
+        config.dataset,
+        dataset,
+        processor,
+        episodes,
+        augmented=config.train.augment,
+        failures=config.train.failures,
+        say_subtask=True,
+    )
     model = policy.model.train()
     held_out = held_out_set(config.dataset, dataset, processor, say_subtask=True) if config.train.eval_every else []
     with torch_threads(config.train.threads):

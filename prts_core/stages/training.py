@@ -27,7 +27,7 @@ from prts_core.models.prts import PrtsModel
 from prts_core.store.stage import StageContext
 from prts_core.training.adapters import adapter_tensors, add_adapters, merged, remove_adapters
 from prts_core.training.batch import BatchSource, SampleSource
-from prts_core.training.datasets import RobotDataset
+from prts_core.training.datasets import RobotDataset, VqaDataset
 from prts_core.training.meter import TIMES
 from prts_core.training.optim import Count, count, freeze
 from prts_core.training.ranks import ALONE, Ranks
@@ -64,7 +64,7 @@ def train(
     torch.set_num_threads(recipe.threads)
     freeze(model, recipe.freeze)
     if recipe.lora is not None:
-        add_adapters(model, recipe.lora)
+        add_adapters(model, recipe.lora, _new_tokens(sets))
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     trainer = make_trainer(model, sets, weights, recipe, context.seed, held_out)
     if trainer.ranks.rank == 0:
@@ -99,6 +99,12 @@ def train(
             save_tensors(early, merged(load_tensors(early)[0], recipe.lora))
     last = {k: v for k, v in rows[-1].items() if k not in ("step", "learning_rate", *TIMES)}
     return made, last, early if snapshots else None
+
+
+def _new_tokens(sets: Sequence[SampleSource]) -> list[int]:
+    """Ids of the tokens that no pretrained language model knows, of the one tokenizer that the sets have."""
+    known = (each.processor.tokenizer for each in sets if isinstance(each, RobotDataset | VqaDataset))
+    return next((tokenizer.own_ids for tokenizer in known), [])
 
 
 def make_trainer(

@@ -1,8 +1,7 @@
 """The tokens of one sample: behaviour-cloning part, contrastive action copy, contrastive goal; ids, positions, roles.
 
 It does not know images beyond how many tokens each takes, nor losses or batches (collate.py). Layout of a robot's
-sample
-(facts: PRTS role-aware mask), every part after the prompt optional:
+sample (facts: PRTS role-aware mask), every part after the prompt optional:
 
     [system, camera lines, proprioception, <|obs_repr|>] [instruction <|goal_repr|>, prompt tail]
     [subtask text] [FAST response <|im_end|>]                                         the assistant's turn, labelled
@@ -39,9 +38,8 @@ class ImageTokens:
 @dataclass(frozen=True)
 class Sample:
     """What the text of one robot sample is made of. state: tokens of the proprioception (`encode_states`). fast:
-    indices
-    of FAST tokens, or none where no action is shown. subtask: what the policy should say before it acts, "" where it is
-    about to be generated, or none."""
+    indices of FAST tokens, or none where no action is shown. subtask: what the policy should say before it acts, ""
+    where it is about to be generated, or none."""
 
     state: Sequence[int]
     instruction: str
@@ -158,6 +156,10 @@ class SequenceBuilder:
         out = out + (actions + len(self.turn_end) if response else 0)
         return out + (actions + instructions if contrastive else 0)
 
+    def subtask_length(self, text: str) -> int:
+        """At most how many tokens a sample grows by where the policy is to say this subtask before it acts."""
+        return len(self.subtask(text)) + len(self.turn_end) + max(0, len(self.subtask_tail) - len(self.tail))
+
     def _action(self, fast: Sequence[int]) -> list[int]:
         base = self.tokenizer.fast_base
         return [self.action_start, *(base + index for index in fast), self.action_end]
@@ -170,9 +172,8 @@ class ConversationBuilder:
         self.tokenizer = tokenizer
 
     def sequence(self, turns: Sequence[tuple[str, str]], views: Sequence[ImageTokens]) -> TokenSequence:
-        """turns: (role, text), role system, user or assistant; `<image>` in a text stands for the next view.
-        DataError where
-        their numbers differ."""
+        """turns: (role, text), role system, user or assistant; `<image>` in a text stands for the next view. DataError
+        where their numbers differ."""
         own_system = bool(turns) and turns[0][0] == "system"
         ids: list[int] = [] if own_system else self.tokenizer.encode(prompt.system_text())
         labelled: list[tuple[int, int]] = []

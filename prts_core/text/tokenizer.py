@@ -77,6 +77,11 @@ class TextTokenizer:
             out[index] = bool(text) and token not in special and all(" " <= c <= "~" for c in text)
         return out
 
+    @property
+    def own_ids(self) -> list[int]:
+        """Ids of the PRTS and FAST tokens, which no pretrained language model knows."""
+        return [*map(self.id, prompt.PRTS_TOKENS), *range(self.fast_base, self.fast_base + self.fast_size)]
+
     def save(self, path: Path) -> None:
         self.tokenizer.save(str(path))
 

@@ -1,14 +1,17 @@
 """Low-rank adapters on the language model, through `peft`, and plain weights out of them, without it.
 
-LoRA: a frozen linear layer W gets W x + (alpha / rank) B A x, and only A and B train (Hu et al., arXiv:2106.09685, eq.
-3). `peft` names them <layer>.base_layer, <layer>.lora_A.default, lora_B.default.
+The rows of the embeddings that PRTS adds train as they are: a backbone does not know these tokens. LoRA: a frozen
+linear layer W gets W x + (alpha / rank) B A x, and only A and B train (Hu et al., arXiv:2106.09685, eq. 3). `peft`
+names them <layer>.base_layer, <layer>.lora_A.default, lora_B.default.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prts_core.config.train import LoraConfig
@@ -16,11 +19,45 @@ from prts_core.io.errors import ConfigError, require
 from prts_core.training.optim import freeze
 
 NAME = "default"  # peft's own name of the first adapter
+TABLE, ROWS = ".table.weight", (".embed_tokens.rows", ".embed_tokens.ids")
 BASE, DOWN, UP = ".base_layer.", f".lora_A.{NAME}.weight", f".lora_B.{NAME}.weight"
 
 
-def add_adapters(model: Any, config: LoraConfig) -> None:
-    """Freeze the backbone (language model, vision, merger) of a PrtsModel and add adapters; the heads go on training.
+class GrownEmbedding(nn.Module):
+    """An embedding, and the head tied to it, of which the rows `ids` train while the table stays.
+
+    rows (len(ids), H) stand in the place of the table's; place (vocabulary,) int64 says which, -1: the table's own.
+    """
+
+    ids: Tensor
+    place: Tensor
+
+    def __init__(self, table: nn.Embedding, ids: Sequence[int]) -> None:
+        super().__init__()
+        self.table = table
+        place = torch.full((len(table.weight),), -1, dtype=torch.int64, device=table.weight.device)
+        place[list(ids)] = torch.arange(len(ids), device=place.device)
+        self.register_buffer("place", place, persistent=False)
+        self.register_buffer("ids", torch.tensor(list(ids), device=place.device))
+        self.rows = nn.Parameter(table.weight.detach()[self.ids].clone())
+
+    def forward(self, ids: Tensor) -> Tensor:
+        place = self.place[ids]
+        return torch.where((place < 0)[..., None], self.table(ids), F.embedding(place.clamp(min=0), self.rows))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., H) -> (..., vocabulary), by the head tied to it; the table is not copied."""
+        own = F.linear(hidden, self.rows)
+        return F.linear(hidden, self.table.weight).index_copy(-1, self.ids, own)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.table.weight
+
+
+def add_adapters(model: Any, config: LoraConfig, new_tokens: Sequence[int] = ()) -> None:
+    """Freeze the backbone (language model, vision, merger) of a PrtsModel and add adapters; the heads go on training,
+    and the embeddings' rows of `new_tokens` with them.
 
     A is drawn from torch's global generator, B is 0: the model computes what it did. Raises MissingExtraError without
     `peft`, ConfigError where no linear layer has one of the target names.
@@ -49,11 +86,16 @@ def add_adapters(model: Any, config: LoraConfig) -> None:
         model.language_model,
         adapter_name=NAME,
     )
+    if new_tokens:
+        model.language_model.embed_tokens = GrownEmbedding(model.language_model.embed_tokens, new_tokens)
 
 
 def remove_adapters(model: nn.Module) -> None:
-    """Put the plain linear layers back, with the weights they had before training."""
+    """Put the plain layers back, with the weights they had before training."""
     for name, module in list(model.named_modules()):
+        if isinstance(module, GrownEmbedding):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.table)
         base = getattr(module, "base_layer", None)
         if isinstance(base, nn.Linear):
             parent, _, child = name.rpartition(".")
@@ -61,16 +103,22 @@ def remove_adapters(model: nn.Module) -> None:
 
 
 def adapter_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The adapters alone."""
-    return {k: v for k, v in tensors.items() if k.endswith((DOWN, UP))}
+    """The adapters, and the rows of new tokens, alone."""
+    return {k: v for k, v in tensors.items() if k.endswith((DOWN, UP, *ROWS))}
 
 
 def merged(tensors: Mapping[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:
     """Weights with their adapters added in, under the plain model's names: W + (alpha / rank) B A, in fp32."""
     out = {}
     for key, value in tensors.items():
-        if key.endswith((DOWN, UP)):
+        if key.endswith((DOWN, UP, *ROWS)):
             continue
+        if key.endswith(TABLE):
+            layer = key.removesuffix(TABLE)
+            if f"{layer}.rows" in tensors:
+                value = value.clone()
+                value[tensors[f"{layer}.ids"]] = tensors[f"{layer}.rows"].to(value.dtype)
+                key = f"{layer}.weight"
         layer, found, kind = key.partition(BASE)
         if found and kind == "weight":
             change = tensors[layer + UP].float() @ tensors[layer + DOWN].float()

@@ -29,8 +29,8 @@ Cursor = dict[str, int]
 @dataclass(frozen=True)
 class TrainingSample:
     """One sample, ready to be laid into a batch. images: (H, W, 3) uint8 each. chunk (T, A) normalised float32 and
-    is_pad
-    (T,) bool, or none where there is no action."""
+    is_pad (T,) bool, or none where there is no action to imitate. steps_to_go: rows to the goal; -1: not reached.
+    row_s: seconds a row."""
 
     sequence: TokenSequence
     images: Sequence[np.ndarray]
@@ -38,6 +38,7 @@ class TrainingSample:
     is_pad: np.ndarray | None = None
     steps_to_go: int = 0
     task_id: int = 0
+    row_s: float = 0.0
 
 
 class SampleSource(Protocol):
@@ -62,9 +63,9 @@ class SampleSource(Protocol):
 
 @dataclass
 class Batch:
-    """tokens: see Tokens. actions, dof_mask (S, T, Amax) float32; is_pad (S, T) and has_action (S,) bool;
-    steps_to_go and
-    task_id (S,) int64; at (S,) int64: each sample's place in the joint batch of `joint` samples over all processes.
+    """tokens: see Tokens. actions, dof_mask (S, T, Amax) float32; is_pad (S, T) and has_action (S,) bool; steps_to_go
+    and task_id (S,) int64; row_s (S,) float32; at (S,) int64: each sample's place in the joint batch of `joint` samples
+    over all processes.
 
     names: datasets, indexed by tokens.dataset. ids: "dataset:row" of each sample. begin, cursor: the position in the
     data before and after this batch.
@@ -76,6 +77,7 @@ class Batch:
     is_pad: Tensor
     has_action: Tensor
     steps_to_go: Tensor
+    row_s: Tensor
     task_id: Tensor
     at: Tensor
     joint: int
@@ -101,11 +103,9 @@ class BatchPlan:
 class BatchSource:
     """Batches of a mixture over `world` processes; this one gets every `world`-th row from `rank` on.
 
-    batch_size: rows of a joint batch: samples, or packed rows of `pack_length` tokens. response: FAST tokens stand
-    in the
-    answer. contrastive: the contrastive parts stand in every n-th batch; 0: in none. pack_window: samples that are
-    packed
-    at a time; the order within a window changes, nothing else.
+    batch_size: rows of a joint batch: samples, or packed rows of `pack_length` tokens. response: FAST tokens stand in
+    the answer. contrastive: the contrastive parts stand in every n-th batch; 0: in none. pack_window: samples that are
+    packed at a time; the order within a window changes, nothing else.
     """
 
     def __init__(
@@ -217,6 +217,7 @@ class BatchSource:
             torch.from_numpy(is_pad),
             torch.tensor([item.chunk is not None for item in items]),
             torch.tensor([item.steps_to_go for item in items]),
+            torch.tensor([item.row_s for item in items]),
             torch.tensor([item.task_id for item in items]),
             torch.tensor(at),
             int(counts[-1]),
@@ -277,8 +278,3 @@ def chunk_windows(actions: np.ndarray, length: int) -> tuple[np.ndarray, np.ndar
     """One episode (T_ep, A) -> windows (T_ep, length, A), clamped to the last row, and the flags of clamped steps."""
     index = np.arange(len(actions))[:, None] + np.arange(length)[None]
     return actions[index.clip(max=len(actions) - 1)], index >= len(actions)
-
-
-def steps_to_go(goal_row: int, rows: int) -> np.ndarray:
-    """(rows,) int64: how many steps each row is before `goal_row`, 0 from there on."""
-    return np.clip(goal_row - np.arange(rows), 0, None)

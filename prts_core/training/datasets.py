@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from prts_core.config.subtask_mode import SubtaskMode
+from prts_core.config.train import Failures
 from prts_core.contract import require_equal
 from prts_core.data.augment import augment_view
+from prts_core.data.goals import SUCCESS, goal_row
 from prts_core.data.images import resize_for_model
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.lerobot_v21.seal import check_sizes
@@ -26,19 +28,10 @@ from prts_core.io.progress import track
 from prts_core.policy.processor import Processor
 from prts_core.text import prompt
 from prts_core.text.sequence import ConversationBuilder, ImageTokens, Sample, TokenSequence
-from prts_core.training.batch import TrainingSample, chunk_windows, steps_to_go
+from prts_core.training.batch import TrainingSample, chunk_windows
 from prts_core.training.windows import FrameReader
 
 MEMORY_GIB = 4.0  # images of one dataset that are kept decoded; beyond it they are read when drawn, by FrameReader
-
-
-def success_rows(dataset: LeRobotDataset, episode: int) -> int:
-    """The row at which an episode reached its goal: the first `next.success`, else its last row."""
-    last = dataset.length(episode) - 1
-    if "next.success" not in dataset.info.features:
-        return last
-    flags = np.flatnonzero(dataset.columns(episode, ["next.success"])["next.success"])
-    return int(flags[0]) if len(flags) else last
 
 
 class CameraFrames:
@@ -69,9 +62,10 @@ class CameraFrames:
 
 
 class RobotDataset:
-    """Every row of some episodes as a sample (a `SampleSource`). train_subtask: see prts_core.data.subtasks.
+    """Rows of some episodes as samples (a `SampleSource`). train_subtask: see prts_core.data.subtasks.
 
     say_subtask: the subtask is what the policy says before it acts (stage subtask), instead of what it is told.
+    failures: what becomes of rows whose goal was not reached (`TrainConfig.failures`).
     """
 
     def __init__(
@@ -84,6 +78,7 @@ class RobotDataset:
         augmented: bool = False,
         train_subtask: bool | str | None = None,
         say_subtask: bool = False,
+        failures: Failures = "leave_out",
         threads: int = 2,
         memory_gib: float = MEMORY_GIB,
     ) -> None:
@@ -99,15 +94,27 @@ class RobotDataset:
                 cure="look at splits in meta/info.json",
             )
         self.name = name.replace("__", "/")  # metrics say the repo_id, whose slash no partition name can hold
-        self.processor, self.episodes = processor, tuple(episodes)
-        self.augmented, self.say_subtask = augmented, say_subtask
+        known = {episode: Subtasks.read(dataset, episode) for episode in episodes}
+        reached = [e for e in episodes if any(stretch.goal is not None for stretch in known[e].stretches)]
+        if not reached:
+            raise DataError(
+                "No episode reached its goal",
+                file=dataset.root,
+                field=SUCCESS,
+                found=f"never true in {len(episodes)} episodes",
+                expected="at least one that succeeds; a dataset without this column is taken to succeed",
+                cure="look at how success was recorded, or leave the column out and convert again",
+            )
+        self.processor, self.episodes = processor, tuple(reached if failures == "leave_out" else episodes)
+        self.augmented, self.say_subtask, self.failures = augmented, say_subtask, failures
+        self.row_s = 1.0 / dataset.fps
         self.mode = SubtaskMode.parse(train_subtask, dataset.root)
+        self.subtasks = [known[episode] for episode in self.episodes]
         self._read_numbers(dataset)
         self._read_images(dataset, threads, memory_gib)
 
     def _read_numbers(self, dataset: LeRobotDataset) -> None:
         processor, states, chunks, pads = self.processor, [], [], []
-        self.subtasks = [Subtasks.of_episode(dataset.rows[e], dataset.root) for e in self.episodes]
         self.of_row: list[tuple[int, int]] = []  # position of the episode in `episodes`, row in it
         self.fast: list[list[int]] = []
         to_go = []
@@ -119,15 +126,17 @@ class RobotDataset:
             states.append(processor.state_bins(own))
             chunks.append(processor.normalize_actions(windows, own))
             pads.append(is_pad)
-            to_go.append(steps_to_go(success_rows(dataset, episode), len(actions)))
+            to_go += [stretch.steps_to_go() for stretch in self.subtasks[position].stretches]
             self.of_row += [(position, row) for row in range(len(actions))]
         self.chunks, self.is_pad, self.steps_to_go = np.concatenate(chunks), np.concatenate(pads), np.concatenate(to_go)
         self.states = processor.builder.encode_states(np.concatenate(states))
+        left_out = (self.steps_to_go < 0) & (self.failures == "leave_out")
+        self.rows = np.flatnonzero(~left_out)  # sample -> row of the episodes, all of them one after the other
 
     def _read_images(self, dataset: LeRobotDataset, threads: int, memory_gib: float) -> None:
         sizes = self.processor.view_sizes
         pixels = sum(s * s if isinstance(s, int) else s[0] * s[1] for s in sizes.values())
-        keep = len(self) * pixels * 3 <= memory_gib * 2**30
+        keep = len(self.of_row) * pixels * 3 <= memory_gib * 2**30
         reader = FrameReader(dataset)
         self.frames = [CameraFrames(reader, key, self.episodes, size, keep) for key, size in sizes.items()]
         if keep:
@@ -142,7 +151,7 @@ class RobotDataset:
                     pass
 
     def __len__(self) -> int:
-        return len(self.chunks)
+        return len(self.rows)
 
     @cached_property
     def tasks(self) -> frozenset[int]:
@@ -152,31 +161,42 @@ class RobotDataset:
     def lengths(self, *, response: bool, contrastive: bool) -> np.ndarray:
         builder, told = self.processor.builder, []
         shown = SubtaskMode("cumulate" if self.mode.kind == "cumulate" else "replace")
-        for position, row in self.of_row:
+        places = [self.of_row[at] for at in self.rows]
+        for position, row in places:
             task = self.subtasks[position]
-            texts = {task.instruction}
+            texts = {task.stretch(row).instruction}
             if self.mode.kind != "off":  # which one is drawn is the sample's own matter; the longer one is room enough
                 texts.add(task.target(shown, row, 0)[0])
             told.append(max(len(builder.instruction(text)) for text in texts))
-        counts = [np.array([len(tokens) for tokens in part]) for part in (self.states, self.fast)]
-        return builder.lengths(counts[0], counts[1], np.array(told), response=response, contrastive=contrastive)
+        counts = [np.array([len(part[at]) for at in self.rows]) for part in (self.states, self.fast)]
+        found = builder.lengths(counts[0], counts[1], np.array(told), response=response, contrastive=contrastive)
+        if self.say_subtask:
+            found = found + [builder.subtask_length(self.subtasks[p].at(row).text) for p, row in places]
+        return found
 
     def item(self, row: int, rng: np.random.Generator, *, response: bool, contrastive: bool) -> TrainingSample:
+        row = int(self.rows[row])
         position, at = self.of_row[row]
         task = self.subtasks[position]
+        cloned = self.steps_to_go[row] >= 0 or self.failures == "clone"
         text, to_go = task.target(self.mode, at, int(self.steps_to_go[row]), rng)
-        sample = Sample(self.states[row], text, self.fast[row], task.at(at).text if self.say_subtask else None)
+        say = task.at(at).text if self.say_subtask and cloned else None
+        sample = Sample(self.states[row], text, self.fast[row], say)
         images = [camera[row] for camera in self.frames]
         if self.augmented:
             images = [augment_view(image, rng) for image in images]
-        sequence = self.processor.builder.sequence(sample, response=response, contrastive=contrastive)
+        sequence = self.processor.builder.sequence(sample, response=response and cloned, contrastive=contrastive)
         task_id = prompt.task_id(text, self.processor.compat)
-        return TrainingSample(sequence, images, self.chunks[row], self.is_pad[row], to_go, task_id)
+        if not cloned:  # it shows what does not lead to the goal: nothing of it is imitated
+            return TrainingSample(sequence, images, None, None, -1, task_id, self.row_s)
+        return TrainingSample(sequence, images, self.chunks[row], self.is_pad[row], to_go, task_id, self.row_s)
 
 
 def held_out_set(name: str, dataset: LeRobotDataset, processor: Processor, **options: Any) -> list[RobotDataset]:
-    """The episodes of split "heldout" for evaluation during training; nothing where the dataset has none."""
+    """The episodes of split "heldout" that reached their goal, for evaluation during training; nothing where there are
+    none."""
     episodes = dataset.episodes("heldout") if "heldout" in dataset.info.split_ranges else []
+    episodes = [episode for episode in episodes if goal_row(dataset, episode) is not None]
     return [RobotDataset(name, dataset, processor, episodes, **options)] if episodes else []
 
 

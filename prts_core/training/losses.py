@@ -8,6 +8,8 @@ batch.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from prts_core.training.batch import Batch
 from prts_core.training.ranks import ALONE, Ranks
 
 Metrics = dict[str, Tensor]
+MOST_LOG_SCALE = math.log(100.0)  # of the contrastive scores: CLIP's ceiling
 
 
 def prts_loss(
@@ -34,11 +37,11 @@ def prts_loss(
     weights = config.weights
     encoded = model.encode(batch.tokens)
     total, metrics = token_terms(model, encoded, batch, config, ranks)
+    total = total + 0.0 * encoded.hidden[:, :1].float().sum()  # an action head alone reads nothing of the last layer
     if weights.flow:
         flow, parts = flow_term(model, encoded, batch, config, generator, ranks)
         total, metrics = total + weights.flow * flow, metrics | parts
-    # Asked of all processes: one that has no such sample still takes part in the others' loss.
-    if weights.contrastive and ranks.total(int((batch.tokens.state_action_index >= 0).sum())):
+    if weights.contrastive:
         contrastive, parts = contrastive_term(model, encoded, batch, config, ranks)
         total, metrics = total + weights.contrastive * contrastive, metrics | parts
     metrics["loss"] = total.detach()
@@ -63,12 +66,14 @@ def token_terms(
         ("text", words, weights.text, "text_loss", "text_accuracy", {"subtask": words & robot, "vqa": words & ~robot}),
     ):
         count = int(chosen.sum())
-        if not weight or ranks.total(count) == 0:
+        if not weight:
             continue
-        loss = ranks.mean(losses[chosen].mean(), count, kind)
+        loss = ranks.mean(mean(losses[chosen]), count, kind)
         total = total + weight * loss
+        if ranks.total(count) == 0:
+            continue
         metrics[loss_name] = loss.detach()
-        metrics[accuracy_name] = ranks.mean(right[chosen].float().mean(), count, kind)
+        metrics[accuracy_name] = ranks.mean(mean(right[chosen].float()), count, kind)
         for group, own in groups.items():
             metrics |= by_dataset(group, losses[own].detach(), dataset[own], batch.names, ranks)
     return total, metrics
@@ -84,6 +89,9 @@ def flow_term(
     noise = torch.randn(shape, generator=generator, device=generator.device)
     time = draw_time(batch.joint * draws, generator, generator.device).unflatten(0, (-1, draws))
     acting = batch.has_action.nonzero()[:, 0]
+    count = draws * len(acting)
+    if not count:  # nothing to learn from, and yet the head is called: its mask says that no entry is real
+        acting = acting.new_zeros(1)
     at = batch.at[acting]
     noise, time = (x[at.to(x.device)].flatten(0, 1).to(batch.actions) for x in (noise, time))
     actions, dof_mask, is_pad = (
@@ -94,12 +102,13 @@ def flow_term(
     if len(acting) < len(batch.has_action):
         prefix = prefix.map(lambda y: y[acting])
     velocity = model.velocity(prefix, x, dof_mask, time).float()
-    flow = ranks.mean(flow_loss(velocity, target, dof_mask, is_pad, compat), len(actions), "flow")
+    flow = ranks.mean(flow_loss(velocity, target, dof_mask, is_pad, compat), count, "flow")
     weight = dof_mask * (~is_pad)[..., None]
     with torch.no_grad():
         each = ((velocity - target).square() * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)
-    dataset = batch.tokens.dataset[acting].repeat_interleave(draws, 0)
-    return flow, {"flow_loss": flow.detach()} | by_dataset("flow_matching", each, dataset, batch.names, ranks)
+    dataset = batch.tokens.dataset[acting].repeat_interleave(draws, 0)[:count]
+    parts = by_dataset("flow_matching", each[:count], dataset, batch.names, ranks)
+    return flow, ({"flow_loss": flow.detach()} if ranks.total(count) else {}) | parts
 
 
 def contrastive_term(
@@ -108,15 +117,38 @@ def contrastive_term(
     """Contrastive RL over the samples of all processes; a joint batch of one task has no negatives and counts 0."""
     chosen = (batch.tokens.state_action_index >= 0).nonzero()[:, 0]
     phi, psi = (x[chosen].float() for x in (model.embed_state_actions(encoded), model.embed_goals(encoded)))
-    processes, log_scale = ranks.processes(len(chosen)), model.crl_logit_scale
+    processes = ranks.processes(len(chosen))
+    log_scale = model.crl_logit_scale if model.compat == "prts" else at_most(model.crl_logit_scale, MOST_LOG_SCALE)
     task_id = processes.gather(batch.task_id[chosen])
-    if bool((task_id == task_id[0]).all()):
+    if bool((task_id == task_id[:1]).all()):  # or none at all
         # A zero that still reaches every parameter: engines wait for the gradients of all of them.
         return 0.0 * (phi.sum() + psi.sum() + log_scale), {}
-    weight = config.gamma ** processes.gather(batch.steps_to_go[chosen]).to(phi.dtype)
-    loss, parts = contrastive_loss(phi, psi, log_scale, weight, task_id, config.logsumexp_weight, processes=processes)
+    log_weight = processes.gather(log_discount(batch, config)[chosen])
+    loss, parts = contrastive_loss(
+        phi, psi, log_scale, log_weight, task_id, config.logsumexp_weight, processes=processes
+    )
     loss = ranks.whole(loss)
     return loss, {"crl_loss": loss.detach(), **parts, "crl_scale": log_scale.detach().exp()}
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean, of nothing 0."""
+    return values.mean() if len(values) else values.sum()
+
+
+def at_most(value: Tensor, most: float) -> Tensor:
+    """`value`, at most `most`; a gradient that would raise it further is dropped, one that lowers it is kept."""
+    bounded = value + (value.clamp(max=most) - value).detach()
+    if bounded.requires_grad:
+        bounded.register_hook(lambda grad: grad.masked_fill((value >= most) & (grad < 0), 0.0))
+    return bounded
+
+
+def log_discount(batch: Batch, config: TrainConfig) -> Tensor:
+    """(S,) float32: logarithm of each sample's discount to its goal; -inf where that was not reached."""
+    steps = batch.steps_to_go.float()
+    found = steps * math.log(config.gamma) if config.horizon_s is None else -steps * batch.row_s / config.horizon_s
+    return found.masked_fill(steps < 0, -torch.inf)
 
 
 def by_dataset(group: str, values: Tensor, dataset: Tensor, names: list[str], ranks: Ranks) -> Metrics:

@@ -7,6 +7,7 @@ copies), the action head, the contrastive heads. Each is split in what decays (m
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -55,12 +56,25 @@ def peak_rates(config: TrainConfig) -> dict[str, float]:
 
 
 def schedule(config: TrainConfig, step: int) -> float:
-    """Share of the peak at `step`: linear warm-up, then a cosine down to min_learning_rate / learning_rate."""
+    """Share of the peak at `step`; see TrainConfig.schedule."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     low = config.min_learning_rate / config.learning_rate
+    if config.schedule == "constant":
+        return 1.0
+    if config.schedule == "wsd":
+        left = (config.steps - step) / max(1.0, config.decay_share * config.steps)
+        return low + (1 - low) * min(1.0, max(0.0, left))
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     return low + 0.5 * (1 - low) * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def depth_below_top(name: str, layers: int) -> int:
+    """How many layers of the language model lie above a parameter of it; 0 outside the stack. Embeddings: all."""
+    found = re.match(r"language_model\.layers\.(\d+)\.", name)
+    if found is not None:
+        return layers - 1 - int(found[1])
+    return layers if name.startswith("language_model.embed_tokens.") else 0
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -90,28 +104,36 @@ def freeze(model: nn.Module, groups: Iterable[str]) -> None:
             parameter.requires_grad_(False)
 
 
+def unreached(config: TrainConfig) -> list[str]:
+    """Groups that no loss reaches: they stay what they are, as in the public release."""
+    weights, out = config.weights, []
+    out += [] if weights.flow else ["action"]
+    out += [] if weights.contrastive else ["contrastive"]
+    reached = weights.fast or weights.text or weights.contrastive or (weights.flow and not config.insulate)
+    return out if reached else [*out, "llm", "vision", "merger"]
+
+
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """torch.optim groups of what trains. Matrices decay; norms, biases, embeddings and the temperature do not.
 
-    Each has `group` ("llm", "llm/no_decay", ...) and `peak_lr` beside torch's own keys. ConfigError if nothing trains.
+    Each has `group` ("llm", "llm/no_decay", ...) and `peak_lr` beside torch's own keys; with layer_decay a group for
+    each layer of the language model. ConfigError if nothing trains.
     """
     rates = peak_rates(config)
-    members: dict[str, list[nn.Parameter]] = {f"{g}{end}": [] for g in GROUPS for end in ("", "/no_decay")}
-    for name, parameter in model.named_parameters():
+    named = list(model.named_parameters())
+    layers = 1 + max((int(n.split(".")[2]) for n, _ in named if n.startswith("language_model.layers.")), default=-1)
+    members: dict[tuple[str, int], list[nn.Parameter]] = {(g + e, 0): [] for g in GROUPS for e in ("", "/no_decay")}
+    for name, parameter in named:
         if parameter.requires_grad:
             decays = parameter.ndim >= 2 and "embed" not in name
-            members[group_of(name) + ("" if decays else "/no_decay")].append(parameter)
-    groups = [
-        {
-            "params": parameters,
-            "group": name,
-            "peak_lr": rates[name.partition("/")[0]],
-            "lr": rates[name.partition("/")[0]],
-            "weight_decay": 0.0 if name.endswith("no_decay") else config.weight_decay,
-        }
-        for name, parameters in members.items()
-        if parameters
-    ]
+            below = depth_below_top(name, layers) if config.layer_decay != 1 else 0
+            members.setdefault((group_of(name) + ("" if decays else "/no_decay"), below), []).append(parameter)
+    groups = []
+    for (name, below), parameters in members.items():
+        rate = rates[name.partition("/")[0]] * config.layer_decay**below
+        decay = 0.0 if name.endswith("no_decay") else config.weight_decay
+        if parameters:
+            groups.append({"params": parameters, "group": name, "peak_lr": rate, "lr": rate, "weight_decay": decay})
     if not groups:
         raise ConfigError(
             "Nothing is left to train",

@@ -1,9 +1,8 @@
 """Samples of unequal length into rows of fixed length, nearly full.
 
 Rows are filled one after another: the oldest waiting sample always goes in, and of the next POOL samples those whose
-sum
-comes nearest to what is left (subset sum by dynamic programming over bits). First-fit and best-fit decreasing waste up
-to a whole sample a row where lengths are alike, as a robot's are; choosing sums fills them.
+sum comes nearest to what is left (subset sum by dynamic programming over bits). First-fit and best-fit decreasing waste
+up to a whole sample a row where lengths are alike, as a robot's are; choosing sums fills them.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ class Ranks:
         return ALL_HERE
 
     def mean(self, local: Tensor, count: int, kind: str) -> Tensor:
-        """The joint mean from each process's own mean over `count` items of a `kind` ("fast", "text" or "flow")."""
+        """The joint mean from each process's own mean over `count` items of a `kind` ("fast", "text" or "flow"); that
+        of none is 0, and reaches its parameters all the same."""
         return local
 
     def whole(self, loss: Tensor) -> Tensor:
@@ -72,9 +73,7 @@ class ProcessRanks(Ranks):
         return Group(self._counts(count), self.rank)
 
     def mean(self, local: Tensor, count: int, kind: str) -> Tensor:
-        # A process without any item has the mean of nothing, NaN; it must not reach the sum.
-        part = local * (count / max(1, self.total(count))) if count else local.new_zeros(())
-        return _Sum.apply(part)
+        return _Sum.apply(local * (count / max(1, self.total(count))))
 
     def _counts(self, count: int) -> list[int]:
         mine = torch.tensor([count], device=self.device)

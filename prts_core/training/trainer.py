@@ -28,7 +28,7 @@ from prts_core.training.accumulate import micro_batches
 from prts_core.training.batch import Batch, BatchSource
 from prts_core.training.losses import prts_loss
 from prts_core.training.meter import Meter
-from prts_core.training.optim import learning_rate, make_optimizer, set_rates, trainable
+from prts_core.training.optim import freeze, learning_rate, make_optimizer, set_rates, trainable, unreached
 from prts_core.training.ranks import ALONE, Ranks
 from prts_core.training.recompute import recompute_activations
 
@@ -84,6 +84,7 @@ class Trainer:
         self, model: PrtsModel, batches: BatchSource, config: TrainConfig, seed: int, held_out: BatchSource | None
     ) -> None:
         self.model, self.batches, self.config, self.seed, self.held_out = model, batches, config, seed, held_out
+        freeze(model, unreached(config))
         self.names = {parameter: name for name, parameter in model.named_parameters()}
         self.finished, self.cursor = 0, batches.start()
         if config.activation_checkpointing:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from prts_core.data.goals import Stretch, stretches
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.io.progress import track
 from prts_core.policy.observation import STATE
 from prts_core.policy.policy import Policy
 from prts_core.training.batch import chunk_windows
-from prts_core.training.datasets import success_rows
 
 ROWS_AT_ONCE = 64
 
@@ -38,9 +38,10 @@ def spread_rows(length: int, count: int) -> np.ndarray:
 
 
 def episode_curve(
-    policy: Policy, dataset: LeRobotDataset, episode: int, instructions: Sequence[str], rows: np.ndarray
+    policy: Policy, dataset: LeRobotDataset, episode: int, instructions: Sequence[str], rows: np.ndarray, own: str = ""
 ) -> Curve:
-    """The value of the demonstrated actions at `rows` under each sentence."""
+    """The value of the demonstrated actions at `rows` under each sentence. own: the one that they follow; empty: the
+    episode's first."""
     chunks = chunk_windows(dataset.actions(episode), policy.contract.chunk_length)[0][rows]
     seen = {c.key: dataset.frames(episode, c.key, rows.tolist()) for c in policy.contract.contract.cameras}
     seen[STATE] = dataset.states(episode)[rows]
@@ -49,7 +50,7 @@ def episode_curve(
         for start in range(0, len(rows), ROWS_AT_ONCE):
             part = slice(start, start + ROWS_AT_ONCE)
             values[i, part] = policy.value({k: v[part] for k, v in seen.items()}, chunks[part], text)
-    return Curve(episode, dataset.instruction(episode), rows, list(instructions), values)
+    return Curve(episode, own or dataset.instruction(episode), rows, list(instructions), values)
 
 
 def one_of_each(dataset: LeRobotDataset, episodes: Sequence[int], count: int) -> list[int]:
@@ -62,12 +63,23 @@ def one_of_each(dataset: LeRobotDataset, episodes: Sequence[int], count: int) ->
 
 
 def heldout_curves(policy: Policy, dataset: LeRobotDataset, count: int, rows: int) -> list[Curve]:
-    """Curves of up to `count` held-out episodes until their success, under every sentence of the dataset."""
+    """Curves of up to `count` stretches of held-out episodes that reached their goal, spread over the instructions,
+    until they did, under every sentence of the dataset."""
     sentences = sorted(set(dataset.tasks.values()))
+    by_task: dict[str, list[tuple[int, Stretch]]] = {}
+    for episode in dataset.episodes("heldout"):
+        for one in stretches(dataset, episode):
+            if one.goal is not None:
+                by_task.setdefault(one.instruction, []).append((episode, one))
+    share = max(1, count // max(1, len(by_task)))
+    chosen = sorted(
+        (pair for own in by_task.values() for pair in own[:share]), key=lambda pair: (pair[0], pair[1].start)
+    )
     curves = []
-    for episode in track(one_of_each(dataset, dataset.episodes("heldout"), count), what="value curves"):
-        at = spread_rows(success_rows(dataset, episode) + 1, rows)
-        curves.append(episode_curve(policy, dataset, episode, sentences, at))
+    for episode, one in track(chosen, what="value curves"):
+        assert one.goal is not None
+        at = one.start + spread_rows(one.goal + 1 - one.start, rows)
+        curves.append(episode_curve(policy, dataset, episode, sentences, at, one.instruction))
     return curves
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from prts_core.data.goals import goal_row
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
-from prts_core.training.datasets import success_rows
 from prts_core.value.curves import Curve
 from prts_core.value.ranking import Measured, Ranking, RankingVerdict
 
@@ -41,8 +41,8 @@ def plot_curves(path: Path, curves: Sequence[Curve], dataset: LeRobotDataset, ca
                     zorder=3 if own else 2,
                 )
             axis.set_title(f"episode {curve.episode}: {curve.own}", color=colours.get(curve.own, "black"), **_TITLE)
-            success = success_rows(dataset, curve.episode)
-            if success < curve.rows[-1]:
+            success = goal_row(dataset, curve.episode)
+            if success is not None and success < curve.rows[-1]:
                 axis.axvline(success / dataset.fps, color="0.4", lw=1, ls=":")
                 axis.annotate(
                     "success",

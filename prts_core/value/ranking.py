@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from prts_core.data.goals import stretches
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.policy.observation import STATE, Acts
 from prts_core.training.batch import chunk_windows
@@ -103,20 +104,23 @@ def state_scale(dataset: LeRobotDataset, episodes: Sequence[int]) -> np.ndarray:
 def measure(
     policy: Acts, dataset: LeRobotDataset, episode: int, sentences: Sequence[str], scale: np.ndarray, rows: int = ROWS
 ) -> Measured:
-    """Ask for the value along one episode: at `rows` rows under its own sentence, at a few under each other one.
+    """Ask for the value along one episode: at `rows` rows under the sentence that each follows, at a few under each
+    other one.
 
     All rows count, not those until success: an episode's own success flags may be what is wrong with it.
     """
     at = spread_rows(dataset.length(episode), rows)
     own = dataset.instruction(episode)
-    others = [text for text in sentences if text != own]
+    known = stretches(dataset, episode)
+    followed = [next(one.instruction for one in known if row < one.end) for row in at]
+    others = [text for text in sentences if text not in (own, *followed)]
     looks = spread_rows(len(at), 2 * LOOKS)[1::2] if len(at) > 1 else at
     cameras = [camera.key for camera in policy.contract.contract.cameras]
     frames = {key: dataset.frames(episode, key, at.tolist()) for key in cameras}
     state = dataset.states(episode)[at]
     chunks = chunk_windows(dataset.actions(episode), policy.contract.chunk_length)[0][at]
     which = np.concatenate([np.arange(len(at)), np.tile(looks, len(others))])
-    texts = [own] * len(at) + [text for text in others for _ in looks]
+    texts = followed + [text for text in others for _ in looks]
     seen = {key: images[which] for key, images in frames.items()} | {STATE: state[which]}
     values = np.asarray(policy.value(seen, chunks[which], texts), np.float64)
     moves = {STATE: np.linalg.norm(np.diff(state, axis=0) / scale, axis=1)}

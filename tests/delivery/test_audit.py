@@ -78,13 +78,23 @@ def test_a_recipe_may_ask_for_a_persons_approval(plan, outputs):
     assert done(outputs, "asked") == [("", "1")]
 
 
+def test_who_follows_a_champion_that_was_taken_off_by_hand_is_a_persons_decision(plan, outputs):
+    plan = named(plan, "vacant")
+    enter(plan, outputs, 1)
+    client(outputs).delete_registered_model_alias("vacant", registry.CHAMPION)
+    make(plan, outputs, "another", outcomes(119))
+    assert register(plan, outputs)["verdict"]["objections"] == [["vacant", ""]] and not champion(outputs, "vacant")
+    assert promote(plan, outputs, approve=True).promote and champion(outputs, "vacant") == "2"
+    assert done(outputs, "vacant") == [("", "1"), ("", "2")]
+
+
 def test_a_move_that_a_kill_cut_short_is_settled_by_the_next(plan, outputs, monkeypatch):
     plan = named(plan, "cut")
     enter(plan, outputs, 1)
     monkeypatch.setattr(audit, "_end", lambda *args: None)  # killed before the state was written
     enter(plan, outputs, 2)
     assert champion(outputs, "cut") == "2" and audit.moves(outputs, "cut")[-1].state == "intended"
-    assert "(intended)" in move_rows(read_history(outputs, "cut"))[-1][4]
+    assert "(intended)" in move_rows(read_history(outputs, "cut").moves)[-1][4]
     monkeypatch.undo()
     rollback(outputs, "models:/cut@champion", "no")
     assert done(outputs, "cut") == [("", "1"), ("1", "2"), ("2", "1")] and champion(outputs, "cut") == "1"

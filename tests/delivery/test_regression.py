@@ -14,7 +14,8 @@ from prts_core.cli.main import main as prts
 from prts_core.config.checked_yaml import check
 from prts_core.config.load import RunPlan, load_plan
 from prts_core.config.schema import RegressionSection, SuiteRun
-from prts_core.delivery import gate, registry, regression
+from prts_core.contract import PolicyContract
+from prts_core.delivery import gate, protocol, registry, regression
 from prts_core.delivery.gate import policy_episodes
 from prts_core.delivery.history import read_history, rows
 from prts_core.delivery.regression import RegressionOutcome, due, regress
@@ -22,8 +23,7 @@ from prts_core.delivery.suite_results import result_of, results_of
 from prts_core.io.errors import ConfigError, PrtsError
 from prts_core.io.files import read_json, write_json
 from prts_core.rollout.benchmark import measured
-from prts_core.rollout.episode_plan import EpisodePlan as EpisodePlan
-from prts_core.rollout.episode_plan import make_plan
+from prts_core.rollout.episode_plan import EpisodePlan, make_plan
 from prts_core.tracking.store import client
 from tests.fixtures.tiny_policy import write_policy
 from tests.fixtures.toy_package import CONTRACT, PROTOCOL, make, named, outcomes, register, toy_report, write_package
@@ -52,9 +52,9 @@ def simulator(monkeypatch: pytest.MonkeyPatch):
     rates: dict[str, float] = {}
     calls: list[Path] = []
 
-    real = regression.planned
+    real = protocol.planned
     own = SimpleNamespace(protocol_digest=PROTOCOL, keys=range(90_000, 90_120))
-    monkeypatch.setattr(regression, "planned", lambda *asked: real(*asked) if asked[1] == SUITE else own)
+    monkeypatch.setattr(protocol, "planned", lambda *asked: real(*asked) if asked[1] == SUITE else own)
 
     def measure(plan, name, package, outputs, folder, say):
         calls.append(folder)
@@ -62,7 +62,7 @@ def simulator(monkeypatch: pytest.MonkeyPatch):
             folder.mkdir(parents=True, exist_ok=True)
             outcomes(int(rates[name]), first_seed=own.keys[0]).write_parquet(folder / "episodes.parquet")
             return result_of(toy_report(own.protocol_digest), policy_episodes(folder / "episodes.parquet"))
-        episodes: EpisodePlan = regression.planned(plan, name, package)
+        episodes: EpisodePlan = protocol.planned(plan, name, CONTRACT.chunk_length)
         won = rates[(package / "model.safetensors").read_text()]
         frame = pl.DataFrame(
             [
@@ -202,6 +202,26 @@ def test_a_changed_benchmark_freezes_promotion_only_until_the_champion_is_measur
     assert prts(["regress", "--champion", *where]) == 4 and len(calls) == 2
 
 
+def test_a_first_champion_is_one_under_the_present_protocol_and_the_night_measures_the_challenger_by_it(
+    outputs, simulator, capsys
+):
+    rates, calls, own = simulator
+    plan = named(load_plan(ROOT / "configs" / "quickstart.yaml"), "first")
+    where = ["--outputs", str(outputs), "--set", "name=first", "--set", "register.model_name=first"]
+    own.protocol_digest, own.keys = "sha256:longer", range(5, 125)  # after the benchmark had run
+    make(plan, outputs, "w1", outcomes(118))
+    assert register(plan, outputs)["verdict"]["objections"] == [["outdated", "benchmark"]]
+    assert prts(["promote", *where]) == 5 and "`prts regress`" in capsys.readouterr().out
+    assert due(plan, outputs) == [("benchmark", "1")] and holders(outputs, "first") == (None, "1")
+    rates["benchmark"] = 118
+    assert prts(["regress", *where]) == 0 and len(calls) == 1 and holders(outputs, "first") == ("1", "1")
+
+    own.protocol_digest = "sha256:longer still"
+    make(plan, outputs, "w2", outcomes(60, first_seed=5), protocol="sha256:longer")
+    register(plan, outputs)
+    assert due(plan, outputs) == [("benchmark", "1"), ("benchmark", "2")], "both by the present protocol"
+
+
 def test_a_suite_must_be_one_of_the_recipe(outputs):
     with pytest.raises(PrtsError, match="did you mean 'metaworld'"):
         night(plan_for("kept"), outputs, "1", name="metawrld")
@@ -225,13 +245,13 @@ def test_every_setting_that_can_move_a_rate_of_the_own_benchmark_is_in_its_proto
     digests = []
     for config in others:
         of = SimpleNamespace(recipe=plan.recipe, benchmark=config)
-        digests.append(regression.planned(of, "benchmark", tmp_path).protocol_digest)
+        digests.append(protocol.planned(of, "benchmark", CONTRACT.chunk_length).protocol_digest)
     assert len(set(digests)) == len(others)
     spec, settings, _ = measured(base)
     standins = make_plan(replace(spec, standins="two meshes"), CONTRACT.chunk_length, settings)
     assert standins.protocol_digest not in digests
     workers = SimpleNamespace(recipe=plan.recipe, benchmark=replace(base, workers=1, batch=1, controls=()))
-    assert regression.planned(workers, "benchmark", tmp_path).protocol_digest == digests[0]
+    assert protocol.planned(workers, "benchmark", CONTRACT.chunk_length).protocol_digest == digests[0]
 
 
 def test_recipes_name_each_result_once():
@@ -250,7 +270,7 @@ def test_a_suite_is_measured_with_the_runner_itself(tmp_path, tiny):
     plan = plan_for("real")
     plan = replace(plan, recipe=replace(plan.recipe, regression=RegressionSection((run,))))
     result = regression.measure_version(plan, SUITE, policy, tmp_path, tmp_path / "run", lambda text: None)
-    planned = regression.planned(plan, SUITE, policy)
+    planned = protocol.planned(plan, SUITE, PolicyContract.load(policy / "policy_contract.json").chunk_length)
     assert (result.n, result.protocol_digest, result.standins) == (2, planned.protocol_digest, "")
     episodes = gate.policy_episodes(tmp_path / "run" / "episodes.parquet")
     assert sorted(episodes["task"]) == ["faucet-close", "faucet-open"]

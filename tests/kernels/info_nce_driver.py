@@ -19,12 +19,12 @@ def main(rank: int, counts: list[int], rendezvous: str, out: str) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=Path(rendezvous).as_uri(), rank=rank, world_size=len(counts)
     )
-    phi, psi, log_scale, weight, task_id = samples(sum(counts))
+    phi, psi, log_scale, log_weight, task_id = samples(sum(counts), failed=0.3)
     begin = sum(counts[:rank])
     own = [x[begin : begin + counts[rank]].detach().requires_grad_() for x in (phi, psi)]
     processes = Group(counts, rank)
     assert torch.equal(processes.gather(task_id[begin : begin + counts[rank]]), task_id)
-    result = info_nce(*own, log_scale, weight, task_id, terms=TERMS, logsumexp_weight=0.1, processes=processes)
+    result = info_nce(*own, log_scale, log_weight, task_id, terms=TERMS, logsumexp_weight=0.1, processes=processes)
     grads = torch.autograd.grad(2 * result.loss, (*own, log_scale))
     torch.save([[x.detach() for x in result], [g.detach() for g in grads]], out)
     torch.distributed.destroy_process_group()

@@ -20,17 +20,17 @@ def test_language_to_state_term_meets_its_floor_at_the_theorys_optimum():
     phi = torch.full((2 * length, 2), -30.0)  # far below on the other goal's axis
     phi[torch.arange(2 * length), task] = weight.log()
     psi = torch.eye(2)[task]
-    _, parts = contrastive_loss(phi, psi, torch.tensor(0.0), weight, task)
+    _, parts = contrastive_loss(phi, psi, torch.tensor(0.0), weight.log(), task)
     share = weight[:length] / weight[:length].sum()
     assert parts["crl_l_to_sa"].item() == pytest.approx(-(share * share.log()).sum().item(), abs=1e-4)
-    _, flat = contrastive_loss(phi.clamp(max=-1.0), psi, torch.tensor(0.0), weight, task)
+    _, flat = contrastive_loss(phi.clamp(max=-1.0), psi, torch.tensor(0.0), weight.log(), task)
     assert flat["crl_l_to_sa"] > parts["crl_l_to_sa"] + 0.01
 
 
 def test_same_task_is_no_negative():
     torch.manual_seed(0)
     phi, psi, task = torch.randn(4, 3), torch.randn(4, 3), torch.tensor([0, 0, 1, 1])
-    first_only = torch.tensor([1.0, 0, 0, 0])
+    first_only = torch.tensor([1.0, 0, 0, 0]).log()
 
     def loss_of_sample_0(goals):
         return contrastive_loss(phi, goals, torch.tensor(0.0), first_only, task)[1]["crl_sa_to_l"].item()
@@ -45,5 +45,5 @@ def test_same_task_is_no_negative():
 def test_one_task_is_refused():
     with pytest.raises(DataError, match="only one task"):
         contrastive_loss(
-            torch.randn(3, 2), torch.randn(3, 2), torch.tensor(0.0), torch.ones(3), torch.zeros(3, dtype=torch.int64)
+            torch.randn(3, 2), torch.randn(3, 2), torch.tensor(0.0), torch.zeros(3), torch.zeros(3, dtype=torch.int64)
         )

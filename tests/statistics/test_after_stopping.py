@@ -23,7 +23,7 @@ rates = st.tuples(st.floats(0.05, 0.95), st.floats(0.05, 0.95)).filter(lambda p:
 @settings(max_examples=40, deadline=None)
 def test_the_exact_interval_covers_every_rate(rate, most, level):
     test = RateTest(*rate, most, level, level)
-    ends = stopping_distribution(test.walk)
+    ends = stopping_distribution(test.boundaries)
     lower, middle, upper = bounds(ends, most, order(most, ends.sign, ends.at, ends.successes), 0.95)
     grid = np.linspace(0.01, 0.99, 99)[:, None]
     chances = ends.chances(grid[:, 0])
@@ -45,7 +45,7 @@ def test_endings_are_those_of_all_sequences(rate, most, p):
         assert stop is not None
         key = stop.at, sum(outcomes[: stop.at])
         chances[key] = chances.get(key, 0.0) + math.prod(p if won else 1 - p for won in outcomes)
-    ends = stopping_distribution(test.walk)
+    ends = stopping_distribution(test.boundaries)
     assert dict(zip(zip(ends.at.tolist(), ends.successes.tolist(), strict=True), ends.chances(p), strict=True)) == (
         pytest.approx(chances)
     )
@@ -53,10 +53,10 @@ def test_endings_are_those_of_all_sequences(rate, most, p):
 
 def test_without_a_chance_to_stop_it_is_clopper_and_pearsons():
     stats = pytest.importorskip("scipy.stats")
-    walk = RateTest(0.5, 0.51, 40, 1e-6, 1e-6).walk
+    boundaries = RateTest(0.5, 0.51, 40, 1e-6, 1e-6).boundaries
     for won in (0, 3, 20, 39, 40):
         theirs = stats.binomtest(won, 40).proportion_ci(0.95, method="exact")
-        ours = rate_after(walk, Stop("undecided", 40), won)
+        ours = rate_after(boundaries, Stop("undecided", 40), won)
         assert (ours.lower, ours.upper) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
 
 
@@ -67,10 +67,10 @@ def test_a_wilson_interval_does_not_survive_stopping_and_the_exact_one_does():
 
 
 def test_the_estimate_errs_less_than_successes_over_episodes():
-    walk = RateTest(0.75, 0.90, 500).walk
-    ends = stopping_distribution(walk)
-    places = order(walk.most, ends.sign, ends.at, ends.successes)
-    middle = bounds(ends, walk.most, places, 0.95)[1]
+    boundaries = RateTest(0.75, 0.90, 500).boundaries
+    ends = stopping_distribution(boundaries)
+    places = order(boundaries.most, ends.sign, ends.at, ends.successes)
+    middle = bounds(ends, boundaries.most, places, 0.95)[1]
     for p in (0.75, 0.8, 0.85, 0.9):
         chances = ends.chances(p)
         bias = [abs(float(chances @ value) - p) for value in (middle, ends.successes / ends.at)]
@@ -98,7 +98,7 @@ def test_whenever_one_stops_the_rate_is_covered(p):
     won = (np.random.default_rng(1).random((WALKS, 300)) < p).cumsum(1)
     cases = {(int(s), n) for n in range(1, 301) for s in np.unique(won[:, n - 1])}
     wrong = {case for case in cases if not _covers(anytime.rate(*case), p)}
-    missed = np.mean([any((int(s), n) in wrong for n, s in enumerate(walk, 1)) for walk in won])
+    missed = np.mean([any((int(s), n) in wrong for n, s in enumerate(boundaries, 1)) for boundaries in won])
     assert 0.0 < missed <= 0.05
 
 

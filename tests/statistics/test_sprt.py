@@ -18,11 +18,11 @@ levels = st.sampled_from([0.01, 0.05, 0.1, 0.2])
 
 @given(rates, levels, levels, st.integers(1, 70))
 def test_the_exact_error_rates_never_exceed_the_stated_ones(rate, alpha, beta, most):
-    walk = RateTest(*rate, most, alpha, beta).walk
-    assert walk.exact(rate[0])[0] <= alpha + 1e-12
-    assert walk.exact(rate[1])[1] <= beta + 1e-12
+    boundaries = RateTest(*rate, most, alpha, beta).boundaries
+    assert boundaries.exact(rate[0])[0] <= alpha + 1e-12
+    assert boundaries.exact(rate[1])[1] <= beta + 1e-12
     for p in (rate[0] * 0.7, *rate):
-        high, low, steps = walk.exact(p)
+        high, low, steps = boundaries.exact(p)
         assert 0 <= high + low <= 1 + 1e-9 and 1 - 1e-9 <= steps <= most + 1e-9
 
 
@@ -37,7 +37,7 @@ def test_the_dynamic_programme_is_the_sum_over_all_sequences(rate, most, p):
         high += weight * (stop.decision == "high")
         low += weight * (stop.decision == "low")
         mean += weight * stop.at
-    assert test.walk.exact(p) == pytest.approx((high, low, mean))
+    assert test.boundaries.exact(p) == pytest.approx((high, low, mean))
 
 
 @given(rates, st.lists(st.booleans(), max_size=60))
@@ -63,7 +63,7 @@ def test_the_clear_case_saves_most_episodes_and_realises_its_error_rates():
     test = RateTest(0.75, 0.90, 500)
     for rate, says in ((0.75, 0), (0.90, 1)):
         high, low, mean = test.simulate(rate, 10_000)
-        exact = test.walk.exact(rate)
+        exact = test.boundaries.exact(rate)
         assert (high, low, mean) == pytest.approx(exact, abs=0.01, rel=0.03)
         assert (high if says == 0 else 1 - high) <= 0.05
         assert mean <= 0.6 * 500

@@ -13,6 +13,7 @@ import pytest
 from prts_core.config.load import RunPlan, load_plan
 from prts_core.io.errors import CheckpointError, StageError
 from prts_core.io.files import read_json, write_json, write_text
+from prts_core.io.hub import local_folder
 from prts_core.stages import chain as real
 from prts_core.store.stage import Read, StageContext
 from prts_core.store.status import status
@@ -97,6 +98,23 @@ def test_a_hub_id_stands_for_the_commit_that_is_downloaded(chain: Chain, cache: 
     assert chain.run("second").key != first.key
     chain.reads = {"model": Read(f"owner/name@{COMMITS[0]}", ("*.json",))}
     assert chain.run("second") == first
+
+
+def test_a_hub_id_that_moves_while_a_stage_runs_is_read_at_the_commit_of_the_key(chain: Chain, cache: Path):
+    chain.reads = {"model": Read("owner/name", ("*.json",))}
+    chain.run("first")
+    put(cache, COMMITS[0])
+    read: list[dict[str, str]] = []
+
+    def work(context: StageContext) -> None:
+        put(cache, COMMITS[1])  # somebody downloads it anew
+        source = context.pinned("model", "owner/name")
+        assert source is not None and context.pinned("other", "owner/name") == "owner/name"
+        read.append(read_json(local_folder(source, ["*.json"]) / "config.json"))
+
+    chain.work = work
+    assert chain.run("second").config["files"] == {"model": f"owner/name@{COMMITS[0]}"}
+    assert read == [{"commit": COMMITS[0]}]
 
 
 # ---- what the real stages read ---------------------------------------------------------------------------------------

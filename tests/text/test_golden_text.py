@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from prts_core.config.model import Compat
 from prts_core.config.places import shared_folder
 from prts_core.data.embodiment import camera_label
+from prts_core.data.goals import Stretch
 from prts_core.data.normalize import normalize_for_fast
 from prts_core.data.release_statistics import read_statistics
 from prts_core.io.errors import DataError
@@ -24,7 +25,7 @@ from prts_core.text import prompt
 from prts_core.text.fast import FastTokenizer
 from prts_core.text.sequence import IGNORE, ImageTokens, Sample, SequenceBuilder
 from prts_core.text.tokenizer import TextTokenizer, with_prts_tokens
-from prts_core.training.batch import chunk_windows, pad_chunk, steps_to_go
+from prts_core.training.batch import chunk_windows, pad_chunk
 
 CASE = shared_folder() / "golden" / "prts" / "normalize"
 needs_case = pytest.mark.skipif(not CASE.is_dir(), reason=f"golden case {CASE.name} is not on this machine")
@@ -128,7 +129,8 @@ def test_golden_chunks(cases: dict[str, Any]) -> None:
         windows, is_pad = chunk_windows(rows, case["horizon"])
         assert windows[case["idx"], :, 0].tolist() == case["query"], case
         assert is_pad[case["idx"]].tolist() == [bool(p) for p in case["is_pad"]], case
-        assert steps_to_go(case["episode_len"] - 1, case["episode_len"])[case["idx"]] == case["steps_to_go"], case
+        whole = Stretch(0, case["episode_len"], "", case["episode_len"] - 1)
+        assert whole.steps_to_go()[case["idx"]] == case["steps_to_go"], case
 
 
 @needs_case

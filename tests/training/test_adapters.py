@@ -19,6 +19,7 @@ from prts_core.training.trainer import Trainer
 from tests.training.runs import CONFIG, batches, network, text_tokenizer, toy
 
 pytest.importorskip("peft")
+ROWS = "language_model.embed_tokens.rows"
 LORA = LoraConfig(rank=4, alpha=8.0, dropout=0.2)
 RECIPE = replace(CONFIG, lora=LORA, weights=LossWeights(1.0, 1.0, 1.0, 0.5))
 
@@ -26,7 +27,7 @@ RECIPE = replace(CONFIG, lora=LORA, weights=LossWeights(1.0, 1.0, 1.0, 0.5))
 def make() -> Trainer:
     tokenizer = text_tokenizer()
     model = network(tokenizer)
-    add_adapters(model, LORA)
+    add_adapters(model, LORA, tokenizer.own_ids)
     return Trainer(model, batches([toy(tokenizer)], RECIPE), RECIPE, 7)
 
 
@@ -47,9 +48,10 @@ def test_only_adapters_and_heads_train_and_the_merged_policy_needs_no_peft(tmp_p
     model, start = trainer.model, {k: v.clone() for k, v in trainer.model.state_dict().items()}
     losses_of(trainer, tmp_path)
     moved = {k for k, v in model.state_dict().items() if not torch.equal(v, start[k])}
-    assert all("lora_" in k or k.startswith(("dit_action_head", "crl_")) for k in moved)
+    assert all("lora_" in k or k.startswith(("dit_action_head", "crl_")) or k == ROWS for k in moved)
     adapters = adapter_tensors(trainer.ema)
-    assert adapters and adapters.keys() <= moved and len(adapters) == 2 * 7 * 2  # A and B, 7 layers, twice
+    assert len(adapters) == 2 * 7 * 2 + 2  # A and B, 7 layers, twice; rows of new tokens and their ids
+    assert adapters.keys() - moved == {"language_model.embed_tokens.ids"}
     rows = {row.group: row for row in count(model)}
     assert 0 < rows["llm"].share < 0.5 and rows["vision"].trainable == 0
 
@@ -71,8 +73,24 @@ def test_adapters_start_as_nothing():
     batch = next(batches([toy(tokenizer)], CONFIG).batches({"sample": 0}))
     with torch.no_grad():
         before = model.encode(batch.tokens).hidden
-        add_adapters(model, LORA)
+        add_adapters(model, LORA, tokenizer.own_ids)
         assert torch.equal(model.eval().encode(batch.tokens).hidden, before)
+
+
+def test_new_tokens_learn_and_the_others_stay(tmp_path):
+    """FAST and PRTS tokens are noise to a pretrained backbone; its own words stay as they are, to the bit."""
+    trainer, own = make(), text_tokenizer().own_ids
+    before = trainer.model.language_model.embed_tokens.table.weight.clone()
+    logits = trainer.model.logits(torch.ones(2, before.shape[1]))
+    torch.testing.assert_close(logits, torch.ones(2, before.shape[1]) @ before.T)
+    losses_of(trainer, tmp_path)
+    after = merged(trainer.ema, LORA)["language_model.embed_tokens.weight"]
+    moved = (after != before).any(1).nonzero()[:, 0].tolist()
+    assert moved and set(moved) <= set(own) and len(moved) > 20
+    torch.testing.assert_close(
+        trainer.model.logits(torch.ones(1, before.shape[1]))[0, own],
+        trainer.model.language_model.embed_tokens.rows.sum(1),
+    )
 
 
 def test_a_resumed_run_is_bit_identical(tmp_path):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from prts_core.config.load import load_plan
 from prts_core.config.train import TrainConfig
@@ -40,6 +44,35 @@ def test_schedule_warms_up_and_comes_down():
     assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1.0)
     assert rates[9] == pytest.approx(1.0) and rates[-1] == pytest.approx(0.1, abs=0.01)
     assert schedule(RATES, 55) == pytest.approx(0.1 + 0.9 * 0.5)
+
+
+@given(st.sampled_from(["cosine", "constant", "wsd"]), st.integers(0, 50), st.integers(60, 400), st.floats(0.01, 1.0))
+def test_a_schedule_rises_to_its_peak_and_never_rises_again(kind, warmup, steps, share):
+    config = replace(RATES, schedule=kind, warmup_steps=warmup, steps=steps, decay_share=share)
+    rates = [schedule(config, step) for step in range(steps)]
+    assert all(a <= b for a, b in pairwise(rates[:warmup])) and all(0 < rate <= 1 for rate in rates)
+    assert all(a >= b for a, b in pairwise(rates[warmup:])) and min(rates[warmup:]) >= 0.1
+    if kind == "constant":
+        assert set(rates[warmup:]) == {1.0}
+    if kind == "wsd":
+        stable = rates[warmup : int((1 - share) * steps)]
+        assert (set(stable) <= {1.0} and rates[-1] <= 0.1 + 0.9 / (share * steps) + 1e-9) or share * steps < 1
+
+
+def test_lower_layers_may_learn_more_slowly(model):
+    groups = parameter_groups(model, replace(RATES, layer_decay=0.5))
+    rate = {id(p): g["peak_lr"] for g in groups for p in g["params"]}
+    top = model.language_model.config.num_hidden_layers - 1
+    for name, expected in (
+        (f"language_model.layers.{top}.mlp.up_proj.weight", 1.0),
+        (f"language_model.layers.{top - 1}.mlp.up_proj.weight", 0.5),
+        ("language_model.embed_tokens.weight", 0.5 ** (top + 1)),
+        ("language_model.norm.weight", 1.0),
+        ("visual.blocks.0.attn.qkv.weight", 0.5),
+        ("dit_action_head.action_in_proj.weight", 4.0),
+    ):
+        assert rate[id(model.get_parameter(name))] == pytest.approx(expected), name
+    assert len(rate) == len(list(model.parameters()))
 
 
 def test_every_parameter_is_in_one_group_with_its_rate_and_decay(model):

@@ -34,7 +34,8 @@ class Chains:
         torch.manual_seed(seed)
         state = torch.tensor([s for path in self.paths for s in path])
         goal = torch.tensor([g for g, path in enumerate(self.paths) for _ in path])
-        weight = self.gamma ** torch.tensor(np.concatenate([self.steps_to_go(g) for g in range(len(self.paths))]))
+        steps = torch.tensor(np.concatenate([self.steps_to_go(g) for g in range(len(self.paths))]))
+        log_weight = steps * math.log(self.gamma)
         phi = torch.nn.Parameter(0.1 * torch.randn(int(state.max()) + 1, 16, dtype=torch.float64))
         psi = torch.nn.Parameter(0.1 * torch.randn(len(self.paths), 16, dtype=torch.float64))
         log_scale = torch.nn.Parameter(torch.tensor(math.log(5.0) if normalize else 0.0, dtype=torch.float64))
@@ -46,7 +47,7 @@ class Chains:
         optimizer = torch.optim.Adam(parameters, lr=0.05)
         decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.994**step)
         for _ in range(700):
-            loss, _ = contrastive_loss(unit(phi)[state], unit(psi)[goal], log_scale, weight, goal, terms=terms)
+            loss, _ = contrastive_loss(unit(phi)[state], unit(psi)[goal], log_scale, log_weight, goal, terms=terms)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

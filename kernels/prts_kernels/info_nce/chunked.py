@@ -5,9 +5,10 @@ Plain torch, any device; the same bits on every run (no atomics, fixed order of 
 Why it is exact. The softmaxes enter the loss only through a log-sum-exp a row (r) and one a column (c). r is complete
 once a row has met all columns; c is a running maximum and a running sum over chunks. So are the gradients: with P_ij =
 exp(s_ij - r_i) over what row i is contrasted with, and C_ij = exp(s_ij - c_j),
-    ds_ij = (t0 w_i + 2 lambda r_i) / N P_ij + t1 / N C_ij - t0 w_i / N [i = j] - t1 / N w_i / W_i [same task]
-where W_i is the sum of w over i's task. Cost: four products of N x N x E (scores twice, two gradients), where keeping
-the scores needs three; what it saves is some twenty passes over N x N through memory.
+    ds_ij = (t0 w_i + 2 lambda r_i) / N P_ij + t1 / N a_j (C_ij - q_i [same task]) - t0 w_i / N [i = j]
+where q_i is i's share of its task's weight and a_j is 1 where w_j is not 0. Cost: four products of N x N x E (scores
+twice, two gradients), where keeping the scores needs three; what it saves is some twenty passes over N x N through
+memory.
 
 Processes: rows are split, each process meets its own rows with all columns, so the work a process is N N / world. Only
 psi is gathered; of the columns, a maximum and a sum a process are combined; the gradient of psi is reduce-scattered.
@@ -42,6 +43,7 @@ def forward(
     psi: Tensor,
     log_scale: Tensor,
     weight: Tensor,
+    share: Tensor,
     task_id: Tensor,
     terms: tuple[float, float],
     logsumexp_weight: float,
@@ -50,7 +52,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As select.info_nce, in the dtype of phi. chunk: scores held at a time, at least one row of them."""
     chunk = chunk or CHUNK.get(phi.device.type, CHUNK_ELSEWHERE)
-    return _InfoNce.apply(phi, psi, log_scale, weight, task_id, terms, logsumexp_weight, processes, chunk)
+    return _InfoNce.apply(phi, psi, log_scale, weight, share, task_id, terms, logsumexp_weight, processes, chunk)
 
 
 class _InfoNce(torch.autograd.Function):
@@ -61,6 +63,7 @@ class _InfoNce(torch.autograd.Function):
         psi: Tensor,
         log_scale: Tensor,
         weight: Tensor,
+        share: Tensor,
         task_id: Tensor,
         terms: tuple[float, float],
         logsumexp_weight: float,
@@ -71,17 +74,17 @@ class _InfoNce(torch.autograd.Function):
         x, y = phi * scale, processes.gather(psi)
         n, total, start = len(x), len(y), processes.start(len(x))
         own = slice(start, start + n)
-        w, task = weight[own], task_id[own]
+        w, q, task = weight[own], share[own], task_id[own]
+        anchor = (weight > 0).to(x.dtype)
         size = max(1, min(n, chunk // total))
         scores, spare = x.new_empty(2, size, total).unbind()
-        normalizer, diagonal, negative, positive, task_weight = x.new_empty(5, n).unbind()
+        normalizer, diagonal, negative, positive = x.new_empty(4, n).unbind()
         column_top, column_sum = x.new_full((total,), float("-inf")), x.new_zeros(total)
         for begin in range(0, n, size):
             rows = slice(begin, min(begin + size, n))
             s = torch.mm(x[rows], y.T, out=scores[: rows.stop - begin])
             same = task[rows, None] == task_id
-            member = spare[: len(s)].copy_(same)
-            torch.mv(member, weight, out=task_weight[rows])
+            member = spare[: len(s)].copy_(same).mul_(anchor)
             torch.linalg.vecdot(member, s, out=positive[rows])
             higher = torch.maximum(column_top, s.amax(0))
             exped = torch.sub(s, higher, out=spare[: len(s)]).exp_()
@@ -97,7 +100,7 @@ class _InfoNce(torch.autograd.Function):
         parts = torch.stack(
             [
                 (w * (normalizer - diagonal)).sum(),
-                (w / task_weight * positive).sum(),
+                (q * positive).sum(),
                 normalizer.square().sum(),
                 (diagonal > negative).sum().to(x.dtype),
             ]
@@ -110,11 +113,11 @@ class _InfoNce(torch.autograd.Function):
             column_sum = (sums * (tops - column_top).exp()).sum(0)
         column = column_sum.log_().add_(column_top)
         to_goal, positives, squares, accuracy = (parts / total).unbind()
-        to_state = column.mean() - positives
+        to_state = (column * anchor).mean() - positives
         loss = terms[0] * to_goal + terms[1] * to_state
         if logsumexp_weight:
             loss = loss + logsumexp_weight * squares
-        ctx.save_for_backward(x, y, w, task, task_id, scale, normalizer, column, w / task_weight)
+        ctx.save_for_backward(x, y, w, task, task_id, scale, normalizer, column, q, anchor)
         ctx.terms, ctx.logsumexp_weight, ctx.processes = terms, logsumexp_weight, processes
         ctx.start, ctx.size, ctx.shape = start, size, log_scale.shape
         ctx.mark_non_differentiable(to_goal, to_state, accuracy)
@@ -123,14 +126,14 @@ class _InfoNce(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, w, task, task_id, scale, normalizer, column, share = ctx.saved_tensors
+        x, y, w, task, task_id, scale, normalizer, column, q, anchor = ctx.saved_tensors
         n, total, size = len(x), len(y), ctx.size
         by_goal, by_state = (grads[0] * (t / total) for t in ctx.terms)
         pull = by_goal * w  # on the own goal
         push = pull
         if ctx.logsumexp_weight:
             push = pull + grads[0] * (2 * ctx.logsumexp_weight / total) * normalizer
-        share = by_state * share
+        q = by_state * q
         dx, dy = torch.empty_like(x), torch.zeros_like(y)
         scores, spare = x.new_empty(2, size, total).unbind()
         with torch.autocast(x.device.type, enabled=False):
@@ -139,7 +142,7 @@ class _InfoNce(torch.autograd.Function):
                 s = torch.mm(x[rows], y.T, out=scores[: rows.stop - begin])
                 same = task[rows, None] == task_id
                 ds = torch.sub(s, column, out=spare[: len(s)]).exp_().mul_(by_state)
-                ds.sub_(share[rows, None] * same)
+                ds.sub_(q[rows, None] * same).mul_(anchor)
                 mine = slice(ctx.start + begin, ctx.start + rows.stop)
                 same[:, mine].fill_diagonal_(False)
                 s.sub_(normalizer[rows, None]).masked_fill_(same, float("-inf")).exp_()
@@ -149,4 +152,4 @@ class _InfoNce(torch.autograd.Function):
                 dy.addmm_(ds.T, x[rows])
         # ds/dlog_scale is s itself, and sum_ij ds_ij s_ij is x . dx over the own rows.
         dscale = (x * dx).sum().view(ctx.shape)
-        return dx.mul_(scale), ctx.processes.reduce_scatter(dy), dscale, None, None, None, None, None, None
+        return dx.mul_(scale), ctx.processes.reduce_scatter(dy), dscale, None, None, None, None, None, None, None

@@ -18,6 +18,7 @@ def forward(
     psi: Tensor,
     log_scale: Tensor,
     weight: Tensor,
+    share: Tensor,
     task_id: Tensor,
     terms: tuple[float, float],
     logsumexp_weight: float,
@@ -30,9 +31,8 @@ def forward(
     masked = logits.masked_fill(same & ~own, float("-inf"))
     normalizer = masked.logsumexp(1)
     to_goal = (weight * (normalizer - logits.diagonal())).mean()
-    share = torch.where(same, weight[None, :], 0.0)
-    share = share / share.sum(1, keepdim=True)
-    to_state = -(share * logits.T.log_softmax(1)).sum(1).mean()
+    of_task = torch.where(same & (weight > 0)[:, None], share[None, :], 0.0)
+    to_state = -(of_task * logits.T.log_softmax(1)).sum(1).mean()
     loss = terms[0] * to_goal + terms[1] * to_state
     if logsumexp_weight:
         loss = loss + logsumexp_weight * normalizer.square().mean()

@@ -35,7 +35,7 @@ def info_nce(
     phi: Tensor,
     psi: Tensor,
     log_scale: Tensor,
-    weight: Tensor,
+    log_weight: Tensor,
     task_id: Tensor,
     *,
     terms: tuple[float, float] = (1.0, 1.0),
@@ -45,18 +45,19 @@ def info_nce(
 ) -> InfoNce:
     """Discounted, symmetric InfoNCE between samples i and their goals (PRTS, arXiv:2604.27472, contrastive objective).
 
-    With s_ij = exp(log_scale) phi_i . psi_j and w the weights:
-        to_goal  = mean_i w_i (r_i - s_ii)          r_i = log sum_j exp s_ij over j = i and all j of other tasks
-        to_state = mean_i (c_i - sum_j q_ij s_ji)   c_i = log sum_j exp s_ji;  q_ij = w_j / sum of w over i's task
+    With s_ij = exp(log_scale) phi_i . psi_j and w = exp(log_weight):
+        to_goal  = mean_i w_i (r_i - s_ii)                  r_i = log sum_j exp s_ij over j = i and all j of other tasks
+        to_state = mean_i [w_i > 0] (c_i - sum_j q_ij s_ji)     c_i = log sum_j exp s_ji
+        q_ij     = w_j / sum of w over i's task, in the log domain: however small they all are
         loss     = terms[0] to_goal + terms[1] to_state + logsumexp_weight mean_i r_i^2
-    phi, psi: (n, E) the samples of this process. weight, task_id: (N,) of all processes, constants; weights of a task
-    must not all be 0, ids are integers. All arithmetic is in fp32, autocast or not (fp64 for fp64 embeddings).
-    processes: how the samples are spread. Every process gets the joint loss and the gradients of its own samples;
-    the gradient of log_scale is the part that its own samples (rows of s) give: sum it over processes.
-    impl: "auto" or one of IMPLEMENTATIONS. Differentiable once.
-    ValueError: shapes that do not fit together, no samples, an unknown `impl`, or one that cannot compute these.
+    phi, psi: (n, E) the samples of this process. log_weight, task_id: (N,) of all processes, constants; ids are
+    integers. A sample of log weight -inf is a negative for the others and has no goal of its own. All arithmetic is in
+    fp32, autocast or not (fp64 for fp64 embeddings). processes: how the samples are spread. Every process gets the
+    joint loss and the gradients of its own samples; the gradient of log_scale is the part that its own samples (rows of
+    s) give: sum it over processes. impl: "auto" or one of IMPLEMENTATIONS. Differentiable once. ValueError: shapes that
+    do not fit together, no samples, an unknown `impl`, or one that cannot compute these.
     """
-    _check(phi, psi, log_scale, weight, task_id, processes)
+    _check(phi, psi, log_scale, log_weight, task_id, processes)
     name = impl
     if impl == "auto":
         name = "reference" if len(phi) < FEW and processes.world == 1 else "chunked"
@@ -65,9 +66,23 @@ def info_nce(
     if reason:
         raise ValueError(f"impl={name!r} cannot compute this: {reason}. impl='auto' picks one that can.")
     kind = torch.float64 if phi.dtype == psi.dtype == torch.float64 else torch.float32
-    phi, psi, log_scale, weight = (x.to(kind) for x in (phi, psi, log_scale, weight))
+    phi, psi, log_scale, log_weight = (x.to(kind) for x in (phi, psi, log_scale, log_weight))
     with torch.autocast(phi.device.type, enabled=False):
-        return InfoNce(*module.forward(phi, psi, log_scale, weight, task_id, terms, logsumexp_weight, processes))
+        # Not 0 where a weight is merely too small for a float: 0 says that the sample did not reach its goal.
+        weight = log_weight.exp().clamp(min=torch.finfo(kind).tiny).where(log_weight > -torch.inf, 0.0)
+        share = task_shares(log_weight, task_id)
+        found = module.forward(phi, psi, log_scale, weight, share, task_id, terms, logsumexp_weight, processes)
+        return InfoNce(*found)
+
+
+def task_shares(log_weight: Tensor, task_id: Tensor) -> Tensor:
+    """(N,) exp(log_weight) over its sum in the sample's task, found in the log domain; 0 where all of them are -inf."""
+    _, task = task_id.unique(return_inverse=True)
+    tasks = int(task.max()) + 1
+    top = log_weight.new_full((tasks,), -torch.inf).scatter_reduce(0, task, log_weight, "amax")
+    relative = (log_weight - top.clamp(min=torch.finfo(log_weight.dtype).min)[task]).exp()
+    total = relative.new_zeros(tasks).index_add_(0, task, relative)
+    return relative / total.clamp(min=torch.finfo(total.dtype).tiny)[task]
 
 
 def _check(phi: Tensor, psi: Tensor, log_scale: Tensor, weight: Tensor, task_id: Tensor, processes: Processes) -> None:
@@ -81,9 +96,9 @@ def _check(phi: Tensor, psi: Tensor, log_scale: Tensor, weight: Tensor, task_id:
     )
     if not good:
         raise ValueError(
-            "info_nce takes phi and psi (n, E), log_scale (), weight and task_id (N,) with N > 0 samples of all "
+            "info_nce takes phi and psi (n, E), log_scale (), log_weight and task_id (N,) with N > 0 samples of all "
             f"processes; found phi {tuple(phi.shape)}, psi {tuple(psi.shape)}, log_scale {tuple(log_scale.shape)}, "
-            f"weight {tuple(weight.shape)}, task_id {tuple(task_id.shape)}, {total} samples"
+            f"log_weight {tuple(weight.shape)}, task_id {tuple(task_id.shape)}, {total} samples"
         )
     if weight.requires_grad or task_id.is_floating_point():
-        raise ValueError("info_nce: weight is a constant (no gradient), task_id holds integers")
+        raise ValueError("info_nce: log_weight is a constant (no gradient), task_id holds integers")

@@ -57,10 +57,10 @@ def import_dataset(
 ) -> Contract:
     """Write the LeRobot v3.0 dataset `root` as the v2.1 dataset `output`, with its Contract; `root` is only read.
 
-    work: folder of resume records; what stands there is not written again. reencode: how to encode episodes whose
-    video does not begin at a keyframe (lerobot writes none such, but joins by other tools do); without it they are
-    refused. Without a robot, a
-    dataset that carries a Contract keeps it. Raises DataError for a dataset that breaks the layout or lacks files.
+    work: folder of resume records; what stands there is not written again. reencode: how to encode episodes whose video
+    does not begin at a keyframe (lerobot writes none such, but joins by other tools do); without it they are refused.
+    Without a robot, a dataset that carries a Contract keeps it. Raises DataError for a dataset that breaks the layout
+    or lacks files.
     """
     check_sizes(root)
     info = read_info30(root)

@@ -16,13 +16,14 @@ def contrastive_loss(
     phi: Tensor,
     psi: Tensor,
     log_scale: Tensor,
-    weight: Tensor,
+    log_weight: Tensor,
     task_id: Tensor,
     logsumexp_weight: float = 0.0,
     terms: tuple[float, float] = (1.0, 1.0),
     processes: Processes = ALONE,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """phi, psi (n, E); weight (N,) discounts gamma^steps in (0, 1]; task_id (N,) int64 -> (loss, metrics).
+    """phi, psi (n, E); log_weight (N,): steps log gamma, or -inf of a sample whose goal was not reached; task_id (N,)
+    int64 -> (loss, metrics).
 
     terms: weights of L_sa->l and L_l->sa. Theorem 1 speaks of the second alone; the first adds goal discrimination and
     bends the slope, but keeps the order. The metrics are the terms before their weights.
@@ -39,6 +40,6 @@ def contrastive_loss(
             cure="add tasks, or set weights.contrastive to 0",
         )
     loss, to_goal, to_state, accuracy = info_nce(
-        phi, psi, log_scale, weight, task_id, terms=terms, logsumexp_weight=logsumexp_weight, processes=processes
+        phi, psi, log_scale, log_weight, task_id, terms=terms, logsumexp_weight=logsumexp_weight, processes=processes
     )
     return loss, {"crl_sa_to_l": to_goal, "crl_l_to_sa": to_state, "crl_accuracy": accuracy}
