@@ -23,7 +23,7 @@ from prts_core.rollout.episode_plan import EpisodePlan
 from prts_core.rollout.results import despite_losses
 from prts_core.rollout.runner import KEY, row_key
 from prts_core.sim import protocol
-from prts_core.sim.expert_recorder import arrays_of, attributes_of, write_array
+from prts_core.sim.expert_recorder import attributes_of, write_demo
 from prts_core.sim.suite import Task
 
 if TYPE_CHECKING:
@@ -80,17 +80,9 @@ def _write_task(pool: Pool, runs: Sequence[RecordedRun], task: Task, path: Path)
 
 
 def _write_demo(group: Any, run: RecordedRun, episode: dict[str, Any], row: Row) -> None:
-    rows = len(episode["actions"])
-    for name, value in {
-        "actions": episode["actions"],
-        "executed_actions": episode["executed"],
-        "rewards": (np.arange(rows) == episode["success_row"]).astype(np.float32),
-        "dones": (np.arange(rows) == rows - 1).astype(np.uint8),
-        "states": episode["states"],
-        **arrays_of(run.plan.suite, episode),
-    }.items():
-        write_array(group, name, value)
-    group.attrs["num_samples"], group.attrs["expert_noise"] = rows, run.noise
+    rewards = (np.arange(len(episode["actions"])) == episode["success_row"]).astype(np.float32)
+    write_demo(group, run.plan.suite, episode, rewards)
+    group.attrs["expert_noise"] = run.noise
     for name in ("seed", "initial_state", "instruction", "success"):
         group.attrs[name] = row[name]
     group.attrs["condition"] = run.condition

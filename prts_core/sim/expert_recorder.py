@@ -262,19 +262,10 @@ def attributes_of(spec: SuiteSpec, task: Task, image_size: int, instruction: str
 
 
 def _write_part(path: Path, spec: SuiteSpec, reply: dict[str, Any], row: dict[str, Any]) -> None:
-    h5py = require("h5py", "sim")
     rows, reached = len(reply["actions"]), row["steps"] - 1
-    with atomic_path(path) as partial, h5py.File(partial, "w") as file:
-        for name, value in {
-            "actions": reply["actions"].astype(np.float64),
-            "executed_actions": reply["executed"].astype(np.float64),
-            "rewards": (np.arange(rows) >= reached).astype(np.uint8),
-            "dones": (np.arange(rows) == rows - 1).astype(np.uint8),
-            "states": reply["states"],
-            **arrays_of(spec, reply),
-        }.items():
-            write_array(file, name, value)
-        file.attrs["num_samples"] = rows
+    doubles = {name: reply[name].astype(np.float64) for name in ("actions", "executed")}
+    with atomic_path(path) as partial, require("h5py", "sim").File(partial, "w") as file:
+        write_demo(file, spec, reply | doubles, (np.arange(rows) >= reached).astype(np.uint8))
         file.attrs["init_state"] = reply["states"][0]
         for name in ("initial_state", "seed", "noise_seed", "attempt"):
             file.attrs[name] = row[name]
@@ -282,10 +273,21 @@ def _write_part(path: Path, spec: SuiteSpec, reply: dict[str, Any], row: dict[st
         file.attrs["action_config"] = json.dumps(subtask_spans(reply["phases"]))
 
 
-def write_array(group: Any, name: str, value: np.ndarray) -> None:
-    """Pictures are packed one by one. Level 1 takes them to a quarter; higher levels cost time and gain little."""
-    packed = {"compression": "gzip", "compression_opts": 1, "chunks": (1, *value.shape[1:])}
-    group.create_dataset(name, data=value, track_times=False, **(packed if value.ndim == 4 else {}))
+def write_demo(group: Any, spec: SuiteSpec, episode: dict[str, Any], rewards: np.ndarray) -> None:
+    """An episode's arrays, as sim/expert_episode.py has them, and how many rows it has."""
+    rows = len(episode["actions"])
+    for name, value in {
+        "actions": episode["actions"],
+        "executed_actions": episode["executed"],
+        "rewards": rewards,
+        "dones": (np.arange(rows) == rows - 1).astype(np.uint8),
+        "states": episode["states"],
+        **arrays_of(spec, episode),
+    }.items():
+        # Pictures are packed one by one. Level 1 takes them to a quarter; higher levels cost time and gain little.
+        packed = {"compression": "gzip", "compression_opts": 1, "chunks": (1, *value.shape[1:])}
+        group.create_dataset(name, data=value, track_times=False, **(packed if value.ndim == 4 else {}))
+    group.attrs["num_samples"] = rows
 
 
 def subtask_spans(phases: Sequence[str]) -> list[dict[str, Any]]:

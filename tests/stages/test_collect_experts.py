@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +15,6 @@ from prts_core.io.errors import ConfigError
 from prts_core.sim.suites import suite
 from prts_core.stages.collect import collect
 from prts_core.stages.convert import convert
-from prts_core.store.listing import digest_tree
 from prts_core.store.stage import StageContext
 
 SOURCE = ExpertSource(
@@ -91,26 +87,6 @@ class Placed:
 
 def demos(path: Path) -> list[h5py.Group]:
     return list(h5py.File(path)["data"].values())
-
-
-def test_another_number_of_workers_and_a_kill_change_no_byte(tmp_path: Path) -> None:
-    plain = context(tmp_path / "plain")
-    collect(CollectConfig("toy", SOURCE), {}, plain)
-    killed = context(tmp_path / "killed")
-    code = (
-        "import sys; from pathlib import Path; from tests.stages.test_collect_experts import *\n"
-        "collect(CollectConfig('toy', SOURCE), {}, context(Path(sys.argv[1])))"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
-    journal = killed.work / "recorded" / "train" / "attempts.jsonl"
-    deadline = time.monotonic() + 120
-    while not journal.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    assert journal.exists()
-    collect(CollectConfig("toy", SOURCE), {}, killed)
-    assert digest_tree(killed.output) == digest_tree(plain.output)
 
 
 def test_a_task_that_the_suite_lacks_is_named(tmp_path: Path) -> None:
