@@ -126,12 +126,12 @@ import prts_core.io.hub, prts_core.training.deepspeed, deepspeed, huggingface_hu
     "lora": "import peft, prts_core.training.trainer",
     "sim": """
 import numpy as np
-from prts_core.sim.metaworld import MetaworldEnv
-env = MetaworldEnv("faucet-open", image_size=32)
-env.reset(0)
-env.step(np.zeros(4, np.float32))
-assert set(env.images()) and main(["sim", "check", "metaworld"]) == 0
-import prts_core.sim.demonstrate, prts_core.rollout.benchmark, prts_core.rollout.recording
+from prts_core.sim.suites.metaworld.environment import Scene
+scene = Scene("faucet-open")
+scene.reset(0, 0)
+scene.step(np.zeros(4))
+assert scene.picture("top", 32).any() and main(["sim", "check", "metaworld"]) == 0
+import prts_core.sim.expert_recorder, prts_core.rollout.benchmark, prts_core.rollout.recording
 """,
     "rlds": "import prts_core.data.convert.rlds, google.protobuf, google_crc32c",
     "mcap": "import prts_core.data.convert.mcap, mcap.reader, mcap_ros2.decoder, mcap_protobuf.decoder",

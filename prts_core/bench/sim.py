@@ -34,41 +34,41 @@ SETTINGS = {"image_size": PIXELS, "tasks": 1}
 ABSENT = "LIBERO is not installed; `prts sim install libero`"
 
 
-class Lanes:
-    """Workers that go through the recorded actions; every lane its own episode, as fast as it can."""
+class SlotThroughput:
+    """Workers that go through the recorded actions; every slot its own episode, as fast as it can."""
 
-    def __init__(self, lanes: int, threads: int | None, settings: Mapping[str, int] = SETTINGS) -> None:
+    def __init__(self, slots: int, threads: int | None, settings: Mapping[str, int] = SETTINGS) -> None:
         with no_thread_settings(threads is None):
             launch = launch_for(SUITE, threads=threads, settings=settings)
-            self.pool = Pool(launch, lanes=lanes)
-        self.lanes = lanes
+            self.pool = Pool(launch, slots=slots)
+        self.slots = slots
 
     def steps_per_second(self, actions: np.ndarray, steps: int = CHUNK) -> float:
-        """Control steps a second over all lanes, a look after every `steps` of them; the reset is not counted."""
-        for lane in range(self.lanes):
-            self.pool.send(lane, protocol.reset(EpisodeKey(SUITE, TASK, lane, SEED), look=True))
-        for _ in range(self.lanes):
+        """Control steps a second over all slots, a look after every `steps` of them; the reset is not counted."""
+        for slot in range(self.slots):
+            self.pool.send(slot, protocol.reset(EpisodeKey(SUITE, TASK, slot, SEED), observe=True))
+        for _ in range(self.slots):
             self._answer()
-        at, begin = [0] * self.lanes, time.perf_counter()
-        busy = set(range(self.lanes))
-        for lane in busy:
-            self.pool.send(lane, protocol.step(actions[:steps], ignore_success=True))
+        at, begin = [0] * self.slots, time.perf_counter()
+        busy = set(range(self.slots))
+        for slot in busy:
+            self.pool.send(slot, protocol.step(actions[:steps], ignore_success=True))
         while busy:
-            lane = self._answer()
-            at[lane] += steps
-            if at[lane] < len(actions):
-                self.pool.send(lane, protocol.step(actions[at[lane] : at[lane] + steps], ignore_success=True))
+            slot = self._answer()
+            at[slot] += steps
+            if at[slot] < len(actions):
+                self.pool.send(slot, protocol.step(actions[at[slot] : at[slot] + steps], ignore_success=True))
             else:
-                busy.remove(lane)
-        return self.lanes * len(actions) / (time.perf_counter() - begin)
+                busy.remove(slot)
+        return self.slots * len(actions) / (time.perf_counter() - begin)
 
     def _answer(self) -> int:
         answered = self.pool.wait()
         assert answered is not None
-        lane, reply = answered
+        slot, reply = answered
         if isinstance(reply, SimulatorError):
             raise reply
-        return lane
+        return slot
 
     def close(self) -> None:
         self.pool.close()
@@ -153,9 +153,9 @@ def run(console: Console) -> list[Row]:
     load = os.getloadavg()[0]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        one, two, free = Lanes(1, 1), Lanes(2, 1), Lanes(1, None)
-        for lanes in (one, two, free):
-            stack.callback(lanes.close)
+        one, two, free = SlotThroughput(1, 1), SlotThroughput(2, 1), SlotThroughput(1, None)
+        for slots in (one, two, free):
+            stack.callback(slots.close)
         actions = recorded(one.pool)
         console.print(f"{STEPS} recorded actions of {SUITE}, {ROUNDS} rounds", highlight=False)
         own = OwnLoop(actions, folder)

@@ -124,7 +124,7 @@ def main(args: argparse.Namespace) -> int:
     earlier = {spec.name: earlier_run(args.compare, spec.name) for spec in suites} if args.compare else {}
     settings = SuiteSettings(args.episodes, tuple(args.tasks), args.seed, args.execute, image_size=args.image_size)
     machine = ExecutionOptions(args.workers, args.videos)
-    actor = open_policy(
+    policy = open_policy(
         args.policy,
         batch=default_batch(args),
         values=not args.no_values,
@@ -140,7 +140,7 @@ def main(args: argparse.Namespace) -> int:
                 console.print(f"{spec.name}: {spec.standins}", style="yellow")
             stop = early_stop(rates, args, earlier.get(spec.name), console)
             reports[spec.name] = run_suite(
-                actor,
+                policy,
                 spec,
                 settings,
                 output / spec.name,
@@ -151,7 +151,7 @@ def main(args: argparse.Namespace) -> int:
             console.print(shown(reports[spec.name]))
             console.print(str(output / spec.name / "page.html"))
     finally:
-        actor.close()
+        policy.close()
     return compare(earlier, reports, output, args, console) if earlier else 0
 
 

@@ -46,8 +46,8 @@ def add_arguments(actions: Any) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from prts_core.sim.demonstrate import RecorderSettings, demonstrate, recording
-    from prts_core.sim.pool import launch_for
+    from prts_core.sim.expert_recorder import RecorderSettings, demonstrate, recording
+    from prts_core.sim.pool import Pool, launch_for
     from prts_core.sim.suites import suite, task_of
 
     if args.episodes < 1 or args.workers < 1 or args.first < 0:
@@ -57,7 +57,7 @@ def main(args: argparse.Namespace) -> int:
     names, noise = tuple(args.task or ()), _levels(args.noise)
     seed = spec.seed if args.seed is None else args.seed
     if args.action == "demonstrate":
-        settings, make = recording(
+        settings = recording(
             spec,
             names,
             args.episodes,
@@ -70,10 +70,10 @@ def main(args: argparse.Namespace) -> int:
         )
     else:
         names = tuple(task_of(spec, name).name for name in names) or tuple(task.name for task in spec.tasks)
-        settings = RecorderSettings(spec.name, names, args.episodes, noise, seed, record=False, first=args.first)
-        make = {}
+        settings = RecorderSettings(spec.name, names, args.episodes, noise, seed=seed, record=False, first=args.first)
     output = Path(args.output or outputs_folder() / "experts" / spec.name)
-    made = demonstrate(spec, settings, launch_for(args.suite, settings=make), output, args.workers)
+    with Pool(launch_for(args.suite, settings=settings.worker_settings), args.workers) as pool:
+        made = demonstrate(spec, settings, pool, output)
     rows = [row_of(attempts) for attempts in made]
     write_json(output / "experts.json", {"suite": spec.name, "standins": spec.standins, "tasks": rows})
     show(spec.name, spec.standins, rows)

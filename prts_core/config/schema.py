@@ -11,7 +11,7 @@ import re
 from dataclasses import MISSING, dataclass, field, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from prts_core.config.checks import Strict, check_names, check_numbers
 from prts_core.config.identity import execution
@@ -61,55 +61,6 @@ class RobotConfig(Strict):
 
 
 # ---- datasets ----------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class TaskSpec(Strict):
-    """One Meta-World task: its environment name, the sentence given to the policy and its step limit.
-
-    max_steps: simulator steps, one limit for policy, ablations and blind replay. expert_noise: standard deviations of
-    the Gaussian noise on xyz, drawn per episode, that pushes the expert off its path (labels stay clean).
-    """
-
-    name: str
-    instruction: str
-    max_steps: int
-    expert_noise: tuple[float, ...] = (0.0, 0.2, 0.4)
-
-    def __post_init__(self) -> None:
-        check_numbers(self, {"[1, inf)": "max_steps", "[0, inf)": "expert_noise"})
-
-
-@dataclass(frozen=True)
-class MetaworldSource(Strict):
-    """Demonstrations recorded here by Meta-World's scripted experts.
-
-    action_repeat: simulator steps an action is held, so that rows come at 80 / action_repeat Hz. tail_rows: rows
-    recorded after success. start_jitter: centimetres, see MetaworldEnv.reset. Seeds of the three splits never meet.
-    """
-
-    kind: Literal["metaworld"]
-    tasks: tuple[TaskSpec, ...]
-    train_episodes: int = 100
-    heldout_episodes: int = 8
-    train_seed: int = 10_000
-    heldout_seed: int = 50_000
-    action_repeat: int = 2
-    start_jitter: int = 8
-    image_size: int = 64
-    tail_rows: int = 4
-    workers: int = execution(2)
-
-    def __post_init__(self) -> None:
-        check_numbers(
-            self,
-            {
-                "[1, inf)": "train_episodes action_repeat image_size",
-                "[0, inf)": "heldout_episodes start_jitter tail_rows",
-                _SEEDS: "train_seed heldout_seed",
-                _WORKERS: "workers",
-            },
-        )
-
-
 @dataclass(frozen=True)
 class LeRobotSource(Strict):
     """A LeRobot v2.1 folder recorded by others. `root` may hold environment variables; without it the dataset `repo_id`
@@ -172,8 +123,10 @@ class ExpertSource(Strict):
     tasks: some of the suite's, or none for all. mapping: what the recording's keys mean, as in RecordingSource; none
     where they are named obs/proprio, actions, obs/<camera>_rgb. *_episodes: successes a task. Seeds of train, held-out
     and the suite's own episodes never meet; where a suite stores initial states, these recordings start elsewhere, from
-    states that its sampler draws. noise: levels of the pushes that shake the expert, taken in turn. image_size: of the
-    pictures, in place of the suite's. tail_steps: rows recorded after success.
+    states that its sampler draws. noise: levels of the pushes that shake the expert while it records for training,
+    taken in turn (labels stay clean); task_noise: those of single tasks. image_size: of the pictures, in place of the
+    suite's. tail_steps: rows recorded after success. settings: of the suite's workers, where its family has any; the
+    benchmark of what is trained on these demonstrations gets them too.
     """
 
     kind: Literal["expert"]
@@ -185,27 +138,91 @@ class ExpertSource(Strict):
     train_seed: int = 100_000
     heldout_seed: int = 150_000
     noise: tuple[float, ...] = (0.0, 0.1, 0.2)
+    task_noise: dict[str, tuple[float, ...]] = field(default_factory=dict)
     image_size: int | None = None
     tail_steps: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
     workers: int = execution(2)
 
     def __post_init__(self) -> None:
         check_numbers(
             self,
             {
-                "[1, inf)": "train_episodes heldout_episodes image_size",
-                "[0, inf)": "tail_steps",
-                "[0, 1]": "noise",
+                "[1, inf)": "train_episodes image_size",
+                "[0, inf)": "heldout_episodes tail_steps",
                 _SEEDS: "train_seed heldout_seed",
                 _WORKERS: "workers",
             },
         )
         check_names(self, "mapping")
-        if not self.noise:
-            raise ValueError("noise: levels from 0 to 1, at least one")
+        for levels in (self.noise, *self.task_noise.values()):
+            if not levels or not all(0 <= level < float("inf") for level in levels):
+                raise ValueError(f"noise, task_noise: {list(levels)} are no levels; at least one, none below 0")
 
 
-Source = Annotated[MetaworldSource | ExpertSource | LeRobotSource | RecordingSource, Field(discriminator="kind")]
+@dataclass(frozen=True)
+class TaskSpec(Strict):
+    """One task of a MetaworldSource: its environment name, the sentence given to the policy and its step limit.
+
+    max_steps: simulator steps, one limit for policy, ablations and blind replay. expert_noise: as ExpertSource.noise.
+    """
+
+    name: str
+    instruction: str
+    max_steps: int
+    expert_noise: tuple[float, ...] = (0.0, 0.2, 0.4)
+
+    def __post_init__(self) -> None:
+        check_numbers(self, {"[1, inf)": "max_steps", "[0, inf)": "expert_noise"})
+
+
+@dataclass(frozen=True)
+class MetaworldSource(Strict):
+    """Short form of an ExpertSource on Meta-World that writes its tasks out; `expert` is what it is read as.
+
+    action_repeat: simulator steps an action is held, so that rows come at 80 / action_repeat Hz. start_jitter: up to so
+    many centimetres the hand starts off its place. tail_rows: ExpertSource.tail_steps.
+    """
+
+    kind: Literal["metaworld"]
+    tasks: tuple[TaskSpec, ...]
+    train_episodes: int = 100
+    heldout_episodes: int = 8
+    train_seed: int = 10_000
+    heldout_seed: int = 50_000
+    action_repeat: int = 2
+    start_jitter: int = 8
+    image_size: int = 64
+    tail_rows: int = 4
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        check_numbers(self, {"[1, inf)": "action_repeat", "[0, inf)": "start_jitter tail_rows"})
+
+    def expert(self) -> ExpertSource:
+        return ExpertSource(
+            "expert",
+            "metaworld",
+            train_episodes=self.train_episodes,
+            heldout_episodes=self.heldout_episodes,
+            train_seed=self.train_seed,
+            heldout_seed=self.heldout_seed,
+            task_noise={task.name: task.expert_noise for task in self.tasks},
+            image_size=self.image_size,
+            tail_steps=self.tail_rows,
+            settings={
+                "tasks": [[task.name, task.instruction, task.max_steps] for task in self.tasks],
+                "action_repeat": self.action_repeat,
+                "start_jitter": self.start_jitter,
+            },
+            workers=self.workers,
+        )
+
+
+Source = Annotated[
+    Annotated[MetaworldSource, AfterValidator(MetaworldSource.expert)] | ExpertSource | LeRobotSource | RecordingSource,
+    Field(discriminator="kind"),
+]
 
 
 @dataclass(frozen=True)

@@ -197,11 +197,11 @@ def measure_version(plan: RunPlan, name: str, package: Path, outputs: Path, fold
         from prts_core.sim.suites import suite
 
         settings, options = protocol.settings_of(run), ExecutionOptions(workers=run.workers)
-        actor = open_policy(str(package), batch=run.batch, outputs=outputs)
+        policy = open_policy(str(package), batch=run.batch, outputs=outputs)
         try:
-            report = run_suite(actor, suite(run.suite), settings, folder, options, say=say)
+            report = run_suite(policy, suite(run.suite), settings, folder, options, say=say)
         finally:
-            actor.close()
+            policy.close()
     return result_of(report, gate.policy_episodes(folder / "episodes.parquet"))
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from prts_core.config.schema import CONTROLS, BenchmarkConfig, ExpertSource, MetaworldSource
+from prts_core.config.schema import CONTROLS, BenchmarkConfig, ExpertSource
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.io.errors import ConfigError
 from prts_core.io.files import atomic_path, digest_value, write_json
@@ -41,11 +41,11 @@ from prts_core.rollout.page import write_page
 from prts_core.rollout.published_results import published
 from prts_core.rollout.recording import RecordedRun, write_rollouts
 from prts_core.rollout.results import SCHEMA, rounded, summarize, timing
-from prts_core.rollout.run_suite import ExecutionOptions, SuiteOutcome, WorkerPool, run_plan, show
+from prts_core.rollout.run_suite import ExecutionOptions, SuiteOutcome, run_plan, show, simulators_for
 from prts_core.rollout.runner import NO_EXPERT, ExpertRunner, Runner
 from prts_core.sim.adapter import adapt
 from prts_core.sim.suite import SuiteSpec, Task
-from prts_core.sim.suites import suite, suites_of, task_of
+from prts_core.sim.suites import suite, task_of
 from prts_core.statistics.binomial import wilson
 
 # Of torch, on a CPU. Two share a batch between them, so that an answer's last bits depend on its place in it, and that
@@ -99,26 +99,19 @@ def benchmark_policy(
 
 def measured(config: BenchmarkConfig) -> tuple[SuiteSpec, SuiteSettings, dict[str, Any]]:
     """(suite, what of it is run, settings of its workers): what the recipe says, else where the dataset comes from."""
-    source, name, tasks, size, made = config.source, config.suite, config.tasks, config.image_size, {}
+    source, name, tasks, size = config.source, config.suite, config.tasks, config.image_size
+    made: dict[str, Any] = {}
     if name is None and isinstance(source, ExpertSource):
-        name, tasks, size = source.suite, tasks or source.tasks, size or source.image_size
-    if name is not None:
-        spec = suite(name)
-    elif isinstance(source, MetaworldSource):
-        made = {
-            "tasks": [[task.name, task.instruction, task.max_steps] for task in source.tasks],
-            "image_size": size or source.image_size,
-            "action_repeat": source.action_repeat,
-            "start_jitter": source.start_jitter,
-        }
-        spec, size = suites_of("metaworld", made)["metaworld"], None
-    else:
+        name, made = source.suite, source.settings
+        tasks, size = tasks or source.tasks, size or source.image_size
+    if name is None:
         raise ConfigError(
             "Nothing says where this dataset's robot can be simulated",
             field="benchmark.suite",
             found=config.dataset,
             expected="a suite of `prts sim list`",
         )
+    spec = suite(name, made)
     count = len(dict.fromkeys(tasks)) or len(spec.tasks)
     each = spec.episodes_per_task if config.episodes is None else config.episodes
     settings = SuiteSettings(
@@ -143,16 +136,16 @@ class ControlledBenchmark:
         self.plan = make_plan(self.spec, self.contract.chunk_length, self.settings)
         self.each = len(self.plan.keys) // len(self.plan.tasks)
         self.adapter = adapt(self.contract.contract, self.plan.suite.contract, suite_name=self.spec.name)
-        launch = {"settings": made} if made else {}
-        self.simulators = WorkerPool(self.plan, ExecutionOptions(config.workers, launch=launch))
+        launch = {"settings": {**made, **self.plan.worker_settings}}
+        self.simulators = simulators_for(self.plan, ExecutionOptions(config.workers, launch=launch))
         self.runs: list[RecordedRun] = []
         self.results: dict[str, SuiteOutcome] = {}
-        self.actor = self._actor(self.policy, {}, values=True)
+        self.under_test = self._wrap(self.policy, {}, values=True)
 
     def close(self) -> None:
         self.simulators.close()
 
-    def _actor(self, policy: Acts, more: dict[str, Any], *, values: bool = False, batch: int = 0) -> LocalPolicy:
+    def _wrap(self, policy: Acts, more: dict[str, Any], *, values: bool = False, batch: int = 0) -> LocalPolicy:
         identity = {"policy_digest": self.digest, "contract": self.contract.fingerprint, **more}
         fill = self.policy.device.type == "cpu"
         return LocalPolicy(
@@ -162,7 +155,7 @@ class ControlledBenchmark:
     def _run(
         self,
         condition: str,
-        actor: LocalPolicy,
+        policy: LocalPolicy,
         *,
         tasks: Sequence[Task] | None = None,
         control: Control = PLAIN,
@@ -179,13 +172,13 @@ class ControlledBenchmark:
             episodes=self.each * len(chosen),
             execute=execute or self.plan.execute,
         )
-        plan = make_plan(self.spec, actor.contract.chunk_length, settings)
-        actor.identity |= {"condition": condition, "noise": noise}
+        plan = make_plan(self.spec, policy.contract.chunk_length, settings)
+        policy.identity |= {"condition": condition, "noise": noise}
         name = f"{condition}-{noise:g}" if noise else condition
         folder = self.places.work / name
         made = run_plan(
             plan,
-            actor,
+            policy,
             folder,
             self.simulators,
             self.adapter,
@@ -199,11 +192,11 @@ class ControlledBenchmark:
 
     # ---- the conditions ------------------------------------------------------------------------------------------
     def run_policy(self) -> None:
-        self._run("policy", self.actor)
+        self._run("policy", self.under_test)
 
     def run_expert(self) -> None:
         still = NoOpPolicy(self.contract, 1)
-        self._run("expert", self._actor(still, {"expert": self.spec.family}, batch=1), how=ExpertRunner, execute=1)
+        self._run("expert", self._wrap(still, {"expert": self.spec.family}, batch=1), how=ExpertRunner, execute=1)
 
     def run_blind_replay(self) -> None:
         if self.places.dataset is None:
@@ -214,15 +207,15 @@ class ControlledBenchmark:
         tasks = [task for task in self.plan.tasks if task.name in played]
         longest = max((task.max_steps for task in tasks), default=1)
         digest = digest_value({name: rows.tolist() for name, rows in played.items()})
-        actor = self._actor(NoOpPolicy(self.contract, longest), {"trajectories": digest}, batch=1)
-        self._run("blind_replay", actor, tasks=tasks, control=OpenLoopReplay(played), execute=longest)
+        policy = self._wrap(NoOpPolicy(self.contract, longest), {"trajectories": digest}, batch=1)
+        self._run("blind_replay", policy, tasks=tasks, control=OpenLoopReplay(played), execute=longest)
 
     def run_untrained(self) -> None:
         policy = untrained_policy(self.places.policy, self.plan.seed)
-        self._run("untrained", self._actor(policy, {"weights": self.plan.seed}))
+        self._run("untrained", self._wrap(policy, {"weights": self.plan.seed}))
 
     def run_black_images(self) -> None:
-        self._run("black_images", self._actor(self.policy, {}), control=BlackImages())
+        self._run("black_images", self._wrap(self.policy, {}), control=BlackImages())
 
     def run_swapped(self) -> None:
         pair = self.config.swap_pair
@@ -231,7 +224,7 @@ class ControlledBenchmark:
         first, second = (task_of(self.spec, name) for name in pair)
         other = SwappedInstruction({first.name: second.instruction, second.name: first.instruction})
         tasks = [task for task in self.plan.tasks if task.name in pair]
-        self._run("swapped", self._actor(self.policy, {"pair": list(pair)}), tasks=tasks, control=other)
+        self._run("swapped", self._wrap(self.policy, {"pair": list(pair)}), tasks=tasks, control=other)
 
     def make_failures(self) -> None:
         """Values are the evaluated policy's own, whoever acts; a task that has failed enough is left out."""
@@ -240,11 +233,11 @@ class ControlledBenchmark:
             early = load_policy(self.places.early)
             like = ActsLike(early, self.policy, self.contract)
             acts = policy_digest(self.places.early)
-            self._run("early", self._actor(like, {"acts": acts}, values=True), tasks=tasks)
+            self._run("early", self._wrap(like, {"acts": acts}, values=True), tasks=tasks)
         for level in self.config.action_noise:
             shaken = ActionNoise(level, self.plan.suite.contract)
-            actor = self._actor(self.policy, {}, values=True)
-            self._run("noisy", actor, tasks=self._lacking(share), control=shaken, noise=level)
+            policy = self._wrap(self.policy, {}, values=True)
+            self._run("noisy", policy, tasks=self._lacking(share), control=shaken, noise=level)
 
     def _lacking(self, share: int) -> list[Task]:
         rows = [row for run in self.runs if run.condition in ("policy", "early", "noisy") for row in run.rows]
@@ -263,7 +256,7 @@ class ControlledBenchmark:
             report |= self._show(output)
         recorded = [run for run in self.runs if run.condition in self.config.record]
         if recorded:
-            report["record_faults"] = write_rollouts(self.simulators.pool(1), recorded, output / "rollouts")
+            report["record_faults"] = write_rollouts(self.simulators, recorded, output / "rollouts")
         write_json(output / "report.json", report)
         if self.places.timing is not None:
             write_json(self.places.timing, {name: timing(m.rows, m.events) for name, m in self.results.items()})
@@ -306,7 +299,7 @@ class ControlledBenchmark:
         (output / "videos").mkdir(exist_ok=True)
         for name in videos:
             shutil.copyfile(run.folder.parent / name, output / name)
-        page = summarize(run.plan, run.rows, self.actor, stop=None) | {
+        page = summarize(run.plan, run.rows, self.under_test, stop=None) | {
             "neighbours": made.neighbours,
             "adapter": list(self.adapter.notes),
             "videos": videos,

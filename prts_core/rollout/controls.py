@@ -110,8 +110,8 @@ class NoOpPolicy:
 class ActsLike:
     """One policy's actions with another policy's value of them."""
 
-    def __init__(self, actor: Acts, judge: Acts, contract: PolicyContract) -> None:
-        self.act, self.value, self.contract = actor.act, judge.value, contract
+    def __init__(self, policy: Acts, judge: Acts, contract: PolicyContract) -> None:
+        self.act, self.value, self.contract = policy.act, judge.value, contract
 
 
 def mean_trajectory(dataset: LeRobotDataset, instruction: str) -> np.ndarray | None:

@@ -132,7 +132,7 @@ def noise_seed(key: EpisodeKey, step: int) -> int:
 
 
 class Queue:
-    """What is still to do, given out so that a lane keeps its task: changing it costs a simulator seconds.
+    """What is still to do, given out so that a slot keeps its task: changing it costs a simulator seconds.
 
     window: how far ahead of the first open episode, in the plan's `order`, one may be given out; none: as far as may
     be, in the order of `keys`.
@@ -143,13 +143,13 @@ class Queue:
         places = range(len(plan.keys)) if window is None else plan.order
         self.place = {index: place for place, index in enumerate(places)}
         self.todo = sorted(todo, key=self.place.__getitem__)
-        self.held: dict[int, str] = {}  # lane -> its task
+        self.held: dict[int, str] = {}  # slot -> its task
 
     def __bool__(self) -> bool:
         return bool(self.todo)
 
-    def take(self, lane: int) -> int | None:
-        """The index of the lane's next episode: of its own task, else of the task that has most left and no lane."""
+    def take(self, slot: int) -> int | None:
+        """The index of the slot's next episode: of its own task, else of the task that has most left and no slot."""
         if not self.todo:
             return None
         last = self.place[self.todo[0]] + (len(self.place) if self.window is None else self.window)
@@ -157,10 +157,10 @@ class Queue:
         by_task: dict[str, list[int]] = {}
         for index in near:
             by_task.setdefault(self.plan.keys[index].task, []).append(index)
-        others = {task for other, task in self.held.items() if other != lane}
-        own = self.held.get(lane)
+        others = {task for other, task in self.held.items() if other != slot}
+        own = self.held.get(slot)
         task = own if own in by_task else max(by_task, key=lambda name: (name not in others, len(by_task[name])))
-        self.held[lane] = task
+        self.held[slot] = task
         index = by_task[task][0]
         self.todo.remove(index)
         return index

@@ -78,21 +78,21 @@ class LocalPolicy:
 
 
 def ask_filled(
-    actor: PolicyUnderTest,
+    policy: PolicyUnderTest,
     observations: Sequence[Mapping[str, np.ndarray]],
     instructions: Sequence[str],
     seeds: Sequence[int],
 ) -> PolicyOutput:
-    """At most `actor.batch` single observations, filled up to exactly that many by repeating the first.
+    """At most `policy.batch` single observations, filled up to exactly that many by repeating the first.
 
     Raises DataError where what comes back is not one finite chunk each, at least `contract.chunk_length` long.
     """
-    count, full = len(observations), actor.batch
+    count, full = len(observations), policy.batch
     assert 0 < count <= full
     fill = [*range(count), *[0] * (full - count)]
     seen = {key: np.stack([observations[i][key] for i in fill]) for key in observations[0]}
-    answer = actor.ask(seen, [instructions[i] for i in fill], [seeds[i] for i in fill])
-    contract = actor.contract
+    answer = policy.ask(seen, [instructions[i] for i in fill], [seeds[i] for i in fill])
+    contract = policy.contract
     wanted = (full, contract.chunk_length, len(contract.contract.action))
     if answer.chunks.shape != wanted or not np.isfinite(answer.chunks).all():
         shaped = answer.chunks.shape == wanted
@@ -105,16 +105,16 @@ def ask_filled(
     return PolicyOutput(answer.chunks[:count], None if answer.values is None else answer.values[:count])
 
 
-def neighbours_matter(actor: PolicyUnderTest, instructions: Sequence[str]) -> str:
+def neighbours_matter(policy: PolicyUnderTest, instructions: Sequence[str]) -> str:
     """Whether one observation's answer depends, in any bit, on its place in the batch or on its neighbours.
 
     "" where it does not; else in words what changed. Observations are noise in the contract's shapes; instructions:
     those that may meet in one batch, longest and shortest first of all.
     """
-    if actor.batch == 1:
+    if policy.batch == 1:
         return ""
-    rng, contract = np.random.default_rng(PROBE_SEED), actor.contract.contract
-    size = actor.batch
+    rng, contract = np.random.default_rng(PROBE_SEED), policy.contract.contract
+    size = policy.batch
 
     def noise() -> dict[str, np.ndarray]:
         images = {c.key: rng.integers(0, 256, (c.height, c.width, 3), np.uint8) for c in contract.cameras}
@@ -123,13 +123,13 @@ def neighbours_matter(actor: PolicyUnderTest, instructions: Sequence[str]) -> st
     ordered = sorted(set(instructions), key=len)
     mine = noise()
     for text in dict.fromkeys((ordered[0], ordered[-1])):
-        alone = ask_filled(actor, [mine], [text], [PROBE_SEED])
+        alone = ask_filled(policy, [mine], [text], [PROBE_SEED])
         for place in dict.fromkeys((0, size // 2, size - 1)):
             observations = [noise() for _ in range(size)]
             texts = [ordered[-1 - i % len(ordered)] for i in range(size)]
             seeds = [int(s) for s in rng.integers(0, 2**31, size)]
             observations[place], texts[place], seeds[place] = mine, text, PROBE_SEED
-            beside = ask_filled(actor, observations, texts, seeds)
+            beside = ask_filled(policy, observations, texts, seeds)
             if not np.array_equal(beside.chunks[place], alone.chunks[0]):
                 worst = float(np.abs(beside.chunks[place] - alone.chunks[0]).max())
                 return f"actions differ by up to {worst:.2g} at place {place} of a batch of {size}"

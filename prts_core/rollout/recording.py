@@ -6,7 +6,6 @@ not look at. It does not know policies or datasets; `prts convert --source rollo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,8 +23,7 @@ from prts_core.rollout.episode_plan import EpisodePlan
 from prts_core.rollout.results import despite_losses
 from prts_core.rollout.runner import KEY, row_key
 from prts_core.sim import protocol
-from prts_core.sim.demonstrate import arrays_of, attributes_of
-from prts_core.sim.demonstrations import write_array
+from prts_core.sim.expert_recorder import attributes_of, write_demo
 from prts_core.sim.suite import Task
 
 if TYPE_CHECKING:
@@ -76,25 +74,15 @@ def _write_task(pool: Pool, runs: Sequence[RecordedRun], task: Task, path: Path)
                 group = data.create_group(f"demo_{count}", track_order=True)
                 _write_demo(group, run, episode, row)
                 count += 1
-        for name, text in attributes_of(spec, task, spec.contract.cameras[0].height).items():
-            data.attrs[name] = text
-        data.attrs["problem_info"] = json.dumps({"problem_name": spec.name, "language_instruction": task.instruction})
-        data.attrs["num_demos"], data.attrs["standins"] = count, spec.standins
+        data.attrs.update(attributes_of(spec, task, spec.contract.cameras[0].height, task.instruction))
+        data.attrs.update(num_demos=count, standins=spec.standins)
     return faults
 
 
 def _write_demo(group: Any, run: RecordedRun, episode: dict[str, Any], row: Row) -> None:
-    rows = len(episode["actions"])
-    for name, value in {
-        "actions": episode["actions"],
-        "executed_actions": episode["executed"],
-        "rewards": (np.arange(rows) == episode["success_row"]).astype(np.float32),
-        "dones": (np.arange(rows) == rows - 1).astype(np.uint8),
-        "states": episode["states"],
-        **arrays_of(run.plan.suite, episode),
-    }.items():
-        write_array(group, name, value)
-    group.attrs["num_samples"], group.attrs["expert_noise"] = rows, run.noise
+    rewards = (np.arange(len(episode["actions"])) == episode["success_row"]).astype(np.float32)
+    write_demo(group, run.plan.suite, episode, rewards)
+    group.attrs["expert_noise"] = run.noise
     for name in ("seed", "initial_state", "instruction", "success"):
         group.attrs[name] = row[name]
     group.attrs["condition"] = run.condition
@@ -109,7 +97,7 @@ def _episode(pool: Pool, plan: EpisodePlan, index: int, actions: np.ndarray) -> 
     for row, action in enumerate(actions):
         seen.append(reply["observation"])
         states.append(pool.ask(0, protocol.state())["state"])
-        reply = pool.ask(0, protocol.step(action[None], look=row + 1 < len(actions)))
+        reply = pool.ask(0, protocol.step(action[None], observe=row + 1 < len(actions)))
         if reply["successes"].any():
             success_row = row
             break

@@ -1,4 +1,4 @@
-"""A policy behind a server as an actor: patience while it is away, proof that it is still the same one.
+"""Asks a policy behind a server: patience while it is away, proof that it is still the same one.
 
 It knows the wire (policy/client.py) and what may be said of a server that says nothing of itself; no simulators and no
 episodes.

@@ -80,7 +80,7 @@ def rounded(interval: Interval) -> list[float]:
     return [round(interval.lower, 4), round(interval.upper, 4)]
 
 
-def summarize(plan: EpisodePlan, rows: Sequence[Row], actor: PolicyUnderTest, *, stop: Stop | None) -> dict[str, Any]:
+def summarize(plan: EpisodePlan, rows: Sequence[Row], policy: PolicyUnderTest, *, stop: Stop | None) -> dict[str, Any]:
     """The report: totals, tasks, protocol and labels."""
     by_task: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
@@ -97,15 +97,15 @@ def summarize(plan: EpisodePlan, rows: Sequence[Row], actor: PolicyUnderTest, *,
             }
     return {
         "suite": plan.suite.name,
-        "labels": [label for label in (plan.suite.standins, actor.identity.get("unverified")) if label],
+        "labels": [label for label in (plan.suite.standins, policy.identity.get("unverified")) if label],
         "planned": len(plan.keys),
         **_score(rows),
         "mean_over_tasks": round(float(np.mean([task["success_rate"] for task in tasks.values()])), 4),
         "axes": by_axis(rows),
         "tasks": tasks,
-        "policy": dict(actor.identity),
-        "policy_contract": actor.contract.fingerprint,
-        "batch": actor.batch,
+        "policy": dict(policy.identity),
+        "policy_contract": policy.contract.fingerprint,
+        "batch": policy.batch,
         "protocol": plan.protocol,
         "protocol_digest": plan.protocol_digest,
         "stopped_early": None if stop is None else asdict(stop),
@@ -150,14 +150,14 @@ def _levels(axis: str, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     return {str(level): _score(grouped[level]) for level in sorted(grouped)}
 
 
-def to_film(plan: EpisodePlan, rows: Sequence[Row], limit: int) -> list[int]:
+def choose_videos(plan: EpisodePlan, rows: Sequence[Row], limit: int) -> list[int]:
     """Indices of the episodes to show: failures, tasks in turn, then successes; at most `limit`."""
     failures = [index for index, row in enumerate(rows) if not row["success"]]
     successes = [index for index, row in enumerate(rows) if row["success"]]
     return [*failures, *successes][:limit]
 
 
-def film_name(index: int, row: Row) -> str:
+def video_name(index: int, row: Row) -> str:
     verdict = "success" if row["success"] else "failure"
     return f"{verdict}_{index:05d}_{re.sub('[^A-Za-z0-9]+', '-', row['task'])[:60]}.mp4"
 
@@ -171,16 +171,16 @@ def render_video(pool: Pool, plan: EpisodePlan, index: int, row: Row, actions: n
     from prts_core.data.lerobot_v21.video import encode
 
     every = max(1, round(plan.suite.contract.control_hz / FILM_HZ))
-    reply = pool.ask(0, protocol.reset(plan.keys[index], perturbation=plan.perturbation, look=False, film=True))
+    reply = pool.ask(0, protocol.reset(plan.keys[index], perturbation=plan.perturbation, observe=False, render=True))
     frames, success = [reply["frame"][None]], False
     for start in range(0, len(actions), FILM_STEPS):
         chunk = actions[start : start + FILM_STEPS]
-        reply = pool.ask(0, protocol.step(chunk, look=False, film=every))
+        reply = pool.ask(0, protocol.step(chunk, observe=False, render=every))
         success = bool(reply["successes"].any())
         if reply["frames"] is not None:
             frames.append(reply["frames"])
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / film_name(index, row)
+    path = folder / video_name(index, row)
     with explain_os_errors(path):
         pictures = np.concatenate(frames)
         even = pictures[:, : pictures.shape[1] // 2 * 2, : pictures.shape[2] // 2 * 2]
@@ -188,12 +188,12 @@ def render_video(pool: Pool, plan: EpisodePlan, index: int, row: Row, actions: n
     return success == row["success"]
 
 
-def film_all(pool: Pool, plan: EpisodePlan, rows: Sequence[Row], indices: Sequence[int], folder: Path) -> list[str]:
+def write_videos(pool: Pool, plan: EpisodePlan, rows: Sequence[Row], indices: Sequence[int], folder: Path) -> list[str]:
     """Videos of these episodes that are not there yet; what went wrong, in words."""
     faults = []
     for index in indices:
         row = rows[index]
-        if (folder / "videos" / film_name(index, row)).exists():
+        if (folder / "videos" / video_name(index, row)).exists():
             continue
         actions = np.load(folder / "actions" / f"{index:05d}.npy", allow_pickle=False)
         try:

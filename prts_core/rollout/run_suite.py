@@ -1,13 +1,12 @@
 """One policy on one suite, from plan to page: what `prts benchmark --suite` and the nightly run call.
 
-It knows the order of things; each is done elsewhere (plan, actors, runner, results, page).
+It knows the order of things; each is done elsewhere (plan, policy, runner, results, page).
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,16 +21,16 @@ from prts_core.rollout.local_policy import PolicyUnderTest, neighbours_matter
 from prts_core.rollout.page import interval_of, write_page
 from prts_core.rollout.published_results import published
 from prts_core.rollout.results import (
-    film_all,
-    film_name,
+    choose_videos,
     summarize,
     timing,
-    to_film,
+    video_name,
     write_episodes,
+    write_videos,
 )
 from prts_core.rollout.runner import KEY, Runner, finished, missing, open_journal, outcomes, row_key
 from prts_core.sim.adapter import Adapter, adapt
-from prts_core.sim.pool import Pool, WorkerLaunch, launch_for
+from prts_core.sim.pool import Pool, launch_for
 from prts_core.sim.suite import SuiteSpec
 from prts_core.statistics.binomial import wilson
 from prts_core.statistics.sprt import Stop
@@ -45,7 +44,7 @@ Reader = Callable[[Sequence[bool]], Stop | None]
 class ExecutionOptions:
     """What does not change a row. workers: simulators at once; none: one a core, at most 8. videos: how many.
 
-    launch: changes to how workers are started (fields of prts_core.sim.pool.Launch).
+    launch: changes to how workers are started (fields of prts_core.sim.pool.WorkerLaunch).
     """
 
     workers: int | None = None
@@ -54,7 +53,7 @@ class ExecutionOptions:
 
 
 def run_suite(
-    actor: PolicyUnderTest,
+    policy: PolicyUnderTest,
     suite: SuiteSpec,
     settings: SuiteSettings,
     folder: Path,
@@ -68,14 +67,14 @@ def run_suite(
     stop: from the plan, the reader of a sequential test. Returns the report. ContractError where policy and suite do
     not mean the same; StageError where the folder holds another run.
     """
-    plan = make_plan(suite, actor.contract.chunk_length, settings)
-    adapter = adapt(actor.contract.contract, plan.suite.contract, policy_name="the policy", suite_name=suite.name)
+    plan = make_plan(suite, policy.contract.chunk_length, settings)
+    adapter = adapt(policy.contract.contract, plan.suite.contract, policy_name="the policy", suite_name=suite.name)
     for note in adapter.notes:
         say(f"converted between policy and suite: {note}")
-    with closing(WorkerPool(plan, machine)) as simulators:
+    with simulators_for(plan, machine) as simulators:
         made = run_plan(
             plan,
-            actor,
+            policy,
             folder,
             simulators,
             adapter,
@@ -85,12 +84,12 @@ def run_suite(
         rows = made.rows
         if not rows:
             raise SimulatorError("No episode was finished", cure="run the same command again")
-        report = summarize(plan, rows, actor, stop=made.stopped)
+        report = summarize(plan, rows, policy, stop=made.stopped)
         took = timing(rows, made.events)
         report["neighbours"] = made.neighbours
         report["adapter"] = list(adapter.notes)
         report["published"] = published(plan.protocol, report["successes"], report["n"], interval_of(report)[0])
-        chosen = to_film(plan, rows, machine.videos)
+        chosen = choose_videos(plan, rows, machine.videos)
         report["videos"], report["replay_faults"] = show(simulators, plan, rows, chosen, folder, say=say)
     write_episodes(folder / "episodes.parquet", plan, rows)
     write_json(folder / "report.json", report)
@@ -112,35 +111,20 @@ class SuiteOutcome:
         return next((event["what"] for event in self.events if event.get("kind") == NEIGHBOURS), "")
 
 
-class WorkerPool:
-    """Workers for plans of one suite, started when they are first needed and kept until the end."""
-
-    def __init__(self, plan: EpisodePlan, machine: ExecutionOptions) -> None:
-        if machine.workers is not None and machine.workers < 1:
-            raise ConfigError("A benchmark needs workers", field="workers", found=machine.workers, expected="1 or more")
-        self.plan, self.machine = plan, machine
-        self.most = machine.workers or min(8, os.cpu_count() or 1)
-        self.started: Pool | None = None
-
-    def pool(self, wanted: int) -> Pool:
-        """The workers; as many as `wanted`, at most, where they are not started yet."""
-        if self.started is not None and self.started.lanes < min(self.most, wanted):
-            self.close()
-        if self.started is None:
-            self.started = Pool(_launch(self.plan, self.machine), min(self.most, wanted))
-        return self.started
-
-    def close(self) -> None:
-        if self.started is not None:
-            self.started.close()
-        self.started = None
+def simulators_for(plan: EpisodePlan, options: ExecutionOptions) -> Pool:
+    """Workers for plans of one suite."""
+    suite, workers = plan.suite, min(8, os.cpu_count() or 1) if options.workers is None else options.workers
+    if workers < 1:
+        raise ConfigError("A benchmark needs workers", field="workers", found=workers, expected="1 or more")
+    name = f"{suite.family}:{suite.name}" if "." in suite.family else suite.name  # a family of somebody else's
+    return Pool(launch_for(name, **{"settings": plan.worker_settings, **options.launch}), workers)
 
 
 def run_plan(
     plan: EpisodePlan,
-    actor: PolicyUnderTest,
+    policy: PolicyUnderTest,
     folder: Path,
-    simulators: WorkerPool,
+    simulators: Pool,
     adapter: Adapter,
     *,
     how: type[Runner] = Runner,
@@ -154,21 +138,21 @@ def run_plan(
 
     what: for the progress bar; none: the suite. probe: look first whether an answer depends on its neighbours.
     """
-    with open_journal(folder / "journal.jsonl", plan, actor, adapter=list(adapter.notes)) as journal:
+    with open_journal(folder / "journal.jsonl", plan, policy, adapter=list(adapter.notes)) as journal:
         todo = missing(plan, journal)
         if len(todo) < len(plan.keys):
             say(f"{len(plan.keys) - len(todo)} of {len(plan.keys)} episodes are done already")
         stopped = None if stop is None else stop(outcomes(plan, journal))
         if todo and stopped is None:
-            unstable = neighbours_matter(actor, [task.instruction for task in plan.tasks]) if probe else ""
+            unstable = neighbours_matter(policy, [task.instruction for task in plan.tasks]) if probe else ""
             if unstable:
                 journal.note({"kind": NEIGHBOURS, "what": unstable})
                 say(f"rows may depend on which episodes run side by side: {unstable}; --batch 1 rules that out")
             with Bar(what or plan.suite.name, len(plan.keys)) as bar:
                 stopped = how(
                     plan,
-                    actor,
-                    simulators.pool(len(todo)),
+                    policy,
+                    simulators,
                     journal,
                     adapter=adapter,
                     actions=folder / "actions",
@@ -186,7 +170,7 @@ def run_plan(
 
 
 def show(
-    simulators: WorkerPool,
+    simulators: Pool,
     plan: EpisodePlan,
     rows: Sequence[Row],
     chosen: Sequence[int],
@@ -194,18 +178,12 @@ def show(
     say: Say = lambda text: None,
 ) -> tuple[list[str], list[str]]:
     """Film those episodes that are not filmed yet; (videos that there are, what went wrong)."""
-    wanted = [f"videos/{film_name(index, rows[index])}" for index in chosen]
+    wanted = [f"videos/{video_name(index, rows[index])}" for index in chosen]
     faults: list[str] = []
     if any(not (folder / name).exists() for name in wanted):
         say(f"filming {len(chosen)} episodes, failures first")
-        faults = film_all(simulators.pool(1), plan, rows, chosen, folder)
+        faults = write_videos(simulators, plan, rows, chosen, folder)
     return [name for name in wanted if (folder / name).exists()], faults
-
-
-def _launch(plan: EpisodePlan, machine: ExecutionOptions) -> WorkerLaunch:
-    suite = plan.suite
-    name = f"{suite.family}:{suite.name}" if "." in suite.family else suite.name  # a family of somebody else's
-    return launch_for(name, **{"settings": plan.worker_settings, **machine.launch})
 
 
 def score(rows: Mapping[Any, Mapping[str, Any]]) -> str:

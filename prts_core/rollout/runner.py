@@ -24,6 +24,7 @@ from prts_core.rollout.controls import PLAIN, Control
 from prts_core.rollout.episode_plan import EpisodePlan, Queue, noise_seed
 from prts_core.rollout.local_policy import PolicyOutput, PolicyUnderTest, ask_filled
 from prts_core.sim import protocol
+from prts_core.sim.adapter import Adapter
 from prts_core.sim.pool import WorkerLost, WorkerRefused
 from prts_core.sim.suite import EpisodeKey
 from prts_core.statistics.sprt import Stop
@@ -34,21 +35,13 @@ LOSSES = 5  # workers that one episode may cost before the simulator is told to 
 POLL_S = 0.002  # how often the policy is looked after while workers step
 
 
-class Adapter(Protocol):
-    """Between what a suite shows and takes and what a policy reads and gives (prts_core.sim.adapter)."""
-
-    def observation(self, seen: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]: ...
-
-    def actions(self, chunk: np.ndarray) -> np.ndarray: ...
-
-
 class Slots(Protocol):
     """What is needed of a pool of workers (prts_core.sim.pool.Pool)."""
 
-    lanes: int
+    slots: int
     lost: int
 
-    def send(self, lane: int, message: dict[str, Any]) -> None: ...
+    def send(self, slot: int, message: dict[str, Any]) -> None: ...
 
     def wait(self, timeout: float | None = None) -> tuple[int, dict[str, Any] | WorkerLost] | None: ...
 
@@ -102,7 +95,7 @@ class Runner:
     def __init__(
         self,
         plan: EpisodePlan,
-        actor: PolicyUnderTest,
+        policy: PolicyUnderTest,
         pool: Slots,
         journal: Journal,
         *,
@@ -112,14 +105,14 @@ class Runner:
         stop: Callable[[Sequence[bool]], Stop | None] | None = None,
         progress: Callable[[Mapping[Any, Row]], None] = lambda rows: None,
     ) -> None:
-        self.plan, self.actor, self.pool, self.journal = plan, actor, pool, journal
+        self.plan, self.policy, self.pool, self.journal = plan, policy, pool, journal
         self.adapter, self.actions, self.control = adapter, actions, control
         self.stop, self.progress = stop, progress
         self.queue = Queue(plan, missing(plan, journal), window=None if stop is None else 2 * len(plan.tasks))
         self.active: dict[int, RunningEpisode] = {}
-        self.waiting: list[int] = []  # lanes whose policy's answer is due
+        self.waiting: list[int] = []  # slots whose policy's answer is due
         self.losses: dict[int, int] = {}
-        self.stepping = 0  # lanes whose worker's answer is due
+        self.stepping = 0  # slots whose worker's answer is due
 
     def run(self) -> Stop | None:
         """Until all is done, or enough. Raises what the policy, the journal or the simulator cannot get over."""
@@ -127,21 +120,21 @@ class Runner:
             try:
                 return self._run(thinker)
             except BaseException:
-                self.actor.close()  # else its thread might go on waiting for a server that is gone
+                self.policy.close()  # else its thread might go on waiting for a server that is gone
                 raise
 
     def _run(self, thinker: ThreadPoolExecutor) -> Stop | None:
         stopped = self._enough()
         asked: Future[PolicyOutput] | None = None
-        lanes: list[int] = []
+        slots: list[int] = []
         begun = 0.0
         if stopped is None:
-            for lane in range(self.pool.lanes):
-                self._begin(lane)
+            for slot in range(self.pool.slots):
+                self._begin(slot)
         while stopped is None and (self.active or asked is not None):
             if asked is not None and (asked.done() or not self.stepping):
                 answer, asked = asked.result(), None
-                self._act(lanes, answer, (time.perf_counter() - begun) * 1e3)
+                self._act(slots, answer, (time.perf_counter() - begun) * 1e3)
             if self.stepping:
                 idle = asked is None and not self._may_ask()
                 reply = self._wait(None if idle else 0.0 if asked is None else POLL_S)
@@ -151,14 +144,14 @@ class Runner:
                         stopped = self._enough()
                     continue  # whoever has answered already comes into the same batch
             if asked is None and self._may_ask():
-                lanes, self.waiting = self.waiting[: self.actor.batch], self.waiting[self.actor.batch :]
+                slots, self.waiting = self.waiting[: self.policy.batch], self.waiting[self.policy.batch :]
                 begun = time.perf_counter()
-                asked = thinker.submit(self._look, [self.active[lane] for lane in lanes])
+                asked = thinker.submit(self._ask, [self.active[slot] for slot in slots])
         return stopped
 
     def _may_ask(self) -> bool:
-        full = len(self.waiting) >= self.actor.batch or not self.stepping
-        return bool(self.waiting) and (full or not self.actor.fill)
+        full = len(self.waiting) >= self.policy.batch or not self.stepping
+        return bool(self.waiting) and (full or not self.policy.fill)
 
     def _wait(self, timeout: float | None) -> tuple[int, Any] | None:
         return self.pool.wait(timeout)
@@ -166,27 +159,27 @@ class Runner:
     def _enough(self) -> Stop | None:
         return None if self.stop is None else self.stop(outcomes(self.plan, self.journal))
 
-    def _send(self, lane: int, message: dict[str, Any]) -> None:
-        self.pool.send(lane, message)
+    def _send(self, slot: int, message: dict[str, Any]) -> None:
+        self.pool.send(slot, message)
         self.stepping += 1
 
-    def _begin(self, lane: int) -> None:
-        index = self.queue.take(lane)
+    def _begin(self, slot: int) -> None:
+        index = self.queue.take(slot)
         if index is None:
-            self.active.pop(lane, None)
+            self.active.pop(slot, None)
             return
         key = self.plan.keys[index]
-        self.active[lane] = RunningEpisode(index, key, self.plan.task(key).max_steps)
-        self._send(lane, self._opening(key))
+        self.active[slot] = RunningEpisode(index, key, self.plan.task(key).max_steps)
+        self._send(slot, self._opening(key))
 
     def _opening(self, key: EpisodeKey) -> dict[str, Any]:
         return protocol.reset(key, perturbation=self.plan.perturbation)
 
-    def _took(self, lane: int, reply: dict[str, Any] | WorkerLost) -> bool:
+    def _took(self, slot: int, reply: dict[str, Any] | WorkerLost) -> bool:
         """What a worker answers; True when that finished an episode."""
-        episode = self.active[lane]
+        episode = self.active[slot]
         if isinstance(reply, WorkerLost):
-            self._lost(lane, episode, reply)
+            self._lost(slot, episode, reply)
             return False
         if reply["kind"] == "reset":
             episode.instruction = self.control.instruction(episode.key, reply["instruction"])
@@ -197,13 +190,13 @@ class Runner:
             episode.success = bool(reply["successes"].any())
             if episode.over:
                 self._finish(episode)
-                self._begin(lane)
+                self._begin(slot)
                 return True
         episode.seen = self.control.observation(self.adapter.observation(reply["observation"]))
-        self.waiting.append(lane)
+        self.waiting.append(slot)
         return False
 
-    def _lost(self, lane: int, episode: RunningEpisode, why: WorkerLost) -> None:
+    def _lost(self, slot: int, episode: RunningEpisode, why: WorkerLost) -> None:
         key = episode.key
         self.journal.note({"kind": "worker lost", "task": key.task, "initial_state": key.initial_state})
         self.losses[episode.index] = self.losses.get(episode.index, 0) + 1
@@ -215,20 +208,20 @@ class Runner:
                 cure="run that task alone (--task), or leave it out and report the simulator's fault",
             ) from why
         self.queue.put_back(episode.index)
-        self._begin(lane)
+        self._begin(slot)
 
-    def _look(self, episodes: list[RunningEpisode]) -> PolicyOutput:
+    def _ask(self, episodes: list[RunningEpisode]) -> PolicyOutput:
         """In the policy's thread."""
         return ask_filled(
-            self.actor,
+            self.policy,
             [episode.seen for episode in episodes],
             [episode.instruction for episode in episodes],
             [noise_seed(episode.key, episode.steps) for episode in episodes],
         )
 
-    def _act(self, lanes: list[int], answer: PolicyOutput, latency_ms: float) -> None:
-        for i, lane in enumerate(lanes):
-            episode = self.active[lane]
+    def _act(self, slots: list[int], answer: PolicyOutput, latency_ms: float) -> None:
+        for i, slot in enumerate(slots):
+            episode = self.active[slot]
             episode.latency_ms.append(latency_ms)
             if answer.values is not None:
                 episode.values.append((episode.steps, float(answer.values[i])))
@@ -237,7 +230,7 @@ class Runner:
             chunk = self.control.actions(episode.key, episode.steps, given)
             episode.actions.append(chunk)
             # After the last chunk nobody looks.
-            self._send(lane, protocol.step(chunk, look=episode.steps + len(chunk) < episode.max_steps))
+            self._send(slot, protocol.step(chunk, observe=episode.steps + len(chunk) < episode.max_steps))
 
     def _finish(self, episode: RunningEpisode) -> None:
         with atomic_path(self.actions / f"{episode.index:05d}.npy") as partial, partial.open("wb") as file:
@@ -262,19 +255,19 @@ class ExpertRunner(Runner):
         try:
             return super()._wait(timeout)
         except WorkerRefused as err:
-            return err.lane, err
+            return err.slot, err
 
-    def _took(self, lane: int, reply: dict[str, Any] | WorkerLost | WorkerRefused) -> bool:
-        episode = self.active[lane]
+    def _took(self, slot: int, reply: dict[str, Any] | WorkerLost | WorkerRefused) -> bool:
+        episode = self.active[slot]
         if isinstance(reply, WorkerLost):
-            self._lost(lane, episode, reply)
+            self._lost(slot, episode, reply)
             return False
         if isinstance(reply, WorkerRefused):
             task = episode.key.task
             if task not in without_expert(self.journal):
                 self.journal.note({"kind": NO_EXPERT, "task": task, "what": str(reply.found)})
             self.queue.todo = [index for index in self.queue.todo if self.plan.keys[index].task != task]
-            self._begin(lane)
+            self._begin(slot)
             return False
         reached = reply["success_row"]
         episode.success = reached is not None
@@ -282,7 +275,7 @@ class ExpertRunner(Runner):
         episode.instruction = reply["instruction"]
         episode.actions = [reply["executed"][: episode.steps]]
         self._finish(episode)
-        self._begin(lane)
+        self._begin(slot)
         return True
 
 
@@ -321,8 +314,8 @@ def outcomes(plan: EpisodePlan, journal: Journal) -> list[bool]:
 
 
 @contextmanager
-def open_journal(path: Path, plan: EpisodePlan, actor: PolicyUnderTest, **more: Any) -> Iterator[Journal]:
+def open_journal(path: Path, plan: EpisodePlan, policy: PolicyUnderTest, **more: Any) -> Iterator[Journal]:
     """The journal of this plan and policy; refuses one of another. more: further settings that decide the rows."""
-    header = {"protocol": plan.protocol, "policy": actor.identity, "settings": {"batch": actor.batch, **more}}
+    header = {"protocol": plan.protocol, "policy": policy.identity, "settings": {"batch": policy.batch, **more}}
     with Journal(path, header, KEY) as journal:
         yield journal

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import prts_core
 from prts_core.io.errors import UnavailableError
 from prts_core.io.files import read_json
-from prts_core.sim.suites import part
+from prts_core.sim.suites import OVER, part
 
 
 def cache() -> Path:
@@ -43,9 +44,10 @@ class Installation:
     def record(self) -> Path:
         return self.path / "installed.json"
 
-    def installed(self) -> dict[str, Any] | None:
-        """What installed.json says, or None."""
-        return read_json(self.record) if self.record.is_file() else None
+    def installed(self, wanted: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+        """What installed.json says; None where there is none, or another than one that says `wanted`."""
+        found: dict[str, Any] | None = read_json(self.record) if self.record.is_file() else None
+        return found if found is not None and (wanted or {}).items() <= found.items() else None
 
     def require(self) -> dict[str, Any]:
         """The same. UnavailableError where the simulator is not installed."""
@@ -61,8 +63,7 @@ class Installation:
 
 def base_home(home: Installation) -> Installation:
     """The home that holds the simulator itself: of a family that is laid over another one, that one's."""
-    over = (home.installed() or {}).get("over")
-    return home if over is None else base_home(Installation(str(over)))
+    return Installation(OVER.get(home.family, home.family))
 
 
 def in_main_environment(family: str) -> bool:

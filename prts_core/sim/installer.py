@@ -1,4 +1,4 @@
-"""What installations of simulators have in common: one at a time, pinned packages, links, a self-check in a process.
+"""Does what installations of simulators have in common: assets, pinned packages, a self-check in a process, the record.
 
 Every step leaves a mark when it is done, so that an interrupted installation goes on.
 """
@@ -12,13 +12,54 @@ import subprocess
 import sys
 import venv
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from prts_core.io.errors import SimulatorError, UnavailableError
-from prts_core.io.files import digest_value, write_text
+from prts_core.io.errors import ConfigError, SimulatorError, UnavailableError
+from prts_core.io.files import digest_file, digest_value, write_json, write_text
 from prts_core.sim.installations import Installation, code_folder
 
 PRIVATE = ("PYTHON", "VIRTUAL_ENV")  # variables of this environment that another's Python must not see
+
+
+STANDINS_NOTE = "STANDINS.md"  # a folder of assets that holds it says with it that they are not all the real ones
+STANDINS = "stand-in assets"
+
+
+def assets_here(home: Installation, given: str | None, shared: str) -> Path | None:
+    """The folder of assets on this machine: `given`, else the one already linked, else $PRTS_SHARED/data/<shared>; None
+    where there is none. ConfigError where `given` is no folder."""
+    from prts_core.config.places import shared_folder
+
+    if given is not None:
+        folder = Path(given).expanduser()
+        if not folder.is_dir():
+            raise ConfigError("There is no such folder of assets", field="--assets", found=given)
+        return folder.resolve()
+    places = (home.path / "assets", shared_folder() / "data" / shared)
+    return next((folder.resolve() for folder in places if folder.is_dir()), None)
+
+
+def wanted(format: int, pins: Sequence[str], assets: Path) -> dict[str, Any]:
+    """What makes an installation this one. format: of what the home holds."""
+    note = assets / STANDINS_NOTE
+    return {
+        "format": format,
+        "pins": dict(pin.split("==") for pin in pins),
+        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "assets": str(assets),
+        "standins": STANDINS if note.is_file() else "",
+        "standins_digest": digest_file(note) if note.is_file() else "",
+    }
+
+
+def finish(home: Installation, wanted: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
+    """Write installed.json, last of all; what it says."""
+    installed = datetime.now(UTC).isoformat(timespec="seconds")
+    record = {**wanted, "self_check": report, "installed": installed}
+    write_json(home.record, record)
+    return record
 
 
 def packages(

@@ -1,17 +1,17 @@
 """Workers under supervision: started, asked, and replaced when they crash or hang.
 
-    with Pool(launch_for("metaworld"), lanes=4) as pool:
+    with Pool(launch_for("metaworld"), slots=4) as pool:
         pool.send(0, protocol.reset(EpisodeKey("metaworld", "faucet-open", 0, 90_000)))
         pool.send(1, protocol.reset(EpisodeKey("metaworld", "window-open", 0, 90_000)))
-        lane, reply = pool.wait()           # whichever answers first
-        if isinstance(reply, WorkerLost):   # this lane's episode is gone; a new worker is there for the next `reset`
+        slot, reply = pool.wait()           # whichever answers first
+        if isinstance(reply, WorkerLost):   # this slot's episode is gone; a new worker is there for the next `reset`
             ...
-    reply = pool.ask(lane, protocol.look())  # send and wait for this lane alone; raises WorkerLost
+    reply = pool.ask(slot, protocol.observe())  # send and wait for this slot alone; raises WorkerLost
 
-A lane is one worker at a time; one message a lane is under way. A lost worker costs its episode and nothing else: what
-belongs to an episode (step, look, ...) is answered with WorkerLost, what begins one (BEGINS in sim/protocol.py) is sent
-to a fresh worker. A request that the worker refuses raises WorkerRefused: asking again would not help. So does a worker
-that cannot be started START_ATTEMPTS times in a row (SimulatorError).
+A slot is one worker at a time; one message a slot is under way. A lost worker costs its episode and nothing else: what
+belongs to an episode (step, observe, ...) is answered with WorkerLost, what begins one (BEGINS in sim/protocol.py) is
+sent to a fresh worker. A request that the worker refuses raises WorkerRefused: asking again would not help. So does a
+worker that cannot be started START_ATTEMPTS times in a row (SimulatorError).
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class WorkerLost(SimulatorError):
 
 
 class WorkerRefused(SimulatorError):
-    """The worker of `lane` says that what it was asked for is wrong; it lives on."""
+    """The worker of `slot` says that what it was asked for is wrong; it lives on."""
 
-    lane: int
+    slot: int
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ class Timeouts:
     reset: float = 180.0
     step: float = 60.0
     action: float = 2.0
-    look: float = 60.0
+    observe: float = 60.0
     close: float = 5.0
 
     def of(self, message: Message) -> float:
         kind = message["kind"]
-        if kind in ("hello", "make"):
+        if kind in ("handshake", "build"):
             return self.start
         if kind == "reset":
             return self.reset
@@ -81,14 +81,14 @@ class Timeouts:
             return self.step + self.action * len(message["actions"])
         if kind == "demonstrate":
             return self.reset + self.action * (max(message["max_steps"], 1000) + message["tail_steps"])
-        return self.look
+        return self.observe
 
 
 @dataclass(frozen=True)
 class WorkerLaunch:
     """How a family's workers are started.
 
-    settings: of its `make`. threads: of OpenMP, BLAS and Mesa's renderer in each worker; None leaves them alone. gl:
+    settings: of its `build`. threads: of OpenMP, BLAS and Mesa's renderer in each worker; None leaves them alone. gl:
     MuJoCo's and PyOpenGL's backend, "egl" or "osmesa". path: further folders that the worker imports from.
     """
 
@@ -118,7 +118,7 @@ class WorkerLaunch:
 
 
 def launch_for(suite: str, **changes: Any) -> WorkerLaunch:
-    """How the workers of a suite's family are started on this machine; `changes` are fields of Launch.
+    """How the workers of a suite's family are started on this machine; `changes` are fields of WorkerLaunch.
 
     UnavailableError where its simulator is not installed.
     """
@@ -167,9 +167,9 @@ class Worker:
                 ) from err
         self.awaited: deque[tuple[str, float]] = deque()  # kind and seconds, oldest first
         self.deadline = 0.0
-        self.made = False
-        self.post(protocol.hello())
-        self.post(protocol.make(launch.settings))
+        self.built = False
+        self.post(protocol.handshake())
+        self.post(protocol.build(launch.settings))
 
     def post(self, message: Message) -> None:
         """Send, and expect a reply. OSError where the worker is gone."""
@@ -192,14 +192,14 @@ class Worker:
                 raise SimulatorError("A worker answers what was not asked")
             kind, _ = self.awaited.popleft()
             replies.append(protocol.check(message, protocol.REPLIES, kind, "refused"))
-            self.made |= message["kind"] == "make"
-            if message["kind"] == "hello":
-                self._check_hello(message)
+            self.built |= message["kind"] == "build"
+            if message["kind"] == "handshake":
+                self._check_handshake(message)
         if replies and self.awaited:
             self.deadline = time.monotonic() + self.awaited[0][1]
         return replies
 
-    def _check_hello(self, message: Message) -> None:
+    def _check_handshake(self, message: Message) -> None:
         if message["protocol"] != protocol.VERSION:
             raise SimulatorError(
                 "A worker speaks another protocol",
@@ -235,20 +235,18 @@ class Worker:
 
 
 class Pool:
-    """`lanes` workers of one launch. All are started at once and build their simulators side by side."""
+    """`slots` workers of one launch, each started when its slot is first sent something."""
 
-    def __init__(self, launch: WorkerLaunch, lanes: int = 1) -> None:
-        assert lanes > 0
-        self.launch, self.lanes = launch, lanes
+    def __init__(self, launch: WorkerLaunch, slots: int = 1) -> None:
+        assert slots > 0
+        self.launch, self.slots = launch, slots
         self.selector = selectors.DefaultSelector()
-        self.workers: list[Worker | None] = [None] * lanes
-        self.under_way: list[str | None] = [None] * lanes
-        self.in_episode = [False] * lanes
-        self.failed_starts = [0] * lanes
+        self.workers: list[Worker | None] = [None] * slots
+        self.under_way: list[str | None] = [None] * slots
+        self.in_episode = [False] * slots
+        self.failed_starts = [0] * slots
         self.lost = 0  # workers, ever
         self.ready: deque[tuple[int, Message | WorkerLost]] = deque()
-        for lane in range(lanes):
-            self._start(lane)
 
     def __enter__(self) -> Pool:
         return self
@@ -256,69 +254,70 @@ class Pool:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _start(self, lane: int) -> Worker:
+    def _start(self, slot: int) -> Worker:
         worker = Worker(self.launch)
-        self.workers[lane], self.in_episode[lane] = worker, False
-        self.selector.register(worker.socket, selectors.EVENT_READ, lane)
+        self.workers[slot], self.in_episode[slot] = worker, False
+        self.selector.register(worker.socket, selectors.EVENT_READ, slot)
         return worker
 
-    def _lose(self, lane: int, why: str) -> None:
-        """Kill the lane's worker; the message under way is answered with WorkerLost."""
-        worker = self.workers[lane]
+    def _lose(self, slot: int, why: str) -> None:
+        """Kill the slot's worker; the message under way is answered with WorkerLost."""
+        worker = self.workers[slot]
         assert worker is not None
         self.selector.unregister(worker.socket)
-        self.workers[lane] = None
+        self.workers[slot] = None
         self.lost += 1
-        self.failed_starts[lane] = 0 if worker.made else self.failed_starts[lane] + 1
-        doing = self.under_way[lane] if worker.made or not worker.awaited else "starting (" + worker.awaited[0][0] + ")"
+        self.failed_starts[slot] = 0 if worker.built else self.failed_starts[slot] + 1
+        starting = not worker.built and bool(worker.awaited)
+        doing = f"starting ({worker.awaited[0][0]})" if starting else self.under_way[slot]
         told = worker.kill(ending=why == "died")
         fault = WorkerLost(
             f"A worker of {self.launch.family!r} {why}",
-            field=f"lane {lane}",
+            field=f"slot {slot}",
             found=f"{told}; during {doing or 'nothing'}",
         )
-        if self.failed_starts[lane] >= START_ATTEMPTS:
+        if self.failed_starts[slot] >= START_ATTEMPTS:
             raise SimulatorError(
                 f"The simulator {self.launch.family!r} cannot be started",
                 found=str(fault),
                 expected=f"a worker that starts; {START_ATTEMPTS} in a row did not",
                 cure=f"prts sim check {self.launch.family}",
             )
-        if self.under_way[lane] is not None:
-            self.ready.append((lane, fault))
+        if self.under_way[slot] is not None:
+            self.ready.append((slot, fault))
 
-    def send(self, lane: int, message: Message) -> None:
-        """Give the lane something to do; `wait` brings the reply."""
-        assert self.under_way[lane] is None, f"lane {lane} is still busy with {self.under_way[lane]!r}"
+    def send(self, slot: int, message: Message) -> None:
+        """Give the slot something to do; `wait` brings the reply."""
+        assert self.under_way[slot] is None, f"slot {slot} is still busy with {self.under_way[slot]!r}"
         begins = message["kind"] in protocol.BEGINS
-        worker = self.workers[lane]
+        worker = self.workers[slot]
         if worker is not None and begins and worker.gone():
-            self._lose(lane, "died between two episodes")
+            self._lose(slot, "died between two episodes")
             worker = None
-        self.under_way[lane] = message["kind"]
+        self.under_way[slot] = message["kind"]
         if worker is None:
-            if not begins and self.in_episode[lane]:
-                fault = WorkerLost("The episode's worker is gone", field=f"lane {lane}", found=message["kind"])
-                self.ready.append((lane, fault))
+            if not begins and self.in_episode[slot]:
+                fault = WorkerLost("The episode's worker is gone", field=f"slot {slot}", found=message["kind"])
+                self.ready.append((slot, fault))
                 return
-            worker = self._start(lane)
+            worker = self._start(slot)
         if begins:
             worker.shorten_log()
-            self.in_episode[lane] = True
+            self.in_episode[slot] = True
         try:
             worker.post(message)
         except OSError:
-            self._lose(lane, "died")
+            self._lose(slot, "died")
 
     def wait(self, timeout: float | None = None) -> tuple[int, Message | WorkerLost] | None:
-        """(lane, reply) of whichever lane answers next; None when none did within `timeout` seconds (0: look once).
+        """(slot, reply) of whichever slot answers next; None when none did within `timeout` seconds (0: look once).
 
         Raises WorkerRefused, and SimulatorError where a worker cannot be started.
         """
         until = None if timeout is None else time.monotonic() + timeout
         late = False
         while not self.ready:
-            waiting = [worker for lane, worker in enumerate(self.workers) if worker is not None and self._due(lane)]
+            waiting = [worker for slot, worker in enumerate(self.workers) if worker is not None and self._due(slot)]
             assert waiting, "nothing is under way"
             if late:
                 return None
@@ -326,66 +325,67 @@ class Pool:
             for key, _ in self.selector.select(max(0.0, nearest - time.monotonic())):
                 self._read(key.data)
             now = time.monotonic()
-            for lane, worker in enumerate(self.workers):
-                if worker is not None and self._due(lane) and now >= worker.deadline:
-                    self._lose(lane, f"gave no answer to {worker.awaited[0][0]!r} in {worker.awaited[0][1]:g} s")
+            for slot, worker in enumerate(self.workers):
+                if worker is not None and self._due(slot) and now >= worker.deadline:
+                    self._lose(slot, f"gave no answer to {worker.awaited[0][0]!r} in {worker.awaited[0][1]:g} s")
             late = until is not None and now >= until
-        lane, reply = self.ready.popleft()
-        kind, self.under_way[lane] = self.under_way[lane], None
+        slot, reply = self.ready.popleft()
+        kind, self.under_way[slot] = self.under_way[slot], None
         if isinstance(reply, WorkerLost):
-            self.in_episode[lane] = False
+            self.in_episode[slot] = False
         elif reply["kind"] == "refused":
-            refused = WorkerRefused(f"The simulator refuses a {kind!r}", field=f"lane {lane}", found=reply["error"])
-            refused.lane = lane
+            refused = WorkerRefused(f"The simulator refuses a {kind!r}", field=f"slot {slot}", found=reply["error"])
+            refused.slot = slot
             raise refused
-        return lane, reply
+        return slot, reply
 
-    def _due(self, lane: int) -> bool:
-        """Whether an answer of the lane's worker is being waited for."""
-        worker = self.workers[lane]
-        return self.under_way[lane] is not None and worker is not None and bool(worker.awaited)
+    def _due(self, slot: int) -> bool:
+        """Whether an answer of the slot's worker is being waited for."""
+        worker = self.workers[slot]
+        return self.under_way[slot] is not None and worker is not None and bool(worker.awaited)
 
-    def _read(self, lane: int) -> None:
-        worker = self.workers[lane]
+    def _read(self, slot: int) -> None:
+        worker = self.workers[slot]
         assert worker is not None
         try:
             replies = worker.receive()
         except (EOFError, ConnectionError):
-            self._lose(lane, "died")
+            self._lose(slot, "died")
             return
         except SimulatorError as err:
-            self._lose(lane, f"spoke nonsense ({err})")
+            self._lose(slot, f"spoke nonsense ({err})")
             return
         for reply in replies:
-            if reply["kind"] == "refused" and not worker.made:
-                raise SimulatorError(f"The simulator {self.launch.family!r} cannot be made", found=reply["error"])
-            if reply["kind"] == "make":
-                self.failed_starts[lane] = 0
-            if reply["kind"] not in ("hello", "make"):
-                self.ready.append((lane, reply))
+            if reply["kind"] == "refused" and not worker.built:
+                raise SimulatorError(f"The simulator {self.launch.family!r} cannot be built", found=reply["error"])
+            if reply["kind"] == "build":
+                self.failed_starts[slot] = 0
+            if reply["kind"] not in ("handshake", "build"):
+                self.ready.append((slot, reply))
 
-    def ask(self, lane: int, message: Message) -> Message:
-        """Send and wait for this lane's reply, no other lane being busy. Raises WorkerLost too."""
-        assert all(kind is None for kind in self.under_way), "other lanes are busy; use send and wait"
-        self.send(lane, message)
+    def ask(self, slot: int, message: Message) -> Message:
+        """Send and wait for this slot's reply, no other slot being busy. Raises WorkerLost too."""
+        assert all(kind is None for kind in self.under_way), "other slots are busy; use send and wait"
+        self.send(slot, message)
         answered = self.wait()
-        assert answered is not None and answered[0] == lane
+        assert answered is not None and answered[0] == slot
         if isinstance(answered[1], WorkerLost):
             raise answered[1]
         return answered[1]
 
     def close(self) -> None:
-        """End every worker. One that does not go at once is killed."""
+        """End every worker, whatever it is doing. One that does not go at once is killed. What is sent later starts
+        another."""
         for worker in self.workers:
             if worker is not None:
                 self.selector.unregister(worker.socket)
                 with suppress(OSError):  # it is dead already
                     worker.socket.shutdown(socket.SHUT_RDWR)
         until = time.monotonic() + self.launch.timeouts.close
-        for lane, worker in enumerate(self.workers):
+        for slot, worker in enumerate(self.workers):
             if worker is not None:
                 with suppress(subprocess.TimeoutExpired):
                     worker.process.wait(max(0.0, until - time.monotonic()))
                 worker.kill()
-                self.workers[lane] = None
-        self.selector.close()
+            self.workers[slot], self.under_way[slot] = None, None
+        self.ready.clear()

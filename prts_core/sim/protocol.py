@@ -5,12 +5,12 @@ a map with `kind` and exactly the fields of REQUESTS[kind]; build one with the f
 same `kind` and the fields of REPLIES[kind], or is {kind: "refused", error}: what was asked for is wrong, the worker
 lives on. A worker that is at fault itself says nothing; it ends.
 
-    hello        -> protocol, family, pid
-    make         -> {}             settings: the family's own; the environment is built, nothing is simulated
+    handshake    -> protocol, family, pid
+    build        -> {}             settings: the family's own; the environment is built, nothing is simulated
     reset        -> observation?, frame? (H, W, 3) uint8 for people, instruction
     step         -> rewards (K',), successes (K',), steps = K', observation?, frames (F, H, W, 3)?
                     K' <= K: the chunk ends with its first success unless `ignore_success`
-    look         -> observation    {"observation.state": (S,) float32, "<camera key>": (H, W, 3) uint8, ...}
+    observe      -> observation    {"observation.state": (S,) float32, "<camera key>": (H, W, 3) uint8, ...}
     state        -> state          (n,) float64
     demonstrate  -> one episode of the suite's scripted expert, see sim/expert_episode.py
 """
@@ -28,7 +28,7 @@ from prts_core.io.errors import ServeError, SimulatorError
 from prts_core.io.msgpack import Limits, pack, unpack
 from prts_core.sim.suite import EpisodeKey, Perturbation
 
-VERSION = 1
+VERSION = 2
 LENGTH = struct.Struct(">I")
 MAX_ACTIONS = 4096
 REQUEST_LIMITS = Limits(max_bytes=16 * 2**20)
@@ -53,17 +53,17 @@ _EPISODE: dict[str, Any] = {
     "perturbation": dict,
 }
 REQUESTS: dict[str, dict[str, Any]] = {
-    "hello": {},
-    "make": {"settings": dict},
-    "reset": _EPISODE | {"look": bool, "film": bool},
-    "step": {"actions": Array(2, "f"), "look": bool, "film": int, "ignore_success": bool},
-    "look": {},
+    "handshake": {},
+    "build": {"settings": dict},
+    "reset": _EPISODE | {"observe": bool, "render": bool},
+    "step": {"actions": Array(2, "f"), "observe": bool, "render": int, "ignore_success": bool},
+    "observe": {},
     "state": {},
     "demonstrate": _EPISODE | {"noise": float, "noise_seed": int, "max_steps": int, "tail_steps": int, "images": bool},
 }
 REPLIES: dict[str, dict[str, Any]] = {
-    "hello": {"protocol": int, "family": str, "pid": int},
-    "make": {},
+    "handshake": {"protocol": int, "family": str, "pid": int},
+    "build": {},
     "reset": {"observation": (dict, OPTIONAL), "frame": _FRAME, "instruction": str},
     "step": {
         "rewards": Array(1, "f"),
@@ -72,7 +72,7 @@ REPLIES: dict[str, dict[str, Any]] = {
         "observation": (dict, OPTIONAL),
         "frames": (Array(4, "u"), OPTIONAL),
     },
-    "look": {"observation": dict},
+    "observe": {"observation": dict},
     "state": {"state": Array(1, "f")},
     "demonstrate": {
         "actions": Array(2, "f"),
@@ -93,12 +93,12 @@ BEGINS = ("reset", "demonstrate")
 Message = dict[str, Any]
 
 
-def hello() -> Message:
-    return {"kind": "hello"}
+def handshake() -> Message:
+    return {"kind": "handshake"}
 
 
-def make(settings: Mapping[str, Any]) -> Message:
-    return {"kind": "make", "settings": dict(settings)}
+def build(settings: Mapping[str, Any]) -> Message:
+    return {"kind": "build", "settings": dict(settings)}
 
 
 def _episode(key: EpisodeKey, perturbation: Perturbation | None) -> Message:
@@ -112,26 +112,26 @@ def _episode(key: EpisodeKey, perturbation: Perturbation | None) -> Message:
 
 
 def reset(
-    key: EpisodeKey, *, perturbation: Perturbation | None = None, look: bool = True, film: bool = False
+    key: EpisodeKey, *, perturbation: Perturbation | None = None, observe: bool = True, render: bool = False
 ) -> Message:
-    """`perturbation` is laid over the task's own. `look`: answer with an observation; `film`: with a picture."""
-    return {"kind": "reset", **_episode(key, perturbation), "look": look, "film": film}
+    """`perturbation` is laid over the task's own. `observe`: answer with an observation; `render`: with a picture."""
+    return {"kind": "reset", **_episode(key, perturbation), "observe": observe, "render": render}
 
 
-def step(actions: np.ndarray, *, look: bool = True, film: int = 0, ignore_success: bool = False) -> Message:
-    """`actions`: (K, A) in the suite's convention. `look`: observe after the last. `film`: a frame after every n-th
+def step(actions: np.ndarray, *, observe: bool = True, render: int = 0, ignore_success: bool = False) -> Message:
+    """`actions`: (K, A) in the suite's convention. `observe`: after the last. `render`: a frame after every n-th
     step of the episode; 0: none."""
     return {
         "kind": "step",
         "actions": np.ascontiguousarray(actions, np.float32),
-        "look": look,
-        "film": int(film),
+        "observe": observe,
+        "render": int(render),
         "ignore_success": ignore_success,
     }
 
 
-def look() -> Message:
-    return {"kind": "look"}
+def observe() -> Message:
+    return {"kind": "observe"}
 
 
 def state() -> Message:

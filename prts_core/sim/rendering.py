@@ -41,17 +41,14 @@ class Renderer:
         self.context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         self.viewport = mujoco.MjrRect(0, 0, size, size)
 
-    def __call__(self, data: Any, camera_id: int, model: Any = None) -> np.ndarray:
-        """(size, size, 3) uint8 picture as OpenGL returns it: the bottom row first.
-
-        model: `data`'s own, where it is another one of the same scene.
-        """
-        mj, model = self.mujoco, self.model if model is None else model
+    def __call__(self, data: Any, camera_id: int) -> np.ndarray:
+        """(size, size, 3) uint8 picture as OpenGL returns it: the bottom row first."""
+        mj = self.mujoco
         self.gl.make_current()
         # Another renderer may have bound its own buffer; without this the first picture after it is that one's last.
         mj.mjr_setBuffer(mj.mjtFramebuffer.mjFB_OFFSCREEN, self.context)
         self.camera.fixedcamid = camera_id
-        mj.mjv_updateScene(model, data, self.option, self.perturb, self.camera, mj.mjtCatBit.mjCAT_ALL, self.scene)
+        mj.mjv_updateScene(self.model, data, self.option, self.perturb, self.camera, mj.mjtCatBit.mjCAT_ALL, self.scene)
         mj.mjr_render(self.viewport, self.scene, self.context)
         out = np.empty((self.size, self.size, 3), np.uint8)
         mj.mjr_readPixels(out, None, self.viewport, self.context)

@@ -24,7 +24,8 @@ STEPS = 8
 def check_suites(names: tuple[str, ...], **changes: Any) -> list[dict[str, Any]]:
     """Each suite's first task, reset twice, stepped and looked at; one row a suite with what it took.
 
-    The suites are of one family; `changes` are fields of its Launch. SimulatorError names the suite and what is wrong.
+    The suites are of one family; `changes` are fields of its WorkerLaunch. SimulatorError names the suite and what is
+    wrong.
     """
     rows = []
     with Pool(launch_for(names[0], **changes)) as pool:
@@ -38,19 +39,19 @@ def _check_suite(pool: Pool, spec: SuiteSpec) -> dict[str, Any]:
     key = EpisodeKey(spec.name, task.name, 0, spec.seed)
     actions = np.random.default_rng(0).uniform(-0.5, 0.5, (STEPS, len(spec.contract.action)))
     began = time.perf_counter()
-    pool.ask(0, protocol.reset(key, look=False))
+    pool.ask(0, protocol.reset(key, observe=False))
     made = time.perf_counter()
     states = []
     for _ in range(2):
-        pool.ask(0, protocol.reset(key, look=False))
+        pool.ask(0, protocol.reset(key, observe=False))
         stepping = time.perf_counter()
-        pool.ask(0, protocol.step(actions, look=False, ignore_success=True))
+        pool.ask(0, protocol.step(actions, observe=False, ignore_success=True))
         stepped = time.perf_counter()
         states.append(pool.ask(0, protocol.state())["state"])
-    pool.ask(0, protocol.look())  # the first builds the renderer
-    looking = time.perf_counter()
-    seen = pool.ask(0, protocol.look())["observation"]
-    looked = time.perf_counter()
+    pool.ask(0, protocol.observe())  # the first builds the renderer
+    asked = time.perf_counter()
+    seen = pool.ask(0, protocol.observe())["observation"]
+    observed = time.perf_counter()
     if states[0].tobytes() != states[1].tobytes():
         raise SimulatorError(
             "An episode does not repeat",
@@ -63,9 +64,9 @@ def _check_suite(pool: Pool, spec: SuiteSpec) -> dict[str, Any]:
         "suite": spec.name,
         "task": task.name,
         "tasks": len(spec.tasks),
-        "make_s": round(made - began, 2),
+        "build_s": round(made - began, 2),
         "step_ms": round((stepped - stepping) / STEPS * 1e3, 2),
-        "look_ms": round((looked - looking) * 1e3, 1),
+        "observe_ms": round((observed - asked) * 1e3, 1),
     }
 
 

@@ -2,7 +2,7 @@
 
 A family of suites is a package `prts_core.sim.suites.<family>` with the same files each: `spec.py` (`suites()`: data
 only, importable without the simulator; `suites_for(settings)` where settings of the workers make another protocol),
-`environment.py` (`make(settings) -> Environment`, runs in the worker), `install.py` (`install(home, assets) -> record`
+`environment.py` (`build(settings) -> Environment`, runs in the worker), `install.py` (`install(home, assets) -> record`
 builds the simulator's own environment and writes the record, `check(home) -> report`; MAIN_ENVIRONMENT where there is
 nothing to build) and `expert.py` (`expert(suite, task) -> Expert`; a task without one is a SimulatorError); and
 `layout.py` where its demonstrations have names of their own in HDF5.
@@ -79,7 +79,7 @@ class Environment(Protocol):
     """One simulator in one process, for any task of its family: what the worker calls, one episode at a time.
 
     `reset` settles as the suite says. `step` is one control step: (reward, success). `images` renders, nothing else
-    does: {camera key of the contract: (H, W, 3) uint8}, upright. `film`: (H, W, 3) uint8 for people. `privileged`:
+    does: {camera key of the contract: (H, W, 3) uint8}, upright. `render`: (H, W, 3) uint8 for people. `privileged`:
     what only a scripted expert may see. `state`: the whole simulator state, (n,) float64.
     """
 
@@ -91,7 +91,7 @@ class Environment(Protocol):
 
     def images(self) -> dict[str, np.ndarray]: ...
 
-    def film(self) -> np.ndarray: ...
+    def render(self) -> np.ndarray: ...
 
     def privileged(self) -> dict[str, Any]: ...
 

@@ -1,6 +1,6 @@
 """Many episodes side by side, for evaluation and reinforcement learning: batches of observations, chunks of actions.
 
-It knows workers (sim/pool.py, one environment a lane) and no policy. Semantics are those of RLinf's LIBERO environment
+It knows workers (sim/pool.py, one environment a slot) and no policy. Semantics are those of RLinf's LIBERO environment
 (https://github.com/RLinf/RLinf), with these decided where a chunk makes them ambiguous:
 
 - A chunk is executed whole, on past a success, but never past the episode's limit; `valid` says what was executed.
@@ -112,21 +112,21 @@ class _Episode:
 
 
 class VectorEnv:
-    """`pool.lanes` environments of one suite; environment i is in group i // group_size."""
+    """`pool.slots` environments of one suite; environment i is in group i // group_size."""
 
     def __init__(self, pool: Pool, spec: SuiteSpec, settings: VectorSettings) -> None:
-        if settings.group_size < 1 or pool.lanes % settings.group_size:
+        if settings.group_size < 1 or pool.slots % settings.group_size:
             raise ConfigError(
                 "Environments do not fall into groups",
                 field="group_size",
                 found=settings.group_size,
-                expected=f"a divisor of the {pool.lanes} lanes",
+                expected=f"a divisor of the {pool.slots} slots",
             )
         self.pool, self.spec, self.settings = pool, spec, settings
         self.seed = spec.seed if settings.seed is None else settings.seed
         self.ids = reset_ids(
             spec,
-            pool.lanes // settings.group_size,
+            pool.slots // settings.group_size,
             order=settings.order,
             fixed=settings.fixed_ids,
             tasks=settings.tasks,
@@ -134,23 +134,23 @@ class VectorEnv:
             rank=settings.rank,
             world=settings.world,
         )
-        self.begun = [0] * pool.lanes
-        self.episodes: list[_Episode | None] = [None] * pool.lanes
-        self.under_way: tuple[int, dict[int, np.ndarray]] | None = None  # K and each lane's actions of a chunk begun
+        self.begun = [0] * pool.slots
+        self.episodes: list[_Episode | None] = [None] * pool.slots
+        self.under_way: tuple[int, dict[int, np.ndarray]] | None = None  # K and each slot's actions of a chunk begun
 
     def reset(self, environments: Sequence[int] | None = None) -> tuple[Observation, list[str]]:
         """Begin the next episode in these environments (none: in all). (observation {key: (N, ...)}, N sentences)."""
         assert self.under_way is None, "a chunk is under way; `finish` it first"
         keys = {}
-        for lane in range(self.pool.lanes) if environments is None else environments:
-            reset_id = self.ids(lane // self.settings.group_size, self.begun[lane])
-            self.episodes[lane] = None
+        for slot in range(self.pool.slots) if environments is None else environments:
+            reset_id = self.ids(slot // self.settings.group_size, self.begun[slot])
+            self.episodes[slot] = None
             if reset_id != EXHAUSTED:
-                self.begun[lane] += 1
-                keys[lane] = self.ids.key(reset_id, self.seed)
-        for lane, reply in self._exchange({lane: [self._reset(key)] for lane, key in keys.items()}).items():
-            limit = self.settings.max_steps or task_of(self.spec, keys[lane].task).max_steps
-            self.episodes[lane] = _Episode(keys[lane], limit, reply["observation"], reply["instruction"])
+                self.begun[slot] += 1
+                keys[slot] = self.ids.key(reset_id, self.seed)
+        for slot, reply in self._exchange({slot: [self._reset(key)] for slot, key in keys.items()}).items():
+            limit = self.settings.max_steps or task_of(self.spec, keys[slot].task).max_steps
+            self.episodes[slot] = _Episode(keys[slot], limit, reply["observation"], reply["instruction"])
         return self._observation(), self._instructions()
 
     def step(self, actions: np.ndarray) -> ChunkStep:
@@ -169,52 +169,52 @@ class VectorEnv:
         """Give the simulators a chunk (N, K, A) and return while they work; `finish` brings what it did."""
         assert self.under_way is None, "a chunk is under way; `finish` it first"
         actions = np.array(actions, np.float32)  # kept: a lost worker is brought back by what its episode executed
-        lanes, width = self.pool.lanes, len(self.spec.contract.action)
-        if actions.ndim != 3 or actions.shape[0] != lanes or actions.shape[1] < 1 or actions.shape[2] != width:
+        slots, width = self.pool.slots, len(self.spec.contract.action)
+        if actions.ndim != 3 or actions.shape[0] != slots or actions.shape[1] < 1 or actions.shape[2] != width:
             raise ConfigError(
                 "Actions do not fit the environments",
                 field="actions",
                 found=actions.shape,
-                expected=f"({lanes}, K, {width})",
+                expected=f"({slots}, K, {width})",
             )
         chunks = {
-            lane: actions[lane, : episode.max_steps - episode.steps]
-            for lane, episode in enumerate(self.episodes)
+            slot: actions[slot, : episode.max_steps - episode.steps]
+            for slot, episode in enumerate(self.episodes)
             if episode is not None and not episode.done
         }
         self.under_way = actions.shape[1], chunks
-        for lane, chunk in chunks.items():
-            self.pool.send(lane, self._step(chunk))
+        for slot, chunk in chunks.items():
+            self.pool.send(slot, self._step(chunk))
 
     def finish(self) -> ChunkStep:
         """What the chunk did that `start` began. Raises as `chunk_step` does."""
         assert self.under_way is not None, "no chunk is under way; `start` one"
         length, chunks = self.under_way
         self.under_way = None
-        lanes, shape = self.pool.lanes, (self.pool.lanes, length)
+        slots, shape = self.pool.slots, (self.pool.slots, length)
         out = {name: np.zeros(shape, bool) for name in ("terminations", "truncations", "successes", "valid")}
         rewards = np.zeros(shape, np.float32)
-        final: list[Observation | None] = [None] * lanes
-        ended: list[EpisodeEnd | None] = [None] * lanes
-        for lane, reply in self._collect({lane: [self._step(chunk)] for lane, chunk in chunks.items()}, chunks).items():
-            episode = self.episodes[lane]
+        final: list[Observation | None] = [None] * slots
+        ended: list[EpisodeEnd | None] = [None] * slots
+        for slot, reply in self._collect({slot: [self._step(chunk)] for slot, chunk in chunks.items()}, chunks).items():
+            episode = self.episodes[slot]
             assert episode is not None
-            taken = len(chunks[lane])
-            out["valid"][lane, :taken] = True
-            out["successes"][lane, :taken] = reply["successes"]
-            rewards[lane, :taken] = self._reward(episode, reply["successes"])
+            taken = len(chunks[slot])
+            out["valid"][slot, :taken] = True
+            out["successes"][slot, :taken] = reply["successes"]
+            rewards[slot, :taken] = self._reward(episode, reply["successes"])
             episode.observation = reply["observation"]
-            episode.actions.append(chunks[lane])
-            solved = np.zeros(shape[1], bool) if self.settings.ignore_terminations else out["successes"][lane].copy()
+            episode.actions.append(chunks[slot])
+            solved = np.zeros(shape[1], bool) if self.settings.ignore_terminations else out["successes"][slot].copy()
             late = np.zeros(shape[1], bool)
             late[taken - 1] = episode.steps >= episode.max_steps
             episode.done = bool(solved.any() or late.any())
             if self.settings.auto_reset or self.settings.ignore_terminations:
                 solved, late = _collapsed(solved), _collapsed(late)
-            out["terminations"][lane], out["truncations"][lane] = solved, late
+            out["terminations"][slot], out["truncations"][slot] = solved, late
             if episode.done:
-                final[lane], ended[lane] = episode.observation, self._end(episode)
-        if self.settings.auto_reset and (over := [lane for lane in range(lanes) if ended[lane] is not None]):
+                final[slot], ended[slot] = episode.observation, self._end(episode)
+        if self.settings.auto_reset and (over := [slot for slot in range(slots) if ended[slot] is not None]):
             self.reset(over)
         active = np.asarray([episode is not None and not episode.done for episode in self.episodes])
         return ChunkStep(
@@ -251,58 +251,58 @@ class VectorEnv:
             steps=episode.steps,
         )
 
-    def _reset(self, key: EpisodeKey, look: bool = True) -> Message:
-        return protocol.reset(key, perturbation=self.settings.perturbation, look=look)
+    def _reset(self, key: EpisodeKey, observe: bool = True) -> Message:
+        return protocol.reset(key, perturbation=self.settings.perturbation, observe=observe)
 
-    def _step(self, chunk: np.ndarray, look: bool = True) -> Message:
-        return protocol.step(chunk, look=look, ignore_success=True)
+    def _step(self, chunk: np.ndarray, observe: bool = True) -> Message:
+        return protocol.step(chunk, observe=observe, ignore_success=True)
 
-    def _way(self, lane: int, chunk: np.ndarray) -> list[Message]:
+    def _way(self, slot: int, chunk: np.ndarray) -> list[Message]:
         """The messages that take the chunk in a fresh worker: first those that lead to where it starts."""
-        episode = self.episodes[lane]
+        episode = self.episodes[slot]
         assert episode is not None
-        way = [self._reset(episode.key, look=False)]
+        way = [self._reset(episode.key, observe=False)]
         if episode.actions:
-            way.append(self._step(np.concatenate(episode.actions), look=False))
+            way.append(self._step(np.concatenate(episode.actions), observe=False))
         return [*way, self._step(chunk)]
 
     def _exchange(self, asked: dict[int, list[Message]]) -> dict[int, Message]:
-        """Send each lane its messages one after another, all lanes at once; the last reply of each."""
-        for lane, messages in asked.items():
-            self.pool.send(lane, messages[0])
+        """Send each slot its messages one after another, all slots at once; the last reply of each."""
+        for slot, messages in asked.items():
+            self.pool.send(slot, messages[0])
         return self._collect(asked)
 
     def _collect(
         self, asked: dict[int, list[Message]], chunks: dict[int, np.ndarray] | None = None
     ) -> dict[int, Message]:
-        """Wait for the replies, the first message of every lane being under way.
+        """Wait for the replies, the first message of every slot being under way.
 
         chunks: what a fresh worker must be brought to first where one is lost; none: it is asked the same again.
         """
-        todo = {lane: deque(messages) for lane, messages in asked.items()}
+        todo = {slot: deque(messages) for slot, messages in asked.items()}
         lost = dict.fromkeys(asked, 0)
         replies: dict[int, Message] = {}
         while len(replies) < len(asked):
             answered = self.pool.wait()
             assert answered is not None, "no time limit was given"
-            lane, reply = answered
+            slot, reply = answered
             if isinstance(reply, WorkerLost):
-                lost[lane] += 1
-                if lost[lane] >= ATTEMPTS:
+                lost[slot] += 1
+                if lost[slot] >= ATTEMPTS:
                     raise SimulatorError(
                         "One episode costs worker after worker",
-                        field=f"environment {lane}",
-                        found=f"{lost[lane]} lost; the last: {reply}",
+                        field=f"environment {slot}",
+                        found=f"{lost[slot]} lost; the last: {reply}",
                         expected="a simulator that survives the episode",
                     ) from reply
-                todo[lane] = deque(asked[lane] if chunks is None else self._way(lane, chunks[lane]))
+                todo[slot] = deque(asked[slot] if chunks is None else self._way(slot, chunks[slot]))
             else:
-                todo[lane].popleft()
-            if todo[lane]:
-                self.pool.send(lane, todo[lane][0])
+                todo[slot].popleft()
+            if todo[slot]:
+                self.pool.send(slot, todo[slot][0])
             else:
                 assert isinstance(reply, dict)
-                replies[lane] = reply
+                replies[slot] = reply
         return dict(sorted(replies.items()))
 
     def _observation(self) -> Observation:

@@ -47,18 +47,18 @@ class Session:
         fields = {name: value for name, value in request.items() if name != "kind"}
         return {"kind": request["kind"], **getattr(self, "_" + request["kind"])(**fields)}
 
-    def _hello(self) -> dict[str, Any]:
+    def _handshake(self) -> dict[str, Any]:
         return {"protocol": protocol.VERSION, "family": self.family, "pid": os.getpid()}
 
-    def _make(self, settings: dict[str, Any]) -> dict[str, Any]:
-        self.environment = part(self.family, "environment").make(settings)
+    def _build(self, settings: dict[str, Any]) -> dict[str, Any]:
+        self.environment = part(self.family, "environment").build(settings)
         self.suites = suites_of(self.family, settings)
         return {}
 
     def _begin(self, suite: str, task: str, initial_state: int, seed: int, perturbation: dict[str, Any]) -> Task:
         self.suite = None  # no episode, should this one be refused
         if self.environment is None:
-            raise SimulatorError("The simulator was not made", expected="a 'make' message first")
+            raise SimulatorError("The simulator was not built", expected="a 'build' message first")
         if suite not in self.suites:
             raise SimulatorError("The simulator has no such suite", found=suite, expected=", ".join(self.suites))
         spec = self.suites[suite]
@@ -82,19 +82,19 @@ class Session:
             raise SimulatorError("No episode is under way", expected="a 'reset' message first")
         return self.environment, self.suite
 
-    def _observe(self) -> dict[str, np.ndarray]:
+    def _observation(self) -> dict[str, np.ndarray]:
         environment, _ = self._episode()
         return {STATE: np.asarray(environment.proprioception(), np.float32), **environment.images()}
 
-    def _reset(self, *, look: bool, film: bool, **episode: Any) -> dict[str, Any]:
+    def _reset(self, *, observe: bool, render: bool, **episode: Any) -> dict[str, Any]:
         task = self._begin(**episode)
         return {
-            "observation": self._observe() if look else None,
-            "frame": self._episode()[0].film() if film else None,
+            "observation": self._observation() if observe else None,
+            "frame": self._episode()[0].render() if render else None,
             "instruction": task.instruction,
         }
 
-    def _step(self, actions: np.ndarray, look: bool, film: int, ignore_success: bool) -> dict[str, Any]:
+    def _step(self, actions: np.ndarray, observe: bool, render: int, ignore_success: bool) -> dict[str, Any]:
         environment, suite = self._episode()
         width = len(suite.contract.action)
         if not 0 < len(actions) <= protocol.MAX_ACTIONS or actions.shape[1] != width or not np.isfinite(actions).all():
@@ -110,20 +110,20 @@ class Session:
             self.steps += 1
             rewards.append(reward)
             successes.append(success)
-            if film > 0 and self.steps % film == 0:
-                frames.append(environment.film())
+            if render > 0 and self.steps % render == 0:
+                frames.append(environment.render())
             if success and not ignore_success:
                 break
         return {
             "rewards": np.asarray(rewards, np.float32),
             "successes": np.asarray(successes, bool),
             "steps": len(rewards),
-            "observation": self._observe() if look else None,
+            "observation": self._observation() if observe else None,
             "frames": np.stack(frames) if frames else None,
         }
 
-    def _look(self) -> dict[str, Any]:
-        return {"observation": self._observe()}
+    def _observe(self) -> dict[str, Any]:
+        return {"observation": self._observation()}
 
     def _state(self) -> dict[str, Any]:
         return {"state": np.asarray(self._episode()[0].state(), np.float64)}

@@ -5,7 +5,7 @@ tests/stages/test_behaviour.py holds outputs and versions together.
 """
 
 VERSIONS = {
-    "collect": 1,
+    "collect": 2,
     "convert": 1,
     "validate": 1,
     "stats": 1,

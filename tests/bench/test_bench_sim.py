@@ -1,4 +1,4 @@
-"""The simulator's benchmark where LIBERO is not installed, and its lanes on a simulator that is always there."""
+"""The simulator's benchmark where LIBERO is not installed, and its slots on a simulator that is always there."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def test_every_lane_goes_through_all_recorded_actions(monkeypatch: pytest.Monkey
     spec = suite("metaworld")
     monkeypatch.setattr(sim, "SUITE", "metaworld")
     monkeypatch.setattr(sim, "TASK", spec.tasks[0].name)
-    lanes = sim.Lanes(2, 1, {})
+    slots = sim.SlotThroughput(2, 1, {})
     try:
-        assert lanes.steps_per_second(np.zeros((8, len(spec.contract.action)), np.float32), 4) > 0
+        assert slots.steps_per_second(np.zeros((8, len(spec.contract.action)), np.float32), 4) > 0
     finally:
-        lanes.close()
+        slots.close()

@@ -33,7 +33,7 @@ MACHINE = {
     "shard_mb": 100,
     "log_every": 1,
 }
-METAWORLD = MetaworldSource("metaworld", (TaskSpec("a", "do a", 9),))
+METAWORLD = MetaworldSource("metaworld", (TaskSpec("a", "do a", 9),)).expert()
 LEROBOT = LeRobotSource("lerobot", root="/here")
 RECORDING = RecordingSource("robomimic", "/here", "libero")
 PICTURES = ImageTextSource("/here/a.jsonl", "/here", digest="sha256:0")

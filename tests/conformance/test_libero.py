@@ -44,16 +44,16 @@ def home() -> Installation:
 
 @pytest.fixture(scope="module")
 def pool(home: Installation) -> Iterator[Pool]:
-    with Pool(launch_for(SUITE), lanes=2) as pool:
+    with Pool(launch_for(SUITE), slots=2) as pool:
         yield pool
 
 
-def begin(pool: Pool, lane: int, task: str, state: int = 0, seed: int = 7) -> dict[str, np.ndarray]:
-    return pool.ask(lane, protocol.reset(EpisodeKey(SUITE, task, state, seed)))["observation"]
+def begin(pool: Pool, slot: int, task: str, state: int = 0, seed: int = 7) -> dict[str, np.ndarray]:
+    return pool.ask(slot, protocol.reset(EpisodeKey(SUITE, task, state, seed)))["observation"]
 
 
-def act(pool: Pool, lane: int, actions: np.ndarray) -> dict[str, np.ndarray]:
-    return pool.ask(lane, protocol.step(actions))["observation"]
+def act(pool: Pool, slot: int, actions: np.ndarray) -> dict[str, np.ndarray]:
+    return pool.ask(slot, protocol.step(actions))["observation"]
 
 
 def still(steps: int, **changes: float) -> np.ndarray:
@@ -63,12 +63,12 @@ def still(steps: int, **changes: float) -> np.ndarray:
     return np.tile(row, (steps, 1))
 
 
-def ending(pool: Pool, lane: int, task: str, state: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def ending(pool: Pool, slot: int, task: str, state: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Simulator state and observation after a lively episode, the gripper closed in between."""
     actions = np.random.default_rng(state).uniform(-1, 1, (24, 7)).astype(np.float32)
-    first = begin(pool, lane, task, state, seed)
-    seen = act(pool, lane, actions)
-    return pool.ask(lane, protocol.state())["state"], {"first": first[IMAGE], **seen}
+    first = begin(pool, slot, task, state, seed)
+    seen = act(pool, slot, actions)
+    return pool.ask(slot, protocol.state())["state"], {"first": first[IMAGE], **seen}
 
 
 def test_an_episode_is_one_to_the_bit_in_any_process_and_after_any_other(pool: Pool):
@@ -96,7 +96,7 @@ def test_the_stored_initial_state_is_where_an_episode_begins(pool: Pool, home: I
 def test_looking_costs_no_physics(pool: Pool):
     seen = begin(pool, 0, MILK)
     before = pool.ask(0, protocol.state())["state"]
-    again = pool.ask(0, protocol.look())["observation"]
+    again = pool.ask(0, protocol.observe())["observation"]
     assert all(np.array_equal(seen[key], again[key]) for key in (IMAGE, WRIST, STATE))
     assert np.array_equal(before, pool.ask(0, protocol.state())["state"])
     assert seen[IMAGE].shape == seen[WRIST].shape == (256, 256, 3)

@@ -38,7 +38,7 @@ from prts_core.sim.pool import Pool, launch_for
 from prts_core.sim.suite import EpisodeKey, Task
 from prts_core.sim.suites import part, suite
 from tests.fixtures.replay_policy import ReplayPolicy, table, write_package
-from tests.rollout.toy_lanes import Same
+from tests.rollout.toy_slots import Same
 
 pytestmark = [pytest.mark.conformance, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]
@@ -216,9 +216,9 @@ def test_an_expert_played_again_by_a_served_package_scores_what_it_scored(expert
 
 
 def played(pool: Pool, folder: Path, plan: EpisodePlan, policy: ReplayPolicy, adapter: Any) -> list[Row]:
-    actor = LocalPolicy(policy, {"policy_digest": "replay"})
-    with open_journal(folder / "journal.jsonl", plan, actor) as journal:
-        Runner(plan, actor, pool, journal, adapter=adapter, actions=folder / "actions").run()
+    policy = LocalPolicy(policy, {"policy_digest": "replay"})
+    with open_journal(folder / "journal.jsonl", plan, policy) as journal:
+        Runner(plan, policy, pool, journal, adapter=adapter, actions=folder / "actions").run()
         return finished(plan, journal)
 
 

@@ -18,7 +18,7 @@ from prts_core.config.places import shared_folder
 from prts_core.contract import Contract
 from prts_core.sim import protocol
 from prts_core.sim.adapter import adapt
-from prts_core.sim.demonstrate import RecorderSettings, demonstrate, episode_of
+from prts_core.sim.expert_recorder import RecorderSettings, demonstrate, episode_of
 from prts_core.sim.installations import Installation
 from prts_core.sim.pool import Pool, launch_for
 from prts_core.sim.suite import EpisodeKey
@@ -46,9 +46,10 @@ ROOT = Path(__file__).parents[2]
 def recorded(folder: Path, where: tuple[str, str], noise: float, placement: str) -> tuple[RecorderSettings, Path]:
     """One demonstration; its file."""
     spec = suite(where[0])
-    settings = RecorderSettings(spec.name, (where[1],), 1, (noise,), seed=spec.seed, image_size=64, placement=placement)
-    launch = launch_for(where[0], settings={"image_size": 64, "placement": placement})
-    demonstrate(spec, settings, launch, folder)
+    made = {"image_size": 64, "placement": placement}
+    settings = RecorderSettings(spec.name, (where[1],), 1, (noise,), seed=spec.seed, worker_settings=made)
+    with Pool(launch_for(where[0], settings=made)) as pool:
+        demonstrate(spec, settings, pool, folder)
     return settings, folder / f"{where[1]}_demo.hdf5"
 
 
@@ -66,10 +67,10 @@ def test_a_recording_converted_and_replayed_through_the_adapter_scores_what_the_
         first = pool.ask(0, protocol.reset(key))["observation"]
         assert np.array_equal(adapter.observation(first)["observation.state"], state[0])
         assert np.array_equal(pool.ask(0, protocol.state())["state"], demo["states"][0])
-        done = pool.ask(0, protocol.step(adapter.actions(chunk[:-1]), look=False))
+        done = pool.ask(0, protocol.step(adapter.actions(chunk[:-1]), observe=False))
         assert not done["successes"].any()
         assert np.array_equal(pool.ask(0, protocol.state())["state"], demo["states"][-1])
-        last = pool.ask(0, protocol.step(adapter.actions(chunk[-1:]), look=False))
+        last = pool.ask(0, protocol.step(adapter.actions(chunk[-1:]), observe=False))
         assert last["successes"].tolist() == [True] and demo.attrs["success_row"] == len(chunk) - 1
 
 
@@ -107,7 +108,7 @@ def test_drawn_placements_are_none_of_the_stored_ones_and_repeat(tmp_path: Path)
         key, _, _ = episode_of(RecorderSettings(spec.name, (), 1, seed=100_000), task_of(spec, OBJECT[1]), 0)
 
         def begin(pool: Pool) -> np.ndarray:
-            pool.ask(0, protocol.reset(key, look=False))
+            pool.ask(0, protocol.reset(key, observe=False))
             return pool.ask(0, protocol.state())["state"]
 
         first, again, other = begin(drawn), begin(drawn), begin(stored)

@@ -30,7 +30,7 @@ def pool() -> Iterator[Pool]:
         pytest.skip("LIBERO is not installed and its assets are not on this machine (PRTS_SHARED)")
     for family in ("libero_plus", "libero_pro"):
         part(family, "install").install(Installation(family))
-    with Pool(launch_for("libero_plus"), lanes=1) as pool:
+    with Pool(launch_for("libero_plus"), slots=1) as pool:
         yield pool
 
 
@@ -39,7 +39,7 @@ def episode(pool: Pool, name: str = "libero_object", task: str = MILK, **perturb
     key = EpisodeKey(name, task, 4, 7)
     begun = pool.ask(0, protocol.reset(key, perturbation=perturbation))
     start = pool.ask(0, protocol.state())["state"]
-    pool.ask(0, protocol.step(ACTIONS, look=False, ignore_success=True))
+    pool.ask(0, protocol.step(ACTIONS, observe=False, ignore_success=True))
     return {
         **begun["observation"],
         "said": begun["instruction"],
@@ -109,7 +109,7 @@ def test_pro_rewrites_the_description(pool: Pool):
     """A worker of the family LIBERO-Pro; the pool of LIBERO-Plus gives the plain episode."""
     plain = episode(pool, "libero_plus_camera", f"{MILK}__camera_distance_1")
     before = places(plain["start"], 7)
-    with Pool(launch_for("libero_pro_task"), lanes=1) as pro:
+    with Pool(launch_for("libero_pro_task"), slots=1) as pro:
         task = next(t for t in suite("libero_pro_task").tasks if t.perturbation["base"] == MILK)
         other = episode(pro, "libero_pro_task", task.name)
         np.testing.assert_allclose(places(other["start"], 7), before, atol=1e-6)

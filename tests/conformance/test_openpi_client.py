@@ -135,13 +135,13 @@ def test_a_server_that_packs_as_openpi_is_benchmarked_by_the_users_word(openpi_p
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
     server = subprocess.Popen([openpi_python, "-c", FOREIGN], stdout=subprocess.PIPE, text=True, env=env)
     try:
-        actor = RemotePolicy(f"ws://127.0.0.1:{server.stdout.readline().strip()}", contract=CONTRACT.contract)
+        policy = RemotePolicy(f"ws://127.0.0.1:{server.stdout.readline().strip()}", contract=CONTRACT.contract)
         seen = {f"observation.images.{name}": np.full((1, 8, 8, 3), 3, np.uint8) for name in ("top", "wrist")}
         seen[STATE] = np.array([[0.0, 0.25, 0.0]], np.float32)
-        answer = actor.ask(seen, ["open the faucet"], [1])
-        actor.close()
+        answer = policy.ask(seen, ["open the faucet"], [1])
+        policy.close()
     finally:
         server.terminate()
         server.communicate(timeout=120)
-    assert actor.contract.chunk_length == 10 and "unverified" in actor.identity
+    assert policy.contract.chunk_length == 10 and "unverified" in policy.identity
     assert answer.values is None and (answer.chunks == np.float32(3.25)).all() and answer.chunks.dtype == np.float32

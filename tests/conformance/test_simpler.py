@@ -41,16 +41,16 @@ def home() -> Installation:
 
 @pytest.fixture(scope="module")
 def pool(home: Installation) -> Iterator[Pool]:
-    with Pool(launch_for(SUITE), lanes=2) as pool:
+    with Pool(launch_for(SUITE), slots=2) as pool:
         yield pool
 
 
-def begin(pool: Pool, lane: int, task: str, state: int = 0) -> dict[str, np.ndarray]:
-    return pool.ask(lane, protocol.reset(EpisodeKey(SUITE, task, state, 0)))["observation"]
+def begin(pool: Pool, slot: int, task: str, state: int = 0) -> dict[str, np.ndarray]:
+    return pool.ask(slot, protocol.reset(EpisodeKey(SUITE, task, state, 0)))["observation"]
 
 
-def act(pool: Pool, lane: int, actions: np.ndarray) -> dict[str, np.ndarray]:
-    return pool.ask(lane, protocol.step(actions))["observation"]
+def act(pool: Pool, slot: int, actions: np.ndarray) -> dict[str, np.ndarray]:
+    return pool.ask(slot, protocol.step(actions))["observation"]
 
 
 def still(steps: int, **changes: float) -> np.ndarray:
@@ -60,13 +60,13 @@ def still(steps: int, **changes: float) -> np.ndarray:
     return np.tile(row, (steps, 1))
 
 
-def ending(pool: Pool, lane: int, task: str, state: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def ending(pool: Pool, slot: int, task: str, state: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Simulator state and observation after a lively episode, the gripper closed in between."""
     scale = [0.02, 0.02, 0.02, 0.1, 0.1, 0.1, 1.0]
     actions = (np.random.default_rng(state).uniform(-1, 1, (8, 7)) * scale).astype(np.float32)
-    begin(pool, lane, task, state)
-    seen = act(pool, lane, actions)
-    return pool.ask(lane, protocol.state())["state"], seen
+    begin(pool, slot, task, state)
+    seen = act(pool, slot, actions)
+    return pool.ask(slot, protocol.state())["state"], seen
 
 
 def test_an_episode_is_one_to_the_bit_in_any_process_and_after_any_other(pool: Pool):
@@ -83,7 +83,7 @@ def test_an_episode_is_one_to_the_bit_in_any_process_and_after_any_other(pool: P
 def test_looking_costs_no_physics_and_shows_the_photograph(pool: Pool):
     seen = begin(pool, 0, CARROT)
     before = pool.ask(0, protocol.state())["state"]
-    again = pool.ask(0, protocol.look())["observation"]
+    again = pool.ask(0, protocol.observe())["observation"]
     assert all(np.array_equal(seen[key], again[key]) for key in (IMAGE, STATE))
     assert np.array_equal(before, pool.ask(0, protocol.state())["state"])
     assert seen[IMAGE].shape == (480, 640, 3)
@@ -126,8 +126,8 @@ def test_the_expert_solves_it_and_a_wrong_convention_does_not(pool: Pool, task: 
     said = made["executed"]
 
     def outcome(actions: np.ndarray) -> bool:
-        pool.ask(0, protocol.reset(key, look=False))
-        return bool(pool.ask(0, protocol.step(actions, look=False))["successes"][-1])
+        pool.ask(0, protocol.reset(key, observe=False))
+        return bool(pool.ask(0, protocol.step(actions, observe=False))["successes"][-1])
 
     assert outcome(said)
     gripper, degrees = said.copy(), said.copy()

@@ -44,7 +44,7 @@ def write_raw(
             path.parent.mkdir(parents=True, exist_ok=True)
             with h5py.File(path, "w") as file:
                 data = file.create_group("data")
-                data.attrs["env_args"] = json.dumps({"env_name": task, "action_repeat": 4})
+                data.attrs["env_args"] = json.dumps({"env_name": task, "control_hz": 20.0})
                 data.attrs["problem_info"] = json.dumps({"language_instruction": instruction})
                 data.attrs["num_demos"], data.attrs["total"] = count, 0
                 for number in range(count):

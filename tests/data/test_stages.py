@@ -8,7 +8,7 @@ import pytest
 
 from prts_core.config.load import load_plan
 from prts_core.config.places import shared_folder
-from prts_core.config.schema import ConvertConfig, MetaworldSource, StatsConfig, ValidateConfig, VideoConfig
+from prts_core.config.schema import ConvertConfig, ExpertSource, StatsConfig, ValidateConfig, VideoConfig
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.normalize import NormStats
 from prts_core.data.validation import ValidationFailed
@@ -45,7 +45,7 @@ def manifest(outputs: Path, kind: str, folder: Path) -> Manifest:
 
 def test_convert_validate_stats(tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "raw")
-    source = MetaworldSource(kind="metaworld", tasks=(), action_repeat=4, workers=2)
+    source = ExpertSource("expert", "metaworld", workers=2)
     made = context(tmp_path, "convert")
     result = convert(
         ConvertConfig("toy", source, ROBOT, VideoConfig()), {"collect": manifest(tmp_path, "collect", raw)}, made

@@ -230,12 +230,11 @@ def test_a_suite_must_be_one_of_the_recipe(outputs):
 def test_every_setting_that_can_move_a_rate_of_the_own_benchmark_is_in_its_protocol(tmp_path):
     plan = plan_for("settings")
     base, source = plan.benchmark, plan.benchmark.source
-    longer = replace(source, tasks=(replace(source.tasks[0], max_steps=200), *source.tasks[1:]))
+    (name, sentence, _), *rest = source.settings["tasks"]
+    settings_of = [{"tasks": [[name, sentence, 200], *rest]}, {"start_jitter": 0}, {"action_repeat": 1}]
     others = [
         base,
-        replace(base, source=longer),
-        replace(base, source=replace(source, start_jitter=0)),
-        replace(base, source=replace(source, action_repeat=1)),
+        *(replace(base, source=replace(source, settings=source.settings | change)) for change in settings_of),
         replace(base, image_size=128),
         replace(base, execute_steps=1),
         replace(base, seed=5),

@@ -37,15 +37,15 @@ CONFIG = BenchmarkConfig(
 )
 METAWORLD = MetaworldSource(
     kind="metaworld", tasks=(TaskSpec("dial-turn", "turn the dial", 90),), image_size=32, action_repeat=3
-)
+).expert()
 
 
 def test_where_a_dataset_comes_from_is_where_its_policy_is_measured():
     spec, settings, made = measured(BenchmarkConfig(dataset="d", source=METAWORLD, episodes=3))
     (task,) = spec.tasks
     assert (task.name, task.instruction, task.max_steps) == ("dial-turn", "turn the dial", 30)
-    assert (spec.contract.control_hz, spec.contract.cameras[0].height) == (pytest.approx(80 / 3), 32)
-    assert settings.episodes == 3 and made["start_jitter"] == METAWORLD.start_jitter and "8 cm" in spec.source
+    assert spec.contract.control_hz == pytest.approx(80 / 3) and settings.image_size == 32
+    assert settings.episodes == 3 and made["start_jitter"] == 8 and "8 cm" in spec.source
     same, settings, made = measured(BenchmarkConfig(dataset="d", source=METAWORLD, suite="metaworld", episodes=None))
     assert same == suite("metaworld") and made == {} and settings.episodes == 6 * 50
     experts = ExpertSource(kind="expert", suite=TOY, tasks=("shove",), image_size=16)

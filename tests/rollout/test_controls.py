@@ -24,7 +24,7 @@ from prts_core.rollout.episode_plan import EpisodePlan, SuiteSettings, make_plan
 from prts_core.rollout.local_policy import LocalPolicy
 from prts_core.rollout.runner import ExpertRunner, Runner, finished, missing, open_journal, without_expert
 from prts_core.sim.suite import EpisodeKey
-from tests.rollout.toy_lanes import CAMERA, CHUNK, CONTRACT, SUITE, DotPolicy, Same, ToyLanes
+from tests.rollout.toy_slots import CAMERA, CHUNK, CONTRACT, SAME, SUITE, DotPolicy, ToySlots
 
 KEY = EpisodeKey("dots", "left", 0, 7)
 
@@ -34,18 +34,18 @@ def plan_of(execute: int = 4, length: int = CHUNK, **more) -> EpisodePlan:
 
 
 def run(
-    folder: Path, plan: EpisodePlan, lanes: ToyLanes, policy=None, how=Runner, control=PLAIN, **options
+    folder: Path, plan: EpisodePlan, slots: ToySlots, policy=None, how=Runner, control=PLAIN, **options
 ) -> list[dict]:
-    actor = LocalPolicy(policy or DotPolicy(noise=0.0), {"policy_digest": "sha256:toy"}, **options)
-    with open_journal(folder / "journal.jsonl", plan, actor) as journal:
-        how(plan, actor, lanes, journal, adapter=Same(), actions=folder / "actions", control=control).run()
+    policy = LocalPolicy(policy or DotPolicy(noise=0.0), {"policy_digest": "sha256:toy"}, **options)
+    with open_journal(folder / "journal.jsonl", plan, policy) as journal:
+        how(plan, policy, slots, journal, adapter=SAME, actions=folder / "actions", control=control).run()
         assert missing(plan, journal) == []
         return [{k: v for k, v in row.items() if k != "latency_ms"} for row in finished(plan, journal)]
 
 
 def test_another_sentence_is_what_the_policy_hears_and_what_the_row_says(tmp_path):
     other = SwappedInstruction({"left": "go right", "right": "go left"})
-    rows = run(tmp_path, plan_of(), ToyLanes(2), control=other)
+    rows = run(tmp_path, plan_of(), ToySlots(2), control=other)
     assert {(row["task"], row["instruction"], row["success"]) for row in rows} == {
         ("left", "go right", False),
         ("right", "go left", False),
@@ -60,11 +60,11 @@ def test_black_pictures_leave_the_state():
     assert seen[CAMERA].any()
 
 
-@pytest.mark.parametrize("lanes", [1, 3])
-def test_shaking_is_the_episodes_own(tmp_path, lanes):
-    rows = run(tmp_path / "a", plan_of(), ToyLanes(lanes, order=lanes), control=ActionNoise(0.3, CONTRACT), batch=lanes)
-    calm = run(tmp_path / "b", plan_of(), ToyLanes(1))
-    assert rows == run(tmp_path / "c", plan_of(), ToyLanes(2), control=ActionNoise(0.3, CONTRACT), batch=lanes) != calm
+@pytest.mark.parametrize("slots", [1, 3])
+def test_shaking_is_the_episodes_own(tmp_path, slots):
+    rows = run(tmp_path / "a", plan_of(), ToySlots(slots, order=slots), control=ActionNoise(0.3, CONTRACT), batch=slots)
+    calm = run(tmp_path / "b", plan_of(), ToySlots(1))
+    assert rows == run(tmp_path / "c", plan_of(), ToySlots(2), control=ActionNoise(0.3, CONTRACT), batch=slots) != calm
 
 
 def test_shaking_goes_by_the_step_not_by_the_chunk_and_spares_the_gripper():
@@ -78,7 +78,7 @@ def test_shaking_goes_by_the_step_not_by_the_chunk_and_spares_the_gripper():
 
 def test_a_replay_looks_at_nothing_and_holds_its_last_row(tmp_path):
     played = {name: np.array([[0.1, 0.0], [0.2, 0.0]]) for name in ("left", "right", "up")}
-    pool, still = ToyLanes(2), NoOpPolicy(DotPolicy().contract, 24)
+    pool, still = ToySlots(2), NoOpPolicy(DotPolicy().contract, 24)
     rows = run(tmp_path, plan_of(24, 24), pool, still, control=OpenLoopReplay(played), values=False)
     assert pool.looks == len(rows) == 12 and {row["success"] for row in rows if row["task"] != "right"} == {False}
     actions = np.load(tmp_path / "actions" / "00000.npy", allow_pickle=False)
@@ -91,30 +91,30 @@ def test_values_may_be_anothers():
         def value(self, observation, actions, instruction):
             return np.full(len(instruction), 5.0)
 
-    actor = LocalPolicy(ActsLike(DotPolicy(), Judge(), DotPolicy().contract), {})
+    policy = LocalPolicy(ActsLike(DotPolicy(), Judge(), DotPolicy().contract), {})
     seen = {STATE: np.zeros((1, 2), np.float32), CAMERA: np.zeros((1, 8, 8, 3), np.uint8)}
-    answer = actor.ask(seen, ["go left"], [0])
+    answer = policy.ask(seen, ["go left"], [0])
     assert answer.values is not None and answer.values[0] == 5.0
     np.testing.assert_array_equal(answer.chunks, DotPolicy().act(seen, ["go left"], [0]))
 
 
-@pytest.mark.parametrize("lanes", [1, 4])
-def test_the_expert_is_one_message_an_episode(tmp_path, lanes):
+@pytest.mark.parametrize("slots", [1, 4])
+def test_the_expert_is_one_message_an_episode(tmp_path, slots):
     lost = {plan_of().keys[5]}
-    pool = ToyLanes(lanes, dies=lambda key, n: key in lost and not lost.remove(key))
+    pool = ToySlots(slots, dies=lambda key, n: key in lost and not lost.remove(key))
     rows = run(tmp_path, plan_of(), pool, how=ExpertRunner)
     assert len(rows) == 12 and all(row["success"] and row["looks"] == 0 for row in rows) and pool.looks == 0
     assert len(pool.resets) == 13
     assert np.load(tmp_path / "actions" / "00003.npy", allow_pickle=False).shape == (rows[3]["steps"], 2)
-    assert run(tmp_path, plan_of(), ToyLanes(1), how=ExpertRunner) == rows
+    assert run(tmp_path, plan_of(), ToySlots(1), how=ExpertRunner) == rows
 
 
 def test_a_task_without_an_expert_is_left_out_and_told(tmp_path):
-    pool = ToyLanes(3, skills=("left", "up"))
+    pool = ToySlots(3, skills=("left", "up"))
     rows = run(tmp_path, plan_of(), pool, how=ExpertRunner)
     assert {row["task"] for row in rows} == {"left", "up"} and len(rows) == 8
-    plan, actor = plan_of(), LocalPolicy(DotPolicy(noise=0.0), {"policy_digest": "sha256:toy"})
-    with open_journal(tmp_path / "journal.jsonl", plan, actor) as journal:
+    plan, policy = plan_of(), LocalPolicy(DotPolicy(noise=0.0), {"policy_digest": "sha256:toy"})
+    with open_journal(tmp_path / "journal.jsonl", plan, policy) as journal:
         assert without_expert(journal) == {"right": "nobody can go right"} and missing(plan, journal) == []
 
 
@@ -125,8 +125,8 @@ def test_a_batch_that_costs_by_the_sample_waits_until_it_is_full(tmp_path):
             return super().act(observation, instruction, seeds)
 
     eager, patient = Counting(), Counting()
-    rows = run(tmp_path / "a", plan_of(), ToyLanes(4), eager, batch=4)
-    assert run(tmp_path / "b", plan_of(), ToyLanes(4), patient, batch=4, fill=True) == rows
+    rows = run(tmp_path / "a", plan_of(), ToySlots(4), eager, batch=4)
+    assert run(tmp_path / "b", plan_of(), ToySlots(4), patient, batch=4, fill=True) == rows
     assert len(patient.asked) < len(eager.asked)
 
 

@@ -24,7 +24,7 @@ from prts_core.rollout.local_policy import LocalPolicy, ask_filled, neighbours_m
 from prts_core.rollout.remote_policy import RemotePolicy, named_contract
 from prts_core.serving.server import PolicyServer, ServerConfig
 from tests.fixtures.running_server import running
-from tests.rollout.toy_lanes import CAMERA, CONTRACT, TASKS, DotPolicy
+from tests.rollout.toy_slots import CAMERA, CONTRACT, TASKS, DotPolicy
 
 TEXTS = ["go left", "go right", "go up"]
 SEEDS = [1, 2**62, 3]
@@ -50,16 +50,16 @@ def port() -> int:
 def test_a_server_answers_as_the_policy_itself():
     local = LocalPolicy(DotPolicy(), {}, batch=3).ask(observation(), TEXTS, SEEDS)
     with serving(DotPolicy(), package_digest="sha256:p") as url:
-        actor = open_policy(url, batch=3)
-        answer = actor.ask(observation(), TEXTS, SEEDS)
-        assert neighbours_matter(actor, [task.instruction for task in TASKS]) == ""
-        actor.close()
+        policy = open_policy(url, batch=3)
+        answer = policy.ask(observation(), TEXTS, SEEDS)
+        assert neighbours_matter(policy, [task.instruction for task in TASKS]) == ""
+        policy.close()
         silent = RemotePolicy(url, values=False)
         assert silent.ask(observation(1), TEXTS[:1], SEEDS[:1]).values is None
         silent.close()
     np.testing.assert_array_equal(answer.chunks, local.chunks)
     np.testing.assert_allclose(answer.values, local.values, rtol=1e-6)
-    assert actor.identity == {"package_digest": "sha256:p", "contract": DotPolicy().contract.fingerprint}
+    assert policy.identity == {"package_digest": "sha256:p", "contract": DotPolicy().contract.fingerprint}
 
 
 def test_a_policy_computes_with_the_threads_it_was_given_whoever_asks():
@@ -74,20 +74,20 @@ def test_a_policy_computes_with_the_threads_it_was_given_whoever_asks():
     for before in (1, 3):
         with torch_threads(before):
             for threads in (2, None):
-                actor = LocalPolicy(Counting(), {}, batch=3, threads=threads)
-                actor.ask(observation(), TEXTS, SEEDS)
+                policy = LocalPolicy(Counting(), {}, batch=3, threads=threads)
+                policy.ask(observation(), TEXTS, SEEDS)
                 with ThreadPoolExecutor(1) as other:
-                    other.submit(actor.ask, observation(), TEXTS, SEEDS).result()
+                    other.submit(policy.ask, observation(), TEXTS, SEEDS).result()
             assert torch.get_num_threads() == before
     assert seen == [2, 2, 1, 1, 2, 2, 3, 3]
 
 
 def test_a_server_that_comes_back_is_waited_for(port):
     with serving(DotPolicy(), port):
-        actor = RemotePolicy(f"ws://127.0.0.1:{port}", batch=2, patience_s=60)
-        first = actor.ask(observation(2), TEXTS[:2], SEEDS[:2])
+        policy = RemotePolicy(f"ws://127.0.0.1:{port}", batch=2, patience_s=60)
+        first = policy.ask(observation(2), TEXTS[:2], SEEDS[:2])
     asked: list = []
-    thread = threading.Thread(target=lambda: asked.append(actor.ask(observation(2), TEXTS[:2], SEEDS[:2])))
+    thread = threading.Thread(target=lambda: asked.append(policy.ask(observation(2), TEXTS[:2], SEEDS[:2])))
     thread.start()
     time.sleep(0.3)
     assert not asked
@@ -95,15 +95,15 @@ def test_a_server_that_comes_back_is_waited_for(port):
         thread.join(60)
         assert not thread.is_alive()
         np.testing.assert_array_equal(asked[0].chunks, first.chunks)
-        actor.close()
+        policy.close()
 
 
 def test_patience_ends_and_closing_ends_it_at_once(port):
     with serving(DotPolicy(), port):
-        actor, other = (RemotePolicy(f"ws://127.0.0.1:{port}", patience_s=seconds) for seconds in (0.6, 600))
+        policy, other = (RemotePolicy(f"ws://127.0.0.1:{port}", patience_s=seconds) for seconds in (0.6, 600))
     with pytest.raises(ServeError, match=r"stayed away.*within 0\.6 s.*finished episodes are kept"):
-        actor.ask(observation(1), TEXTS[:1], SEEDS[:1])
-    actor.close()
+        policy.ask(observation(1), TEXTS[:1], SEEDS[:1])
+    policy.close()
     threading.Timer(0.3, other.close).start()
     with pytest.raises(ServeError, match="stayed away"):
         other.ask(observation(1), TEXTS[:1], SEEDS[:1])
@@ -111,11 +111,11 @@ def test_patience_ends_and_closing_ends_it_at_once(port):
 
 def test_another_policy_at_the_same_address_is_refused(port):
     with serving(DotPolicy(), port, package_digest="sha256:one"):
-        actor = RemotePolicy(f"ws://127.0.0.1:{port}", patience_s=30)
+        policy = RemotePolicy(f"ws://127.0.0.1:{port}", patience_s=30)
     with serving(DotPolicy(), port, package_digest="sha256:two"):
         with pytest.raises(ServeError, match=r"Another policy is served now.*sha256:two.*sha256:one"):
-            actor.ask(observation(1), TEXTS[:1], SEEDS[:1])
-        actor.close()
+            policy.ask(observation(1), TEXTS[:1], SEEDS[:1])
+        policy.close()
 
 
 @contextlib.contextmanager
@@ -143,25 +143,25 @@ def test_a_server_that_says_nothing_is_asked_once_its_contract_is_named():
     with foreign(seen) as url:
         with pytest.raises(ServeError, match=r"does not say what its numbers mean.*--contract suite"):
             RemotePolicy(url)
-        actor = open_policy(url, contract=CONTRACT)
-        assert actor.contract.chunk_length == 6 and actor.contract.contract == CONTRACT
-        answer = ask_filled(actor, [{key: value[0] for key, value in observation(1).items()}], TEXTS[:1], SEEDS[:1])
-        actor.close()
+        policy = open_policy(url, contract=CONTRACT)
+        assert policy.contract.chunk_length == 6 and policy.contract.contract == CONTRACT
+        answer = ask_filled(policy, [{key: value[0] for key, value in observation(1).items()}], TEXTS[:1], SEEDS[:1])
+        policy.close()
     assert answer.values is None and (answer.chunks == 2.0).all()
     assert set(seen[1]) == {"observation/state", "observation/top", "prompt"}, "openpi's keys, no seed"
     np.testing.assert_array_equal(seen[1]["observation/top"], observation(1)[CAMERA][0])
-    assert actor.identity["server"] == url and actor.identity["unverified"].startswith("the server says neither")
-    assert actor.identity["contract"] == CONTRACT.fingerprint and "package_digest" not in actor.identity
+    assert policy.identity["server"] == url and policy.identity["unverified"].startswith("the server says neither")
+    assert policy.identity["contract"] == CONTRACT.fingerprint and "package_digest" not in policy.identity
 
 
 def test_another_foreign_server_is_refused(port):
     with foreign([], port=port) as url:
-        actor = RemotePolicy(url, contract=CONTRACT, patience_s=20)
-        actor.clients[0].close()
+        policy = RemotePolicy(url, contract=CONTRACT, patience_s=20)
+        policy.clients[0].close()
     with foreign([], metadata={"config": "another"}, port=port):
         with pytest.raises(ServeError, match="Another policy is served now"):
-            actor.ask(observation(1), TEXTS[:1], SEEDS[:1])
-        actor.close()
+            policy.ask(observation(1), TEXTS[:1], SEEDS[:1])
+        policy.close()
 
 
 @pytest.mark.parametrize(

@@ -23,15 +23,15 @@ from prts_core.rollout import results
 from prts_core.rollout.episode_plan import EpisodePlan, SuiteSettings, make_plan
 from prts_core.rollout.local_policy import LocalPolicy
 from prts_core.rollout.page import write_page
-from prts_core.rollout.results import film_name, summarize, timing, to_film, write_episodes
+from prts_core.rollout.results import choose_videos, summarize, timing, video_name, write_episodes
 from prts_core.rollout.run_suite import score
 from prts_core.sim.pool import WorkerLost
 from prts_core.statistics.binomial import Interval, mcnemar_exact, wilson
 from prts_core.statistics.sprt import PairedTest, Stop
 from prts_core.store.listing import digest_tree
-from tests.rollout.toy_lanes import CHUNK, SUITE, DotPolicy
+from tests.rollout.toy_slots import CHUNK, SUITE, DotPolicy
 
-ACTOR = LocalPolicy(DotPolicy(), {"policy_digest": "sha256:toy"})
+POLICY = LocalPolicy(DotPolicy(), {"policy_digest": "sha256:toy"})
 SPOILED = replace(SUITE, standins="stand-in assets <22 files>")
 
 
@@ -60,7 +60,7 @@ def written(
 ) -> dict:
     plan = make_plan(suite, CHUNK, SuiteSettings(episodes=episodes, **more))
     rows = rows_of(plan, lost)
-    report = summarize(plan, rows, ACTOR, stop=stop)
+    report = summarize(plan, rows, POLICY, stop=stop)
     report |= {"videos": [], "adapter": [], "replay_faults": [], "neighbours": ""}
     folder.mkdir(parents=True, exist_ok=True)
     write_episodes(folder / "episodes.parquet", plan, rows)
@@ -81,8 +81,8 @@ def test_the_report_counts_tasks_and_bounds_rates(tmp_path):
 
 def test_a_policy_that_nobody_can_identify_is_labelled(tmp_path):
     plan = make_plan(SUITE, CHUNK, SuiteSettings(episodes=6))
-    actor = LocalPolicy(DotPolicy(), {"server": "ws://gpu:8000", "unverified": "by the user's word"})
-    report = summarize(plan, rows_of(plan, set()), actor, stop=None)
+    policy = LocalPolicy(DotPolicy(), {"server": "ws://gpu:8000", "unverified": "by the user's word"})
+    report = summarize(plan, rows_of(plan, set()), policy, stop=None)
     assert report["labels"] == ["by the user's word"]
     write_page(tmp_path / "page.html", report | {"videos": []}, rows_of(plan, set()))
     page = Checked((tmp_path / "page.html").read_text()).text
@@ -123,9 +123,9 @@ def test_the_page_is_whole_and_says_what_the_numbers_are_worth(tmp_path):
     (tmp_path / "videos").mkdir()
     plan = make_plan(SPOILED, CHUNK, SuiteSettings(episodes=60))
     rows = rows_of(plan, {4})
-    name = film_name(4, rows[4])
+    name = video_name(4, rows[4])
     (tmp_path / "videos" / name).write_bytes(b"moving pictures")
-    report = summarize(plan, rows, ACTOR, stop=Stop("high", 60))
+    report = summarize(plan, rows, POLICY, stop=Stop("high", 60))
     report |= {"videos": [f"videos/{name}"], "adapter": ["gripper turned"], "replay_faults": [], "neighbours": "a bit"}
     write_page(tmp_path / "page.html", report, rows)
     page = Checked((tmp_path / "page.html").read_text())
@@ -151,7 +151,7 @@ def test_times_are_told_beside_the_result_and_never_in_it(tmp_path):
     folders = [tmp_path / "fast", tmp_path / "slow"]
     for folder, rows in zip(folders, (rows_of(plan, set()), slow), strict=True):
         folder.mkdir()
-        report = summarize(plan, rows, ACTOR, stop=None) | {"videos": []}
+        report = summarize(plan, rows, POLICY, stop=None) | {"videos": []}
         write_json(folder / "report.json", report)
         write_episodes(folder / "episodes.parquet", plan, rows)
         write_page(folder / "page.html", report, rows)
@@ -175,7 +175,7 @@ def test_a_perturbed_suite_is_told_axis_by_axis(tmp_path):
     rows = rows_of(plan, {1, 5, 3})
     for row in rows:
         row["perturbation"] = json.dumps({"base": "left", **kinds[row["task"]]})
-    report = summarize(plan, rows, ACTOR, stop=None)
+    report = summarize(plan, rows, POLICY, stop=None)
     assert {name: (axis["successes"], axis["n"]) for name, axis in report["axes"].items()} == {
         "none": (3, 3),
         "light": (1, 3),
@@ -196,8 +196,8 @@ def test_a_perturbed_suite_is_told_axis_by_axis(tmp_path):
 def test_failures_are_filmed_first_tasks_in_turn():
     plan = make_plan(SUITE, CHUNK, SuiteSettings(episodes=9))
     rows = rows_of(plan, {2, 4, 6})
-    assert to_film(plan, rows, 5) == [2, 4, 6, 0, 1] and to_film(plan, rows, 2) == [2, 4]
-    assert film_name(4, rows[4]) == "failure_00004_right.mp4"
+    assert choose_videos(plan, rows, 5) == [2, 4, 6, 0, 1] and choose_videos(plan, rows, 2) == [2, 4]
+    assert video_name(4, rows[4]) == "failure_00004_right.mp4"
 
 
 def test_a_worker_lost_while_filming_costs_time_and_no_video(tmp_path, monkeypatch):
@@ -214,7 +214,7 @@ def test_a_worker_lost_while_filming_costs_time_and_no_video(tmp_path, monkeypat
     (tmp_path / "actions").mkdir()
     for index in range(3):
         np.save(tmp_path / f"actions/{index:05d}.npy", np.zeros((1, 2)))
-    (fault,) = results.film_all(None, plan, rows, [0, 1, 2], tmp_path)
+    (fault,) = results.write_videos(None, plan, rows, [0, 1, 2], tmp_path)
     assert asked == [0, 0, 1, 2, 2, 2] and fault.startswith("up 0: not filmed (The worker ended")
 
 

@@ -175,9 +175,9 @@ def test_an_expert_played_back_through_the_policys_interface_scores_what_it_scor
             actions = np.concatenate([made["executed"], np.zeros((length + 200, 4), np.float32)])
             for step in range(0, 200, plan.execute):
                 chunks[noise_seed(key, step)] = actions[step : step + length]
-    actor = LocalPolicy(Recorded(chunks, length), {"policy_digest": "expert"}, values=False)
+    policy = LocalPolicy(Recorded(chunks, length), {"policy_digest": "expert"}, values=False)
     settings = SuiteSettings(episodes=4, tasks=TASKS, execute=5)
-    report = run_suite(actor, spec, settings, tmp_path, ExecutionOptions(2, videos=0))
+    report = run_suite(policy, spec, settings, tmp_path, ExecutionOptions(2, videos=0))
     rows = pl.read_parquet(tmp_path / "episodes.parquet")
     assert rows["success"].to_list() == [row is not None for row in scored] and report["successes"] >= 3
     assert rows["steps"].to_list() == [row + 1 if row is not None else 58 for row in scored]

@@ -17,7 +17,7 @@ from prts_core.rollout.episode_plan import EpisodePlan, Queue, SuiteSettings, ma
 from prts_core.rollout.local_policy import LocalPolicy, ask_filled, neighbours_matter
 from prts_core.rollout.runner import Runner, finished, missing, open_journal, outcomes
 from prts_core.statistics.sprt import RateTest, Stop
-from tests.rollout.toy_lanes import CAMERA, CHUNK, SUITE, TASKS, DotPolicy, Same, ToyLanes
+from tests.rollout.toy_slots import CAMERA, CHUNK, SAME, SUITE, TASKS, DotPolicy, ToySlots
 
 INSTRUCTIONS = [task.instruction for task in TASKS]
 
@@ -26,27 +26,27 @@ def plan_of(episodes: int = 12, **more) -> EpisodePlan:
     return make_plan(SUITE, CHUNK, SuiteSettings(episodes=episodes, execute=4, **more))
 
 
-def actor_of(batch: int = 3, policy: DotPolicy | None = None) -> LocalPolicy:
+def policy_of(batch: int = 3, policy: DotPolicy | None = None) -> LocalPolicy:
     return LocalPolicy(policy or DotPolicy(), {"policy_digest": "sha256:toy"}, batch=batch)
 
 
-def run(folder: Path, plan: EpisodePlan, lanes: ToyLanes, actor: LocalPolicy | None = None, stop=None) -> list[dict]:
-    actor = actor or actor_of()
-    with open_journal(folder / "journal.jsonl", plan, actor) as journal:
-        Runner(plan, actor, lanes, journal, adapter=Same(), actions=folder / "actions", stop=stop).run()
+def run(folder: Path, plan: EpisodePlan, slots: ToySlots, policy: LocalPolicy | None = None, stop=None) -> list[dict]:
+    policy = policy or policy_of()
+    with open_journal(folder / "journal.jsonl", plan, policy) as journal:
+        Runner(plan, policy, slots, journal, adapter=SAME, actions=folder / "actions", stop=stop).run()
         return [{k: v for k, v in row.items() if k != "latency_ms"} for row in finished(plan, journal)]
 
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    rows = run(tmp_path_factory.mktemp("one"), plan_of(), ToyLanes(1))
+    rows = run(tmp_path_factory.mktemp("one"), plan_of(), ToySlots(1))
     assert len(rows) == 12 and 0 < sum(row["success"] for row in rows) < 12  # a test that could not fail otherwise
     return rows
 
 
 @given(st.integers(1, 5), st.integers(0, 10**6), st.floats(0, 0.5))
 @settings(max_examples=6)
-def test_rows_depend_on_neither_workers_nor_order_nor_losses(tmp_path_factory, expected, lanes, order, share):
+def test_rows_depend_on_neither_workers_nor_order_nor_losses(tmp_path_factory, expected, slots, order, share):
     rng, used = np.random.default_rng(order), Counter()
 
     def dies(key, message):
@@ -55,7 +55,7 @@ def test_rows_depend_on_neither_workers_nor_order_nor_losses(tmp_path_factory, e
         used[key] += lost
         return lost
 
-    pool = ToyLanes(lanes, order, dies)
+    pool = ToySlots(slots, order, dies)
     assert run(tmp_path_factory.mktemp("many"), plan_of(), pool) == expected
 
 
@@ -65,7 +65,7 @@ def test_a_lost_worker_costs_its_episode_only_and_counts_once(tmp_path, expected
     def dies(key, message):
         return (key, message) in fatal and not fatal.remove((key, message))
 
-    pool = ToyLanes(3, dies=dies)
+    pool = ToySlots(3, dies=dies)
     assert run(tmp_path, plan_of(), pool) == expected
     assert Counter(pool.resets) == Counter(plan_of().keys) + Counter([plan_of().keys[4]])
 
@@ -73,8 +73,8 @@ def test_a_lost_worker_costs_its_episode_only_and_counts_once(tmp_path, expected
 def test_an_episode_that_ends_every_worker_is_told(tmp_path):
     bad = plan_of().keys[3]
     with pytest.raises(SimulatorError, match=f"ends every worker.*{bad.task}, {bad.initial_state}"):
-        run(tmp_path, plan_of(), ToyLanes(2, dies=lambda key, message: key == bad and message == 2))
-    rows = run(tmp_path, plan_of(3), ToyLanes(2))  # what was finished stays
+        run(tmp_path, plan_of(), ToySlots(2, dies=lambda key, message: key == bad and message == 2))
+    rows = run(tmp_path, plan_of(3), ToySlots(2))  # what was finished stays
     assert len(rows) == 3
 
 
@@ -87,38 +87,38 @@ def test_a_run_goes_on_where_it_was_cut(tmp_path, expected, after):
         if len(rows) == after:
             raise Cut
 
-    plan, actor = plan_of(), actor_of()
-    with open_journal(tmp_path / "journal.jsonl", plan, actor) as journal:
+    plan, policy = plan_of(), policy_of()
+    with open_journal(tmp_path / "journal.jsonl", plan, policy) as journal:
         runner = Runner(
-            plan, actor, ToyLanes(2), journal, adapter=Same(), actions=tmp_path / "actions", progress=progress
+            plan, policy, ToySlots(2), journal, adapter=SAME, actions=tmp_path / "actions", progress=progress
         )
         if after:
             with pytest.raises(Cut):
                 runner.run()
-    pool = ToyLanes(3, order=9)
+    pool = ToySlots(3, order=9)
     assert run(tmp_path, plan, pool) == expected
     assert len(pool.resets) == 12 - after
     assert run(tmp_path, plan, pool) == expected and len(pool.resets) == 12 - after  # a second run does nothing
 
 
 def test_more_episodes_go_on_from_fewer_and_other_settings_are_refused(tmp_path, expected):
-    assert run(tmp_path, plan_of(5), ToyLanes(2)) == expected[:5]
-    pool = ToyLanes(2)
+    assert run(tmp_path, plan_of(5), ToySlots(2)) == expected[:5]
+    pool = ToySlots(2)
     assert run(tmp_path, plan_of(12), pool) == expected and len(pool.resets) == 7
-    for plan, actor, told in (
-        (plan_of(seed=8), actor_of(), "protocol.seed is 7, now 8"),
-        (replace(plan_of(), execute=2), actor_of(), "protocol.execute is 4, now 2"),
-        (plan_of(), actor_of(batch=1), "settings.batch is 3, now 1"),
-        (plan_of(perturbation={"light": 1}), actor_of(), "protocol.perturbation.light is None, now 1"),
+    for plan, policy, told in (
+        (plan_of(seed=8), policy_of(), "protocol.seed is 7, now 8"),
+        (replace(plan_of(), execute=2), policy_of(), "protocol.execute is 4, now 2"),
+        (plan_of(), policy_of(batch=1), "settings.batch is 3, now 1"),
+        (plan_of(perturbation={"light": 1}), policy_of(), "protocol.perturbation.light is None, now 1"),
     ):
         with pytest.raises(StageError, match="another benchmark") as error:
-            run(tmp_path, plan, ToyLanes(1), actor)
+            run(tmp_path, plan, ToySlots(1), policy)
         assert told in str(error.value)
 
 
 def test_pictures_are_taken_only_when_the_policy_looks_and_batches_are_full(tmp_path):
-    policy, pool = DotPolicy(), ToyLanes(3)
-    rows = run(tmp_path, plan_of(), pool, actor_of(batch=3, policy=policy))
+    policy, pool = DotPolicy(), ToySlots(3)
+    rows = run(tmp_path, plan_of(), pool, policy_of(batch=3, policy=policy))
     assert set(policy.asked) == {3}
     looks = sum(row["looks"] for row in rows)
     failures = sum(not row["success"] for row in rows)
@@ -130,7 +130,7 @@ def test_pictures_are_taken_only_when_the_policy_looks_and_batches_are_full(tmp_
 
 
 def test_recorded_actions_are_those_executed(tmp_path, expected):
-    run(tmp_path, plan_of(), ToyLanes(2))
+    run(tmp_path, plan_of(), ToySlots(2))
     for index, row in enumerate(expected):
         actions = np.load(tmp_path / "actions" / f"{index:05d}.npy", allow_pickle=False)
         assert actions.shape == (row["steps"], 2) and actions.dtype == np.float32
@@ -138,17 +138,17 @@ def test_recorded_actions_are_those_executed(tmp_path, expected):
 
 @given(st.integers(1, 4), st.integers(0, 1000))
 @settings(max_examples=5)
-def test_early_stopping_reads_the_plan_in_order_whoever_finishes_first(tmp_path_factory, lanes, order):
+def test_early_stopping_reads_the_plan_in_order_whoever_finishes_first(tmp_path_factory, slots, order):
     plan, test = plan_of(60), RateTest(0.3, 0.6, 60)
-    folder, actor = tmp_path_factory.mktemp("stop"), actor_of(policy=DotPolicy(noise=0.2))
-    with open_journal(folder / "journal.jsonl", plan, actor) as journal:
+    folder, policy = tmp_path_factory.mktemp("stop"), policy_of(policy=DotPolicy(noise=0.2))
+    with open_journal(folder / "journal.jsonl", plan, policy) as journal:
         runner = Runner(
-            plan, actor, ToyLanes(lanes, order), journal, adapter=Same(), actions=folder / "actions", stop=test.read
+            plan, policy, ToySlots(slots, order), journal, adapter=SAME, actions=folder / "actions", stop=test.read
         )
         stop = runner.run()
         assert stop is not None and stop == test.read(outcomes(plan, journal))
         # Who is ahead of the first open episode stays near it.
-        assert len(journal.rows) <= stop.at + 2 * len(TASKS) + lanes
+        assert len(journal.rows) <= stop.at + 2 * len(TASKS) + slots
     assert stop == Stop("high", 7)
 
 
@@ -158,20 +158,20 @@ def test_a_policy_that_answers_nonsense_is_refused(tmp_path):
             return super().act(observation, instruction, seeds) * np.float32("nan")
 
     with pytest.raises(DataError, match="not finite"):
-        run(tmp_path, plan_of(), ToyLanes(2), actor_of(policy=Wrong()))
+        run(tmp_path, plan_of(), ToySlots(2), policy_of(policy=Wrong()))
 
 
 def test_the_probe_sees_neighbours_and_place(tmp_path):
-    assert neighbours_matter(actor_of(batch=4), INSTRUCTIONS) == ""
-    told = neighbours_matter(actor_of(batch=4, policy=DotPolicy(mixes=1e-3)), INSTRUCTIONS)
+    assert neighbours_matter(policy_of(batch=4), INSTRUCTIONS) == ""
+    told = neighbours_matter(policy_of(batch=4, policy=DotPolicy(mixes=1e-3)), INSTRUCTIONS)
     assert "actions differ by up to" in told and "batch of 4" in told
-    assert neighbours_matter(actor_of(batch=1, policy=DotPolicy(mixes=1e-3)), INSTRUCTIONS) == ""
+    assert neighbours_matter(policy_of(batch=1, policy=DotPolicy(mixes=1e-3)), INSTRUCTIONS) == ""
 
 
 def test_a_batch_is_filled_and_cut(tmp_path):
     policy = DotPolicy()
     seen = {STATE: np.zeros(2, np.float32), CAMERA: np.zeros((8, 8, 3), np.uint8)}
-    answer = ask_filled(actor_of(batch=4, policy=policy), [seen, seen], INSTRUCTIONS[:2], [1, 2])
+    answer = ask_filled(policy_of(batch=4, policy=policy), [seen, seen], INSTRUCTIONS[:2], [1, 2])
     assert policy.asked == [4] and answer.chunks.shape == (2, CHUNK, 2) and len(answer.values) == 2
     np.testing.assert_array_equal(answer.chunks[0], policy.act({STATE: seen[STATE][None]}, ["go left"], [1])[0])
 
@@ -201,7 +201,7 @@ def test_lanes_keep_their_task_and_no_episode_is_given_twice():
     queue = Queue(plan, range(30))
     given_out = [queue.take(n % 3) for n in range(30)]
     assert sorted(given_out) == list(range(30)) and queue.take(0) is None and not queue
-    assert all(len({plan.keys[i].task for i in given_out[lane::3]}) == 1 for lane in range(3))
+    assert all(len({plan.keys[i].task for i in given_out[slot::3]}) == 1 for slot in range(3))
     near = Queue(plan, range(30), window=6)  # no further ahead, in the order read, than 6 from the first open one
     place = {index: at for at, index in enumerate(plan.order)}
     left = set(range(30))
@@ -247,6 +247,6 @@ def test_on_ninety_tasks_of_unequal_difficulty_early_stopping_keeps_what_it_stat
 
 
 def test_what_is_missing_is_counted_from_the_journal(tmp_path):
-    plan, actor = plan_of(), actor_of()
-    with open_journal(tmp_path / "journal.jsonl", plan, actor) as journal:
+    plan, policy = plan_of(), policy_of()
+    with open_journal(tmp_path / "journal.jsonl", plan, policy) as journal:
         assert missing(plan, journal) == list(range(12)) and outcomes(plan, journal) == []

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 FAMILY = "tests.fixtures.toy_family"
 LAUNCH = WorkerLaunch(FAMILY)
 LIMIT_S = 4.0  # a worker that is well answers within it on a loaded machine, too
-HASTY = WorkerLaunch(FAMILY, timeouts=Timeouts(start=240.0, reset=LIMIT_S, step=LIMIT_S, action=0.0, look=LIMIT_S))
+HASTY = WorkerLaunch(FAMILY, timeouts=Timeouts(start=240.0, reset=LIMIT_S, step=LIMIT_S, action=0.0, observe=LIMIT_S))
 KEY = EpisodeKey("toy", "push", 0, 7)
 STILL = np.zeros((3, 2), np.float32)
 
@@ -42,8 +42,8 @@ def hasty() -> Iterator[Pool]:
         yield made
 
 
-def pid_of(pool: Pool, lane: int) -> int:
-    worker = pool.workers[lane]
+def pid_of(pool: Pool, slot: int) -> int:
+    worker = pool.workers[slot]
     assert worker is not None
     return worker.process.pid
 
@@ -64,11 +64,11 @@ def gone(pid: int, seconds: float = 60.0) -> bool:
 
 
 def test_an_episode(pool: Pool):
-    reply = pool.ask(0, protocol.reset(KEY, film=True))
+    reply = pool.ask(0, protocol.reset(KEY, render=True))
     assert reply["instruction"] == "push it" and reply["frame"].shape == (16, 16, 3)
     assert reply["observation"]["observation.state"].dtype == np.float32
     assert reply["observation"]["observation.images.eye"].shape == (8, 8, 3)
-    still = pool.ask(0, protocol.step(STILL, look=False, film=2))
+    still = pool.ask(0, protocol.step(STILL, observe=False, render=2))
     assert (still["steps"], still["observation"], still["frames"].shape) == (3, None, (1, 16, 16, 3))
     right = np.tile(np.array([1.0, 0.0], np.float32), (8, 1))
     reached = pool.ask(0, protocol.step(right))
@@ -77,19 +77,19 @@ def test_an_episode(pool: Pool):
     on = pool.ask(0, protocol.step(right[:4], ignore_success=True))
     assert on["steps"] == 4 and on["successes"].all()
     assert pool.ask(0, protocol.state())["state"][0] > 1.0
-    assert np.array_equal(pool.ask(0, protocol.look())["observation"]["observation.state"][0:1] > 1.0, [True])
+    assert np.array_equal(pool.ask(0, protocol.observe())["observation"]["observation.state"][0:1] > 1.0, [True])
 
 
 def test_a_key_is_an_episode_in_any_process(pool: Pool):
     actions = np.random.default_rng(0).normal(0.0, 0.3, (6, 2)).astype(np.float32)
     states = []
-    for lane, others in ((0, 0), (1, 3), (0, 2)):
+    for slot, others in ((0, 0), (1, 3), (0, 2)):
         for other in range(others):
-            pool.ask(lane, protocol.reset(EpisodeKey("toy", "shove", other % 2, 1)))
-            pool.ask(lane, protocol.step(STILL))
-        pool.ask(lane, protocol.reset(KEY))
-        pool.ask(lane, protocol.step(actions, ignore_success=True))
-        states.append(pool.ask(lane, protocol.state())["state"].tobytes())
+            pool.ask(slot, protocol.reset(EpisodeKey("toy", "shove", other % 2, 1)))
+            pool.ask(slot, protocol.step(STILL))
+        pool.ask(slot, protocol.reset(KEY))
+        pool.ask(slot, protocol.step(actions, ignore_success=True))
+        states.append(pool.ask(slot, protocol.state())["state"].tobytes())
     assert states[0] == states[1] == states[2]
 
 
@@ -97,18 +97,18 @@ def test_replies_come_as_they_are_ready(hasty: Pool):
     pool = hasty
     pool.ask(0, protocol.reset(KEY))
     pool.send(1, protocol.reset(KEY, perturbation={"do": "sleep", "when": "reset"}))
-    pool.send(0, protocol.look())
-    lane, reply = pool.wait() or (None, None)
-    assert lane == 0 and isinstance(reply, dict)
+    pool.send(0, protocol.observe())
+    slot, reply = pool.wait() or (None, None)
+    assert slot == 0 and isinstance(reply, dict)
     assert pool.wait(timeout=0.05) is None, "the other is still asleep"
-    pool.send(0, protocol.look())
+    pool.send(0, protocol.observe())
     answering = pool.workers[0]
     assert answering is not None and select.select([answering.socket], [], [], 60)[0]
-    lane, reply = pool.wait(timeout=0.0) or (None, None)
-    assert lane == 0 and isinstance(reply, dict), "what has arrived is read without waiting"
+    slot, reply = pool.wait(timeout=0.0) or (None, None)
+    assert slot == 0 and isinstance(reply, dict), "what has arrived is read without waiting"
     assert pool.wait(timeout=0.0) is None
-    lane, reply = pool.wait() or (None, None)
-    assert lane == 1 and isinstance(reply, WorkerLost)
+    slot, reply = pool.wait() or (None, None)
+    assert slot == 1 and isinstance(reply, WorkerLost)
 
 
 @pytest.mark.parametrize(
@@ -159,21 +159,21 @@ def test_a_worker_that_dies_between_two_messages(hasty: Pool, sign: int):
 
 
 def test_every_message_has_one_answer_however_workers_die():
-    """Lanes run episodes of three chunks while workers are killed at random; a lost episode is begun again."""
+    """Slots run episodes of three chunks while workers are killed at random; a lost episode is begun again."""
     rng = np.random.default_rng(0)
-    wanted = {(lane, number) for lane in range(3) for number in range(4)}
+    wanted = {(slot, number) for slot in range(3) for number in range(4)}
     ends: dict[tuple[int, int], bytes] = {}
     at, chunk = dict.fromkeys(range(3), 0), dict.fromkeys(range(3), 0)
 
-    def message(lane: int) -> dict:
-        key = EpisodeKey("toy", "drawn", 10 * lane + at[lane], 7)
-        if chunk[lane] == 0:
-            return protocol.reset(key, look=False)
-        return protocol.state() if chunk[lane] == 4 else protocol.step(STILL, look=False)
+    def message(slot: int) -> dict:
+        key = EpisodeKey("toy", "drawn", 10 * slot + at[slot], 7)
+        if chunk[slot] == 0:
+            return protocol.reset(key, observe=False)
+        return protocol.state() if chunk[slot] == 4 else protocol.step(STILL, observe=False)
 
     with Pool(LAUNCH, 3) as pool:
-        for lane in range(3):
-            pool.send(lane, message(lane))
+        for slot in range(3):
+            pool.send(slot, message(slot))
         sent, answers, kills = 3, 0, 0
         while len(ends) < len(wanted):
             if rng.random() < 0.1:
@@ -183,25 +183,25 @@ def test_every_message_has_one_answer_however_workers_die():
                     os.kill(victim.process.pid, signal.SIGKILL)
             answered = pool.wait()
             assert answered is not None
-            lane, reply = answered
+            slot, reply = answered
             answers += 1
             if isinstance(reply, WorkerLost):
-                chunk[lane] = 0
-            elif chunk[lane] == 4:
-                assert (lane, at[lane]) not in ends
-                ends[lane, at[lane]] = reply["state"].tobytes()
-                at[lane], chunk[lane] = at[lane] + 1, 0
+                chunk[slot] = 0
+            elif chunk[slot] == 4:
+                assert (slot, at[slot]) not in ends
+                ends[slot, at[slot]] = reply["state"].tobytes()
+                at[slot], chunk[slot] = at[slot] + 1, 0
             else:
-                chunk[lane] += 1
-            if at[lane] < 4:
-                pool.send(lane, message(lane))
+                chunk[slot] += 1
+            if at[slot] < 4:
+                pool.send(slot, message(slot))
                 sent += 1
         assert answers == sent and not any(pool.under_way) and 0 < pool.lost <= kills
     assert set(ends) == wanted
     with Pool(LAUNCH) as calm:
-        for (lane, number), state in ends.items():
-            calm.ask(0, protocol.reset(EpisodeKey("toy", "drawn", 10 * lane + number, 7), look=False))
-            calm.ask(0, protocol.step(np.zeros((9, 2)), look=False, ignore_success=True))
+        for (slot, number), state in ends.items():
+            calm.ask(0, protocol.reset(EpisodeKey("toy", "drawn", 10 * slot + number, 7), observe=False))
+            calm.ask(0, protocol.step(np.zeros((9, 2)), observe=False, ignore_success=True))
             assert calm.ask(0, protocol.state())["state"].tobytes() == state
 
 
@@ -213,9 +213,9 @@ def test_what_is_wrong_is_refused_and_the_worker_lives(pool: Pool):
         "did you mean 'push'": protocol.reset(EpisodeKey("toy", "posh", 0, 7)),
         "0 to 2": protocol.reset(EpisodeKey("toy", "push", 3, 7)),
         "A seed is negative": protocol.reset(EpisodeKey("toy", "push", 0, -1)),
-        "No episode is under way": protocol.look(),
-        "wrong fields": {"kind": "look", "more": 1},
-        "step.look": {**protocol.step(STILL), "look": 1},
+        "No episode is under way": protocol.observe(),
+        "wrong fields": {"kind": "observe", "more": 1},
+        "step.observe": {**protocol.step(STILL), "observe": 1},
     }
     for told, message in wrong.items():
         with pytest.raises(WorkerRefused, match=told):
@@ -252,7 +252,7 @@ def test_a_simulator_that_cannot_be_made(do: str):
 
 def test_a_simulator_that_hangs_while_it_is_made():
     launch = WorkerLaunch(FAMILY, settings={"do": "sleep"}, timeouts=Timeouts(start=1.5))
-    with Pool(launch) as pool, pytest.raises(WorkerLost, match=r"gave no answer to '(hello|make)'"):
+    with Pool(launch) as pool, pytest.raises(WorkerLost, match=r"gave no answer to '(handshake|build)'"):
         pool.ask(0, protocol.reset(KEY))
 
 
@@ -264,16 +264,17 @@ def test_a_family_that_is_not_there():
 
 def test_a_python_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    pool = Pool(WorkerLaunch(FAMILY, python=Path("no-python")))
     with pytest.raises(SimulatorError, match=r"no-python.*prts sim install"):
-        Pool(WorkerLaunch(FAMILY, python=Path("no-python")))
+        pool.ask(0, protocol.reset(KEY))
 
 
 PARENT = """
 import sys, time
 from tests.sim.test_pool import FAMILY, KEY
 from prts_core.sim import protocol
-from prts_core.sim.pool import Launch, Pool
-pool = Pool(Launch(FAMILY), 2)
+from prts_core.sim.pool import WorkerLaunch, Pool
+pool = Pool(WorkerLaunch(FAMILY), 2)
 pool.ask(0, protocol.reset(KEY, perturbation={"do": sys.argv[1]}))
 pool.ask(1, protocol.reset(KEY))
 pool.send(0, protocol.step([[0.0, 0.0]]))
@@ -306,6 +307,8 @@ def test_closing_leaves_no_process():
         pool.send(1, protocol.reset(KEY, perturbation={"do": "stop", "when": "reset"}))
         pids = [pid_of(pool, 0), pid_of(pool, 1)]
     assert all(gone(pid, 0.0) or not Path(f"/proc/{pid}").exists() for pid in pids)
+    with pool:
+        assert pool.ask(1, protocol.reset(KEY))["instruction"] == "push it", "what is sent later starts another"
 
 
 def test_threads_and_renderer_are_settings():

@@ -15,11 +15,11 @@ from prts_core.sim.suite import EpisodeKey
 
 KEY = EpisodeKey("toy", "push", 1, 7)
 MESSAGES = [
-    protocol.hello(),
-    protocol.make({"tasks": 3, "names": ["a"]}),
+    protocol.handshake(),
+    protocol.build({"tasks": 3, "names": ["a"]}),
     protocol.reset(KEY, perturbation={"shift": 0.5}),
     protocol.step(np.ones((2, 3))),
-    protocol.look(),
+    protocol.observe(),
     protocol.state(),
     protocol.demonstrate(KEY, noise=1),
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 
 import h5py
@@ -23,9 +22,10 @@ from prts_core.rollout.controls import NoOpPolicy, SwappedInstruction
 from prts_core.rollout.episode_plan import EpisodePlan, SuiteSettings, make_plan
 from prts_core.rollout.local_policy import LocalPolicy
 from prts_core.rollout.recording import RecordedRun, write_rollouts
-from prts_core.rollout.run_suite import ExecutionOptions, WorkerPool, run_plan
+from prts_core.rollout.run_suite import ExecutionOptions, run_plan, simulators_for
 from prts_core.rollout.runner import ExpertRunner, Runner
 from prts_core.sim.adapter import adapt
+from prts_core.sim.pool import Pool
 from prts_core.sim.suites import suites_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -39,9 +39,9 @@ def plan_of(episodes: int) -> EpisodePlan:
     return make_plan(SPEC, 46, SuiteSettings(episodes=episodes, execute=46))
 
 
-def played(simulators: WorkerPool, folder: Path, name: str, plan: EpisodePlan, **how) -> RecordedRun:
-    actor, adapter = LocalPolicy(NoOpPolicy(CONTRACT, 46), {"name": name}), adapt(SPEC.contract, SPEC.contract)
-    made = run_plan(plan, actor, folder / name, simulators, adapter, **how)
+def played(simulators: Pool, folder: Path, name: str, plan: EpisodePlan, **how) -> RecordedRun:
+    policy, adapter = LocalPolicy(NoOpPolicy(CONTRACT, 46), {"name": name}), adapt(SPEC.contract, SPEC.contract)
+    made = run_plan(plan, policy, folder / name, simulators, adapter, **how)
     return RecordedRun(name, 0.0, plan, made.rows, folder / name / "actions")
 
 
@@ -50,21 +50,19 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Recor
     """Two expert rollouts that succeed and one that does nothing and fails; in a file of its own, one that is said to
     have ended otherwise than it did."""
     root, lied, work = (tmp_path_factory.mktemp(name) for name in ("rollouts", "lied", "work"))
-    with closing(WorkerPool(plan_of(1), ExecutionOptions(1, launch={"settings": SETTINGS}))) as simulators:
+    with simulators_for(plan_of(1), ExecutionOptions(1, launch={"settings": SETTINGS})) as simulators:
         runs = [
             played(simulators, work, "expert", plan_of(2), how=ExpertRunner),
             played(
                 simulators, work, "blind_replay", plan_of(1), how=Runner, control=SwappedInstruction({TASK: "wait"})
             ),
         ]
-        assert write_rollouts(simulators.pool(1), runs, root) == []
+        assert write_rollouts(simulators, runs, root) == []
         stamp = (root / f"{TASK}.hdf5").stat().st_mtime_ns
-        assert write_rollouts(simulators.pool(1), runs, root) == []  # what is whole is left as it is
+        assert write_rollouts(simulators, runs, root) == []  # what is whole is left as it is
         assert (root / f"{TASK}.hdf5").stat().st_mtime_ns == stamp
         lying = RecordedRun("expert", 0.0, plan_of(2), [runs[0].rows[0] | {"success": False}], runs[0].folder)
-        assert write_rollouts(simulators.pool(1), [lying], lied) == [
-            f"expert, {TASK} 0: played again it ended otherwise"
-        ]
+        assert write_rollouts(simulators, [lying], lied) == [f"expert, {TASK} 0: played again it ended otherwise"]
     return root, runs, lied
 
 

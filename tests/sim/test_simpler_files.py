@@ -224,7 +224,7 @@ def test_the_record_says_what_is_missing(home: Installation, tmp_path: Path, mon
         SimplerEnvironment(home.path).reset(spec, spec.tasks[-1], 0, 0)
     for settings in ({"camera": 1}, {"placement": "drawn"}, {"image_size": 7}):
         with pytest.raises(ConfigError):
-            part("simpler", "environment").make(settings)
+            part("simpler", "environment").build(settings)
 
 
 def test_a_self_check_that_fails_is_told_with_its_words(home: Installation):

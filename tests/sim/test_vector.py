@@ -256,12 +256,12 @@ def test_an_episode_that_kills_every_worker_is_told(pool: Pool):
     made.reset()
     with pytest.raises(SimulatorError, match=r"3 lost; the last: .* ended by SIGKILL"):
         made.chunk_step(np.zeros((LANES, 2, 2)))
-    while any(pool.under_way):  # the other lanes' replies
+    while any(pool.under_way):  # the other slots' replies
         pool.wait()
 
 
 def test_what_does_not_fit_is_refused(pool: Pool):
-    with pytest.raises(ConfigError, match="a divisor of the 4 lanes"):
+    with pytest.raises(ConfigError, match="a divisor of the 4 slots"):
         VectorEnv(pool, SPEC, VectorSettings(group_size=3))
     made = VectorEnv(pool, SPEC, VectorSettings())
     for shape in ((LANES, 2), (LANES, 0, 2), (LANES + 1, 1, 2), (LANES, 1, 3)):

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import pytest
 
-from prts_core.config.schema import (
-    CollectConfig,
-    ConvertConfig,
-    ExpertSource,
-    MetaworldSource,
-    TaskSpec,
-    VideoConfig,
-)
+from prts_core.config.checked_yaml import check
+from prts_core.config.schema import CollectConfig, ConvertConfig, DatasetConfig, ExpertSource, VideoConfig
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.io.errors import ConfigError
+from prts_core.sim.suites import suite
 from prts_core.stages.collect import collect
 from prts_core.stages.convert import convert
-from prts_core.store.listing import digest_tree
 from prts_core.store.stage import StageContext
 
 SOURCE = ExpertSource(
@@ -34,16 +26,31 @@ def context(folder: Path) -> StageContext:
     return StageContext(folder, folder / "work", 7, "toy", "toy")
 
 
-def test_what_a_killed_run_recorded_counts_as_if_it_had_not_been_killed(tmp_path: Path) -> None:
-    """Its dropped attempts too, though it died before it could say so: metrics are part of a result's digest."""
-    where = context(tmp_path)
-    source = MetaworldSource(kind="metaworld", tasks=(TaskSpec("dial-turn", "turn the dial", 90),), image_size=32)
-    for split, failed in (("train", 2), ("heldout", 1)):
-        path = where.output / split / "dial-turn_demo.hdf5"
-        path.parent.mkdir(parents=True)
-        with h5py.File(path, "w") as file:
-            file.create_group("data").attrs["failed_attempts"] = failed
-    assert collect(CollectConfig("toy", source), {}, where).metrics["dropped_attempts"] == 3
+def test_metaworlds_short_form_is_read_as_experts(tmp_path: Path) -> None:
+    """Sentences, limits, levels of noise and settings of the simulator that a YAML of `kind: metaworld` gives."""
+    task = {"name": "dial-turn", "instruction": "turn the dial", "max_steps": 90, "expert_noise": [0.1]}
+    raw = {"name": "d", "source": {"kind": "metaworld", "tasks": [task], "train_episodes": 3, "tail_rows": 2}}
+    source = check(DatasetConfig, raw, "d.yaml").source
+    assert isinstance(source, ExpertSource)
+    assert (source.suite, source.train_episodes, source.tail_steps) == ("metaworld", 3, 2)
+    assert source.task_noise == {"dial-turn": (0.1,)}
+    spec = suite("metaworld", source.settings)
+    assert [(t.name, t.instruction, t.max_steps) for t in spec.tasks] == [("dial-turn", "turn the dial", 45)]
+    assert "8 cm" in spec.source
+
+
+def test_held_out_demonstrations_are_not_shaken_and_none_may_be_asked_for(tmp_path: Path) -> None:
+    shaken = replace(SOURCE, tasks=("push",), noise=(0.3,))
+    where = context(tmp_path / "some")
+    collect(CollectConfig("toy", shaken), {}, where)
+    levels = {
+        split: {float(demo.attrs["expert_noise"]) for demo in demos(where.output / split / "push_demo.hdf5")}
+        for split in ("train", "heldout")
+    }
+    assert levels == {"train": {0.3}, "heldout": {0.0}}
+    where = context(tmp_path / "none")
+    made = collect(CollectConfig("toy", replace(shaken, heldout_episodes=0)), {}, where)
+    assert made.metrics["episodes"] == SOURCE.train_episodes and not (where.output / "heldout").exists()
 
 
 def test_experts_become_a_dataset(tmp_path: Path) -> None:
@@ -80,26 +87,6 @@ class Placed:
 
 def demos(path: Path) -> list[h5py.Group]:
     return list(h5py.File(path)["data"].values())
-
-
-def test_another_number_of_workers_and_a_kill_change_no_byte(tmp_path: Path) -> None:
-    plain = context(tmp_path / "plain")
-    collect(CollectConfig("toy", SOURCE), {}, plain)
-    killed = context(tmp_path / "killed")
-    code = (
-        "import sys; from pathlib import Path; from tests.stages.test_collect_experts import *\n"
-        "collect(CollectConfig('toy', SOURCE), {}, context(Path(sys.argv[1])))"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
-    journal = killed.work / "recorded" / "train" / "attempts.jsonl"
-    deadline = time.monotonic() + 120
-    while not journal.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    assert journal.exists()
-    collect(CollectConfig("toy", SOURCE), {}, killed)
-    assert digest_tree(killed.output) == digest_tree(plain.output)
 
 
 def test_a_task_that_the_suite_lacks_is_named(tmp_path: Path) -> None:

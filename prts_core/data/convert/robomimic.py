@@ -54,7 +54,6 @@ class Source:
 
     def scan(self) -> Recording:
         shapes = Shapes(self.mapping.keys)
-        repeats: set[int] = set()
         rates: set[float] = set()
         episodes = []
         for split, path in split_files(self.path):
@@ -62,17 +61,17 @@ class Source:
                 data = member(file, "data", path, _LAYOUT)
                 environment = json_attribute(data, "env_args", path) if "env_args" in data.attrs else {}
                 inner = environment.get("env_kwargs") or {}
-                _note(environment.get("action_repeat"), repeats, int)
-                _note(inner.get("control_freq", environment.get("control_hz")), rates, float)
+                rate = inner.get("control_freq", environment.get("control_hz"))
+                if isinstance(rate, int | float) and rate:
+                    rates.add(float(rate))
                 task = self._task(data, path)
                 for demo in self.chosen(file, data, path):
                     episodes.append(self._episode(data[demo], demo, path, split, task, shapes))
         require_train([episode.split for episode in episodes], self.path)
-        for name, found in (("action_repeat", repeats), ("control rate", rates)):
-            if len(found) > 1:
-                raise DataError(
-                    f"Recordings differ in {name}", file=self.path, field="data.env_args", found=sorted(found)
-                )
+        if len(rates) > 1:
+            raise DataError(
+                "Recordings differ in control rate", file=self.path, field="data.env_args", found=sorted(rates)
+            )
         return Recording(tuple(episodes), shapes.fields, rates.pop() if rates else None)
 
     def read(self, episode: RawEpisode, keys: Collection[str]) -> dict[str, np.ndarray]:
@@ -128,7 +127,7 @@ class Source:
         return task
 
 
-def native_mapping(path: Path, name: str, fps: float | None) -> Mapping:
+def native_mapping(path: Path, name: str, fps: float | None = None) -> Mapping:
     """The mapping of recordings that name their parts as `prts collect` does: obs/proprio, actions, obs/<camera>_rgb,
     taken from the first demonstration; the rest must have the same."""
     files = list(split_files(path))
@@ -179,8 +178,3 @@ def reached(episode: RawEpisode) -> np.ndarray:
     """(T,) bool: has the row been reached at which the task was first done?"""
     row = episode.extra.get("success_row", -1)
     return (np.arange(episode.length) >= row) & (row >= 0)
-
-
-def _note(value: Any, into: set, kind: type) -> None:
-    if isinstance(value, int | float) and value:
-        into.add(kind(value))

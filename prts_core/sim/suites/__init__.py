@@ -38,12 +38,16 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     ),
     "simpler": ("simpler_widowx",),
 }
+# A family laid over another one -> that one, whose installation, environment and expert it has.
+OVER = {"libero_plus": "libero", "libero_pro": "libero"}
 PARTS = ("spec", "environment", "install", "expert")
 
 
 def part(family: str, name: str) -> ModuleType:
     """Module `name` (one of PARTS) of a family."""
     assert name in PARTS, name
+    if name in ("environment", "expert"):
+        family = OVER.get(family, family)
     package = family if "." in family else f"{__name__}.{family}"
     if "." not in family:
         lookup(FAMILIES, family, "simulator")
@@ -65,9 +69,10 @@ def suites_of(family: str, settings: Mapping[str, Any]) -> dict[str, SuiteSpec]:
     return found
 
 
-def suite(name: str) -> SuiteSpec:
-    """The suite's protocol. UnavailableError where its tasks are only known once its simulator is installed."""
-    return lookup(part(family_of(name), "spec").suites(), name.split(":", 1)[-1], "suite")
+def suite(name: str, settings: Mapping[str, Any] | None = None) -> SuiteSpec:
+    """The suite's protocol, as workers made with `settings` have it. UnavailableError where its tasks are only known
+    once its simulator is installed."""
+    return lookup(suites_of(family_of(name), settings or {}), name.split(":", 1)[-1], "suite")
 
 
 def task_of(spec: SuiteSpec, name: str) -> Task:

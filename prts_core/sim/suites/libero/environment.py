@@ -25,14 +25,15 @@ import numpy as np
 
 from prts_core.io.errors import ConfigError, UnavailableError, lookup
 from prts_core.io.files import read_json
-from prts_core.sim.keep import Keep
+from prts_core.sim.lru import LruCache
 from prts_core.sim.rendering import Renderer
+from prts_core.sim.simulator_side import read_settings
 from prts_core.sim.suite import SuiteSpec, Task
 from prts_core.sim.suites.libero.perturb import Change
 from prts_core.sim.suites.libero.privileged import Privileged
 
 CAMERAS = {"observation.images.image": "agentview", "observation.images.wrist_image": "robot0_eye_in_hand"}
-FILM_SIZE = 256
+RENDER_SIZE = 256
 KEPT = 3  # scenes: one takes some 3 s to build and 600 MB
 COLLISION_GEOMS = 0  # the group of geoms that LIBERO does not draw
 PLACEMENT_TRIES = 100
@@ -141,14 +142,11 @@ class LiberoEnvironment:
     def __init__(self, home: Path, tasks: int = KEPT, image_size: int | None = None, drawn: bool = False) -> None:
         self.home, self._image_size, self._drawn = home, image_size, drawn
         self._catalogue = read_json(home / "tasks.json")["tasks"]
-        self._scenes: Keep[str, Scene] = Keep(self._build, tasks, Scene.close)
+        self._scenes = LruCache(Scene, tasks, Scene.close)
         self._states: dict[str, np.ndarray] = {}
         self._scene: Scene | None = None
         self._change = Change(Task("", "", 0, 0))
         self._image_sizes: dict[str, int] = {}
-
-    def _build(self, description: str) -> Scene:
-        return Scene(Path(description))
 
     def bddl_file(self, task: str) -> Path:
         """Where LIBERO describes a task's scene and goal."""
@@ -198,7 +196,7 @@ class LiberoEnvironment:
             lookup(CAMERAS, key, "camera of LIBERO")
         self._image_sizes = cameras
         episode = _placement_seed(change.base, initial_state, seed)
-        self._scene = self._scenes(str(change.description(self.bddl_file(change.base), self.home / "perturbed")))
+        self._scene = self._scenes(change.description(self.bddl_file(change.base), self.home / "perturbed"))
         self._change = change
         arrange = change.arrange if change.rearranges else as_drawn if self._drawn else None
         self._scene.reset(states[initial_state], episode, arrange)
@@ -226,9 +224,9 @@ class LiberoEnvironment:
         seen = {key: self.scene.picture(CAMERAS[key], size) for key, size in self._image_sizes.items()}
         return self._change.pictures(seen, int(self.scene.env.timestep))
 
-    def film(self) -> np.ndarray:
+    def render(self) -> np.ndarray:
         """(256, 512, 3): both cameras side by side."""
-        return np.concatenate([self.scene.picture(camera, FILM_SIZE) for camera in CAMERAS.values()], axis=1)
+        return np.concatenate([self.scene.picture(camera, RENDER_SIZE) for camera in CAMERAS.values()], axis=1)
 
     def privileged(self) -> dict[str, Any]:
         """What only an expert may see; see privileged.py."""
@@ -247,24 +245,14 @@ def as_drawn(scene: Scene, stored: np.ndarray) -> np.ndarray:
     return np.r_[0.0, positions, np.zeros_like(scene.data.qvel)]
 
 
-def make(settings: Mapping[str, Any]) -> LiberoEnvironment:
-    """settings: `tasks`, how many scenes to keep built (default 3); `image_size`, of the pictures (default the
-    suite's); `placement`, "stored" (default) or "drawn"."""
+def build(settings: Mapping[str, Any]) -> LiberoEnvironment:
+    """settings: see `read_settings`."""
     from prts_core.sim.installations import Installation
 
-    unknown = set(settings) - {"tasks", "image_size", "placement"}
-    if unknown:
-        raise ConfigError(
-            "LIBERO has no such setting", field="settings", found=min(unknown), expected="tasks, image_size, placement"
-        )
-    placement, size = settings.get("placement", "stored"), settings.get("image_size")
-    if placement not in ("stored", "drawn"):
-        raise ConfigError("There is no such placement", field="placement", found=placement, expected="stored, drawn")
-    if size is not None and not (isinstance(size, int) and 16 <= size <= 1024):
-        raise ConfigError("Not a size of pictures", field="image_size", found=size, expected="16 to 1024")
+    tasks, size, placement = read_settings("LIBERO", settings, KEPT)
     home = Installation("libero")
     home.require()
-    return LiberoEnvironment(home.path, int(settings.get("tasks", KEPT)), size, placement == "drawn")
+    return LiberoEnvironment(home.path, tasks, size, placement == "drawn")
 
 
 def axis_angle(wxyz: np.ndarray) -> np.ndarray:

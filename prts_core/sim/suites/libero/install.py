@@ -1,6 +1,5 @@
-"""Installing LIBERO into a home of its own: pinned packages, linked assets, converted initial states, a self-check.
+"""Installs LIBERO into a home of its own: pinned packages, linked assets, converted initial states, a self-check.
 
-It does not know workers, policies or the main environment, of which it uses nothing but the Python that makes the venv.
 Every step leaves a mark when it is done, so that an interrupted installation goes on where it was; installed.json is
 written last and names what was checked.
 
@@ -19,19 +18,17 @@ import io
 import json
 import os
 import re
-import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from prts_core.io.errors import ConfigError, DataError, UnavailableError
+from prts_core.io.errors import DataError, UnavailableError
 from prts_core.io.files import atomic_path, digest_file, read_json, write_json, write_text
 from prts_core.io.locks import locked
 from prts_core.io.progress import track
 from prts_core.sim import installer
-from prts_core.sim.installations import Installation, link
+from prts_core.sim.installations import Installation, base_home, link
 from prts_core.sim.suites.libero.environment import states_digest
 from prts_core.sim.suites.libero.init_states import read_init_states
 from prts_core.sim.suites.libero.spec import MAX_STEPS
@@ -82,8 +79,6 @@ ASSET_FOLDERS = (
     "textures",
     "turbosquid_objects",
 )
-STANDINS_NOTE = "STANDINS.md"  # a folder of assets that holds it says with it that they are not all LIBERO's own
-STANDINS = "stand-in assets"
 CHECK_SECONDS = 600.0
 TITLE = "LIBERO"
 
@@ -97,9 +92,8 @@ def install(home: Installation, assets: str | None = None) -> dict[str, Any]:
     """
     with locked(home.path / ".lock") as lock:
         folder = _assets(home, assets)
-        wanted = _wanted(folder)
-        found = home.installed()
-        if found is not None and all(found.get(key) == value for key, value in wanted.items()):
+        wanted = installer.wanted(FORMAT, PINS, folder)
+        if (found := home.installed(wanted)) is not None:
             return found
         home.record.unlink(missing_ok=True)
         installer.packages(home, PINS, lock, title=TITLE)
@@ -107,10 +101,18 @@ def install(home: Installation, assets: str | None = None) -> dict[str, Any]:
         link(_package(home) / "assets", home.path / "assets")
         _configure(home)
         _convert(home)
-        report = check(home)
-        record = wanted | {"self_check": report, "installed": datetime.now(UTC).isoformat(timespec="seconds")}
-        write_json(home.record, record)
-        return record
+        return installer.finish(home, wanted, check(home))
+
+
+def install_under(home: Installation, assets: str | None) -> dict[str, Any]:
+    """LIBERO where it is not installed, or not with `assets`, below the home of a family that is laid over it; what of
+    it that family's installed.json says."""
+    base = base_home(home)
+    found = base.installed()
+    if found is None or assets is not None:
+        found = install(base, assets)
+    link(home.path / "venv", base.path / "venv")
+    return {"standins": found.get("standins", "")}
 
 
 def check(home: Installation) -> dict[str, Any]:
@@ -118,7 +120,7 @@ def check(home: Installation) -> dict[str, Any]:
     after another episode and with LIBERO's own environment. SimulatorError with what it said where it fails."""
     backend = os.environ.get("MUJOCO_GL") or "egl"
     return installer.self_check(
-        home,
+        base_home(home),
         "prts_core.sim.suites.libero.check",
         title=TITLE,
         seconds=CHECK_SECONDS,
@@ -128,42 +130,19 @@ def check(home: Installation) -> dict[str, Any]:
     )
 
 
-def _wanted(assets: Path) -> dict[str, Any]:
-    """What makes an installation this one."""
-    return {
-        "format": FORMAT,
-        "pins": dict(pin.split("==") for pin in PINS),
-        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
-        "assets": str(assets),
-        "standins": STANDINS if (assets / STANDINS_NOTE).is_file() else "",
-        "standins_digest": digest_file(assets / STANDINS_NOTE) if (assets / STANDINS_NOTE).is_file() else "",
-    }
-
-
 def _assets(home: Installation, given: str | None) -> Path:
-    from prts_core.config.places import shared_folder
     from prts_core.io.hub import local_folder
 
-    linked = home.path / "assets"
-    shared = shared_folder() / "data" / "libero_assets"
-    if given is not None:
-        folder = Path(given).expanduser()
-        if not folder.is_dir():
-            raise ConfigError("There is no such folder of assets", field="--assets", found=given)
-    elif linked.is_dir():
-        folder = linked
-    elif shared.is_dir():
-        folder = shared
-    else:
+    folder = installer.assets_here(home, given, "libero_assets")
+    if folder is None:
         try:
-            folder = local_folder(ASSETS_REPOSITORY, ["*"], repo_type="dataset")
+            folder = local_folder(ASSETS_REPOSITORY, ["*"], repo_type="dataset").resolve()
         except ValueError as err:
             raise UnavailableError(
                 "LIBERO's assets are neither here nor can they be fetched",
                 found=str(err)[:400],
                 cure="prts sim install libero --assets FOLDER, a copy of the assets that LIBERO ships",
             ) from err
-    folder = folder.resolve()
     missing = [name for name in ASSET_FOLDERS if not (folder / name).is_dir()]
     if missing:
         raise DataError(

@@ -7,7 +7,6 @@ what the numbers of state and action mean is that of configs/robots/libero_panda
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from prts_core.contract import Camera, Contract, Dimension
 from prts_core.io.errors import DataError
@@ -20,10 +19,7 @@ IMAGE_SIZE = 256
 # Longest demonstration of each suite, rounded up: control steps after settling.
 MAX_STEPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
 SUITES = (*MAX_STEPS, "libero_130")  # the last: all of them
-SETTLE_STEPS = 10
-SETTLE_ACTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
-EPISODES_PER_TASK = 50
-SEED = 7
+BASES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")  # that LIBERO-Plus and LIBERO-Pro change
 SOURCE = (
     "LIBERO (Liu et al. 2023, arXiv:2306.03310) as evaluated by OpenVLA (arXiv:2406.09246) and openpi: the stored "
     "initial states in order, 50 episodes a task, 10 settling steps with an open gripper, 220 / 280 / 300 / 520 / 400 "
@@ -92,12 +88,16 @@ def suites_of(catalogue: Path, standins: str = "") -> dict[str, SuiteSpec]:
 
 
 def _suite(name: str, tasks: tuple[Task, ...], standins: str) -> SuiteSpec:
-    settings: dict[str, Any] = {
-        "settle_steps": SETTLE_STEPS,
-        "settle_action": SETTLE_ACTION,
-        "image_rotation": 180,
-        "episodes_per_task": EPISODES_PER_TASK,
-        "seed": SEED,
-        "source": SOURCE,
-    }
-    return SuiteSpec(name, FAMILY, tasks, contract(), standins=standins, **settings)
+    return SuiteSpec(
+        name=name,
+        family=FAMILY,
+        tasks=tasks,
+        contract=contract(),
+        settle_steps=10,
+        settle_action=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0),
+        image_rotation=180,
+        episodes_per_task=50,
+        seed=7,
+        source=SOURCE,
+        standins=standins,
+    )

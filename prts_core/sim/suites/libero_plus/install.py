@@ -1,4 +1,4 @@
-"""Installing LIBERO-Plus's axes: LIBERO itself, and a list of LIBERO-Plus tasks where the user has one.
+"""Installs LIBERO-Plus's axes: LIBERO itself, and a list of LIBERO-Plus tasks where the user has one.
 
 The home holds a link to LIBERO's venv, tasks.json (the list's tasks that can be run, and why the others cannot) and
 installed.json.
@@ -12,12 +12,13 @@ from typing import Any
 
 from prts_core.io.errors import ConfigError
 from prts_core.io.files import digest_file, write_json
-from prts_core.sim.installations import Installation, link
-from prts_core.sim.suites.libero import install as libero
-from prts_core.sim.suites.libero.spec import FAMILY as LIBERO
+from prts_core.sim.installations import Installation
+from prts_core.sim.suites.libero.install import check, install_under
+from prts_core.sim.suites.libero.spec import BASES
 from prts_core.sim.suites.libero.spec import suites as libero_suites
 from prts_core.sim.suites.libero_plus import names
-from prts_core.sim.suites.libero_plus.spec import BASES
+
+__all__ = ["check", "install"]
 
 
 def install(home: Installation, assets: str | None = None) -> dict[str, Any]:
@@ -27,24 +28,13 @@ def install(home: Installation, assets: str | None = None) -> dict[str, Any]:
     assets. Raises what LIBERO's install raises, and DataError for a list that cannot be read.
     """
     listed = Path(assets).expanduser() if assets is not None and Path(assets).expanduser().is_file() else None
-    base = Installation(LIBERO)
-    found = base.installed()
-    if found is None or (assets is not None and listed is None):
-        found = libero.install(base, None if listed else assets)
-    link(home.path / "venv", base.path / "venv")
-    record: dict[str, Any] = {"over": LIBERO, "standins": found.get("standins", "")}
+    record = install_under(home, None if listed else assets)
     if listed is not None:
         record["list"] = _list(home, listed)
     elif (before := home.installed()) is not None and "list" in before:
         record["list"] = before["list"]
     write_json(home.record, record)
     return record
-
-
-def check(home: Installation) -> dict[str, Any]:
-    """LIBERO's self-check: the layer lives in its environment."""
-    home.require()
-    return libero.check(Installation(LIBERO))
 
 
 def _list(home: Installation, path: Path) -> dict[str, Any]:

@@ -21,10 +21,10 @@ from prts_core.sim.suites.libero import spec as libero
 from prts_core.sim.suites.libero.perturb import PLUS, background, camera, instruction, language, layout, light, noise
 from prts_core.sim.suites.libero.perturb import robot as robot_axis
 from prts_core.sim.suites.libero.perturb.draws import LEVELS, draw
+from prts_core.sim.suites.libero.spec import BASES
 from prts_core.sim.suites.libero_plus.names import parse
 
 FAMILY = "libero_plus"
-BASES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 LIST = "libero_plus_list"
 SUITES = ("libero_plus", *(f"libero_plus_{axis}" for axis in PLUS), LIST)
 KINDS = {

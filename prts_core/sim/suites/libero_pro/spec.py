@@ -16,9 +16,9 @@ from prts_core.sim.suite import SuiteSpec, Task
 from prts_core.sim.suites.libero import spec as libero
 from prts_core.sim.suites.libero.perturb import PRO, instruction, pro
 from prts_core.sim.suites.libero.perturb.bddl import Problem
+from prts_core.sim.suites.libero.spec import BASES
 
 FAMILY = "libero_pro"
-BASES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 SUITES = tuple(f"libero_pro_{axis}" for axis in PRO)
 SEMANTIC_LEVEL = 3  # of language.py
 PAPER = "after LIBERO-Pro (Zhou et al. 2025, arXiv:2510.03827); a layer of PRTS over LIBERO, not its code or files"

@@ -14,9 +14,9 @@ from prts_core.contract import Camera, Contract, Dimension
 from prts_core.io.errors import ConfigError
 from prts_core.sim.suite import SuiteSpec, Task
 
-SIMULATOR_HZ = 80.0
+SIMULATOR_HZ = 80.0  # 5 physics steps of 2.5 ms
 ACTION_REPEAT = 2  # simulator steps (80 a second) that one action is held
-START_JITTER = 14  # centimetres, see sim/metaworld.py
+START_JITTER = 14  # centimetres that the hand starts off its place, at most
 IMAGE_SIZE = 64
 
 CONTRACT = Contract(

@@ -5,14 +5,12 @@ One line of JSON at the end says what was found; a failed check is an exit statu
 
 from __future__ import annotations
 
-import json
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from prts_core.sim.simulator_side import check_repeats, expect, report
 from prts_core.sim.suites.simpler.assets import unavailable
 from prts_core.sim.suites.simpler.environment import (
     VIEW,
@@ -21,55 +19,24 @@ from prts_core.sim.suites.simpler.environment import (
     controller_angles,
     import_simulator,
 )
-from prts_core.sim.suites.simpler.spec import CAMERA, FAMILY, SEED, SUITE, suites_of
+from prts_core.sim.suites.simpler.spec import CAMERA, SEED, SUITE, suites_of
 
 STEPS, EPISODE = 6, 3
 
 
 def main(home: Path) -> dict[str, Any]:
     suite = suites_of({"unavailable": unavailable(home / "assets")})[SUITE]
-    task, other = suite.tasks[:2]
     import_simulator(home)
-    environment = SimplerEnvironment(home)
     rng = np.random.default_rng(SEED)
     moves = rng.uniform(-1, 1, (STEPS, 7)) * [0.02, 0.02, 0.02, 0.1, 0.1, 0.1, 1.0]
-
-    def episode() -> tuple[np.ndarray, np.ndarray]:
-        environment.reset(suite, task, EPISODE, SEED)
-        for action in moves:
-            environment.step(action)
-        return environment.state(), environment.images()[CAMERA]
-
-    begin = time.perf_counter()
     try:
-        state, picture = episode()
+        state, pictures, found = check_repeats(SimplerEnvironment(home), suite, EPISODE, SEED, moves)
     except RuntimeError as err:  # Vulkan's words say enough, its traceback nothing
         raise SystemExit(f"self-check: ManiSkill builds no scene: {err}") from err
-    environment.reset(suite, other, 0, SEED)
-    for action in moves:
-        environment.step(action)
-    again, same = episode()
-    expect(np.array_equal(state, again), f"an episode run twice ends elsewhere (by {np.abs(state - again).max():g})")
-    expect(np.array_equal(picture, same), "an episode run twice does not look the same")
-    expect(float(picture.std()) > 10, "the camera sees nothing")
-    step_begin = time.perf_counter()
-    for action in moves:
-        environment.step(action)
-    step_ms = (time.perf_counter() - step_begin) / STEPS * 1e3
-    look_begin = time.perf_counter()
-    environment.images()
-    look_ms = (time.perf_counter() - look_begin) * 1e3
-    theirs, seen = own(task.name, moves)
+    theirs, seen = own(suite.tasks[0].name, moves)
     expect(np.array_equal(state, theirs), f"ManiSkill's own loop ends elsewhere (by {np.abs(state - theirs).max():g})")
-    expect(np.array_equal(picture, seen), "ManiSkill's own loop sees something else")
-    return {
-        "family": FAMILY,
-        "task": task.name,
-        "repeats_exactly": True,
-        "step_ms": round(step_ms, 2),
-        "look_ms": round(look_ms, 1),
-        "seconds": round(time.perf_counter() - begin, 1),
-    }
+    expect(np.array_equal(pictures[CAMERA], seen), "ManiSkill's own loop sees something else")
+    return found
 
 
 def own(task: str, moves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -83,10 +50,5 @@ def own(task: str, moves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return env.get_state()[0].numpy().astype(np.float64), seen["sensor_data"][VIEW]["rgb"][0].numpy()
 
 
-def expect(true: bool, otherwise: str) -> None:
-    if not true:
-        raise SystemExit(f"self-check: {otherwise}")
-
-
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]))))
+    report(main)

@@ -18,13 +18,14 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from prts_core.io.errors import ConfigError, UnavailableError, lookup
-from prts_core.sim.keep import Keep
+from prts_core.sim.lru import LruCache
+from prts_core.sim.simulator_side import read_settings
 from prts_core.sim.suite import SuiteSpec, Task
 from prts_core.sim.suites.simpler.assets import missing
 from prts_core.sim.suites.simpler.spec import CAMERA, FAMILY, GRIPPER_SWITCH, TASKS
 
 VIEW = "3rd_view_camera"
-FILM_SIZE = (320, 240)  # width, height
+RENDER_SIZE = (320, 240)  # width, height
 KEPT = 4  # scenes
 # The Bridge robot's software counts turns from the hand pointing down; its axes in those of the hand.
 POINTING_DOWN = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])
@@ -89,7 +90,7 @@ class SimplerEnvironment:
 
     def __init__(self, home: Path, tasks: int = KEPT, image_size: int | None = None) -> None:
         self.home, self._image_size = home, image_size
-        self._scenes: Keep[str, Scene] = Keep(self._build, tasks, Scene.close)
+        self._scenes: LruCache[str, Scene] = LruCache(self._build, tasks, Scene.close)
         self._scene: Scene | None = None
         self._size, self._left = (0, 0), 0
 
@@ -144,9 +145,9 @@ class SimplerEnvironment:
         """{camera: (H, W, 3) uint8} upright, squeezed where another size was asked for."""
         return {CAMERA: _squeezed(self.scene.picture(), self._size)}
 
-    def film(self) -> np.ndarray:
+    def render(self) -> np.ndarray:
         """(240, 320, 3): the same camera."""
-        return _squeezed(self.scene.picture(), FILM_SIZE)
+        return _squeezed(self.scene.picture(), RENDER_SIZE)
 
     def privileged(self) -> dict[str, Any]:
         """Poses in the base's frame, each ((3,) m, (3, 3)): `goal`, where the controller wants the hand; `hand`;
@@ -165,34 +166,17 @@ class SimplerEnvironment:
         return self.scene.env.get_state()[0].numpy().astype(np.float64)
 
 
-def make(settings: Mapping[str, Any]) -> SimplerEnvironment:
-    """settings: `tasks`, how many scenes to keep built (default 4); `image_size`, of square pictures (default the
-    suite's 480 x 640); `placement`, "stored", since ManiSkill's own sampler draws from the suite's 24 episodes too."""
+def build(settings: Mapping[str, Any]) -> SimplerEnvironment:
+    """settings: see `read_settings`; no placement but "stored", since ManiSkill's own sampler draws from the suite's 24
+    episodes too."""
     from prts_core.sim.installations import Installation
 
-    unknown = set(settings) - {"tasks", "image_size", "placement"}
-    if unknown:
-        raise ConfigError(
-            "SimplerEnv has no such setting",
-            field="settings",
-            found=min(unknown),
-            expected="tasks, image_size, placement",
-        )
-    placement, size = settings.get("placement", "stored"), settings.get("image_size")
-    if placement != "stored":
-        raise ConfigError(
-            "SimplerEnv has no episodes besides the suite's own",
-            field="placement",
-            found=placement,
-            expected="stored",
-            cure="--placement stored, and do not evaluate on the same episodes",
-        )
-    if size is not None and not (isinstance(size, int) and 16 <= size <= 1024):
-        raise ConfigError("Not a size of pictures", field="image_size", found=size, expected="16 to 1024")
+    cure = "--placement stored, and do not evaluate on the same episodes"
+    tasks, size, _ = read_settings("SimplerEnv", settings, KEPT, ("stored",), cure)
     home = Installation(FAMILY)
     home.require()
     import_simulator(home.path)
-    return SimplerEnvironment(home.path, int(settings.get("tasks", KEPT)), size)
+    return SimplerEnvironment(home.path, tasks, size)
 
 
 def import_simulator(home: Path) -> None:

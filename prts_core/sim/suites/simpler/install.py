@@ -1,4 +1,4 @@
-"""Installing SimplerEnv into a home of its own: pinned packages, CPU torch, linked assets, a self-check.
+"""Installs SimplerEnv into a home of its own: pinned packages, CPU torch, linked assets, a self-check.
 
 The simulator draws with Vulkan on the CPU, which takes a driver of Mesa that is new enough; it is looked for before
 anything is built and proven by the self-check.
@@ -15,12 +15,10 @@ import os
 import shutil
 import subprocess
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from prts_core.io.errors import ConfigError, DataError, UnavailableError
-from prts_core.io.files import digest_file, write_json
+from prts_core.io.errors import DataError, UnavailableError
 from prts_core.io.locks import locked
 from prts_core.sim import installer
 from prts_core.sim.installations import Installation, link
@@ -107,8 +105,6 @@ PINS = (
     "psutil==7.2.2",
 )
 DOWNLOADS = ("widowx250s", "bridge_v2_real2sim")  # what ManiSkill's downloader calls the assets
-STANDINS_NOTE = "STANDINS.md"  # a folder of assets that holds it says with it that they are not all the real ones
-STANDINS = "stand-in assets"
 CHECK_SECONDS = 600.0
 DRIVER = (
     "a Vulkan driver of Mesa 24.3 or later: apt-get install mesa-vulkan-drivers (Debian bookworm: "
@@ -126,8 +122,8 @@ def install(home: Installation, assets: str | None = None) -> dict[str, Any]:
     should be, SimulatorError where the self-check fails.
     """
     with locked(home.path / ".lock") as lock:
-        folder = _here(home, assets)
-        if (found := home.installed()) is not None and folder is not None and _holds(found, _wanted(folder)):
+        folder = installer.assets_here(home, assets, "simpler_assets")
+        if folder is not None and (found := home.installed(_wanted(_checked(folder)))) is not None:
             return found
         look_for_a_driver()
         home.record.unlink(missing_ok=True)
@@ -143,10 +139,7 @@ def install(home: Installation, assets: str | None = None) -> dict[str, Any]:
         )
         folder = _checked(_fetch(home, lock) if folder is None else folder)
         link(home.path / "assets", folder)
-        wanted = _wanted(folder)
-        record = wanted | {"self_check": check(home), "installed": datetime.now(UTC).isoformat(timespec="seconds")}
-        write_json(home.record, record)
-        return record
+        return installer.finish(home, _wanted(folder), check(home))
 
 
 def check(home: Installation) -> dict[str, Any]:
@@ -179,41 +172,12 @@ def _files(folder: Path) -> list[Path]:
 
 def _wanted(assets: Path) -> dict[str, Any]:
     """What makes an installation this one."""
-    lacking, note = unavailable(assets), assets / STANDINS_NOTE
-    label = [STANDINS] if note.is_file() else []
-    label += [f"without {task}" for task in lacking]
-    return {
-        "format": FORMAT,
-        "pins": {name: version for name, _, version in (pin.partition("==") for pin in (TORCH, *PINS))},
-        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
-        "assets": str(assets),
-        "unavailable": lacking,
-        "standins": ", ".join(label),
-        "standins_digest": digest_file(note) if note.is_file() else "",
-    }
-
-
-def _holds(record: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    return all(record.get(key) == value for key, value in wanted.items())
-
-
-def _here(home: Installation, given: str | None) -> Path | None:
-    """The folder of assets on this machine, checked; None where there is none."""
-    from prts_core.config.places import shared_folder
-
-    if given is not None:
-        folder = Path(given).expanduser()
-        if not folder.is_dir():
-            raise ConfigError("There is no such folder of assets", field="--assets", found=given)
-        return _checked(folder)
-    for folder in (home.path / "assets", shared_folder() / "data" / "simpler_assets"):
-        if folder.is_dir():
-            return _checked(folder)
-    return None
+    found, lacking = installer.wanted(FORMAT, (TORCH, *PINS), assets), unavailable(assets)
+    label = ", ".join(filter(None, [found["standins"], *(f"without {task}" for task in lacking)]))
+    return found | {"unavailable": lacking, "standins": label}
 
 
 def _checked(folder: Path) -> Path:
-    folder = folder.resolve()
     lacking = [str(name) for name in NEEDED if not (folder / name).exists()]
     if lacking or len(unavailable(folder)) == len(TASKS):
         raise DataError(

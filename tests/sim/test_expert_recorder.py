@@ -18,8 +18,18 @@ import pytest
 from prts_core.data.convert.robomimic import native_mapping
 from prts_core.io.errors import DataError, StageError
 from prts_core.io.files import digest_value
-from prts_core.sim.demonstrate import ATTEMPTS, PARTS, Attempts, RecorderSettings, demonstrate
-from prts_core.sim.pool import WorkerLaunch, WorkerLost
+from prts_core.sim.expert_recorder import (
+    ATTEMPTS,
+    PARTS,
+    Attempts,
+    RecorderSettings,
+    demonstrate,
+    episode_of,
+    recording,
+    subtask_spans,
+)
+from prts_core.sim.pool import Pool, WorkerLaunch, WorkerLost
+from prts_core.sim.suite import SuiteSpec
 from prts_core.sim.suites import suite
 from tests.fixtures.toy_family.spec import suites
 
@@ -27,6 +37,13 @@ FAMILY = "tests.fixtures.toy_family"
 SPEC = suites()["toy"]
 LAUNCH = WorkerLaunch(FAMILY)
 RECORD = RecorderSettings("toy", ("push", "drawn"), episodes=3, noise=(0.0, 0.3), seed=5, tail_steps=1)
+
+
+def record(
+    spec: SuiteSpec, settings: RecorderSettings, launch: WorkerLaunch, folder: Path, workers: int = 1
+) -> list[Attempts]:
+    with Pool(launch, workers) as pool:
+        return demonstrate(spec, settings, pool, folder)
 
 
 def content(folder: Path) -> str:
@@ -47,7 +64,7 @@ def content(folder: Path) -> str:
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recorded")
-    demonstrate(SPEC, RECORD, LAUNCH, folder)
+    record(SPEC, RECORD, LAUNCH, folder)
     return folder
 
 
@@ -72,25 +89,25 @@ def test_a_recording_is_robomimics_and_says_what_was_done(recorded: Path) -> Non
 
 
 def test_two_workers_record_the_same(recorded: Path, tmp_path: Path) -> None:
-    demonstrate(SPEC, RECORD, LAUNCH, tmp_path, workers=2)
+    record(SPEC, RECORD, LAUNCH, tmp_path, workers=2)
     assert content(tmp_path) == content(recorded)
 
 
 def test_a_second_run_starts_no_worker(recorded: Path) -> None:
     before = content(recorded)
-    demonstrate(SPEC, RECORD, WorkerLaunch(FAMILY, python=Path("/nowhere/python")), recorded)
+    record(SPEC, RECORD, WorkerLaunch(FAMILY, python=Path("/nowhere/python")), recorded)
     assert content(recorded) == before
 
 
 def test_other_settings_are_refused(recorded: Path) -> None:
     with pytest.raises(StageError, match="noise"):
-        demonstrate(SPEC, replace(RECORD, noise=(0.5,)), LAUNCH, recorded)
+        record(SPEC, replace(RECORD, noise=(0.5,)), LAUNCH, recorded)
 
 
 def test_killed_while_recording_it_goes_on(recorded: Path, tmp_path: Path) -> None:
     code = (
-        "from pathlib import Path; from tests.sim.test_demonstrate import *;"
-        f"demonstrate(SPEC, RECORD, LAUNCH, Path({str(tmp_path)!r}))"
+        "from pathlib import Path; from tests.sim.test_expert_recorder import *;"
+        f"record(SPEC, RECORD, LAUNCH, Path({str(tmp_path)!r}))"
     )
     journal = tmp_path / ATTEMPTS
     process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
@@ -100,27 +117,27 @@ def test_killed_while_recording_it_goes_on(recorded: Path, tmp_path: Path) -> No
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    demonstrate(SPEC, RECORD, LAUNCH, tmp_path)
+    record(SPEC, RECORD, LAUNCH, tmp_path)
     assert content(tmp_path) == content(recorded)
 
 
 def test_what_is_only_measured_counts_attempts_and_may_grow(tmp_path: Path) -> None:
     settings = RecorderSettings("toy", ("push",), episodes=4, seed=5, record=False, max_steps=2)
-    (made,) = demonstrate(SPEC, settings, LAUNCH, tmp_path)
+    (made,) = record(SPEC, settings, LAUNCH, tmp_path)
     assert len(made.known) == 4 and made.successes + made.failures == 4 and made.failures > 0
     assert [(row["initial_state"], row["seed"]) for row in made.known.values()] == [(0, 5), (1, 5), (2, 5), (0, 6)]
-    (made,) = demonstrate(SPEC, replace(settings, episodes=6), LAUNCH, tmp_path)
+    (made,) = record(SPEC, replace(settings, episodes=6), LAUNCH, tmp_path)
     assert len(made.known) == 6 and not list(tmp_path.glob("*.hdf5"))
 
 
 def test_an_expert_that_cannot_is_said_to_and_not_tried_for_ever(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="fails too often"):
-        demonstrate(SPEC, replace(RECORD, tasks=("push",), max_steps=1), LAUNCH, tmp_path)
+        record(SPEC, replace(RECORD, tasks=("push",), max_steps=1), LAUNCH, tmp_path)
 
 
 def test_an_episode_that_kills_every_worker_stops_the_recording(tmp_path: Path) -> None:
     with pytest.raises(WorkerLost):
-        demonstrate(suites()["toy_deadly"], RecorderSettings("toy_deadly", ("deadly",), 1), LAUNCH, tmp_path)
+        record(suites()["toy_deadly"], RecorderSettings("toy_deadly", ("deadly",), 1), LAUNCH, tmp_path)
 
 
 def test_only_needed_attempts_are_made() -> None:
@@ -135,6 +152,29 @@ def test_only_needed_attempts_are_made() -> None:
     assert attempts.next(settings) == 2
 
 
+def test_a_task_may_have_levels_of_its_own() -> None:
+    settings = replace(RECORD, task_noise={"drawn": (0.5,)})
+    tasks = {task.name: task for task in SPEC.tasks}
+    assert [episode_of(settings, tasks["push"], number)[1] for number in range(3)] == [0.0, 0.3, 0.0]
+    assert [episode_of(settings, tasks["drawn"], number)[1] for number in range(3)] == [0.5, 0.5, 0.5]
+
+
+def test_what_the_workers_are_made_with_is_part_of_the_record() -> None:
+    made = recording(SPEC, ("push",), 2, image_size=16, settings={"forgets": 0.5})
+    assert made.worker_settings == {"forgets": 0.5, "placement": "drawn", "image_size": 16}
+    assert recording(SPEC, (), 2, image_size=8, stored=True).worker_settings == {}
+
+
+def test_subtask_spans_cover_the_episode() -> None:
+    spans = subtask_spans(["reach", "reach", "lower", "turn", "turn", "reach"])
+    assert [(s["start_frame"], s["end_frame"], s["action_text"]) for s in spans] == [
+        (0, 2, "reach"),
+        (2, 3, "lower"),
+        (3, 5, "turn"),
+        (5, 6, "reach"),
+    ]
+
+
 @pytest.mark.slow
 def test_metaworlds_experts_are_recorded_the_same_way(tmp_path: Path) -> None:
     pytest.importorskip("metaworld")
@@ -142,7 +182,7 @@ def test_metaworlds_experts_are_recorded_the_same_way(tmp_path: Path) -> None:
 
     spec = suite("metaworld")
     settings = RecorderSettings("metaworld", (spec.tasks[0].name,), episodes=1, seed=200_000)
-    (made,) = demonstrate(spec, settings, launch_for("metaworld"), tmp_path)
+    (made,) = record(spec, settings, launch_for("metaworld"), tmp_path)
     assert made.successes == 1
     with h5py.File(tmp_path / f"{spec.tasks[0].name}_demo.hdf5") as file:
         assert {"proprio"} < set(file["data/demo_0/obs"])

@@ -1,7 +1,7 @@
-"""A suite's scripted experts, measured or recorded through workers: one HDF5 file a task, in robomimic's layout.
+"""Records or measures a suite's scripted experts through workers: one HDF5 file a task, in robomimic's layout.
 
-It knows no simulator: a family's `layout.py` says how its own demonstrations are written; without one a demonstration
-holds obs/proprio and obs/<camera>_rgb. An attempt is the pure function of (task, number of the attempt, settings). Each
+A family's `layout.py` says how its own demonstrations are written; without one a demonstration holds obs/proprio and
+obs/<camera>_rgb. An attempt is the pure function of (task, number of the attempt, settings). Each
 is on disk before it counts, so that the same command goes on after any death; failures are counted and never repaired.
 """
 
@@ -12,8 +12,9 @@ import importlib
 import importlib.util
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,7 @@ from prts_core.io.files import atomic_path
 from prts_core.io.journal import Journal
 from prts_core.io.progress import Bar
 from prts_core.sim import protocol
-from prts_core.sim.demonstrations import subtask_spans, write_array
-from prts_core.sim.pool import Pool, WorkerLaunch, WorkerLost
+from prts_core.sim.pool import Pool, WorkerLost
 from prts_core.sim.suite import EpisodeKey, SuiteSpec, Task
 from prts_core.sim.suites import task_of
 
@@ -36,18 +36,18 @@ ATTEMPTS, PARTS = "attempts.jsonl", ".parts"
 
 @dataclass(frozen=True)
 class RecorderSettings:
-    """What decides the recordings. episodes: a task. noise: levels of the pushes, taken in turn. images: record (False:
-    only measure; then `episodes` counts attempts, not successes). placement: the simulator's own setting, part of the
-    record. first: number of the first attempt."""
+    """What decides the recordings. episodes: a task. noise: levels of the pushes, taken in turn; task_noise: those of
+    single tasks. record: False only measures; then `episodes` counts attempts, not successes. worker_settings: what the
+    workers are made with. max_steps: 0 for the task's own. first: number of the first attempt."""
 
     suite: str
     tasks: tuple[str, ...]
     episodes: int
     noise: tuple[float, ...] = (0.0,)
+    task_noise: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     seed: int = 0
     record: bool = True
-    image_size: int = 0
-    placement: str = ""
+    worker_settings: Mapping[str, Any] = field(default_factory=dict)
     tail_steps: int = 0
     max_steps: int = 0
     first: int = 0
@@ -89,29 +89,26 @@ def recording(
     *,
     image_size: int | None = None,
     stored: bool = False,
+    settings: Mapping[str, Any] | None = None,
     **more: Any,
-) -> tuple[RecorderSettings, dict[str, Any]]:
-    """Settings that record `episodes` successes of each task, and what their workers are made with.
+) -> RecorderSettings:
+    """Settings that record `episodes` successes of each task.
 
     tasks: none for all. image_size: none for the suite's. stored: start from the stored initial states, where the suite
-    has them, instead of states that its sampler draws. more: further fields of Settings.
+    has them, instead of states that its sampler draws. settings: of the workers besides. more: further fields of
+    RecorderSettings.
     """
-    make: dict[str, Any] = {}
+    made = dict(settings or {})
     if any(task.initial_states for task in spec.tasks) and not stored:
-        make["placement"] = "drawn"
-    own = spec.contract.cameras[0].height
-    if image_size not in (None, own):
-        make["image_size"] = image_size
+        made["placement"] = "drawn"
+    if image_size not in (None, spec.contract.cameras[0].height):
+        made["image_size"] = image_size
     names = tuple(task_of(spec, name).name for name in tasks) or tuple(task.name for task in spec.tasks)
-    placement = str(make.get("placement", ""))
-    settings = RecorderSettings(spec.name, names, episodes, image_size=image_size or own, placement=placement, **more)
-    return settings, make
+    return RecorderSettings(spec.name, names, episodes, worker_settings=made, **more)
 
 
-def demonstrate(
-    spec: SuiteSpec, settings: RecorderSettings, launch: WorkerLaunch, output: Path, workers: int = 1
-) -> list[Attempts]:
-    """Make what is missing in `output`; every task's attempts.
+def demonstrate(spec: SuiteSpec, settings: RecorderSettings, pool: Pool, output: Path) -> list[Attempts]:
+    """Make what is missing in `output`; every task's attempts. pool: of workers made with `settings.worker_settings`.
 
     DataError where an expert fails more often than it succeeds and SPARE_FAILURES times beyond, StageError where the
     folder holds attempts of other settings, WorkerLost where one attempt ends LOST_AT_MOST workers.
@@ -123,9 +120,7 @@ def demonstrate(
             if row["task"] in chosen:
                 chosen[row["task"]].known[row["attempt"]] = row
         with Bar(f"{spec.name} expert", total) as bar:
-            if any(each.next(settings) is not None for each in chosen.values()):
-                with Pool(launch, workers) as pool:
-                    _run(pool, spec, settings, chosen, output, journal, bar)
+            _run(pool, spec, settings, chosen, output, journal, bar)
         for attempts in chosen.values():
             _finish(spec, settings, attempts, output)
             shutil.rmtree(output / PARTS / attempts.task.name, ignore_errors=True)
@@ -147,18 +142,19 @@ def _run(
     journal: Journal,
     bar: Bar,
 ) -> None:
-    lanes: dict[int, tuple[Attempts, int]] = {}
+    slots: dict[int, tuple[Attempts, int]] = {}
+    last: dict[int, str] = {}
     while True:
-        for lane in range(pool.lanes):
-            if lane not in lanes and (given := _give(chosen, settings)):
-                lanes[lane] = given
-                pool.send(lane, _message(spec, settings, *given))
-        if not lanes:
+        for slot in range(pool.slots):
+            if slot not in slots and (given := _give(chosen, settings, last, slot)):
+                slots[slot] = given
+                pool.send(slot, _message(spec, settings, *given))
+        if not slots:
             return
         answered = pool.wait()
         assert answered is not None
-        lane, reply = answered
-        attempts, number = lanes.pop(lane)
+        slot, reply = answered
+        attempts, number = slots.pop(slot)
         attempts.under_way.discard(number)
         if isinstance(reply, WorkerLost):
             attempts.lost[number] = attempts.lost.get(number, 0) + 1
@@ -175,18 +171,24 @@ def _run(
                 "The scripted expert fails too often to record demonstrations",
                 field=attempts.task.name,
                 found=f"{attempts.failures} failures in {len(attempts.known)} attempts",
-                cure="lower --noise, or leave this task out",
+                cure="lower this task's noise, raise its max_steps, or leave it out",
             )
         made = sum(each.successes for each in chosen.values())
         tried = sum(len(each.known) for each in chosen.values())
         bar.update(sum(each.done(settings) for each in chosen.values()), f"{made}/{tried} succeeded")
 
 
-def _give(chosen: Mapping[str, Attempts], settings: RecorderSettings) -> tuple[Attempts, int] | None:
-    for attempts in chosen.values():
+def _give(
+    chosen: Mapping[str, Attempts], settings: RecorderSettings, last: dict[int, str], slot: int
+) -> tuple[Attempts, int] | None:
+    """Of the slot's `last` task, else of one that is no other slot's: building a task's scene takes long."""
+    others = {task for other, task in last.items() if other != slot}
+    for name in sorted(chosen, key=lambda name: (name != last.get(slot), name in others)):
+        attempts = chosen[name]
         number = attempts.next(settings)
         if number is not None:
             attempts.under_way.add(number)
+            last[slot] = name
             return attempts, number
     return None
 
@@ -198,7 +200,8 @@ def episode_of(settings: RecorderSettings, task: Task, number: int) -> tuple[Epi
     key = EpisodeKey(settings.suite, task.name, number % states, settings.seed + number // states)
     text = f"{key.task} {key.initial_state} {key.seed} {number}"
     noise_seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
-    return key, settings.noise[number % len(settings.noise)], noise_seed
+    levels = settings.task_noise.get(task.name, settings.noise)
+    return key, levels[number % len(levels)], noise_seed
 
 
 def _message(spec: SuiteSpec, settings: RecorderSettings, attempts: Attempts, number: int) -> protocol.Message:
@@ -250,34 +253,50 @@ def arrays_of(spec: SuiteSpec, episode: dict[str, Any]) -> dict[str, np.ndarray]
     return {"obs/proprio": episode["proprio"], **pictures}
 
 
-def attributes_of(spec: SuiteSpec, task: Task, image_size: int) -> dict[str, str]:
-    """Of a recording's group `data`, besides the sentence."""
+def attributes_of(spec: SuiteSpec, task: Task, image_size: int, instruction: str) -> dict[str, str]:
+    """Of a recording's group `data`."""
     layout = layout_of(spec.family)
     own = {"env_args": json.dumps({"env_name": spec.name, "control_hz": spec.contract.control_hz})}
-    return dict(layout.attributes(spec, task, image_size)) if layout else own
+    said = json.dumps({"problem_name": spec.name, "language_instruction": instruction})
+    return (layout.attributes(spec, task, image_size) if layout else own) | {"problem_info": said}
 
 
 def _write_part(path: Path, spec: SuiteSpec, reply: dict[str, Any], row: dict[str, Any]) -> None:
-    h5py = require("h5py", "sim")
     rows, reached = len(reply["actions"]), row["steps"] - 1
-    names = list(dict.fromkeys(reply["phases"]))
-    with atomic_path(path) as partial, h5py.File(partial, "w") as file:
-        for name, value in {
-            "actions": reply["actions"].astype(np.float64),
-            "executed_actions": reply["executed"].astype(np.float64),
-            "rewards": (np.arange(rows) >= reached).astype(np.uint8),
-            "dones": (np.arange(rows) == rows - 1).astype(np.uint8),
-            "states": reply["states"],
-            **arrays_of(spec, reply),
-        }.items():
-            write_array(file, name, value)
-        file.attrs["num_samples"] = rows
+    doubles = {name: reply[name].astype(np.float64) for name in ("actions", "executed")}
+    with atomic_path(path) as partial, require("h5py", "sim").File(partial, "w") as file:
+        write_demo(file, spec, reply | doubles, (np.arange(rows) >= reached).astype(np.uint8))
         file.attrs["init_state"] = reply["states"][0]
         for name in ("initial_state", "seed", "noise_seed", "attempt"):
             file.attrs[name] = row[name]
         file.attrs["expert_noise"], file.attrs["success_row"] = row["noise"], reached
-        spans = subtask_spans([names.index(phase) for phase in reply["phases"]], tuple(names))
-        file.attrs["action_config"] = json.dumps(spans)
+        file.attrs["action_config"] = json.dumps(subtask_spans(reply["phases"]))
+
+
+def write_demo(group: Any, spec: SuiteSpec, episode: dict[str, Any], rewards: np.ndarray) -> None:
+    """An episode's arrays, as sim/expert_episode.py has them, and how many rows it has."""
+    rows = len(episode["actions"])
+    for name, value in {
+        "actions": episode["actions"],
+        "executed_actions": episode["executed"],
+        "rewards": rewards,
+        "dones": (np.arange(rows) == rows - 1).astype(np.uint8),
+        "states": episode["states"],
+        **arrays_of(spec, episode),
+    }.items():
+        # Pictures are packed one by one. Level 1 takes them to a quarter; higher levels cost time and gain little.
+        packed = {"compression": "gzip", "compression_opts": 1, "chunks": (1, *value.shape[1:])}
+        group.create_dataset(name, data=value, track_times=False, **(packed if value.ndim == 4 else {}))
+    group.attrs["num_samples"] = rows
+
+
+def subtask_spans(phases: Sequence[str]) -> list[dict[str, Any]]:
+    """Runs of equal phase as the public `action_config` form; `end_frame` is exclusive."""
+    spans: list[dict[str, Any]] = []
+    for phase, rows in groupby(phases):
+        start = spans[-1]["end_frame"] if spans else 0
+        spans.append({"start_frame": start, "end_frame": start + len(list(rows)), "action_text": phase})
+    return spans
 
 
 def _finish(spec: SuiteSpec, settings: RecorderSettings, attempts: Attempts, output: Path) -> None:
@@ -295,13 +314,9 @@ def _finish(spec: SuiteSpec, settings: RecorderSettings, attempts: Attempts, out
                 demo = data.create_group(f"demo_{index}")
                 for name in part:
                     part.copy(name, demo)
-                for name, value in part.attrs.items():
-                    demo.attrs[name] = value
+                demo.attrs.update(part.attrs)
                 total += int(part.attrs["num_samples"])
-        size = settings.image_size or spec.contract.cameras[0].height
-        for name, text in attributes_of(spec, attempts.task, size).items():
-            data.attrs[name] = text
-        instruction = attempts.known[good[0]]["instruction"]
-        data.attrs["problem_info"] = json.dumps({"problem_name": spec.name, "language_instruction": instruction})
-        data.attrs["num_demos"], data.attrs["total"] = len(good), total
-        data.attrs["failed_attempts"], data.attrs["standins"] = attempts.failures, spec.standins
+        size = settings.worker_settings.get("image_size", spec.contract.cameras[0].height)
+        data.attrs.update(attributes_of(spec, attempts.task, size, attempts.known[good[0]]["instruction"]))
+        data.attrs.update(num_demos=len(good), total=total)
+        data.attrs.update(failed_attempts=attempts.failures, standins=spec.standins)

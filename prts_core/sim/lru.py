@@ -1,4 +1,5 @@
-"""The last few simulators a worker built, by what they were built for: building one costs seconds."""
+"""Keeps the last few scenes a worker built: building one costs seconds. (A simulator's own environment has no
+cachetools.)"""
 
 from __future__ import annotations
 
@@ -10,10 +11,10 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
-class Keep(Generic[K, V]):
-    """`keep(key)` builds with `build(key)` what it does not hold; beyond `size`, the one unused longest is dropped."""
+class LruCache(Generic[K, V]):
+    """`cache(key)` builds with `build(key)` what it does not hold; beyond `size`, the one unused longest is dropped."""
 
-    def __init__(self, build: Callable[[K], V], size: int, drop: Callable[[V], None] = lambda value: None) -> None:
+    def __init__(self, build: Callable[[K], V], size: int, drop: Callable[[V], None]) -> None:
         assert size > 0
         self.build, self.size, self.drop = build, size, drop
         self.held: OrderedDict[K, V] = OrderedDict()

@@ -6,7 +6,7 @@ Workers answer in an order drawn from a seed and die where they are told to.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from prts_core.contract import Camera, Contract, Dimension, PolicyContract
 from prts_core.policy.observation import STATE
 from prts_core.sim import protocol
+from prts_core.sim.adapter import adapt
 from prts_core.sim.pool import WorkerLost, WorkerRefused
 from prts_core.sim.suite import EpisodeKey, SuiteSpec, Task
 
@@ -25,16 +26,7 @@ TASKS = tuple(Task(name, f"go {name}", 5, 24) for name in ("left", "right", "up"
 SUITE = SuiteSpec("dots", "dots", TASKS, CONTRACT, 0, (0.0, 0.0), 0, 4, 7, "tests")
 GOALS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, 1.0)}
 CHUNK = 8
-
-
-class Same:
-    """The adapter of a policy that means what the suite means."""
-
-    def observation(self, seen: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        return seen
-
-    def actions(self, chunk: np.ndarray) -> np.ndarray:
-        return chunk
+SAME = adapt(CONTRACT, CONTRACT)  # of a policy that means what the suite means
 
 
 @dataclass
@@ -61,18 +53,18 @@ class DotPolicy:
         return -np.linalg.norm(goals - observation[STATE], axis=1)
 
 
-class ToyLanes:
-    """See prts_core.rollout.runner.Lanes. dies: (key, number of the message since its reset) -> is the worker lost
+class ToySlots:
+    """See prts_core.rollout.runner.Slots. dies: (key, number of the message since its reset) -> is the worker lost
     there? looks: how often anything was rendered. skills: tasks that an expert can do."""
 
     def __init__(
         self,
-        lanes: int,
+        slots: int,
         order: int = 0,
         dies: Callable[[EpisodeKey, int], bool] = lambda key, n: False,
         skills: tuple[str, ...] = tuple(GOALS),
     ):
-        self.lanes, self.lost, self.looks, self.dies, self.skills = lanes, 0, 0, dies, skills
+        self.slots, self.lost, self.looks, self.dies, self.skills = slots, 0, 0, dies, skills
         self.random = random.Random(order)
         self.due: dict[int, dict[str, Any]] = {}
         self.at: dict[int, np.ndarray] = {}
@@ -80,57 +72,57 @@ class ToyLanes:
         self.count: dict[int, int] = {}
         self.resets: list[EpisodeKey] = []
 
-    def send(self, lane: int, message: dict[str, Any]) -> None:
-        assert lane not in self.due, "one message a lane"
-        self.due[lane] = message
+    def send(self, slot: int, message: dict[str, Any]) -> None:
+        assert slot not in self.due, "one message a slot"
+        self.due[slot] = message
 
     def wait(self, timeout: float | None = None) -> tuple[int, dict[str, Any] | WorkerLost] | None:
         assert self.due, "nothing is under way"
         if timeout is not None and self.random.random() < 0.3:
             return None
-        lane = self.random.choice(sorted(self.due))
-        message = self.due.pop(lane)
+        slot = self.random.choice(sorted(self.due))
+        message = self.due.pop(slot)
         if message["kind"] in protocol.BEGINS:
             key = EpisodeKey(*(message[name] for name in ("suite", "task", "initial_state", "seed")))
-            self.keys[lane], self.count[lane] = key, 0
+            self.keys[slot], self.count[slot] = key, 0
             self.resets.append(key)
-            self.at[lane] = np.random.default_rng([key.initial_state, key.seed]).normal(0, 0.2, 2)
-        self.count[lane] += 1
-        if self.dies(self.keys[lane], self.count[lane]):
+            self.at[slot] = np.random.default_rng([key.initial_state, key.seed]).normal(0, 0.2, 2)
+        self.count[slot] += 1
+        if self.dies(self.keys[slot], self.count[slot]):
             self.lost += 1
-            return lane, WorkerLost("lost for a test")
+            return slot, WorkerLost("lost for a test")
         answers = {"reset": self._reset, "step": self._step, "demonstrate": self._demonstrate}
-        return lane, answers[message["kind"]](lane, message)
+        return slot, answers[message["kind"]](slot, message)
 
-    def _see(self, lane: int, wanted: bool) -> dict[str, np.ndarray] | None:
+    def _see(self, slot: int, wanted: bool) -> dict[str, np.ndarray] | None:
         self.looks += wanted
-        picture = np.full((8, 8, 3), int(abs(self.at[lane][0]) * 100) % 256, np.uint8)
-        return {STATE: self.at[lane].astype(np.float32), CAMERA: picture} if wanted else None
+        picture = np.full((8, 8, 3), int(abs(self.at[slot][0]) * 100) % 256, np.uint8)
+        return {STATE: self.at[slot].astype(np.float32), CAMERA: picture} if wanted else None
 
-    def _reset(self, lane: int, message: dict[str, Any]) -> dict[str, Any]:
+    def _reset(self, slot: int, message: dict[str, Any]) -> dict[str, Any]:
         return {
             "kind": "reset",
-            "observation": self._see(lane, True),
+            "observation": self._see(slot, True),
             "frame": None,
-            "instruction": f"go {self.keys[lane].task}",
+            "instruction": f"go {self.keys[slot].task}",
         }
 
-    def _demonstrate(self, lane: int, message: dict[str, Any]) -> dict[str, Any]:
-        task = self.keys[lane].task
+    def _demonstrate(self, slot: int, message: dict[str, Any]) -> dict[str, Any]:
+        task = self.keys[slot].task
         if task not in self.skills:
             refused = WorkerRefused("refused for a test", found=f"nobody can go {task}")
-            refused.lane = lane
+            refused.slot = slot
             raise refused
-        way = np.repeat([np.array(GOALS[task]) - self.at[lane]], message["max_steps"], axis=0).astype(np.float32) / 8
-        done = self._step(lane, {"actions": way, "look": False})
+        way = np.repeat([np.array(GOALS[task]) - self.at[slot]], message["max_steps"], axis=0).astype(np.float32) / 8
+        done = self._step(slot, {"actions": way, "observe": False})
         reached = done["steps"] - 1 if done["successes"].any() else None
         return {"kind": "demonstrate", "executed": way, "success_row": reached, "instruction": f"go {task}"}
 
-    def _step(self, lane: int, message: dict[str, Any]) -> dict[str, Any]:
+    def _step(self, slot: int, message: dict[str, Any]) -> dict[str, Any]:
         successes = []
         for action in message["actions"]:
-            self.at[lane] = self.at[lane] + action
-            successes.append(bool(np.linalg.norm(self.at[lane] - GOALS[self.keys[lane].task]) < 0.25))
+            self.at[slot] = self.at[slot] + action
+            successes.append(bool(np.linalg.norm(self.at[slot] - GOALS[self.keys[slot].task]) < 0.25))
             if successes[-1]:
                 break
         return {
@@ -138,6 +130,6 @@ class ToyLanes:
             "rewards": np.array(successes, np.float32),
             "successes": np.array(successes),
             "steps": len(successes),
-            "observation": self._see(lane, message["look"]),
+            "observation": self._see(slot, message["observe"]),
             "frames": None,
         }
