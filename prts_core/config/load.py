@@ -15,17 +15,8 @@ from prts_core.config.mapping import Mapping, check_mapping, load_mapping
 from prts_core.config.model import ModelConfig
 from prts_core.config.places import outputs_folder, recipe_path
 from prts_core.config.release_yaml import is_public_release, read_public_release
-from prts_core.config.schema import (
-    BenchmarkConfig,
-    DatasetConfig,
-    ExpertSource,
-    ImageTextSource,
-    LeRobotSource,
-    Recipe,
-    RecordingSource,
-    RobotConfig,
-    SftSection,
-)
+from prts_core.config.schema import BenchmarkConfig, DatasetConfig, Recipe, RobotConfig, SftSection
+from prts_core.config.sources import ExpertSource, ImageTextSource, LeRobotSource, RecordingSource
 from prts_core.config.subtask_mode import SubtaskMode
 from prts_core.io.errors import ConfigError, Skipped, UnavailableError, lookup, suggest
 from prts_core.io.hub import download_dataset, downloaded_dataset

@@ -25,7 +25,8 @@ from typing import Any
 
 from prts_core.config.checked_yaml import check
 from prts_core.config.checks import Strict
-from prts_core.config.schema import DatasetConfig, ImageTextSource
+from prts_core.config.schema import DatasetConfig
+from prts_core.config.sources import ImageTextSource
 from prts_core.io.errors import ConfigError, lookup
 
 _MODES = dict.fromkeys(("QUANTILE", "MEAN_STD", "MIN_MAX"))

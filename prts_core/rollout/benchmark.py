@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from prts_core.config.schema import CONTROLS, BenchmarkConfig, ExpertSource
+from prts_core.config.schema import CONTROLS, BenchmarkConfig
+from prts_core.config.sources import ExpertSource
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.io.errors import ConfigError
 from prts_core.io.files import atomic_path, digest_value, write_json

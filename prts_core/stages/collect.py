@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from prts_core.config.schema import CollectConfig, ExpertSource
+from prts_core.config.schema import CollectConfig
+from prts_core.config.sources import ExpertSource
 from prts_core.io.files import write_json
 from prts_core.store.listing import list_files
 from prts_core.store.manifest import Manifest

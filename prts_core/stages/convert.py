@@ -9,7 +9,8 @@ from pathlib import Path
 
 from prts_core.config.load import present_root
 from prts_core.config.mapping import Mapping, check_mapping
-from prts_core.config.schema import ConvertConfig, ExpertSource, LeRobotSource, RecordingSource
+from prts_core.config.schema import ConvertConfig
+from prts_core.config.sources import ExpertSource, LeRobotSource, RecordingSource
 from prts_core.data.convert.lerobot_v21 import import_lerobot
 from prts_core.data.convert.robomimic import native_mapping
 from prts_core.data.convert.run import convert_any

@@ -16,16 +16,15 @@ from prts_core.config.load import RunPlan, fields_of, image_text_paths
 from prts_core.config.schema import (
     CollectConfig,
     ConvertConfig,
-    ExpertSource,
     PackageConfig,
     PretrainConfig,
-    RecordingSource,
     SftConfig,
     StatsConfig,
     SubtaskConfig,
     ValidateConfig,
     ValueConfig,
 )
+from prts_core.config.sources import ExpertSource, RecordingSource
 from prts_core.contract import record
 from prts_core.io.errors import ConfigError, lookup
 from prts_core.io.files import digest_value

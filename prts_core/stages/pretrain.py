@@ -15,7 +15,8 @@ import torch
 from prts_core.config.checked_yaml import expand
 from prts_core.config.identity import identity
 from prts_core.config.load import image_text_paths
-from prts_core.config.schema import ImageTextSource, PretrainConfig
+from prts_core.config.schema import PretrainConfig
+from prts_core.config.sources import ImageTextSource
 from prts_core.contract import PolicyContract
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.llava import LlavaDataset

@@ -14,7 +14,8 @@ from typing import Any
 
 from prts_core.config.identity import identity
 from prts_core.config.load import RunPlan, present_root, source_root
-from prts_core.config.schema import CollectConfig, LeRobotSource, RecordingSource
+from prts_core.config.schema import CollectConfig
+from prts_core.config.sources import LeRobotSource, RecordingSource
 from prts_core.io.errors import ConfigError, DataError, StageError, UnavailableError
 from prts_core.io.files import digest_bytes, digest_value, read_json, write_json
 from prts_core.io.hub import checkpoint_revision, local_folder, split_hub_id

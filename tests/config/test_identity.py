@@ -7,16 +7,13 @@ from dataclasses import fields, replace
 import pytest
 
 from prts_core.config.identity import identity
-from prts_core.config.schema import (
-    BenchmarkSection,
+from prts_core.config.schema import BenchmarkSection, PretrainSection, SftConfig, SuiteRun
+from prts_core.config.sources import (
     ExpertSource,
     ImageTextSource,
     LeRobotSource,
     MetaworldSource,
-    PretrainSection,
     RecordingSource,
-    SftConfig,
-    SuiteRun,
     TaskSpec,
 )
 from prts_core.config.train import TrainConfig

@@ -8,7 +8,8 @@ import pytest
 
 from prts_core.config.checked_yaml import check, expand, merge, parse_overrides, read_yaml
 from prts_core.config.load import load_plan, source_root
-from prts_core.config.schema import BenchmarkSection, DatasetConfig, LeRobotSource, Recipe
+from prts_core.config.schema import BenchmarkSection, DatasetConfig, Recipe
+from prts_core.config.sources import LeRobotSource
 from prts_core.io.errors import ConfigError
 from prts_core.io.files import digest_value
 from prts_core.stages.declarations import config_json

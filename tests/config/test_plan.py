@@ -13,7 +13,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from prts_core.cli.main import build_parser
 from prts_core.config.load import RunPlan, load_plan, present_root
-from prts_core.config.schema import LeRobotSource, RecordingSource
+from prts_core.config.sources import LeRobotSource, RecordingSource
 from prts_core.io.errors import ConfigError, Skipped, StageError, UnavailableError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,8 @@ import pytest
 
 from prts_core.config.checked_yaml import check, read_yaml
 from prts_core.config.load import RunPlan, load_plan, source_root
-from prts_core.config.schema import LeRobotSource, RobotConfig
+from prts_core.config.schema import RobotConfig
+from prts_core.config.sources import LeRobotSource
 from prts_core.data.embodiment import build_contract
 from prts_core.io.errors import ConfigError, ContractError, StageError
 from prts_core.stages.declarations import config_json

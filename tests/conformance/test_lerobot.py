@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from prts_core.config.places import shared_folder
-from prts_core.config.schema import LeRobotSource, VideoConfig
+from prts_core.config.schema import VideoConfig
+from prts_core.config.sources import LeRobotSource
 from prts_core.data.convert.lerobot_v21 import import_lerobot
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.io.files import read_json, write_json

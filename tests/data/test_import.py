@@ -11,7 +11,8 @@ import pytest
 
 from prts_core.config.load import present_root
 from prts_core.config.places import shared_folder
-from prts_core.config.schema import DimensionSpec, LeRobotSource, RobotConfig
+from prts_core.config.schema import DimensionSpec, RobotConfig
+from prts_core.config.sources import LeRobotSource
 from prts_core.contract import Contract
 from prts_core.data import statistics
 from prts_core.data.convert.lerobot_v21 import import_lerobot

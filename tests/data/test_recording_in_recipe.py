@@ -13,7 +13,8 @@ import yaml
 from prts_core.cli.main import main
 from prts_core.config.checked_yaml import check
 from prts_core.config.load import RunPlan, load_plan, with_mapping
-from prts_core.config.schema import DatasetConfig, RecordingSource, Source
+from prts_core.config.schema import DatasetConfig
+from prts_core.config.sources import RecordingSource, Source
 from prts_core.data.convert.lerobot_v30_export import export
 from prts_core.data.convert.source import DATASETS, SOURCES
 from prts_core.data.lerobot_v21.reader import LeRobotDataset

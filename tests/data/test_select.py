@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prts_core.config.schema import LeRobotSource, RobotConfig
+from prts_core.config.schema import RobotConfig
+from prts_core.config.sources import LeRobotSource
 from prts_core.contract import Contract
 from prts_core.data.convert.lerobot_v21 import import_lerobot
 from prts_core.data.lerobot_v21.reader import LeRobotDataset

@@ -8,7 +8,8 @@ import pytest
 
 from prts_core.config.load import load_plan
 from prts_core.config.places import shared_folder
-from prts_core.config.schema import ConvertConfig, ExpertSource, StatsConfig, ValidateConfig, VideoConfig
+from prts_core.config.schema import ConvertConfig, StatsConfig, ValidateConfig, VideoConfig
+from prts_core.config.sources import ExpertSource
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.normalize import NormStats
 from prts_core.data.validation import ValidationFailed

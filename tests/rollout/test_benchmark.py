@@ -10,7 +10,8 @@ import h5py
 import polars as pl
 import pytest
 
-from prts_core.config.schema import BenchmarkConfig, ExpertSource, LeRobotSource, MetaworldSource, TaskSpec
+from prts_core.config.schema import BenchmarkConfig
+from prts_core.config.sources import ExpertSource, LeRobotSource, MetaworldSource, TaskSpec
 from prts_core.delivery.gate import policy_episodes
 from prts_core.io.errors import ConfigError
 from prts_core.io.files import read_json

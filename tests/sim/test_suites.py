@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from prts_core.config.checked_yaml import check, read_yaml
-from prts_core.config.schema import DatasetConfig, ExpertSource, RobotConfig
+from prts_core.config.schema import DatasetConfig, RobotConfig
+from prts_core.config.sources import ExpertSource
 from prts_core.data.embodiment import build_contract
 from prts_core.io.errors import ConfigError, MissingExtraError, UnavailableError
 from prts_core.sim import protocol

@@ -9,7 +9,8 @@ import h5py
 import pytest
 
 from prts_core.config.checked_yaml import check
-from prts_core.config.schema import CollectConfig, ConvertConfig, DatasetConfig, ExpertSource, VideoConfig
+from prts_core.config.schema import CollectConfig, ConvertConfig, DatasetConfig, VideoConfig
+from prts_core.config.sources import ExpertSource
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.io.errors import ConfigError
 from prts_core.sim.suites import suite

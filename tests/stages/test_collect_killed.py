@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from prts_core.config.schema import CollectConfig, ExpertSource
+from prts_core.config.schema import CollectConfig
+from prts_core.config.sources import ExpertSource
 from prts_core.stages.collect import collect
 from prts_core.store.listing import digest_tree
 from prts_core.store.stage import StageContext

@@ -18,7 +18,8 @@ from typing import Any
 
 from prts_core.config.identity import execution
 from prts_core.config.load import RunPlan
-from prts_core.config.schema import DatasetConfig, LeRobotSource, Recipe
+from prts_core.config.schema import DatasetConfig, Recipe
+from prts_core.config.sources import LeRobotSource
 from prts_core.store.manifest import Manifest
 from prts_core.store.run_stage import Store
 from prts_core.store.stage import Parent, Stage, StageContext, StageResult

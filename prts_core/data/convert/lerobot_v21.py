@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prts_core.config.schema import LeRobotSource, RobotConfig
+from prts_core.config.schema import RobotConfig
+from prts_core.config.sources import LeRobotSource
 from prts_core.contract import Contract
 from prts_core.data.embodiment import build_contract
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
