@@ -20,7 +20,7 @@ from pipelines.jobs import jobs
 from pipelines.nightly import nightly_regression
 from pipelines.sensors import alarm_sensor
 from prts_core.config.load import load_plan
-from prts_core.delivery import regression
+from prts_core.delivery import protocol, regression
 from prts_core.delivery.gate import policy_episodes
 from prts_core.delivery.suite_results import result_of
 from prts_core.io.errors import ConfigError
@@ -62,7 +62,7 @@ def tonight(monkeypatch: pytest.MonkeyPatch):
             return toy_report()
 
         monkeypatch.setattr(benchmark, "benchmark_policy", run)
-        monkeypatch.setattr(regression, "planned", lambda plan, name, package: Episodes)
+        monkeypatch.setattr(protocol, "planned", lambda plan, name, chunk_length: Episodes)
         return asked
 
     return set_
