@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from prts_kernels.role_attention import RoleMask, flex, role_attention
-from prts_kernels.role_attention.case import Case
+from prts_kernels.role_attention.attention_spec import AttentionSpec
 
 AGAIN = "fail_on_recompile"  # another batch of the same length
 
@@ -65,7 +65,7 @@ def test_padding_neither_leaks_nor_answers() -> None:
     for mask in (ends(12, (3, 5, 7, 9), (2, 4, 4, 4)), RoleMask(torch.tensor([2, 4, 3, 0, 5, 0], dtype=torch.int32))):
         plain = inputs(mask.total)
         expected = role_attention(*plain, mask, impl="reference")
-        for x, hidden in zip(plain, (mask.blind_rows, mask.dead_keys, mask.dead_keys), strict=True):
+        for x, hidden in zip(plain, (mask.fully_masked_queries, mask.unused_keys, mask.unused_keys), strict=True):
             assert hidden.any()
             x[hidden.flatten()] = float("nan")
         torch.testing.assert_close(role_attention(*plain, mask, impl="flex"), expected, rtol=0, atol=1e-12)
@@ -116,8 +116,13 @@ def test_refusals_say_why() -> None:
         role_attention(q, k, v, mask, impl="flex")
     with pytest.raises(ValueError, match="have one dtype"):
         role_attention(q.detach(), k.detach(), v.detach().float(), mask, impl="flex")
-    case = Case(torch.device("cuda"), (torch.float64,) * 3, 64, of_samples=True, grad=True)
-    assert "found torch.float64" in (flex.unfit(case) or "")
-    assert flex.unfit(Case(torch.device("cuda"), (torch.bfloat16,) * 3, 64, of_samples=False, grad=True)) is None
+    case = AttentionSpec(torch.device("cuda"), (torch.float64,) * 3, 64, of_samples=True, grad=True)
+    assert "found torch.float64" in (flex.unsupported_reason(case) or "")
+    assert (
+        flex.unsupported_reason(
+            AttentionSpec(torch.device("cuda"), (torch.bfloat16,) * 3, 64, of_samples=False, grad=True)
+        )
+        is None
+    )
     with pytest.raises(ValueError, match="BACKEND"):
         flex.forward(*inputs(4), mask, 1.0, backend="CUDNN")
