@@ -9,7 +9,7 @@ VERSIONS = {
     "convert": 1,
     "validate": 1,
     "stats": 1,
-    "pretrain": 2,
+    "pretrain": 3,
     "sft": 2,
     "subtask": 2,
     "benchmark": 1,
