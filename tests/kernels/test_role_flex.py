@@ -48,7 +48,7 @@ def test_tiles_hold_what_is_visible_and_no_more(pack: Pack) -> None:
     assert blocks is flex.block_mask(mask), "made once"
     position = torch.arange(mask.total)
     dense = (position[None, :] <= position[:, None]) & (position[:, None] < mask.key_end[None, :])
-    missing = -mask.total % flex.TILE
+    missing = flex.compiled_length(mask.total) - mask.total
     dense = torch.nn.functional.pad(dense, (0, missing, 0, missing)).unflatten(1, (-1, flex.TILE))
     dense = dense.unflatten(0, (-1, flex.TILE)).transpose(1, 2).flatten(2)
     part, whole = (
@@ -59,6 +59,14 @@ def test_tiles_hold_what_is_visible_and_no_more(pack: Pack) -> None:
     assert torch.equal(part, dense.any(-1) & ~dense.all(-1))
     by_key = tiles(blocks.q_num_blocks, blocks.q_indices) | tiles(blocks.full_q_num_blocks, blocks.full_q_indices)
     assert torch.equal(by_key.T, part | whole)  # what the backward visits
+
+
+def test_few_lengths_are_compiled() -> None:
+    lengths = [flex.compiled_length(total) for total in range(1, 65537)]
+    assert all(total <= length and length % flex.TILE == 0 for total, length in enumerate(lengths, 1))
+    assert all(length < max(total + flex.TILE, total * 1.126) for total, length in enumerate(lengths, 1))
+    assert len(set(lengths)) < 80 and {1024, 8192, 32768} <= set(lengths)
+    assert [flex.compiled_length(total) for total in (8192, 32768, 700)] == [8192, 32768, 768]
 
 
 def test_padding_neither_leaks_nor_answers() -> None:

@@ -1,7 +1,7 @@
 """Role-aware attention by torch's FlexAttention: compiled on CUDA, eager on a CPU. The portable peer, to be beaten.
 
 It does not know samples: tiles and mask come from `key_end` alone, and the tiles without any (T, T) matrix.
-One compilation a shape (T, heads, head size, dtype): meant for packs of one length.
+One compilation a shape (T, heads, head size, dtype), so that T is padded to one of a few lengths (`compiled_length`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.functional import pad
 
 from prts_kernels.role_attention.attention_spec import AttentionSpec
 from prts_kernels.role_attention.mask import RoleMask
@@ -57,14 +58,22 @@ def forward(q: Tensor, k: Tensor, v: Tensor, mask: RoleMask, scale: float, backe
         q, k, v = (
             x.masked_fill(hidden[:, None, None], 0) for x, hidden in ((q, fully_masked), (k, unused), (v, unused))
         )
+    missing = blocks.seq_lengths[0] - mask.total
     out = _attend(q)(
-        *(x.transpose(0, 1)[None] for x in (q, k, v)),
+        *(pad(x, (0, 0, 0, 0, 0, missing)).transpose(0, 1)[None] for x in (q, k, v)),
         block_mask=blocks,
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
         kernel_options=None if backend is None else {"BACKEND": backend},
-    )[0].transpose(0, 1)
+    )[0].transpose(0, 1)[: mask.total]
     return out if fully_masked is None else out.masked_fill(fully_masked[:, None, None], 0)
+
+
+def compiled_length(total: int) -> int:
+    """The next whole number of tiles, of which there are eight between a power of two and its double: powers of two and
+    short packs gain less than a tile, others an eighth at most."""
+    step = max(TILE, (1 << total.bit_length()) // 16)
+    return -(-total // step) * step
 
 
 def block_mask(mask: RoleMask) -> BlockMask:
@@ -77,11 +86,11 @@ def block_mask(mask: RoleMask) -> BlockMask:
 
 
 def _block_mask(key_end: Tensor) -> BlockMask:
-    """From (T,) int32, by the least and greatest key_end of each tile of keys."""
-    total = len(key_end)
-    count = -(-total // TILE)
-    filled = torch.nn.functional.pad(key_end, (0, count * TILE - total)).view(count, TILE)
-    least, most = filled.min(1).values, filled.max(1).values  # 0 in what was filled up: a ragged tile is never whole
+    """From (T,) int32, by the least and greatest key_end of each tile of keys; nothing is seen in what T lacks."""
+    total = compiled_length(len(key_end))
+    key_end = pad(key_end, (0, total - len(key_end)))
+    count = total // TILE
+    least, most = key_end.view(count, TILE).aminmax(dim=1)
     first = torch.arange(count, device=key_end.device, dtype=torch.int32) * TILE
     last = first + TILE - 1
     query_first, query_last = first[:, None], last[:, None]

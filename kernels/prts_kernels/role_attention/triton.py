@@ -125,7 +125,8 @@ def forward(
     kernel_tiles = kernel_tiles or default_tiles(q)
     groups = q.shape[1] // k.shape[1]
     lists = (_tiles("forward", kernel_tiles[0], mask, groups), _tiles("dkdv", kernel_tiles[1], mask, groups))
-    flat = [number for b in kernel_tiles for number in astuple(b)]
+    # Dynamo follows attributes, but not astuple.
+    flat = [number for t in kernel_tiles for number in (t.queries, t.keys, t.warps, t.stages, t.registers)]
     return _attention(q, k, v, *lists, _tiles("dq", kernel_tiles[2], mask, groups), scale or TINY, flat)[0]
 
 
