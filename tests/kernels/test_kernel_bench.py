@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -173,3 +175,29 @@ def test_tables_and_turns() -> None:
     found = harness.interleaved(calls, CPU, rounds=2, each_ms=0.1)
     assert found["one"]["low"] <= found["one"]["ms"] <= found["one"]["high"]
     assert [a for a, b in zip(turns, [None, *turns], strict=False) if a != b] == ["one", "two"] * 2
+
+
+TUNE = """
+import sys; sys.path.insert(0, sys.argv[1].rpartition("/")[0])
+import numpy as np, torch, tune
+from functools import partial
+from packs import Shape, pack_of
+from prts_kernels.role_attention.triton import CANDIDATES
+for kernel in CANDIDATES:
+    CANDIDATES[kernel][64] = CANDIDATES[kernel][64][-2:]
+tune.Shape, tune.random_pack = partial(Shape, 2, 1, dtype=torch.float16), lambda total, mean, rng: pack_of([48], rng)
+tune.milliseconds = lambda call, device, ms: {64: 1.0, 128: 2.0}[call.args[1].queries]
+found = tune.fastest_tiles(torch.device("cpu"), 1, True, "64")
+assert set(found["tiles"]) == {"forward", "dkdv", "dq"} and found["refused"] == {}, found
+assert found["tiles"]["forward"] == [64, 64, 4, 3, 0], found
+"""
+
+
+@pytest.mark.slow
+def test_tiles_are_compared_and_timed_in_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", TUNE, harness.__file__], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
