@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"info_nce.py: {err}", file=sys.stderr)
         return 1
     print(table(results["rows"]))
-    print(write(results, args.out))
+    print("written:", write(results, args.out).name)
     return 0
 
 

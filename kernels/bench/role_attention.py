@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         results = run(args)
-        print(write(results, args.out))
+        print("written:", write(results, args.out).name)
         if args.record:
             record(results, autotune_table.PATH)
     except RuntimeError as err:
