@@ -25,8 +25,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, mask: RoleMask, scale: float) -> Te
     k_ = k_.masked_fill(unused, 0).repeat_interleave(groups, dim=2)
     v_ = v_.masked_fill(unused, 0).repeat_interleave(groups, dim=2)
     scores = torch.einsum("bihd,bjhd->bhij", q_, k_) * scale
-    scores = scores.masked_fill(
-        ~mask.dense[:, None], torch.finfo(kind).min
-    )  # finite: a fully masked query stays a number
+    hidden = torch.finfo(kind).min  # finite: a fully masked query stays a number
+    scores = scores.masked_fill(~mask.dense[:, None], hidden)
     out = torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), v_)
     return out.masked_fill(fully_masked, 0).to(q.dtype).reshape(q.shape)

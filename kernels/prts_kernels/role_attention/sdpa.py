@@ -27,21 +27,16 @@ def forward(q: Tensor, k: Tensor, v: Tensor, mask: RoleMask, scale: float) -> Te
     q, k, v = (x.reshape(mask.rows, -1, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))  # (B, H, L, D)
     block = QUERY_BLOCK.get(q.device.type, QUERY_BLOCK_ELSEWHERE)
     by_block = q.shape[2] >= 2 * block
-    if not mask.padded or (q.device.type == "cpu" and _padding_is_finite(q, k, v, mask)):
-        # torch's CPU kernels give 0 and zero gradients for fully masked queries
-        out = (
-            _by_query_block(q, k, v, mask.query_blocks(block), scale)
-            if by_block
-            else _attend(q, k, v, mask.dense, scale)
-        )
-    else:
-        # Padding (NaN too) must reach neither sums nor gradients; CUDA backends differ on fully masked queries.
+    # torch's CPU kernels give 0 and zero gradients for fully masked queries; CUDA backends differ.
+    safe = mask.padded and not (q.device.type == "cpu" and _padding_is_finite(q, k, v, mask))
+    if safe:  # values in padding (NaN too) must reach neither sums nor gradients
         fully_masked, unused = mask.fully_masked_queries[:, None, :, None], mask.unused_keys[:, None, :, None]
         q, k, v = q.masked_fill(fully_masked, 0), k.masked_fill(unused, 0), v.masked_fill(unused, 0)
-        if by_block:
-            out = _by_query_block(q, k, v, mask.query_blocks(block, safe=True), scale)
-        else:
-            out = _attend(q, k, v, mask.dense_safe, scale)
+    if by_block:
+        out = _by_query_block(q, k, v, mask.query_blocks(block, safe), scale)
+    else:
+        out = _attend(q, k, v, mask.dense_safe if safe else mask.dense, scale)
+    if safe:
         out = out.masked_fill(fully_masked, 0)
     return out.transpose(1, 2).flatten(0, 1)
 
