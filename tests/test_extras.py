@@ -27,7 +27,8 @@ from tests.test_structure import ROOT, imports, name_of, sources
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
-OURS = {"prts_core", "prts_kernels", "assets", "pipelines"}
+SCRIPTS = {path.stem for path in (ROOT / "kernels" / "bench").glob("*.py")}  # they import each other
+OURS = {"prts_core", "prts_kernels", "assets", "pipelines", *SCRIPTS}
 # Of simulators' own environments, of peers that a benchmark compares with, and what stands on a GPU machine alone.
 ELSEWHERE = {"libero", "robosuite", "mani_skill", "cv2", "lerobot", "torchvision", "flash_attn", "flash_attn_interface"}
 

@@ -165,7 +165,6 @@ class ModelConfig(Strict):
     max_view_tokens: int | None = None
     chunk_length: int = 8
     max_action_dim: int = 32
-    attention: str = "sdpa"
 
     def __post_init__(self) -> None:
         check_numbers(self, {"[1, inf)": "image_size min_view_tokens max_view_tokens chunk_length max_action_dim"})

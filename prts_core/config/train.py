@@ -71,7 +71,8 @@ class TrainConfig:
     contrastive parts, 40 % of a short sequence, stand in every n-th batch only. flow_samples: noise draws per sample
     and step.
 
-    Machine. precision "bf16": fp32 master weights, bf16 arithmetic (autocast). activation_checkpointing: layers are
+    Machine. precision "bf16": fp32 master weights, bf16 arithmetic (autocast). attention: the kernel behind every layer
+    of the language model (kernels/README.md); "auto" picks one for the device. activation_checkpointing: layers are
     computed again in the backward pass instead of kept. workers: loader processes; 0: a thread. threads: of one
     process on a CPU. deepspeed_stage: 0 is the plain loop; 1 to 3 are ZeRO stages for more than one process.
     pack_length: tokens of a packed row; 0: padded batches. pack_window: samples that are packed at a time.
@@ -115,6 +116,7 @@ class TrainConfig:
     weights: LossWeights = field(default_factory=LossWeights)
     normalization: Literal["QUANTILE", "MEAN_STD", "MIN_MAX"] = "QUANTILE"
     precision: Literal["fp32", "bf16"] = "fp32"
+    attention: Literal["auto", "reference", "sdpa", "flex", "split", "triton"] = execution("auto")
     activation_checkpointing: bool = execution(False)
     workers: int = execution(0)
     threads: int = execution(2)

@@ -6,8 +6,6 @@ passed on by transformers to every layer; `kept_layers` is the cache in which la
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch.nn.functional as F
@@ -15,26 +13,20 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, Cache, DynamicLayer
 from transformers.masking_utils import AttentionMaskInterface
 
-from prts_kernels.role_attention import RoleMask, role_attention
+from prts_kernels.role_attention import RoleMask, role_attention, select
 
 NAME = "prts_role"
-_IMPLEMENTATION = {"impl": "auto"}
 
 
-def set_implementation(impl: str) -> None:
-    """Choose the kernel behind every layer: auto, reference, sdpa, flex, split, triton."""
-    _IMPLEMENTATION["impl"] = impl
+def choose_implementation(language_model: Any, impl: str) -> None:
+    """Let every layer of this model compute by role attention's `impl`; without a choice it is "auto".
 
-
-@contextmanager
-def implementation(impl: str) -> Iterator[None]:
-    """The kernel behind every layer, for a while."""
-    before = _IMPLEMENTATION["impl"]
-    set_implementation(impl)
-    try:
-        yield
-    finally:
-        set_implementation(before)
+    An execution choice: it lies in no file. ValueError lists the names, here for an unknown one, at the first call for
+    one that cannot compute there.
+    """
+    if impl != "auto":
+        select.implementation(impl)
+    language_model.config.prts_role_impl = impl
 
 
 def role_attention_forward(
@@ -60,14 +52,17 @@ def role_attention_forward(
     if role_mask is None:
         raise ValueError("role attention needs a mask; call the language model with role_mask=RoleMask(...)")
     batch, heads, length, dim = query.shape
+    # Under autocast the norm and the rotary embedding leave query and key in fp32, which fast kernels refuse.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     # In memory the stock model's projections lie as (B, L, H, d): views, no copies.
     q, k, v = (x.transpose(1, 2).reshape(batch * length, x.shape[1], dim) for x in (query, key, value))
-    out = role_attention(q, k, v, role_mask, scale=scaling, impl=_IMPLEMENTATION["impl"])
+    impl = getattr(module.config, "prts_role_impl", "auto")
+    out = role_attention(q, k, v, role_mask, scale=scaling, impl=impl)
     return out.reshape(batch, length, heads, dim).contiguous(), None
 
 
 class _KeptLayer(DynamicLayer):
-    """Keeps what one pass over whole sequences leaves, as it is: the stock layer copies it behind nothing."""
+    """KV-cache layer that stores the tensors by reference; DynamicLayer would concatenate them to an empty cache."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self.keys, self.values, self.is_initialized = key_states, value_states, True

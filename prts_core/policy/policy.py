@@ -154,6 +154,7 @@ def read_model_config(folder: Path) -> ModelConfig:
         raise CheckpointError(
             "This folder holds no PRTS policy", file=folder / "config.json", field="model_type", expected=MODEL_TYPE
         )
+    raw.pop("attention", None)  # older files hold it, and nothing ever read it
     return check(ModelConfig, raw, folder / "config.json")
 
 

@@ -22,6 +22,7 @@ from prts_core.config.train import TrainConfig
 from prts_core.io.errors import CheckpointError, StageError, Stopped
 from prts_core.io.files import write_json
 from prts_core.io.tensors import save_tensors
+from prts_core.models.attention import choose_implementation
 from prts_core.models.prts import PrtsModel
 from prts_core.training import checkpoint as disk
 from prts_core.training.accumulate import micro_batches
@@ -87,6 +88,7 @@ class Trainer:
         freeze(model, unreached(config))
         self.names = {parameter: name for name, parameter in model.named_parameters()}
         self.finished, self.cursor = 0, batches.start()
+        choose_implementation(model.language_model, config.attention)
         if config.activation_checkpointing:
             recompute_activations(model)
 

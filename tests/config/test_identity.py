@@ -21,6 +21,7 @@ from prts_core.io.files import canonical_json
 from prts_core.training.checkpoint import State, check_same_run
 
 MACHINE = {
+    "attention": "flex",
     "activation_checkpointing": True,
     "workers": 3,
     "threads": 7,

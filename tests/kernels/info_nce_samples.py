@@ -34,6 +34,6 @@ def samples(
 
 
 def outcome(inputs: list[Tensor], **how: object) -> list[Tensor]:
-    """loss, to_goal, to_state, accuracy and the gradients of phi, psi and log_scale."""
+    """loss, loss_sa_to_goal, loss_goal_to_sa, accuracy and the gradients of phi, psi and log_scale."""
     result = info_nce(*inputs, terms=TERMS, logsumexp_weight=0.1, **how)  # type: ignore[arg-type]
     return [x.detach() for x in result] + list(torch.autograd.grad(result.loss, inputs[:3]))

@@ -1,4 +1,4 @@
-"""The crossing's Triton kernels in the interpreter, run by test_role_split_triton.py with TRITON_INTERPRET=1.
+"""Prefix attention's Triton kernels in the interpreter, run by test_role_split_triton.py with TRITON_INTERPRET=1.
 
 The whole split operator, its stock call by plain torch. Outputs are allocated full of NaN (deterministic mode), so that
 a position no kernel writes is seen.
@@ -16,7 +16,7 @@ from role_layouts import Pack, ends, packs, tensors
 from torch import Tensor
 
 from prts_kernels.role_attention import RoleMask, role_attention, split
-from prts_kernels.role_attention.split import Blocks
+from prts_kernels.role_attention.split import PrefixTile
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run test_role_split_triton.py instead"
 
@@ -51,8 +51,8 @@ def assert_close(found: list[Tensor], expected: list[Tensor]) -> None:
 def test_random_packs(pack: Pack, heads: tuple[int, int], block: tuple[int, int]) -> None:
     given_ = tensors(pack.total, *heads, dim=16, dtype=torch.float32)
     with pytest.MonkeyPatch.context() as patch:
-        tiles = dict.fromkeys(("forward", "dq", "dkdv"), Blocks(*block, 1, 1))
-        patch.setattr(split, "default_blocks", lambda head_dim: tiles)
+        tiles = dict.fromkeys(("forward", "dq", "dkdv"), PrefixTile(*block, 1, 1))
+        patch.setattr(split, "default_tiles", lambda head_dim: tiles)
         found = run("split", pack.mask, *given_)
     assert_close(found, run("reference", pack.mask, *given_))
 
@@ -75,8 +75,8 @@ def test_dtypes_and_head_sizes(dtype: torch.dtype, dim: int) -> None:
     q, k, v, do = (x.detach().requires_grad_() for x in given_)
     k_, v_ = (x.repeat_interleave(2, 1).view(2, 40, 4, dim).transpose(1, 2) for x in (k, v))
     scores = q.view(2, 40, 4, dim).transpose(1, 2) @ k_.transpose(2, 3) * dim**-0.5
-    weights = scores.masked_fill(~mask.dense_open[:, None], float("-inf")).softmax(-1)
-    out = (weights @ v_).masked_fill(mask.blind_rows[:, None, :, None], 0).transpose(1, 2).flatten(0, 1)
+    weights = scores.masked_fill(~mask.dense_safe[:, None], float("-inf")).softmax(-1)
+    out = (weights @ v_).masked_fill(mask.fully_masked_queries[:, None, :, None], 0).transpose(1, 2).flatten(0, 1)
     eager = [out, *torch.autograd.grad(out, (q, k, v), do)]
     for name, a, b, r in zip(("out", "dq", "dk", "dv"), run("split", mask, *given_), eager, reference, strict=True):
         assert a.dtype == dtype
@@ -100,7 +100,7 @@ def test_nan_in_padding_does_not_leak_and_padded_rows_are_zero() -> None:
 
 
 def test_far_away_scores_stay_finite() -> None:
-    """What a query saw before may outweigh the crossing by e^100 and more, or the other way round."""
+    """What a query saw before may outweigh the prefix by e^100 and more, or the other way round."""
     mask = ends(40, (20, 24, 34, 40))
     q, k, v, do = (x.detach() for x in tensors(40, 2, 1, 16, torch.float32))
     for factor in (30.0, -30.0):

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from prts_kernels.role_attention import RoleMask, role_attention
 from prts_kernels.role_attention import triton as ours
-from prts_kernels.role_attention.triton import Blocks
+from prts_kernels.role_attention.triton import KernelTile
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run test_role_triton.py instead"
 
@@ -54,8 +54,8 @@ def named(impl: str, mask: RoleMask, scale: float | None = None) -> Callable[...
 
 
 def tiled(mask: RoleMask, block_q: int, block_k: int) -> Callable[..., Tensor]:
-    blocks = (Blocks(block_q, block_k, 1, 1),) * 3
-    return lambda q, k, v: ours.forward(q, k, v, mask, q.shape[-1] ** -0.5, blocks)
+    tiles = (KernelTile(block_q, block_k, 1, 1),) * 3
+    return lambda q, k, v: ours.forward(q, k, v, mask, q.shape[-1] ** -0.5, tiles)
 
 
 def low_precision(mask: RoleMask) -> Callable[..., Tensor]:
@@ -65,8 +65,8 @@ def low_precision(mask: RoleMask) -> Callable[..., Tensor]:
         groups = q.shape[1] // k.shape[1]
         q, k, v = (x.unflatten(0, (mask.rows, -1)).transpose(1, 2) for x in (q, k, v))
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        scores = (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).masked_fill(~mask.dense_open[:, None], float("-inf"))
-        out = (scores.softmax(-1) @ v).masked_fill(mask.blind_rows[:, None, :, None], 0)
+        scores = (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).masked_fill(~mask.dense_safe[:, None], float("-inf"))
+        out = (scores.softmax(-1) @ v).masked_fill(mask.fully_masked_queries[:, None, :, None], 0)
         return out.transpose(1, 2).flatten(0, 1)
 
     return attend
@@ -151,10 +151,10 @@ def test_the_tiles_of_a_gpu(dim: int) -> None:
     """Two samples and padding under the default tiles of Hopper, four query heads a key head."""
     spans = np.array([[3, 150, 200, 250, 281], [281, 330, 350, 350, 350]])
     mask, given_ = RoleMask.from_spans(spans, 360), inputs(360, (4, 1), dim)
-    blocks = tuple(ours.CANDIDATES[kernel][dim][0] for kernel in ours.KERNELS)
+    tiles = tuple(ours.CANDIDATES[kernel][dim][0] for kernel in ours.KERNELS)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return ours.forward(q, k, v, mask, dim**-0.5, blocks)
+        return ours.forward(q, k, v, mask, dim**-0.5, tiles)
 
     assert_close(run(attend, *given_), run(named("reference", mask), *given_))
 
@@ -229,7 +229,7 @@ def test_the_operation_keeps_torchs_rules() -> None:
 
 
 def test_one_kernel_at_a_time() -> None:
-    mask, block = ends(40, (9, 20, 30, 38)), Blocks(16, 16, 1, 1)
+    mask, block = ends(40, (9, 20, 30, 38)), KernelTile(16, 16, 1, 1)
     q, k, v, do = given_ = inputs(40)
     out, lse = ours.run_forward(q, k, v, mask, 0.25, block)
     dq, delta = ours.run_dq(q, k, v, out, do, lse, mask, 0.25, block)

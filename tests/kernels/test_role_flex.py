@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from prts_kernels.role_attention import RoleMask, flex, role_attention
-from prts_kernels.role_attention.case import Case
+from prts_kernels.role_attention.attention_spec import AttentionSpec
 
 AGAIN = "fail_on_recompile"  # another batch of the same length
 
@@ -48,7 +48,7 @@ def test_tiles_hold_what_is_visible_and_no_more(pack: Pack) -> None:
     assert blocks is flex.block_mask(mask), "made once"
     position = torch.arange(mask.total)
     dense = (position[None, :] <= position[:, None]) & (position[:, None] < mask.key_end[None, :])
-    missing = -mask.total % flex.TILE
+    missing = flex.compiled_length(mask.total) - mask.total
     dense = torch.nn.functional.pad(dense, (0, missing, 0, missing)).unflatten(1, (-1, flex.TILE))
     dense = dense.unflatten(0, (-1, flex.TILE)).transpose(1, 2).flatten(2)
     part, whole = (
@@ -61,11 +61,19 @@ def test_tiles_hold_what_is_visible_and_no_more(pack: Pack) -> None:
     assert torch.equal(by_key.T, part | whole)  # what the backward visits
 
 
+def test_few_lengths_are_compiled() -> None:
+    lengths = [flex.compiled_length(total) for total in range(1, 65537)]
+    assert all(total <= length and length % flex.TILE == 0 for total, length in enumerate(lengths, 1))
+    assert all(length < max(total + flex.TILE, total * 1.126) for total, length in enumerate(lengths, 1))
+    assert len(set(lengths)) < 80 and {1024, 8192, 32768} <= set(lengths)
+    assert [flex.compiled_length(total) for total in (8192, 32768, 700)] == [8192, 32768, 768]
+
+
 def test_padding_neither_leaks_nor_answers() -> None:
     for mask in (ends(12, (3, 5, 7, 9), (2, 4, 4, 4)), RoleMask(torch.tensor([2, 4, 3, 0, 5, 0], dtype=torch.int32))):
         plain = inputs(mask.total)
         expected = role_attention(*plain, mask, impl="reference")
-        for x, hidden in zip(plain, (mask.blind_rows, mask.dead_keys, mask.dead_keys), strict=True):
+        for x, hidden in zip(plain, (mask.fully_masked_queries, mask.unused_keys, mask.unused_keys), strict=True):
             assert hidden.any()
             x[hidden.flatten()] = float("nan")
         torch.testing.assert_close(role_attention(*plain, mask, impl="flex"), expected, rtol=0, atol=1e-12)
@@ -116,8 +124,13 @@ def test_refusals_say_why() -> None:
         role_attention(q, k, v, mask, impl="flex")
     with pytest.raises(ValueError, match="have one dtype"):
         role_attention(q.detach(), k.detach(), v.detach().float(), mask, impl="flex")
-    case = Case(torch.device("cuda"), (torch.float64,) * 3, 64, of_samples=True, grad=True)
-    assert "found torch.float64" in (flex.unfit(case) or "")
-    assert flex.unfit(Case(torch.device("cuda"), (torch.bfloat16,) * 3, 64, of_samples=False, grad=True)) is None
+    case = AttentionSpec(torch.device("cuda"), (torch.float64,) * 3, 64, of_samples=True, grad=True)
+    assert "found torch.float64" in (flex.unsupported_reason(case) or "")
+    assert (
+        flex.unsupported_reason(
+            AttentionSpec(torch.device("cuda"), (torch.bfloat16,) * 3, 64, of_samples=False, grad=True)
+        )
+        is None
+    )
     with pytest.raises(ValueError, match="BACKEND"):
         flex.forward(*inputs(4), mask, 1.0, backend="CUDNN")

@@ -47,7 +47,9 @@ def test_the_mask_is_the_role_table(pack: Pack) -> None:
     assert mask.visible_pairs == int(expected.sum())
     padding = samples < 0
     assert torch.equal(mask.key_end == 0, padding)
-    assert torch.equal(mask.blind_rows.flatten(), padding) and torch.equal(mask.dead_keys.flatten(), padding)
+    assert torch.equal(mask.fully_masked_queries.flatten(), padding) and torch.equal(
+        mask.unused_keys.flatten(), padding
+    )
     assert mask.padded == bool(padding.any())
     real = mask.samples.real if mask.padded else torch.arange(pack.total)
     assert torch.equal(real, (~padding).nonzero()[:, 0])
@@ -55,7 +57,7 @@ def test_the_mask_is_the_role_table(pack: Pack) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(packs())
-def test_parts_and_crossings_are_the_mask(pack: Pack) -> None:
+def test_parts_and_prefix_ranges_are_the_mask(pack: Pack) -> None:
     """Causal parts, and CRL actions over their observations: together all that is visible, and nothing twice."""
     mask = pack.mask
     real = mask.samples.real if mask.padded else torch.arange(pack.total)
@@ -66,7 +68,7 @@ def test_parts_and_crossings_are_the_mask(pack: Pack) -> None:
         assert high > low
         part = real[low:high]
         seen[part[:, None], part[None, :]] += torch.ones(high - low, high - low, dtype=torch.int64).tril()
-    for q0, q1, k0, k1 in mask.samples.crossings.tolist():
+    for q0, q1, k0, k1 in mask.samples.prefix_ranges.tolist():
         assert q1 > q0 and k1 > k0 and q1 - q0 <= mask.samples.most_queries and k1 - k0 <= mask.samples.most_keys
         seen[q0:q1, k0:k1] += 1
     assert torch.equal(seen, flat_dense(mask).long())
@@ -101,7 +103,7 @@ def test_the_issue_example_by_hand() -> None:
     # 3 observation, 2 instruction + action, 2 contrastive action, 2 goal, 1 padding
     mask = ends(10, (3, 5, 7, 9))
     assert mask.key_end.tolist() == [7, 7, 7, 5, 5, 7, 7, 9, 9, 0]
-    assert mask.samples.parts.tolist() == [0, 5, 7, 9] and mask.samples.crossings.tolist() == [[5, 7, 0, 3]]
+    assert mask.samples.parts.tolist() == [0, 5, 7, 9] and mask.samples.prefix_ranges.tolist() == [[5, 7, 0, 3]]
     # without contrastive parts the observation ends with the behaviour-cloning part: plain causal
     assert ends(6, (3, 5, 5, 5)).key_end.tolist() == [5, 5, 5, 5, 5, 0]
 
@@ -121,17 +123,17 @@ def test_the_table_is_the_published_one() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(packs(sizes=st.integers(0, 20)), st.sampled_from((1, 4, 16, 64)), st.booleans())
-def test_stripes_hold_all_that_is_visible(pack: Pack, size: int, blind_see: bool) -> None:
+def test_query_blocks_hold_all_that_is_visible(pack: Pack, size: int, safe: bool) -> None:
     mask = pack.mask
-    stripes = mask.stripes(size, blind_see)
-    assert stripes is mask.stripes(size, blind_see)  # made once
+    query_blocks = mask.query_blocks(size, safe)
+    assert query_blocks is mask.query_blocks(size, safe)  # made once
     seen = torch.zeros_like(mask.dense)
-    for s in stripes:
+    for s in query_blocks:
         assert s.first < s.stop
         seen[:, s.start : s.stop, s.first : s.stop] = s.visible[:, 0]
-    blind = mask.blind_rows[:, :, None]
-    assert torch.equal(seen & ~blind, mask.dense)
-    assert torch.equal(seen.any(-1), ~mask.blind_rows | blind_see)
+    fully_masked = mask.fully_masked_queries[:, :, None]
+    assert torch.equal(seen & ~fully_masked, mask.dense)
+    assert torch.equal(seen.any(-1), ~mask.fully_masked_queries | safe)
 
 
 def test_it_is_made_once_and_travels_in_one_piece() -> None:

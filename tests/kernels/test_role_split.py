@@ -12,8 +12,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
-from prts_kernels.role_attention import RoleMask, role_attention, select, split, varlen
-from prts_kernels.role_attention.case import Case
+from prts_kernels.role_attention import RoleMask, role_attention, split, varlen
+from prts_kernels.role_attention.attention_spec import AttentionSpec
 
 
 def with_grads(attend, q: Tensor, k: Tensor, v: Tensor, do: Tensor) -> list[Tensor]:
@@ -47,10 +47,10 @@ def test_lengths_around_a_tile(length: int) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(packs())
-def test_crossings_among_the_real_tokens_are_the_same_tokens(pack: Pack) -> None:
+def test_prefix_ranges_among_the_real_tokens_are_the_same_tokens(pack: Pack) -> None:
     samples = pack.mask.samples
     real = samples.real if samples.real is not None else torch.arange(pack.total)
-    for whole, packed in zip(samples.crossings.tolist(), samples.crossings_of_real.tolist(), strict=True):
+    for whole, packed in zip(samples.prefix_ranges.tolist(), samples.prefix_ranges_of_real.tolist(), strict=True):
         for first, last in ((0, 1), (2, 3)):
             assert real[packed[first] : packed[last]].tolist() == list(range(whole[first], whole[last]))
 
@@ -102,7 +102,7 @@ def test_the_operator_keeps_torchs_contract() -> None:
     for mask, checks in ((ends(20, (5, 9, 15, 18)), "ALL"), (ends(18, (5, 9, 15, 18)), ("test_faketensor",))):
         q, k, v, do = tensors(mask.total)
         s = mask.samples
-        rest = (s.real, s.parts, s.longest_part, s.crossings_of_real, s.most_queries, s.most_keys, 0.5, "eager")
+        rest = (s.real, s.parts, s.longest_part, s.prefix_ranges_of_real, s.most_queries, s.most_keys, 0.5, "eager")
         torch.library.opcheck(split._split, (q, k, v, *rest), test_utils=checks)
         out, lse = (x.detach() for x in split._split(q, k, v, *rest))
         backward = (do, *(x.detach() for x in (q, k, v)), out, lse, *rest)
@@ -143,8 +143,8 @@ def test_refusals_say_why() -> None:
         split.forward(q, k, v, ends(4, (2, 3, 3, 4)), 1.0, backend="torch")
 
 
-def case(device: str = "cuda", dtype: torch.dtype = torch.bfloat16, head_dim: int = 128) -> Case:
-    return Case(torch.device(device), (dtype,) * 3, head_dim, of_samples=True, grad=True)
+def spec(device: str = "cuda", dtype: torch.dtype = torch.bfloat16, head_dim: int = 128) -> AttentionSpec:
+    return AttentionSpec(torch.device(device), (dtype,) * 3, head_dim, of_samples=True, grad=True)
 
 
 @pytest.fixture
@@ -166,33 +166,20 @@ def test_the_best_stock_kernel_that_fits_is_taken(gpu, monkeypatch: pytest.Monke
     fa4 = "cute/interface.py"
     gpu((9, 0), fa4, "flash_attn_interface.py")
     monkeypatch.setattr(varlen.importlib.util, "find_spec", lambda package: object())  # flash-attn 3 too
-    assert varlen.choose(case()) == ("fa4", None)
-    assert varlen.choose(case(head_dim=256)) == ("fa3", None)
-    assert split.unfit_for_auto(case()) is None
+    assert varlen.choose(spec()) == ("fa4", None)
+    assert varlen.choose(spec(head_dim=256)) == ("fa3", None)
     monkeypatch.undo()
     gpu((9, 0), "flash_attn_interface.py")
-    assert varlen.choose(case())[0] == "fa2"
+    assert varlen.choose(spec())[0] == "fa2"
     gpu((8, 0), fa4)
-    assert varlen.choose(case()) == ("torch", None) and split.unfit(case()) is None
-    assert split.unfit_for_auto(case()) == "no stock kernel of the Hopper generation, only 'torch'"
+    assert varlen.choose(spec()) == ("torch", None) and split.unsupported_reason(spec()) is None
     gpu((7, 5))
-    reason = split.unfit(case())
+    reason = split.unsupported_reason(spec())
     assert reason and "fa4: flash-attn-4 is not installed" in reason and "found 7.5" in reason
     assert "eager: slow" in reason
     gpu((9, 0), fa4)
-    assert "found torch.float32" in (split.unfit(case(dtype=torch.float32)) or "")
-    assert "found 36" in (split.unfit(case(head_dim=36)) or "")
-
-
-def test_auto_passes_over_a_split_by_older_kernels(gpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(select, "device_name", lambda device: "a GPU nobody has measured")
-    chosen = {}
-    for capability, installed in (((8, 0), ()), ((9, 0), ()), ((9, 0), ("cute/interface.py",))):
-        gpu(capability, *installed)
-        select.choose.cache_clear()
-        chosen[capability, bool(installed)] = select.choose("auto", case())
-    select.choose.cache_clear()
-    assert chosen == {((8, 0), False): "triton", ((9, 0), False): "triton", ((9, 0), True): "split"}
+    assert "found torch.float32" in (split.unsupported_reason(spec(dtype=torch.float32)) or "")
+    assert "found 36" in (split.unsupported_reason(spec(head_dim=36)) or "")
 
 
 def test_torchs_own_kernel_takes_our_call() -> None:
@@ -210,7 +197,7 @@ def test_torchs_own_kernel_takes_our_call() -> None:
 def test_a_cutlass_that_hangs_is_refused(gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu((9, 0), "cute/interface.py")
     monkeypatch.setattr(varlen, "_version", lambda distribution: "4.6.1")
-    assert "hangs" in (varlen.choose(case(), "fa4")[1] or "")
+    assert "hangs" in (varlen.choose(spec(), "fa4")[1] or "")
 
 
 def test_a_package_that_does_not_import_is_passed_over() -> None:
@@ -219,4 +206,4 @@ def test_a_package_that_does_not_import_is_passed_over() -> None:
 
 
 def test_on_the_cpu_it_is_eager() -> None:
-    assert varlen.choose(case("cpu", torch.float64, 4)) == ("eager", None)
+    assert varlen.choose(spec("cpu", torch.float64, 4)) == ("eager", None)

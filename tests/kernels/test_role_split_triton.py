@@ -1,4 +1,4 @@
-"""The crossing's Triton kernels without a GPU: right in the interpreter, compiled for Hopper without spills."""
+"""Prefix attention's Triton kernels without a GPU: right in the interpreter, compiled for Hopper without spills."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_compiles_for_hopper(kernel: str, head_dim: int, tmp_path: Path, monkeyp
     from prts_kernels.role_attention import split_kernels
 
     function = getattr(split_kernels, f"{kernel}_kernel")
-    tile = split.default_blocks(head_dim)[kernel]
+    tile = split.default_tiles(head_dim)[kernel]
     constants = {"G": 4, "D": head_dim, "BM": tile.rows, "BN": tile.keys, "UPCAST": False}
     kinds = {"LSE": "*fp32", "DELTA": "*fp32", "SPANS": "*i32", "sm_scale": "fp32"}
     names = function.arg_names

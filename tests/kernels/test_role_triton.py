@@ -43,7 +43,7 @@ class Built:
 
 
 def build(
-    kernel: str, blocks: ours.Blocks, head_dim: int, tmp_path: Path, dtype: str = "bf16", groups: int = 4
+    kernel: str, tile: ours.KernelTile, head_dim: int, tmp_path: Path, dtype: str = "bf16", groups: int = 4
 ) -> Built:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -52,7 +52,7 @@ def build(
 
     function = getattr(triton_kernels, f"{kernel}_kernel")
     q, k = (torch.empty(1, heads, head_dim, dtype=torch.float32 if dtype == "fp32" else None) for heads in (groups, 1))
-    constants = ours._constants(q, k, blocks)
+    constants = ours._constants(q, k, tile)
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in constants}
     kinds = {"LSE": "*fp32", "DELTA": "*fp32", "TILES": "*i32", "scale": "fp32", "sm_scale": "fp32"}
     names = function.arg_names
@@ -93,18 +93,18 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_compiles_for_hopper(kernel: str, head_dim: int, number: int, cache: Path) -> None:
-    blocks = ours.CANDIDATES[kernel][head_dim][number]
-    built = build(kernel, blocks, head_dim, cache)
-    print(f"{blocks}: {built.registers} registers, {built.stack} bytes of stack, {built.shared} shared")
+    tile = ours.CANDIDATES[kernel][head_dim][number]
+    built = build(kernel, tile, head_dim, cache)
+    print(f"{tile}: {built.registers} registers, {built.stack} bytes of stack, {built.shared} shared")
     assert "wgmma.mma_async" in built.ptx
     assert re.search(r"cp\.async\.cg\.shared\.global \[.*?\], \[.*?\], 0x10", built.ptx), (
         "loads of 16 bytes, running ahead"
     )
     assert built.shared <= 227 * 1024
-    assert built.registers * 32 * blocks.warps <= 65536
+    assert built.registers * 32 * tile.warps <= 65536
     assert built.stack <= (96 if number == 0 else 160)
-    if blocks.registers or (blocks.warps == 4 and head_dim == 64):
-        assert built.registers * 32 * blocks.warps * 2 <= 65536 and built.shared <= 113 * 1024, "two programs at once"
+    if tile.registers or (tile.warps == 4 and head_dim == 64):
+        assert built.registers * 32 * tile.warps * 2 <= 65536 and built.shared <= 113 * 1024, "two programs at once"
 
 
 @pytest.mark.slow
@@ -116,10 +116,10 @@ def test_compiles_for_hopper(kernel: str, head_dim: int, number: int, cache: Pat
 def test_other_shapes_compile(kernel: str, dtype: str, head_dim: int, groups: int, cache: Path) -> None:
     """Groups of 7 leave rows of a tile idle."""
     if dtype == "fp32":
-        blocks = ours.default_blocks(torch.empty(1, 1, head_dim))[ours.KERNELS.index(kernel)]
+        tile = ours.default_tiles(torch.empty(1, 1, head_dim))[ours.KERNELS.index(kernel)]
     else:
-        blocks = ours.CANDIDATES[kernel][64 if head_dim <= 64 else 128][0]
-    built = build(kernel, blocks, head_dim, cache, dtype, groups)
+        tile = ours.CANDIDATES[kernel][64 if head_dim <= 64 else 128][0]
+    built = build(kernel, tile, head_dim, cache, dtype, groups)
     assert ("wgmma.mma_async" in built.ptx) == (dtype != "fp32")
     assert built.shared <= 227 * 1024 and built.stack <= 384, "some spills, off the shapes that matter"
 
@@ -136,10 +136,10 @@ def test_on_the_cpu_triton_is_refused_and_never_chosen(monkeypatch: pytest.Monke
 def test_measured_tiles_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
     ours._chosen(torch.device("cpu"), torch.bfloat16, 128)
     monkeypatch.setattr(
-        ours.measured, "blocks", lambda device, head_dim: {"dq": [64, 32, 4, 2], "forward": [64, 64, 4, 2, 96]}
+        ours.autotune_table, "tiles", lambda device, head_dim: {"dq": [64, 32, 4, 2], "forward": [64, 64, 4, 2, 96]}
     )
-    found = ours.default_blocks(torch.empty(1, 1, 128, dtype=torch.bfloat16))
-    assert found == (ours.Blocks(64, 64, 4, 2, 96), ours.CANDIDATES["dkdv"][128][0], ours.Blocks(64, 32, 4, 2))
+    found = ours.default_tiles(torch.empty(1, 1, 128, dtype=torch.bfloat16))
+    assert found == (ours.KernelTile(64, 64, 4, 2, 96), ours.CANDIDATES["dkdv"][128][0], ours.KernelTile(64, 32, 4, 2))
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ CHUNK = {"cpu": 2**18}
 CHUNK_ELSEWHERE = 2**25
 
 
-def unfit(phi: Tensor, processes: Processes) -> str | None:
+def unsupported_reason(phi: Tensor, processes: Processes) -> str | None:
     """Why this cannot be computed here, or None."""
     return None
 
@@ -112,16 +112,16 @@ class _InfoNce(torch.autograd.Function):
             column_top = tops.amax(0)
             column_sum = (sums * (tops - column_top).exp()).sum(0)
         column = column_sum.log_().add_(column_top)
-        to_goal, positives, squares, accuracy = (parts / total).unbind()
-        to_state = (column * anchor).mean() - positives
-        loss = terms[0] * to_goal + terms[1] * to_state
+        loss_sa_to_goal, positives, squares, accuracy = (parts / total).unbind()
+        loss_goal_to_sa = (column * anchor).mean() - positives
+        loss = terms[0] * loss_sa_to_goal + terms[1] * loss_goal_to_sa
         if logsumexp_weight:
             loss = loss + logsumexp_weight * squares
         ctx.save_for_backward(x, y, w, task, task_id, scale, normalizer, column, q, anchor)
         ctx.terms, ctx.logsumexp_weight, ctx.processes = terms, logsumexp_weight, processes
         ctx.start, ctx.size, ctx.shape = start, size, log_scale.shape
-        ctx.mark_non_differentiable(to_goal, to_state, accuracy)
-        return loss, to_goal, to_state, accuracy
+        ctx.mark_non_differentiable(loss_sa_to_goal, loss_goal_to_sa, accuracy)
+        return loss, loss_sa_to_goal, loss_goal_to_sa, accuracy
 
     @staticmethod
     @once_differentiable

@@ -8,7 +8,7 @@ from torch import Tensor
 from prts_kernels.info_nce.processes import Processes
 
 
-def unfit(phi: Tensor, processes: Processes) -> str | None:
+def unsupported_reason(phi: Tensor, processes: Processes) -> str | None:
     """Why this cannot be computed here, or None."""
     return "it computes in one process" if processes.world > 1 else None
 
@@ -30,11 +30,11 @@ def forward(
     own = torch.eye(len(phi), dtype=torch.bool, device=phi.device)
     masked = logits.masked_fill(same & ~own, float("-inf"))
     normalizer = masked.logsumexp(1)
-    to_goal = (weight * (normalizer - logits.diagonal())).mean()
+    loss_sa_to_goal = (weight * (normalizer - logits.diagonal())).mean()
     of_task = torch.where(same & (weight > 0)[:, None], share[None, :], 0.0)
-    to_state = -(of_task * logits.T.log_softmax(1)).sum(1).mean()
-    loss = terms[0] * to_goal + terms[1] * to_state
+    loss_goal_to_sa = -(of_task * logits.T.log_softmax(1)).sum(1).mean()
+    loss = terms[0] * loss_sa_to_goal + terms[1] * loss_goal_to_sa
     if logsumexp_weight:
         loss = loss + logsumexp_weight * normalizer.square().mean()
     accuracy = (logits.diagonal() > logits.masked_fill(same, float("-inf")).amax(1)).to(phi.dtype).mean()
-    return loss, to_goal.detach(), to_state.detach(), accuracy
+    return loss, loss_sa_to_goal.detach(), loss_goal_to_sa.detach(), accuracy

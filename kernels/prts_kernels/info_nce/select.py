@@ -1,6 +1,6 @@
 """The operation `info_nce` and the choice of its implementation by name.
 
-It does not compute; every implementation module has the same two functions, `unfit` and `forward`.
+It does not compute; every implementation module has the same two functions, `unsupported_reason` and `forward`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ FEW = 256  # samples: below, the reference is faster by a fraction of a millisec
 
 
 class InfoNce(NamedTuple):
-    """loss: the weighted sum. to_goal, to_state: its two terms before their weights; accuracy: the share of samples
-    whose own goal scores higher than every goal of another task (a tie is a miss). The last three have no gradient."""
+    """loss: the weighted sum. loss_sa_to_goal, loss_goal_to_sa: its two terms before their weights. accuracy: the share
+    of samples whose own goal scores higher than every goal of another task (a tie is a miss). Only loss has a gradient.
+    """
 
     loss: Tensor
-    to_goal: Tensor
-    to_state: Tensor
+    loss_sa_to_goal: Tensor
+    loss_goal_to_sa: Tensor
     accuracy: Tensor
 
 
@@ -46,23 +47,24 @@ def info_nce(
     """Discounted, symmetric InfoNCE between samples i and their goals (PRTS, arXiv:2604.27472, contrastive objective).
 
     With s_ij = exp(log_scale) phi_i . psi_j and w = exp(log_weight):
-        to_goal  = mean_i w_i (r_i - s_ii)                  r_i = log sum_j exp s_ij over j = i and all j of other tasks
-        to_state = mean_i [w_i > 0] (c_i - sum_j q_ij s_ji)     c_i = log sum_j exp s_ji
-        q_ij     = w_j / sum of w over i's task, in the log domain: however small they all are
-        loss     = terms[0] to_goal + terms[1] to_state + logsumexp_weight mean_i r_i^2
+        loss_sa_to_goal = mean_i w_i (r_i - s_ii)         r_i = log sum_j exp s_ij over j = i and all j of other tasks
+        loss_goal_to_sa = mean_i [w_i > 0] (c_i - sum_j q_ij s_ji)    c_i = log sum_j exp s_ji
+        q_ij = w_j / sum of w over i's task, in the log domain: however small they all are
+        loss = terms[0] loss_sa_to_goal + terms[1] loss_goal_to_sa + logsumexp_weight mean_i r_i^2
     phi, psi: (n, E) the samples of this process. log_weight, task_id: (N,) of all processes, constants; ids are
     integers. A sample of log weight -inf is a negative for the others and has no goal of its own. All arithmetic is in
-    fp32, autocast or not (fp64 for fp64 embeddings). processes: how the samples are spread. Every process gets the
-    joint loss and the gradients of its own samples; the gradient of log_scale is the part that its own samples (rows of
-    s) give: sum it over processes. impl: "auto" or one of IMPLEMENTATIONS. Differentiable once. ValueError: shapes that
-    do not fit together, no samples, an unknown `impl`, or one that cannot compute these.
+    fp32, autocast or not (fp64 for fp64 embeddings).
+    processes: how the samples are spread. Every process gets the joint loss and the gradients of its own samples;
+    the gradient of log_scale is the part that its own samples (rows of s) give: sum it over processes.
+    impl: "auto" or one of IMPLEMENTATIONS. Differentiable once.
+    ValueError: shapes that do not fit together, no samples, an unknown `impl`, or one that cannot compute these.
     """
     _check(phi, psi, log_scale, log_weight, task_id, processes)
     name = impl
     if impl == "auto":
         name = "reference" if len(phi) < FEW and processes.world == 1 else "chunked"
     module = implementation("info_nce", IMPLEMENTATIONS, name)
-    reason = module.unfit(phi, processes)
+    reason = module.unsupported_reason(phi, processes)
     if reason:
         raise ValueError(f"impl={name!r} cannot compute this: {reason}. impl='auto' picks one that can.")
     kind = torch.float64 if phi.dtype == psi.dtype == torch.float64 else torch.float32

@@ -1,7 +1,7 @@
 """Role-aware attention by torch's FlexAttention: compiled on CUDA, eager on a CPU. The portable peer, to be beaten.
 
 It does not know samples: tiles and mask come from `key_end` alone, and the tiles without any (T, T) matrix.
-One compilation a shape (T, heads, head size, dtype): meant for packs of one length.
+One compilation a shape (T, heads, head size, dtype), so that T is padded to one of a few lengths (`compiled_length`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.functional import pad
 
-from prts_kernels.role_attention.case import Case
+from prts_kernels.role_attention.attention_spec import AttentionSpec
 from prts_kernels.role_attention.mask import RoleMask
 
 TILE = 128  # queries and keys a tile of the block mask
@@ -22,18 +23,18 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _COMPILED: dict[str, Any] = {}
 
 
-def unfit(case: Case) -> str | None:
+def unsupported_reason(spec: AttentionSpec) -> str | None:
     """Why this cannot be computed here, or None."""
-    if len(set(case.dtypes)) > 1:
-        return f"q, k and v have one dtype, found {', '.join(map(str, case.dtypes))}"
-    if case.device.type == "cpu":
-        return "torch's flex_attention has no backward on a CPU" if case.grad else None
-    if case.device.type != "cuda":
-        return f"it runs on CUDA devices and CPUs, found {case.device.type}"
-    if case.dtype not in DTYPES:
-        return f"dtypes are one of {', '.join(map(str, DTYPES))} on CUDA, found {case.dtype}"
-    if case.head_dim < 16:
-        return f"head_dim is 16 at least, found {case.head_dim}"
+    if len(set(spec.dtypes)) > 1:
+        return f"q, k and v have one dtype, found {', '.join(map(str, spec.dtypes))}"
+    if spec.device.type == "cpu":
+        return "torch's flex_attention has no backward on a CPU" if spec.grad else None
+    if spec.device.type != "cuda":
+        return f"it runs on CUDA devices and CPUs, found {spec.device.type}"
+    if spec.dtype not in DTYPES:
+        return f"dtypes are one of {', '.join(map(str, DTYPES))} on CUDA, found {spec.dtype}"
+    if spec.head_dim < 16:
+        return f"head_dim is 16 at least, found {spec.head_dim}"
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed (pip install triton)"
     return None
@@ -47,22 +48,32 @@ def forward(q: Tensor, k: Tensor, v: Tensor, mask: RoleMask, scale: float, backe
     if q.numel() == 0:
         return q * 1.0
     blocks = block_mask(mask)
-    blind = dead = None
+    fully_masked = unused = None
     if mask.samples is None:
         if mask.padded:
-            blind, dead = mask.blind_rows.flatten(), mask.dead_keys.flatten()
+            fully_masked, unused = mask.fully_masked_queries.flatten(), mask.unused_keys.flatten()
     elif mask.samples.real is not None:
-        blind = dead = mask.key_end == 0
-    if blind is not None and dead is not None:  # values there (NaN too) must reach neither sums nor gradients
-        q, k, v = (x.masked_fill(hidden[:, None, None], 0) for x, hidden in ((q, blind), (k, dead), (v, dead)))
+        fully_masked = unused = mask.key_end == 0
+    if fully_masked is not None and unused is not None:  # values there (NaN too) must reach neither sums nor gradients
+        q, k, v = (
+            x.masked_fill(hidden[:, None, None], 0) for x, hidden in ((q, fully_masked), (k, unused), (v, unused))
+        )
+    missing = blocks.seq_lengths[0] - mask.total
     out = _attend(q)(
-        *(x.transpose(0, 1)[None] for x in (q, k, v)),
+        *(pad(x, (0, 0, 0, 0, 0, missing)).transpose(0, 1)[None] for x in (q, k, v)),
         block_mask=blocks,
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
         kernel_options=None if backend is None else {"BACKEND": backend},
-    )[0].transpose(0, 1)
-    return out if blind is None else out.masked_fill(blind[:, None, None], 0)
+    )[0].transpose(0, 1)[: mask.total]
+    return out if fully_masked is None else out.masked_fill(fully_masked[:, None, None], 0)
+
+
+def compiled_length(total: int) -> int:
+    """The next whole number of tiles, of which there are eight between a power of two and its double: powers of two and
+    short packs gain less than a tile, others an eighth at most."""
+    step = max(TILE, (1 << total.bit_length()) // 16)
+    return -(-total // step) * step
 
 
 def block_mask(mask: RoleMask) -> BlockMask:
@@ -75,11 +86,11 @@ def block_mask(mask: RoleMask) -> BlockMask:
 
 
 def _block_mask(key_end: Tensor) -> BlockMask:
-    """From (T,) int32, by the least and greatest key_end of each tile of keys."""
-    total = len(key_end)
-    count = -(-total // TILE)
-    filled = torch.nn.functional.pad(key_end, (0, count * TILE - total)).view(count, TILE)
-    least, most = filled.min(1).values, filled.max(1).values  # 0 in what was filled up: a ragged tile is never whole
+    """From (T,) int32, by the least and greatest key_end of each tile of keys; nothing is seen in what T lacks."""
+    total = compiled_length(len(key_end))
+    key_end = pad(key_end, (0, total - len(key_end)))
+    count = total // TILE
+    least, most = key_end.view(count, TILE).aminmax(dim=1)
     first = torch.arange(count, device=key_end.device, dtype=torch.int32) * TILE
     last = first + TILE - 1
     query_first, query_last = first[:, None], last[:, None]

@@ -86,7 +86,7 @@ class RoleMask:
         # Plain attributes, not made when first asked for: Dynamo reads them, but would not run what makes them.
         self.key_end, self.spans, self.rows, self.samples, self.tiles = key_end, spans, rows, samples, tiles
         self.total = len(key_end)
-        self._stripes: dict[tuple[int, bool], list[Stripe]] = {}
+        self._query_blocks: dict[tuple[int, bool], list[QueryBlock]] = {}
         self._flat: Tensor | None = None
 
     def prepare(self) -> RoleMask:
@@ -126,7 +126,7 @@ class RoleMask:
     def __len__(self) -> int:
         return self.total
 
-    # What a dense or striped implementation reads: rows side by side.
+    # What `reference` and `sdpa` read: rows side by side.
 
     @cached_property
     def ends(self) -> Tensor:
@@ -143,37 +143,37 @@ class RoleMask:
         return causal & (position[:, None] < self.ends[:, None, :])
 
     @cached_property
-    def dense_open(self) -> Tensor:
-        """`dense`, except that a blind query sees itself: no softmax over nothing, whose gradient is NaN."""
+    def dense_safe(self) -> Tensor:
+        """`dense`, except that a fully masked query sees itself: no softmax over nothing, whose gradient is NaN."""
         eye = torch.eye(self.ends.shape[1], dtype=torch.bool, device=self.ends.device)
-        return self.dense | (eye & self.blind_rows[:, :, None])
+        return self.dense | (eye & self.fully_masked_queries[:, :, None])
 
     @cached_property
-    def dead_keys(self) -> Tensor:
+    def unused_keys(self) -> Tensor:
         """(B, L) bool: keys that no query sees, not even their own; padding is of these."""
         return self.ends <= torch.arange(self.ends.shape[1], device=self.ends.device)
 
     @cached_property
-    def blind_rows(self) -> Tensor:
+    def fully_masked_queries(self) -> Tensor:
         """(B, L) bool: queries that see no key; their output is 0."""
         furthest = self.ends.cummax(1).values  # of all keys up to the query
         return furthest <= torch.arange(self.ends.shape[1], device=self.ends.device)
 
     @cached_property
     def padded(self) -> bool:
-        """Whether any key is dead or any query blind."""
+        """Whether any key is unused or any query fully masked."""
         if self.samples is not None:
             return self.samples.real is not None
-        return bool((self.dead_keys | self.blind_rows).any())
+        return bool((self.unused_keys | self.fully_masked_queries).any())
 
-    def stripes(self, size: int, blind_see: bool = False) -> list[Stripe]:
-        """The queries of a row in stripes of `size`, each with the range of keys that any of them sees in any row.
+    def query_blocks(self, size: int, safe: bool = False) -> list[QueryBlock]:
+        """The queries of a row in blocks of `size`, each with the range of keys that any of them sees in any row.
 
-        blind_see: a blind query sees the first key of its range, so that no softmax is over nothing.
+        safe: a fully masked query sees the first key of its range, so that no softmax is over nothing.
         """
-        if (size, blind_see) not in self._stripes:
+        if (size, safe) not in self._query_blocks:
             length, ends = self.ends.shape[1], self.ends.cpu()
-            position, blind = torch.arange(length), self.blind_rows.cpu()
+            position, fully_masked = torch.arange(length), self.fully_masked_queries.cpu()
             made = []
             for start in range(0, length, size):
                 stop = min(start + size, length)
@@ -181,11 +181,11 @@ class RoleMask:
                 first = int(seen[0]) if len(seen) else start
                 query, key = position[start:stop, None], position[first:stop]
                 visible = (key <= query) & (query < ends[:, None, first:stop])
-                if blind_see:
-                    visible[:, :, 0] |= blind[:, start:stop]
-                made.append(Stripe(start, stop, first, visible[:, None].to(self.key_end.device)))
-            self._stripes[size, blind_see] = made
-        return self._stripes[size, blind_see]
+                if safe:
+                    visible[:, :, 0] |= fully_masked[:, start:stop]
+                made.append(QueryBlock(start, stop, first, visible[:, None].to(self.key_end.device)))
+            self._query_blocks[size, safe] = made
+        return self._query_blocks[size, safe]
 
     @property
     def visible_pairs(self) -> int:
@@ -195,7 +195,7 @@ class RoleMask:
 
 
 @dataclass(frozen=True)
-class Stripe:
+class QueryBlock:
     """Queries [start, stop), which see keys of [first, stop) only; visible (B, 1, stop - start, stop - first) bool."""
 
     start: int
@@ -208,17 +208,18 @@ class Stripe:
 class Samples:
     """The mask as attention that is plainly causal within parts, and what CRL actions see beyond their own part.
 
-    parts: (P + 1,) int32, bounds of the parts BC, CRL action and goal, end to end without the padding; longest_part: in
-    tokens. real: (M,) int64, the tokens that are no padding; None when all are real. crossings: (K, 4) int32, queries
-    [0, 1) of CRL actions and the observation keys [2, 3) that all of them see, among the T tokens; crossings_of_real:
-    the same among the M. most_queries, most_keys: the longest of each.
+    parts: (P + 1,) int32, bounds of the parts BC, CRL action and goal, end to end without the padding.
+    longest_part: in tokens.
+    real: (M,) int64, the tokens that are no padding; None when all are real.
+    prefix_ranges: (K, 4) int32, queries [0, 1) of CRL actions and the observation keys [2, 3) that all of them see,
+    among the T tokens; prefix_ranges_of_real: the same among the M. most_queries, most_keys: the longest of each.
     """
 
     parts: Tensor
     longest_part: int
     real: Tensor | None
-    crossings: Tensor
-    crossings_of_real: Tensor
+    prefix_ranges: Tensor
+    prefix_ranges_of_real: Tensor
     most_queries: int
     most_keys: int
 
@@ -231,29 +232,33 @@ class Samples:
         parts = np.zeros(len(lengths) + 1, np.int32)
         np.cumsum(lengths, out=parts[1:])
         crosses = (observation > start) & (crl_action > bc)
-        crossings = np.stack([bc, crl_action, start, observation], 1)[crosses]
-        among_real, real = crossings, None
+        prefix_ranges = np.stack([bc, crl_action, start, observation], 1)[crosses]
+        among_real, real = prefix_ranges, None
         if parts[-1] < total:
             own = goal - start
-            among_real = crossings - (start - np.cumsum(own) + own)[crosses, None]
+            among_real = prefix_ranges - (start - np.cumsum(own) + own)[crosses, None]
             real = torch.from_numpy(np.repeat(start - np.cumsum(own) + own, own) + np.arange(parts[-1]))
         return cls(
             torch.from_numpy(parts),
             int(lengths.max(initial=0)),
             real,
-            torch.from_numpy(crossings.astype(np.int32)),
+            torch.from_numpy(prefix_ranges.astype(np.int32)),
             torch.from_numpy(among_real.astype(np.int32)),
-            int((crossings[:, 1] - crossings[:, 0]).max(initial=0)),
-            int((crossings[:, 3] - crossings[:, 2]).max(initial=0)),
+            int((prefix_ranges[:, 1] - prefix_ranges[:, 0]).max(initial=0)),
+            int((prefix_ranges[:, 3] - prefix_ranges[:, 2]).max(initial=0)),
         )
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Those of int32."""
-        return self.parts, self.crossings, self.crossings_of_real
+        return self.parts, self.prefix_ranges, self.prefix_ranges_of_real
 
-    def replaced(self, real: Tensor | None, parts: Tensor, crossings: Tensor, crossings_of_real: Tensor) -> Samples:
+    def replaced(
+        self, real: Tensor | None, parts: Tensor, prefix_ranges: Tensor, prefix_ranges_of_real: Tensor
+    ) -> Samples:
         """The same with its tensors elsewhere."""
-        return replace(self, real=real, parts=parts, crossings=crossings, crossings_of_real=crossings_of_real)
+        return replace(
+            self, real=real, parts=parts, prefix_ranges=prefix_ranges, prefix_ranges_of_real=prefix_ranges_of_real
+        )
 
 
 def spans_of(key_end: np.ndarray) -> np.ndarray | None:

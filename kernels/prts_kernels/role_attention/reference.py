@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prts_kernels.role_attention.case import Case
+from prts_kernels.role_attention.attention_spec import AttentionSpec
 from prts_kernels.role_attention.mask import RoleMask
 
 
-def unfit(case: Case) -> str | None:
+def unsupported_reason(spec: AttentionSpec) -> str | None:
     """Why this cannot be computed here, or None."""
     return None
 
@@ -17,14 +17,15 @@ def unfit(case: Case) -> str | None:
 def forward(q: Tensor, k: Tensor, v: Tensor, mask: RoleMask, scale: float) -> Tensor:
     """q (T, Hq, D), k and v (T, Hkv, D) -> (T, Hq, D) in q's dtype."""
     kind = torch.float64 if q.dtype == torch.float64 else torch.float32
-    blind, dead = mask.blind_rows[:, :, None, None], mask.dead_keys[:, :, None, None]
+    fully_masked, unused = mask.fully_masked_queries[:, :, None, None], mask.unused_keys[:, :, None, None]
     groups = q.shape[1] // k.shape[1]
     q_, k_, v_ = (x.to(kind).reshape(mask.rows, -1, *x.shape[1:]) for x in (q, k, v))
-    # What lies in dead keys and blind rows is no one's business, NaN included: 0 * NaN would leak into sums.
-    q_ = q_.masked_fill(blind, 0)
-    k_ = k_.masked_fill(dead, 0).repeat_interleave(groups, dim=2)
-    v_ = v_.masked_fill(dead, 0).repeat_interleave(groups, dim=2)
+    # What lies in unused keys and fully masked queries may be NaN, and 0 * NaN would leak into sums.
+    q_ = q_.masked_fill(fully_masked, 0)
+    k_ = k_.masked_fill(unused, 0).repeat_interleave(groups, dim=2)
+    v_ = v_.masked_fill(unused, 0).repeat_interleave(groups, dim=2)
     scores = torch.einsum("bihd,bjhd->bhij", q_, k_) * scale
-    scores = scores.masked_fill(~mask.dense[:, None], torch.finfo(kind).min)  # finite: a blind row stays a number
+    hidden = torch.finfo(kind).min  # finite: a fully masked query stays a number
+    scores = scores.masked_fill(~mask.dense[:, None], hidden)
     out = torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), v_)
-    return out.masked_fill(blind, 0).to(q.dtype).reshape(q.shape)
+    return out.masked_fill(fully_masked, 0).to(q.dtype).reshape(q.shape)

@@ -1,6 +1,6 @@
 """The operation `role_attention` and the choice of its implementation by name, device, dtype and head size.
 
-It does not compute; every implementation module has the same two functions, `unfit` and `forward`.
+It does not compute; every implementation module has the same two functions, `unsupported_reason` and `forward`.
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 import logging
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from prts_kernels import registry
-from prts_kernels.role_attention import measured
-from prts_kernels.role_attention.case import Case, device_name
+from prts_kernels.role_attention import autotune_table, self_check
+from prts_kernels.role_attention.attention_spec import AttentionSpec
 from prts_kernels.role_attention.mask import RoleMask
 
 log = logging.getLogger(__name__)
@@ -79,36 +79,48 @@ def _check(q: Tensor, k: Tensor, v: Tensor, mask: RoleMask) -> None:
 
 
 @torch.compiler.assume_constant_result  # Dynamo asks once and does not look inside
-def _chosen(impl: str, *case: Any) -> str:
-    name = choose(impl, Case(*case))
+def _chosen(impl: str, *spec: Any) -> str:
+    name = choose(impl, AttentionSpec(*spec)).name
     _LOADED[name] = implementation(name)
     return name
 
 
+class Choice(NamedTuple):
+    """reason: why this implementation, and why none that would be faster."""
+
+    name: str
+    reason: str
+
+
 @cache
-def choose(impl: str, case: Case) -> str:
-    """The name of the implementation: `impl` itself where it can compute this, for "auto" the fastest that can."""
+def choose(impl: str, spec: AttentionSpec) -> Choice:
+    """`impl` itself where it can compute this; for "auto" the first of this device's order that can and is right.
+
+    Says once, through logging, what "auto" is, and warns where an implementation was passed over.
+    """
     if impl != "auto":
-        reason = implementation(impl).unfit(case)
+        reason = implementation(impl).unsupported_reason(spec)
         if reason:
             raise ValueError(f"impl={impl!r} cannot compute this: {reason}. impl='auto' picks one that can.")
-        return impl
+        return Choice(impl, "asked for by name")
     passed_over: list[str] = []
-    order, source = measured.order(device_name(case.device), case.head_dim)
+    order, source = autotune_table.order(spec)
     for name in order:
         module = implementation(name)
-        reason = getattr(module, "unfit_for_auto", module.unfit)(case)  # what fits may still not be worth it
-        if reason is None:
-            note = f" (passed over {'; '.join(passed_over)})" if passed_over else ""
-            log.info(
-                "role_attention: impl=auto is %s on %s, %s, head_dim %d: %s%s",
-                name,
-                case.device.type,
-                case.dtype,
-                case.head_dim,
-                source,
-                note,
-            )
-            return name
-        passed_over.append(f"{name}: {reason}")
-    raise AssertionError("sdpa fits everything")
+        fault = module.unsupported_reason(spec)
+        if fault is None and name != "sdpa":
+            fault = self_check.fault(module.forward, spec.device, spec.dtype, spec.head_dim)
+        if fault is None:
+            break
+        passed_over.append(f"passed over {name}: {fault}")
+    choice = Choice(name, "; ".join([source, *passed_over]))
+    log.log(
+        logging.WARNING if passed_over else logging.INFO,
+        "role_attention: impl=auto is %s on %s, %s, head_dim %d: %s",
+        name,
+        spec.device.type,
+        ", ".join(dict.fromkeys(map(str, spec.dtypes))),
+        spec.head_dim,
+        choice.reason,
+    )
+    return choice

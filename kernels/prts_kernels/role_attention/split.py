@@ -1,13 +1,13 @@
-"""Role-aware attention as an exact split: stock varlen-causal attention over the parts, and the crossing.
+"""Role-aware attention as an exact split: stock varlen-causal attention over the parts, and prefix attention.
 
     1. every sample's parts {BC}, {CRL action}, {goal} are causal within themselves: one stock varlen call (`varlen.py`)
-    2. CRL actions also see their observation: that goes on from the (out, log-sum-exp) of step 1, in place
+    2. CRL actions also see their observation: prefix attention goes on from the (out, log-sum-exp) of step 1, in place
 
 Backward: the stock backward with the merged out and log-sum-exp is exact for the pairs of step 1, since both define the
-weights, and the crossing adds its own pairs. No token is copied, except where a batch has padding. As deterministic as
-the stock kernel; the crossing gives the same bits on every run.
+weights, and prefix attention adds its own pairs. No token is copied, except where a batch has padding. As deterministic
+as the stock kernel; prefix attention gives the same bits on every run.
 
-Shapes: T tokens, M of them real (no padding); K crossings; q, out (T, Hq, D); k, v (T, Hkv, D); lse (Hq, M), natural.
+Shapes: T tokens, M of them real (no padding); K ranges; q, out (T, Hq, D); k, v (T, Hkv, D); lse (Hq, M), natural.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import torch
 from torch import Tensor
 
 from prts_kernels.role_attention import varlen
-from prts_kernels.role_attention.case import Case
+from prts_kernels.role_attention.attention_spec import AttentionSpec
 from prts_kernels.role_attention.mask import RoleMask
 
-HEAD_DIMS = (16, 32, 64, 128)  # of the Triton crossing
+HEAD_DIMS = (16, 32, 64, 128)  # of prefix attention by Triton
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """Rows (queries of all heads of a group) and keys a tile, warps and pipeline stages of one crossing kernel."""
+class PrefixTile:
+    """Rows (queries of all heads of a group) and keys a tile, warps and pipeline stages of prefix attention."""
 
     rows: int
     keys: int
@@ -37,22 +37,13 @@ class Blocks:
     stages: int
 
 
-def unfit(case: Case) -> str | None:
+def unsupported_reason(spec: AttentionSpec) -> str | None:
     """Why this cannot be computed here, or None."""
-    if not case.of_samples:
+    if not spec.of_samples:
         return "key_end does not consist of sample parts"
-    if len(set(case.dtypes)) > 1:
-        return f"q, k and v have one dtype, found {', '.join(map(str, case.dtypes))}"
-    return varlen.choose(case)[1]
-
-
-def unfit_for_auto(case: Case) -> str | None:
-    """As `unfit`, and only with a stock kernel of the Hopper generation: those of flash-attn 2 have not been measured
-    against our own kernel, which does less work."""
-    reason = unfit(case)
-    if reason is None and not varlen.BACKENDS[varlen.choose(case)[0]].hopper:
-        return f"no stock kernel of the Hopper generation, only {varlen.choose(case)[0]!r}"
-    return reason
+    if len(set(spec.dtypes)) > 1:
+        return f"q, k and v have one dtype, found {', '.join(map(str, spec.dtypes))}"
+    return varlen.choose(spec)[1]
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, mask: RoleMask, scale: float, backend: str | None = None) -> Tensor:
@@ -61,7 +52,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, mask: RoleMask, scale: float, backe
     backend: the varlen backend, one of `varlen.BACKENDS`; by default the first that fits. ValueError: it does not fit.
     """
     parts = mask.samples
-    assert parts is not None, "unfit says so"
+    assert parts is not None, "unsupported_reason says so"
     out, _ = _split(
         q,
         k,
@@ -69,7 +60,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, mask: RoleMask, scale: float, backe
         parts.real,
         parts.parts,
         parts.longest_part,
-        parts.crossings_of_real,
+        parts.prefix_ranges_of_real,
         parts.most_queries,
         parts.most_keys,
         scale,
@@ -80,7 +71,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, mask: RoleMask, scale: float, backe
 
 @torch.compiler.assume_constant_result  # Dynamo asks once and does not look inside
 def _backend_for(backend: str | None, device: torch.device, dtypes: tuple[torch.dtype, ...], head_dim: int) -> str:
-    name, reason = varlen.choose(Case(device, dtypes, head_dim, of_samples=True, grad=True), backend)
+    name, reason = varlen.choose(AttentionSpec(device, dtypes, head_dim, of_samples=True, grad=True), backend)
     if reason:
         raise ValueError(f"split by varlen backend {name!r}: {reason}")
     return name
@@ -94,22 +85,22 @@ def _split(
     real: Tensor | None,
     cu_seqlens: Tensor,
     longest: int,
-    crossings: Tensor,
+    prefix_ranges: Tensor,
     most_queries: int,
     most_keys: int,
     scale: float,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """(out, lse). real: (M,) int64 tokens that are no padding, or None; cu_seqlens and crossings count among these."""
+    """(out, lse). real: (M,) int64 tokens that are no padding, or None; cu_seqlens, prefix_ranges: among these."""
     q_, k_, v_ = (_packed(x, real) for x in (q, k, v))
     if not longest:
         return q.new_zeros(q.shape), _new_lse(q, len(q_))
     with torch.cuda.device_of(q):
         out, lse = varlen.BACKENDS[backend].forward(q_, k_, v_, cu_seqlens, longest, scale)
         out, lse = out.contiguous(), lse.contiguous()
-        if len(crossings):
-            cross = _cross_triton if _by_triton(q) else _cross
-            cross(q_, k_, v_, out, lse, crossings, most_queries, most_keys, scale)
+        if len(prefix_ranges):
+            attend = _prefix_attention_triton if _by_triton(q) else _prefix_attention
+            attend(q_, k_, v_, out, lse, prefix_ranges, most_queries, most_keys, scale)
     return _unpacked(out, real, len(q)), lse
 
 
@@ -124,7 +115,7 @@ def _split_backward(
     real: Tensor | None,
     cu_seqlens: Tensor,
     longest: int,
-    crossings: Tensor,
+    prefix_ranges: Tensor,
     most_queries: int,
     most_keys: int,
     scale: float,
@@ -136,31 +127,31 @@ def _split_backward(
     with torch.cuda.device_of(q):
         grads = varlen.BACKENDS[backend].backward(do, q_, k_, v_, out_, lse, cu_seqlens, longest, scale)
         dq, dk, dv = (x.contiguous() for x in grads)
-        if len(crossings):
-            cross = _cross_backward_triton if _by_triton(q) else _cross_backward
-            cross(do, q_, k_, v_, out_, lse, dq, dk, dv, crossings, most_queries, most_keys, scale)
+        if len(prefix_ranges):
+            attend = _prefix_attention_backward_triton if _by_triton(q) else _prefix_attention_backward
+            attend(do, q_, k_, v_, out_, lse, dq, dk, dv, prefix_ranges, most_queries, most_keys, scale)
     return _unpacked(dq, real, len(q)), _unpacked(dk, real, len(q)), _unpacked(dv, real, len(q))
 
 
 @_split.register_fake
-def _(q, k, v, real, cu_seqlens, longest, crossings, most_queries, most_keys, scale, backend):
+def _(q, k, v, real, cu_seqlens, longest, prefix_ranges, most_queries, most_keys, scale, backend):
     return q.new_empty(q.shape), _new_lse(q, len(q if real is None else real))
 
 
 @_split_backward.register_fake
-def _(dout, q, k, v, out, lse, real, cu_seqlens, longest, crossings, most_queries, most_keys, scale, backend):
+def _(dout, q, k, v, out, lse, real, cu_seqlens, longest, prefix_ranges, most_queries, most_keys, scale, backend):
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, real, cu_seqlens, longest, crossings, *ctx.rest = inputs
+    q, k, v, real, cu_seqlens, longest, prefix_ranges, *ctx.rest = inputs
     ctx.longest = longest
-    ctx.save_for_backward(q, k, v, *output, real, cu_seqlens, crossings)
+    ctx.save_for_backward(q, k, v, *output, real, cu_seqlens, prefix_ranges)
 
 
 def _backward(ctx: Any, dout: Tensor, dlse: Tensor) -> tuple[Tensor | None, ...]:
-    q, k, v, out, lse, real, cu_seqlens, crossings = ctx.saved_tensors
-    grads = _split_backward(dout, q, k, v, out, lse, real, cu_seqlens, ctx.longest, crossings, *ctx.rest)
+    q, k, v, out, lse, real, cu_seqlens, prefix_ranges = ctx.saved_tensors
+    grads = _split_backward(dout, q, k, v, out, lse, real, cu_seqlens, ctx.longest, prefix_ranges, *ctx.rest)
     return (*grads, *([None] * 8))
 
 
@@ -182,7 +173,7 @@ def _new_lse(q: Tensor, tokens: int) -> Tensor:
     return torch.empty((q.shape[1], tokens), dtype=varlen.wide(q.dtype), device=q.device)
 
 
-# The crossing in plain torch: any device and dtype. All crossings side by side, padded to the longest.
+# Prefix attention in plain torch: any device and dtype. All ranges side by side, padded to the longest.
 
 
 @dataclass(frozen=True)
@@ -195,15 +186,15 @@ class _Sides:
     key_is: Tensor
 
     @classmethod
-    def of(cls, crossings: Tensor, most_queries: int, most_keys: int) -> _Sides:
+    def of(cls, prefix_ranges: Tensor, most_queries: int, most_keys: int) -> _Sides:
         def side(first: Tensor, last: Tensor, most: int) -> tuple[Tensor, Tensor]:
             at = first.long()[:, None] + torch.arange(most, device=first.device)
             inside = at < last[:, None]
             return torch.where(inside, at, first.long()[:, None]), inside
 
         (query_at, query_is), (key_at, key_is) = (
-            side(crossings[:, 0], crossings[:, 1], most_queries),
-            side(crossings[:, 2], crossings[:, 3], most_keys),
+            side(prefix_ranges[:, 0], prefix_ranges[:, 1], most_queries),
+            side(prefix_ranges[:, 2], prefix_ranges[:, 3], most_keys),
         )
         return cls(query_at, key_at, query_is, key_is)
 
@@ -219,19 +210,19 @@ class _Sides:
         return scores.masked_fill(~self.key_is[:, None, None, :], float("-inf"))
 
 
-def _cross(
+def _prefix_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    crossings: Tensor,
+    prefix_ranges: Tensor,
     most_queries: int,
     most_keys: int,
     scale: float,
 ) -> None:
-    """Merges the crossing into out and lse, in place."""
-    sides, groups = _Sides.of(crossings, most_queries, most_keys), q.shape[1] // k.shape[1]
+    """Merge prefix attention into out and lse, in place."""
+    sides, groups = _Sides.of(prefix_ranges, most_queries, most_keys), q.shape[1] // k.shape[1]
     scores = sides.scores(q, sides.keys(k, groups), scale)
     before = lse[:, sides.query_at].transpose(0, 1)  # (K, Hq, n)
     merged = torch.logaddexp(before, scores.logsumexp(-1))
@@ -242,7 +233,7 @@ def _cross(
     lse[:, at] = merged.transpose(1, 2)[sides.query_is].T
 
 
-def _cross_backward(
+def _prefix_attention_backward(
     dout: Tensor,
     q: Tensor,
     k: Tensor,
@@ -252,13 +243,13 @@ def _cross_backward(
     dq: Tensor,
     dk: Tensor,
     dv: Tensor,
-    crossings: Tensor,
+    prefix_ranges: Tensor,
     most_queries: int,
     most_keys: int,
     scale: float,
 ) -> None:
-    """Adds the crossing's share onto dq, dk and dv, in place. No two crossings share a query or a key."""
-    sides, groups = _Sides.of(crossings, most_queries, most_keys), q.shape[1] // k.shape[1]
+    """Add prefix attention's share onto dq, dk and dv, in place. No two ranges share a query or a key."""
+    sides, groups = _Sides.of(prefix_ranges, most_queries, most_keys), q.shape[1] // k.shape[1]
     k_, v_ = sides.keys(k, groups), sides.keys(v, groups)
     do = dout[sides.query_at].masked_fill(~sides.query_is[:, :, None, None], 0).to(k_.dtype)
     weights = (sides.scores(q, k_, scale) - lse[:, sides.query_at].transpose(0, 1)[..., None]).exp()
@@ -274,7 +265,7 @@ def _cross_backward(
         into[at[inside]] = (into[at[inside]] + summed[inside]).to(into.dtype)
 
 
-# The crossing by Triton (`split_kernels.py`).
+# Prefix attention by Triton (`split_kernels.py`).
 
 
 def _by_triton(q: Tensor) -> bool:
@@ -288,34 +279,34 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def default_blocks(head_dim: int) -> dict[str, Blocks]:
+def default_tiles(head_dim: int) -> dict[str, PrefixTile]:
     """Tiles by kernel, by what compiles for sm_90 with tensor cores and no spills. Not measured on a GPU yet."""
     if _interpreted():
-        return dict.fromkeys(("forward", "dq", "dkdv"), Blocks(16, 16, 1, 1))
+        return dict.fromkeys(("forward", "dq", "dkdv"), PrefixTile(16, 16, 1, 1))
     rows = 32 if head_dim > 64 else 64  # of dK and dV, whose accumulators fill the registers
-    return {"forward": Blocks(64, 64, 4, 3), "dq": Blocks(64, 64, 4, 2), "dkdv": Blocks(rows, 64, 4, 2)}
+    return {"forward": PrefixTile(64, 64, 4, 3), "dq": PrefixTile(64, 64, 4, 2), "dkdv": PrefixTile(rows, 64, 4, 2)}
 
 
-def _cross_triton(
+def _prefix_attention_triton(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    crossings: Tensor,
+    prefix_ranges: Tensor,
     most_queries: int,
     most_keys: int,
     scale: float,
 ) -> None:
     from prts_kernels.role_attention import split_kernels
 
-    tile, groups = default_blocks(q.shape[2])["forward"], q.shape[1] // k.shape[1]
-    split_kernels.forward_kernel[_tiles(most_queries * groups, tile.rows), k.shape[1], len(crossings)](
-        q, k, v, out, lse, crossings, *_strides(q, k, v, out), len(q), scale, **_constants(q, k, tile)
+    tile, groups = default_tiles(q.shape[2])["forward"], q.shape[1] // k.shape[1]
+    split_kernels.forward_kernel[_tiles(most_queries * groups, tile.rows), k.shape[1], len(prefix_ranges)](
+        q, k, v, out, lse, prefix_ranges, *_strides(q, k, v, out), len(q), scale, **_constants(q, k, tile)
     )
 
 
-def _cross_backward_triton(
+def _prefix_attention_backward_triton(
     dout: Tensor,
     q: Tensor,
     k: Tensor,
@@ -325,17 +316,17 @@ def _cross_backward_triton(
     dq: Tensor,
     dk: Tensor,
     dv: Tensor,
-    crossings: Tensor,
+    prefix_ranges: Tensor,
     most_queries: int,
     most_keys: int,
     scale: float,
 ) -> None:
     from prts_kernels.role_attention import split_kernels
 
-    blocks, groups = default_blocks(q.shape[2]), q.shape[1] // k.shape[1]
-    delta = torch.empty_like(lse)  # of the crossing's rows only; written by the first kernel, read by the second
-    tile = blocks["dq"]
-    split_kernels.dq_kernel[_tiles(most_queries * groups, tile.rows), k.shape[1], len(crossings)](
+    tiles, groups = default_tiles(q.shape[2]), q.shape[1] // k.shape[1]
+    delta = torch.empty_like(lse)  # of prefix attention's rows only; written by the first kernel, read by the second
+    tile = tiles["dq"]
+    split_kernels.dq_kernel[_tiles(most_queries * groups, tile.rows), k.shape[1], len(prefix_ranges)](
         q,
         k,
         v,
@@ -343,22 +334,22 @@ def _cross_backward_triton(
         dout,
         lse,
         delta,
-        crossings,
+        prefix_ranges,
         dq,
         *_strides(q, k, v, out, dout, dq),
         len(q),
         scale,
         **_constants(q, k, tile),
     )
-    tile = blocks["dkdv"]
-    split_kernels.dkdv_kernel[_tiles(most_keys, tile.keys), k.shape[1], len(crossings)](
+    tile = tiles["dkdv"]
+    split_kernels.dkdv_kernel[_tiles(most_keys, tile.keys), k.shape[1], len(prefix_ranges)](
         q,
         k,
         v,
         dout,
         lse,
         delta,
-        crossings,
+        prefix_ranges,
         dk,
         dv,
         *_strides(q, k, v, dout, dk, dv),
@@ -376,7 +367,7 @@ def _strides(*tensors: Tensor) -> list[int]:
     return [stride for x in tensors for stride in x.stride()[:2]]
 
 
-def _constants(q: Tensor, k: Tensor, tile: Blocks) -> dict[str, Any]:
+def _constants(q: Tensor, k: Tensor, tile: PrefixTile) -> dict[str, Any]:
     upcast = _interpreted() and q.dtype == torch.bfloat16
     fixed = {"G": q.shape[1] // k.shape[1], "D": q.shape[2], "BM": tile.rows, "BN": tile.keys, "UPCAST": upcast}
     return fixed if _interpreted() else fixed | {"num_warps": tile.warps, "num_stages": tile.stages}

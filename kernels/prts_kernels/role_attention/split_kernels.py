@@ -1,4 +1,4 @@
-"""Triton kernels of the crossing: a few queries a sample over keys of which all are visible to all of them.
+"""Triton kernels of prefix attention: a few queries a sample over keys of which all are visible to all of them.
 
 Imported only by `split.py` of this folder, when it first runs on a GPU. The forward goes on with the online softmax of
 what those queries saw before; the backward adds onto gradients. Every element is written by one program, so that the
@@ -83,7 +83,7 @@ def forward_kernel(
     BN: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Grid (row tiles, key heads, crossings). OUT and LSE of the rows are read, merged with the keys, and written."""
+    """Grid (row tiles, key heads, ranges). OUT and LSE of the rows are read, merged with the keys, and written."""
     span = SPANS + tl.program_id(2) * 4
     first_query = tl.load(span)
     rows_here = (tl.load(span + 1) - first_query) * G
@@ -205,7 +205,7 @@ def dq_kernel(
     BN: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Grid (row tiles, key heads, crossings). Adds onto DQ of the rows; writes DELTA (heads, tokens) fp32 of them, the
+    """Grid (row tiles, key heads, ranges). Adds onto DQ of the rows; writes DELTA (heads, tokens) fp32 of them, the
     sum over D of OUT * DOUT."""
     span = SPANS + tl.program_id(2) * 4
     first_query = tl.load(span)
@@ -303,7 +303,7 @@ def dkdv_kernel(
     BN: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Grid (key tiles, key heads, crossings). Adds onto DK and DV of the keys. Scores are transposed, (BN, BM)."""
+    """Grid (key tiles, key heads, ranges). Adds onto DK and DV of the keys. Scores are transposed, (BN, BM)."""
     span = SPANS + tl.program_id(2) * 4
     first_query = tl.load(span)
     rows_here = (tl.load(span + 1) - first_query) * G

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prts_kernels.role_attention import measured
-from prts_kernels.role_attention.case import Case, device_name
+from prts_kernels.role_attention import autotune_table
+from prts_kernels.role_attention.attention_spec import AttentionSpec, device_name
 from prts_kernels.role_attention.mask import RoleMask
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -26,7 +26,7 @@ TINY = 1e-30  # in place of a scale of 0: -inf * 0 is no number
 
 
 @dataclass(frozen=True)
-class Blocks:
+class KernelTile:
     """Rows of queries (tokens times the query heads of a key head) and keys a tile, warps and pipeline stages of one
     kernel; registers: the most a thread may have, 0 for what the compiler takes."""
 
@@ -49,94 +49,110 @@ KERNELS = ("forward", "dkdv", "dq")
 #   dK and dV: products 2048, issue 760 (64 rows, 128 keys); dQ: products 1536, issue 600: bound by products.
 # What that leaves open is as torch's FlexAttention found best on an H100. Loads are by pointer: descriptors (TMA) would
 # save 8 of 354 instructions a turn and refuse some strides.
-CANDIDATES: dict[str, dict[int, tuple[Blocks, ...]]] = {
+CANDIDATES: dict[str, dict[int, tuple[KernelTile, ...]]] = {
     "forward": {
         64: (
-            Blocks(128, 64, 4, 3),
-            Blocks(128, 128, 4, 3),
-            Blocks(128, 64, 8, 3, 128),
-            Blocks(128, 128, 8, 3),
-            Blocks(64, 64, 4, 3),
+            KernelTile(128, 64, 4, 3),
+            KernelTile(128, 128, 4, 3),
+            KernelTile(128, 64, 8, 3, 128),
+            KernelTile(128, 128, 8, 3),
+            KernelTile(64, 64, 4, 3),
         ),
         128: (
-            Blocks(128, 64, 8, 3),
-            Blocks(128, 64, 8, 2, 128),
-            Blocks(128, 128, 8, 2),
-            Blocks(128, 64, 8, 2),
-            Blocks(64, 64, 4, 2),
+            KernelTile(128, 64, 8, 3),
+            KernelTile(128, 64, 8, 2, 128),
+            KernelTile(128, 128, 8, 2),
+            KernelTile(128, 64, 8, 2),
+            KernelTile(64, 64, 4, 2),
         ),
     },
     "dkdv": {
-        64: (Blocks(64, 128, 8, 3), Blocks(64, 128, 8, 2), Blocks(64, 64, 4, 3), Blocks(64, 64, 4, 2)),
-        128: (Blocks(64, 128, 8, 3), Blocks(64, 128, 8, 2), Blocks(32, 128, 8, 3), Blocks(64, 64, 8, 2)),
+        64: (KernelTile(64, 128, 8, 3), KernelTile(64, 128, 8, 2), KernelTile(64, 64, 4, 3), KernelTile(64, 64, 4, 2)),
+        128: (
+            KernelTile(64, 128, 8, 3),
+            KernelTile(64, 128, 8, 2),
+            KernelTile(32, 128, 8, 3),
+            KernelTile(64, 64, 8, 2),
+        ),
     },
     "dq": {
-        64: (Blocks(128, 64, 8, 3), Blocks(128, 64, 8, 2, 128), Blocks(64, 64, 4, 3), Blocks(128, 64, 8, 2)),
-        128: (Blocks(128, 64, 8, 3), Blocks(128, 64, 8, 2), Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 3)),
+        64: (
+            KernelTile(128, 64, 8, 3),
+            KernelTile(128, 64, 8, 2, 128),
+            KernelTile(64, 64, 4, 3),
+            KernelTile(128, 64, 8, 2),
+        ),
+        128: (KernelTile(128, 64, 8, 3), KernelTile(128, 64, 8, 2), KernelTile(64, 64, 4, 2), KernelTile(64, 64, 4, 3)),
     },
 }
 
 
-def unfit(case: Case) -> str | None:
+def unsupported_reason(spec: AttentionSpec) -> str | None:
     """Why this cannot be computed here, or None."""
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed (pip install triton)"
-    if case.device.type != "cuda" and not _interpreted():
-        return f"it runs on CUDA devices, found {case.device.type}"
-    if case.dtype not in DTYPES or len(set(case.dtypes)) > 1:
-        found = ", ".join(sorted({str(dtype) for dtype in case.dtypes}))
+    if spec.device.type != "cuda" and not _interpreted():
+        return f"it runs on CUDA devices, found {spec.device.type}"
+    if spec.dtype not in DTYPES or len(set(spec.dtypes)) > 1:
+        found = ", ".join(sorted({str(dtype) for dtype in spec.dtypes}))
         return f"dtypes are one of {', '.join(map(str, DTYPES))} for q, k and v alike, found {found}"
-    if case.head_dim not in HEAD_DIMS:
-        return f"head_dim is one of {HEAD_DIMS}, found {case.head_dim}"
-    if not case.of_samples:
+    if spec.head_dim not in HEAD_DIMS:
+        return f"head_dim is one of {HEAD_DIMS}, found {spec.head_dim}"
+    if not spec.of_samples:
         return "key_end does not consist of sample parts"
-    if case.device.type == "cuda" and torch.cuda.get_device_capability(case.device) < (8, 0):
+    if spec.device.type == "cuda" and torch.cuda.get_device_capability(spec.device) < (8, 0):
         return "it needs compute capability 8.0"
     return None
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, mask: RoleMask, scale: float, blocks: tuple[Blocks, Blocks, Blocks] | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: RoleMask,
+    scale: float,
+    kernel_tiles: tuple[KernelTile, KernelTile, KernelTile] | None = None,
 ) -> Tensor:
     """q (T, Hq, D), k and v (T, Hkv, D) -> (T, Hq, D) in q's dtype.
 
-    blocks: tile sizes of the kernels (forward, dK and dV, dQ); by default measured ones, or by head size and dtype.
+    kernel_tiles: of the kernels (forward, dK and dV, dQ); by default tuned ones, or by head size and dtype.
     ValueError: more query heads share a key head than a tile has rows.
     """
     if q.numel() == 0:
         return q * 1.0
     if scale < 0:  # the running maximum is taken before scaling
         q, scale = -q, -scale
-    blocks = blocks or default_blocks(q)
+    kernel_tiles = kernel_tiles or default_tiles(q)
     groups = q.shape[1] // k.shape[1]
-    lists = (_tiles("forward", blocks[0], mask, groups), _tiles("dkdv", blocks[1], mask, groups))
-    flat = [number for b in blocks for number in (b.queries, b.keys, b.warps, b.stages, b.registers)]
-    return _attention(q, k, v, *lists, _tiles("dq", blocks[2], mask, groups), scale or TINY, flat)[0]
+    lists = (_tiles("forward", kernel_tiles[0], mask, groups), _tiles("dkdv", kernel_tiles[1], mask, groups))
+    # Dynamo follows attributes, but not astuple.
+    flat = [number for t in kernel_tiles for number in (t.queries, t.keys, t.warps, t.stages, t.registers)]
+    return _attention(q, k, v, *lists, _tiles("dq", kernel_tiles[2], mask, groups), scale or TINY, flat)[0]
 
 
-def default_blocks(q: Tensor) -> tuple[Blocks, Blocks, Blocks]:
+def default_tiles(q: Tensor) -> tuple[KernelTile, KernelTile, KernelTile]:
     """Tile sizes (forward, dK and dV, dQ): measured on this device, else what compiles best for sm_90 (CANDIDATES)."""
     return _split(_chosen(q.device, q.dtype, q.shape[2]))
 
 
-def _split(numbers: Sequence[int]) -> tuple[Blocks, Blocks, Blocks]:
-    return Blocks(*numbers[0:5]), Blocks(*numbers[5:10]), Blocks(*numbers[10:15])
+def _split(numbers: Sequence[int]) -> tuple[KernelTile, KernelTile, KernelTile]:
+    return KernelTile(*numbers[0:5]), KernelTile(*numbers[5:10]), KernelTile(*numbers[10:15])
 
 
 @torch.compiler.assume_constant_result  # Dynamo asks once and does not look inside
 def _chosen(device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[int, ...]:
-    """The numbers of three Blocks, end to end. Tokens a tile are sizes that `tiles.py` makes beforehand."""
+    """The numbers of three `KernelTile`s, end to end. Tokens a tile are sizes that `tiles.py` makes beforehand."""
     if _interpreted():
-        blocks = [Blocks(32, 32, 1, 1), Blocks(32, 64, 1, 1), Blocks(32, 32, 1, 1)]
+        kernel_tiles = [KernelTile(32, 32, 1, 1), KernelTile(32, 64, 1, 1), KernelTile(32, 32, 1, 1)]
     elif dtype == torch.float32:
-        blocks = [Blocks(32, 32, 8, 1), Blocks(16, 64, 8, 1), Blocks(32, 32, 8, 1)]
+        kernel_tiles = [KernelTile(32, 32, 8, 1), KernelTile(16, 64, 8, 1), KernelTile(32, 32, 8, 1)]
     elif device.type == "cuda" and _shared_bytes(device) < 160 * 1024:
-        blocks = [Blocks(64, 64, 4, 2), Blocks(32, 64, 8, 2), Blocks(64, 32, 4, 2)]  # 56 KiB on sm_89
+        kernel_tiles = [KernelTile(64, 64, 4, 2), KernelTile(32, 64, 8, 2), KernelTile(64, 32, 4, 2)]  # 56 KiB on sm_89
     else:
-        tuned = measured.blocks(device_name(device), head_dim) or {}
+        tuned = autotune_table.tiles(device_name(device), head_dim) or {}
         candidates = (CANDIDATES[kernel][64 if head_dim <= 64 else 128][0] for kernel in KERNELS)
-        blocks = [Blocks(*tuned[k]) if k in tuned else c for k, c in zip(KERNELS, candidates, strict=True)]
-    return tuple(number for b in blocks for number in astuple(b))
+        kernel_tiles = [KernelTile(*tuned[k]) if k in tuned else c for k, c in zip(KERNELS, candidates, strict=True)]
+    return tuple(number for b in kernel_tiles for number in astuple(b))
 
 
 def _shared_bytes(device: torch.device) -> int:
@@ -144,9 +160,11 @@ def _shared_bytes(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
 
 
-def run_forward(q: Tensor, k: Tensor, v: Tensor, mask: RoleMask, scale: float, blocks: Blocks) -> tuple[Tensor, Tensor]:
+def run_forward(
+    q: Tensor, k: Tensor, v: Tensor, mask: RoleMask, scale: float, tile: KernelTile
+) -> tuple[Tensor, Tensor]:
     """One kernel by itself, for timing: (out (T, Hq, D), log-sum-exp in base 2 (Hkv, T, Hq / Hkv) fp32)."""
-    return _run_forward(q, k, v, _tiles("forward", blocks, mask, q.shape[1] // k.shape[1]), scale, blocks)
+    return _run_forward(q, k, v, _tiles("forward", tile, mask, q.shape[1] // k.shape[1]), scale, tile)
 
 
 def run_dq(
@@ -158,11 +176,11 @@ def run_dq(
     lse: Tensor,
     mask: RoleMask,
     scale: float,
-    blocks: Blocks,
+    tile: KernelTile,
 ) -> tuple[Tensor, Tensor]:
     """The backward's first kernel by itself: (dq, delta), delta (Hkv, T, Hq / Hkv) fp32 the row sums of out * dout."""
-    tiles = _tiles("dq", blocks, mask, q.shape[1] // k.shape[1])
-    return _run_dq(q, k, v, out, dout, lse, tiles, scale, blocks)
+    tiles = _tiles("dq", tile, mask, q.shape[1] // k.shape[1])
+    return _run_dq(q, k, v, out, dout, lse, tiles, scale, tile)
 
 
 def run_dkdv(
@@ -174,18 +192,18 @@ def run_dkdv(
     delta: Tensor,
     mask: RoleMask,
     scale: float,
-    blocks: Blocks,
+    tile: KernelTile,
 ) -> tuple[Tensor, Tensor]:
     """The backward's second kernel by itself: (dk, dv)."""
-    tiles = _tiles("dkdv", blocks, mask, q.shape[1] // k.shape[1])
-    return _run_dkdv(q, k, v, dout, lse, delta, tiles, scale, blocks)
+    tiles = _tiles("dkdv", tile, mask, q.shape[1] // k.shape[1])
+    return _run_dkdv(q, k, v, dout, lse, delta, tiles, scale, tile)
 
 
-def _tiles(kernel: str, blocks: Blocks, mask: RoleMask, groups: int) -> Tensor:
-    assert mask.tiles is not None, "unfit says so"
+def _tiles(kernel: str, tile: KernelTile, mask: RoleMask, groups: int) -> Tensor:
+    assert mask.tiles is not None, "unsupported_reason says so"
     if kernel == "dkdv":
-        return mask.tiles.of("key", blocks.keys)
-    return mask.tiles.of("query", tokens_a_tile(blocks.queries, groups))
+        return mask.tiles.of("key", tile.keys)
+    return mask.tiles.of("query", tokens_a_tile(tile.queries, groups))
 
 
 def tokens_a_tile(rows: int, groups: int) -> int:
@@ -204,9 +222,9 @@ def _attention(
     dkdv_tiles: Tensor,
     dq_tiles: Tensor,
     scale: float,
-    blocks: list[int],
+    kernel_tiles: list[int],
 ) -> tuple[Tensor, Tensor]:
-    return _run_forward(q, k, v, forward_tiles, scale, _split(blocks)[0])
+    return _run_forward(q, k, v, forward_tiles, scale, _split(kernel_tiles)[0])
 
 
 @torch.library.custom_op("prts::role_attention_triton_backward", mutates_args=())
@@ -220,25 +238,25 @@ def _attention_backward(
     dkdv_tiles: Tensor,
     dq_tiles: Tensor,
     scale: float,
-    blocks: list[int],
+    kernel_tiles: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dq, delta = _run_dq(q, k, v, out, dout, lse, dq_tiles, scale, _split(blocks)[2])
-    dk, dv = _run_dkdv(q, k, v, dout, lse, delta, dkdv_tiles, scale, _split(blocks)[1])
+    dq, delta = _run_dq(q, k, v, out, dout, lse, dq_tiles, scale, _split(kernel_tiles)[2])
+    dk, dv = _run_dkdv(q, k, v, dout, lse, delta, dkdv_tiles, scale, _split(kernel_tiles)[1])
     return dq, dk, dv
 
 
 @_attention.register_fake
-def _(q, k, v, forward_tiles, dkdv_tiles, dq_tiles, scale, blocks):
+def _(q, k, v, forward_tiles, dkdv_tiles, dq_tiles, scale, kernel_tiles):
     return q.new_empty(q.shape), q.new_empty(_lse_shape(q, k), dtype=torch.float32)
 
 
 @_attention_backward.register_fake
-def _(dout, q, k, v, out, lse, dkdv_tiles, dq_tiles, scale, blocks):
+def _(dout, q, k, v, out, lse, dkdv_tiles, dq_tiles, scale, kernel_tiles):
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, _, dkdv_tiles, dq_tiles, ctx.scale, ctx.blocks = inputs
+    q, k, v, _, dkdv_tiles, dq_tiles, ctx.scale, ctx.kernel_tiles = inputs
     ctx.save_for_backward(q, k, v, *output, dkdv_tiles, dq_tiles)
     ctx.set_materialize_grads(False)  # no zeros for the log-sum-exp, which no one differentiates
 
@@ -246,13 +264,15 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _differentiate(ctx: Any, dout: Tensor | None, _dlse: Tensor | None) -> tuple[Tensor | None, ...]:
     if dout is None:
         return (None,) * 8
-    return *_attention_backward(dout, *ctx.saved_tensors, ctx.scale, ctx.blocks), *(None,) * 5
+    return *_attention_backward(dout, *ctx.saved_tensors, ctx.scale, ctx.kernel_tiles), *(None,) * 5
 
 
 _attention.register_autograd(_differentiate, setup_context=_keep)
 
 
-def _run_forward(q: Tensor, k: Tensor, v: Tensor, tiles: Tensor, scale: float, blocks: Blocks) -> tuple[Tensor, Tensor]:
+def _run_forward(
+    q: Tensor, k: Tensor, v: Tensor, tiles: Tensor, scale: float, tile: KernelTile
+) -> tuple[Tensor, Tensor]:
     from prts_kernels.role_attention import triton_kernels
 
     q, k, v = (_unit_stride(x) for x in (q, k, v))
@@ -271,13 +291,21 @@ def _run_forward(q: Tensor, k: Tensor, v: Tensor, tiles: Tensor, scale: float, b
             *v.stride()[:2],
             len(q),
             scale * math.log2(math.e),
-            **_constants(q, k, blocks),
+            **_constants(q, k, tile),
         )
     return out, lse
 
 
 def _run_dq(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, dout: Tensor, lse: Tensor, tiles: Tensor, scale: float, blocks: Blocks
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    dout: Tensor,
+    lse: Tensor,
+    tiles: Tensor,
+    scale: float,
+    tile: KernelTile,
 ) -> tuple[Tensor, Tensor]:
     from prts_kernels.role_attention import triton_kernels
 
@@ -301,7 +329,7 @@ def _run_dq(
             len(q),
             scale * math.log2(math.e),
             scale,
-            **_constants(q, k, blocks),
+            **_constants(q, k, tile),
         )
     return dq, delta
 
@@ -315,7 +343,7 @@ def _run_dkdv(
     delta: Tensor,
     tiles: Tensor,
     scale: float,
-    blocks: Blocks,
+    tile: KernelTile,
 ) -> tuple[Tensor, Tensor]:
     from prts_kernels.role_attention import triton_kernels
 
@@ -339,7 +367,7 @@ def _run_dkdv(
             len(q),
             scale * math.log2(math.e),
             scale,
-            **_constants(q, k, blocks),
+            **_constants(q, k, tile),
         )
     return dk, dv
 
@@ -358,19 +386,19 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _constants(q: Tensor, k: Tensor, blocks: Blocks) -> dict[str, Any]:
+def _constants(q: Tensor, k: Tensor, tile: KernelTile) -> dict[str, Any]:
     groups = q.shape[1] // k.shape[1]
     interpreted = _interpreted()
     fixed: dict[str, Any] = {
         "G": groups,
         "D": q.shape[2],
-        "TOKENS": tokens_a_tile(blocks.queries, groups),
-        "BM": blocks.queries,
-        "BN": blocks.keys,
+        "TOKENS": tokens_a_tile(tile.queries, groups),
+        "BM": tile.queries,
+        "BN": tile.keys,
         "UPCAST": interpreted and q.dtype == torch.bfloat16,
         "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
     }
     if interpreted:
         return fixed
-    limit = {"maxnreg": blocks.registers} if blocks.registers else {}
-    return fixed | {"num_warps": blocks.warps, "num_stages": blocks.stages} | limit
+    limit = {"maxnreg": tile.registers} if tile.registers else {}
+    return fixed | {"num_warps": tile.warps, "num_stages": tile.stages} | limit

@@ -71,8 +71,8 @@ def _query_range(at, stop, start, observation, bc, crl, goal):
     until = tl.where((at < observation) | (stop > bc), crl, bc)
     until = tl.where(stop > crl, goal, until)
     whole_until = tl.where(has_hole, bc, tl.where(at < crl, crl, goal))
-    blind = start > at
-    return tl.where(blind, at, until), whole_until
+    padding = start > at
+    return tl.where(padding, at, until), whole_until
 
 
 @triton.jit
@@ -225,10 +225,10 @@ def forward_kernel(
             PRECISION,
         )
 
-    blind = total == 0.0
-    safe = tl.where(blind, 1.0, total)
+    fully_masked = total == 0.0
+    safe = tl.where(fully_masked, 1.0, total)
     out = acc * (1.0 / safe)[:, None]
-    lse = tl.where(blind, float("inf"), top * scale + tl.log2(safe))
+    lse = tl.where(fully_masked, float("inf"), top * scale + tl.log2(safe))
     heads = tl.num_programs(1) * G
     out_ptrs = _rows(OUT, at, kv_head, row, heads * D, D, G)[:, None] + dims[None, :]
     tl.store(out_ptrs, out.to(OUT.dtype.element_ty), mask=inside[:, None])
@@ -332,7 +332,8 @@ def dq_kernel(
 ):
     """Grid (tiles, key heads); runs before `dkdv_kernel`. Visits what the forward visits.
 
-    Writes DQ (T, heads, D), contiguous, and DELTA, laid out as LSE: the sum over D of OUT * DOUT, 0 for blind queries.
+    Writes DQ (T, heads, D), contiguous, and DELTA, laid out as LSE: the sum over D of OUT * DOUT, 0 for fully masked
+    queries.
     """
     at, start, observation, bc, crl, goal = _tile(TILES)
     stop = tl.minimum(at + TOKENS, goal)

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from prts_kernels.role_attention.case import Case
+from prts_kernels.role_attention.attention_spec import AttentionSpec
 
 HALF = (torch.float16, torch.bfloat16)
 Grads = tuple[Tensor, Tensor, Tensor]
@@ -29,21 +29,20 @@ Grads = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Backend:
-    """hopper: written for Hopper or later, the fastest kernels there are. unfit(case): why it cannot compute, or None.
+    """unsupported_reason(spec): why it cannot compute, or None.
 
     forward(q, k, v, cu_seqlens, longest, scale) -> (out, lse)
     backward(dout, q, k, v, out, lse, cu_seqlens, longest, scale) -> (dq, dk, dv)
     All of them take fewer key heads than query heads without copies of K and V.
     """
 
-    hopper: bool
-    unfit: Callable[[Case], str | None]
+    unsupported_reason: Callable[[AttentionSpec], str | None]
     forward: Callable[[Tensor, Tensor, Tensor, Tensor, int, float], tuple[Tensor, Tensor]]
     backward: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int, float], Grads]
 
 
 @cache
-def choose(case: Case, backend: str | None = None) -> tuple[str, str | None]:
+def choose(spec: AttentionSpec, backend: str | None = None) -> tuple[str, str | None]:
     """(name, None) of the first backend that fits, or of the one named; else the reason why none does, or it does not.
 
     ValueError: no backend has that name.
@@ -51,11 +50,11 @@ def choose(case: Case, backend: str | None = None) -> tuple[str, str | None]:
     if backend is not None:
         if backend not in BACKENDS:
             raise ValueError(f"Unknown varlen backend {backend!r}. Allowed: {', '.join(BACKENDS)}.")
-        return backend, BACKENDS[backend].unfit(case)
+        return backend, BACKENDS[backend].unsupported_reason(spec)
     reasons = []
     for name, candidate in BACKENDS.items():
-        reason = candidate.unfit(case)
-        if name == "eager" and case.device.type != "cpu":
+        reason = candidate.unsupported_reason(spec)
+        if name == "eager" and spec.device.type != "cpu":
             reason = "slow, only when asked for by name"
         if reason is None:
             return name, None
@@ -63,14 +62,16 @@ def choose(case: Case, backend: str | None = None) -> tuple[str, str | None]:
     return "", "no stock varlen kernel fits (" + "; ".join(reasons) + ")"
 
 
-def _unfit_for_cuda(case: Case, oldest: tuple[int, int], youngest: tuple[int, int], widest: int) -> str | None:
-    if case.device.type != "cuda" or torch.version.hip:
-        return f"it runs on CUDA devices, found {case.device.type}"
-    if case.dtype not in HALF:
-        return f"it computes fp16 and bf16, found {case.dtype}"
-    if case.head_dim % 8 or case.head_dim > widest:
-        return f"head_dim is a multiple of 8 up to {widest}, found {case.head_dim}"
-    found = torch.cuda.get_device_capability(case.device)
+def _unsupported_on_cuda(
+    spec: AttentionSpec, oldest: tuple[int, int], youngest: tuple[int, int], widest: int
+) -> str | None:
+    if spec.device.type != "cuda" or torch.version.hip:
+        return f"it runs on CUDA devices, found {spec.device.type}"
+    if spec.dtype not in HALF:
+        return f"it computes fp16 and bf16, found {spec.dtype}"
+    if spec.head_dim % 8 or spec.head_dim > widest:
+        return f"head_dim is a multiple of 8 up to {widest}, found {spec.head_dim}"
+    found = torch.cuda.get_device_capability(spec.device)
     if not oldest <= found <= youngest:
         return f"it needs compute capability {oldest[0]}.{oldest[1]} to {youngest[0]}.x, found {found[0]}.{found[1]}"
     return None
@@ -105,12 +106,12 @@ def _version(distribution: str) -> str:
 # flash-attn-4 (4.0.0b36): CuTe DSL kernels for Hopper and Blackwell, compiled at the first call (seconds).
 
 
-def _fa4_unfit(case: Case) -> str | None:
+def _fa4_unsupported_reason(spec: AttentionSpec) -> str | None:
     if not _holds("flash_attn", "cute/interface.py"):
         return "flash-attn-4 is not installed"
     if _version("nvidia-cutlass-dsl") in ("4.6.0", "4.6.1"):
         return "flash-attn-4's backward hangs with nvidia-cutlass-dsl 4.6.0 and 4.6.1"
-    return _unfit_for_cuda(case, (9, 0), (10, 9), 128) or _broken("flash_attn.cute.interface")
+    return _unsupported_on_cuda(spec, (9, 0), (10, 9), 128) or _broken("flash_attn.cute.interface")
 
 
 def _fa4_forward(
@@ -167,10 +168,10 @@ def _fa4_backward(
 # flash-attn 3 (package flash_attn_interface, built from source): Hopper only.
 
 
-def _fa3_unfit(case: Case) -> str | None:
+def _fa3_unsupported_reason(spec: AttentionSpec) -> str | None:
     if importlib.util.find_spec("flash_attn_interface") is None:
         return "flash-attn 3 is not installed"
-    return _unfit_for_cuda(case, (9, 0), (9, 9), 256) or _broken("flash_attn_interface")
+    return _unsupported_on_cuda(spec, (9, 0), (9, 9), 256) or _broken("flash_attn_interface")
 
 
 def _fa3_forward(
@@ -255,10 +256,10 @@ def _fa3_backward(
 # flash-attn 2 as a package, and as torch carries it.
 
 
-def _fa2_unfit(case: Case) -> str | None:
+def _fa2_unsupported_reason(spec: AttentionSpec) -> str | None:
     if not _holds("flash_attn", "flash_attn_interface.py"):
         return "flash-attn 2 is not installed"
-    return _unfit_for_cuda(case, (8, 0), (12, 9), 256) or _broken("flash_attn.flash_attn_interface")
+    return _unsupported_on_cuda(spec, (8, 0), (12, 9), 256) or _broken("flash_attn.flash_attn_interface")
 
 
 def _fa2_forward(
@@ -312,10 +313,10 @@ def _fa2_backward(
     return dq, dk, dv
 
 
-def _torch_unfit(case: Case) -> str | None:
+def _torch_unsupported_reason(spec: AttentionSpec) -> str | None:
     if not torch.backends.cuda.is_flash_attention_available():
         return "torch is built without flash attention"
-    return _unfit_for_cuda(case, (8, 0), (12, 9), 256)
+    return _unsupported_on_cuda(spec, (8, 0), (12, 9), 256)
 
 
 def _torch_forward(
@@ -437,9 +438,9 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 # In the order of preference: Hopper's kernels first, each refuses the machines it is not made for.
 BACKENDS = {
-    "fa4": Backend(True, _fa4_unfit, _fa4_forward, _fa4_backward),
-    "fa3": Backend(True, _fa3_unfit, _fa3_forward, _fa3_backward),
-    "fa2": Backend(False, _fa2_unfit, _fa2_forward, _fa2_backward),
-    "torch": Backend(False, _torch_unfit, _torch_forward, _torch_backward),
-    "eager": Backend(False, lambda case: None, _eager_forward, _eager_backward),
+    "fa4": Backend(_fa4_unsupported_reason, _fa4_forward, _fa4_backward),
+    "fa3": Backend(_fa3_unsupported_reason, _fa3_forward, _fa3_backward),
+    "fa2": Backend(_fa2_unsupported_reason, _fa2_forward, _fa2_backward),
+    "torch": Backend(_torch_unsupported_reason, _torch_forward, _torch_backward),
+    "eager": Backend(lambda spec: None, _eager_forward, _eager_backward),
 }

@@ -39,7 +39,7 @@ def contrastive_loss(
             expected="at least two different instructions in the data",
             cure="add tasks, or set weights.contrastive to 0",
         )
-    loss, to_goal, to_state, accuracy = info_nce(
+    loss, loss_sa_to_goal, loss_goal_to_sa, accuracy = info_nce(
         phi, psi, log_scale, log_weight, task_id, terms=terms, logsumexp_weight=logsumexp_weight, processes=processes
     )
-    return loss, {"crl_sa_to_l": to_goal, "crl_l_to_sa": to_state, "crl_accuracy": accuracy}
+    return loss, {"crl_sa_to_l": loss_sa_to_goal, "crl_l_to_sa": loss_goal_to_sa, "crl_accuracy": accuracy}

@@ -8,7 +8,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class Case:
+class AttentionSpec:
     """dtypes: of q, k and v. of_samples: the mask consists of sample parts (RoleMask.spans). grad: gradients are
     wanted."""
 
