@@ -38,7 +38,6 @@ from prts_core.sim.pool import Pool, launch_for
 from prts_core.sim.suite import EpisodeKey, Task
 from prts_core.sim.suites import part, suite
 from tests.fixtures.replay_policy import ReplayPolicy, table, write_package
-from tests.rollout.toy_slots import Same
 
 pytestmark = [pytest.mark.conformance, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]
@@ -248,7 +247,9 @@ def test_a_wrong_convention_is_refused_or_seen(pool: Pool, expert: Recorded, tmp
         """The row of a policy that means something else than it says."""
         chunks = truth.chunks.copy()
         change(chunks)
-        return played(pool, tmp_path / name, plan, replace(truth, chunks=chunks), Same())[0]
+        return played(
+            pool, tmp_path / name, plan, replace(truth, chunks=chunks), adapt(plan.suite.contract, plan.suite.contract)
+        )[0]
 
     right = unsaid("right", lambda chunks: None)
     assert right["success"] and min(right["values"]) == 0

@@ -23,12 +23,12 @@ from tests.fixtures.toy_family.environment import Toy
 FAMILY = "tests.fixtures.toy_family"
 SPEC = suite(f"{FAMILY}:toy")
 STORED = suite(f"{FAMILY}:toy_stored")
-LANES = 4
+SLOTS = 4
 
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Pool]:
-    with Pool(WorkerLaunch(FAMILY), LANES) as made:
+    with Pool(WorkerLaunch(FAMILY), SLOTS) as made:
         yield made
 
 
@@ -90,7 +90,7 @@ class PlainLoop:
     def __init__(self, env: int, spec: Any, chosen: VectorSettings) -> None:
         self.group, self.spec, self.chosen, self.begun = env // chosen.group_size, spec, chosen, 0
         self.ids = reset_ids(
-            spec, LANES // chosen.group_size, order=chosen.order, fixed=chosen.fixed_ids, seed=spec.seed
+            spec, SLOTS // chosen.group_size, order=chosen.order, fixed=chosen.fixed_ids, seed=spec.seed
         )
         self.toy, self.alive = Toy(0.0), False
 
@@ -168,7 +168,7 @@ CHOICES = st.builds(
 def test_it_does_what_a_plain_loop_does(pool: Pool, chosen: VectorSettings, chunk: int, seed: int):
     rng = np.random.default_rng(seed)
     made = VectorEnv(pool, STORED, chosen)
-    loops = [PlainLoop(env, STORED, chosen) for env in range(LANES)]
+    loops = [PlainLoop(env, STORED, chosen) for env in range(SLOTS)]
     observation, instructions = made.reset()
     for loop in loops:
         loop.reset()
@@ -177,13 +177,13 @@ def test_it_does_what_a_plain_loop_does(pool: Pool, chosen: VectorSettings, chun
             if loop.alive:
                 assert np.array_equal(observation[STATE][env], loop.toy.proprioception())
                 assert instructions[env] == loop.task.instruction
-        actions = rng.normal(0.3, 0.6, (LANES, chunk, 2)).astype(np.float32)
+        actions = rng.normal(0.3, 0.6, (SLOTS, chunk, 2)).astype(np.float32)
         seen = made.chunk_step(actions)
         for env, loop in enumerate(loops):
             compare(loop, env, actions[env], seen, chosen)
         observation, instructions = seen.observation, seen.instructions
         assert seen.active.tolist() == [loop.alive for loop in loops]
-        assert observation["observation.images.eye"].shape == (LANES, 8, 8, 3)
+        assert observation["observation.images.eye"].shape == (SLOTS, 8, 8, 3)
 
 
 def test_a_group_starts_from_one_state_to_the_bit(pool: Pool):
@@ -201,7 +201,7 @@ def test_an_evaluation_counts_every_initial_state_once(pool: Pool):
     made.reset()
     active = True
     while active:
-        seen = made.chunk_step(np.tile(np.array([0.4, 0.0], np.float32), (LANES, 4, 1)))
+        seen = made.chunk_step(np.tile(np.array([0.4, 0.0], np.float32), (SLOTS, 4, 1)))
         keys += [ended.key for ended in seen.ended if ended is not None]
         active = bool(seen.active.any())
     assert len(keys) == 10 and len(set(keys)) == 10
@@ -211,7 +211,7 @@ def test_a_perturbation_is_laid_over_every_episode(pool: Pool):
     plain = VectorEnv(pool, SPEC, VectorSettings()).reset()[0][STATE]
     moved = VectorEnv(pool, SPEC, VectorSettings(perturbation={"shift": 0.25}))
     assert np.allclose(moved.reset()[0][STATE], plain + 0.25)
-    seen = moved.chunk_step(np.full((LANES, 12, 2), 0.1, np.float32))
+    seen = moved.chunk_step(np.full((SLOTS, 12, 2), 0.1, np.float32))
     assert all(ended is not None for ended in seen.ended) and seen.active.all(), "every next one began as well"
 
 
@@ -221,10 +221,10 @@ def history(made: VectorEnv, kills: bool) -> list[bytes]:
     parts = list(made.reset()[0].values())
     for number in range(5):
         if kills:
-            worker = made.pool.workers[number % LANES]
+            worker = made.pool.workers[number % SLOTS]
             assert worker is not None
             os.kill(worker.process.pid, signal.SIGKILL)
-        seen = made.chunk_step(rng.normal(0.2, 0.5, (LANES, 4, 2)))
+        seen = made.chunk_step(rng.normal(0.2, 0.5, (SLOTS, 4, 2)))
         parts += [*seen.observation.values(), seen.rewards, seen.terminations, seen.truncations, seen.valid]
     return [part.tobytes() for part in parts]
 
@@ -241,7 +241,7 @@ def test_a_lost_worker_changes_nothing(pool: Pool, auto_reset: bool):
 def test_actions_may_be_overwritten_once_they_are_given(pool: Pool):
     made = VectorEnv(pool, SPEC, VectorSettings(auto_reset=False, ignore_terminations=True))
     made.reset()
-    actions = np.full((LANES, 2, 2), 0.1, np.float32)
+    actions = np.full((SLOTS, 2, 2), 0.1, np.float32)
     before = made.chunk_step(actions).observation[STATE]
     actions[:] = 0.0
     worker = pool.workers[0]
@@ -255,7 +255,7 @@ def test_an_episode_that_kills_every_worker_is_told(pool: Pool):
     made = VectorEnv(pool, suite(f"{FAMILY}:toy_deadly"), VectorSettings())
     made.reset()
     with pytest.raises(SimulatorError, match=r"3 lost; the last: .* ended by SIGKILL"):
-        made.chunk_step(np.zeros((LANES, 2, 2)))
+        made.chunk_step(np.zeros((SLOTS, 2, 2)))
     while any(pool.under_way):  # the other slots' replies
         pool.wait()
 
@@ -264,11 +264,11 @@ def test_what_does_not_fit_is_refused(pool: Pool):
     with pytest.raises(ConfigError, match="a divisor of the 4 slots"):
         VectorEnv(pool, SPEC, VectorSettings(group_size=3))
     made = VectorEnv(pool, SPEC, VectorSettings())
-    for shape in ((LANES, 2), (LANES, 0, 2), (LANES + 1, 1, 2), (LANES, 1, 3)):
+    for shape in ((SLOTS, 2), (SLOTS, 0, 2), (SLOTS + 1, 1, 2), (SLOTS, 1, 3)):
         with pytest.raises(ConfigError, match="Actions do not fit"):
             made.chunk_step(np.zeros(shape))
     made.reset()
-    assert made.step(np.zeros((LANES, 2))).rewards.shape == (LANES, 1)
+    assert made.step(np.zeros((SLOTS, 2))).rewards.shape == (SLOTS, 1)
 
 
 @pytest.mark.slow
