@@ -64,22 +64,27 @@ def parameters(plan: RunPlan, config: TrainConfig) -> list[Any]:
     import torch
 
     from prts_core.models.prts import PrtsModel
+    from prts_core.text import prompt
     from prts_core.training.adapters import add_adapters
-    from prts_core.training.optim import count, freeze
+    from prts_core.training.optim import count, freeze, unreached
 
     with torch.device("meta"):
         model = PrtsModel(replace(plan.model, pretrained=None), vocabulary(plan), 0)
-        freeze(model, config.freeze)
+        freeze(model, (*config.freeze, *unreached(config)))
         if config.lora is not None:
-            add_adapters(model, config.lora)
+            rows = vocabulary(plan)
+            add_adapters(model, config.lora, range(rows - fast_tokens(plan) - len(prompt.PRTS_TOKENS), rows))
     return count(model)
 
 
 def vocabulary(plan: RunPlan) -> int:
     """Rows of the embedding, but for the few that the data adds."""
+    return (QWEN_TOKENS if plan.model.pretrained else plan.recipe.pretrain.vocab_size) + fast_tokens(plan)
+
+
+def fast_tokens(plan: RunPlan) -> int:
     recipe = plan.recipe.pretrain
-    fast = PUBLISHED_FAST if recipe.fast or plan.sft(plan.recipe.deploy).fast else recipe.fast_vocab_size
-    return (QWEN_TOKENS if plan.model.pretrained else recipe.vocab_size) + fast
+    return PUBLISHED_FAST if recipe.fast or plan.sft(plan.recipe.deploy).fast else recipe.fast_vocab_size
 
 
 def load_of(plan: RunPlan, config: TrainConfig, gpus: int, tokens: int | None, cameras: int | None) -> Load:

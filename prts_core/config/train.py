@@ -60,7 +60,8 @@ class TrainConfig:
     clip_norm: of the whole gradient. ema_decay: of the averaged weights that are exported, warmed up.
 
     What trains. freeze: groups that stay as they are. lora: adapters instead of the whole language model; the backbone
-    is frozen then. insulate: the action head sends no gradient into the backbone.
+    is frozen then. insulate: the action head sends no gradient into the backbone;
+    where no other loss has data, set the weights of those to 0, or weight decay alone moves it.
 
     Data. failures: rows of episodes that did not reach their goal (`next.success` is recorded and never true) are left
     out, or are negatives of the contrastive loss and nothing else, or are imitated like all others ("clone"). They are

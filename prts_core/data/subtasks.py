@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -152,6 +153,7 @@ def commonest(episodes: Iterable[Subtasks]) -> dict[str, str]:
     """
     counts: dict[str, Counter[str]] = {}
     for episode in episodes:
-        for row in range(episode.length):
-            counts.setdefault(episode.stretch(row).instruction, Counter())[episode.at(row).text] += 1
+        cuts = {0, episode.length, *episode.ends, *(one.start for one in episode.stretches)}
+        for start, end in pairwise(sorted(cuts)):
+            counts.setdefault(episode.stretch(start).instruction, Counter())[episode.at(start).text] += end - start
     return {task: min(count, key=lambda text: (-count[text], text)) for task, count in counts.items()}

@@ -16,7 +16,7 @@ from prts_core.contract import PolicyContract
 from prts_core.delivery import audit, promotion, protocol, registry
 from prts_core.delivery.promotion import Candidate, Decision, Evidence
 from prts_core.delivery.suite_results import episodes_of, results_of, write_result
-from prts_core.io.errors import ConfigError, StageError
+from prts_core.io.errors import ConfigError, PrtsError, StageError
 from prts_core.io.files import canonical_json
 from prts_core.tracking.store import client
 
@@ -65,8 +65,7 @@ def promote(
         champion = registry.version_of_alias(store, model, registry.CHAMPION)
         asked, present, vacant = protocol.bars(plan), {}, False
         if champion is None:  # nobody to be compared with: the present protocol, and whoever took the champion away
-            chunk, have = protocol.chunk_length_of(outputs, version), results_of(version)
-            present = {name: protocol.planned(plan, name, chunk).protocol_digest for name in asked if name in have}
+            present = _present(plan, outputs, version)
             trail = audit.moves(outputs, model)
             vacant = any(move.alias == registry.CHAMPION and move.state == "done" for move in trail)
         decision = promotion.decide(
@@ -149,6 +148,20 @@ def _candidate(outputs: Path, version: ModelVersion, names: Iterable[str]) -> Ca
         approved=APPROVAL in version.tags,
         withdrawn=WITHDRAWN in version.tags,
     )
+
+
+def _present(plan: RunPlan, outputs: Path, version: ModelVersion) -> dict[str, tuple[str, int] | None]:
+    """Suite on which the version has a result -> digest and number of episodes of the present protocol; none where
+    this machine cannot tell it."""
+    found: dict[str, tuple[str, int] | None] = {}
+    for name in results_of(version):
+        if name in protocol.bars(plan):
+            try:
+                episodes = protocol.planned(plan, name, protocol.chunk_length_of(outputs, version))
+                found[name] = episodes.protocol_digest, len(episodes.keys)
+            except PrtsError:
+                found[name] = None
+    return found
 
 
 def _forget(store: MlflowClient, version: ModelVersion, tag: str) -> None:

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     import polars as pl
 
 Incomparable = Literal["unmeasured", "champion unmeasured", "protocol", "episodes"]
-Why = Literal[Incomparable, Against, "contract", "champion", "older", "withdrawn", "approval", "outdated", "vacant"]
+Why = Literal[
+    Incomparable, Against, "contract", "champion", "older", "withdrawn", "approval", "outdated", "unknown", "vacant"
+]
 WORDS: dict[Why, str] = {
     "unmeasured": "it has no result on {subject} yet (`prts regress`)",
     "champion unmeasured": "the champion has no result on {subject} yet (`prts regress --champion`)",
@@ -31,6 +33,7 @@ WORDS: dict[Why, str] = {
     "withdrawn": "it was rolled back (`prts promote --approve`)",
     "approval": "the recipe asks for a person's approval (`prts promote --approve`)",
     "outdated": "its result on {subject} is of an earlier protocol (`prts regress`)",
+    "unknown": "whether its result on {subject} is of the present protocol cannot be told here (`prts sim check`)",
     "vacant": "@champion was taken off by hand, so that a person decides who follows (`prts promote --approve`)",
 }
 OWN_AFFAIR = ("contract_fingerprint", "statistics_digest", "normalization")  # of a policy: no robot sees them
@@ -132,14 +135,15 @@ def decide(
     *,
     approval: bool = False,
     contract_change: Iterable[str] = (),
-    present: Mapping[str, str] | None = None,
+    present: Mapping[str, tuple[str, int] | None] | None = None,
     vacant: bool = False,
 ) -> Decision:
     """Promote only a newer version that, on every suite of `bars`, was measured under the champion's protocol, is no
     worse than it by the margin and above the floor, raises no alarm, and means the same by its numbers.
 
     approval: a person's is needed too. contract_change: fields in which the contracts may differ (`cameras` allows
-    `cameras[0].height`). present: suite -> digest of the protocol that a first champion must have been measured under.
+    `cameras[0].height`). present: suite -> digest and number of
+    episodes of the protocol that a first champion must have been measured under, none: unknown.
     vacant: there was a champion, and somebody took the alias off.
     """
     if champion is not None and champion.version == challenger.version:
@@ -161,10 +165,12 @@ def decide(
         ]
         against += [Objection("older")] if challenger.version < champion.version else []
     else:
-        digests = {suite: challenger.evidence[suite].protocol_digest for suite in verdicts}
-        against += [
-            Objection("outdated", suite) for suite, at in (present or {}).items() if digests.get(suite, at) != at
-        ]
+        for suite, asked in (present or {}).items():
+            mine = challenger.evidence.get(suite)
+            if asked is None:
+                against.append(Objection("unknown", suite))
+            elif mine is not None and (mine.protocol_digest, mine.episodes.height) != asked:
+                against.append(Objection("outdated", suite))
         against += [Objection("vacant")] if vacant and not challenger.approved else []
     against += [Objection("withdrawn")] if challenger.withdrawn else []
     against += [Objection("approval")] if approval and not challenger.approved else []

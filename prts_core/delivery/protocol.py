@@ -13,6 +13,7 @@ from prts_core.contract import PolicyContract
 from prts_core.delivery import registry
 from prts_core.delivery.promotion import PromotionBar
 from prts_core.delivery.suite_results import SuiteResult, results_of
+from prts_core.io.errors import PrtsError
 from prts_core.rollout.episode_plan import EpisodePlan, SuiteSettings, make_plan
 
 if TYPE_CHECKING:
@@ -70,6 +71,14 @@ def same(known: SuiteResult, episodes: EpisodePlan) -> bool:
 
 
 def lacking(plan: RunPlan, outputs: Path, version: ModelVersion) -> list[str]:
-    """The suites on which the version has no result under the present protocol."""
-    chunk, have = chunk_length_of(outputs, version), results_of(version)
-    return [name for name in bars(plan) if name not in have or not same(have[name], planned(plan, name, chunk))]
+    """The suites on which the version has no result under the present protocol; those whose protocol cannot be told
+    here (no simulator, a recipe that does not fit the policy) among them: who measures says why."""
+    have = results_of(version)
+
+    def lacks(name: str) -> bool:
+        try:
+            return name not in have or not same(have[name], planned(plan, name, chunk_length_of(outputs, version)))
+        except PrtsError:
+            return True
+
+    return [name for name in bars(plan) if lacks(name)]

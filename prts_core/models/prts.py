@@ -27,6 +27,8 @@ from prts_core.models.heads.flow.sampler import sample_actions
 from prts_core.models.heads.mot.module import MotHead
 from prts_core.models.tokens import Encoded, Prefix, Tokens
 
+MOST_LOG_SCALE = math.log(100.0)  # of the contrastive scores: CLIP's ceiling
+
 
 class PrtsModel(nn.Module):
     """compat: see heads/flow/loss.py. video_token_id: of a tokenizer that knows videos, else -1.
@@ -57,6 +59,13 @@ class PrtsModel(nn.Module):
             self.crl_action_encoder = ContrastiveEncoder(config.contrastive, text.hidden_size)
             self.crl_goal_encoder = ContrastiveEncoder(config.contrastive, text.hidden_size)
             self.crl_logit_scale = nn.Parameter(torch.tensor(math.log(1.0 / config.contrastive.init_temperature)))
+
+    @property
+    def log_scale(self) -> Tensor:
+        """Logarithm of the contrastive scores' scale, at most MOST_LOG_SCALE but under the release's numerics. Its
+        gradient reaches the parameter beyond the ceiling too, so that it can come back."""
+        value = self.crl_logit_scale
+        return value if self.compat == "prts" else value + (value.clamp(max=MOST_LOG_SCALE) - value).detach()
 
     def encode(self, tokens: Tokens) -> Encoded:
         """Run vision tower and language model once; everything else reads from the result."""

@@ -128,7 +128,7 @@ class Policy:
         encoded = self.model.encode(tokens.to(self.device))
         phi = self.model.embed_state_actions(encoded)
         psi = self.model.embed_goals(encoded)
-        nats = (self.model.crl_logit_scale.exp() * (phi * psi).sum(-1)).float().cpu().numpy()
+        nats = (self.model.log_scale.exp() * (phi * psi).sum(-1)).float().cpu().numpy()
         return nats[0] if batch.single else nats
 
 

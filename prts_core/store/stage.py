@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from prts_core.config.checked_yaml import expand
 from prts_core.config.load import RunPlan
 from prts_core.io.hub import split_hub_id
 from prts_core.store.manifest import Manifest
@@ -58,7 +59,7 @@ class StageContext:
     def pinned(self, field: str, source: str | None) -> str | None:
         """A checkpoint's source as the recipe's `field` names it; of a hub id, at the very commit that is in the key:
         the name alone may mean another one by the time that the stage reads it."""
-        hub, found = split_hub_id(source or ""), self.files.get(field, "")
+        hub, found = None if source is None else split_hub_id(expand(source, field)), self.files.get(field, "")
         return found if hub is not None and found.startswith(f"{hub[0]}@") else source
 
 

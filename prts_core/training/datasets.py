@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +18,7 @@ from prts_core.config.subtask_mode import SubtaskMode
 from prts_core.config.train import Failures
 from prts_core.contract import require_equal
 from prts_core.data.augment import augment_view
-from prts_core.data.goals import SUCCESS, goal_row
+from prts_core.data.goals import SUCCESS, stretches
 from prts_core.data.images import resize_for_model
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.lerobot_v21.seal import check_sizes
@@ -96,14 +97,14 @@ class RobotDataset:
         self.name = name.replace("__", "/")  # metrics say the repo_id, whose slash no partition name can hold
         known = {episode: Subtasks.read(dataset, episode) for episode in episodes}
         reached = [e for e in episodes if any(stretch.goal is not None for stretch in known[e].stretches)]
-        if not reached:
+        if failures == "leave_out" and not reached:
             raise DataError(
                 "No episode reached its goal",
                 file=dataset.root,
                 field=SUCCESS,
                 found=f"never true in {len(episodes)} episodes",
                 expected="at least one that succeeds; a dataset without this column is taken to succeed",
-                cure="look at how success was recorded, or leave the column out and convert again",
+                cure="look at how success was recorded, or say train.failures=negatives or clone",
             )
         self.processor, self.episodes = processor, tuple(reached if failures == "leave_out" else episodes)
         self.augmented, self.say_subtask, self.failures = augmented, say_subtask, failures
@@ -120,7 +121,12 @@ class RobotDataset:
         to_go = []
         for position, episode in enumerate(self.episodes):
             actions = dataset.actions(episode)
-            windows, is_pad = chunk_windows(actions, processor.contract.chunk_length)
+            # A chunk ends where its instruction does: what comes next was done for another one, or failed.
+            parts = [
+                chunk_windows(actions[one.start : one.end], processor.contract.chunk_length)
+                for one in self.subtasks[position].stretches
+            ]
+            windows, is_pad = (np.concatenate(part) for part in zip(*parts, strict=True))
             own = dataset.states(episode)
             self.fast += processor.fast_tokens(windows, own)
             states.append(processor.state_bins(own))
@@ -155,8 +161,13 @@ class RobotDataset:
 
     @cached_property
     def tasks(self) -> frozenset[int]:
-        told = sentences(self.subtasks, self.mode)
+        told = sentences(map(self._taken, self.subtasks), self.mode)
         return frozenset(prompt.task_id(text, self.processor.compat) for text in told)
+
+    def _taken(self, episode: Subtasks) -> Subtasks:
+        """The episode with the stretches alone that samples are taken from."""
+        taken = (one for one in episode.stretches if one.goal is not None or self.failures != "leave_out")
+        return replace(episode, stretches=tuple(taken))
 
     def lengths(self, *, response: bool, contrastive: bool) -> np.ndarray:
         builder, told = self.processor.builder, []
@@ -188,7 +199,7 @@ class RobotDataset:
         sequence = self.processor.builder.sequence(sample, response=response and cloned, contrastive=contrastive)
         task_id = prompt.task_id(text, self.processor.compat)
         if not cloned:  # it shows what does not lead to the goal: nothing of it is imitated
-            return TrainingSample(sequence, images, None, None, -1, task_id, self.row_s)
+            return TrainingSample(sequence, images, None, None, to_go, task_id, self.row_s)
         return TrainingSample(sequence, images, self.chunks[row], self.is_pad[row], to_go, task_id, self.row_s)
 
 
@@ -196,7 +207,7 @@ def held_out_set(name: str, dataset: LeRobotDataset, processor: Processor, **opt
     """The episodes of split "heldout" that reached their goal, for evaluation during training; nothing where there are
     none."""
     episodes = dataset.episodes("heldout") if "heldout" in dataset.info.split_ranges else []
-    episodes = [episode for episode in episodes if goal_row(dataset, episode) is not None]
+    episodes = [e for e in episodes if any(one.goal is not None for one in stretches(dataset, e))]
     return [RobotDataset(name, dataset, processor, episodes, **options)] if episodes else []
 
 

@@ -23,7 +23,6 @@ from prts_core.training.batch import Batch
 from prts_core.training.ranks import ALONE, Ranks
 
 Metrics = dict[str, Tensor]
-MOST_LOG_SCALE = math.log(100.0)  # of the contrastive scores: CLIP's ceiling
 
 
 def prts_loss(
@@ -118,7 +117,7 @@ def contrastive_term(
     chosen = (batch.tokens.state_action_index >= 0).nonzero()[:, 0]
     phi, psi = (x[chosen].float() for x in (model.embed_state_actions(encoded), model.embed_goals(encoded)))
     processes = ranks.processes(len(chosen))
-    log_scale = model.crl_logit_scale if model.compat == "prts" else at_most(model.crl_logit_scale, MOST_LOG_SCALE)
+    log_scale = model.log_scale
     task_id = processes.gather(batch.task_id[chosen])
     if bool((task_id == task_id[:1]).all()):  # or none at all
         # A zero that still reaches every parameter: engines wait for the gradients of all of them.
@@ -134,14 +133,6 @@ def contrastive_term(
 def mean(values: Tensor) -> Tensor:
     """The mean, of nothing 0."""
     return values.mean() if len(values) else values.sum()
-
-
-def at_most(value: Tensor, most: float) -> Tensor:
-    """`value`, at most `most`; a gradient that would raise it further is dropped, one that lowers it is kept."""
-    bounded = value + (value.clamp(max=most) - value).detach()
-    if bounded.requires_grad:
-        bounded.register_hook(lambda grad: grad.masked_fill((value >= most) & (grad < 0), 0.0))
-    return bounded
 
 
 def log_discount(batch: Batch, config: TrainConfig) -> Tensor:

@@ -57,14 +57,13 @@ def peak_rates(config: TrainConfig) -> dict[str, float]:
 
 def schedule(config: TrainConfig, step: int) -> float:
     """Share of the peak at `step`; see TrainConfig.schedule."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
     low = config.min_learning_rate / config.learning_rate
-    if config.schedule == "constant":
-        return 1.0
+    rising = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     if config.schedule == "wsd":
         left = (config.steps - step) / max(1.0, config.decay_share * config.steps)
-        return low + (1 - low) * min(1.0, max(0.0, left))
+        return min(rising, low + (1 - low) * min(1.0, max(0.0, left)))
+    if config.schedule == "constant" or step < config.warmup_steps:
+        return rising
     done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     return low + 0.5 * (1 - low) * (1 + math.cos(math.pi * min(1.0, done)))
 

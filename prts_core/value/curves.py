@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from prts_core.data.goals import Stretch, stretches
+from prts_core.data.goals import SUCCESS, Stretch, stretches
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from prts_core.io.errors import DataError
 from prts_core.io.progress import track
 from prts_core.policy.observation import STATE
 from prts_core.policy.policy import Policy
@@ -71,7 +72,16 @@ def heldout_curves(policy: Policy, dataset: LeRobotDataset, count: int, rows: in
         for one in stretches(dataset, episode):
             if one.goal is not None:
                 by_task.setdefault(one.instruction, []).append((episode, one))
-    share = max(1, count // max(1, len(by_task)))
+    if not by_task:
+        raise DataError(
+            "No held-out episode reached its goal",
+            file=dataset.root,
+            field=SUCCESS,
+            found="never true in split heldout",
+            expected="at least one that succeeds: values are judged along it",
+            cure="hold out episodes that succeed (source.heldout_episodes), and convert again",
+        )
+    share = max(1, count // len(by_task))
     chosen = sorted(
         (pair for own in by_task.values() for pair in own[:share]), key=lambda pair: (pair[0], pair[1].start)
     )

@@ -142,6 +142,28 @@ def test_a_dataset_that_never_succeeds_is_refused_and_held_out_failures_are_no_m
     assert held_out_set("reaching", dataset, None) == []  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("failures", ["negatives", "clone"])
+def test_failures_alone_may_be_asked_for(root: Path, trained, failures: Failures) -> None:
+    rows = trained(changed(root, succeed(), success=True), failures)
+    assert len(rows) and {one.steps_to_go for one in samples(rows)} == {-1}
+
+
+def test_what_no_sample_is_taken_from_is_no_task(root: Path, trained) -> None:
+    """Or a mixture would seem to have negatives, and the contrastive loss be 0 without a word."""
+    dataset = changed(root, succeed(1), success=True)
+    assert trained(dataset).tasks == {prompt.task_id(SENTENCES[1])}
+    assert len(trained(dataset, "negatives").tasks) == len(SENTENCES)
+
+
+def test_a_chunk_ends_where_its_instruction_does(root: Path, trained) -> None:
+    rows = trained(changed(root, halves))
+    half = rows.subtasks[0].length // 2
+    last, first = samples(rows)[half - 1 : half + 1]
+    assert last.is_pad is not None and first.is_pad is not None and last.chunk is not None
+    assert last.is_pad.tolist() == [False, *[True] * (len(last.is_pad) - 1)] and not first.is_pad[0]
+    assert (last.chunk == last.chunk[:1]).all(), "nothing of what was done for the next one"
+
+
 def test_what_is_said_follows_the_rows(root: Path, trained) -> None:
     rows = trained(changed(root, halves))
     length = rows.subtasks[0].length

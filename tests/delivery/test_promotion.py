@@ -111,7 +111,12 @@ def test_who_is_champion_older_rolled_back_or_not_approved_stays_what_it_is():
     assert against(good(2, withdrawn=True)) == [("withdrawn", "")]
     assert against(good(2), approval=True) == [("approval", "")] == against(good(2), None, approval=True)
     assert against(good(2, approved=True), approval=True) == []
-    assert against(good(2), None, present={"own": "a", "suite": "b"}) == [("outdated", "suite")]
+    present = {"own": ("a", 200), "suite": ("b", 200)}
+    assert against(good(2), None, present=present) == [("outdated", "suite")]
+    assert against(good(2), None, present={"own": ("a", 500), "suite": None}) == [
+        ("outdated", "own"),
+        ("unknown", "suite"),
+    ], "fewer episodes than are planned, and a suite that cannot be looked at here"
     assert against(good(2), None, vacant=True) == [("vacant", "")] != against(good(2, approved=True), None, vacant=True)
 
 

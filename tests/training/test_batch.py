@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import islice
 
 import numpy as np
@@ -217,6 +218,17 @@ def test_a_batch_of_one_task_has_no_contrastive_loss(model, tiny, builder, fast)
         model, next(alone.batches(alone.start())), TrainConfig(), torch.Generator().manual_seed(0)
     )
     assert torch.isfinite(loss) and "crl_loss" not in metrics
+
+
+def test_the_temperature_has_a_ceiling_from_which_it_may_come_back(model):
+    before = model.crl_logit_scale.data.clone()
+    try:
+        model.crl_logit_scale.data.fill_(6.0)
+        assert model.log_scale.item() == pytest.approx(math.log(100.0))
+        (grad,) = torch.autograd.grad(2 * model.log_scale, model.crl_logit_scale)
+        assert grad.item() == 2.0, "the whole gradient, so that the parts of several processes add up"
+    finally:
+        model.crl_logit_scale.data.copy_(before)
 
 
 def test_knowledge_insulation_gives_the_backbone_no_gradient_from_actions(model, tiny, toy):
