@@ -1,6 +1,6 @@
-"""From a robot's YAML and a dataset's features to the Contract: names, units, camera labels.
+"""Build the Contract from a robot's YAML and a dataset's features: names, units, camera labels.
 
-It knows no file format; widths that disagree are refused here, before any number is written.
+Widths that disagree are refused here, before any number is written.
 """
 
 from __future__ import annotations

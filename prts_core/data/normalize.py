@@ -1,6 +1,4 @@
-"""Norm statistics in use: robot units to model units and back. numpy only, so that training and serving share it.
-
-It does not know how statistics are computed (`prts_core.data.statistics`) nor which rows they come from.
+"""Turn robot units to model units and back by norm statistics. numpy only, so that training and serving share it.
 
 Formulas per dimension (PRTS): QUANTILE 2 (x - q01) / (q99 - q01) - 1, MIN_MAX 2 (x - min) / (max - min) - 1,
 MEAN_STD (x - mean) / std; nothing is clipped. A dimension whose spread is (nearly) zero has nothing to tell: it maps to

@@ -1,5 +1,5 @@
-"""Statistics files of the public PRTS release: a checkpoint's statistics.json, read and written, and a dataset's
-meta/norm_stats.json, written (meta/state_relative_ck<chunk>_norm_stats.json has the same form).
+"""Read and write statistics files of the public PRTS release: a checkpoint's statistics.json, and write a dataset's
+meta/norm_stats.json (meta/state_relative_ck<chunk>_norm_stats.json has the same form).
 
 statistics.json: {state_mode, features, stats, datasets: {repo_id: {features, stats}}}, where the top level repeats the
 first dataset. The other: {feature: {min, max, mean, std, q01, q99}}.

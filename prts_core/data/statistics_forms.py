@@ -1,6 +1,6 @@
-"""Norm statistics in the forms others read, one folder each: the public PRTS release, openpi, LeRobot.
+"""Write norm statistics in the forms others read, one folder each: the public PRTS release, openpi, LeRobot.
 
-It does not compute them, and nothing of ours reads these files: `norm_stats.json` beside them is what training takes.
+Nothing of ours reads these files: `norm_stats.json` beside them is what training takes.
 """
 
 from __future__ import annotations

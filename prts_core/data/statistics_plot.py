@@ -1,4 +1,4 @@
-"""A picture of norm statistics: every dimension's distribution with its 1 % and 99 % quantiles."""
+"""Draw norm statistics: every dimension's distribution with its 1 % and 99 % quantiles."""
 
 from __future__ import annotations
 

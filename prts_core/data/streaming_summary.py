@@ -1,6 +1,4 @@
-"""A summary of any number of rows in bounded memory that two halves can be merged from: moments, range and quantiles.
-
-It knows arrays only: no files, no robots, no split; how rows become blocks is `prts_core.data.statistics`.
+"""Sum up any number of rows in bounded memory, two summaries into one: moments, range and quantiles.
 
 Moments are fp64: two passes over a block that lies in the cache, pairwise sums, and blocks merged by Chan, Golub and
 LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979). Quantiles follow Manku,

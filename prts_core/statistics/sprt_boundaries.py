@@ -1,5 +1,4 @@
-"""Bounds of a truncated sequential probability ratio test, and the exact distribution of where it stops.
-"""
+"""Bounds of a truncated sequential probability ratio test, and the exact distribution of where it stops."""
 
 from __future__ import annotations
 

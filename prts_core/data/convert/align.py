@@ -1,7 +1,4 @@
-"""Streams that tick on their own become rows at one fixed rate: for each row, which message of each stream stands.
-
-It does not know files or messages, only times in nanoseconds.
-"""
+"""Put streams that tick on their own into rows at one fixed rate: which message of each stream stands in each row."""
 
 from __future__ import annotations
 

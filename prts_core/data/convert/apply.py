@@ -1,4 +1,4 @@
-"""A mapping applied to a recording: its Contract and features once, then the columns and images of each episode.
+"""Apply a mapping to a recording: its Contract and features once, then the columns and images of each episode.
 
 Everything that does not fit (keys, widths, dtypes, units) is refused in one error before any number is read; numbers
 that contradict their convention are refused with their row.

@@ -1,4 +1,4 @@
-"""Numbers from one convention to another: rotations, grippers, units. Arrays in, arrays out.
+"""Convert numbers from one convention to another: rotations, grippers, units. Arrays in, arrays out.
 
 Values that contradict the convention they are said to follow are refused.
 """

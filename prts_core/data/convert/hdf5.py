@@ -1,11 +1,10 @@
-"""What every source in HDF5 does alike: open files, list a group's arrays, read some of them, hold episodes together.
+"""Read HDF5 for every source that lies in it: open files, list a group's arrays, read some of them, compare episodes.
 
 Links to other files and objects that would need unpickling are not followed.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Collection, Iterator
@@ -16,7 +15,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from prts_core.data.convert.source import Field
+from prts_core.data.convert.source import Field, RawEpisode, Recording, Source
+from prts_core.data.images import opened_picture
 from prts_core.io.errors import DataError
 
 SUFFIXES = (".hdf5", ".h5")
@@ -35,13 +35,10 @@ def natural(path: Path) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", path.name + "\0") if part]
 
 
-def split_files(root: Path) -> Iterator[tuple[str, Path]]:
+def split_files(root: Path) -> list[tuple[str, Path]]:
     """(split, file): of <root>/train and <root>/heldout where there are such folders, else all in <root> for train."""
-    if any((root / split).is_dir() for split in SPLITS):
-        for split in SPLITS:
-            yield from ((split, path) for path in find_files(root / split))
-        return
-    yield from (("train", path) for path in find_files(root))
+    folders = [(split, root / split) for split in SPLITS if any((root / name).is_dir() for name in SPLITS)]
+    return [(split, path) for split, folder in folders or [("train", root)] for path in find_files(folder)]
 
 
 def require_train(splits: Collection[str], root: Path) -> None:
@@ -53,15 +50,6 @@ def require_train(splits: Collection[str], root: Path) -> None:
             expected=f"files ending in {', '.join(SUFFIXES)} with episodes",
             cure="run `prts collect` first, or name the folder that holds the recordings",
         )
-
-
-def name_below(path: Path, root: Path) -> str:
-    """A file's name in keys and messages: its path below the recording's root."""
-    return path.relative_to(root).as_posix() if root.is_dir() else path.name
-
-
-def path_of(name: str, root: Path) -> Path:
-    return root / name if root.is_dir() else root
 
 
 @contextmanager
@@ -184,18 +172,26 @@ def read_all(dataset: Any, path: Path, where: str) -> np.ndarray:
 
 def decode_image(data: np.ndarray | bytes, path: Path, where: str) -> np.ndarray:
     """One JPEG or PNG as (H, W, 3) uint8 RGB; zero bytes that pad it to a fixed length do no harm."""
-    from PIL import Image, UnidentifiedImageError
-
     raw = data if isinstance(data, bytes) else np.asarray(data, np.uint8).tobytes()
-    try:
-        with Image.open(io.BytesIO(raw), formats=("JPEG", "PNG")) as image:
-            return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as err:
-        raise DataError(
-            "A compressed picture cannot be decoded",
-            file=path,
-            field=where,
-            found=str(err)[:120],
-            expected="JPEG or PNG",
-            cure="record the episode again, or leave it out",
-        ) from err
+    problem, cure = "A compressed picture cannot be decoded", "record the episode again, or leave it out"
+    with opened_picture(
+        raw, problem, ("JPEG", "PNG"), file=path, field=where, expected="JPEG or PNG", cure=cure
+    ) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+class Hdf5Source(Source):
+    """Episodes of all HDF5 files; a subclass says which there are in one."""
+
+    def scan(self) -> Recording:
+        shapes = Shapes(self.mapping.keys)
+        episodes: list[RawEpisode] = []
+        for split, path in split_files(self.path):
+            with opened(path) as file:
+                episodes += self.episodes(file, path, split, shapes)
+        require_train([episode.split for episode in episodes], self.path)
+        return Recording(tuple(episodes), shapes.fields)
+
+    def episodes(self, file: h5py.File, path: Path, split: str, shapes: Shapes) -> Iterator[RawEpisode]:
+        """Those of one open file, in order, each held against `shapes`."""
+        raise NotImplementedError

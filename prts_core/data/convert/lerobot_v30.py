@@ -1,6 +1,6 @@
-"""LeRobot v3.0 becomes v2.1: its long files are cut into one table and one video an episode; pictures are not encoded.
+"""Turn LeRobot v3.0 into v2.1: cut its long files into one table and one video an episode; pictures are not encoded.
 
-It does not judge the numbers (`prts validate` does); the way back is `lerobot_v30_export`.
+The way back is `lerobot_v30_export`.
 """
 
 from __future__ import annotations
@@ -27,17 +27,16 @@ from prts_core.data.convert.lerobot_v30_layout import (
 from prts_core.data.convert.remux import Piece, cut
 from prts_core.data.convert.resume import Unit, run_units
 from prts_core.data.lerobot_v21.schema import (
-    ACTION,
     CHUNKS_SIZE,
     CODEBASE_VERSION,
     DATA_PATH,
-    STATE,
     VIDEO_PATH,
     Info,
     parse,
+    totals,
 )
 from prts_core.data.lerobot_v21.seal import check_sizes
-from prts_core.data.lerobot_v21.writer import remove_strays, write_meta
+from prts_core.data.lerobot_v21.writer import counters, remove_strays, write_meta
 from prts_core.io.errors import DataError
 from prts_core.io.files import atomic_path, read_json
 
@@ -59,14 +58,17 @@ def import_dataset(
 
     work: folder of resume records; what stands there is not written again. reencode: how to encode episodes whose
     video does not begin at a keyframe (lerobot writes none such, but joins by other tools do); without it they are
-    refused. Without a robot, a
-    dataset that carries a Contract keeps it. Raises DataError for a dataset that breaks the layout or lacks files.
+    refused. Without a robot, a dataset that carries a Contract keeps it. Raises DataError for a dataset that breaks the
+    layout or lacks files.
     """
     check_sizes(root)
     info = read_info30(root)
     episodes, tasks = read_episodes30(root, info), read_tasks30(root)
-    made = _info21(root, info, len(episodes), len(tasks))
-    contract = _contract(root, parse(Info, made, root / "meta" / "info.json"), dataset, robot)
+    made = _info21(root, info, [episode.length for episode in episodes], len(tasks))
+    described = parse(Info, made, root / "meta" / "info.json")
+    carried = root / "meta" / "contract.json"
+    carries = robot is None and carried.is_file()
+    contract = Contract.load(carried) if carries else contract_of(described, root, dataset, robot)
     stats = [_stats_row(root, info, episode) for episode in episodes]
     _known_tasks(root, episodes, tasks)
     units = [*_table_units(root, output, info, episodes), *_video_units(root, output, info, episodes, reencode)]
@@ -80,36 +82,17 @@ def import_dataset(
     return contract
 
 
-def _contract(root: Path, info: Info, dataset: str, robot: RobotConfig | None) -> Contract:
-    own = root / "meta" / "contract.json"
-    if robot is None and own.is_file():
-        return Contract.load(own)
-    for key in (STATE, ACTION):
-        if key not in info.features:
-            raise DataError(
-                "A dataset lacks a column that every robot's dataset has",
-                file=root / "meta" / "info.json",
-                field="features",
-                found=", ".join(info.features),
-                expected=key,
-            )
-    return contract_of(info, dataset, robot)
-
-
-def _info21(root: Path, info: Info30, episodes: int, tasks: int) -> dict[str, Any]:
+def _info21(root: Path, info: Info30, lengths: list[int], tasks: int) -> dict[str, Any]:
     """info.json as the source has it, in the words of v2.1."""
-    raw: dict[str, Any] = {
-        key: value for key, value in read_json(root / "meta" / "info.json").items() if key not in _V30_ONLY
-    }
+    described: dict[str, Any] = read_json(root / "meta" / "info.json")
+    raw = {key: value for key, value in described.items() if key not in _V30_ONLY}
     features = {
         key: feature if feature["dtype"] == "video" else {k: v for k, v in feature.items() if k != "fps"}
         for key, feature in raw["features"].items()
     }
     return raw | {
         "codebase_version": CODEBASE_VERSION,
-        "total_tasks": tasks,
-        "total_videos": episodes * len(info.video_keys),
-        "total_chunks": -(-episodes // CHUNKS_SIZE),
+        **totals(lengths, tasks, len(info.video_keys)),
         "chunks_size": CHUNKS_SIZE,
         "data_path": DATA_PATH,
         "video_path": VIDEO_PATH if info.video_keys else None,
@@ -136,16 +119,12 @@ def _stats_row(root: Path, info: Info30, episode: Episode30) -> dict[str, Any]:
 
 
 def _known_tasks(root: Path, episodes: Sequence[Episode30], tasks: dict[int, str]) -> None:
-    known = set(tasks.values())
     for episode in episodes:
-        for task in episode.tasks:
-            if task not in known:
-                raise DataError(
-                    "An episode names a task that meta/tasks.parquet does not have",
-                    file=root / "meta/episodes",
-                    field=f"episode {episode.index}, tasks",
-                    found=task,
-                )
+        unknown = set(episode.tasks) - set(tasks.values())
+        if unknown:
+            problem = "An episode names a task that meta/tasks.parquet does not have"
+            where = f"episode {episode.index}, tasks"
+            raise DataError(problem, file=root / "meta/episodes", field=where, found=min(unknown))
 
 
 # ---- tables --------------------------------------------------------------------------------------------------------
@@ -187,9 +166,8 @@ def split_table(path: Path, episodes: Sequence[Episode30], targets: Sequence[Pat
                     expected="a column of this name" if lacking else expected,
                     cure="restore the dataset from its source",
                 )
-            metadata = {
-                key: value for key, value in (file.schema_arrow.metadata or {}).items() if key == b"huggingface"
-            }
+            kept = b"huggingface"
+            metadata = {key: value for key, value in (file.schema_arrow.metadata or {}).items() if key == kept}
             batches = file.iter_batches(_ROWS, columns=list(keys), use_threads=False)
             held: list[pa.RecordBatch] = []
             for episode, target in zip(episodes, targets, strict=True):
@@ -215,8 +193,7 @@ def split_table(path: Path, episodes: Sequence[Episode30], targets: Sequence[Pat
 
 def check_numbering(table: pa.Table, episode: int, first: int, path: Path) -> None:
     """Refuse a table whose episode_index and index are not those of `episode`, whose first row is `first`."""
-    rows = np.arange(table.num_rows)
-    for key, expected in (("episode_index", np.full(len(rows), episode)), ("index", first + rows)):
+    for key, expected in counters(episode, first, table.num_rows).items():
         if key not in table.column_names:
             raise DataError("A table lacks a column", file=path, field=key, found=", ".join(table.column_names))
         wrong = np.flatnonzero(table.column(key).to_numpy() != expected)

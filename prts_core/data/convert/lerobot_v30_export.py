@@ -1,7 +1,7 @@
-"""LeRobot v2.1 becomes v3.0, for tools that read only that: episodes are joined into long files, pictures as they are.
+"""Turn LeRobot v2.1 into v3.0, for tools that read only that: join episodes into long files, pictures as they are.
 
-It does not know what reads it; the way back is `lerobot_v30`. A new file begins where the size is reached, and where
-the next episode has other column types or another codec header, since one file holds one of each.
+The way back is `lerobot_v30`. A new file begins where the size is reached, and where the next episode has other column
+types or another codec header, since one file holds one of each.
 """
 
 from __future__ import annotations

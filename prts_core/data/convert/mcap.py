@@ -1,4 +1,4 @@
-"""MCAP recordings (Foxglove, ROS 2 bags): topics that tick on their own become rows at the mapping's fps.
+"""Read MCAP recordings (Foxglove, ROS 2 bags): topics that tick on their own become rows at the mapping's fps.
 
 Keys are `<topic>:<field>` for numbers (`/joint_states:position`, `/ee:pose.position`) and `<topic>` for pictures. One
 file is one episode; the files of a bag that metadata.yaml lists are one together.
@@ -19,6 +19,7 @@ import numpy as np
 from prts_core.config.checked_yaml import read_yaml
 from prts_core.config.checks import Strict
 from prts_core.config.mapping import Mapping
+from prts_core.data.convert import source
 from prts_core.data.convert.align import Hold, choose, rows
 from prts_core.data.convert.mcap_messages import (
     EXTRA,
@@ -61,13 +62,14 @@ class _Topic:
     first: Any
 
 
-class Source:
+class Source(source.Source):
     """See prts_core.data.convert.source.Source. `path`: an .mcap file, a bag's folder, or a folder of either."""
+
+    options_type = Options
 
     def __init__(self, path: Path, mapping: Mapping) -> None:
         require("mcap.reader", EXTRA)
-        self.path, self.mapping = path, mapping
-        self.options: Options = mapping.options_as(Options)
+        super().__init__(path, mapping)
         if mapping.fps is None:
             raise ConfigError(
                 "Topics tick at rates of their own, so the mapping must say the rate of the rows",
@@ -88,36 +90,40 @@ class Source:
         return Recording(tuple(made), self.fields, self.fps)
 
     def read(self, episode: RawEpisode, keys: Collection[str]) -> dict[str, np.ndarray]:
-        picks = {topic: chosen for topic, chosen in episode.where.items() if any(_split(k)[0] == topic for k in keys)}
+        wanted = {topic: keyed for topic, keyed in self._by_topic(keys).items() if topic in episode.where}
         out = {key: np.empty((episode.length, *self.fields[key].shape), self.fields[key].dtype) for key in keys}
-        places = {topic: _rows_of(chosen) for topic, chosen in picks.items()}
-        seen = dict.fromkeys(picks, 0)
-        videos = {topic: VideoStream() for topic in picks}
-        for path in (self._file(name) for name in episode.files):
-            for topic, schema, message, decode in _messages(path, set(picks)):
-                wanted = places[topic].get(seen[topic])
+        places = {topic: _rows_of(episode.where[topic]) for topic in wanted}
+        seen, videos = dict.fromkeys(wanted, 0), {topic: VideoStream() for topic in wanted}
+        for path in map(self.file, episode.files or ("",)):
+            for topic, schema, message, decode in _messages(path, set(wanted)):
+                rows_at = places[topic].get(seen[topic])
                 seen[topic] += 1
-                if wanted is None and schema not in VIDEOS:
+                if rows_at is None and schema not in VIDEOS:
                     continue
                 content = decode()
-                if schema in VIDEOS:
+                if schema in VIDEOS:  # every message, for pictures are made from one another
                     content = videos[topic].frame(content, (path, f"{topic}, message at {message.log_time} ns"))
-                if wanted is None:
-                    continue
-                for key in keys:
-                    if _split(key)[0] == topic:
-                        out[key][wanted] = self._value(key, content, schema, path, message)
+                if rows_at is not None:
+                    for key in wanted[topic]:
+                        out[key][rows_at] = self._value(key, content, schema, path, message)
+        return out
+
+    @staticmethod
+    def _by_topic(keys: Collection[str]) -> dict[str, list[str]]:
+        out: dict[str, list[str]] = {}
+        for key in keys:
+            out.setdefault(_split(key)[0], []).append(key)
         return out
 
     # ---- one episode ---------------------------------------------------------------------------------------------
     def _scan(self, name: str, files: list[Path]) -> RawEpisode:
         wanted = {topic for topic, _ in self.parts.values()}
-        told = self.options.instruction if self.mapping.task is None else None
+        spoken = self.options.instruction if self.mapping.task is None else None
         topics: dict[str, _Topic] = {}
         task = ""
         for path in files:
-            for topic, schema, message, decode in _messages(path, wanted | ({told} if told else set())):
-                if topic == told:
+            for topic, schema, message, decode in _messages(path, wanted | ({spoken} if spoken else set())):
+                if topic == spoken:
                     task = self._sentence(decode(), path, topic)
                 if topic not in wanted:
                     continue
@@ -138,14 +144,16 @@ class Source:
             self._note(key, topics, files[0])
         times = {topic: np.array(known.times, np.int64) for topic, known in topics.items()}
         at = rows(times, self.fps, files[0])
-        rule = (self.options.hold, self.tolerance_s)
         return RawEpisode(
             key=name,
             length=len(at),
             task=self.mapping.task or task,
             extra={"source": {"file": name} | self._joints()},
-            files=tuple(self._name(path) for path in files),
-            where={topic: choose(stamps, at, *rule, topic, files[0]) for topic, stamps in times.items()},
+            files=self.files(*map(self.name, files)),
+            where={
+                topic: choose(stamps, at, self.options.hold, self.tolerance_s, topic, files[0])
+                for topic, stamps in times.items()
+            },
         )
 
     def _note(self, key: str, topics: dict[str, _Topic], path: Path) -> None:
@@ -221,21 +229,15 @@ class Source:
             ) from err
 
     def _sentence(self, content: Any, path: Path, topic: str) -> str:
-        said = content.get("data") if isinstance(content, dict) else getattr(content, "data", None)
-        if not isinstance(said, str):
+        text = content.get("data") if isinstance(content, dict) else getattr(content, "data", None)
+        if not isinstance(text, str):
             raise DataError("An instruction's topic holds no text", file=path, field=topic, expected="a string `data`")
-        return said.strip()
+        return text.strip()
 
     def _joints(self) -> dict[str, Any]:
         """Which joints the columns are, where the mapping does not say: from the first message, so worth keeping."""
         found = {topic: list(names) for topic, names in self.order.items() if topic not in self.options.joints}
         return {"joints": found} if found else {}
-
-    def _name(self, path: Path) -> str:
-        return path.relative_to(self.path).as_posix() if self.path.is_dir() else ""
-
-    def _file(self, name: str) -> Path:
-        return self.path / name if name else self.path
 
 
 def _split(key: str) -> tuple[str, str]:
@@ -265,20 +267,20 @@ def _episodes(path: Path) -> list[tuple[str, list[Path]]]:
     """(key, files) of every episode in the order of their names."""
     if path.is_file():
         return [(path.name, [path])]
-    found = sorted(path.rglob("*.mcap"))
+    found: dict[Path, list[Path]] = {}
+    for file in sorted(path.rglob("*.mcap")):
+        found.setdefault(file.parent, []).append(file)
     if not found:
-        raise DataError(
-            "There are no recordings to convert", file=path, expected="*.mcap files", cure="correct the path"
-        )
-    made = []
-    for folder in sorted({file.parent for file in found}):
-        name = folder.relative_to(path).as_posix()
-        files = _listed(folder)
-        if files is not None:
-            made.append((name if name != "." else folder.name, files))
+        problem = "There are no recordings to convert"
+        raise DataError(problem, file=path, expected="*.mcap files", cure="correct the path")
+    episodes = []
+    for folder in sorted(found):
+        bag, name = _listed(folder), folder.relative_to(path).as_posix()
+        if bag is not None:
+            episodes.append((name if name != "." else folder.name, bag))
         else:
-            made += [(file.relative_to(path).as_posix(), [file]) for file in found if file.parent == folder]
-    return made
+            episodes += [(file.relative_to(path).as_posix(), [file]) for file in found[folder]]
+    return episodes
 
 
 def _listed(folder: Path) -> list[Path] | None:

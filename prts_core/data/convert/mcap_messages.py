@@ -1,4 +1,4 @@
-"""Messages of MCAP files as numpy arrays: ROS 2 (cdr), JSON and protobuf; pictures and video of ROS and Foxglove.
+"""Read messages of MCAP files as numpy arrays: ROS 2 (cdr), JSON and protobuf; pictures and video of ROS and Foxglove.
 
 A message is whatever the `mcap` packages decode it to: an object with attributes, or a dict; nothing of it is executed.
 """

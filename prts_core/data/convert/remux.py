@@ -1,7 +1,7 @@
 """Join and cut mp4 videos by copying their packets: no picture is decoded, none loses quality.
 
-It does not know datasets: files, numbers of frames, a frame rate. A cut is possible only where a keyframe begins and
-all packets of the piece follow one another; elsewhere it is refused, or encoded again with a setting that is stated.
+A cut is possible only where a keyframe begins and all packets of the piece follow one another; elsewhere it is refused,
+or encoded again with a setting that is stated.
 """
 
 from __future__ import annotations

@@ -1,24 +1,16 @@
-"""Work in threads, and work on whole files that goes on where a killed run stopped: a unit is finished when its record
-stands.
-
-It does not know what a unit does; the converters between versions of LeRobot use units for tables and videos.
-"""
+"""Work on whole files in threads and go on where a killed run stopped: a unit is finished when its record stands."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
+from prts_core.data.ahead import run_parallel
 from prts_core.io.errors import DataError
 from prts_core.io.files import digest_value, read_json, write_text
-from prts_core.io.progress import track
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,22 +44,7 @@ def run_units(units: Sequence[Unit], records: Path, *, workers: int, what: str) 
             cure="download the dataset again, or restore the files",
         )
     todo = [unit for unit in units if not _finished(unit, records)]
-    together(partial(_do, records), todo, workers, what)
-
-
-def together(work: Callable[[T], None], todo: Sequence[T], workers: int, what: str) -> None:
-    """`work` on every item in threads (encoders work outside Python's lock, and processes start slowly), with progress.
-
-    The first fault ends it: what is running is finished, what has not begun is left.
-    """
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        running = [pool.submit(work, item) for item in todo]
-        try:
-            for done in track(as_completed(running), total=len(todo), what=what):
-                done.result()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    run_parallel(partial(_do, records), todo, workers, what)
 
 
 def _do(records: Path, unit: Unit) -> None:

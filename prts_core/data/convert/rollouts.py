@@ -1,4 +1,4 @@
-"""Our own rollouts back into datasets: what `benchmark.record` keeps of evaluation, in the robomimic layout.
+"""Read our own rollouts back as recordings: what `benchmark.record` keeps of evaluation, in the robomimic layout.
 
 Keys and splits are those of `robomimic`; beyond them every episode says under which condition it was rolled out and
 whether it succeeded, and the mapping's options choose by that.

@@ -1,4 +1,4 @@
-"""Recordings of any kind become a LeRobot v2.1 dataset: one runner for every source.
+"""Convert recordings of any kind to a LeRobot v2.1 dataset: one runner for every source.
 
 One episode is in memory per worker; each is finished when its record stands in the work folder, and what is finished is
 never encoded again. The result does not depend on workers or interruptions.
@@ -14,8 +14,8 @@ from pathlib import Path
 from prts_core.config.mapping import Mapping
 from prts_core.config.schema import RobotConfig, VideoConfig
 from prts_core.contract import Contract
+from prts_core.data.ahead import run_parallel
 from prts_core.data.convert.apply import ConversionPlan, apply_mapping, columns_and_images
-from prts_core.data.convert.resume import together
 from prts_core.data.convert.source import DATASETS, RawEpisode, Recording, Source, source_class
 from prts_core.data.lerobot_v21.writer import EpisodeToWrite, Layout, finish, is_finished, write_episode
 from prts_core.io.errors import ConfigError, DataError
@@ -107,7 +107,7 @@ def convert(
     )
     jobs = _jobs(_in_order(recording, mapping, root), plan, video, root)
     todo = [job for job in jobs if not is_finished(layout, job.index, job.identity)]
-    together(partial(_convert_one, source, plan, layout, root), todo, workers, "converting episodes")
+    run_parallel(partial(_convert_one, source, plan, layout, root), todo, workers, "converting episodes")
     finish(layout, len(jobs), _splits(jobs), plan.contract)
     return plan.contract
 

@@ -1,4 +1,4 @@
-"""Frames of an mp4 by number, from a decoder that stays open: seek to the keyframe before, decode only from there on.
+"""Read frames of an mp4 by number, from a decoder that stays open: seek to the keyframe before, decode from there on.
 
 Colours come out as uint8 (H, W, 3), or as float32 (3, H, W) in 0-1.
 """

@@ -1,11 +1,10 @@
 """Open a LeRobot v2.1 dataset and read its columns and frames as numpy arrays.
 
-It does not know what training does with them; laws of the format are checked by `prts_core.data.validation`.
+Laws of the format are checked by `prts_core.data.validation`.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prts_core.contract import Contract
-from prts_core.data.images import resize_for_model
+from prts_core.data.images import opened_picture, resize_for_model
 from prts_core.data.lerobot_v21.schema import ACTION, STATE, EpisodeRow, Info, read_info, read_table
 from prts_core.io.errors import DataError, suggest
 
@@ -168,15 +167,9 @@ class LeRobotDataset:
         return np.stack([self._still(cells[index]["bytes"], episode, depth=True) for index in chosen])
 
     def _still(self, data: bytes | None, episode: int, depth: bool = False) -> np.ndarray:
-        from PIL import Image, UnidentifiedImageError
-
-        try:
-            with Image.open(io.BytesIO(data or b"")) as image:
-                return np.asarray(image, np.uint16) if depth else np.asarray(image.convert("RGB"))
-        except (UnidentifiedImageError, OSError) as err:
-            raise DataError(
-                "An image in a table cannot be decoded", file=self.root / self.info.data_file(episode), found=str(err)
-            ) from err
+        file = self.root / self.info.data_file(episode)
+        with opened_picture(data or b"", "An image in a table cannot be decoded", file=file) as image:
+            return np.asarray(image, np.uint16) if depth else np.asarray(image.convert("RGB"))
 
     def _known(self, episode: int) -> None:
         if not 0 <= episode < len(self.rows):

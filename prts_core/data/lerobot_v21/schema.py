@@ -1,12 +1,13 @@
-"""The JSON side of a LeRobot v2.1 dataset, checked by pydantic: info.json, episodes, tasks, episodes_stats.
+"""Check the JSON side of a LeRobot v2.1 dataset by pydantic: info.json, episodes, tasks, episodes_stats.
 
-It knows one line or one file at a time; laws between files are `prts_core.data.validation.laws`.
+One line or one file at a time; laws between files are `prts_core.data.validation.laws`.
 """
 
 from __future__ import annotations
 
 import re
 import string
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -29,6 +30,17 @@ STANDARD_FEATURES: dict[str, dict[str, Any]] = {
     "task_index": {"dtype": "int64", "shape": [1], "names": None},
 }
 M = TypeVar("M", bound=BaseModel)
+
+
+def totals(lengths: Sequence[int], tasks: int, cameras: int, chunks_size: int = CHUNKS_SIZE) -> dict[str, int]:
+    """What info.json counts, of episodes with these rows, in lerobot's order."""
+    return {
+        "total_episodes": len(lengths),
+        "total_frames": sum(lengths),
+        "total_tasks": tasks,
+        "total_videos": len(lengths) * cameras,
+        "total_chunks": -(-len(lengths) // chunks_size),
+    }
 
 
 class _Open(BaseModel):

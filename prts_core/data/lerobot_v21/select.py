@@ -1,7 +1,6 @@
-"""Which columns and cameras of a foreign LeRobot dataset become state, action and views: chosen, joined, renamed.
+"""Choose, join and rename the columns and cameras of a foreign LeRobot dataset that become state, action and views.
 
-It knows names and widths; the files are taken over by `prts_core.data.convert.lerobot_v21`. Where the choice is what a
-dataset already has, its tables stay byte for byte as they are.
+Where the choice is what a dataset already has, its tables stay byte for byte as they are.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Camera images in and out of mp4 files with PyAV: same input, same bytes; frames by index, fast.
-
-It does not know datasets: a file, an array of frames, a frame rate.
-"""
+"""Write camera images to mp4 files and read them with PyAV: same input, same bytes; frames by index, fast."""
 
 from __future__ import annotations
 

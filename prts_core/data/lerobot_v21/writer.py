@@ -6,12 +6,15 @@ records, so that any number of workers may have written the episodes.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
-from collections.abc import Iterable
+import os
+import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,10 +23,17 @@ import pyarrow.parquet as pq
 from prts_core.config.schema import VideoConfig
 from prts_core.contract import Contract
 from prts_core.data.lerobot_v21 import video
-from prts_core.data.lerobot_v21.schema import CHUNKS_SIZE, CODEBASE_VERSION, DATA_PATH, STANDARD_FEATURES, VIDEO_PATH
+from prts_core.data.lerobot_v21.schema import (
+    CHUNKS_SIZE,
+    CODEBASE_VERSION,
+    DATA_PATH,
+    STANDARD_FEATURES,
+    VIDEO_PATH,
+    totals,
+)
 from prts_core.data.lerobot_v21.seal import SEAL, seal
 from prts_core.io.errors import DataError
-from prts_core.io.files import atomic_path, read_json, write_jsonl, write_text
+from prts_core.io.files import atomic_path, digest_file, explain_os_errors, read_json, write_jsonl, write_text
 
 
 @dataclass(frozen=True)
@@ -134,48 +144,51 @@ def is_finished(layout: Layout, episode: int, key: str) -> bool:
 
 def write_episode(layout: Layout, episode: EpisodeToWrite) -> None:
     """Write an episode's videos and table, then its record. Any cut before the record leaves it unfinished."""
-    columns = _with_standard_columns(layout, episode)
+    columns = episode.columns | standard_columns(episode, layout.fps)
+    values = columns | episode.images
+    for key, feature in layout.all_features.items():
+        shape = tuple(feature["shape"])
+        if shape[-1] == 1 and values[key].ndim == len(shape):
+            shape = shape[:-1]  # one number, or one channel of depth
+        if values[key].shape != (episode.length, *shape):
+            raise DataError(
+                "A column does not have the shape that its feature declares",
+                file=episode.key,
+                field=key,
+                found=str(values[key].shape),
+                expected=str((episode.length, *shape)),
+                cure="record every episode with the same rows, dimensions and image sizes",
+            )
     paths = [layout.data_file(episode.index)]
     for camera in layout.cameras:
         paths.append(layout.video_file(episode.index, camera))
         video.encode(layout.root / paths[-1], episode.images[camera], layout.fps, layout.video)
-    write_table(layout.root / paths[0], columns | episode.images, layout.all_features)
+    write_table(layout.root / paths[0], values, layout.all_features)
+    write_record(layout, episode, paths, episode_stats(values, layout.all_features))
+
+
+def write_record(layout: Layout, episode: EpisodeToWrite, paths: Sequence[str], stats: dict[str, Any]) -> None:
+    """What `is_finished` and `finish` read, of an episode whose files stand at `paths` below the dataset's root."""
     record = {
         "key": episode.key,
         "files": {path: (layout.root / path).stat().st_size for path in paths},
         "row": {"episode_index": episode.index, "tasks": [episode.task], "length": episode.length} | episode.extra,
         "task_index": episode.task_index,
-        "stats": episode_stats(columns | episode.images, layout.all_features),
+        "stats": stats,
     }
     write_text(layout.record_file(episode.index), json.dumps(record, allow_nan=False))
 
 
-def _with_standard_columns(layout: Layout, episode: EpisodeToWrite) -> dict[str, np.ndarray]:
-    length = episode.length
-    rows = np.arange(length, dtype=np.int64)
-    columns = episode.columns | {
-        "timestamp": (rows / layout.fps).astype(np.float32),
+def standard_columns(episode: EpisodeToWrite, fps: float) -> dict[str, np.ndarray]:
+    """What every LeRobot table has: times, counters and the task's number."""
+    rows = np.arange(episode.length, dtype=np.int64)
+    return {
+        "timestamp": (rows / fps).astype(np.float32),
         "frame_index": rows,
-        "episode_index": np.full(length, episode.index, np.int64),
+        "episode_index": np.full(len(rows), episode.index, np.int64),
         "index": episode.start + rows,
-        "task_index": np.full(length, episode.task_index, np.int64),
+        "task_index": np.full(len(rows), episode.task_index, np.int64),
     }
-    for key, feature in layout.all_features.items():
-        values = episode.images[key] if feature["dtype"] in ("video", "image") else columns[key]
-        shape = tuple(feature["shape"])
-        if shape[-1] == 1 and values.ndim == len(shape):
-            shape = shape[:-1]  # one number, or one channel of depth
-        expected = (length, *shape)
-        if values.shape != expected:
-            raise DataError(
-                "A column does not have the shape that its feature declares",
-                file=episode.key,
-                field=key,
-                found=str(values.shape),
-                expected=str(expected),
-                cure="record every episode with the same rows, dimensions and image sizes",
-            )
-    return columns
 
 
 def write_table(path: Path, columns: dict[str, np.ndarray], features: dict[str, dict[str, Any]]) -> None:
@@ -283,11 +296,7 @@ def finish(layout: Layout, episodes: int, splits: dict[str, range], contract: Co
     info = {
         "codebase_version": CODEBASE_VERSION,
         "robot_type": layout.robot_type,
-        "total_episodes": episodes,
-        "total_frames": sum(record["row"]["length"] for record in records),
-        "total_tasks": len(tasks),
-        "total_videos": episodes * len(layout.cameras),
-        "total_chunks": -(-episodes // CHUNKS_SIZE),
+        **totals([record["row"]["length"] for record in records], len(tasks), len(layout.cameras)),
         "chunks_size": CHUNKS_SIZE,
         "fps": plain_fps(layout.fps),
         "splits": {name: f"{part.start}:{part.stop}" for name, part in splits.items()},
@@ -319,6 +328,53 @@ def write_meta(
         contract.save(meta / "contract.json")
     write_text(meta / "info.json", json.dumps(info, indent=4, ensure_ascii=False, allow_nan=False))
     seal(root)
+
+
+def numbered(table: pa.Table, counters: dict[str, np.ndarray]) -> pa.Table:
+    """The table with these whole numbers in its counting columns; the same object where they are true already."""
+    for key, values in counters.items():
+        known = table.schema.field(key) if key in table.column_names else None
+        if known is not None and np.array_equal(table.column(key).to_numpy(), values):
+            continue
+        column = pa.array(values)
+        if known is None:
+            table = table.append_column(pa.field(key, pa.int64()), column)
+        else:
+            field = known if known.type == pa.int64() else pa.field(key, pa.int64())
+            table = table.set_column(table.column_names.index(key), field, column)
+    return table
+
+
+def counters(episode: int, start: int, rows: int) -> dict[str, np.ndarray]:
+    """episode_index and index of an episode's rows. start: rows of all episodes before it."""
+    return {"episode_index": np.full(rows, episode, np.int64), "index": start + np.arange(rows, dtype=np.int64)}
+
+
+def take_file(old: Path, new: Path, link: Literal["copy", "hardlink"]) -> None:
+    """Copy or hardlink one file; one that stands there already with the same content is kept (a cut run goes on)."""
+    if new.is_file() and new.stat().st_size == old.stat().st_size and digest_file(new) == digest_file(old):
+        return
+    with explain_os_errors(new):
+        new.parent.mkdir(parents=True, exist_ok=True)
+        if link == "hardlink":
+            new.unlink(missing_ok=True)
+            try:
+                os.link(old, new)
+                return
+            except OSError as err:
+                if err.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
+                    raise  # another file system or protected hard links: copying below does it
+        with atomic_path(new) as partial:
+            shutil.copyfile(old, partial)
+
+
+def take_table(old: Path, new: Path, was: pa.Table, table: pa.Table, link: Literal["copy", "hardlink"]) -> None:
+    """`take_file` of a table that is still what was read (`was`); else write it."""
+    if table is was:
+        take_file(old, new, link)
+        return
+    with atomic_path(new) as partial:
+        pq.write_table(table, partial)
 
 
 def remove_strays(root: Path, wanted: Iterable[str]) -> None:

@@ -1,7 +1,7 @@
-"""One feature's statistics as a file claims them, held against the rows: moments and range, and quantiles by rank.
+"""Hold one feature's statistics, as a file claims them, against the rows: moments and range, and quantiles by rank.
 
 Rows are summed up episode by episode in constant memory; whether a quantile is right is judged by how many rows lie
-below it, because it may come from a sketch or another interpolation. It knows no file form (`stored_statistics`).
+below it, because it may come from a sketch or another interpolation.
 """
 
 from __future__ import annotations
@@ -12,65 +12,46 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from prts_core.data.lerobot_v21.schema import STATE
+from prts_core.data.validation.episode import ATOL, RTOL, Moments
 from prts_core.data.validation.report import Finding, Severity
 
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 RANK_SLACK = 2e-3  # of the rows, and one row: what sketches and other interpolations may be off
-RTOL, ATOL = 1e-4, 1e-5  # float32 sums of others
 CURE = "compute them again from this data (`prts stats`; lerobot: compute_stats), or remove the file"
 
 
-@dataclass
-class Accumulator:
-    """What is kept of rows (n, D): sums and range, and for each claimed quantile the rows below and up to it.
+@dataclass(kw_only=True)
+class Accumulator(Moments):
+    """Rows summed up, and for each claimed quantile the sums over episodes {name: (3, D)} of the rows below it, the
+    rows up to it, and the episode's own quantile, to recognise who averaged them."""
 
-    averaged: the sum of the episodes' own quantiles, to recognise who averaged them.
-    """
-
-    episodes: int = 0
-    rows: int = 0
-    low: np.ndarray = field(default_factory=lambda: np.array(np.inf))
-    high: np.ndarray = field(default_factory=lambda: np.array(-np.inf))
-    total: np.ndarray = field(default_factory=lambda: np.array(0.0))
-    squares: np.ndarray = field(default_factory=lambda: np.array(0.0))
-    below: dict[str, np.ndarray] = field(default_factory=dict)
-    upto: dict[str, np.ndarray] = field(default_factory=dict)
-    averaged: dict[str, np.ndarray] = field(default_factory=dict)
+    episodes: int = 1
+    ranks: dict[str, np.ndarray]
 
     @staticmethod
-    def of(values: np.ndarray, claimed: Mapping[str, np.ndarray]) -> Accumulator:
+    def summed(values: np.ndarray, claimed: Mapping[str, np.ndarray]) -> Accumulator:
         """Of one episode's (n, D) rows."""
-        made = Accumulator(
-            1,
-            len(values),
-            values.min(0).astype(np.float64),
-            values.max(0).astype(np.float64),
-            values.sum(0, dtype=np.float64),
-            np.einsum("ij,ij->j", values, values, dtype=np.float64),
-        )
+        ranks = {}
         for name, share in QUANTILES.items():
             if name in claimed and claimed[name].shape == values.shape[1:]:
                 slack = RTOL * np.abs(claimed[name]) + 1e-9  # files hold float32 or rounded numbers
-                made.below[name] = (values < claimed[name] - slack).sum(0)
-                made.upto[name] = (values <= claimed[name] + slack).sum(0)
-                made.averaged[name] = np.quantile(values, share, axis=0)
-        return made
+                below, upto = (values < claimed[name] - slack).sum(0), (values <= claimed[name] + slack).sum(0)
+                ranks[name] = np.stack([below, upto, np.quantile(values, share, axis=0)])
+        return Accumulator.of(values, ranks=ranks)
 
-    def add(self, other: Accumulator) -> bool:
-        """False, and nothing is added, where the widths differ."""
-        if self.episodes and self.low.shape != other.low.shape:
-            return False
-        self.episodes, self.rows = self.episodes + other.episodes, self.rows + other.rows
-        self.low, self.high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
-        self.total, self.squares = self.total + other.total, self.squares + other.squares
-        for name in other.below:
-            for ours, theirs in (
-                (self.below, other.below),
-                (self.upto, other.upto),
-                (self.averaged, other.averaged),
-            ):
-                ours[name] = ours.get(name, 0) + theirs[name]
-        return True
+    def __add__(self, other: Accumulator) -> Accumulator:
+        """Of both's rows; `self` where the widths differ."""
+        if self.low.shape != other.low.shape:
+            return self
+        return Accumulator(
+            rows=self.rows + other.rows,
+            low=np.minimum(self.low, other.low),
+            high=np.maximum(self.high, other.high),
+            total=self.total + other.total,
+            squares=self.squares + other.squares,
+            episodes=self.episodes + other.episodes,
+            ranks={name: self.ranks[name] + part for name, part in other.ranks.items()},
+        )
 
 
 @dataclass
@@ -89,10 +70,7 @@ class StoredStatistic:
     chunk: int | None = None
     count: int | None = None
     exact: bool = False
-    tallies: list[Accumulator] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.tallies = [Accumulator() for _ in self.spans]
+    wholes: dict[int, Accumulator] = field(default_factory=dict)  # of a span, by its place
 
     def watch(self, episode: int, found: Mapping[str, np.ndarray]) -> Accumulator | None:
         """One episode's rows summed up; found: (T, D) by feature. Changes nothing, so that threads may call it."""
@@ -108,60 +86,49 @@ class StoredStatistic:
             values = chunks(values, found.get(STATE), self.dims, self.chunk)
         elif self.dims is not None:
             values = values[:, self.dims]
-        return None if values is None else Accumulator.of(values, claimed)
+        return None if values is None else Accumulator.summed(values, claimed)
 
     def take(self, episode: int, tally: Accumulator) -> None:
         """Add what `watch` made; in the order of the episodes, so that sums round alike."""
-        for span, whole in zip(self.spans, self.tallies, strict=True):
+        for place, span in enumerate(self.spans):
             if episode in span:
-                whole.add(tally)
+                self.wholes[place] = self.wholes[place] + tally if place in self.wholes else tally
 
     def finding(self) -> Finding | None:
         """Where the claim is true of no span that was read whole: the finding of the span it fits best."""
-        found = [
-            self._judge(tally)
-            for span, tally in zip(self.spans, self.tallies, strict=True)
-            if tally.episodes == len(span) > 0
-        ]
-        return None if not found else max(found, key=lambda one: one[0])[1]
+        whole = [tally for place, tally in self.wholes.items() if tally.episodes == len(self.spans[place])]
+        return max(map(self._judge, whole), key=lambda one: one[0], default=(0, None))[1]
 
     def _judge(self, tally: Accumulator) -> tuple[int, Finding | None]:
         """(how many statistics are true before the first that is not, that one)."""
-        passed = 0
-        mean = tally.total / tally.rows
-        spread = np.sqrt(np.maximum(tally.squares / tally.rows - mean**2, 0))
-        for name, ours in {"min": tally.low, "max": tally.high, "mean": mean, "std": spread}.items():
-            if name not in self.values:
-                continue
-            theirs = self.values[name] if self.dims is None else _chosen(self.values[name], self.dims)
-            slack = 0.01 * spread if name in ("mean", "std") else 0.0  # float32 sums, sample instead of population std
-            if theirs.shape != ours.shape or not (np.abs(ours - theirs) <= ATOL + RTOL * np.abs(ours) + slack).all():
-                found = f"{name} is not the data's{self._worst(ours, theirs)}"
-                return passed, self._says(found, "statistics of this data")
-            passed += 1
+        claimed = self.values if self.dims is None else {n: _chosen(v, self.dims) for n, v in self.values.items()}
+        wrong = tally.contradiction(claimed)
+        if wrong is not None:
+            name, ours = wrong
+            order = ["min", "max", "mean", "std"]
+            found = f"{name} is not the data's{self._worst(ours, claimed[name])}"
+            return order.index(name), self._finding(found, "statistics of this data")
         if self.count and self.chunk is None and self.count != tally.rows:
             found = f"count {self.count}, but the data have {tally.rows} rows"
-            return passed, self._says(found, "statistics of this data")
-        for name in tally.below:
+            return 4, self._finding(found, "statistics of this data")
+        for passed, (name, (below, upto, summed)) in enumerate(tally.ranks.items(), 4):
             share, slack = QUANTILES[name], RANK_SLACK * tally.rows + 1
-            wrong = (tally.below[name] > share * tally.rows + slack) | (tally.upto[name] < share * tally.rows - slack)
-            claimed = self.values[name] if self.dims is None else self.values[name][self.dims]
-            edge = ATOL + RTOL * np.abs(claimed)
-            wrong |= (claimed < tally.low - edge) | (claimed > tally.high + edge)
-            if wrong.any():
-                at = int(wrong.argmax())
-                averaged = np.allclose(tally.averaged[name] / tally.episodes, claimed, rtol=1e-3, atol=1e-6)
+            edge = ATOL + RTOL * np.abs(claimed[name])
+            off = (below > share * tally.rows + slack) | (upto < share * tally.rows - slack)
+            off |= (claimed[name] < tally.low - edge) | (claimed[name] > tally.high + edge)
+            if off.any():
+                at = int(off.argmax())
+                averaged = np.allclose(summed / tally.episodes, claimed[name], rtol=1e-3, atol=1e-6)
                 why = ": the mean of the episodes' quantiles, which is no quantile" if averaged else ""
-                place, rank = self._dimension(at), tally.upto[name][at] / tally.rows
-                said = f"{name}[{place}] = {claimed[at]:.4g} has {rank:.2%} of the rows below{why}"
-                return passed, self._says(said, f"{share:.0%}")
-            passed += 1
-        return len(self.values) + 1, None
+                rank = upto[at] / tally.rows
+                found = f"{name}[{self._dimension(at)}] = {claimed[name][at]:.4g} has {rank:.2%} of the rows below{why}"
+                return passed, self._finding(found, f"{share:.0%}")
+        return len(self.values) + 5, None
 
     def _dimension(self, at: int) -> int:
         return at if self.dims is None else int(self.dims[at])
 
-    def _says(self, found: str, expected: str) -> Finding:
+    def _finding(self, found: str, expected: str) -> Finding:
         severity: Severity = "error" if self.exact else "warning"
         of = self.feature if self.chunk is None else f"{self.feature}, state-relative chunks of {self.chunk}"
         return Finding("statistics", self.file, f"{of}: {found}", expected, CURE, severity=severity)

@@ -1,7 +1,4 @@
-"""The JSON files of a dataset, every line checked by pydantic; all faults are collected, none stops the others.
-
-It does not compare files with each other (`laws.py` does).
-"""
+"""Read the JSON files of a dataset, every line checked by pydantic; all faults are collected, none stops the others."""
 
 from __future__ import annotations
 

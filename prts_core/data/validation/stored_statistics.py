@@ -1,6 +1,6 @@
-"""Do the statistics that were computed from a dataset still belong to it? Compared while its tables are read once.
+"""Compare the statistics that were computed from a dataset with its tables, while these are read once.
 
-It knows the forms that lie in meta/ or are named beside it: LeRobot's stats.json, norm_stats.json (ours, with a
+Forms that lie in meta/ or are named beside it: LeRobot's stats.json, norm_stats.json (ours, with a
 fingerprint, the public release's, openpi's), state_relative_ck<chunk>_norm_stats.json, the release's statistics.json,
 and episodes_stats.jsonl (a line an episode). How a claim is judged is in `claims`.
 """
@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from prts_core.contract import Contract
-from prts_core.data.lerobot_v21.schema import ACTION, STATE, EpisodeRow, EpisodeStatsRow, FeatureSummary, Info
+from prts_core.data.lerobot_v21.schema import ACTION, STATE, EpisodeRow, EpisodeStatsRow, Info
 from prts_core.data.statistics import differences
-from prts_core.data.validation.claims import ATOL, CURE, RTOL, Accumulator, StoredStatistic
-from prts_core.data.validation.episode import EpisodeSummary, Series
+from prts_core.data.validation.claims import CURE, Accumulator, StoredStatistic
+from prts_core.data.validation.episode import EpisodeSummary
 from prts_core.data.validation.report import Finding
 from prts_core.io.errors import DataError
 from prts_core.io.files import digest_value, read_json
@@ -211,38 +211,18 @@ def _vector(raw: Any) -> np.ndarray | None:
 
 def law_episode_stats(row: EpisodeRow, stats: EpisodeStatsRow | None, facts: EpisodeSummary) -> Iterator[Finding]:
     """episodes_stats.jsonl has the episode (else an error), and its numbers are those of the table (else a warning)."""
+    check, fix = "episode statistics", "prts validate FOLDER --fix OUT writes"
     if stats is None:
-        yield Finding(
-            "episode statistics",
-            EPISODE_STATS,
-            f"no line for episode {row.episode_index}",
-            "one line per episode",
-            "prts validate FOLDER --fix OUT writes it",
-        )
+        found = f"no line for episode {row.episode_index}"
+        yield Finding(check, EPISODE_STATS, found, "one line per episode", f"{fix} it")
         return
     for key, series in facts.series.items():
-        claimed = stats.stats.get(key)
-        wrong = None if claimed is None else _contradiction(claimed, series)
-        if wrong is not None:
-            yield Finding(
-                "episode statistics",
-                EPISODE_STATS,
-                f"{key}.{wrong} of episode {row.episode_index} is not the table's",
-                "statistics of the data",
-                "prts validate FOLDER --fix OUT writes them again",
-                severity="warning",
-            )
-
-
-def _contradiction(claimed: FeatureSummary, series: Series) -> str | None:
-    """The first statistic that does not fit."""
-    if claimed.count[0] != series.count:
-        return "count"
-    for name, ours in (("min", series.low), ("max", series.high), ("mean", series.mean), ("std", series.std)):
-        theirs = _vector(getattr(claimed, name))
-        slack = 0.01 * series.std if name in ("mean", "std") else 0.0
-        if theirs is None or theirs.shape != ours.shape:
-            return name
-        if not (np.abs(ours - theirs) <= ATOL + RTOL * np.abs(ours) + slack).all():
-            return name
-    return None
+        if key not in stats.stats:
+            continue
+        claimed = stats.stats[key].model_dump()
+        wrong = series.contradiction({name: _vector(claimed[name]) for name in ("min", "max", "mean", "std")})
+        name = "count" if claimed["count"][0] != series.rows else wrong[0] if wrong else None
+        if name is not None:
+            found = f"{key}.{name} of episode {row.episode_index} is not the table's"
+            cure = f"{fix} them again"
+            yield Finding(check, EPISODE_STATS, found, "statistics of the data", cure, severity="warning")

@@ -1,12 +1,10 @@
-"""Parquet tables of a dataset, checked by pandera on eager polars frames, row by row.
+"""Check parquet tables of a dataset by pandera on eager polars frames, row by row.
 
-It knows one episode's table at a time. Frames must be eager: pandera checks only the schema of a lazy one, and an
-action of the wrong width would pass.
+Frames must be eager: pandera checks only the schema of a lazy one, and an action of the wrong width would pass.
 """
 
 from __future__ import annotations
 
-import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -19,6 +17,7 @@ import pyarrow as arrow
 from pandera.errors import SchemaErrors
 from pandera.polars import PolarsData
 
+from prts_core.data.images import opened_picture
 from prts_core.data.lerobot_v21.schema import EpisodeRow, Feature, Info
 from prts_core.data.validation.report import Finding
 from prts_core.io.errors import DataError
@@ -114,8 +113,6 @@ def framed(table: arrow.Table, info: Info, path: Path) -> pl.DataFrame:
 
 def law_stills(table: arrow.Table, row: EpisodeRow, info: Info, depth: str) -> Iterator[Finding]:
     """Pictures in the table can be decoded: every one, the first and the last, or none (depth "packets")."""
-    from PIL import Image, UnidentifiedImageError
-
     file = info.data_file(row.episode_index)
     for key in (key for key, feature in info.features.items() if feature.dtype == "image"):
         if key not in table.column_names:
@@ -131,12 +128,13 @@ def law_stills(table: arrow.Table, row: EpisodeRow, info: Info, depth: str) -> I
         for at in range(last + 1) if depth == "every" else sorted({0, last}) if depth == "ends" and last >= 0 else ():
             data = (cells[at].as_py() or {}).get("bytes")
             try:
-                with Image.open(io.BytesIO(data or b"")) as image:
+                with opened_picture(data or b"", "An image in a table cannot be decoded") as image:
                     image.load()
                     size = (image.height, image.width)
-            except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as err:
+            except DataError as err:
                 cure = "record the row again, or leave the episode out"
-                yield Finding("table values", file, f"{key}: {err}", "a picture that can be decoded", cure, row=at)
+                found = f"{key}: {err.found}"
+                yield Finding("table values", file, found, "a picture that can be decoded", cure, row=at)
                 break
             if size != info.features[key].image_size:
                 expected = f"(height, width) {info.features[key].image_size}"
