@@ -26,7 +26,8 @@ from prts_core.bench.report import Row
 from prts_core.contract import Contract, Dimension
 from prts_core.data import statistics
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
-from prts_core.data.lerobot_v21.writer import EpisodeToWrite, Layout, finish, write_record
+from prts_core.data.lerobot_v21.schema import data_file
+from prts_core.data.lerobot_v21.writer import EpisodeToWrite, Layout, finish, record
 from prts_core.data.normalize import ACTION, STATE
 
 EPISODES, ROWS, WIDTH = 40, 125_000, 16  # state and action of WIDTH each
@@ -54,20 +55,21 @@ def make(folder: Path, episodes: int) -> Path:
     """A dataset without cameras: normal numbers, in the files that pyarrow's defaults make."""
     dims = tuple(Dimension(f"joint_{index}") for index in range(WIDTH))
     feature = {"dtype": "float32", "shape": [WIDTH], "names": None}
-    layout = Layout(folder / "data", folder / "state", {STATE: feature, ACTION: feature}, 30.0, "bench")
+    layout = Layout(folder / "data", {STATE: feature, ACTION: feature}, 30.0, "bench")
     edges = pa.array(np.arange(0, (ROWS + 1) * WIDTH, WIDTH, dtype=np.int32))
+    records = []
     for index in range(episodes):
         rng = np.random.default_rng(index)
         columns: dict[str, Any] = {
             key: pa.ListArray.from_arrays(edges, pa.array(rng.standard_normal(ROWS * WIDTH, dtype=np.float32)))
             for key in (STATE, ACTION)
         }
-        path = layout.root / layout.data_file(index)
+        path = layout.root / data_file(index)
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table(columns), path)
         episode = EpisodeToWrite(index, index * ROWS, "bench", "move", 0, columns, {})
-        write_record(layout, episode, [layout.data_file(index)], {})
-    finish(layout, episodes, {"train": range(episodes)}, Contract("bench", 30.0, dims, dims, ()))
+        records.append(record(episode, {}))
+    finish(layout, records, {"train": range(episodes)}, Contract("bench", 30.0, dims, dims, ()))
     return layout.root
 
 

@@ -18,9 +18,9 @@ from prts_core.data.lerobot_v21.writer import (
     Layout,
     episode_stats,
     finish,
+    record,
     standard_columns,
     video_feature,
-    write_record,
     write_table,
 )
 from prts_core.data.validation import validate_dataset
@@ -52,9 +52,10 @@ def make(folder: Path, episodes: int) -> Path:
     pictures = pictures.repeat(SIDE // 8, 2)
     dimensions = tuple(Dimension(f"joint_{index}", "rad") for index in range(WIDTH))
     vector = {"dtype": "float32", "shape": [WIDTH], "names": [dimension.name for dimension in dimensions]}
-    layout = Layout(folder / "data", folder / "state", {"observation.state": vector, "action": vector}, FPS, "bench")
+    layout = Layout(folder / "data", {"observation.state": vector, "action": vector}, FPS, "bench")
     layout.features.update({camera: video_feature(SIDE, SIDE, FPS, layout.video) for camera in CAMERAS})
     numbers = {key: feature for key, feature in layout.all_features.items() if key not in CAMERAS}
+    records = []
     for index in range(episodes):
         rng = np.random.default_rng(index)
         state = np.cumsum(rng.normal(0, 0.01, (ROWS, WIDTH)), 0).astype(np.float32)
@@ -62,14 +63,14 @@ def make(folder: Path, episodes: int) -> Path:
         vectors = {"observation.state": state, "action": action}
         episode = EpisodeToWrite(index, index * ROWS, "bench", "move", 0, vectors, {})
         columns = vectors | standard_columns(episode, FPS)
-        write_table(layout.root / layout.data_file(index), columns, numbers)
-        files = [layout.data_file(index), *(layout.video_file(index, camera) for camera in CAMERAS)]
-        for camera, file in zip(CAMERAS, files[1:], strict=True):
+        table, *videos = (layout.root / file for file in layout.files(index))
+        write_table(table, columns, numbers)
+        for path, first in zip(videos, layout.files(0)[1:], strict=True):
             if index:
-                os.link(layout.root / layout.video_file(0, camera), layout.root / file)
+                os.link(layout.root / first, path)
             else:
-                video.encode(layout.root / file, pictures, FPS, layout.video)
-        write_record(layout, episode, files, episode_stats(columns, numbers))
+                video.encode(path, pictures, FPS, layout.video)
+        records.append(record(episode, episode_stats(columns, numbers)))
     views = tuple(Camera(key, key.rsplit(".", 1)[-1], SIDE, SIDE) for key in CAMERAS)
-    finish(layout, episodes, {"train": range(episodes)}, Contract("bench", FPS, dimensions, dimensions, views))
+    finish(layout, records, {"train": range(episodes)}, Contract("bench", FPS, dimensions, dimensions, views))
     return layout.root

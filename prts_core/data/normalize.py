@@ -97,7 +97,7 @@ class NormStats:
             stats = raw["norm_stats"]
             state, action = (FeatureStats.from_json(stats[key], path) for key in (STATE, ACTION))
             made_from = raw.get("made_from")
-            made = NormStats(
+            loaded = NormStats(
                 state,
                 action,
                 int(raw["count"]),
@@ -115,16 +115,16 @@ class NormStats:
                 found=f"{type(err).__name__}: {err}",
                 cure="run `prts stats` again",
             ) from err
-        if made.made_from is not None and digest_value(made.made_from) != made.fingerprint:
+        if loaded.made_from is not None and digest_value(loaded.made_from) != loaded.fingerprint:
             raise DataError(
                 "The fingerprint of norm statistics is not that of what they say they were made from",
                 file=path,
                 field="fingerprint",
-                found=made.fingerprint,
-                expected=digest_value(made.made_from),
+                found=loaded.fingerprint,
+                expected=digest_value(loaded.made_from),
                 cure="the file was edited by hand: run `prts stats` again, or restore it",
             )
-        return made
+        return loaded
 
 
 def affine(stats: FeatureStats, mode: Normalization) -> tuple[np.ndarray, np.ndarray]:

@@ -46,23 +46,23 @@ class StreamingSummary:
 
         Raises FloatingPointError where a number is not finite.
         """
-        made = StreamingSummary(len(values))
-        made.count = values.shape[1]
-        if not made.count:
-            return made
-        made.mean, made.m2 = _moments(values)
-        made.items[1] = [values]
-        made._settle()
-        if made.error:  # sorted, NaN last
+        summary = StreamingSummary(len(values))
+        summary.count = values.shape[1]
+        if not summary.count:
+            return summary
+        summary.mean, summary.m2 = _moments(values)
+        summary.items[1] = [values]
+        summary._settle()
+        if summary.error:  # sorted, NaN last
             low, high = values[:, 0], values[:, -1]
         else:
             low, high = values.min(1), values.max(1)
-        made.low, made.high = low.astype(np.float64), high.astype(np.float64)
-        if not np.isfinite(made.low).all() or not np.isfinite(made.high).all():
+        summary.low, summary.high = low.astype(np.float64), high.astype(np.float64)
+        if not np.isfinite(summary.low).all() or not np.isfinite(summary.high).all():
             raise FloatingPointError("a number is not finite")
-        constant = made.low == made.high  # its mean is itself, to the bit
-        made.mean[constant], made.m2[constant] = made.low[constant], 0.0
-        return made
+        constant = summary.low == summary.high  # its mean is itself, to the bit
+        summary.mean[constant], summary.m2[constant] = summary.low[constant], 0.0
+        return summary
 
     def merge(self, other: StreamingSummary) -> None:
         """Take in the rows of another summary. Moments round: merge in one order to get the same bits."""

@@ -21,7 +21,9 @@ from prts_core.data.lerobot_v21.schema import (
     STATE,
     VIDEO_PATH,
     Info,
+    data_file,
     totals,
+    video_file,
 )
 from prts_core.data.lerobot_v21.select import select
 from prts_core.data.lerobot_v21.writer import (
@@ -77,7 +79,7 @@ def import_lerobot(
     wanted: list[str] = []
     for new, old in enumerate(track(chosen, total=len(chosen), what=f"importing {dataset}")):
         length = opened.rows[old].length
-        target = DATA_PATH.format(episode_chunk=new // CHUNKS_SIZE, episode_index=new)
+        target = data_file(new)
         wanted.append(target)
         was, path_before = opened.table(old), root / info.data_file(old)
         numbering = counters(new, start, was.num_rows)
@@ -89,7 +91,7 @@ def import_lerobot(
         take_table(path_before, output / target, was, table, source.link)
         index_stats = {} if table is was else episode_stats(numbering, {k: STANDARD_FEATURES[k] for k in numbering})
         for key in info.video_keys:
-            path = VIDEO_PATH.format(episode_chunk=new // CHUNKS_SIZE, episode_index=new, video_key=key)
+            path = video_file(new, key)
             wanted.append(path)
             take_file(root / info.video_file(old, key), output / path, source.link)
         kept.append(raw_rows[old] | {"episode_index": new})

@@ -32,8 +32,10 @@ from prts_core.data.lerobot_v21.schema import (
     DATA_PATH,
     VIDEO_PATH,
     Info,
+    data_file,
     parse,
     totals,
+    video_file,
 )
 from prts_core.data.lerobot_v21.seal import check_sizes
 from prts_core.data.lerobot_v21.writer import counters, remove_strays, write_meta
@@ -64,8 +66,8 @@ def import_dataset(
     check_sizes(root)
     info = read_info30(root)
     episodes, tasks = read_episodes30(root, info), read_tasks30(root)
-    made = _info21(root, info, [episode.length for episode in episodes], len(tasks))
-    described = parse(Info, made, root / "meta" / "info.json")
+    info21 = _info21(root, info, [episode.length for episode in episodes], len(tasks))
+    described = parse(Info, info21, root / "meta" / "info.json")
     carried = root / "meta" / "contract.json"
     carries = robot is None and carried.is_file()
     contract = Contract.load(carried) if carries else contract_of(described, root, dataset, robot)
@@ -78,7 +80,7 @@ def import_dataset(
         {"episode_index": episode.index, "tasks": list(episode.tasks), "length": episode.length} | episode.more
         for episode in episodes
     ]
-    write_meta(output, made, rows, tasks, stats, contract)
+    write_meta(output, info21, rows, tasks, stats, contract)
     return contract
 
 
@@ -134,7 +136,7 @@ def _table_units(root: Path, output: Path, info: Info30, episodes: Sequence[Epis
         files.setdefault(episode.data.file, []).append(episode)
     keys = [key for key, feature in info.features.items() if not feature.is_video]
     for number, (file, inside) in enumerate(files.items()):
-        targets = [output / _data_file(episode.index) for episode in inside]
+        targets = [output / data_file(episode.index) for episode in inside]
         yield Unit(
             name=f"table-{number:06d}",
             sources=(root / file,),
@@ -142,10 +144,6 @@ def _table_units(root: Path, output: Path, info: Info30, episodes: Sequence[Epis
             settings=(keys, [[episode.index, episode.length] for episode in inside]),
             work=partial(split_table, root / file, inside, targets, keys),
         )
-
-
-def _data_file(episode: int) -> str:
-    return DATA_PATH.format(episode_chunk=episode // CHUNKS_SIZE, episode_index=episode)
 
 
 def split_table(path: Path, episodes: Sequence[Episode30], targets: Sequence[Path], keys: Sequence[str]) -> None:
@@ -215,10 +213,8 @@ def _video_units(
     for camera, key in enumerate(info.video_keys):
         files: dict[str, list[Piece]] = {}
         for episode in episodes:
-            chunk = episode.index // CHUNKS_SIZE
-            target = VIDEO_PATH.format(episode_chunk=chunk, episode_index=episode.index, video_key=key)
-            place = episode.videos[key]
-            files.setdefault(place.file, []).append(Piece(place.start_s, episode.length, output / target))
+            place, target = episode.videos[key], output / video_file(episode.index, key)
+            files.setdefault(place.file, []).append(Piece(place.start_s, episode.length, target))
         for number, (file, pieces) in enumerate(files.items()):
             yield Unit(
                 name=f"video-{camera:02d}-{number:06d}",

@@ -165,21 +165,21 @@ def read_episodes30(root: Path, info: Info30) -> list[Episode30]:
 
 def _nested(row: dict[str, Any], info: Info30) -> dict[str, Any]:
     """A row as `_Row` checks it; columns without a value are left out of the statistics."""
-    made: dict[str, Any] = {"data": {}, "videos": {key: {} for key in info.video_keys}, "stats": {}, "more": {}}
+    out: dict[str, Any] = {"data": {}, "videos": {key: {} for key in info.video_keys}, "stats": {}, "more": {}}
     for name, value in row.items():
         group, _, rest = name.partition("/")
         key, _, part = rest.rpartition("/")
-        if name in _Row.model_fields and group not in made:
-            made[name] = value
+        if name in _Row.model_fields and group not in out:
+            out[name] = value
         elif name == MORE:
-            made["packed"] = value or None
+            out["packed"] = value or None
         elif group == "data":
-            made["data"][rest] = value
+            out["data"][rest] = value
         elif group == "videos" or (group == "stats" and value is not None):
-            made[group].setdefault(key, {})[part] = value
+            out[group].setdefault(key, {})[part] = value
         elif group not in _GROUPS or not rest:
-            made["more"][name] = value
-    return made
+            out["more"][name] = value
+    return out
 
 
 def _file(pattern: str, place: _Place, **names: str) -> str:
@@ -244,7 +244,7 @@ def pooled_stats(rows: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[st
 
     Quantiles cannot be pooled from quantiles and are left out; `prts stats` computes them from the rows.
     """
-    made: dict[str, dict[str, Any]] = {}
+    out: dict[str, dict[str, Any]] = {}
     for key in rows[0]:
         parts = [row[key] for row in rows if key in row]
         count = np.array([part["count"][0] for part in parts], np.float64)
@@ -252,11 +252,11 @@ def pooled_stats(rows: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[st
         weight = (count / count.sum()).reshape(-1, *[1] * (mean.ndim - 1))
         center = (weight * mean).sum(0)
         spread = np.sqrt((weight * (std**2 + (mean - center) ** 2)).sum(0))
-        made[key] = {
+        out[key] = {
             "min": np.min([np.asarray(part["min"], np.float64) for part in parts], 0).tolist(),
             "max": np.max([np.asarray(part["max"], np.float64) for part in parts], 0).tolist(),
             "mean": center.tolist(),
             "std": spread.tolist(),
             "count": [int(count.sum())],
         }
-    return made
+    return out

@@ -20,7 +20,6 @@ from prts_core.config.checked_yaml import read_yaml
 from prts_core.config.checks import Strict
 from prts_core.config.mapping import Mapping
 from prts_core.data.convert import source
-from prts_core.data.convert.align import Hold, choose, rows
 from prts_core.data.convert.mcap_messages import (
     EXTRA,
     PICTURES,
@@ -35,13 +34,16 @@ from prts_core.data.convert.source import Field, RawEpisode, Recording
 from prts_core.io.errors import ConfigError, DataError, PrtsError, require, suggest
 from prts_core.io.progress import track
 
+Hold = Literal["last", "nearest"]
+_SECOND = 1_000_000_000
+
 
 @dataclass(frozen=True)
 class Options(Strict):
     """How topics become rows.
 
     clock: which time counts: when the recorder got the message, when it was sent, or the time inside it. hold: the
-    message of a row (see align.choose). tolerance_s: how old it may be (none: two rows). instruction: a topic of
+    message of a row (see `choose`). tolerance_s: how old it may be (none: two rows). instruction: a topic of
     strings, whose last message is the instruction. joints: for topics with `name` beside the numbers (JointState), the
     order of their columns (none: that of the first message).
     """
@@ -85,9 +87,9 @@ class Source(source.Source):
         self.fields: dict[str, Field] = {}
 
     def scan(self) -> Recording:
-        episodes = _episodes(self.path)
-        made = [self._scan(name, files) for name, files in track(episodes, total=len(episodes), what="reading bags")]
-        return Recording(tuple(made), self.fields, self.fps)
+        found = _episodes(self.path)
+        episodes = [self._scan(name, files) for name, files in track(found, total=len(found), what="reading bags")]
+        return Recording(tuple(episodes), self.fields, self.fps)
 
     def read(self, episode: RawEpisode, keys: Collection[str]) -> dict[str, np.ndarray]:
         wanted = {topic: keyed for topic, keyed in self._by_topic(keys).items() if topic in episode.where}
@@ -260,6 +262,56 @@ def _rows_of(chosen: np.ndarray) -> dict[int, list[int]]:
     for row, ordinal in enumerate(chosen.tolist()):
         out.setdefault(ordinal, []).append(row)
     return out
+
+
+# ---- streams that tick on their own become rows at one fixed rate --------------------------------------------------
+def rows(times: dict[str, np.ndarray], fps: float, where: object) -> np.ndarray:
+    """Times (T,) int64 of the rows: from the moment when every stream has begun until the first one ends.
+
+    times: stream -> its messages' times in any order. Raises DataError where the streams never overlap.
+    """
+    start = max(int(stamps.min()) for stamps in times.values())
+    end = min(int(stamps.max()) for stamps in times.values())
+    if end < start:
+        first = min(times, key=lambda name: times[name].max())
+        last = max(times, key=lambda name: times[name].min())
+        raise DataError(
+            "Two topics of a recording never overlap",
+            file=where,
+            field=f"{first}, {last}",
+            found=f"{first} ends {(start - end) / _SECOND:.3f} s before {last} begins",
+            expected="topics recorded at the same time, by one clock",
+            cure="record them together, or choose another `clock` in the mapping's options",
+        )
+    # In whole nanoseconds from the start, so that rows do not drift over a long recording.
+    count = int((end - start) * fps / _SECOND + 1e-9) + 1
+    return start + np.rint(np.arange(count) * (_SECOND / fps)).astype(np.int64)
+
+
+def choose(times: np.ndarray, at: np.ndarray, hold: Hold, tolerance_s: float, topic: str, where: object) -> np.ndarray:
+    """Ordinals (T,) of the messages that stand at the row times `at`.
+
+    last: the newest that is not younger than the row, so that no row sees its future; nearest: the closest in time, the
+    earlier of two. Raises DataError where it is further than `tolerance_s` away.
+    """
+    order = np.argsort(times, kind="stable")
+    stamps = times[order]
+    before = np.clip(np.searchsorted(stamps, at, side="right") - 1, 0, len(stamps) - 1)
+    if hold == "nearest":
+        after = np.minimum(before + 1, len(stamps) - 1)
+        before = np.where(np.abs(stamps[after] - at) < np.abs(at - stamps[before]), after, before)
+    off = np.abs(stamps[before] - at) / _SECOND
+    if (off > tolerance_s).any():
+        row = int(np.flatnonzero(off > tolerance_s)[0])
+        raise DataError(
+            "A topic has a gap",
+            file=where,
+            field=f"{topic}, row {row}, {(int(at[row]) - int(at[0])) / _SECOND:.3f} s after the first",
+            found=f"the {hold} message is {off[row]:.3f} s away ({int((off > tolerance_s).sum())} such rows)",
+            expected=f"at most {tolerance_s:.3f} s",
+            cure="leave the recording out, or allow more with options.tolerance_s",
+        )
+    return order[before].astype(np.int64)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

@@ -74,10 +74,10 @@ def _children(node: Any, path: Path, where: str) -> dict[str, Any]:
 
 def _leaves(node: dict[str, Any], path: Path, where: str, unread: dict[str, str]) -> dict[str, Leaf]:
     if "featuresDict" in node:
-        made: dict[str, Leaf] = {}
+        leaves: dict[str, Leaf] = {}
         for name, child in _children(node, path, where).items():
-            made |= _leaves(child, path, f"{where}/{name}" if where else name, unread)
-        return made
+            leaves |= _leaves(child, path, f"{where}/{name}" if where else name, unread)
+        return leaves
     if "text" in node:
         return {where: Leaf("text", "string", ())}
     if "classLabel" in node:
@@ -135,11 +135,11 @@ def decode_rows(leaf: Leaf, values: Any, size: tuple[int, ...], where: tuple[Pat
         for row, data in enumerate(values):
             out[row] = picture(data, size, leaf.dtype, path, f"{field}, row {row}")
         return out
-    made = []
+    rows = []
     for row, data in enumerate(values):
         try:
             raw = zlib.decompress(data) if leaf.kind == "zlib" else data
-            made.append(np.frombuffer(raw, np.dtype(leaf.dtype).newbyteorder("<")).reshape(leaf.shape))
+            rows.append(np.frombuffer(raw, np.dtype(leaf.dtype).newbyteorder("<")).reshape(leaf.shape))
         except (zlib.error, ValueError) as err:
             raise DataError(
                 "A feature's bytes are not what features.json says",
@@ -148,7 +148,7 @@ def decode_rows(leaf: Leaf, values: Any, size: tuple[int, ...], where: tuple[Pat
                 found=str(err)[:120],
                 expected=f"{leaf.dtype}{list(leaf.shape)}, {leaf.kind}",
             ) from err
-    return np.stack(made).astype(leaf.dtype)
+    return np.stack(rows).astype(leaf.dtype)
 
 
 def picture(data: bytes, size: tuple[int, ...] | None, dtype: str, path: Path, where: str) -> np.ndarray:

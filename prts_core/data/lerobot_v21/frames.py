@@ -23,8 +23,15 @@ _ONE = 1  # thread for colour conversion: PyAV's default wakes every core for ev
 _PLANAR = 16  # swscale leaves the last (width mod 16) columns of planar RGB unwritten
 
 
-def opened(path: Path) -> av.container.InputContainer:
-    """The container of a file that holds a video stream; the caller closes it."""
+@contextmanager
+def opened(path: Path) -> Iterator[av.container.InputContainer]:
+    """The container of a file that holds a video stream; PyAV's errors while it is open become a DataError."""
+    with open_container(path) as container, faults(path):
+        yield container
+
+
+def open_container(path: Path) -> av.container.InputContainer:
+    """`opened`, for the caller to close."""
     if not path.is_file():
         raise DataError(
             "A video is missing", file=path, expected="an mp4 file", cure="restore it from its source or its DVC cache"
@@ -70,7 +77,7 @@ class OpenVideo:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._container = opened(path)
+        self._container = open_container(path)
         try:
             self._stream = self._container.streams.video[0]
             rate, base = self._stream.average_rate, self._stream.time_base

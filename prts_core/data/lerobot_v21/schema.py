@@ -32,6 +32,16 @@ STANDARD_FEATURES: dict[str, dict[str, Any]] = {
 M = TypeVar("M", bound=BaseModel)
 
 
+def data_file(episode: int) -> str:
+    """Where a table lies in the datasets that we write."""
+    return DATA_PATH.format(episode_chunk=episode // CHUNKS_SIZE, episode_index=episode)
+
+
+def video_file(episode: int, key: str) -> str:
+    """Where a camera's video lies in the datasets that we write."""
+    return VIDEO_PATH.format(episode_chunk=episode // CHUNKS_SIZE, episode_index=episode, video_key=key)
+
+
 def totals(lengths: Sequence[int], tasks: int, cameras: int, chunks_size: int = CHUNKS_SIZE) -> dict[str, int]:
     """What info.json counts, of episodes with these rows, in lerobot's order."""
     return {
@@ -246,14 +256,14 @@ class EpisodeRow(_Open):
         steps = self.action_config or []
         if isinstance(steps, dict):
             steps = steps.get("steps", [])
-        made, start = [], 0
+        spans, start = [], 0
         for step in steps:
             raw = {"end_frame": step.get("end_frame"), "start_frame": step.get("start_frame", start)}
-            made.append(
+            spans.append(
                 Span.model_validate(raw | {"action_text": step.get("action_text", step.get("step_description"))})
             )
-            start = made[-1].end_frame
-        return made
+            start = spans[-1].end_frame
+        return spans
 
 
 class TaskRow(_Open):

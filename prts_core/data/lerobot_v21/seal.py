@@ -70,8 +70,8 @@ def read_seal(root: Path) -> dict[str, SealedFile] | None:
     raw = read_json(path)
     try:
         rows: list[dict[str, Any]] = raw["files"]
-        made = {str(row["path"]): SealedFile(int(row["size"]), str(row["sha256"])) for row in rows}
-        whole = raw["version"] == _VERSION and raw["digest"] == digest_value(rows) and len(made) == len(rows)
+        entries = {str(row["path"]): SealedFile(int(row["size"]), str(row["sha256"])) for row in rows}
+        whole = raw["version"] == _VERSION and raw["digest"] == digest_value(rows) and len(entries) == len(rows)
     except (KeyError, TypeError, ValueError, AttributeError) as err:
         raise DataError(
             "A dataset's manifest is malformed",
@@ -80,8 +80,8 @@ def read_seal(root: Path) -> dict[str, SealedFile] | None:
             expected="version, files [{path, size, sha256}] and their digest",
             cure=_RESEAL,
         ) from err
-    outside = [name for name in made if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
-    if not whole or outside or any("\0" in name for name in made):
+    outside = [name for name in entries if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
+    if not whole or outside or any("\0" in name for name in entries):
         raise DataError(
             "A dataset's manifest is not the one that was written",
             file=path,
@@ -90,7 +90,7 @@ def read_seal(root: Path) -> dict[str, SealedFile] | None:
             expected=f"version {_VERSION}, every path once, the digest of the list",
             cure=_RESEAL,
         )
-    return made
+    return entries
 
 
 def size_differences(root: Path, sealed: dict[str, SealedFile]) -> Iterator[SealDifference]:

@@ -52,10 +52,10 @@ class Selection:
                 continue
             arrays = [column_array(table.column(part), path, part) for part in parts]
             values = np.concatenate([a.reshape(len(a), -1).astype(np.float32, copy=False) for a in arrays], axis=1)
-            made = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+            column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
             place = min(table.column_names.index(part) for part in parts)
             table = table.drop_columns([part for part in parts if part in table.column_names])
-            table = table.add_column(min(place, table.num_columns), new, made.cast(pa.list_(pa.float32())))
+            table = table.add_column(min(place, table.num_columns), new, column.cast(pa.list_(pa.float32())))
         return table
 
     def stats(self, stats: dict[str, Any]) -> dict[str, Any]:
@@ -121,20 +121,10 @@ def select(info: Info, source: LeRobotSource, root: Path) -> Selection:
 
 def _joined(features: list[Feature], keys: tuple[str, ...]) -> Feature:
     names: list[str] = []
+    full: list[str] = []  # with the column's key: two grippers may both call it "gripper"
     for feature, key in zip(features, keys, strict=True):
-        own = feature.flat_names
-        short = key.removeprefix("observation.")
-        many = feature.shape[0] > 1
-        names += (
-            own
-            if own and len(own) == feature.shape[0]
-            else [f"{short}_{i}" if many else short for i in range(feature.shape[0])]
-        )
-    if len(set(names)) != len(names):  # two grippers may both call it "gripper"
-        names = [f"{key}.{name}" for key, part in zip(keys, features, strict=True) for name in _own(part, key)]
-    return Feature(dtype="float32", shape=(len(names),), names=names)
-
-
-def _own(feature: Feature, key: str) -> list[str]:
-    own = feature.flat_names
-    return own if own and len(own) == feature.shape[0] else [str(i) for i in range(feature.shape[0])]
+        width, own, short = feature.shape[0], feature.flat_names, key.removeprefix("observation.")
+        named = own if own and len(own) == width else None
+        names += named or ([f"{short}_{i}" for i in range(width)] if width > 1 else [short])
+        full += [f"{key}.{name}" for name in named or map(str, range(width))]
+    return Feature(dtype="float32", shape=(len(names),), names=names if len(set(names)) == len(names) else full)

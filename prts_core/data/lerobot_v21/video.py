@@ -15,7 +15,7 @@ from av.video.reformatter import VideoReformatter
 
 from prts_core.config.schema import VideoConfig
 from prts_core.data.images import resize_for_model
-from prts_core.data.lerobot_v21.frames import OpenVideo, faults, opened
+from prts_core.data.lerobot_v21.frames import OpenVideo, opened
 from prts_core.io.errors import ConfigError, DataError
 from prts_core.io.files import atomic_path
 
@@ -110,7 +110,7 @@ def decode(path: Path, indices: Sequence[int] | None = None, size: int | tuple[i
     """
     shape = VideoReformatter()  # one for all frames: making one costs more than decoding a small frame
     if indices is None:
-        with opened(path) as container, faults(path):
+        with opened(path) as container:
             images = [_image(frame, size, shape) for frame in container.decode(video=0)]
         if not images:
             raise DataError("A video has no frames", file=path, cure="restore it from its source")

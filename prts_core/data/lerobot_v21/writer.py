@@ -1,7 +1,6 @@
-"""Write LeRobot v2.1 datasets as lerobot 0.3.3 writes them, one episode at a time, so that a cut run goes on.
+"""Write LeRobot v2.1 datasets as lerobot 0.3.3 writes them, one episode at a time.
 
-An episode counts as finished when its record stands in the state folder; `finish` then writes the metadata from the
-records, so that any number of workers may have written the episodes.
+Any number of workers may write episodes; `finish` then writes the metadata from the records that they return.
 """
 
 from __future__ import annotations
@@ -29,22 +28,21 @@ from prts_core.data.lerobot_v21.schema import (
     DATA_PATH,
     STANDARD_FEATURES,
     VIDEO_PATH,
+    data_file,
     totals,
+    video_file,
 )
 from prts_core.data.lerobot_v21.seal import SEAL, seal
 from prts_core.io.errors import DataError
-from prts_core.io.files import atomic_path, digest_file, explain_os_errors, read_json, write_jsonl, write_text
+from prts_core.io.files import atomic_path, digest_file, explain_os_errors, write_jsonl, write_text
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where and how a dataset is written. root: the dataset's folder. state: resume records, outside the dataset.
-
-    features: info.json's features without the standard ones, in order.
-    """
+    """Where and how a dataset is written. root: the dataset's folder. features: info.json's without the standard ones,
+    in order."""
 
     root: Path
-    state: Path
     features: dict[str, dict[str, Any]]
     fps: float
     robot_type: str
@@ -58,19 +56,14 @@ class Layout:
     def cameras(self) -> list[str]:
         return [key for key, feature in self.features.items() if feature["dtype"] == "video"]
 
-    def data_file(self, episode: int) -> str:
-        return DATA_PATH.format(episode_chunk=episode // CHUNKS_SIZE, episode_index=episode)
-
-    def video_file(self, episode: int, key: str) -> str:
-        return VIDEO_PATH.format(episode_chunk=episode // CHUNKS_SIZE, episode_index=episode, video_key=key)
-
-    def record_file(self, episode: int) -> Path:
-        return self.state / f"{episode:06d}.json"
+    def files(self, episode: int) -> list[str]:
+        """Paths below the root of an episode's table and of its videos, one a camera."""
+        return [data_file(episode), *(video_file(episode, camera) for camera in self.cameras)]
 
 
 @dataclass(frozen=True)
 class EpisodeToWrite:
-    """One episode in memory. key: identity of its source, so that another source is never taken for finished.
+    """One episode in memory. key: names its source in errors.
 
     start: rows of all episodes before it. columns: (T, D) or (T,) arrays of every non-standard, non-camera feature.
     images: camera key -> (T, H, W, 3) uint8, depth camera key -> (T, H, W) uint16. extra: further fields of its line
@@ -130,22 +123,9 @@ def plain_fps(fps: float) -> int | float:
     return int(fps) if float(fps).is_integer() else float(fps)
 
 
-def is_finished(layout: Layout, episode: int, key: str) -> bool:
-    """True when this very episode was written to its end and its files still have the sizes they had then."""
-    record = layout.record_file(episode)
-    if not record.exists():
-        return False
-    saved = read_json(record)
-    return saved["key"] == key and all(
-        (layout.root / path).is_file() and (layout.root / path).stat().st_size == size
-        for path, size in saved["files"].items()
-    )
-
-
-def write_episode(layout: Layout, episode: EpisodeToWrite) -> None:
-    """Write an episode's videos and table, then its record. Any cut before the record leaves it unfinished."""
-    columns = episode.columns | standard_columns(episode, layout.fps)
-    values = columns | episode.images
+def write_episode(layout: Layout, episode: EpisodeToWrite) -> dict[str, Any]:
+    """Write an episode's videos and table; returns its `record`."""
+    values = episode.columns | standard_columns(episode, layout.fps) | episode.images
     for key, feature in layout.all_features.items():
         shape = tuple(feature["shape"])
         if shape[-1] == 1 and values[key].ndim == len(shape):
@@ -159,24 +139,17 @@ def write_episode(layout: Layout, episode: EpisodeToWrite) -> None:
                 expected=str((episode.length, *shape)),
                 cure="record every episode with the same rows, dimensions and image sizes",
             )
-    paths = [layout.data_file(episode.index)]
-    for camera in layout.cameras:
-        paths.append(layout.video_file(episode.index, camera))
-        video.encode(layout.root / paths[-1], episode.images[camera], layout.fps, layout.video)
-    write_table(layout.root / paths[0], values, layout.all_features)
-    write_record(layout, episode, paths, episode_stats(values, layout.all_features))
+    table, *videos = layout.files(episode.index)
+    for path, camera in zip(videos, layout.cameras, strict=True):
+        video.encode(layout.root / path, episode.images[camera], layout.fps, layout.video)
+    write_table(layout.root / table, values, layout.all_features)
+    return record(episode, episode_stats(values, layout.all_features))
 
 
-def write_record(layout: Layout, episode: EpisodeToWrite, paths: Sequence[str], stats: dict[str, Any]) -> None:
-    """What `is_finished` and `finish` read, of an episode whose files stand at `paths` below the dataset's root."""
-    record = {
-        "key": episode.key,
-        "files": {path: (layout.root / path).stat().st_size for path in paths},
-        "row": {"episode_index": episode.index, "tasks": [episode.task], "length": episode.length} | episode.extra,
-        "task_index": episode.task_index,
-        "stats": stats,
-    }
-    write_text(layout.record_file(episode.index), json.dumps(record, allow_nan=False))
+def record(episode: EpisodeToWrite, stats: dict[str, Any]) -> dict[str, Any]:
+    """What `finish` needs to know of a written episode, plain values."""
+    row = {"episode_index": episode.index, "tasks": [episode.task], "length": episode.length}
+    return {"row": row | episode.extra, "task_index": episode.task_index, "stats": stats}
 
 
 def standard_columns(episode: EpisodeToWrite, fps: float) -> dict[str, np.ndarray]:
@@ -288,11 +261,10 @@ def _thin(images: np.ndarray) -> np.ndarray:
     return images[:, ::step, ::step]
 
 
-def finish(layout: Layout, episodes: int, splits: dict[str, range], contract: Contract) -> None:
-    """Write meta/ from the records of `episodes` finished episodes, and remove what an interrupted run left behind."""
-    records = [read_json(layout.record_file(index)) for index in range(episodes)]
+def finish(layout: Layout, records: Sequence[dict[str, Any]], splits: dict[str, range], contract: Contract) -> None:
+    """Write meta/ from the records of all episodes, in order, and remove what an interrupted run left behind."""
     tasks = {record["task_index"]: record["row"]["tasks"][0] for record in records}
-    remove_strays(layout.root, [path for record in records for path in record["files"]])
+    remove_strays(layout.root, [file for episode in range(len(records)) for file in layout.files(episode)])
     info = {
         "codebase_version": CODEBASE_VERSION,
         "robot_type": layout.robot_type,

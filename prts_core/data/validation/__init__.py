@@ -18,13 +18,12 @@ from prts_core.data.ahead import in_order
 from prts_core.data.lerobot_v21.reader import read_parquet
 from prts_core.data.lerobot_v21.schema import ACTION, STATE, EpisodeRow, Info
 from prts_core.data.lerobot_v21.seal import SEAL, compare, read_seal
-from prts_core.data.validation.claims import Accumulator
 from prts_core.data.validation.episode import EpisodeSummary, facts, vectors
 from prts_core.data.validation.laws import LAWS, law_rows
 from prts_core.data.validation.metadata import Metadata, check_metadata
 from prts_core.data.validation.physics import check_physics
 from prts_core.data.validation.report import Finding, Severity, ValidationFailed, ValidationReport
-from prts_core.data.validation.stored_statistics import StoredStatistics, law_episode_stats
+from prts_core.data.validation.stored_statistics import Accumulator, StoredStatistics, law_episode_stats
 from prts_core.data.validation.tables import check_tables, frame_schema, framed, law_stills
 from prts_core.data.validation.videos import Depth, law_video
 from prts_core.io.errors import DataError
@@ -119,7 +118,7 @@ def _tables(
         found += law_episode_stats(row, stats.get(row.episode_index), summary)
         values = {key: vectors(table, key, root / file) for key in (STATE, ACTION)} if stored.claims else {}
         seen = stored.watch(row.episode_index, {key: v for key, v in values.items() if v is not None})
-        return _Checked(found, frame, summary, seen, digest_file(root / file) if stored.made else None)
+        return _Checked(found, frame, summary, seen, digest_file(root / file) if stored.provenances else None)
 
     starts = accumulate((row.length for row in meta.episodes), initial=0)
     jobs = list(zip(meta.episodes, starts, strict=False))

@@ -133,20 +133,20 @@ def facts(table: pa.Table, episode: int, info: Info, path: Path, contract: Contr
     found = {key: vectors(table, key, path) for key in (STATE, ACTION) if key in info.features}
     sound = {key: values for key, values in found.items() if values is not None}
     indices = numbers(table, "task_index")
-    made = EpisodeSummary(
+    summary = EpisodeSummary(
         episode,
         {key: series(values) for key, values in sound.items()},
         tasks=() if indices is None else tuple(np.unique(indices[np.isfinite(indices)]).astype(int).tolist()),
         outside=() if contract is None else tuple(_outside(sound, contract)),
     )
     if set(sound) != {STATE, ACTION}:
-        return made
+        return summary
     state, action = sound[STATE], sound[ACTION]
     step = np.abs(np.diff(state, axis=0))
     spread = np.ptp(state, axis=0)
     held: np.ndarray = ~np.any(step, axis=1) & np.any(np.diff(action, axis=0), axis=1)
     return replace(
-        made,
+        summary,
         motion=(step / np.where(spread > 0, spread, 1)).max(1, initial=0).astype(np.float16),
         frozen=longest_run(held),
         repeated=int(held.sum()),

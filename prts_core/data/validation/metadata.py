@@ -30,9 +30,9 @@ class Metadata:
 
 def check_metadata(root: Path, report: ValidationReport, foreign: bool = False) -> Metadata:
     """Read everything under meta/, adding a finding per fault. foreign: a missing Contract only warns."""
-    made = Metadata()
-    made.info = _checked(Info, _read(read_json, root, "meta/info.json", report), "meta/info.json", None, report)
-    for name, rows in (("episodes", made.episodes), ("tasks", made.tasks), ("episodes_stats", made.stats)):
+    meta = Metadata()
+    meta.info = _checked(Info, _read(read_json, root, "meta/info.json", report), "meta/info.json", None, report)
+    for name, rows in (("episodes", meta.episodes), ("tasks", meta.tasks), ("episodes_stats", meta.stats)):
         file = f"meta/{name}.jsonl"
         for number, raw in enumerate(_read(read_jsonl, root, file, report) or []):
             row = _checked(TABLES[name], raw, file, number, report)
@@ -41,7 +41,7 @@ def check_metadata(root: Path, report: ValidationReport, foreign: bool = False) 
     report.checks["metadata"] += 1
     path = root / "meta" / "contract.json"
     try:
-        made.contract = Contract.load(path)
+        meta.contract = Contract.load(path)
     except DataError as err:
         found = str(err.found or err.problem)
         absent = foreign and not path.exists()
@@ -55,7 +55,7 @@ def check_metadata(root: Path, report: ValidationReport, foreign: bool = False) 
                 severity="warning" if absent else "error",
             )
         )
-    return made
+    return meta
 
 
 def _read(reader: Any, root: Path, file: str, report: ValidationReport) -> Any:
@@ -75,10 +75,10 @@ def _checked(model: type[BaseModel], raw: Any, file: str, line: int | None, repo
         return None
     report.checks["metadata"] += 1
     try:
-        made = model.model_validate(raw)
-        if isinstance(made, EpisodeRow):
-            _ = made.spans  # the subtasks' own form is checked with the line
-        return made
+        meta = model.model_validate(raw)
+        if isinstance(meta, EpisodeRow):
+            _ = meta.spans  # the subtasks' own form is checked with the line
+        return meta
     except ValidationError as err:
         for name, found, expected in faults(err):
             report.add(Finding("metadata", file, f"{name}: {found}", expected, _CURE, row=line))

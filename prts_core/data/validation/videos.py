@@ -13,7 +13,7 @@ from typing import Literal
 import av
 import numpy as np
 
-from prts_core.data.lerobot_v21.frames import faults, opened
+from prts_core.data.lerobot_v21.frames import opened
 from prts_core.data.lerobot_v21.schema import EpisodeRow, Info
 from prts_core.data.validation.episode import longest_run
 from prts_core.data.validation.report import Finding
@@ -38,7 +38,7 @@ def law_video(
         yield _broken(file, "the video is missing", "restore it from its source or its DVC cache")
         return
     try:
-        with opened(path) as container, faults(path):
+        with opened(path) as container:
             stream = container.streams.video[0]
             facts = (stream.codec_context.height, stream.codec_context.width, float(stream.average_rate or 0))
             promised = stream.frames
