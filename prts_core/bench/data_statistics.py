@@ -45,10 +45,7 @@ def rows(console: Console, episodes: int = EPISODES) -> list[Row]:
     (ours, memory), (peer, loaded) = ((median(s), max(mb)) for s, mb in np.transpose(runs, (1, 2, 0)).tolist())
     whole = f"{what}, peak memory; peer: the goal (load everything: {loaded:.0f} MB)"
     what += ", reading included; peer: load everything, np.quantile"
-    return [
-        Row(what, ours, peer, "s", "lower", "<= 0.25"),
-        Row(whole, memory, GOAL_MB, "MB", "lower", "< 1"),
-    ]
+    return [Row(what, ours, peer, "s", "lower", "<= 0.25"), Row(whole, memory, GOAL_MB, "MB", "lower", "< 1")]
 
 
 def make(folder: Path, episodes: int) -> Path:

@@ -66,10 +66,7 @@ class _File:
 
 
 def compute(
-    root: Path | Sequence[Path],
-    split: str = "train",
-    chunk_length: int | None = None,
-    workers: int | None = None,
+    root: Path | Sequence[Path], split: str = "train", chunk_length: int | None = None, workers: int | None = None
 ) -> Computed:
     """Statistics of `split` of the dataset at `root`, or of several datasets of one contract pooled.
 

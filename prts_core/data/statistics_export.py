@@ -16,12 +16,7 @@ from prts_core.data.convert.lerobot_v30_layout import pooled_stats
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.lerobot_v21.schema import FeatureSummary, read_table
 from prts_core.data.normalize import ACTION, STATE, FeatureStats
-from prts_core.data.release_statistics import (
-    DatasetStatistics,
-    ReleasedStatistics,
-    write_norm_stats,
-    write_statistics,
-)
+from prts_core.data.release_statistics import DatasetStatistics, ReleasedStatistics, write_norm_stats, write_statistics
 from prts_core.data.statistics import Computed, statistics_name
 from prts_core.io.files import write_json
 

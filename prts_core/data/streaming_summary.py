@@ -17,9 +17,7 @@ ranks adds one, 1 / N <= 3.9e-6: in sum less than 1e-4. Fewer than B rows are ne
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 
@@ -93,14 +91,19 @@ class StreamingSummary:
         self.items = {weight: [self._joined(weight)] for weight, arrays in self.items.items() if arrays}
         for arrays in self.items.values():
             arrays[0].sort(axis=1)
+        weights = np.concatenate([np.full(arrays[0].shape[1], weight) for weight, arrays in self.items.items()])
+        place = np.asarray(wanted) * (self.count - 1)
+        low = place.astype(np.int64)
         out = np.empty((len(wanted), len(self.mean)))
         for dimension in range(len(self.mean)):
-            lines = [(weight, arrays[0][dimension]) for weight, arrays in self.items.items()]
-            for row, quantile in enumerate(wanted):
-                place = quantile * (self.count - 1)
-                below = _at_rank(lines, int(place))
-                above = _at_rank(lines, min(int(place) + 1, self.count - 1))
-                out[row, dimension] = below + (above - below) * (place - int(place))
+            line = np.concatenate([arrays[0][dimension] for arrays in self.items.values()])
+            order = line.argsort(kind="stable")  # merges what is sorted already
+            rows = weights[order].cumsum()  # at or below each item
+            below, above = (
+                line[order[np.searchsorted(rows, rank, "right")]].astype(np.float64)
+                for rank in (low, np.minimum(low + 1, self.count - 1))
+            )
+            out[:, dimension] = below + (above - below) * (place - low)
         return out
 
     def histogram(self, dimension: int, bins: int) -> tuple[np.ndarray, np.ndarray]:
@@ -154,17 +157,3 @@ def _chan(
         return its_mean, its_m2
     delta, share = its_mean - mean, more / (count + more)
     return mean + delta * share, m2 + its_m2 + np.square(delta) * (count * share)
-
-
-def _at_rank(lines: list[tuple[int, np.ndarray]], rank: int) -> float:
-    """The smallest item of the sorted `lines` (weight, values) at or below which more than `rank` rows lie."""
-
-    def rows_up_to(line: np.ndarray, place: int) -> int:
-        return sum(weight * int(np.searchsorted(other, line[place], "right")) for weight, other in lines)
-
-    found = []
-    for _, line in lines:
-        first = bisect_right(range(len(line)), rank, key=partial(rows_up_to, line))
-        if first < len(line):
-            found.append(float(line[first]))
-    return min(found)

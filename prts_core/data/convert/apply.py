@@ -45,13 +45,7 @@ class ConversionPlan:
 
 
 def apply_mapping(
-    mapping: Mapping,
-    recording: Recording,
-    *,
-    root: Path,
-    dataset: str,
-    robot: RobotConfig | None,
-    video: VideoConfig,
+    mapping: Mapping, recording: Recording, *, root: Path, dataset: str, robot: RobotConfig | None, video: VideoConfig
 ) -> ConversionPlan:
     """Hold a mapping against what a recording has. Raises DataError with every fault, ContractError where robot and
     mapping say different things."""

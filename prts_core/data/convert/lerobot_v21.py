@@ -12,7 +12,7 @@ from typing import Any
 from prts_core.config.schema import LeRobotSource, RobotConfig
 from prts_core.contract import Contract
 from prts_core.data.embodiment import build_contract
-from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from prts_core.data.lerobot_v21.reader import LeRobotDataset, require_columns
 from prts_core.data.lerobot_v21.schema import (
     ACTION,
     CHUNKS_SIZE,
@@ -52,12 +52,7 @@ def import_dataset(
 
 
 def import_lerobot(
-    root: Path,
-    output: Path,
-    *,
-    dataset: str,
-    source: LeRobotSource,
-    robot: RobotConfig | None,
+    root: Path, output: Path, *, dataset: str, source: LeRobotSource, robot: RobotConfig | None
 ) -> Contract:
     """Import the dataset at `root` into `output` and write meta/contract.json there.
 
@@ -83,10 +78,7 @@ def import_lerobot(
         wanted.append(target)
         was, path_before = opened.table(old), root / info.data_file(old)
         numbering = counters(new, start, was.num_rows)
-        lacking = [key for key in numbering if key not in was.column_names]
-        if lacking:
-            found = ", ".join(was.column_names)
-            raise DataError("A table lacks a column", file=path_before, field=lacking[0], found=found)
+        require_columns(was.column_names, numbering, path_before)
         table = numbered(selection.table(was, path_before) if selection.rewrites_tables else was, numbering)
         take_table(path_before, output / target, was, table, source.link)
         index_stats = {} if table is was else episode_stats(numbering, {k: STANDARD_FEATURES[k] for k in numbering})

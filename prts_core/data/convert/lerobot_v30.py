@@ -17,15 +17,10 @@ import pyarrow.parquet as pq
 from prts_core.config.schema import RobotConfig, VideoConfig
 from prts_core.contract import Contract
 from prts_core.data.convert.lerobot_v21 import contract_of
-from prts_core.data.convert.lerobot_v30_layout import (
-    Episode30,
-    Info30,
-    read_episodes30,
-    read_info30,
-    read_tasks30,
-)
+from prts_core.data.convert.lerobot_v30_layout import Episode30, Info30, read_episodes30, read_info30, read_tasks30
 from prts_core.data.convert.remux import Piece, cut
 from prts_core.data.convert.resume import Unit, run_units
+from prts_core.data.lerobot_v21.reader import require_columns
 from prts_core.data.lerobot_v21.schema import (
     CHUNKS_SIZE,
     CODEBASE_VERSION,
@@ -154,16 +149,11 @@ def split_table(path: Path, episodes: Sequence[Episode30], targets: Sequence[Pat
     expected = sum(episode.length for episode in episodes)
     try:
         with pq.ParquetFile(path) as file:
-            lacking = [key for key in keys if key not in file.schema_arrow.names]
-            if lacking or file.metadata.num_rows != expected:
-                raise DataError(
-                    "A table does not hold what the metadata says",
-                    file=path,
-                    field=lacking[0] if lacking else "rows",
-                    found=", ".join(file.schema_arrow.names) if lacking else file.metadata.num_rows,
-                    expected="a column of this name" if lacking else expected,
-                    cure="restore the dataset from its source",
-                )
+            require_columns(file.schema_arrow.names, keys, path)
+            if file.metadata.num_rows != expected:
+                problem, cure = "A table does not hold what the metadata says", "restore the dataset from its source"
+                rows = file.metadata.num_rows
+                raise DataError(problem, file=path, field="rows", found=rows, expected=expected, cure=cure)
             kept = b"huggingface"
             metadata = {key: value for key, value in (file.schema_arrow.metadata or {}).items() if key == kept}
             batches = file.iter_batches(_ROWS, columns=list(keys), use_threads=False)
@@ -192,8 +182,7 @@ def split_table(path: Path, episodes: Sequence[Episode30], targets: Sequence[Pat
 def check_numbering(table: pa.Table, episode: int, first: int, path: Path) -> None:
     """Refuse a table whose episode_index and index are not those of `episode`, whose first row is `first`."""
     for key, expected in counters(episode, first, table.num_rows).items():
-        if key not in table.column_names:
-            raise DataError("A table lacks a column", file=path, field=key, found=", ".join(table.column_names))
+        require_columns(table.column_names, [key], path)
         wrong = np.flatnonzero(table.column(key).to_numpy() != expected)
         if len(wrong):
             raise DataError(

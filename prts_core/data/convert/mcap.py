@@ -20,16 +20,7 @@ from prts_core.config.checked_yaml import read_yaml
 from prts_core.config.checks import Strict
 from prts_core.config.mapping import Mapping
 from prts_core.data.convert import source
-from prts_core.data.convert.mcap_messages import (
-    EXTRA,
-    PICTURES,
-    VIDEOS,
-    Decoders,
-    VideoStream,
-    image,
-    numbers,
-    stamp,
-)
+from prts_core.data.convert.mcap_messages import EXTRA, PICTURES, VIDEOS, Decoders, VideoStream, image, numbers, stamp
 from prts_core.data.convert.source import Field, RawEpisode, Recording
 from prts_core.io.errors import ConfigError, DataError, PrtsError, require, suggest
 from prts_core.io.progress import track

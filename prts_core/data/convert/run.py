@@ -118,10 +118,7 @@ def _in_order(recording: Recording, mapping: Mapping, root: Path) -> list[RawEpi
     silent = next((episode for episode in episodes if not episode.task.strip()), None)
     if silent is not None:
         raise DataError(
-            "An episode has no instruction",
-            file=root,
-            field=silent.key,
-            cure="say it with `task` in the mapping",
+            "An episode has no instruction", file=root, field=silent.key, cure="say it with `task` in the mapping"
         )
     keys = [episode.key for episode in episodes]
     assert len(set(keys)) == len(keys), "a source gives every episode a key of its own"

@@ -122,11 +122,7 @@ class LeRobotDataset:
 
     # ---- cameras ---------------------------------------------------------------------------------------------------
     def frames(
-        self,
-        episode: int,
-        camera: str,
-        indices: Sequence[int] | None = None,
-        size: int | tuple[int, int] | None = None,
+        self, episode: int, camera: str, indices: Sequence[int] | None = None, size: int | tuple[int, int] | None = None
     ) -> np.ndarray:
         """RGB images of one camera, (N, H, W, 3) uint8: all or those at `indices`.
 
@@ -180,16 +176,7 @@ def read_parquet(path: Path, keys: list[str] | None = None) -> pa.Table:
     """A parquet file's rows, or one DataError for a file that is missing, truncated or without a column of `keys`."""
     try:
         with pq.ParquetFile(path) as file:
-            lacking = [key for key in keys or [] if key not in file.schema_arrow.names]
-            if lacking:
-                raise DataError(
-                    "A table lacks a column",
-                    file=path,
-                    field=lacking[0],
-                    found=", ".join(file.schema_arrow.names),
-                    expected=lacking[0],
-                    cure="restore the file from its source, or convert again",
-                )
+            require_columns(file.schema_arrow.names, keys or [], path)
             return file.read(columns=keys, use_threads=False)
     except FileNotFoundError as err:
         raise DataError(
@@ -206,6 +193,20 @@ def read_parquet(path: Path, keys: list[str] | None = None) -> pa.Table:
             expected="a whole parquet file",
             cure="restore it from its source or its DVC cache, or convert again",
         ) from err
+
+
+def require_columns(names: Iterable[str], keys: Iterable[str], path: Path) -> None:
+    """A DataError where a table at `path`, with columns `names`, lacks one of `keys`."""
+    lacking = [key for key in keys if key not in names]
+    if lacking:
+        raise DataError(
+            "A table lacks a column",
+            file=path,
+            field=lacking[0],
+            found=", ".join(names),
+            expected=lacking[0],
+            cure="restore the file from its source, or convert again",
+        )
 
 
 def column_array(column: pa.ChunkedArray, path: Path, key: str) -> np.ndarray:

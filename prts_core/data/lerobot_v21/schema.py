@@ -115,35 +115,6 @@ class Feature(_Open):
         return (shape[1], shape[2]) if shape[0] in (1, 3) and shape[-1] not in (1, 3) else (shape[0], shape[1])
 
 
-def _is_count(text: str) -> bool:
-    return text.strip().isascii() and text.strip().isdigit() and len(text) < 16
-
-
-def inner_pattern(value: str | None, fields: tuple[str, str, str]) -> str | None:
-    """A pattern of paths comes from outside: it may name `fields` (two numbers, a camera) and never leave the dataset's
-    folder. ValueError for any other; none stays none."""
-    if value is None:
-        return value
-    for _, name, spec, _ in string.Formatter().parse(value):
-        if name is not None and name not in fields:
-            raise ValueError(f"may use {', '.join(fields)} only, not {{{name}}}")
-        if spec and not re.fullmatch(r"0?\d?d", spec):
-            raise ValueError(f"has a number format that no writer uses: {spec!r}")
-    path = PurePosixPath(value)
-    if path.is_absolute() or ".." in path.parts or "\0" in value:
-        raise ValueError("must stay inside the dataset's folder")
-    value.format(**dict(zip(fields, (0, 0, ""), strict=True)))  # ValueError: a number format on a name
-    return value
-
-
-def plain_names(features: dict[str, Feature]) -> dict[str, Feature]:
-    """ValueError for a feature whose name is a path: names of cameras become folders."""
-    wrong = [key for key in features if "/" in key or "\0" in key or key in ("", ".", "..")]
-    if wrong:
-        raise ValueError(f"feature {wrong[0]!r}: names are no paths")
-    return features
-
-
 class AnyInfo(_Open):
     """What meta/info.json holds in every version of LeRobot."""
 
@@ -170,12 +141,27 @@ class AnyInfo(_Open):
     @field_validator("data_path", "video_path")
     @classmethod
     def _stays_inside(cls, value: str | None) -> str | None:
-        return inner_pattern(value, cls.path_fields)
+        """A pattern of paths comes from outside: it may name `path_fields` and never leave the dataset's folder."""
+        if value is None:
+            return value
+        for _, name, spec, _ in string.Formatter().parse(value):
+            if name is not None and name not in cls.path_fields:
+                raise ValueError(f"may use {', '.join(cls.path_fields)} only, not {{{name}}}")
+            if spec and not re.fullmatch(r"0?\d?d", spec):
+                raise ValueError(f"has a number format that no writer uses: {spec!r}")
+        path = PurePosixPath(value)
+        if path.is_absolute() or ".." in path.parts or "\0" in value:
+            raise ValueError("must stay inside the dataset's folder")
+        value.format(**dict(zip(cls.path_fields, (0, 0, ""), strict=True)))  # ValueError: a number format on a name
+        return value
 
     @field_validator("features")
     @classmethod
     def _plain_names(cls, value: dict[str, Feature]) -> dict[str, Feature]:
-        return plain_names(value)
+        wrong = [key for key in value if "/" in key or "\0" in key or key in ("", ".", "..")]
+        if wrong:  # names of cameras become folders
+            raise ValueError(f"feature {wrong[0]!r}: names are no paths")
+        return value
 
     @property
     def video_keys(self) -> list[str]:
@@ -195,8 +181,8 @@ class Info(AnyInfo):
     @classmethod
     def _ranges(cls, value: dict[str, str]) -> dict[str, str]:
         for name, text in value.items():
-            first, colon, last = text.partition(":")
-            if not colon or not _is_count(first) or not _is_count(last) or int(first) > int(last):
+            ends = re.fullmatch(r"\s*([0-9]{1,15})\s*:\s*([0-9]{1,15})\s*", text)
+            if ends is None or int(ends[1]) > int(ends[2]):
                 raise ValueError(f"split {name!r} must read 'first:end' (end exclusive), not {text!r}")
         return value
 
