@@ -258,13 +258,9 @@ def columns_and_images(
     mapping = plan.mapping
     for key in sorted(mapping.keys):
         if len(arrays[key]) != episode.length:
-            raise DataError(
-                "Arrays of an episode differ in length",
-                file=file,
-                field=f"{episode.key}, {key}",
-                found=f"{len(arrays[key])} rows",
-                expected=f"{episode.length} rows",
-            )
+            found, expected = f"{len(arrays[key])} rows", f"{episode.length} rows"
+            problem, field = "Arrays of an episode differ in length", f"{episode.key}, {key}"
+            raise DataError(problem, file=file, field=field, found=found, expected=expected)
     columns = {
         STATE: np.concatenate([_vector(part, arrays[part.key], file, episode) for part in mapping.state], axis=1),
         ACTION: np.concatenate([_vector(part, arrays[part.key], file, episode) for part in mapping.action], axis=1),

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,37 +122,23 @@ class Shapes:
     def add(self, found: dict[str, Field], lengths: dict[str, int], path: Path, where: str, rows_of: str) -> int:
         """Check one episode and return its rows, those of the key `rows_of`."""
         length = lengths[rows_of]
+        cure = "record all episodes with one robot and one camera set, or convert them apart"
         if length < 1:
             raise DataError("An episode is empty", file=path, field=where, found="0 rows", expected="at least 1")
-        for key in sorted(set(self.keys) & set(found)):
-            if lengths[key] != length:
-                raise DataError(
-                    "Arrays of an episode differ in length",
-                    file=path,
-                    field=f"{where}/{key}",
-                    found=f"{lengths[key]} rows",
-                    expected=f"{length} rows, as {rows_of} has",
-                )
-            known = self.fields.get(key, found[key]) if self.first else found[key]
-            if found[key] != known:
-                raise DataError(
-                    "Episodes differ in width",
-                    file=path,
-                    field=f"{where}/{key}",
-                    found=str(found[key].shape if found[key].shape != known.shape else found[key]),
-                    expected=f"{known.shape if found[key].shape != known.shape else known}, as in {self.first}",
-                    cure="record all episodes with one robot and one camera set, or convert them apart",
-                )
-        missing = {key for key in self.keys if key in self.fields and key not in found}
-        if missing:
-            raise DataError(
-                "An episode lacks a key that others have",
-                file=path,
-                field=f"{where}/{min(missing)}",
-                found=", ".join(sorted(found)),
-                expected=f"{min(missing)}, as in {self.first}",
-                cure="record all episodes with one robot and one camera set, or convert them apart",
-            )
+        for key in sorted(self.keys):
+            wrong = partial(DataError, file=path, field=f"{where}/{key}")
+            spec, known = found.get(key), self.fields.get(key) if self.first else found.get(key)
+            if spec is None and known is not None:
+                shown, expected = ", ".join(sorted(found)), f"{key}, as in {self.first}"
+                raise wrong("An episode lacks a key that others have", found=shown, expected=expected, cure=cure)
+            if spec is not None and lengths[key] != length:
+                shown, expected = f"{lengths[key]} rows", f"{length} rows, as {rows_of} has"
+                raise wrong("Arrays of an episode differ in length", found=shown, expected=expected)
+            if spec is not None and known is not None and spec != known:
+                shape = spec.shape != known.shape
+                shown, expected = (str(one.shape if shape else one) for one in (spec, known))
+                expected += f", as in {self.first}"
+                raise wrong("Episodes differ in width", found=shown, expected=expected, cure=cure)
         if not self.first:
             self.fields, self.first = dict(found), f"{path.name}:{where}"
         return length

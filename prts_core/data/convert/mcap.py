@@ -166,44 +166,28 @@ class Source(source.Source):
     def _value(self, key: str, content: Any, schema: str, path: Path, message: Any) -> np.ndarray:
         topic, part = self.parts[key]
         where = f"{key}" + (f", message at {message.log_time} ns" if message is not None else "")
+        wrong = partial(DataError, file=path, field=where)
         size = self.fields[key].shape if key in self.fields else None
         if not part:
             if schema not in PICTURES:
-                raise DataError(
-                    "A key names a topic without saying which of its numbers",
-                    file=path,
-                    field=where,
-                    found=schema,
-                    expected=f"{topic}:<field>, or a topic of pictures ({', '.join(PICTURES)})",
-                )
+                expected = f"{topic}:<field>, or a topic of pictures ({', '.join(PICTURES)})"
+                raise wrong("A key names a topic without saying which of its numbers", found=schema, expected=expected)
             return image(content, schema, size, (path, where))
         try:
             value = numbers(content, part)
         except (KeyError, TypeError) as err:
-            raise DataError(
-                "A message has no numbers where the mapping says",
-                file=path,
-                field=where,
-                found=f"{type(err).__name__}: {err}",
-                expected=f"numbers at {part!r} of {schema}",
-            ) from err
-        names = _names(content)
-        if topic in self.order and value.shape == (len(names),):
-            lacking = [name for name in self.order[topic] if name not in names]
-            if lacking or (topic not in self.options.joints and len(names) != len(self.order[topic])):
-                raise DataError(
-                    "A message has other joints than the first",
-                    file=path,
-                    field=where,
-                    found=", ".join(names),
-                    expected=", ".join(self.order[topic]),
-                    cure="list those to take, in order, in options.joints",
-                )
-            value = value[[names.index(name) for name in self.order[topic]]]
+            found, expected = f"{type(err).__name__}: {err}", f"numbers at {part!r} of {schema}"
+            raise wrong("A message has no numbers where the mapping says", found=found, expected=expected) from err
+        names, order = _names(content), self.order.get(topic, ())
+        if order and value.shape == (len(names),):
+            lacking = [name for name in order if name not in names]
+            if lacking or (topic not in self.options.joints and len(names) != len(order)):
+                found, expected = ", ".join(names), ", ".join(order)
+                cure = "list those to take, in order, in options.joints"
+                raise wrong("A message has other joints than the first", found=found, expected=expected, cure=cure)
+            value = value[[names.index(name) for name in order]]
         if size is not None and value.shape != size:
-            raise DataError(
-                "Messages of a topic differ in width", file=path, field=where, found=value.shape, expected=size
-            )
+            raise wrong("Messages of a topic differ in width", found=value.shape, expected=size)
         return value
 
     def _time(self, message: Any, content: Any, path: Path, topic: str) -> int:

@@ -6,6 +6,7 @@ Where the choice is what a dataset already has, its tables stay byte for byte as
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,29 +87,22 @@ def select(info: Info, source: LeRobotSource, root: Path) -> Selection:
     }
     for field, keys in chosen.items():
         allowed = info.camera_keys if field == "select_video" else numbers
-        for key in keys:
-            if key not in allowed:
-                if getattr(source, field) is None:
-                    break
-                raise ConfigError(
-                    f"A selected key is not in the dataset{suggest(key, allowed)}",
-                    file=where,
-                    field=field,
-                    found=key,
-                    expected=", ".join(allowed),
-                )
+        wrong = partial(ConfigError, file=where, field=field)
+        unknown = [key for key in keys if key not in allowed]
+        if unknown and getattr(source, field) is not None:
+            problem = f"A selected key is not in the dataset{suggest(unknown[0], allowed)}"
+            raise wrong(problem, found=unknown[0], expected=", ".join(allowed))
         if len(set(keys)) != len(keys):
-            raise ConfigError("A key is selected twice", file=where, field=field, found=", ".join(keys))
+            raise wrong("A key is selected twice", found=", ".join(keys))
     for name, keys in ((STATE, chosen["select_state"]), (ACTION, chosen["select_action"])):
-        wrong = [key for key in keys if key not in numbers or len(info.features[key].shape) != 1]
-        if not keys or wrong:
+        unfit = [key for key in keys if key not in numbers or len(info.features[key].shape) != 1]
+        if not keys or unfit:
+            vector = bool(unfit) and unfit[0] in numbers
             raise DataError(
                 "A dataset needs one state and one action vector",
                 file=where,
-                field=f"features.{(wrong or [name])[0]}",
-                found=", ".join(info.features)
-                if not keys or wrong[0] not in numbers
-                else str(info.features[wrong[0]].shape),
+                field=f"features.{(unfit or [name])[0]}",
+                found=str(info.features[unfit[0]].shape) if vector else ", ".join(info.features),
                 expected=f"{name} of shape (n,), or columns chosen with source.select_state and select_action",
             )
     used = {*chosen["select_state"], *chosen["select_action"]}
