@@ -72,7 +72,7 @@ def compute(
 
     chunk_length: also of state-relative actions, pooled over all rows t of the split and all steps h < chunk_length
     that the episode still has, as a policy with such chunks is trained on them. workers: threads that read, by default
-    one a core; the result is the same. Memory: two blocks of 2**18 rows and `Summary`'s, whatever the data's size.
+    one a core; the result is the same. Memory: two blocks of 2**18 rows and the summary's, whatever the data's size.
 
     Raises DataError for damaged tables, numbers that are not finite, an empty split, other widths than the contract's.
     """

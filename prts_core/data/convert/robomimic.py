@@ -84,9 +84,9 @@ class Source(Hdf5Source):
         wanted = {name.decode() if isinstance(name, bytes) else str(name) for name in mask[:]}
         return [name for name in names if name in wanted]
 
-    def facts(self, demo: Any, path: Path, file: str, name: str) -> dict[str, Any]:
+    def extra(self, demo: Any, path: Path, file: str, name: str) -> dict[str, Any]:
         """What episodes.jsonl carries beyond the standard fields."""
-        return demo_facts(demo, path, file, name)
+        return demo_extra(demo, path, file, name)
 
     def _episode(self, demo: Any, name: str, path: Path, split: str, task: str, shapes: Shapes) -> RawEpisode:
         where, file = f"data/{name}", self.name(path)
@@ -100,7 +100,7 @@ class Source(Hdf5Source):
             length=shapes.add(fields, rows, path, where, "actions"),
             task=self.mapping.task or str(demo.attrs.get("instruction", task)),
             split=split,
-            extra=self.facts(demo, path, file, name),
+            extra=self.extra(demo, path, file, name),
             files=self.files(file),
             where=(file, name),
         )
@@ -149,7 +149,7 @@ def demo_names(data: Any, path: Path) -> list[str]:
     return sorted(names, key=lambda name: int(name[5:]))
 
 
-def demo_facts(demo: Any, path: Path, file: str, name: str) -> dict[str, Any]:
+def demo_extra(demo: Any, path: Path, file: str, name: str) -> dict[str, Any]:
     """What episodes.jsonl carries beyond the standard fields."""
     extra: dict[str, Any] = {"source": {"file": file, "demo": name}}
     try:

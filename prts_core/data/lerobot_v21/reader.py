@@ -67,15 +67,8 @@ class LeRobotDataset:
         if split is None:
             return list(range(len(self.rows)))
         ranges = self.info.split_ranges
-        if split not in ranges:
-            raise DataError(
-                f"The dataset has no split {split!r}{suggest(split, ranges)}",
-                file=self.root / "meta" / "info.json",
-                field="splits",
-                found=", ".join(sorted(ranges)) or "none",
-                expected=split,
-                cure="name an existing split, or set source.heldout_episodes and convert again",
-            )
+        cure = "name an existing split, or set source.heldout_episodes and convert again"
+        self._require("split", split, ranges, "splits", cure)
         return list(range(ranges[split].start, min(ranges[split].stop, len(self.rows))))
 
     def instruction(self, episode: int) -> str:
@@ -129,13 +122,7 @@ class LeRobotDataset:
         size: letterboxed into a square (int) or resized to (height, width); none: as stored.
         """
         self._known(episode)
-        if camera not in self.camera_keys:
-            raise DataError(
-                f"The dataset has no camera {camera!r}{suggest(camera, self.camera_keys)}",
-                file=self.root / "meta" / "info.json",
-                field="features",
-                found=", ".join(self.camera_keys),
-            )
+        self._require("camera", camera, self.camera_keys)
         if self.info.features[camera].is_video:
             from prts_core.data.lerobot_v21 import video  # tables are read where PyAV is not installed, too
 
@@ -151,13 +138,7 @@ class LeRobotDataset:
         """Depth pictures of one depth camera, (N, H, W) uint16 in the unit of its `info` in info.json; 0: nothing."""
         self._known(episode)
         known = [name for name, feature in self.info.features.items() if feature.is_depth and not feature.is_video]
-        if key not in known:
-            raise DataError(
-                f"The dataset has no depth camera {key!r}{suggest(key, known)}",
-                file=self.root / "meta" / "info.json",
-                field="features",
-                found=", ".join(known) or "none",
-            )
+        self._require("depth camera", key, known)
         cells = self.table(episode, [key]).column(key).to_pylist()
         chosen = range(len(cells)) if indices is None else indices
         return np.stack([self._still(cells[index]["bytes"], episode, depth=True) for index in chosen])
@@ -166,6 +147,14 @@ class LeRobotDataset:
         file = self.root / self.info.data_file(episode)
         with opened_picture(data or b"", "An image in a table cannot be decoded", file=file) as image:
             return np.asarray(image, np.uint16) if depth else np.asarray(image.convert("RGB"))
+
+    def _require(
+        self, what: str, name: str, known: Iterable[str], field: str = "features", cure: str | None = None
+    ) -> None:
+        if name not in known:
+            problem = f"The dataset has no {what} {name!r}{suggest(name, known)}"
+            info, found = self.root / "meta" / "info.json", ", ".join(known) or "none"
+            raise DataError(problem, file=info, field=field, found=found, expected=name, cure=cure)
 
     def _known(self, episode: int) -> None:
         if not 0 <= episode < len(self.rows):

@@ -29,17 +29,21 @@ class Selection:
     dropped: frozenset[str]
 
     @property
+    def joins(self) -> dict[str, tuple[str, ...]]:
+        """State and action where they are not the column of that name: new name -> columns."""
+        return {new: parts for new, parts in ((STATE, self.state), (ACTION, self.action)) if parts != (new,)}
+
+    @property
     def rewrites_tables(self) -> bool:
-        return self.state != (STATE,) or self.action != (ACTION,) or bool(self.dropped)
+        return bool(self.joins or self.dropped)
 
     def info(self, info: Info) -> Info:
         """info.json's features as they are after the selection; joined columns keep their names in order."""
         features: dict[str, Feature] = {}
-        joined = {STATE: self.state, ACTION: self.action}
         for key, feature in info.features.items():
-            new = next((name for name, parts in joined.items() if key in parts), None)
-            if new is not None and joined[new] != (new,):
-                features.setdefault(new, _joined([info.features[part] for part in joined[new]], joined[new]))
+            new = STATE if key in self.state else ACTION if key in self.action else None
+            if new in self.joins:
+                features.setdefault(new, _joined([info.features[part] for part in self.joins[new]], self.joins[new]))
             elif key not in self.dropped:
                 features[key] = feature
         return info.model_copy(update={"features": features})
@@ -48,9 +52,7 @@ class Selection:
         """An episode's table with joined columns under the names state and action, and without what is dropped."""
         table = table.replace_schema_metadata(None)  # Hugging Face's own list of the columns would be wrong
         table = table.drop_columns([key for key in self.dropped if key in table.column_names])
-        for new, parts in ((STATE, self.state), (ACTION, self.action)):
-            if parts == (new,):
-                continue
+        for new, parts in self.joins.items():
             arrays = [column_array(table.column(part), path, part) for part in parts]
             values = np.concatenate([a.reshape(len(a), -1).astype(np.float32, copy=False) for a in arrays], axis=1)
             column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
@@ -62,13 +64,13 @@ class Selection:
     def stats(self, stats: dict[str, Any]) -> dict[str, Any]:
         """One episode's statistics after the selection."""
         out = {key: value for key, value in stats.items() if key not in self.dropped}
-        for new, parts in ((STATE, self.state), (ACTION, self.action)):
-            if parts == (new,) or not all(part in stats for part in parts):
-                continue
-            whole = {name: [x for part in parts for x in stats[part][name]] for name in ("min", "max", "mean", "std")}
-            for part in parts:
-                out.pop(part, None)
-            out[new] = whole | {"count": stats[parts[0]]["count"]}
+        for new, parts in self.joins.items():
+            if all(part in stats for part in parts):
+                names = ("min", "max", "mean", "std")
+                whole = {name: [x for part in parts for x in stats[part][name]] for name in names}
+                for part in parts:
+                    out.pop(part, None)
+                out[new] = whole | {"count": stats[parts[0]]["count"]}
         return out
 
 

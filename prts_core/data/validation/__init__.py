@@ -16,9 +16,9 @@ import pyarrow as pa
 
 from prts_core.data.ahead import in_order
 from prts_core.data.lerobot_v21.reader import read_parquet
-from prts_core.data.lerobot_v21.schema import ACTION, STATE, EpisodeRow, Info
+from prts_core.data.lerobot_v21.schema import ACTION, STATE, EpisodeRow, EpisodeStatsRow, Info
 from prts_core.data.lerobot_v21.seal import SEAL, compare, read_seal
-from prts_core.data.validation.episode import EpisodeSummary, facts, vectors
+from prts_core.data.validation.episode import EpisodeSummary, summarize, vectors
 from prts_core.data.validation.laws import LAWS, law_rows
 from prts_core.data.validation.metadata import Metadata, check_metadata
 from prts_core.data.validation.physics import check_physics
@@ -57,14 +57,13 @@ def validate_dataset(
             report.checks[law] += 1
             report.findings.extend(check(meta, meta.info))
         stored = StoredStatistics(root, meta.info, meta.contract, len(meta.episodes), statistics)
-        known: list[EpisodeSummary] = []
-        tables = _tables(root, meta, meta.info, report, stored, known, video, workers)
-        report.findings.extend(check_tables(tables, frame_schema(meta.info)))
+        content = _Content(root, meta, meta.info, report, stored, video, workers)
+        report.findings.extend(check_tables(content.tables(), frame_schema(meta.info)))
         report.checks["statistics"] += len(stored)
         report.findings.extend(stored.findings())
-        report.checks["physics"] += len(known)
-        report.findings.extend(check_physics(known, meta.contract, meta.info))
-        report.findings.extend(_videos(root, meta, meta.info, report, video, known, workers))
+        report.checks["physics"] += len(content.known)
+        report.findings.extend(check_physics(content.known, meta.contract, meta.info))
+        report.findings.extend(content.videos())
     if sealed:  # last: what else is known of a changed file says more than its digest
         report.findings.extend(_seal(root, report, workers))
     return report
@@ -85,73 +84,67 @@ class _Checked:
 
     findings: list[Finding]
     frame: pl.DataFrame | None = None
-    facts: EpisodeSummary | None = None
+    summary: EpisodeSummary | None = None
     seen: list[Accumulator | None] = field(default_factory=list)
     digest: str | None = None
 
 
-def _tables(
-    root: Path,
-    meta: Metadata,
-    info: Info,
-    report: ValidationReport,
-    stored: StoredStatistics,
-    known: list[EpisodeSummary],
-    video: Depth,
-    workers: int,
-) -> Iterator[tuple[str, pl.DataFrame]]:
-    """Read each episode's table once: laws between files here, the caller's pandera on what is yielded."""
-    tasks = {row.task_index: row.task for row in meta.tasks}
-    stats = {row.episode_index: row for row in meta.stats}
+@dataclass
+class _Content:
+    """One pass over the episodes. known: summaries of those whose table could be read."""
 
-    def read(job: tuple[EpisodeRow, int]) -> _Checked:
-        row, first = job
-        file = info.data_file(row.episode_index)
+    root: Path
+    meta: Metadata
+    info: Info
+    report: ValidationReport
+    stored: StoredStatistics
+    video: Depth
+    workers: int
+    known: list[EpisodeSummary] = field(default_factory=list)
+
+    def tables(self) -> Iterator[tuple[str, pl.DataFrame]]:
+        """Read each episode's table once: laws between files here, the caller's pandera on what is yielded."""
+        starts = accumulate((row.length for row in self.meta.episodes), initial=0)
+        jobs = list(zip(self.meta.episodes, starts, strict=False))
+        tasks = {row.task_index: row.task for row in self.meta.tasks}
+        stats = {row.episode_index: row for row in self.meta.stats}
+        done = in_order(lambda job: self._read(*job, tasks, stats), jobs, self.workers, 4)
+        for (row, _), checked in zip(jobs, track(done, total=len(jobs), what="checking tables"), strict=True):
+            self.report.checks["table values"] += row.length
+            self.report.findings.extend(checked.findings)
+            if checked.frame is not None and checked.summary is not None:
+                self.report.checks["row numbering"] += 1
+                self.report.checks["episode statistics"] += 1
+                self.known.append(checked.summary)
+                self.stored.take(row.episode_index, checked.seen, checked.digest)
+                yield self.info.data_file(row.episode_index), checked.frame
+
+    def _read(self, row: EpisodeRow, first: int, tasks: dict[int, str], stats: dict[int, EpisodeStatsRow]) -> _Checked:
+        file = self.info.data_file(row.episode_index)
+        path = self.root / file
         try:
-            table = read_parquet(root / file)
-            found, frame = check_episode(root, table, row, first, info, tasks, video)
+            table = read_parquet(path)
+            found, frame = check_episode(self.root, table, row, first, self.info, tasks, self.video)
         except DataError as err:
             cure = err.cure or "restore it from its source, or convert again"
             reason = f"{err.problem}: {err.found or 'no such file'}"
             return _Checked([Finding("tables", file, reason, "a whole parquet file", cure)])
-        summary = facts(table, row.episode_index, info, root / file, meta.contract)
+        summary = summarize(table, row.episode_index, self.info, path, self.meta.contract)
         found += law_episode_stats(row, stats.get(row.episode_index), summary)
-        values = {key: vectors(table, key, root / file) for key in (STATE, ACTION)} if stored.claims else {}
-        seen = stored.watch(row.episode_index, {key: v for key, v in values.items() if v is not None})
-        return _Checked(found, frame, summary, seen, digest_file(root / file) if stored.provenances else None)
+        values = {key: vectors(table, key, path) for key in (STATE, ACTION)} if self.stored.claims else {}
+        seen = self.stored.watch(row.episode_index, {key: v for key, v in values.items() if v is not None})
+        return _Checked(found, frame, summary, seen, digest_file(path) if self.stored.provenances else None)
 
-    starts = accumulate((row.length for row in meta.episodes), initial=0)
-    jobs = list(zip(meta.episodes, starts, strict=False))
-    done = in_order(read, jobs, workers, 4)
-    for (row, _), checked in zip(jobs, track(done, total=len(jobs), what="checking tables"), strict=True):
-        report.checks["table values"] += row.length
-        report.findings.extend(checked.findings)
-        if checked.frame is not None and checked.facts is not None:
-            report.checks["row numbering"] += 1
-            report.checks["episode statistics"] += 1
-            known.append(checked.facts)
-            stored.take(row.episode_index, checked.seen, checked.digest)
-            yield info.data_file(row.episode_index), checked.frame
+    def videos(self) -> Iterator[Finding]:
+        motion = {summary.episode: summary.motion for summary in self.known if len(summary.motion)}
+        jobs = [(row, key) for row in self.meta.episodes for key in self.info.video_keys]
+        self.report.checks["videos"] += len(jobs)
 
+        def check(job: tuple[EpisodeRow, str]) -> list[Finding]:
+            return list(law_video(self.root, *job, self.info, self.video, motion.get(job[0].episode_index)))
 
-def _videos(
-    root: Path,
-    meta: Metadata,
-    info: Info,
-    report: ValidationReport,
-    depth: Depth,
-    known: list[EpisodeSummary],
-    workers: int,
-) -> Iterator[Finding]:
-    motion = {found.episode: found.motion for found in known if len(found.motion)}
-    jobs = [(row, key) for row in meta.episodes for key in info.video_keys]
-    report.checks["videos"] += len(jobs)
-
-    def check(job: tuple[EpisodeRow, str]) -> list[Finding]:
-        return list(law_video(root, *job, info, depth, motion.get(job[0].episode_index)))
-
-    for findings in track(in_order(check, jobs, workers, 4), total=len(jobs), what="checking videos"):
-        yield from findings
+        for findings in track(in_order(check, jobs, self.workers, 4), total=len(jobs), what="checking videos"):
+            yield from findings
 
 
 def _seal(root: Path, report: ValidationReport, workers: int) -> Iterator[Finding]:

@@ -128,8 +128,10 @@ def vectors(table: pa.Table, key: str, path: Path) -> np.ndarray | None:
     return wide if np.isfinite(wide).all() else None
 
 
-def facts(table: pa.Table, episode: int, info: Info, path: Path, contract: Contract | None = None) -> EpisodeSummary:
-    """`Facts` of one episode's table. contract: whose limits the rows are held against."""
+def summarize(
+    table: pa.Table, episode: int, info: Info, path: Path, contract: Contract | None = None
+) -> EpisodeSummary:
+    """`EpisodeSummary` of one episode's table. contract: whose limits the rows are held against."""
     found = {key: vectors(table, key, path) for key in (STATE, ACTION) if key in info.features}
     sound = {key: values for key, values in found.items() if values is not None}
     indices = numbers(table, "task_index")

@@ -32,7 +32,7 @@ from prts_core.data.lerobot_v21.writer import (
     write_meta,
 )
 from prts_core.data.validation import check_episode
-from prts_core.data.validation.episode import EpisodeSummary, facts, numbers
+from prts_core.data.validation.episode import EpisodeSummary, numbers, summarize
 from prts_core.data.validation.laws import law_subtasks
 from prts_core.data.validation.metadata import Metadata
 from prts_core.data.validation.report import Finding
@@ -57,7 +57,7 @@ class _Episode:
     reasons: list[Finding] = field(default_factory=list)
     reordered: bool = False
     length: int = 0
-    facts: EpisodeSummary | None = None
+    summary: EpisodeSummary | None = None
 
 
 def repair(root: Path, output: Path, link: Link = "copy", video: Depth = "every", workers: int = 2) -> list[str]:
@@ -168,7 +168,7 @@ class _Repair:
                 of_table, frame = check_episode(self.root, table, row, 0, info, self.tasks, self.depth)
                 found += [*of_table, *check_tables([(files[0], frame)], frame_schema(info))]
                 found += law_subtasks(Metadata(episodes=[row]), info)
-                episode.facts = facts(table, index, info, self.root / files[0])
+                episode.summary = summarize(table, index, info, self.root / files[0])
                 for key in info.video_keys:
                     found += law_video(self.root, row, key, info, self.depth)
             else:
@@ -235,13 +235,13 @@ class _Repair:
     ) -> dict[str, Any]:
         """One episode's statistics: the stored ones where they are true and the table is untouched; numbers are
         computed again otherwise, pictures are decoded only where their statistics are missing."""
-        assert episode.facts is not None, "kept episodes were inspected"
+        assert episode.summary is not None, "kept episodes were inspected"
         info, index = self.info, episode.row.episode_index
         old = {} if stored is None else {key: summary.model_dump() for key, summary in stored.stats.items()}
         if (
             untouched
             and set(info.features) <= set(old)
-            and not any(law_episode_stats(episode.row, stored, episode.facts))
+            and not any(law_episode_stats(episode.row, stored, episode.summary))
         ):
             return old
         out: dict[str, Any] = {}

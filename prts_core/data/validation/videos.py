@@ -31,7 +31,7 @@ _GRID = 4  # every fourth pixel of every fourth row is compared
 def law_video(
     root: Path, row: EpisodeRow, key: str, info: Info, depth: Depth, motion: np.ndarray | None = None
 ) -> Iterator[Finding]:
-    """Findings of one video. motion: `Facts.motion` of the episode, where its table is sound."""
+    """Findings of one video. motion: `EpisodeSummary.motion` of the episode, where its table is sound."""
     file = info.video_file(row.episode_index, key)
     path = root / file
     if not path.is_file():
