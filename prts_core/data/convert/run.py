@@ -42,30 +42,21 @@ def convert_any(
     """
     if kind in DATASETS:
         if mapping is not None:
-            raise ConfigError(
-                f"A dataset of kind {kind!r} says itself what its numbers mean",
-                field="mapping",
-                found=mapping.name,
-                cure="leave the mapping out",
-            )
+            problem = f"A dataset of kind {kind!r} says itself what its numbers mean"
+            raise ConfigError(problem, field="mapping", found=mapping.name, cure="leave the mapping out")
         more = {"reencode": video} if reencode else {}
         import_dataset = importlib.import_module(DATASETS[kind]).import_dataset
         return import_dataset(root, output, work, dataset=dataset, robot=robot, workers=workers, **more)
     if mapping is None:
-        raise ConfigError(
+        problem, expected = (
             "A recording does not say what its numbers mean",
-            field="mapping",
-            expected="a file such as those in configs/mappings/",
-            cure="copy the nearest of them and correct its keys",
+            "a file such as those in configs/mappings/",
         )
+        cure = "copy the nearest of them and correct its keys"
+        raise ConfigError(problem, field="mapping", expected=expected, cure=cure)
     if mapping.source != kind:
-        raise ConfigError(
-            "The mapping is for another kind of recording",
-            file=f"the mapping {mapping.name}",
-            field="source",
-            found=mapping.source,
-            expected=kind,
-        )
+        problem, file = "The mapping is for another kind of recording", f"the mapping {mapping.name}"
+        raise ConfigError(problem, file=file, field="source", found=mapping.source, expected=kind)
     return convert(root, output, work, mapping=mapping, dataset=dataset, robot=robot, video=video, workers=workers)
 
 
@@ -117,9 +108,8 @@ def _in_order(recording: Recording, mapping: Mapping, root: Path) -> list[RawEpi
     episodes = [replace(episode, task=mapping.task or episode.task) for episode in episodes]
     silent = next((episode for episode in episodes if not episode.task.strip()), None)
     if silent is not None:
-        raise DataError(
-            "An episode has no instruction", file=root, field=silent.key, cure="say it with `task` in the mapping"
-        )
+        cure = "say it with `task` in the mapping"
+        raise DataError("An episode has no instruction", file=root, field=silent.key, cure=cure)
     keys = [episode.key for episode in episodes]
     assert len(set(keys)) == len(keys), "a source gives every episode a key of its own"
     return [episode for name in names for episode in episodes if episode.split == name]

@@ -163,25 +163,17 @@ class LeRobotDataset:
 
 def read_parquet(path: Path, keys: list[str] | None = None) -> pa.Table:
     """A parquet file's rows, or one DataError for a file that is missing, truncated or without a column of `keys`."""
+    cure = "restore it from its source or its DVC cache, or convert again"
     try:
         with pq.ParquetFile(path) as file:
             require_columns(file.schema_arrow.names, keys or [], path)
             return file.read(columns=keys, use_threads=False)
     except FileNotFoundError as err:
-        raise DataError(
-            "A table is missing",
-            file=path,
-            expected="a parquet file",
-            cure="restore it from its source or its DVC cache",
-        ) from err
+        raise DataError("A table is missing", file=path, expected="a parquet file", cure=cure) from err
     except (pa.ArrowException, OSError) as err:
-        raise DataError(
-            "A table cannot be read: it is truncated or damaged",
-            file=path,
-            found=f"{path.stat().st_size} bytes; {' '.join(str(err).split())[:200]}",
-            expected="a whole parquet file",
-            cure="restore it from its source or its DVC cache, or convert again",
-        ) from err
+        problem, expected = "A table cannot be read: it is truncated or damaged", "a whole parquet file"
+        found = f"{path.stat().st_size} bytes; {' '.join(str(err).split())[:200]}"
+        raise DataError(problem, file=path, found=found, expected=expected, cure=cure) from err
 
 
 def require_columns(names: Iterable[str], keys: Iterable[str], path: Path) -> None:
@@ -212,17 +204,14 @@ def column_array(column: pa.ChunkedArray, path: Path, key: str) -> np.ndarray:
         return array.to_numpy(zero_copy_only=False)
     if pa.types.is_struct(array.type):
         raise DataError("A column holds structures, not numbers", file=path, field=key, found=str(array.type))
-    widths = np.asarray(array.value_lengths()) if not pa.types.is_fixed_size_list(array.type) else None
-    if widths is not None and len(widths) and (widths != widths[0]).any():
-        row = int(np.flatnonzero(widths != widths[0])[0])
-        raise DataError(
-            "Rows of a table differ in width",
-            file=path,
-            field=f"{key}, row {row}",
-            found=int(widths[row]),
-            expected=int(widths[0]),
-            cure="record every row with the same dimensions",
-        )
+    if not pa.types.is_fixed_size_list(array.type):
+        widths = np.asarray(array.value_lengths())
+        other = np.flatnonzero(widths != widths[:1])
+        if len(other):
+            row, problem = int(other[0]), "Rows of a table differ in width"
+            found, expected = int(widths[row]), int(widths[0])
+            cure = "record every row with the same dimensions"
+            raise DataError(problem, file=path, field=f"{key}, row {row}", found=found, expected=expected, cure=cure)
     if not len(array):
         return np.zeros((0, 0), np.float32)
     inner = column_array(pa.chunked_array([array.flatten()]), path, key)
