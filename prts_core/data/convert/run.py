@@ -123,32 +123,23 @@ def _units(
     start = 0
     for index, raw in enumerate(episodes):
         number = tasks.setdefault(raw.task, len(tasks))
+        episode = EpisodeToWrite(index, start, raw.key, raw.task, number, {}, {}, raw.extra)
         yield Unit(
             name=f"{index:06d}",
             sources=tuple(root / file for file in raw.files or ("",)),
             outputs=tuple(layout.root / file for file in layout.files(index)),
             settings=(settings, raw.key, raw.length, raw.task, raw.extra, index, start, number),
-            work=partial(_convert_one, source, plan, layout, root, raw, index, start, number),
+            work=partial(_convert_one, source, plan, layout, root, raw, episode),
         )
         start += raw.length
 
 
 def _convert_one(
-    source: Source,
-    plan: ConversionPlan,
-    layout: Layout,
-    root: Path,
-    raw: RawEpisode,
-    index: int,
-    start: int,
-    task_index: int,
+    source: Source, plan: ConversionPlan, layout: Layout, root: Path, raw: RawEpisode, episode: EpisodeToWrite
 ) -> dict[str, Any]:
     """Read one episode and write it (runs in a worker thread)."""
-    arrays = source.read(raw, plan.mapping.keys)
-    columns, images = columns_and_images(plan, raw, arrays, root)
-    return write_episode(
-        layout, EpisodeToWrite(index, start, raw.key, raw.task, task_index, columns, images, raw.extra)
-    )
+    columns, images = columns_and_images(plan, raw, source.read(raw, plan.mapping.keys), root)
+    return write_episode(layout, replace(episode, columns=columns, images=images))
 
 
 def _splits(episodes: list[RawEpisode]) -> dict[str, range]:
