@@ -147,18 +147,13 @@ def _contract(mapping: Mapping, recording: Recording, fps: float, dataset: str, 
         "state": _dimensions(mapping.state, recording.fields),
         "action": _dimensions(mapping.action, recording.fields),
     }
-    named = {
-        what: [dim.name for dim in dims] if all(dim.name for dim in dims) else None for what, dims in stated.items()
-    }
     contract = build_contract(
         dataset=dataset,
         robot=robot,
         robot_type=mapping.embodiment_tag or recording.robot_type,
         control_hz=fps,
-        state_names=named["state"],
-        state_width=len(stated["state"]),
-        action_names=named["action"],
-        action_width=len(stated["action"]),
+        state=[dim.name for dim in stated["state"]],
+        action=[dim.name for dim in stated["action"]],
         cameras={IMAGES + name: _turned(recording.fields[part.key], part) for name, part in mapping.cameras.items()},
     )
     cameras = tuple(_label(camera, mapping, robot) for camera in contract.cameras)

@@ -103,16 +103,14 @@ def contract_of(info: Info, root: Path, dataset: str, robot: RobotConfig | None)
         if key not in info.features:
             problem, found = "A dataset lacks a column that every robot's dataset has", ", ".join(info.features)
             raise DataError(problem, file=root / "meta" / "info.json", field="features", found=found, expected=key)
-    state, action = info.features[STATE], info.features[ACTION]
+    state, action = (info.features[key].dimension_names for key in (STATE, ACTION))
     return build_contract(
         dataset=dataset,
         robot=robot,
         robot_type=info.robot_type,
         control_hz=info.fps,
-        state_names=state.flat_names,
-        state_width=state.shape[0],
-        action_names=action.flat_names,
-        action_width=action.shape[0],
+        state=state,
+        action=action,
         cameras={key: info.features[key].image_size for key in info.camera_keys},
     )
 

@@ -105,6 +105,12 @@ class Feature(_Open):
         return walk(self.names) or None
 
     @property
+    def dimension_names(self) -> list[str]:
+        """A name for each number of a vector; "" where the names do not fit."""
+        names = self.flat_names
+        return names if names and len(names) == self.shape[0] else [""] * self.shape[0]
+
+    @property
     def image_size(self) -> tuple[int, int]:
         """(height, width), found by names where given: some writers store channels first."""
         names, shape = self.flat_names, self.shape

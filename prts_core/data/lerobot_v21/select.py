@@ -119,8 +119,8 @@ def _joined(features: list[Feature], keys: tuple[str, ...]) -> Feature:
     names: list[str] = []
     full: list[str] = []  # with the column's key: two grippers may both call it "gripper"
     for feature, key in zip(features, keys, strict=True):
-        width, own, short = feature.shape[0], feature.flat_names, key.removeprefix("observation.")
-        named = own if own and len(own) == width else None
-        names += named or ([f"{short}_{i}" for i in range(width)] if width > 1 else [short])
-        full += [f"{key}.{name}" for name in named or map(str, range(width))]
+        named, short = feature.dimension_names, key.removeprefix("observation.")
+        numbers = [f"_{i}" for i in range(len(named))] if len(named) > 1 else [""]
+        names += [name or short + number for name, number in zip(named, numbers, strict=True)]
+        full += [f"{key}.{name or i}" for i, name in enumerate(named)]
     return Feature(dtype="float32", shape=(len(names),), names=names if len(set(names)) == len(names) else full)
