@@ -23,7 +23,7 @@ from prts_core.io.files import digest_value, read_json
 STATE, ACTION = "observation.state", "action"
 STATE_MODE: Normalization = "QUANTILE"  # the prompt's integers cover [-1, 1] only, whatever the actions are scaled by
 RELEASED_EPS, RELEASED_FAST_EPS, RELEASED_FAST_CLAMP = 1e-8, 1e-6, 50.0
-_NAMES = ("mean", "std", "min", "max", "q01", "q99")
+STATISTICS = ("mean", "std", "min", "max", "q01", "q99")
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class FeatureStats:
         return len(self.mean)
 
     def to_json(self) -> dict[str, list[float]]:
-        return {name: getattr(self, name).tolist() for name in _NAMES}
+        return {name: getattr(self, name).tolist() for name in STATISTICS}
 
     @staticmethod
     def from_json(raw: dict[str, Any], where: object = None) -> FeatureStats:
         """Raises DataError unless all six lists are there, equally long and finite."""
         try:
-            arrays = {name: np.asarray(raw[name], np.float64) for name in _NAMES}
+            arrays = {name: np.asarray(raw[name], np.float64) for name in STATISTICS}
         except (KeyError, TypeError, ValueError) as err:
             raise DataError("Norm statistics are malformed", file=where, found=f"{type(err).__name__}: {err}") from err
         for name, array in arrays.items():

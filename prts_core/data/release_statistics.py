@@ -18,11 +18,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from prts_core.contract import Normalization
 from prts_core.data.lerobot_v21.schema import faults
-from prts_core.data.normalize import ACTION, STATE, FeatureStats, NormStats
+from prts_core.data.normalize import ACTION, STATE, STATISTICS, FeatureStats, NormStats
 from prts_core.io.errors import CheckpointError, DataError, lookup
 from prts_core.io.files import digest_value, read_json, write_json, write_text
-
-_NAMES = ("mean", "std", "min", "max", "q01", "q99")
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class DatasetStatistics:
                     expected=f"{prefix}...",
                     cure="take the statistics of the dataset the policy was trained on",
                 )
-            joined[prefix] = FeatureStats(*(np.concatenate([getattr(p, name) for p in parts]) for name in _NAMES))
+            joined[prefix] = FeatureStats(*(np.concatenate([getattr(p, name) for p in parts]) for name in STATISTICS))
         fingerprint = digest_value({key: stats.to_json() for key, stats in self.stats.items()})
         return NormStats(joined[STATE], joined[ACTION], 0, "train", fingerprint)
 

@@ -28,6 +28,7 @@ from prts_core.io.progress import Bar
 
 METHOD = "population std; linear quantiles 0.01 and 0.99, exact below 2**18 rows, else of rank error <= 1e-4; pooled"
 QUANTILES = (0.01, 0.99)
+LEROBOT_QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 BATCH = 8192  # rows decoded at a time: little memory, and little to do for Python
 
 

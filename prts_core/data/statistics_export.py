@@ -17,10 +17,8 @@ from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.lerobot_v21.schema import FeatureSummary, read_table
 from prts_core.data.normalize import ACTION, STATE, FeatureStats
 from prts_core.data.release_statistics import DatasetStatistics, ReleasedStatistics, write_norm_stats, write_statistics
-from prts_core.data.statistics import Computed, statistics_name
+from prts_core.data.statistics import LEROBOT_QUANTILES, Computed, statistics_name
 from prts_core.io.files import write_json
-
-_LEROBOT_QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 
 
 def write_forms(
@@ -93,7 +91,7 @@ def _openpi(stats: FeatureStats) -> dict[str, list[float]]:
 def _lerobot(computed: Computed) -> dict[str, dict[str, list[float] | list[int]]]:
     rows = computed.rows
     arrays = {"min": rows.low, "max": rows.high, "mean": rows.mean, "std": rows.std}
-    arrays |= dict(zip(_LEROBOT_QUANTILES, rows.quantiles(tuple(_LEROBOT_QUANTILES.values())), strict=True))
+    arrays |= dict(zip(LEROBOT_QUANTILES, rows.quantiles(tuple(LEROBOT_QUANTILES.values())), strict=True))
     at = len(computed.contract.state)
 
     def part(which: slice) -> dict[str, list[float] | list[int]]:

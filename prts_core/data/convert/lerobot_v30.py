@@ -116,8 +116,9 @@ def _stats_row(root: Path, info: Info30, episode: Episode30) -> dict[str, Any]:
 
 
 def _known_tasks(root: Path, episodes: Sequence[Episode30], tasks: dict[int, str]) -> None:
+    known = set(tasks.values())
     for episode in episodes:
-        unknown = set(episode.tasks) - set(tasks.values())
+        unknown = set(episode.tasks) - known
         if unknown:
             problem = "An episode names a task that meta/tasks.parquet does not have"
             where = f"episode {episode.index}, tasks"

@@ -18,7 +18,7 @@ import numpy as np
 
 from prts_core.contract import Contract
 from prts_core.data.lerobot_v21.schema import ACTION, STATE, EpisodeRow, EpisodeStatsRow, Info
-from prts_core.data.statistics import differences
+from prts_core.data.statistics import LEROBOT_QUANTILES, differences
 from prts_core.data.validation.episode import ATOL, RTOL, EpisodeSummary, Moments
 from prts_core.data.validation.report import Finding, Severity
 from prts_core.io.errors import DataError
@@ -27,7 +27,6 @@ from prts_core.io.files import digest_value, read_json
 EPISODE_STATS = "meta/episodes_stats.jsonl"
 NAMES = re.compile(r"(stats|statistics|norm_stats|state_relative_ck\d+_norm_stats)\.json")
 OPENPI = {"state": STATE, "actions": ACTION}
-QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 RANK_SLACK = 2e-3  # of the rows, and one row: what sketches and other interpolations may be off
 CURE = "compute them again from this data (`prts stats`; lerobot: compute_stats), or remove the file"
 
@@ -45,7 +44,7 @@ class Accumulator(Moments):
     def summed(values: np.ndarray, claimed: Mapping[str, np.ndarray]) -> Accumulator:
         """Of one episode's (n, D) rows."""
         ranks = {}
-        for name, share in QUANTILES.items():
+        for name, share in LEROBOT_QUANTILES.items():
             if name in claimed and claimed[name].shape == values.shape[1:]:
                 slack = RTOL * np.abs(claimed[name]) + 1e-9  # files hold float32 or rounded numbers
                 below, upto = (values < claimed[name] - slack).sum(0), (values <= claimed[name] + slack).sum(0)
@@ -122,7 +121,7 @@ class StoredStatistic:
             found = f"count {self.count}, but the data have {tally.rows} rows"
             return 4, self._finding(found, "statistics of this data")
         for passed, (name, (below, upto, summed)) in enumerate(tally.ranks.items(), 4):
-            share, slack = QUANTILES[name], RANK_SLACK * tally.rows + 1
+            share, slack = LEROBOT_QUANTILES[name], RANK_SLACK * tally.rows + 1
             edge = ATOL + RTOL * np.abs(claimed[name])
             off = (below > share * tally.rows + slack) | (upto < share * tally.rows - slack)
             off |= (claimed[name] < tally.low - edge) | (claimed[name] > tally.high + edge)
