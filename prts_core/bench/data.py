@@ -1,25 +1,19 @@
-"""`prts bench data`: loading, encoding, statistics and validation of datasets beside lerobot, bare PyAV and numpy.
-
-It knows which modules measure and in which order; each has `rows(console) -> list[Row]` and runs its peers itself.
-"""
+"""`prts bench data`: statistics, validation, loading and encoding of datasets beside lerobot, bare PyAV and numpy."""
 
 from __future__ import annotations
 
-import importlib
-
 from rich.console import Console
 
+from prts_core.bench import data_encoding, data_loading, data_statistics, data_validation
 from prts_core.bench.report import Row
-
-# Memory is measured before what fills it.
-PARTS = ("data_statistics", "data_validation", "data_loading", "data_encoding")
 
 
 def run(console: Console) -> list[Row]:
+    """Minutes each, so that rows are told as they come; memory is measured before what fills it."""
     rows: list[Row] = []
-    for part in PARTS:  # minutes each: told as they come
-        made = importlib.import_module(f"prts_core.bench.{part}").rows(console)
-        for row in made:
+    for part in (data_statistics, data_validation, data_loading, data_encoding):
+        found = part.rows(console)
+        for row in found:
             console.print(row.line())
-        rows += made
+        rows += found
     return rows

@@ -1,17 +1,15 @@
-"""Windows of g1_bottle: ours beside bare PyAV (uint8 pictures) and lerobot 0.3.3 (float32, equal to its own items).
+"""Time windows of g1_bottle beside bare PyAV (uint8 pictures) and lerobot 0.3.3 (float32, equal to its own items).
 
-Peers are held to one core, as ours is but in the rows of two workers; all take turns over the same items.
+Peers are held to one core, as ours is but in the row of two workers; all take turns over the same items.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -22,7 +20,8 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from rich.console import Console
 
-from prts_core.bench.report import Row
+from prts_core.bench.peer import Peer
+from prts_core.bench.report import Row, interleave
 from prts_core.config.places import shared_folder
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.io.errors import DataError
@@ -30,49 +29,27 @@ from prts_core.training.windows import WindowDataset
 
 ROUNDS, ITEMS, CHUNK = 9, 24, 50
 NO_LEROBOT = "lerobot 0.3.3 is not on this machine; `make conformance` builds its environment under the user's cache"
+Work = Callable[[Any], object]
 
 
 class LeRobotPeer(AbstractContextManager["LeRobotPeer"]):
-    """lerobot's own environment, where there is one, answering questions (lerobot_peer.py)."""
+    """lerobot's own environment, where there is one, answering questions (lerobot_peer.py); a folder for both sides."""
 
     def __init__(self, cores: AbstractContextManager[None]) -> None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        self.home, self._folder = cache / "prts/venvs/lerobot-0.3.3", tempfile.TemporaryDirectory()
-        self.folder = Path(self._folder.name)
-        self._process: subprocess.Popen[str] | None = None
-        if not (self.home / "finished").is_file():  # written when the environment is whole
-            return
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
-        kept |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": f"{self.folder}/cache", "HF_HOME": f"{self.folder}/hf"}
-        kept |= {"SVT_LOG": "1", "OMP_NUM_THREADS": "1"}
-        with cores:
-            self._process = subprocess.Popen(
-                [self.home / "bin/python", Path(__file__).with_name("lerobot_peer.py")],
-                env=kept,
-                text=True,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=(self.folder / "log").open("w"),
-            )
-
-    @property
-    def there(self) -> bool:
-        return self._process is not None
-
-    def ask(self, do: str, **asked: Any) -> Any:
-        assert self._process is not None and self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"do": do, **asked}) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise DataError("lerobot gave up", found=(self.folder / "log").read_text()[-2000:], cure="make conformance")
-        return json.loads(line)
+        self._stack = ExitStack()
+        self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prts/venvs/lerobot-0.3.3"
+        self.there = (home / "finished").is_file()  # written when the environment is whole
+        if self.there:
+            env = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
+            env |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": f"{self.folder}/cache", "HF_HOME": f"{self.folder}/hf"}
+            env |= {"SVT_LOG": "1", "OMP_NUM_THREADS": "1"}
+            command = [home / "bin/python", Path(__file__).with_name("lerobot_peer.py")]
+            with cores:
+                self.ask = self._stack.enter_context(Peer(command, env, self.folder / "log")).ask
 
     def __exit__(self, *exc: object) -> None:
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()
-            self._process.wait(60)
-        self._folder.cleanup()
+        self._stack.close()
 
 
 @contextmanager
@@ -125,38 +102,62 @@ def rows(console: Console) -> list[Row]:
     dataset = LeRobotDataset.open(root)
     camera = dataset.camera_keys[0]
     deltas = {"action": [n / dataset.fps for n in range(CHUNK)]}
-    plain = WindowDataset(dataset, deltas)
-    floats = WindowDataset(dataset, deltas, pictures="float32")
+    plain, floats = WindowDataset(dataset, deltas), WindowDataset(dataset, deltas, pictures="float32")
     bare = BarePyAV([root / dataset.info.video_file(episode, camera) for episode in dataset.episodes()])
     with LeRobotPeer(one_core()) as peer:
+        calls = {"uint8": alone(plain.__getitem__), "float32": alone(floats.__getitem__)}
         if peer.there:
-            peer.ask("open", root=str(root), deltas=deltas)
+            peer.ask(do="open", root=str(root), deltas=deltas)
             console.print(f"loading: lerobot's pictures differ from ours by {_compare(peer, floats, camera):.2g} of 1")
-        random = _random(plain, floats, bare, peer)
-        sequential = _sequential(plain, floats, bare, peer)
-    plain.close()
-    floats.close()
-    made = []
-    for what, seen, bounds in (
-        ("random windows of g1_bottle", random, (">= 2", ">= 0.95", ">= 3.5")),
-        ("epoch in order over g1_bottle", sequential, (">= 6", ">= 0.9", None)),
-    ):
-        note = "" if peer.there else NO_LEROBOT
-        made.append(_row(f"{what}, float32 / lerobot", seen, "float32", "lerobot", bounds[0], note))
-        made.append(_row(f"{what}, uint8 / bare PyAV", seen, "uint8", "bare", bounds[1]))
-        if bounds[2] is not None:
-            made.append(_row(f"{what}, float32, 2 workers / lerobot", seen, "workers", "lerobot", bounds[2], note))
-    return made
+            calls["lerobot"] = lambda indices: peer.ask(do="read", indices=indices)
+        draws = np.random.default_rng(0).integers(0, len(plain), (ROUNDS + 1, ITEMS)).tolist()
+        more = {
+            "bare": alone(lambda index: bare.frame(*plain.locate(index))),
+            "workers": lambda indices: seconds(lambda item: None, floats.ahead(indices, 2)),
+        }
+        random = {name: ITEMS / median(times) for name, times in interleave(more | calls, draws).items()}
+        frames, size = bare.epoch(), -(-len(plain) // ROUNDS)
+        slices = [list(range(first, min(first + size, len(plain)))) for first in range(0, len(plain), size)]
+        with one_core():
+            more = {"bare": lambda indices: seconds(lambda frame: None, islice(frames, len(indices)))}
+            epoch = {name: len(plain) / sum(t) for name, t in interleave(more | calls, slices, warmups=0).items()}
+    for windows in (plain, floats):
+        windows.close()
+    note = "" if peer.there else NO_LEROBOT
+    return [
+        Row(f"{what} / {peer_name}", seen[ours], seen.get(key), "items/s", "higher", goal, note if key else "")
+        for what, seen, ours, key, peer_name, goal in (
+            ("random windows of g1_bottle, float32", random, "float32", "lerobot", "lerobot", ">= 2"),
+            ("random windows of g1_bottle, uint8", random, "uint8", "bare", "bare PyAV", ">= 0.95"),
+            ("random windows of g1_bottle, float32, 2 workers", random, "workers", "lerobot", "lerobot", ">= 3.5"),
+            ("epoch in order over g1_bottle, float32", epoch, "float32", "lerobot", "lerobot", ">= 6"),
+            ("epoch in order over g1_bottle, uint8", epoch, "uint8", "bare", "bare PyAV", ">= 0.9"),
+        )
+    ]
 
 
-def _row(what: str, seen: dict[str, float], ours: str, peer: str, goal: str | None, note: str = "") -> Row:
-    return Row(what, seen[ours], seen.get(peer), "items/s", "higher", goal or ">= 1", note)
+def seconds(work: Work, over: Iterable[Any]) -> float:
+    """For `work` on each of `over`."""
+    begin = time.perf_counter()
+    for value in over:
+        work(value)
+    return time.perf_counter() - begin
+
+
+def alone(work: Work) -> Callable[[Iterable[Any]], float]:
+    """`seconds` of `work`, on one core."""
+
+    def timed(over: Iterable[Any]) -> float:
+        with one_core():
+            return seconds(work, over)
+
+    return timed
 
 
 def _compare(peer: LeRobotPeer, windows: WindowDataset, camera: str) -> float:
     """The largest difference of a picture; every other value must be lerobot's own."""
     indices = [0, 1, 101, len(windows) // 2, len(windows) - 1]
-    peer.ask("save", indices=indices, out=str(peer.folder / "items.npz"))
+    peer.ask(do="save", indices=indices, out=str(peer.folder / "items.npz"))
     largest = 0.0
     with np.load(peer.folder / "items.npz") as theirs:
         for number, index in enumerate(indices):
@@ -172,52 +173,3 @@ def _compare(peer: LeRobotPeer, windows: WindowDataset, camera: str) -> float:
     if largest > 2.5 / 255:  # two builds of a decoder may round colours differently
         raise DataError("Pictures differ from lerobot's", field=camera, found=largest, expected="at most 2 / 255")
     return largest
-
-
-def _timed(work: Callable[[Any], object], over: Iterable[Any]) -> float:
-    """Seconds for `work` on each of `over`."""
-    begin = time.perf_counter()
-    for value in over:
-        work(value)
-    return time.perf_counter() - begin
-
-
-def _random(plain: WindowDataset, floats: WindowDataset, bare: BarePyAV, peer: LeRobotPeer) -> dict[str, float]:
-    """Items a second, the median of rounds."""
-    rng = np.random.default_rng(0)
-    seconds: dict[str, list[float]] = {}
-    for turn in range(ROUNDS + 1):
-        indices = [int(index) for index in rng.integers(0, len(plain), ITEMS)]
-        places = [plain.locate(index) for index in indices]
-        with one_core():
-            found = {
-                "bare": _timed(lambda place: bare.frame(*place), places),
-                "uint8": _timed(plain.__getitem__, indices),
-                "float32": _timed(floats.__getitem__, indices),
-            }
-            if peer.there:
-                found["lerobot"] = peer.ask("read", indices=indices)
-        found["workers"] = _timed(lambda item: None, floats.ahead(indices, 2))
-        for name, value in found.items():
-            seconds.setdefault(name, []).extend([value] if turn else [])  # the first round warms everything
-    return {name: ITEMS / median(values) for name, values in seconds.items()}
-
-
-def _sequential(plain: WindowDataset, floats: WindowDataset, bare: BarePyAV, peer: LeRobotPeer) -> dict[str, float]:
-    """Items a second over one whole epoch, in slices by turns."""
-    seconds: dict[str, float] = {}
-    frames = bare.epoch()
-    size = -(-len(plain) // ROUNDS)
-    with one_core():
-        for first in range(0, len(plain), size):
-            indices = list(range(first, min(first + size, len(plain))))
-            found = {
-                "bare": _timed(lambda frame: None, islice(frames, len(indices))),
-                "uint8": _timed(plain.__getitem__, indices),
-                "float32": _timed(floats.__getitem__, indices),
-            }
-            if peer.there:
-                found["lerobot"] = peer.ask("read", indices=indices)
-            for name, value in found.items():
-                seconds[name] = seconds.get(name, 0.0) + value
-    return {name: len(plain) / value for name, value in seconds.items()}

@@ -1,4 +1,4 @@
-"""`prts bench data`, row validation: 1,000 sealed episodes of two cameras, checked whole but for the pictures."""
+"""Time the validation of 1,000 sealed episodes of two cameras, checked whole but for the pictures."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ import numpy as np
 from rich.console import Console
 
 from prts_core.bench.report import Row
-from prts_core.config.schema import VideoConfig
 from prts_core.contract import Camera, Contract, Dimension
 from prts_core.data.lerobot_v21 import video
-from prts_core.data.lerobot_v21.schema import CHUNKS_SIZE, CODEBASE_VERSION, DATA_PATH, STANDARD_FEATURES, VIDEO_PATH
-from prts_core.data.lerobot_v21.writer import Layout, episode_stats, video_feature, write_meta, write_table
+from prts_core.data.lerobot_v21.writer import (
+    EpisodeToWrite,
+    Layout,
+    episode_stats,
+    finish,
+    record,
+    standard_columns,
+    video_feature,
+    write_table,
+)
 from prts_core.data.validation import validate_dataset
 
 EPISODES, ROWS, WIDTH, SIDE, FPS = 1000, 300, 14, 128, 30.0
@@ -43,51 +50,27 @@ def make(folder: Path, episodes: int) -> Path:
     """A dataset of smooth random motion in <folder>/data. All episodes share their videos' bytes by hard links."""
     pictures = np.random.default_rng(0).integers(0, 255, (ROWS, 8, 8, 3), np.uint8).repeat(SIDE // 8, 1)
     pictures = pictures.repeat(SIDE // 8, 2)
-    names = [f"joint_{index}" for index in range(WIDTH)]
-    vector = {"dtype": "float32", "shape": [WIDTH], "names": names}
-    config, numbers = VideoConfig(), {"observation.state": vector, "action": vector}
-    cameras = {camera: video_feature(SIDE, SIDE, FPS, config) for camera in CAMERAS}
-    layout = Layout(folder / "data", folder / "state", numbers | cameras, FPS, "bench", config)
-    columns_of = numbers | STANDARD_FEATURES
-    lines, stats = [], []
+    dimensions = tuple(Dimension(f"joint_{index}", "rad") for index in range(WIDTH))
+    vector = {"dtype": "float32", "shape": [WIDTH], "names": [dimension.name for dimension in dimensions]}
+    layout = Layout(folder / "data", {"observation.state": vector, "action": vector}, FPS, "bench")
+    layout.features.update({camera: video_feature(SIDE, SIDE, FPS, layout.video) for camera in CAMERAS})
+    numbers = {key: feature for key, feature in layout.all_features.items() if key not in CAMERAS}
+    records = []
     for index in range(episodes):
-        rng, rows = np.random.default_rng(index), np.arange(ROWS)
+        rng = np.random.default_rng(index)
         state = np.cumsum(rng.normal(0, 0.01, (ROWS, WIDTH)), 0).astype(np.float32)
-        columns: dict[str, np.ndarray] = {
-            "observation.state": state,
-            "action": state + rng.normal(0, 0.01, state.shape).astype(np.float32),
-            "timestamp": (rows / FPS).astype(np.float32),
-            "frame_index": rows,
-            "episode_index": np.full(ROWS, index),
-            "index": index * ROWS + rows,
-            "task_index": np.zeros(ROWS, np.int64),
-        }
-        write_table(layout.root / layout.data_file(index), columns, columns_of)
-        for camera in CAMERAS:
-            path, first = (layout.root / layout.video_file(number, camera) for number in (index, 0))
+        action = state + rng.normal(0, 0.01, state.shape).astype(np.float32)
+        vectors = {"observation.state": state, "action": action}
+        episode = EpisodeToWrite(index, index * ROWS, "bench", "move", 0, vectors, {})
+        columns = vectors | standard_columns(episode, FPS)
+        table, *videos = (layout.root / file for file in layout.files(index))
+        write_table(table, columns, numbers)
+        for path, first in zip(videos, layout.files(0)[1:], strict=True):
             if index:
-                os.link(first, path)
+                os.link(layout.root / first, path)
             else:
-                video.encode(path, pictures, FPS, config)
-        lines.append({"episode_index": index, "tasks": ["move"], "length": ROWS})
-        stats.append({"episode_index": index, "stats": episode_stats(columns, columns_of)})
-    dimensions = tuple(Dimension(name, "rad") for name in names)
+                video.encode(path, pictures, FPS, layout.video)
+        records.append(record(episode, episode_stats(columns, numbers)))
     views = tuple(Camera(key, key.rsplit(".", 1)[-1], SIDE, SIDE) for key in CAMERAS)
-    contract = Contract("bench", FPS, dimensions, dimensions, views)
-    info = {
-        "codebase_version": CODEBASE_VERSION,
-        "robot_type": "bench",
-        "total_episodes": episodes,
-        "total_frames": episodes * ROWS,
-        "total_tasks": 1,
-        "total_videos": episodes * len(CAMERAS),
-        "total_chunks": 1,
-        "chunks_size": CHUNKS_SIZE,
-        "fps": int(FPS),
-        "splits": {"train": f"0:{episodes}"},
-        "data_path": DATA_PATH,
-        "video_path": VIDEO_PATH,
-        "features": layout.all_features,
-    }
-    write_meta(layout.root, info, lines, {0: "move"}, stats, contract)
+    finish(layout, records, {"train": range(episodes)}, Contract("bench", FPS, dimensions, dimensions, views))
     return layout.root

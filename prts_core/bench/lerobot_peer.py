@@ -1,7 +1,7 @@
-"""lerobot 0.3.3 as a peer: runs inside lerobot's own environment, answers one JSON line for each on its standard input.
+"""Run lerobot 0.3.3 as a peer, inside its own environment: answer each JSON line on standard input with one.
 
-It knows nothing of our code. torchvision's VideoReader, which lerobot's PyAV backend reads through, left torchvision
-with 0.26; a stand-in with the same calls is given to lerobot, whose own code runs otherwise untouched.
+torchvision's VideoReader, which lerobot's PyAV backend reads through, left torchvision with 0.26; a stand-in with the
+same calls is given to lerobot, whose own code runs otherwise untouched.
 """
 
 import json

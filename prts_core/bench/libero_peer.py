@@ -1,7 +1,7 @@
-"""LIBERO's own environment as a peer: runs in its own Python, answers each line on its standard input with one of JSON.
+"""Run LIBERO's own environment as a peer, in its own Python: answer each line on standard input with one of JSON.
 
-It knows nothing of our code: this is the loop that evaluation scripts run, `env.step(action)` with the pictures of both
-cameras after every step, built as LIBERO builds it.
+This is the loop that evaluation scripts run: `env.step(action)` with the pictures of both cameras after every step,
+built as LIBERO builds it.
 
 usage: python libero_peer.py <bddl file> <actions.npy (T, 7)> <first state .npy> <pixels>
 """

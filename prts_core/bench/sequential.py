@@ -24,21 +24,26 @@ def run(console: Console) -> list[Row]:
     rows = []
     for rate, wrong in ((LOW, "says high under H0 (alpha)"), (HIGH, "misses high under H1 (beta)")):
         high, _, episodes = one.simulate(rate, RUNS)
-        rows.append(Row(f"one rate of {rate:g}: mean episodes", episodes, MOST, "episodes", "lower", SAVED, note))
         error = high if rate == LOW else 1 - high
-        rows.append(Row(f"one rate of {rate:g}: {wrong}", error, LEVEL, "share", "lower", "<= 1.0", note))
+        rows += _saved(f"one rate of {rate:g}", "episodes", episodes, wrong, error, note)
         console.print(f"one rate of {rate:g}: exactly {one.expected(rate):.1f} episodes on average", highlight=False)
     for rate in COVERED:
         ours, plain = coverage(one, rate, RUNS)
-        what = f"one rate of {rate:g}: interval after the stop covers it"
-        told = f"{note}; a Wilson interval covers it {plain:.3f} of the time"
-        console.print(f"{what} {ours:.3f} of the time, a Wilson interval {plain:.3f}", highlight=False)
-        rows.append(Row(what, ours, 0.95, "share", "higher", ">= 1.0", told))
+        what, wilson = f"one rate of {rate:g}: interval after the stop covers it", "a Wilson interval covers it"
+        console.print(f"{what} {ours:.3f} of the time, {wilson} {plain:.3f}", highlight=False)
+        shown = f"{note}; {wilson} {plain:.3f} of the time"
+        rows.append(Row(what, ours, 0.95, "share", "higher", ">= 1.0", shown))
     for first, second, agreement in ((HIGH, LOW, 0.0), (HIGH, LOW, 0.5), (HIGH, HIGH, 0.0), (LOW, LOW, 0.0)):
         shares, pairs = pair.simulate(first, second, RUNS, agreement=agreement)
         case = f"pair of {first:g} and {second:g}" + (f", agreement {agreement:g}" if agreement else "")
         wrong = "says one is better (alpha)" if first == second else "misses the better one (beta)"
         error = shares["better"] + shares["worse"] if first == second else 1 - shares["better"]
-        rows.append(Row(f"{case}: mean pairs", pairs, MOST, "pairs", "lower", SAVED, note))
-        rows.append(Row(f"{case}: {wrong}", error, LEVEL, "share", "lower", "<= 1.0", note))
+        rows += _saved(case, "pairs", pairs, wrong, error, note)
     return rows
+
+
+def _saved(case: str, unit: str, mean: float, wrong: str, error: float, note: str) -> list[Row]:
+    return [
+        Row(f"{case}: mean {unit}", mean, MOST, unit, "lower", SAVED, note),
+        Row(f"{case}: {wrong}", error, LEVEL, "share", "lower", "<= 1.0", note),
+    ]

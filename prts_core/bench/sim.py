@@ -2,25 +2,25 @@
 
 Recorded action chunks (the scripted expert's) take the place of a policy; chunk 8, two cameras of 224 px. The peers are
 LIBERO's own environment, which renders after every step, and our workers in other numbers and with other threads. All
-take turns over the same steps. It knows no policy; where LIBERO is not installed, the rows say so.
+take turns over the same steps.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 from rich.console import Console
 
-from prts_core.bench.report import Row
+from prts_core.bench.peer import Peer
+from prts_core.bench.report import Row, interleave
 from prts_core.io.errors import SimulatorError
 from prts_core.sim import protocol
 from prts_core.sim.installations import Installation
@@ -32,6 +32,12 @@ SUITE, TASK, SEED = "libero_object", "pick_up_the_milk_and_place_it_in_the_baske
 CHUNK, PIXELS, STEPS, ROUNDS = 8, 224, 48, 5
 SETTINGS = {"image_size": PIXELS, "tasks": 1}
 ABSENT = "LIBERO is not installed; `prts sim install libero`"
+GOALS = (
+    (f"one worker, chunk {CHUNK} / LIBERO's own loop, a look a step", "free", "own", ">= 3.0"),
+    (f"one worker: a look every {CHUNK} steps / a look a step", "free", "a look a step", ">= 3.0"),
+    ("two workers / one, one thread each", "two", "one", ">= 1.6"),
+    ("two workers, one thread each / one worker, default threads", "two", "free", ">= 1.0"),
+)
 
 
 class SlotThroughput:
@@ -39,9 +45,8 @@ class SlotThroughput:
 
     def __init__(self, slots: int, threads: int | None, settings: Mapping[str, int] = SETTINGS) -> None:
         with no_thread_settings(threads is None):
-            launch = launch_for(SUITE, threads=threads, settings=settings)
-            self.pool = Pool(launch, slots=slots)
-        self.slots = slots
+            self.pool = Pool(launch_for(SUITE, threads=threads, settings=settings), slots=slots)
+        self.slots, self.close = slots, self.pool.close
 
     def steps_per_second(self, actions: np.ndarray, steps: int = CHUNK) -> float:
         """Control steps a second over all slots, a look after every `steps` of them; the reset is not counted."""
@@ -49,17 +54,17 @@ class SlotThroughput:
             self.pool.send(slot, protocol.reset(EpisodeKey(SUITE, TASK, slot, SEED), observe=True))
         for _ in range(self.slots):
             self._answer()
-        at, begin = [0] * self.slots, time.perf_counter()
-        busy = set(range(self.slots))
-        for slot in busy:
-            self.pool.send(slot, protocol.step(actions[:steps], ignore_success=True))
-        while busy:
+        chunks = np.split(actions, range(steps, len(actions), steps))
+        left = {
+            slot: iter([protocol.step(chunk, ignore_success=True) for chunk in chunks]) for slot in range(self.slots)
+        }
+        begin = time.perf_counter()
+        for slot in left:
+            self.pool.send(slot, next(left[slot]))
+        for _ in range(self.slots * len(chunks)):
             slot = self._answer()
-            at[slot] += steps
-            if at[slot] < len(actions):
-                self.pool.send(slot, protocol.step(actions[at[slot] : at[slot] + steps], ignore_success=True))
-            else:
-                busy.remove(slot)
+            if (message := next(left[slot], None)) is not None:
+                self.pool.send(slot, message)
         return self.slots * len(actions) / (time.perf_counter() - begin)
 
     def _answer(self) -> int:
@@ -70,55 +75,22 @@ class SlotThroughput:
             raise reply
         return slot
 
-    def close(self) -> None:
-        self.pool.close()
 
-
-class OwnLoop:
+def own_loop(actions: np.ndarray, folder: Path) -> Peer:
     """LIBERO's own environment in a process of its own (libero_peer.py), with whatever threads it takes."""
-
-    def __init__(self, actions: np.ndarray, folder: Path) -> None:
-        home = Installation("libero")
-        entry = json.loads((home.path / "tasks.json").read_text())["tasks"][TASK]
-        with np.load(home.path / "init_states" / entry["folder"] / f"{TASK}.npz") as file:
-            np.save(folder / "state.npy", file["states"][0])
-        np.save(folder / "actions.npy", actions)
-        (package,) = (home.path / "venv" / "lib").glob("python3.*/site-packages/libero/libero")
-        bddl = package / "bddl_files" / entry["folder"] / f"{TASK}.bddl"
-        gl = os.environ.get("MUJOCO_GL") or "egl"
-        kept = {key: value for key, value in os.environ.items() if key not in THREAD_VARIABLES}
-        self.log = (folder / "log").open("w+")
-        self.process = subprocess.Popen(
-            [
-                home.python,
-                Path(__file__).with_name("libero_peer.py"),
-                bddl,
-                folder / "actions.npy",
-                folder / "state.npy",
-                str(PIXELS),
-            ],
-            env=kept | {"LIBERO_CONFIG_PATH": str(home.path / "config"), "MUJOCO_GL": gl, "PYOPENGL_PLATFORM": gl},
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-        )
-
-    def steps_per_second(self) -> float:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write("again\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            self.log.seek(0)
-            raise SimulatorError("LIBERO's own loop gave up", found=self.log.read()[-1500:])
-        return STEPS / json.loads(line)["seconds"]
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(60)
-        self.log.close()
+    home = Installation("libero")
+    entry = json.loads((home.path / "tasks.json").read_text())["tasks"][TASK]
+    with np.load(home.path / "init_states" / entry["folder"] / f"{TASK}.npz") as file:
+        np.save(folder / "state.npy", file["states"][0])
+    np.save(folder / "actions.npy", actions)
+    (package,) = (home.path / "venv" / "lib").glob("python3.*/site-packages/libero/libero")
+    bddl = package / "bddl_files" / entry["folder"] / f"{TASK}.bddl"
+    script = Path(__file__).with_name("libero_peer.py")
+    command = [home.python, script, bddl, folder / "actions.npy", folder / "state.npy", str(PIXELS)]
+    gl = os.environ.get("MUJOCO_GL") or "egl"
+    env = {key: value for key, value in os.environ.items() if key not in THREAD_VARIABLES}
+    env |= {"LIBERO_CONFIG_PATH": str(home.path / "config"), "MUJOCO_GL": gl, "PYOPENGL_PLATFORM": gl}
+    return Peer(command, env, folder / "log")
 
 
 @contextmanager
@@ -135,50 +107,33 @@ def recorded(pool: Pool) -> np.ndarray:
     """(STEPS, 7) float32: what the scripted expert did at the beginning of one episode."""
     task = next(task for task in suite(SUITE).tasks if task.name == TASK)
     key = EpisodeKey(SUITE, TASK, 0, SEED)
-    made = pool.ask(0, protocol.demonstrate(key, max_steps=task.max_steps, images=False))["executed"]
-    if len(made) < STEPS:
-        raise SimulatorError("The recorded episode is too short", found=len(made), expected=f"{STEPS} steps")
-    return made[:STEPS]
+    executed = pool.ask(0, protocol.demonstrate(key, max_steps=task.max_steps, images=False))["executed"]
+    if len(executed) < STEPS:
+        raise SimulatorError("The recorded episode is too short", found=len(executed), expected=f"{STEPS} steps")
+    return executed[:STEPS]
 
 
 def run(console: Console) -> list[Row]:
-    goals = [
-        (f"one worker, chunk {CHUNK} / LIBERO's own loop, a look a step", ">= 3.0"),
-        (f"one worker: a look every {CHUNK} steps / a look a step", ">= 3.0"),
-        ("two workers / one, one thread each", ">= 1.6"),
-        ("two workers, one thread each / one worker, default threads", ">= 1.0"),
-    ]
     if Installation("libero").installed() is None:
-        return [Row(what, 0.0, None, "steps/s", "higher", goal, ABSENT) for what, goal in goals]
-    load = os.getloadavg()[0]
+        return [Row(what, 0.0, None, "steps/s", "higher", goal, ABSENT) for what, _, _, goal in GOALS]
+    note = f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} before; {PIXELS} px, two cameras"
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        one, two, free = SlotThroughput(1, 1), SlotThroughput(2, 1), SlotThroughput(1, None)
-        for slots in (one, two, free):
-            stack.callback(slots.close)
+        one, two, free = (stack.enter_context(closing(SlotThroughput(*how))) for how in ((1, 1), (2, 1), (1, None)))
         actions = recorded(one.pool)
         console.print(f"{STEPS} recorded actions of {SUITE}, {ROUNDS} rounds", highlight=False)
-        own = OwnLoop(actions, folder)
-        stack.callback(own.close)
-        measured: dict[str, tuple[Callable[[], float], list[float]]] = {
-            "one": (lambda: one.steps_per_second(actions), []),
-            "two": (lambda: two.steps_per_second(actions), []),
-            "free": (lambda: free.steps_per_second(actions), []),
-            "a look a step": (lambda: free.steps_per_second(actions, 1), []),
-            "own": (own.steps_per_second, []),
+        own = stack.enter_context(own_loop(actions, folder))
+        calls = {
+            "one": lambda _: one.steps_per_second(actions),
+            "two": lambda _: two.steps_per_second(actions),
+            "free": lambda _: free.steps_per_second(actions),
+            "a look a step": lambda _: free.steps_per_second(actions, 1),
+            "own": lambda _: STEPS / own.ask()["seconds"],
         }
-        for number in range(ROUNDS + 1):  # the first builds renderers and compiles
-            for call, seen in measured.values():
-                seen.append(call())
-            told = ", ".join(f"{name} {seen[-1]:.1f}" for name, (_, seen) in measured.items())
-            console.print(f"round {number}: {told} steps/s", highlight=False)
-        rate = {name: median(seen[1:]) for name, (_, seen) in measured.items()}
-    standins = str(Installation("libero").require().get("standins", ""))
-    note = f"{os.cpu_count()} cores, load average {load:.1f} before; {PIXELS} px, two cameras"
+        found = interleave(calls, range(ROUNDS + 1))  # the first builds renderers and compiles
+    for name, rates in found.items():
+        console.print(f"{name}: {', '.join(f'{rate:.1f}' for rate in rates)} steps/s", highlight=False)
+    rate = {name: median(rates) for name, rates in found.items()}
+    standins = Installation("libero").require().get("standins")
     note += f"; {standins}" if standins else ""
-    pairs = [("free", "own"), ("free", "a look a step"), ("two", "one"), ("two", "free")]
-    rows = []
-    for (what, goal), (ours, peer) in zip(goals, pairs, strict=True):
-        rows.append(Row(what, rate[ours], rate[peer], "steps/s", "higher", goal, note))
-        console.print(rows[-1].line(), highlight=False)
-    return rows
+    return [Row(what, rate[ours], rate[peer], "steps/s", "higher", goal, note) for what, ours, peer, goal in GOALS]

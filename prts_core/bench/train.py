@@ -1,27 +1,30 @@
 """`prts bench train`: what a training step costs beside transformers' own backbone, what the contrastive parts add, how
-well processes share the work, and how long a step waits for data.
-
-The goals are the project's.
+well processes share the work, and how long a step waits for data. The goals are the project's.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
 from rich.console import Console
-from transformers import Qwen3VLModel
+from torch.utils.flop_counter import FlopCounterMode
 
-from prts_core.bench.report import Row, interleaved
+from prts_core.bench.backbone import stock_step
+from prts_core.bench.peer import answer_of
+from prts_core.bench.report import Row, compare
 from prts_core.config.model import ContrastiveConfig, ModelConfig, MotConfig, TextConfig, VisionConfig
 from prts_core.config.train import LossWeights, TrainConfig
-from prts_core.models.backbone import qwen3vl_config
+from prts_core.data.augment import augment_view
 from prts_core.models.prts import PrtsModel
 from prts_core.models.stock import stock_tokens
 from prts_core.text import prompt
@@ -30,6 +33,7 @@ from prts_core.text.sequence import ImageTokens, Sample, SequenceBuilder
 from prts_core.text.tokenizer import TextTokenizer
 from prts_core.training.batch import Batch, BatchSource, TrainingSample
 from prts_core.training.losses import prts_loss
+from prts_core.training.ranks import ALONE, ProcessRanks, Ranks
 from prts_core.training.trainer import Trainer
 
 # The sizes of the released architecture's smallest test: 62 tokens, two rows, two images a row.
@@ -76,62 +80,42 @@ CAMERAS = ("Camera top", "Camera wrist")
 
 def run(console: Console) -> list[Row]:
     torch.set_num_threads(1)
-    rows = [step_row(console)]
-    rows += contrastive_rows(console)
-    rows += scaling_rows(console)
-    rows.append(data_wait_row(console))
-    return rows
+    return [step_row(console), *contrastive_rows(console), *scaling_rows(console), data_wait_row(console)]
 
 
 # ---- a step against the backbone alone ---------------------------------------------------------------------------
 def step_row(console: Console) -> Row:
     torch.manual_seed(0)
     ours = PrtsModel(TINY, TINY_VOCABULARY, TINY_IMAGE)
-    peer = Qwen3VLModel._from_config(qwen3vl_config(TINY, TINY_VOCABULARY, TINY_IMAGE), attn_implementation="sdpa")
-    peer.load_state_dict({k: v for k, v in ours.state_dict().items() if k.startswith(("visual.", "language_model."))})
     ids = torch.randint(0, 256, (2, TINY_LENGTH))
-    for row in ids:
-        row[5:9], row[12:18] = TINY_IMAGE, TINY_IMAGE
+    ids[:, 5:9], ids[:, 12:18] = TINY_IMAGE, TINY_IMAGE
     grid = torch.tensor([[1, 4, 4], [1, 4, 6]] * 2)
     pixels, inside, labels = torch.randn(80, 384), torch.ones_like(ids), ids.clone()
     labels[:, :50] = -100
     tokens = stock_tokens(ours, ids, inside, labels=labels, pixel_values=pixels, image_grid_thw=grid)
     actions, mask, pad = torch.randn(2, 6, 8), torch.ones(2, 6, 8), torch.zeros(2, 6, dtype=torch.bool)
-    nothing = torch.zeros(2, dtype=torch.int64)
+    nothing, every, numbers = torch.zeros(2, dtype=torch.int64), torch.ones(2, dtype=torch.bool), torch.arange(2)
+    names = ["tiny:0", "tiny:1"]
     batch = Batch(
-        tokens,
-        actions,
-        mask,
-        pad,
-        torch.ones(2, dtype=torch.bool),
-        nothing,
-        torch.zeros(2),
-        nothing,
-        torch.arange(2),
-        2,
-        ["tiny"],
-        ["tiny:0", "tiny:1"],
-        {},
-        {},
+        tokens, actions, mask, pad, every, nothing, torch.zeros(2), nothing, numbers, 2, ["tiny"], names, {}, {}
     )
-    config = TrainConfig(flow_samples=1, weights=LossWeights(1.0, 0.0, 1.0, 0.0))
-
-    def run_ours() -> None:
-        ours.zero_grad(set_to_none=True)
-        prts_loss(ours, batch, config, torch.Generator().manual_seed(0))[0].backward()
-
-    def run_peer() -> None:
-        peer.zero_grad(set_to_none=True)
-        peer(
-            input_ids=ids,
-            attention_mask=inside,
-            pixel_values=pixels,
-            image_grid_thw=grid,
-            mm_token_type_ids=(ids == TINY_IMAGE).int(),
-        ).last_hidden_state.square().mean().backward()
-
     console.print("tiny PRTS: backbone + FAST cross-entropy + flow matching, forward and backward, one thread")
-    return Row("tiny flow_mot step / backbone alone", *interleaved(run_ours, run_peer, 41), "ms", "lower", "<= 1.7")
+    step = loss_step(ours, batch, TrainConfig(flow_samples=1, weights=LossWeights(1.0, 0.0, 1.0, 0.0)))
+    return compare(
+        "tiny flow_mot step / backbone alone", step, stock_step(ours, ids, inside, pixels, grid), "<= 1.7", 41
+    )
+
+
+def loss_step(
+    model: PrtsModel, batch: Batch, config: TrainConfig, ranks: Ranks = ALONE, seed: int = 0
+) -> Callable[[], None]:
+    """Forward and backward of the training loss."""
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        prts_loss(model, batch, config, torch.Generator().manual_seed(seed), ranks)[0].backward()
+
+    return step
 
 
 # ---- what the contrastive parts cost -----------------------------------------------------------------------------
@@ -165,8 +149,6 @@ class Rows:
     def item(self, row: int, rng: np.random.Generator, *, response: bool, contrastive: bool) -> TrainingSample:
         images: Sequence[np.ndarray] = self.images[row]
         if self.heavy:
-            from prts_core.data.augment import augment_view
-
             images = [augment_view(image, rng) for image in images]
         sample = Sample(self.states[row], self.texts[row], self.fast[row])
         sequence = self.builder.sequence(sample, response=response, contrastive=contrastive)
@@ -190,26 +172,21 @@ class Rows:
             **spread,
         )
 
+    def model(self) -> PrtsModel:
+        torch.manual_seed(0)
+        return PrtsModel(PROPORTIONED, len(self.tokenizer), self.tokenizer.id(prompt.IMAGE_PAD))
+
 
 def contrastive_rows(console: Console, batch_size: int = 8) -> list[Row]:
     data = Rows()
-    torch.manual_seed(0)
-    model = PrtsModel(PROPORTIONED, len(data.tokenizer), data.tokenizer.id(prompt.IMAGE_PAD))
+    model = data.model()
     both, plain = (next(data.source(batch_size, n).batches({"sample": 0})) for n in (1, 0))
     config = TrainConfig(flow_samples=1, weights=LossWeights(1.0, 0.0, 0.0, 1.0))
     only = replace(config, weights=LossWeights(1.0, 0.0, 0.0, 0.0))
-
-    def step(batch: Batch, recipe: TrainConfig) -> Callable[[], None]:
-        def call() -> None:
-            model.zero_grad(set_to_none=True)
-            prts_loss(model, batch, recipe, torch.Generator().manual_seed(0))[0].backward()
-
-        return call
-
-    calls = step(both, config), step(plain, only)
+    calls = loss_step(model, both, config), loss_step(model, plain, only)
     text = [3.5 * attention_flops(model, batch) for batch in (both, plain)]  # backward: 2.5 times the forward
     patches = 3.5 * vision_attention_flops(model, plain)
-    flops = [flops_of(call) + own + patches for call, own in zip(calls, text, strict=True)]
+    flops = [flops_of(call) + part + patches for call, part in zip(calls, text, strict=True)]
     vision = flops_of(lambda: model.visual(plain.tokens.pixels, grid_thw=plain.tokens.grid, return_dict=True))
     whole = flops_of(lambda: model.encode(plain.tokens)) + (text[1] + patches) / 3.5
     lengths = [b.tokens.count / batch_size for b in (both, plain)]
@@ -218,12 +195,11 @@ def contrastive_rows(console: Console, batch_size: int = 8) -> list[Row]:
         f"contrastive parts: {lengths[0]:.0f} against {lengths[1]:.0f} tokens a sample, vision "
         f"{(vision + patches / 3.5) / whole:.0%} of a sample's forward FLOPs; FLOP ratio {more:.3f}"
     )
-    times = interleaved(*calls, 15)
-    slower = times[0] / times[1]
-    console.print(f"time ratio {slower:.3f} ({times[0]:.0f} against {times[1]:.0f} ms)")
+    time_row = compare("CRL + BC / BC only: time ratio", *calls, "<= 1.6", 15)
+    console.print(f"time ratio {time_row.ratio:.3f} ({time_row.ours:.0f} against {time_row.peer:.0f} ms)")
     return [
         Row("CRL + BC / BC only: FLOPs", flops[0] / 1e9, flops[1] / 1e9, "GFLOP", "lower", "<= 1.6"),
-        Row("CRL + BC / BC only: time ratio / FLOP ratio", slower, more, "ratio", "lower", "<= 1.05"),
+        Row("CRL + BC / BC only: time ratio / FLOP ratio", time_row.ratio, more, "ratio", "lower", "<= 1.05"),
     ]
 
 
@@ -244,8 +220,6 @@ def vision_attention_flops(model: PrtsModel, batch: Batch) -> float:
 
 def flops_of(call: Callable[[], object]) -> float:
     """FLOPs of a call's matrix products, as torch counts them."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     with FlopCounterMode(display=False) as counter:
         call()
     return float(counter.get_total_flops())
@@ -258,56 +232,34 @@ def scaling_rows(console: Console, batch_size: int = 8) -> list[Row]:
     if (os.cpu_count() or 1) < 2:
         console.print("scaling: one core, two processes would share it; not measured")
         return []
-    speeds = {}
-    for world in (1, 2):
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc_per_node={world}",
-            "-m",
-            "prts_core.bench.train",
-            str(batch_size),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        if done.returncode:
-            raise RuntimeError(f"the process of the scaling benchmark failed: {done.stderr[-2000:]}")
-        speeds[world] = json.loads(done.stdout.strip().splitlines()[-1])
-    console.print(
-        f"scaling: {speeds[1]['samples_per_s']:.1f} samples/s on one process, {speeds[2]['samples_per_s']:.1f} on two"
+    launch = ("-m", "torch.distributed.run", "--standalone")
+    one, two = (
+        answer_of([*launch, f"--nproc_per_node={n}", "-m", __name__, str(batch_size)], OMP_NUM_THREADS="1")
+        for n in (1, 2)
     )
-    one, two = speeds[1]["samples_per_s"], speeds[2]["samples_per_s"]
+    console.print(f"scaling: {one:.1f} samples/s on one process, {two:.1f} on two")
     return [Row("samples/s, 2 processes / 2 x 1 process", two, 2 * one, "samples/s", "higher", ">= 0.8")]
 
 
 def _speed(batch_size: int) -> None:
     """What `scaling_rows` runs under the launcher: a few steps, then process 0 prints its samples a second."""
-    import time
-
-    from prts_core.training.ranks import ALONE, ProcessRanks
-
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
     data = Rows(64)
-    torch.manual_seed(0)
-    model = PrtsModel(PROPORTIONED, len(data.tokenizer), data.tokenizer.id(prompt.IMAGE_PAD))
+    model = data.model()
     ranks = ProcessRanks() if world > 1 else ALONE
     source = data.source(batch_size * world, 1, rank=rank, world=world)
-    stream = source.batches(source.start())
-    config = TrainConfig(flow_samples=1)
+    stream, config = source.batches(source.start()), TrainConfig(flow_samples=1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     seconds = []
-    for step in range(8):
-        batch = next(stream)
-        if world > 1:
-            torch.distributed.barrier()
+    for number in range(8):
+        step = loss_step(model, next(stream), config, ranks, number)
+        torch.distributed.barrier()
         begin = time.perf_counter()
-        optimizer.zero_grad(set_to_none=True)
-        prts_loss(model, batch, config, torch.Generator().manual_seed(step), ranks)[0].backward()
-        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        step()
         if world > 1:
+            grads = [p.grad for p in model.parameters() if p.grad is not None]
             flat = torch.cat([g.flatten() for g in grads])
             torch.distributed.all_reduce(flat)
             for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
@@ -315,23 +267,18 @@ def _speed(batch_size: int) -> None:
         optimizer.step()
         seconds.append(time.perf_counter() - begin)
     if rank == 0:
-        print(json.dumps({"samples_per_s": batch_size * world / sorted(seconds[2:])[len(seconds[2:]) // 2]}))
+        print(json.dumps(batch_size * world / median(seconds[2:])))
     torch.distributed.destroy_process_group()
 
 
 # ---- data ----------------------------------------------------------------------------------------------------------
 def data_wait_row(console: Console, steps: int = 12) -> Row:
     """The share of a step that waits for two loader processes, images augmented as in the public recipe."""
-    import tempfile
-    from pathlib import Path
-
     data = Rows(heavy=True)
-    torch.manual_seed(0)
-    model = PrtsModel(PROPORTIONED, len(data.tokenizer), data.tokenizer.id(prompt.IMAGE_PAD))
     config = TrainConfig(steps=steps, batch_size=8, workers=2, log_every=1, checkpoint_every=10**6, flow_samples=1)
     waited: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(model, data.source(8, 1), config, 0)
+        trainer = Trainer(data.model(), data.source(8, 1), config, 0)
         trainer.fit(Path(folder), lambda step, metrics: waited.append(metrics["data_wait_share"]))
     share = float(np.median(waited[2:]))  # the first steps start the workers
     console.print(f"data wait: {share:.2%} of a step with two loader processes (median of {len(waited) - 2} steps)")

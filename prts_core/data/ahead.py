@@ -1,11 +1,13 @@
-"""Results of many jobs in their order, some of them made ahead in threads."""
+"""Run many jobs in threads (encoders, hashes and readers work outside Python's lock; processes start slowly)."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
+
+from prts_core.io.progress import track
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -27,3 +29,10 @@ def in_order(call: Callable[[A], B], jobs: Iterable[A], workers: int, each: int 
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def run_parallel(work: Callable[[A], object], todo: Sequence[A], workers: int, what: str) -> None:
+    """`work` on every item in threads, with progress. The first fault ends it: what is running is finished, what has
+    not begun is left."""
+    for _ in track(in_order(work, todo, workers, 4), total=len(todo), what=what):
+        pass

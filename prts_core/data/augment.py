@@ -1,10 +1,9 @@
-"""The seven image augmentations of the public PRTS release, drawn per camera from one numpy Generator.
+"""Augment images by the seven ways of the public PRTS release, drawn per camera from one numpy Generator.
 
-It needs Pillow, so that the GPU path imports this module only where augmentation is on. Of each image three of the
-seven are applied, in random order (`AUGMENTATIONS`): brightness and contrast 0.8-1.2, saturation 0.5-1.5, hue +-0.05 of
-the colour circle, sharpness 0.5-1.5, a crop of 0.95-1.0 of the area at the image's own proportions without resizing
-back, rotation by +-3 degrees. The release does not say how a rotation fills its corners: here with black, resampled
-bilinearly.
+Of each image three of the seven are applied, in random order (`AUGMENTATIONS`): brightness and contrast 0.8-1.2,
+saturation 0.5-1.5, hue +-0.05 of the colour circle, sharpness 0.5-1.5, a crop of 0.95-1.0 of the area at the image's
+own proportions without resizing back, rotation by +-3 degrees. The release does not say how a rotation fills its
+corners: here with black, resampled bilinearly.
 """
 
 from __future__ import annotations

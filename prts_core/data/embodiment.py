@@ -1,15 +1,16 @@
-"""From a robot's YAML and a dataset's features to the Contract: names, units, camera labels.
+"""Build the Contract from a robot's YAML and a dataset's features: names, units, camera labels.
 
-It knows no file format; widths that disagree are refused here, before any number is written.
+Widths that disagree are refused here, before any number is written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from prts_core.config.model import Compat
-from prts_core.config.schema import DimensionSpec, RobotConfig
+from prts_core.config.schema import RobotConfig
 from prts_core.contract import Camera, Contract, Dimension
 from prts_core.io.errors import ConfigError, ContractError, suggest
 
@@ -47,13 +48,12 @@ def build_contract(
     robot: RobotConfig | None,
     robot_type: str | None,
     control_hz: float,
-    state_names: Sequence[str] | None,
-    state_width: int,
-    action_names: Sequence[str] | None,
-    action_width: int,
+    state: Sequence[str],
+    action: Sequence[str],
     cameras: dict[str, tuple[int, int]],
 ) -> Contract:
-    """The Contract of a dataset. cameras: key -> (height, width). Names: the robot's, else the dataset's, else numbers.
+    """The Contract of a dataset. cameras: key -> (height, width). state, action: the dataset's names of dimensions, ""
+    where it has none. The robot's come first, else numbers stand where the dataset does not name all.
 
     Raises ContractError where the robot names another number of dimensions than the data has, ConfigError where it
     labels a camera that the data does not have.
@@ -71,23 +71,23 @@ def build_contract(
                     cure="correct the key, or remove it",
                 )
     labels = robot.cameras if robot else {}
-    action = _dimensions("action", robot.action if robot else (), action_names, action_width, dataset, robot_file)
+    commands = _dimensions("action", robot, action, dataset, robot_file)
     if robot and robot.relative:
-        action = _relative(action, robot, dataset, robot_file)
-    beyond = [dim.name for dim in action[state_width:] if dim.relative]
+        commands = _relative(commands, robot, dataset, robot_file)
+    beyond = [dim.name for dim in commands[len(state) :] if dim.relative]
     if beyond:
         raise ContractError(
             f"A relative action of dataset {dataset!r} has no state to be relative to",
             file=robot_file,
             field="relative",
-            found=f"{beyond[0]}: action dimension i is relative to state dimension i; the state has {state_width}",
+            found=f"{beyond[0]}: action dimension i is relative to state dimension i; the state has {len(state)}",
             cure="mark it absolute, or put the matching state dimensions first (select_state)",
         )
     return Contract(
         embodiment=robot.embodiment_tag if robot else (robot_type or dataset),
         control_hz=float(control_hz),
-        state=_dimensions("state", robot.state if robot else (), state_names, state_width, dataset, robot_file),
-        action=action,
+        state=_dimensions("state", robot, state, dataset, robot_file),
+        action=commands,
         cameras=tuple(
             Camera(key=key, label=labels.get(key) or camera_label(key), height=height, width=width)
             for key, (height, width) in cameras.items()
@@ -98,27 +98,21 @@ def build_contract(
 
 
 def _dimensions(
-    what: str,
-    specs: Sequence[DimensionSpec],
-    names: Sequence[str] | None,
-    width: int,
-    dataset: str,
-    robot_file: str | None,
+    what: Literal["state", "action"], robot: RobotConfig | None, names: Sequence[str], dataset: str, file: str | None
 ) -> tuple[Dimension, ...]:
-    if specs:
-        if len(specs) != width:
-            raise ContractError(
-                f"The robot and dataset {dataset!r} disagree on the width of {what}",
-                file=robot_file,
-                field=what,
-                found=f"{len(specs)} dimensions in the robot's YAML, {width} in the data",
-                expected="one entry per dimension",
-                cure=f"list all {width} dimensions in order, or leave {what} out to take the dataset's own names",
-            )
-        return tuple(Dimension(spec.name, spec.unit, spec.relative, spec.limits) for spec in specs)
-    if not names or len(names) != width:
-        names = [f"{what}_{index}" for index in range(width)]
-    return tuple(Dimension(name=name) for name in names)
+    specs, width = getattr(robot, what, ()), len(names)
+    if not specs:
+        return tuple(Dimension(name if all(names) else f"{what}_{index}") for index, name in enumerate(names))
+    if len(specs) != width:
+        raise ContractError(
+            f"The robot and dataset {dataset!r} disagree on the width of {what}",
+            file=file,
+            field=what,
+            found=f"{len(specs)} dimensions in the robot's YAML, {width} in the data",
+            expected="one entry per dimension",
+            cure=f"list all {width} dimensions in order, or leave {what} out to take the dataset's own names",
+        )
+    return tuple(Dimension(spec.name, spec.unit, spec.relative, spec.limits) for spec in specs)
 
 
 def _relative(

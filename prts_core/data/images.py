@@ -1,17 +1,37 @@
-"""How camera images reach the model's size, for training and serving alike: a square box, or Qwen's token budget.
+"""Bring camera images to the model's size, for training and serving alike: a square box, or Qwen's token budget.
 
-It knows no video and no dataset; Pillow is imported only where an image is resized. `letterbox` (area averages, black
+Pillow is imported only where an image is opened or resized. `letterbox` (area averages, black
 bars) serves the small square models; `smart_size` and `resize` are what a released checkpoint was trained with.
 """
 
 from __future__ import annotations
 
+import io
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from prts_core.io.errors import DataError
+
+
+@contextmanager
+def opened_picture(source: bytes | Path, problem: str, formats: tuple[str, ...] | None = None, **more: Any) -> Iterator:
+    """A still as Pillow's image, pixels not yet read. What Pillow cannot open or decode becomes a DataError `problem`
+    with the parts in `more`; formats: the only ones that are tried."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:
+            yield image
+    except DataError:
+        raise
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as err:
+        raise DataError(problem, found=str(err)[:160], **more) from err
 
 
 def letterbox(images: np.ndarray, size: int) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Image-text data in the LLaVA form (json or jsonl): checked once when opened, images read when asked for.
+"""Read image-text data in the LLaVA form (json or jsonl): checked once when opened, images read when asked for.
 
-It knows no tokens: a sample is turns of text, in which each `<image>` stands where an image goes, and those images.
+A sample is turns of text, in which each `<image>` stands where an image goes, and those images.
 Samples with `<video>` or `<action>` are left out and counted in `skipped`: what a video becomes here (frames, rate,
 budget) and what `<action>` stands for is not public, and a guess would train on something else without a word.
 """
@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from prts_core.config.sampling import choose
+from prts_core.data.images import opened_picture
 from prts_core.io.errors import ConfigError, DataError
 from prts_core.io.files import digest_file, digest_value, iterate_jsonl, read_json
 from prts_core.text.prompt import CONTROL_TOKENS, PRTS_TOKENS
@@ -110,19 +111,10 @@ class LlavaDataset:
         return [self._read(record, name, lambda image: (image.height, image.width)) for name in record.images]
 
     def _read(self, record: _Record, name: str, take: Callable[[Any], T]) -> T:
-        from PIL import Image, UnidentifiedImageError
-
-        try:
-            with Image.open(self.root / name) as image:
-                return take(image)
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as err:
-            raise DataError(
-                "An image of an image-text sample cannot be read",
-                file=self.root / name,
-                field=f"{self.path.name}, {record.place}",
-                found=str(err),
-                cure="restore the image from its source",
-            ) from err
+        problem, cure = "An image of an image-text sample cannot be read", "restore the image from its source"
+        where = f"{self.path.name}, {record.place}"
+        with opened_picture(self.root / name, problem, file=self.root / name, field=where, cure=cure) as image:
+            return take(image)
 
 
 def image_names(path: Path) -> list[str]:

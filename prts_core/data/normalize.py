@@ -1,6 +1,4 @@
-"""Norm statistics in use: robot units to model units and back. numpy only, so that training and serving share it.
-
-It does not know how statistics are computed (`prts_core.data.statistics`) nor which rows they come from.
+"""Turn robot units to model units and back by norm statistics. numpy only, so that training and serving share it.
 
 Formulas per dimension (PRTS): QUANTILE 2 (x - q01) / (q99 - q01) - 1, MIN_MAX 2 (x - min) / (max - min) - 1,
 MEAN_STD (x - mean) / std; nothing is clipped. A dimension whose spread is (nearly) zero has nothing to tell: it maps to
@@ -25,7 +23,7 @@ from prts_core.io.files import digest_value, read_json
 STATE, ACTION = "observation.state", "action"
 STATE_MODE: Normalization = "QUANTILE"  # the prompt's integers cover [-1, 1] only, whatever the actions are scaled by
 RELEASED_EPS, RELEASED_FAST_EPS, RELEASED_FAST_CLAMP = 1e-8, 1e-6, 50.0
-_NAMES = ("mean", "std", "min", "max", "q01", "q99")
+STATISTICS = ("mean", "std", "min", "max", "q01", "q99")
 
 
 @dataclass(frozen=True)
@@ -44,13 +42,13 @@ class FeatureStats:
         return len(self.mean)
 
     def to_json(self) -> dict[str, list[float]]:
-        return {name: getattr(self, name).tolist() for name in _NAMES}
+        return {name: getattr(self, name).tolist() for name in STATISTICS}
 
     @staticmethod
     def from_json(raw: dict[str, Any], where: object = None) -> FeatureStats:
         """Raises DataError unless all six lists are there, equally long and finite."""
         try:
-            arrays = {name: np.asarray(raw[name], np.float64) for name in _NAMES}
+            arrays = {name: np.asarray(raw[name], np.float64) for name in STATISTICS}
         except (KeyError, TypeError, ValueError) as err:
             raise DataError("Norm statistics are malformed", file=where, found=f"{type(err).__name__}: {err}") from err
         for name, array in arrays.items():
@@ -99,7 +97,7 @@ class NormStats:
             stats = raw["norm_stats"]
             state, action = (FeatureStats.from_json(stats[key], path) for key in (STATE, ACTION))
             made_from = raw.get("made_from")
-            made = NormStats(
+            loaded = NormStats(
                 state,
                 action,
                 int(raw["count"]),
@@ -117,16 +115,16 @@ class NormStats:
                 found=f"{type(err).__name__}: {err}",
                 cure="run `prts stats` again",
             ) from err
-        if made.made_from is not None and digest_value(made.made_from) != made.fingerprint:
+        if loaded.made_from is not None and digest_value(loaded.made_from) != loaded.fingerprint:
             raise DataError(
                 "The fingerprint of norm statistics is not that of what they say they were made from",
                 file=path,
                 field="fingerprint",
-                found=made.fingerprint,
-                expected=digest_value(made.made_from),
+                found=loaded.fingerprint,
+                expected=digest_value(loaded.made_from),
                 cure="the file was edited by hand: run `prts stats` again, or restore it",
             )
-        return made
+        return loaded
 
 
 def affine(stats: FeatureStats, mode: Normalization) -> tuple[np.ndarray, np.ndarray]:

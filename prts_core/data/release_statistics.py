@@ -1,5 +1,5 @@
-"""Statistics files of the public PRTS release: a checkpoint's statistics.json, read and written, and a dataset's
-meta/norm_stats.json, written (meta/state_relative_ck<chunk>_norm_stats.json has the same form).
+"""Read and write statistics files of the public PRTS release: a checkpoint's statistics.json, and write a dataset's
+meta/norm_stats.json (meta/state_relative_ck<chunk>_norm_stats.json has the same form).
 
 statistics.json: {state_mode, features, stats, datasets: {repo_id: {features, stats}}}, where the top level repeats the
 first dataset. The other: {feature: {min, max, mean, std, q01, q99}}.
@@ -11,16 +11,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, Field, ValidationError
 
 from prts_core.contract import Normalization
-from prts_core.data.normalize import ACTION, STATE, FeatureStats, NormStats
+from prts_core.data.lerobot_v21.schema import faults
+from prts_core.data.normalize import ACTION, STATE, STATISTICS, FeatureStats, NormStats
 from prts_core.io.errors import CheckpointError, DataError, lookup
 from prts_core.io.files import digest_value, read_json, write_json, write_text
-
-_NAMES = ("mean", "std", "min", "max", "q01", "q99")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class DatasetStatistics:
                     expected=f"{prefix}...",
                     cure="take the statistics of the dataset the policy was trained on",
                 )
-            joined[prefix] = FeatureStats(*(np.concatenate([getattr(p, name) for p in parts]) for name in _NAMES))
+            joined[prefix] = FeatureStats(*(np.concatenate([getattr(p, name) for p in parts]) for name in STATISTICS))
         fingerprint = digest_value({key: stats.to_json() for key, stats in self.stats.items()})
         return NormStats(joined[STATE], joined[ACTION], 0, "train", fingerprint)
 
@@ -61,29 +61,40 @@ class ReleasedStatistics:
         return lookup(self.datasets, next(iter(self.datasets)) if repo_id is None else repo_id, "dataset")
 
 
+class _Entry(BaseModel):
+    features: dict[str, Any] = Field(min_length=1)
+    stats: dict[str, Any] = Field(min_length=1)
+
+
+class _File(BaseModel):
+    state_mode: Normalization
+    datasets: dict[str, _Entry] = Field(min_length=1)
+
+
 def read_statistics(path: Path) -> ReleasedStatistics:
     """Read a statistics.json. Raises CheckpointError or DataError, which name the field at fault."""
     raw = read_json(path)
-    if not isinstance(raw, dict):
-        raise CheckpointError("A statistics file is malformed", file=path, found=type(raw).__name__)
-    mode: Any = raw.get("state_mode")
-    if mode not in get_args(Normalization):
+    if isinstance(raw, dict) and not raw.get("datasets"):  # one dataset without a name
+        raw = raw | {"datasets": {"": {"features": raw.get("features"), "stats": raw.get("stats")}}}
+    try:
+        file = _File.model_validate(raw)
+    except ValidationError as err:
+        field, found, expected = faults(err)[0]
         raise CheckpointError(
-            "A statistics file names no normalisation",
+            "A statistics file is malformed",
             file=path,
-            field="state_mode",
-            found=mode,
-            expected=", ".join(get_args(Normalization)),
-            cure="restore the file from the checkpoint's source",
-        )
-    entries = raw.get("datasets") or {"": {"features": raw.get("features"), "stats": raw.get("stats")}}
+            field=field,
+            found=found,
+            expected=expected,
+            cure="restore the file from the checkpoint's source, or compute it again with `prts stats`",
+        ) from err
     datasets = {}
-    for name, entry in _mapping(entries, path, "datasets").items():
-        where = f"datasets.{name}" if name else "stats"
-        entry = _mapping(entry, path, where)
-        features = _mapping(entry.get("features"), path, f"{where}.features")
-        datasets[str(name)] = DatasetStatistics(dict(features), _stats(entry.get("stats"), path, f"{where}.stats"))
-    return ReleasedStatistics(mode, datasets)
+    for name, entry in file.datasets.items():
+        stats = {key: value for key, value in entry.stats.items() if key.startswith((STATE, ACTION))}
+        where = f"{path}: {f'datasets.{name}.' if name else ''}stats"
+        parsed = {key: FeatureStats.from_json(value, f"{where}.{key}") for key, value in stats.items()}
+        datasets[name] = DatasetStatistics(entry.features, parsed)
+    return ReleasedStatistics(file.state_mode, datasets)
 
 
 def write_statistics(path: Path, statistics: ReleasedStatistics) -> None:
@@ -98,24 +109,3 @@ def write_statistics(path: Path, statistics: ReleasedStatistics) -> None:
 
 def write_norm_stats(path: Path, stats: Mapping[str, FeatureStats]) -> None:
     write_json(path, {key: one.to_json() for key, one in stats.items()})
-
-
-def _stats(raw: object, path: Path, where: str) -> dict[str, FeatureStats]:
-    return {
-        str(key): FeatureStats.from_json(entry, f"{path}: {where}.{key}")
-        for key, entry in _mapping(raw, path, where).items()
-        if str(key).startswith((STATE, ACTION))
-    }
-
-
-def _mapping(raw: object, path: Path, where: str) -> dict[Any, Any]:
-    if not isinstance(raw, dict) or not raw:
-        raise DataError(
-            "A statistics file is malformed",
-            file=path,
-            field=where,
-            found=str(raw)[:80],
-            expected="an object",
-            cure="restore the file from its source, or compute it again with `prts stats`",
-        )
-    return raw

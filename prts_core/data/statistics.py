@@ -1,15 +1,15 @@
-"""Norm statistics of a split, pooled over frames, in one pass over parquet: no video is decoded, no torch imported.
+"""Compute norm statistics of a split, pooled over frames, in one pass over parquet: no video is decoded.
 
 Memory does not grow with the data, files are read side by side, and the result does not depend on how many do. Pooled
-means over frames: averaging per-episode quantiles, as others do, is wrong. It does not know who normalises with them
-(`prts_core.data.normalize`), nor how rows are summed up (`prts_core.data.streaming_summary`).
+means over frames: averaging per-episode quantiles, as others do, is wrong.
 """
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from prts_core.io.progress import Bar
 
 METHOD = "population std; linear quantiles 0.01 and 0.99, exact below 2**18 rows, else of rank error <= 1e-4; pooled"
 QUANTILES = (0.01, 0.99)
+LEROBOT_QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 BATCH = 8192  # rows decoded at a time: little memory, and little to do for Python
 
 
@@ -66,16 +67,13 @@ class _File:
 
 
 def compute(
-    root: Path | Sequence[Path],
-    split: str = "train",
-    chunk_length: int | None = None,
-    workers: int | None = None,
+    root: Path | Sequence[Path], split: str = "train", chunk_length: int | None = None, workers: int | None = None
 ) -> Computed:
     """Statistics of `split` of the dataset at `root`, or of several datasets of one contract pooled.
 
     chunk_length: also of state-relative actions, pooled over all rows t of the split and all steps h < chunk_length
     that the episode still has, as a policy with such chunks is trained on them. workers: threads that read, by default
-    one a core; the result is the same. Memory: two blocks of 2**18 rows and `Summary`'s, whatever the data's size.
+    one a core; the result is the same. Memory: two blocks of 2**18 rows and the summary's, whatever the data's size.
 
     Raises DataError for damaged tables, numbers that are not finite, an empty split, other widths than the contract's.
     """
@@ -83,27 +81,14 @@ def compute(
     contract = datasets[0].contract
     for other in datasets[1:]:
         require_equal(contract, other.contract, left_name=str(datasets[0].root), right_name=str(other.root))
-    relative = [index for index, dim in enumerate(contract.action) if dim.relative]
-    if chunk_length is not None and (chunk_length < 1 or not relative):
-        raise ConfigError(
-            "There is nothing to be relative",
-            file=datasets[0].root / "meta" / "contract.json",
-            field="action.relative",
-            found=f"{len(relative)} relative dimensions, chunks of {chunk_length}",
-            expected="at least one of each",
-        )
-    if chunk_length is not None and relative[-1] >= len(contract.state):
-        raise ConfigError(
-            "An action is relative to a state that is not there",
-            file=datasets[0].root / "meta" / "contract.json",
-            field=f"action.relative, dimension {relative[-1]}",
-            found=f"{len(contract.state)} state dimensions",
-            expected="a state dimension of the same number",
-            cure="correct relative: in the robot's YAML",
-        )
-    files = _files(datasets, split)
-    width = len(contract.state) + len(contract.action)
-    rows, chunks, digests = StreamingSummary(width), StreamingSummary(len(relative)), []
+    relative = _relative(contract, chunk_length, datasets[0].root)
+    files = [_File(dataset, episode) for dataset in datasets for episode in dataset.episodes(split)]
+    if not files:
+        problem, info = "A split has no episodes", datasets[0].root / "meta" / "info.json"
+        raise DataError(problem, file=info, field=f"splits.{split}")
+    at = len(contract.state)
+    rows, chunks = StreamingSummary(at + len(contract.action)), StreamingSummary(len(relative))
+    digests: list[str] = []
     with Bar("reading tables", len(files)) as bar:
         for own, steps, found in in_order(
             lambda leaf: _summarise(leaf, contract, relative, chunk_length), _leaves(files), workers or _cores()
@@ -112,34 +97,44 @@ def compute(
             chunks.merge(steps)
             digests += found
             bar.update(len(digests))
-    described = _features(rows)
-    made_from = _made_from(digests, contract, split, None)
-    at = len(contract.state)
-    stats = NormStats(
-        _part(described, slice(None, at)),
-        _part(described, slice(at, None)),
-        rows.count,
-        split,
-        digest_value(made_from),
-        rows.rank_error,
-        made_from,
-    )
+
+    def record(parts: Mapping[str, np.ndarray], error: float, length: int | None) -> NormStats:
+        state, action = (FeatureStats(**{k: v[part] for k, v in parts.items()}) for part in (np.s_[:at], np.s_[at:]))
+        made_from = _made_from(digests, contract, split, length)
+        return NormStats(state, action, rows.count, split, digest_value(made_from), error, made_from)
+
+    described = _described(rows)
+    stats = record(described, rows.rank_error, None)
     if chunk_length is None:
         return Computed(stats, rows, contract)
-    made_from = _made_from(digests, contract, split, chunk_length)
-    mixed = {f.name: getattr(stats.action, f.name).copy() for f in fields(FeatureStats)}
-    for name, part in vars(_features(chunks)).items():
-        mixed[name][relative] = part
-    trained = NormStats(
-        stats.state,
-        FeatureStats(**mixed),
-        rows.count,
-        split,
-        digest_value(made_from),
-        max(rows.rank_error, chunks.rank_error),
-        made_from,
-    )
+    mixed = {name: values.copy() for name, values in described.items()}
+    for name, values in _described(chunks).items():
+        mixed[name][at + np.array(relative)] = values
+    trained = record(mixed, max(rows.rank_error, chunks.rank_error), chunk_length)
     return Computed(stats, rows, contract, trained, chunks)
+
+
+def _relative(contract: Contract, chunk_length: int | None, root: Path) -> list[int]:
+    """Action dimensions that are trained relative to the state; a ConfigError where chunks of them make no sense."""
+    relative = [index for index, dim in enumerate(contract.action) if dim.relative]
+    if chunk_length is not None and (chunk_length < 1 or not relative):
+        raise ConfigError(
+            "There is nothing to be relative",
+            file=root / "meta" / "contract.json",
+            field="action.relative",
+            found=f"{len(relative)} relative dimensions, chunks of {chunk_length}",
+            expected="at least one of each",
+        )
+    if chunk_length is not None and relative[-1] >= len(contract.state):
+        raise ConfigError(
+            "An action is relative to a state that is not there",
+            file=root / "meta" / "contract.json",
+            field=f"action.relative, dimension {relative[-1]}",
+            found=f"{len(contract.state)} state dimensions",
+            expected="a state dimension of the same number",
+            cure="correct relative: in the robot's YAML",
+        )
+    return relative
 
 
 def differences(
@@ -166,21 +161,6 @@ def constant_dimensions(stats: FeatureStats) -> int:
 
 
 # ---- the order of things: fixed by the files, whoever reads them ---------------------------------------------------
-def _files(datasets: Sequence[LeRobotDataset], split: str) -> list[_File]:
-    files = [_File(dataset, episode) for dataset in datasets for episode in dataset.episodes(split)]
-    if not files:
-        raise DataError(
-            "A split has no episodes", file=datasets[0].root / "meta" / "info.json", field=f"splits.{split}"
-        )
-    return files
-
-
-def _digest(file: _File) -> str:
-    if not file.path.is_file():
-        file.dataset.table(file.episode, [STATE, ACTION])  # says so
-    return digest_file(file.path)
-
-
 def _leaves(files: Sequence[_File]) -> Iterator[list[_File]]:
     """Neighbouring files, together at least BLOCK rows: the leaves of the merge tree, one task each."""
     leaf: list[_File] = []
@@ -211,7 +191,9 @@ def _summarise(
     digests = []
     try:
         for file in leaf:
-            digests.append(_digest(file))
+            if not file.path.is_file():
+                file.dataset.table(file.episode, [STATE, ACTION])  # says so
+            digests.append(digest_file(file.path))
             past = np.zeros((len(relative), 0), np.float32)  # states that actions still to come are relative to
             for state, action in _pieces(file, contract):
                 rows.add(state.T, action.T)
@@ -220,8 +202,7 @@ def _summarise(
         return rows.done(), chunks.done(), digests
     except FloatingPointError as err:
         for file in leaf:
-            for state, action in _pieces(file, contract, check=True):
-                del state, action
+            deque(_pieces(file, contract, check=True), maxlen=0)
         raise DataError(
             "Differences of actions and states leave the range of float32",
             file=leaf[0].path,
@@ -334,13 +315,10 @@ def _check(values: np.ndarray, width: int, path: Path, key: str, first: int, fin
 
 
 # ---- from a summary to a record ------------------------------------------------------------------------------------
-def _features(rows: StreamingSummary) -> FeatureStats:
+def _described(rows: StreamingSummary) -> dict[str, np.ndarray]:
+    """What `FeatureStats` is made of, of all dimensions."""
     q01, q99 = rows.quantiles(QUANTILES)
-    return FeatureStats(rows.mean, rows.std, rows.low, rows.high, q01, q99)
-
-
-def _part(stats: FeatureStats, which: slice) -> FeatureStats:
-    return FeatureStats(*(getattr(stats, f.name)[which] for f in fields(FeatureStats)))
+    return {"mean": rows.mean, "std": rows.std, "min": rows.low, "max": rows.high, "q01": q01, "q99": q99}
 
 
 def _made_from(digests: list[str], contract: Contract, split: str, chunk_length: int | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A picture of norm statistics: every dimension's distribution with its 1 % and 99 % quantiles."""
+"""Draw norm statistics: every dimension's distribution with its 1 % and 99 % quantiles."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from prts_core.data.statistics import Computed
 from prts_core.io.files import atomic_path
 
 
-def plot(made: Computed, path: Path) -> None:
+def plot(computed: Computed, path: Path) -> None:
     """One small panel per dimension: histogram over frames, q01 and q99 as lines, what lies outside them shaded. A
     dimension that is trained relative to the state has two: as recorded, and over chunks."""
     from matplotlib.figure import Figure
 
-    contract, stats = made.contract, made.stats
+    contract, stats = computed.contract, computed.stats
     panels = []
     described = (
-        ("state", contract.state, made.rows, stats.state, 0),
-        ("action", contract.action, made.rows, stats.action, len(contract.state)),
+        ("state", contract.state, computed.rows, stats.state, 0),
+        ("action", contract.action, computed.rows, stats.action, len(contract.state)),
     )
     for label, dims, summary, part, offset in described:
         for i, dim in enumerate(dims):
             panels.append(
                 (f"{label} {dim.name}", dim.unit, summary.histogram(offset + i, 40), part.q01[i], part.q99[i])
             )
-    if made.relative is not None and made.relative_rows is not None:
-        part = made.relative.action
+    if computed.relative is not None and computed.relative_rows is not None:
+        part = computed.relative.action
         for place, i in enumerate(i for i, dim in enumerate(contract.action) if dim.relative):
-            dim, shown = contract.action[i], made.relative_rows.histogram(place, 40)
+            dim, shown = contract.action[i], computed.relative_rows.histogram(place, 40)
             panels.append((f"relative {dim.name}", dim.unit, shown, part.q01[i], part.q99[i]))
     columns = min(4 if len(panels) <= 16 else 6, len(panels))
     rows = -(-len(panels) // columns)

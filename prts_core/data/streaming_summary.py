@@ -1,27 +1,13 @@
-"""A summary of any number of rows in bounded memory that two halves can be merged from: moments, range and quantiles.
-
-It knows arrays only: no files, no robots, no split; how rows become blocks is `prts_core.data.statistics`.
+"""Sum up any number of rows in bounded memory, two summaries into one: moments, range and quantiles.
 
 Moments are fp64: two passes over a block that lies in the cache, pairwise sums, and blocks merged by Chan, Golub and
-LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979). Quantiles follow Manku,
-Rajagopalan and Lindsay, "Approximate medians and other quantiles in one pass and with limited memory" (SIGMOD 1998):
-deterministic, so that the same blocks in the same order give the same bits, and without an assumption on the data.
-
-The bound. Items carry a weight, the number of rows they stand for: 1, 8, 64, ... When at least B = 2**18 items of one
-weight w are there they are *folded*: sorted, and of every eight neighbours the fifth stays, with weight 8 w. A fold
-moves the estimated rank of any number by at most 4 w: groups wholly below or above it count right, and of the one group
-it cuts, s of eight, the estimate is 0 where s <= 4 and 8 where s > 4. The folds at weight w take at least B w rows each
-and no row twice: at most N / (B w) of them, 4 N / B = 1.53e-5 N in all. There are folds at w = 8**j only where
-B * 8**j <= N: for N < 2**36 rows (600,000 hours at 30 Hz) six weights, 9.2e-5 N. A quantile between two neighbouring
-ranks adds one, 1 / N <= 3.9e-6: in sum less than 1e-4. Fewer than B rows are never folded: exact. `error` counts the
-4 w as they are spent, a bound for the data at hand. Memory: fewer than B items of each weight, 1 MiB a dimension.
+LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979). Quantiles are exact below
+2**18 rows, else of rank error < 1e-4 (Manku, Rajagopalan and Lindsay, SIGMOD 1998): docs/quantile_sketch.md proves it.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 
@@ -48,23 +34,23 @@ class StreamingSummary:
 
         Raises FloatingPointError where a number is not finite.
         """
-        made = StreamingSummary(len(values))
-        made.count = values.shape[1]
-        if not made.count:
-            return made
-        made.mean, made.m2 = _moments(values)
-        made.items[1] = [values]
-        made._settle()
-        if made.error:  # sorted, NaN last
+        summary = StreamingSummary(len(values))
+        summary.count = values.shape[1]
+        if not summary.count:
+            return summary
+        summary.mean, summary.m2 = _moments(values)
+        summary.items[1] = [values]
+        summary._settle()
+        if summary.error:  # sorted, NaN last
             low, high = values[:, 0], values[:, -1]
         else:
             low, high = values.min(1), values.max(1)
-        made.low, made.high = low.astype(np.float64), high.astype(np.float64)
-        if not np.isfinite(made.low).all() or not np.isfinite(made.high).all():
+        summary.low, summary.high = low.astype(np.float64), high.astype(np.float64)
+        if not np.isfinite(summary.low).all() or not np.isfinite(summary.high).all():
             raise FloatingPointError("a number is not finite")
-        constant = made.low == made.high  # its mean is itself, to the bit
-        made.mean[constant], made.m2[constant] = made.low[constant], 0.0
-        return made
+        constant = summary.low == summary.high  # its mean is itself, to the bit
+        summary.mean[constant], summary.m2[constant] = summary.low[constant], 0.0
+        return summary
 
     def merge(self, other: StreamingSummary) -> None:
         """Take in the rows of another summary. Moments round: merge in one order to get the same bits."""
@@ -95,14 +81,19 @@ class StreamingSummary:
         self.items = {weight: [self._joined(weight)] for weight, arrays in self.items.items() if arrays}
         for arrays in self.items.values():
             arrays[0].sort(axis=1)
+        weights = np.concatenate([np.full(arrays[0].shape[1], weight) for weight, arrays in self.items.items()])
+        place = np.asarray(wanted) * (self.count - 1)
+        low = place.astype(np.int64)
         out = np.empty((len(wanted), len(self.mean)))
         for dimension in range(len(self.mean)):
-            lines = [(weight, arrays[0][dimension]) for weight, arrays in self.items.items()]
-            for row, quantile in enumerate(wanted):
-                place = quantile * (self.count - 1)
-                below = _at_rank(lines, int(place))
-                above = _at_rank(lines, min(int(place) + 1, self.count - 1))
-                out[row, dimension] = below + (above - below) * (place - int(place))
+            line = np.concatenate([arrays[0][dimension] for arrays in self.items.values()])
+            order = line.argsort(kind="stable")  # merges what is sorted already
+            rows = weights[order].cumsum()  # at or below each item
+            below, above = (
+                line[order[np.searchsorted(rows, rank, "right")]].astype(np.float64)
+                for rank in (low, np.minimum(low + 1, self.count - 1))
+            )
+            out[:, dimension] = below + (above - below) * (place - low)
         return out
 
     def histogram(self, dimension: int, bins: int) -> tuple[np.ndarray, np.ndarray]:
@@ -156,17 +147,3 @@ def _chan(
         return its_mean, its_m2
     delta, share = its_mean - mean, more / (count + more)
     return mean + delta * share, m2 + its_m2 + np.square(delta) * (count * share)
-
-
-def _at_rank(lines: list[tuple[int, np.ndarray]], rank: int) -> float:
-    """The smallest item of the sorted `lines` (weight, values) at or below which more than `rank` rows lie."""
-
-    def rows_up_to(line: np.ndarray, place: int) -> int:
-        return sum(weight * int(np.searchsorted(other, line[place], "right")) for weight, other in lines)
-
-    found = []
-    for _, line in lines:
-        first = bisect_right(range(len(line)), rank, key=partial(rows_up_to, line))
-        if first < len(line):
-            found.append(float(line[first]))
-    return min(found)

@@ -1,4 +1,4 @@
-"""Which subtask a row of an episode shows, and what `train_subtask` makes of it: another sentence, another end.
+"""Find the subtask that a row of an episode shows, and what `train_subtask` makes of it: another sentence and end.
 
 Subtasks come from the episode's metadata (`EpisodeRow.spans`: both public forms); an episode without any is its own
 single subtask (identity), as in the public LIBERO subtask recipe.

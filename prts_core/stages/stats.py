@@ -8,7 +8,7 @@ from pathlib import Path
 from prts_core.config.schema import StatsConfig
 from prts_core.contract import Normalization
 from prts_core.data import statistics
-from prts_core.data.statistics_forms import camera_stats, write_forms
+from prts_core.data.statistics_export import camera_stats, write_forms
 from prts_core.data.statistics_plot import plot
 from prts_core.io.files import read_json, write_json
 from prts_core.store.manifest import Manifest

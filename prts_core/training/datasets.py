@@ -7,7 +7,6 @@ It does not know losses or models; what a sample says and how it is normalised i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 from prts_core.config.subtask_mode import SubtaskMode
 from prts_core.config.train import Failures
 from prts_core.contract import require_equal
+from prts_core.data.ahead import run_parallel
 from prts_core.data.augment import augment_view
 from prts_core.data.goals import SUCCESS, stretches
 from prts_core.data.images import resize_for_model
@@ -151,10 +151,7 @@ class RobotDataset:
                 for camera in self.frames:
                     camera.keep(position)
 
-            with ThreadPoolExecutor(max_workers=threads) as pool:
-                work = pool.map(decode, range(len(self.episodes)))
-                for _ in track(work, total=len(self.episodes), what=f"decoding {self.name}"):
-                    pass
+            run_parallel(decode, range(len(self.episodes)), threads, f"decoding {self.name}")
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -1,6 +1,6 @@
-"""Random access to (episode, frame) windows of a dataset: numbers around a row, pictures at it, decoders kept warm.
+"""Read (episode, frame) windows of a dataset at random: numbers around a row, pictures at it, decoders kept warm.
 
-It does not know models or normalisation, and imports no torch; a torch DataLoader takes a `WindowDataset` as it is.
+A torch DataLoader takes a `WindowDataset` as it is; no torch is imported.
 """
 
 from __future__ import annotations

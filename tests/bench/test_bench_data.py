@@ -57,7 +57,7 @@ def test_items_are_lerobots_own() -> None:
     dataset = LeRobotDataset.open(root)
     deltas = {"action": [n / dataset.fps for n in range(50)], "observation.state": [-0.1, 0.0]}
     with data_loading.LeRobotPeer(data_loading.one_core()) as peer:
-        peer.ask("open", root=str(root), deltas=deltas)
+        peer.ask(do="open", root=str(root), deltas=deltas)
         windows = WindowDataset(dataset, deltas, pictures="float32")
         assert data_loading._compare(peer, windows, dataset.camera_keys[0]) <= 2 / 255
         windows.close()

@@ -158,10 +158,8 @@ def test_the_eight_public_tags(tag: str) -> None:
         robot=robot,
         robot_type=None,
         control_hz=20,
-        state_names=None,
-        state_width=state,
-        action_names=None,
-        action_width=width,
+        state=[""] * state,
+        action=[""] * width,
         cameras={},
     )
     assert tuple(dim.relative for dim in contract.action) == flags[:width]
@@ -171,10 +169,8 @@ def test_the_eight_public_tags(tag: str) -> None:
             robot=robot,
             robot_type=None,
             control_hz=20,
-            state_names=None,
-            state_width=40,
-            action_names=None,
-            action_width=33,
+            state=[""] * 40,
+            action=[""] * 33,
             cameras={},
         )
 

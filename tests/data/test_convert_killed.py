@@ -16,8 +16,8 @@ import pytest
 from prts_core.config.mapping import load_mapping
 from prts_core.config.schema import VideoConfig
 from prts_core.data.convert import lerobot_v30, lerobot_v30_export, resume
+from prts_core.data.convert import run as convert_run
 from prts_core.data.convert.run import convert
-from prts_core.io.files import read_json
 from prts_core.store.listing import digest_tree
 from tests.data.conftest import convert_toy, write_raw
 from tests.data.test_convert_aloha import ALOHA, write_all
@@ -101,14 +101,14 @@ def test_killed_in_the_middle_and_again(tmp_path: Path, monkeypatch: pytest.Monk
     record, run = KINDS[kind]
     root = tmp_path / "recording"
     record(root)
-    units: dict[str, list[str]] = {}  # of the converters that work on files: name -> what it writes
+    units: dict[str, list[str]] = {}  # name -> what it writes
 
-    def noted(todo: list[resume.Unit], records: Path, **how: object) -> None:
+    def noted(todo: list[resume.Unit], records: Path, **how: object) -> list[object]:
         output = records.parent / "output"
         units.update({unit.name: [path.relative_to(output).as_posix() for path in unit.outputs] for unit in todo})
-        resume.run_units(todo, records, **how)  # type: ignore[arg-type]
+        return resume.run_units(todo, records, **how)  # type: ignore[arg-type]
 
-    for module in (lerobot_v30, lerobot_v30_export):
+    for module in (convert_run, lerobot_v30, lerobot_v30_export):
         monkeypatch.setattr(module, "run_units", noted)
     for workers in (1, 2):
         run(root, tmp_path / f"by-{workers}", workers)
@@ -123,7 +123,7 @@ def test_killed_in_the_middle_and_again(tmp_path: Path, monkeypatch: pytest.Monk
     assert died.returncode == -signal.SIGKILL, died.stderr.decode()[-2000:]
     assert not (cut / "output/meta/info.json").exists() and list(cut.rglob(".*.partial-*")), "killed while it wrote"
     records = list((cut / "work").glob("*.json"))
-    finished = {path for record in records for path in (units.get(record.stem) or [*read_json(record)["files"]])}
+    finished = {path for record in records for path in units[record.stem]}
     before = stamps(cut / "output")
     assert 2 <= len(records) < len(list((tmp_path / "by-1/work").glob("*.json"))) and finished <= set(before)
 

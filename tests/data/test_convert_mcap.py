@@ -23,10 +23,9 @@ from PIL import Image
 
 from prts_core.config.mapping import CameraPart, DepthPart, Mapping, Part
 from prts_core.config.schema import VideoConfig
-from prts_core.data.convert.align import choose, rows
 from prts_core.data.convert.lerobot_v30 import import_dataset
 from prts_core.data.convert.lerobot_v30_export import export
-from prts_core.data.convert.mcap import Source
+from prts_core.data.convert.mcap import Source, choose, rows
 from prts_core.data.convert.run import convert
 from prts_core.data.convert.tfrecord import example_class
 from prts_core.data.lerobot_v21.reader import LeRobotDataset

@@ -21,7 +21,7 @@ from prts_core.data import statistics, streaming_summary
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.normalize import FeatureStats, NormStats
 from prts_core.data.release_statistics import read_statistics
-from prts_core.data.statistics_forms import camera_stats, write_forms
+from prts_core.data.statistics_export import camera_stats, write_forms
 from prts_core.data.statistics_plot import plot
 from prts_core.data.streaming_summary import StreamingSummary
 from prts_core.io.errors import CheckpointError, ConfigError, ContractError, DataError

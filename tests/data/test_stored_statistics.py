@@ -18,7 +18,7 @@ from prts_core.cli.main import main
 from prts_core.config.schema import DimensionSpec
 from prts_core.data import statistics
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
-from prts_core.data.statistics_forms import write_forms
+from prts_core.data.statistics_export import write_forms
 from prts_core.data.validation import Finding, validate_dataset
 from prts_core.data.validation.repair import repair
 from prts_core.io.errors import DataError

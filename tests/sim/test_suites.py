@@ -108,10 +108,8 @@ def test_metaworld_is_the_quickstarts():
         robot=robot,
         robot_type=None,
         control_hz=80 / repeat,
-        state_names=None,
-        state_width=4,
-        action_names=None,
-        action_width=4,
+        state=[""] * 4,
+        action=[""] * 4,
         cameras={"observation.images.top": size, "observation.images.wrist": size},
     )
     assert spec.contract == made

@@ -1,4 +1,4 @@
-"""A mapping applied to a recording: its Contract and features once, then the columns and images of each episode.
+"""Apply a mapping to a recording: its Contract and features once, then the columns and images of each episode.
 
 Everything that does not fit (keys, widths, dtypes, units) is refused in one error before any number is read; numbers
 that contradict their convention are refused with their row.
@@ -45,13 +45,7 @@ class ConversionPlan:
 
 
 def apply_mapping(
-    mapping: Mapping,
-    recording: Recording,
-    *,
-    root: Path,
-    dataset: str,
-    robot: RobotConfig | None,
-    video: VideoConfig,
+    mapping: Mapping, recording: Recording, *, root: Path, dataset: str, robot: RobotConfig | None, video: VideoConfig
 ) -> ConversionPlan:
     """Hold a mapping against what a recording has. Raises DataError with every fault, ContractError where robot and
     mapping say different things."""
@@ -149,27 +143,24 @@ def written_width(part: Part, width: int) -> int:
 
 # ---- what is written ---------------------------------------------------------------------------------------------
 def _contract(mapping: Mapping, recording: Recording, fps: float, dataset: str, robot: RobotConfig | None) -> Contract:
-    said = {
+    stated = {
         "state": _dimensions(mapping.state, recording.fields),
         "action": _dimensions(mapping.action, recording.fields),
     }
-    named = {what: [dim.name for dim in dims] if all(dim.name for dim in dims) else None for what, dims in said.items()}
     contract = build_contract(
         dataset=dataset,
         robot=robot,
         robot_type=mapping.embodiment_tag or recording.robot_type,
         control_hz=fps,
-        state_names=named["state"],
-        state_width=len(said["state"]),
-        action_names=named["action"],
-        action_width=len(said["action"]),
+        state=[dim.name for dim in stated["state"]],
+        action=[dim.name for dim in stated["action"]],
         cameras={IMAGES + name: _turned(recording.fields[part.key], part) for name, part in mapping.cameras.items()},
     )
     cameras = tuple(_label(camera, mapping, robot) for camera in contract.cameras)
     return replace(
         contract,
-        state=_agreed("state", said["state"], contract.state, robot),
-        action=_agreed("action", said["action"], contract.action, robot),
+        state=_agreed("state", stated["state"], contract.state, robot),
+        action=_agreed("action", stated["action"], contract.action, robot),
         cameras=cameras,
         rotation=_convention("rotation", mapping, robot.rotation if robot else "none", "none"),
         gripper=_convention("gripper", mapping, robot.gripper if robot else "unknown", "unknown"),
@@ -187,26 +178,26 @@ def _dimensions(parts: Sequence[Part], fields: dict[str, Field]) -> list[Dimensi
 
 
 def _agreed(
-    what: str, said: list[Dimension], made: tuple[Dimension, ...], robot: RobotConfig | None
+    what: str, stated: list[Dimension], built: tuple[Dimension, ...], robot: RobotConfig | None
 ) -> tuple[Dimension, ...]:
     """The contract's dimensions with the mapping's units where the robot gives none; a contradiction is refused."""
     out = []
-    for index, (ours, theirs) in enumerate(zip(said, made, strict=True)):
+    for index, (mapped, robots) in enumerate(zip(stated, built, strict=True)):
         for part, unknown in (("name", ""), ("unit", "unknown")):
-            mine, other = getattr(ours, part), getattr(theirs, part)
+            mine, other = getattr(mapped, part), getattr(robots, part)
             if robot is not None and getattr(robot, what) and unknown not in (mine, other) and mine != other:
                 raise _contradiction(f"{what}[{index}].{part}", mine, other, robot)
-        out.append(replace(theirs, unit=ours.unit if theirs.unit == "unknown" else theirs.unit))
+        out.append(replace(robots, unit=mapped.unit if robots.unit == "unknown" else robots.unit))
     return tuple(out)
 
 
 def _convention(what: str, mapping: Mapping, robots: str, unknown: str) -> str:
     """What the contract says of rotations or of the action's gripper: the mapping's word, the robot's, or both."""
     parts = mapping.action if what == "gripper" else (*mapping.action, *mapping.state)
-    said = sorted({str(value) for part in parts if (value := getattr(part, what)) is not None})
-    if said and robots != unknown and said != [robots]:
-        raise _contradiction(what, ", ".join(said), robots, None)
-    return ", ".join(said) if said else robots
+    stated = sorted({str(value) for part in parts if (value := getattr(part, what)) is not None})
+    if stated and robots != unknown and stated != [robots]:
+        raise _contradiction(what, ", ".join(stated), robots, None)
+    return ", ".join(stated) if stated else robots
 
 
 def _contradiction(where: str, mine: str, other: str, robot: RobotConfig | None) -> ContractError:
@@ -262,13 +253,9 @@ def columns_and_images(
     mapping = plan.mapping
     for key in sorted(mapping.keys):
         if len(arrays[key]) != episode.length:
-            raise DataError(
-                "Arrays of an episode differ in length",
-                file=file,
-                field=f"{episode.key}, {key}",
-                found=f"{len(arrays[key])} rows",
-                expected=f"{episode.length} rows",
-            )
+            found, expected = f"{len(arrays[key])} rows", f"{episode.length} rows"
+            problem, field = "Arrays of an episode differ in length", f"{episode.key}, {key}"
+            raise DataError(problem, file=file, field=field, found=found, expected=expected)
     columns = {
         STATE: np.concatenate([_vector(part, arrays[part.key], file, episode) for part in mapping.state], axis=1),
         ACTION: np.concatenate([_vector(part, arrays[part.key], file, episode) for part in mapping.action], axis=1),

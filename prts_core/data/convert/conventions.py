@@ -1,4 +1,4 @@
-"""Numbers from one convention to another: rotations, grippers, units. Arrays in, arrays out.
+"""Convert numbers from one convention to another: rotations, grippers, units. Arrays in, arrays out.
 
 Values that contradict the convention they are said to follow are refused.
 """
@@ -127,9 +127,7 @@ def _from_matrix(matrices: np.ndarray, kind: Rotation) -> np.ndarray:
         pitch = np.arcsin(np.clip(-matrices[:, 2, 0], -1, 1))
         locked = np.abs(matrices[:, 2, 0]) > 1 - 1e-9  # gimbal lock: roll and yaw turn the same axis; yaw takes none
         roll = np.where(
-            locked,
-            np.arctan2(-matrices[:, 1, 2], matrices[:, 1, 1]),
-            np.arctan2(matrices[:, 2, 1], matrices[:, 2, 2]),
+            locked, np.arctan2(-matrices[:, 1, 2], matrices[:, 1, 1]), np.arctan2(matrices[:, 2, 1], matrices[:, 2, 2])
         )
         yaw = np.where(locked, 0.0, np.arctan2(matrices[:, 1, 0], matrices[:, 0, 0]))
         return np.stack([roll, pitch, yaw], axis=1)

@@ -1,22 +1,23 @@
-"""What every source in HDF5 does alike: open files, list a group's arrays, read some of them, hold episodes together.
+"""Read HDF5 for every source that lies in it: open files, list a group's arrays, read some of them, compare episodes.
 
 Links to other files and objects that would need unpickling are not followed.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from prts_core.data.convert.source import Field
+from prts_core.data.convert.source import Field, RawEpisode, Recording, Source
+from prts_core.data.images import opened_picture
 from prts_core.io.errors import DataError
 
 SUFFIXES = (".hdf5", ".h5")
@@ -35,13 +36,10 @@ def natural(path: Path) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", path.name + "\0") if part]
 
 
-def split_files(root: Path) -> Iterator[tuple[str, Path]]:
+def split_files(root: Path) -> list[tuple[str, Path]]:
     """(split, file): of <root>/train and <root>/heldout where there are such folders, else all in <root> for train."""
-    if any((root / split).is_dir() for split in SPLITS):
-        for split in SPLITS:
-            yield from ((split, path) for path in find_files(root / split))
-        return
-    yield from (("train", path) for path in find_files(root))
+    folders = [(split, root / split) for split in SPLITS if any((root / name).is_dir() for name in SPLITS)]
+    return [(split, path) for split, folder in folders or [("train", root)] for path in find_files(folder)]
 
 
 def require_train(splits: Collection[str], root: Path) -> None:
@@ -53,15 +51,6 @@ def require_train(splits: Collection[str], root: Path) -> None:
             expected=f"files ending in {', '.join(SUFFIXES)} with episodes",
             cure="run `prts collect` first, or name the folder that holds the recordings",
         )
-
-
-def name_below(path: Path, root: Path) -> str:
-    """A file's name in keys and messages: its path below the recording's root."""
-    return path.relative_to(root).as_posix() if root.is_dir() else path.name
-
-
-def path_of(name: str, root: Path) -> Path:
-    return root / name if root.is_dir() else root
 
 
 @contextmanager
@@ -133,37 +122,23 @@ class Shapes:
     def add(self, found: dict[str, Field], lengths: dict[str, int], path: Path, where: str, rows_of: str) -> int:
         """Check one episode and return its rows, those of the key `rows_of`."""
         length = lengths[rows_of]
+        cure = "record all episodes with one robot and one camera set, or convert them apart"
         if length < 1:
             raise DataError("An episode is empty", file=path, field=where, found="0 rows", expected="at least 1")
-        for key in sorted(set(self.keys) & set(found)):
-            if lengths[key] != length:
-                raise DataError(
-                    "Arrays of an episode differ in length",
-                    file=path,
-                    field=f"{where}/{key}",
-                    found=f"{lengths[key]} rows",
-                    expected=f"{length} rows, as {rows_of} has",
-                )
-            known = self.fields.get(key, found[key]) if self.first else found[key]
-            if found[key] != known:
-                raise DataError(
-                    "Episodes differ in width",
-                    file=path,
-                    field=f"{where}/{key}",
-                    found=str(found[key].shape if found[key].shape != known.shape else found[key]),
-                    expected=f"{known.shape if found[key].shape != known.shape else known}, as in {self.first}",
-                    cure="record all episodes with one robot and one camera set, or convert them apart",
-                )
-        missing = {key for key in self.keys if key in self.fields and key not in found}
-        if missing:
-            raise DataError(
-                "An episode lacks a key that others have",
-                file=path,
-                field=f"{where}/{min(missing)}",
-                found=", ".join(sorted(found)),
-                expected=f"{min(missing)}, as in {self.first}",
-                cure="record all episodes with one robot and one camera set, or convert them apart",
-            )
+        for key in sorted(self.keys):
+            wrong = partial(DataError, file=path, field=f"{where}/{key}")
+            spec, known = found.get(key), self.fields.get(key) if self.first else found.get(key)
+            if spec is None and known is not None:
+                shown, expected = ", ".join(sorted(found)), f"{key}, as in {self.first}"
+                raise wrong("An episode lacks a key that others have", found=shown, expected=expected, cure=cure)
+            if spec is not None and lengths[key] != length:
+                shown, expected = f"{lengths[key]} rows", f"{length} rows, as {rows_of} has"
+                raise wrong("Arrays of an episode differ in length", found=shown, expected=expected)
+            if spec is not None and known is not None and spec != known:
+                shape = spec.shape != known.shape
+                shown, expected = (str(one.shape if shape else one) for one in (spec, known))
+                expected += f", as in {self.first}"
+                raise wrong("Episodes differ in width", found=shown, expected=expected, cure=cure)
         if not self.first:
             self.fields, self.first = dict(found), f"{path.name}:{where}"
         return length
@@ -184,18 +159,26 @@ def read_all(dataset: Any, path: Path, where: str) -> np.ndarray:
 
 def decode_image(data: np.ndarray | bytes, path: Path, where: str) -> np.ndarray:
     """One JPEG or PNG as (H, W, 3) uint8 RGB; zero bytes that pad it to a fixed length do no harm."""
-    from PIL import Image, UnidentifiedImageError
-
     raw = data if isinstance(data, bytes) else np.asarray(data, np.uint8).tobytes()
-    try:
-        with Image.open(io.BytesIO(raw), formats=("JPEG", "PNG")) as image:
-            return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as err:
-        raise DataError(
-            "A compressed picture cannot be decoded",
-            file=path,
-            field=where,
-            found=str(err)[:120],
-            expected="JPEG or PNG",
-            cure="record the episode again, or leave it out",
-        ) from err
+    problem, cure = "A compressed picture cannot be decoded", "record the episode again, or leave it out"
+    with opened_picture(
+        raw, problem, ("JPEG", "PNG"), file=path, field=where, expected="JPEG or PNG", cure=cure
+    ) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+class Hdf5Source(Source):
+    """Episodes of all HDF5 files; a subclass says which there are in one."""
+
+    def scan(self) -> Recording:
+        shapes = Shapes(self.mapping.keys)
+        episodes: list[RawEpisode] = []
+        for split, path in split_files(self.path):
+            with opened(path) as file:
+                episodes += self.episodes(file, path, split, shapes)
+        require_train([episode.split for episode in episodes], self.path)
+        return Recording(tuple(episodes), shapes.fields)
+
+    def episodes(self, file: h5py.File, path: Path, split: str, shapes: Shapes) -> Iterator[RawEpisode]:
+        """Those of one open file, in order, each held against `shapes`."""
+        raise NotImplementedError

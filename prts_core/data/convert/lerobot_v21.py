@@ -1,32 +1,43 @@
-"""Take over a LeRobot v2.1 dataset recorded by others: check, copy, cut to a subset, split, and give it a Contract.
+"""Import a LeRobot v2.1 dataset recorded by others: check, copy, cut to a subset, split, and give it a Contract.
 
-The source is only ever read. It does not judge the numbers (`prts_core.data.validation` does), but refuses a source
-whose files are missing.
+The source is only ever read; one whose files are missing is refused. `prts validate` judges the numbers.
 """
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any
 
 from prts_core.config.schema import RobotConfig
 from prts_core.config.sources import LeRobotSource
 from prts_core.contract import Contract
 from prts_core.data.embodiment import build_contract
-from prts_core.data.lerobot_v21.reader import LeRobotDataset
-from prts_core.data.lerobot_v21.schema import ACTION, CHUNKS_SIZE, DATA_PATH, STANDARD_FEATURES, STATE, VIDEO_PATH, Info
-from prts_core.data.lerobot_v21.select import Selection, select
-from prts_core.data.lerobot_v21.writer import episode_stats, remove_strays, write_meta
+from prts_core.data.lerobot_v21.reader import LeRobotDataset, require_columns
+from prts_core.data.lerobot_v21.schema import (
+    ACTION,
+    CHUNKS_SIZE,
+    DATA_PATH,
+    STANDARD_FEATURES,
+    STATE,
+    VIDEO_PATH,
+    Info,
+    data_file,
+    totals,
+    video_file,
+)
+from prts_core.data.lerobot_v21.select import select
+from prts_core.data.lerobot_v21.writer import (
+    counters,
+    episode_stats,
+    numbered,
+    remove_strays,
+    take_file,
+    take_table,
+    write_meta,
+)
 from prts_core.io.errors import ConfigError, DataError
-from prts_core.io.files import atomic_path, digest_file, explain_os_errors, read_json, read_jsonl
+from prts_core.io.files import read_json, read_jsonl
 from prts_core.io.progress import track
 
 
@@ -42,12 +53,7 @@ def import_dataset(
 
 
 def import_lerobot(
-    root: Path,
-    output: Path,
-    *,
-    dataset: str,
-    source: LeRobotSource,
-    robot: RobotConfig | None,
+    root: Path, output: Path, *, dataset: str, source: LeRobotSource, robot: RobotConfig | None
 ) -> Contract:
     """Import the dataset at `root` into `output` and write meta/contract.json there.
 
@@ -59,7 +65,7 @@ def import_lerobot(
     splits = _splits(info, len(opened.rows), len(chosen), source, dataset)
     selection = select(info, source, root)
     info = selection.info(info)
-    contract = contract_of(info, dataset, robot)
+    contract = contract_of(info, root, dataset, robot)
     files = [path for episode in chosen for path in info.episode_files(episode)]
     _complete(root, files)
 
@@ -69,11 +75,16 @@ def import_lerobot(
     wanted: list[str] = []
     for new, old in enumerate(track(chosen, total=len(chosen), what=f"importing {dataset}")):
         length = opened.rows[old].length
-        target = DATA_PATH.format(episode_chunk=new // CHUNKS_SIZE, episode_index=new)
+        target = data_file(new)
         wanted.append(target)
-        index_stats = _take_table(opened, old, output / target, new, start, source.link, selection)
+        was, path_before = opened.table(old), root / info.data_file(old)
+        numbering = counters(new, start, was.num_rows)
+        require_columns(was.column_names, numbering, path_before)
+        table = numbered(selection.table(was, path_before) if selection.rewrites_tables else was, numbering)
+        take_table(path_before, output / target, was, table, source.link)
+        index_stats = {} if table is was else episode_stats(numbering, {k: STANDARD_FEATURES[k] for k in numbering})
         for key in info.video_keys:
-            path = VIDEO_PATH.format(episode_chunk=new // CHUNKS_SIZE, episode_index=new, video_key=key)
+            path = video_file(new, key)
             wanted.append(path)
             take_file(root / info.video_file(old, key), output / path, source.link)
         kept.append(raw_rows[old] | {"episode_index": new})
@@ -81,25 +92,26 @@ def import_lerobot(
             stats.append({"episode_index": new, "stats": selection.stats(raw_stats[old]["stats"]) | index_stats})
         start += length
     remove_strays(output, wanted)
-    write_meta(
-        output, _info(info, root, len(chosen), start, len(opened.tasks), splits), kept, opened.tasks, stats, contract
-    )
+    lengths = [opened.rows[old].length for old in chosen]
+    write_meta(output, _info(info, root, lengths, len(opened.tasks), splits), kept, opened.tasks, stats, contract)
     return contract
 
 
-def contract_of(info: Info, dataset: str, robot: RobotConfig | None) -> Contract:
+def contract_of(info: Info, root: Path, dataset: str, robot: RobotConfig | None) -> Contract:
     """The Contract of an existing dataset: widths and names from its (selected) info.json, meaning from the robot's
-    YAML."""
-    state, action = info.features[STATE], info.features[ACTION]
+    YAML. DataError where state or action is lacking."""
+    for key in (STATE, ACTION):
+        if key not in info.features:
+            problem, found = "A dataset lacks a column that every robot's dataset has", ", ".join(info.features)
+            raise DataError(problem, file=root / "meta" / "info.json", field="features", found=found, expected=key)
+    state, action = (info.features[key].dimension_names for key in (STATE, ACTION))
     return build_contract(
         dataset=dataset,
         robot=robot,
         robot_type=info.robot_type,
         control_hz=info.fps,
-        state_names=state.flat_names,
-        state_width=state.shape[0],
-        action_names=action.flat_names,
-        action_width=action.shape[0],
+        state=state,
+        action=action,
         cameras={key: info.features[key].image_size for key in info.camera_keys},
     )
 
@@ -161,59 +173,7 @@ def _stats_rows(root: Path) -> list[dict[str, Any]]:
     return read_jsonl(path)
 
 
-def take_file(old: Path, new: Path, link: Literal["copy", "hardlink"]) -> None:
-    """Copy or hardlink one file; one that stands there already with the same content is kept (a cut import goes on)."""
-    if new.is_file() and new.stat().st_size == old.stat().st_size and digest_file(new) == digest_file(old):
-        return
-    with explain_os_errors(new):
-        new.parent.mkdir(parents=True, exist_ok=True)
-        if link == "hardlink":
-            new.unlink(missing_ok=True)
-            try:
-                os.link(old, new)
-                return
-            except OSError as err:
-                if err.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
-                    raise  # another file system or protected hard links: copying below does it
-        with atomic_path(new) as partial:
-            shutil.copyfile(old, partial)
-
-
-def _take_table(
-    dataset: LeRobotDataset,
-    taken: int,
-    new: Path,
-    episode: int,
-    start: int,
-    link: Literal["copy", "hardlink"],
-    selection: Selection,
-) -> dict[str, dict[str, list]]:
-    """Take over one table; where its numbering differs, rewrite the columns episode_index and index; select columns.
-
-    Returns new statistics of the rewritten columns, {} for an untouched file.
-    """
-    table, old = dataset.table(taken), dataset.root / dataset.info.data_file(taken)
-    numbering = {
-        "episode_index": np.full(table.num_rows, episode, np.int64),
-        "index": start + np.arange(table.num_rows, dtype=np.int64),
-    }
-    lacking = [key for key in numbering if key not in table.column_names]
-    if lacking:
-        raise DataError("A table lacks a column", file=old, field=lacking[0], found=", ".join(table.column_names))
-    numbered = all(table.column(key).to_numpy().tolist() == values.tolist() for key, values in numbering.items())
-    if numbered and not selection.rewrites_tables:
-        take_file(old, new, link)
-        return {}
-    if selection.rewrites_tables:
-        table = selection.table(table, old)
-    for key, values in numbering.items():
-        table = table.set_column(table.column_names.index(key), table.schema.field(key), pa.array(values))
-    with atomic_path(new) as partial:
-        pq.write_table(table, partial)
-    return episode_stats(numbering, {key: STANDARD_FEATURES[key] for key in numbering})
-
-
-def _info(info: Info, root: Path, episodes: int, frames: int, tasks: int, splits: dict[str, str]) -> dict[str, Any]:
+def _info(info: Info, root: Path, lengths: list[int], tasks: int, splits: dict[str, str]) -> dict[str, Any]:
     """info.json as the source has it, with totals, splits and paths made true and nested `names` made flat."""
     raw: dict[str, Any] = read_json(root / "meta" / "info.json")
     features = {}
@@ -223,11 +183,7 @@ def _info(info: Info, root: Path, episodes: int, frames: int, tasks: int, splits
             features[key] |= {"dtype": feature.dtype, "shape": list(feature.shape), "names": feature.flat_names}
     return raw | {
         "features": features,
-        "total_episodes": episodes,
-        "total_frames": frames,
-        "total_tasks": tasks,
-        "total_videos": episodes * len(info.video_keys),
-        "total_chunks": -(-episodes // CHUNKS_SIZE),
+        **totals(lengths, tasks, len(info.video_keys)),
         "chunks_size": CHUNKS_SIZE,
         "splits": splits,
         "data_path": DATA_PATH,

@@ -1,6 +1,6 @@
-"""LeRobot v3.0 becomes v2.1: its long files are cut into one table and one video an episode; pictures are not encoded.
+"""Turn LeRobot v3.0 into v2.1: cut its long files into one table and one video an episode; pictures are not encoded.
 
-It does not judge the numbers (`prts validate` does); the way back is `lerobot_v30_export`.
+The way back is `lerobot_v30_export`.
 """
 
 from __future__ import annotations
@@ -17,27 +17,23 @@ import pyarrow.parquet as pq
 from prts_core.config.schema import RobotConfig, VideoConfig
 from prts_core.contract import Contract
 from prts_core.data.convert.lerobot_v21 import contract_of
-from prts_core.data.convert.lerobot_v30_layout import (
-    Episode30,
-    Info30,
-    read_episodes30,
-    read_info30,
-    read_tasks30,
-)
+from prts_core.data.convert.lerobot_v30_layout import Episode30, Info30, read_episodes30, read_info30, read_tasks30
 from prts_core.data.convert.remux import Piece, cut
 from prts_core.data.convert.resume import Unit, run_units
+from prts_core.data.lerobot_v21.reader import require_columns
 from prts_core.data.lerobot_v21.schema import (
-    ACTION,
     CHUNKS_SIZE,
     CODEBASE_VERSION,
     DATA_PATH,
-    STATE,
     VIDEO_PATH,
     Info,
+    data_file,
     parse,
+    totals,
+    video_file,
 )
 from prts_core.data.lerobot_v21.seal import check_sizes
-from prts_core.data.lerobot_v21.writer import remove_strays, write_meta
+from prts_core.data.lerobot_v21.writer import counters, remove_strays, write_meta
 from prts_core.io.errors import DataError
 from prts_core.io.files import atomic_path, read_json
 
@@ -57,16 +53,19 @@ def import_dataset(
 ) -> Contract:
     """Write the LeRobot v3.0 dataset `root` as the v2.1 dataset `output`, with its Contract; `root` is only read.
 
-    work: folder of resume records; what stands there is not written again. reencode: how to encode episodes whose video
-    does not begin at a keyframe (lerobot writes none such, but joins by other tools do); without it they are refused.
-    Without a robot, a dataset that carries a Contract keeps it. Raises DataError for a dataset that breaks the layout
-    or lacks files.
+    work: folder of resume records; what stands there is not written again. reencode: how to encode episodes whose
+    video does not begin at a keyframe (lerobot writes none such, but joins by other tools do); without it they are
+    refused. Without a robot, a dataset that carries a Contract keeps it. Raises DataError for a dataset that breaks the
+    layout or lacks files.
     """
     check_sizes(root)
     info = read_info30(root)
     episodes, tasks = read_episodes30(root, info), read_tasks30(root)
-    made = _info21(root, info, len(episodes), len(tasks))
-    contract = _contract(root, parse(Info, made, root / "meta" / "info.json"), dataset, robot)
+    info21 = _info21(root, info, [episode.length for episode in episodes], len(tasks))
+    described = parse(Info, info21, root / "meta" / "info.json")
+    carried = root / "meta" / "contract.json"
+    carries = robot is None and carried.is_file()
+    contract = Contract.load(carried) if carries else contract_of(described, root, dataset, robot)
     stats = [_stats_row(root, info, episode) for episode in episodes]
     _known_tasks(root, episodes, tasks)
     units = [*_table_units(root, output, info, episodes), *_video_units(root, output, info, episodes, reencode)]
@@ -76,40 +75,21 @@ def import_dataset(
         {"episode_index": episode.index, "tasks": list(episode.tasks), "length": episode.length} | episode.more
         for episode in episodes
     ]
-    write_meta(output, made, rows, tasks, stats, contract)
+    write_meta(output, info21, rows, tasks, stats, contract)
     return contract
 
 
-def _contract(root: Path, info: Info, dataset: str, robot: RobotConfig | None) -> Contract:
-    own = root / "meta" / "contract.json"
-    if robot is None and own.is_file():
-        return Contract.load(own)
-    for key in (STATE, ACTION):
-        if key not in info.features:
-            raise DataError(
-                "A dataset lacks a column that every robot's dataset has",
-                file=root / "meta" / "info.json",
-                field="features",
-                found=", ".join(info.features),
-                expected=key,
-            )
-    return contract_of(info, dataset, robot)
-
-
-def _info21(root: Path, info: Info30, episodes: int, tasks: int) -> dict[str, Any]:
+def _info21(root: Path, info: Info30, lengths: list[int], tasks: int) -> dict[str, Any]:
     """info.json as the source has it, in the words of v2.1."""
-    raw: dict[str, Any] = {
-        key: value for key, value in read_json(root / "meta" / "info.json").items() if key not in _V30_ONLY
-    }
+    described: dict[str, Any] = read_json(root / "meta" / "info.json")
+    raw = {key: value for key, value in described.items() if key not in _V30_ONLY}
     features = {
         key: feature if feature["dtype"] == "video" else {k: v for k, v in feature.items() if k != "fps"}
         for key, feature in raw["features"].items()
     }
     return raw | {
         "codebase_version": CODEBASE_VERSION,
-        "total_tasks": tasks,
-        "total_videos": episodes * len(info.video_keys),
-        "total_chunks": -(-episodes // CHUNKS_SIZE),
+        **totals(lengths, tasks, len(info.video_keys)),
         "chunks_size": CHUNKS_SIZE,
         "data_path": DATA_PATH,
         "video_path": VIDEO_PATH if info.video_keys else None,
@@ -138,14 +118,11 @@ def _stats_row(root: Path, info: Info30, episode: Episode30) -> dict[str, Any]:
 def _known_tasks(root: Path, episodes: Sequence[Episode30], tasks: dict[int, str]) -> None:
     known = set(tasks.values())
     for episode in episodes:
-        for task in episode.tasks:
-            if task not in known:
-                raise DataError(
-                    "An episode names a task that meta/tasks.parquet does not have",
-                    file=root / "meta/episodes",
-                    field=f"episode {episode.index}, tasks",
-                    found=task,
-                )
+        unknown = set(episode.tasks) - known
+        if unknown:
+            problem = "An episode names a task that meta/tasks.parquet does not have"
+            where = f"episode {episode.index}, tasks"
+            raise DataError(problem, file=root / "meta/episodes", field=where, found=min(unknown))
 
 
 # ---- tables --------------------------------------------------------------------------------------------------------
@@ -155,7 +132,7 @@ def _table_units(root: Path, output: Path, info: Info30, episodes: Sequence[Epis
         files.setdefault(episode.data.file, []).append(episode)
     keys = [key for key, feature in info.features.items() if not feature.is_video]
     for number, (file, inside) in enumerate(files.items()):
-        targets = [output / _data_file(episode.index) for episode in inside]
+        targets = [output / data_file(episode.index) for episode in inside]
         yield Unit(
             name=f"table-{number:06d}",
             sources=(root / file,),
@@ -163,10 +140,6 @@ def _table_units(root: Path, output: Path, info: Info30, episodes: Sequence[Epis
             settings=(keys, [[episode.index, episode.length] for episode in inside]),
             work=partial(split_table, root / file, inside, targets, keys),
         )
-
-
-def _data_file(episode: int) -> str:
-    return DATA_PATH.format(episode_chunk=episode // CHUNKS_SIZE, episode_index=episode)
 
 
 def split_table(path: Path, episodes: Sequence[Episode30], targets: Sequence[Path], keys: Sequence[str]) -> None:
@@ -177,19 +150,13 @@ def split_table(path: Path, episodes: Sequence[Episode30], targets: Sequence[Pat
     expected = sum(episode.length for episode in episodes)
     try:
         with pq.ParquetFile(path) as file:
-            lacking = [key for key in keys if key not in file.schema_arrow.names]
-            if lacking or file.metadata.num_rows != expected:
-                raise DataError(
-                    "A table does not hold what the metadata says",
-                    file=path,
-                    field=lacking[0] if lacking else "rows",
-                    found=", ".join(file.schema_arrow.names) if lacking else file.metadata.num_rows,
-                    expected="a column of this name" if lacking else expected,
-                    cure="restore the dataset from its source",
-                )
-            metadata = {
-                key: value for key, value in (file.schema_arrow.metadata or {}).items() if key == b"huggingface"
-            }
+            require_columns(file.schema_arrow.names, keys, path)
+            if file.metadata.num_rows != expected:
+                problem, cure = "A table does not hold what the metadata says", "restore the dataset from its source"
+                rows = file.metadata.num_rows
+                raise DataError(problem, file=path, field="rows", found=rows, expected=expected, cure=cure)
+            kept = b"huggingface"
+            metadata = {key: value for key, value in (file.schema_arrow.metadata or {}).items() if key == kept}
             batches = file.iter_batches(_ROWS, columns=list(keys), use_threads=False)
             held: list[pa.RecordBatch] = []
             for episode, target in zip(episodes, targets, strict=True):
@@ -215,10 +182,8 @@ def split_table(path: Path, episodes: Sequence[Episode30], targets: Sequence[Pat
 
 def check_numbering(table: pa.Table, episode: int, first: int, path: Path) -> None:
     """Refuse a table whose episode_index and index are not those of `episode`, whose first row is `first`."""
-    rows = np.arange(table.num_rows)
-    for key, expected in (("episode_index", np.full(len(rows), episode)), ("index", first + rows)):
-        if key not in table.column_names:
-            raise DataError("A table lacks a column", file=path, field=key, found=", ".join(table.column_names))
+    for key, expected in counters(episode, first, table.num_rows).items():
+        require_columns(table.column_names, [key], path)
         wrong = np.flatnonzero(table.column(key).to_numpy() != expected)
         if len(wrong):
             raise DataError(
@@ -238,10 +203,8 @@ def _video_units(
     for camera, key in enumerate(info.video_keys):
         files: dict[str, list[Piece]] = {}
         for episode in episodes:
-            chunk = episode.index // CHUNKS_SIZE
-            target = VIDEO_PATH.format(episode_chunk=chunk, episode_index=episode.index, video_key=key)
-            place = episode.videos[key]
-            files.setdefault(place.file, []).append(Piece(place.start_s, episode.length, output / target))
+            place, target = episode.videos[key], output / video_file(episode.index, key)
+            files.setdefault(place.file, []).append(Piece(place.start_s, episode.length, target))
         for number, (file, pieces) in enumerate(files.items()):
             yield Unit(
                 name=f"video-{camera:02d}-{number:06d}",

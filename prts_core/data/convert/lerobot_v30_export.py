@@ -1,7 +1,7 @@
-"""LeRobot v2.1 becomes v3.0, for tools that read only that: episodes are joined into long files, pictures as they are.
+"""Turn LeRobot v2.1 into v3.0, for tools that read only that: join episodes into long files, pictures as they are.
 
-It does not know what reads it; the way back is `lerobot_v30`. A new file begins where the size is reached, and where
-the next episode has other column types or another codec header, since one file holds one of each.
+The way back is `lerobot_v30`. A new file begins where the size is reached, and where the next episode has other column
+types or another codec header, since one file holds one of each.
 """
 
 from __future__ import annotations
@@ -104,35 +104,35 @@ def export(
 def _stats(root: Path, dataset: LeRobotDataset) -> list[dict[str, dict[str, Any]]]:
     """Every episode's statistics, of the same features and names in each: the table has one column for each."""
     known: dict[int, EpisodeStatsRow] = {row.episode_index: row for row in read_table(root, "episodes_stats")}
-    made: list[dict[str, dict[str, Any]]] = []
+    joined: list[dict[str, dict[str, Any]]] = []
     for episode in dataset.episodes():
         found = known.get(episode)
         part = {key: value.model_dump() for key, value in found.stats.items()} if found else {}
         shape = {key: set(value) for key, value in part.items()}
-        if not part or (made and shape != {key: set(value) for key, value in made[0].items()}):
+        if not part or (joined and shape != {key: set(value) for key, value in joined[0].items()}):
             raise DataError(
                 "An episode lacks statistics, or has others than the first",
                 file=root / "meta/episodes_stats.jsonl",
                 field=f"episode {episode}",
                 found=", ".join(part) or "none",
-                expected=", ".join(made[0]) if made else "every feature's",
+                expected=", ".join(joined[0]) if joined else "every feature's",
                 cure="write them anew with `prts validate --fix`",
             )
-        made.append(part)
-    return made
+        joined.append(part)
+    return joined
 
 
 def _files(sizes: Sequence[float], kinds: Sequence[Hashable], limit: float) -> list[list[int]]:
     """Episodes of each file: as many as fit below `limit`, of one kind; an episode is never divided."""
-    made: list[list[int]] = []
+    joined: list[list[int]] = []
     size = 0.0
     for episode, (more, kind) in enumerate(zip(sizes, kinds, strict=True)):
-        if not made or size + more > limit or kind != kinds[made[-1][-1]]:
-            made.append([])
+        if not joined or size + more > limit or kind != kinds[joined[-1][-1]]:
+            joined.append([])
             size = 0.0
-        made[-1].append(episode)
+        joined[-1].append(episode)
         size += more
-    return made
+    return joined
 
 
 def _place(number: int) -> dict[str, int]:

@@ -1,22 +1,22 @@
-"""LeRobot v3.0 on disk: info.json, and the parquet tables of episodes and tasks, checked as they are read.
+"""Read and write LeRobot v3.0's metadata: info.json, and the parquet tables of episodes and tasks, checked when read.
 
-It knows the metadata only; `lerobot_v30` turns such a dataset into v2.1, `lerobot_v30_export` writes one. Source of the
-layout: what lerobot 0.4.4 writes and reads (tests/conformance/test_lerobot_v30.py holds both against it).
+`lerobot_v30` turns such a dataset into v2.1, `lerobot_v30_export` writes one. Source of the layout: what lerobot 0.4.4
+writes and reads (tests/conformance/test_lerobot_v30.py holds both against it).
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
+from pydantic import BaseModel, Json, ValidationError
+from pydantic import Field as Checked
 
 from prts_core.data.lerobot_v21.reader import read_parquet
 from prts_core.data.lerobot_v21.schema import AnyInfo, faults
@@ -31,8 +31,7 @@ VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.m
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 TASKS_PATH, STATS_PATH = "meta/tasks.parquet", "meta/stats.json"
 MORE = "prts/more"  # column of the episodes' table: JSON of what v2.1's line has beyond LeRobot's own fields
-_OWN = ("episode_index", "tasks", "length", "dataset_from_index", "dataset_to_index", MORE)
-_PLACES = ("data/", "videos/", "meta/", "stats/")
+_GROUPS = ("data", "videos", "meta", "stats")  # columns such as stats/action/mean
 
 
 class Info30(AnyInfo):
@@ -40,6 +39,31 @@ class Info30(AnyInfo):
 
     version = VERSION
     path_fields = ("chunk_index", "file_index", "video_key")
+
+
+class _Place(BaseModel):
+    chunk_index: int = Checked(ge=0, strict=True)
+    file_index: int = Checked(ge=0, strict=True)
+
+
+class _Clip(_Place):
+    from_timestamp: float = Checked(ge=0, allow_inf_nan=False)
+    to_timestamp: Any
+
+
+class _Row(BaseModel):
+    """One row of the episodes' table, its grouped columns nested. more: columns beyond LeRobot's own."""
+
+    episode_index: int = Checked(ge=0, strict=True)
+    tasks: list[Annotated[str, Checked(min_length=1)]] = Checked(min_length=1)
+    length: int = Checked(ge=1, strict=True)
+    dataset_from_index: int
+    dataset_to_index: int
+    data: _Place
+    videos: dict[str, _Clip]
+    stats: dict[str, dict[str, Any]]
+    packed: Json[dict[str, Any]] | None = None
+    more: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -95,12 +119,8 @@ def read_tasks30(root: Path) -> dict[int, str]:
         )
     numbers, sentences = table.column("task_index").to_pylist(), table.column(texts[0]).to_pylist()
     if sorted(map(str, numbers)) != sorted(map(str, range(len(numbers)))) or not all(sentences):
-        raise DataError(
-            "Tasks are not numbered 0, 1, 2, ..., each with a sentence",
-            file=path,
-            field="task_index",
-            found=numbers[:9],
-        )
+        problem = "Tasks are not numbered 0, 1, 2, ..., each with a sentence"
+        raise DataError(problem, file=path, field="task_index", found=numbers[:9])
     return dict(sorted(zip(numbers, sentences, strict=True)))
 
 
@@ -108,90 +128,73 @@ def read_episodes30(root: Path, info: Info30) -> list[Episode30]:
     """Every row of meta/episodes/*/*.parquet in order, held against each other and info.json."""
     paths = sorted((root / "meta" / "episodes").glob("*/*.parquet"))
     if not paths:
-        raise DataError(
-            "The episodes' table is missing", file=root / "meta/episodes", expected=EPISODES_PATH.format_map(_ZERO)
-        )
-    made: list[Episode30] = []
+        expected = EPISODES_PATH.format(chunk_index=0, file_index=0)
+        raise DataError("The episodes' table is missing", file=root / "meta/episodes", expected=expected)
+    episodes: list[Episode30] = []
+    first = 0
     for path in paths:
-        table = read_parquet(path, None)
-        needed = [*_OWN[:-1], "data/chunk_index", "data/file_index"]
-        needed += [f"videos/{key}/{part}" for key in info.video_keys for part in _VIDEO_PARTS]
-        lacking = [name for name in needed if name not in table.column_names]
-        if lacking:
-            raise DataError(
-                "The episodes' table lacks a column",
-                file=path,
-                field=lacking[0],
-                found=", ".join(table.column_names[:20]),
-            )
-        for number, row in enumerate(table.to_pylist()):
-            made.append(_episode(row, info, made[-1] if made else None, path, number))
-    totals = (len(made), sum(episode.length for episode in made))
-    if totals != (info.total_episodes, info.total_frames):
+        for number, raw in enumerate(read_parquet(path, None).to_pylist()):
+            try:
+                row = _Row.model_validate(_nested(raw, info))
+            except ValidationError as err:
+                where, found, expected = faults(err)[0]
+                raise _wrong(path, number, where.replace(".", "/"), found, expected) from err
+            begin = {"episode_index": len(episodes), "dataset_from_index": first}
+            for name, wanted in (begin | {"dataset_to_index": first + row.length}).items():
+                if raw[name] != wanted:
+                    raise _wrong(path, number, name, raw[name], wanted)
+            patterns = dict.fromkeys(info.video_keys, info.video_path or VIDEO_PATH)
+            videos = {
+                key: FrameSpan(_file(pattern, row.videos[key], video_key=key), row.videos[key].from_timestamp)
+                for key, pattern in patterns.items()
+            }
+            data, more = FrameSpan(_file(info.data_path, row.data)), row.more | (row.packed or {})
+            task = tuple(row.tasks)
+            episodes.append(Episode30(len(episodes), task, row.length, first, data, videos, row.stats, more))
+            first += row.length
+    if (len(episodes), first) != (info.total_episodes, info.total_frames):
         raise DataError(
             "Totals contradict the episodes' table",
             file=root / "meta/info.json",
             field="total_episodes, total_frames",
             found=(info.total_episodes, info.total_frames),
-            expected=totals,
+            expected=(len(episodes), first),
         )
-    return made
+    return episodes
 
 
-_ZERO = {"chunk_index": 0, "file_index": 0}
-_VIDEO_PARTS = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
-
-
-def _episode(row: dict[str, Any], info: Info30, before: Episode30 | None, path: Path, number: int) -> Episode30:
-    def refuse(name: str, expected: object) -> DataError:
-        return DataError(
-            "A row of the episodes' table is wrong",
-            file=path,
-            field=f"row {number}, {name}",
-            found=row[name],
-            expected=expected,
-            cure="restore the dataset from its source",
-        )
-
-    def whole(name: str, least: int = 0) -> int:
-        if not isinstance(row[name], int) or isinstance(row[name], bool) or row[name] < least:
-            raise refuse(name, f"a whole number, at least {least}")
-        return row[name]
-
-    def place(prefix: str, pattern: str, **names: str) -> str:
-        return pattern.format(
-            chunk_index=whole(f"{prefix}/chunk_index"), file_index=whole(f"{prefix}/file_index"), **names
-        )
-
-    index, length = whole("episode_index"), whole("length", 1)
-    first = before.first + before.length if before else 0
-    if index != (before.index + 1 if before else 0):
-        raise refuse("episode_index", before.index + 1 if before else 0)
-    if row["dataset_from_index"] != first:
-        raise refuse("dataset_from_index", first)
-    if row["dataset_to_index"] != first + length:
-        raise refuse("dataset_to_index", first + length)
-    tasks = row["tasks"]
-    if not isinstance(tasks, list) or not tasks or not all(isinstance(task, str) and task for task in tasks):
-        raise refuse("tasks", "a list of sentences")
-    videos = {}
-    for key in info.video_keys:
-        start = row[f"videos/{key}/from_timestamp"]
-        if not isinstance(start, float | int) or not math.isfinite(start) or start < 0:
-            raise refuse(f"videos/{key}/from_timestamp", "seconds, at least 0")
-        videos[key] = FrameSpan(place(f"videos/{key}", info.video_path or VIDEO_PATH, video_key=key), float(start))
-    stats: dict[str, dict[str, Any]] = {}
+def _nested(row: dict[str, Any], info: Info30) -> dict[str, Any]:
+    """A row as `_Row` checks it; columns without a value are left out of the statistics."""
+    out: dict[str, Any] = {"data": {}, "videos": {key: {} for key in info.video_keys}, "stats": {}, "more": {}}
     for name, value in row.items():
-        if name.startswith("stats/") and value is not None:
-            feature, _, what = name.removeprefix("stats/").rpartition("/")
-            stats.setdefault(feature, {})[what] = value
-    more = {name: value for name, value in row.items() if name not in _OWN and not name.startswith(_PLACES)}
-    if row.get(MORE):
-        try:
-            more |= json.loads(row[MORE])
-        except (TypeError, ValueError) as err:
-            raise refuse(MORE, "a JSON object") from err
-    return Episode30(index, tuple(tasks), length, first, FrameSpan(place("data", info.data_path)), videos, stats, more)
+        group, _, rest = name.partition("/")
+        key, _, part = rest.rpartition("/")
+        if name in _Row.model_fields and group not in out:
+            out[name] = value
+        elif name == MORE:
+            out["packed"] = value or None
+        elif group == "data":
+            out["data"][rest] = value
+        elif group == "videos" or (group == "stats" and value is not None):
+            out[group].setdefault(key, {})[part] = value
+        elif group not in _GROUPS or not rest:
+            out["more"][name] = value
+    return out
+
+
+def _file(pattern: str, place: _Place, **names: str) -> str:
+    return pattern.format(chunk_index=place.chunk_index, file_index=place.file_index, **names)
+
+
+def _wrong(path: Path, number: int, name: str, found: object, expected: object) -> DataError:
+    return DataError(
+        "A row of the episodes' table is wrong",
+        file=path,
+        field=f"row {number}, {name}",
+        found=found,
+        expected=expected,
+        cure="restore the dataset from its source",
+    )
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
@@ -241,7 +244,7 @@ def pooled_stats(rows: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[st
 
     Quantiles cannot be pooled from quantiles and are left out; `prts stats` computes them from the rows.
     """
-    made: dict[str, dict[str, Any]] = {}
+    out: dict[str, dict[str, Any]] = {}
     for key in rows[0]:
         parts = [row[key] for row in rows if key in row]
         count = np.array([part["count"][0] for part in parts], np.float64)
@@ -249,11 +252,11 @@ def pooled_stats(rows: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[st
         weight = (count / count.sum()).reshape(-1, *[1] * (mean.ndim - 1))
         center = (weight * mean).sum(0)
         spread = np.sqrt((weight * (std**2 + (mean - center) ** 2)).sum(0))
-        made[key] = {
+        out[key] = {
             "min": np.min([np.asarray(part["min"], np.float64) for part in parts], 0).tolist(),
             "max": np.max([np.asarray(part["max"], np.float64) for part in parts], 0).tolist(),
             "mean": center.tolist(),
             "std": spread.tolist(),
             "count": [int(count.sum())],
         }
-    return made
+    return out

@@ -1,4 +1,4 @@
-"""MCAP recordings (Foxglove, ROS 2 bags): topics that tick on their own become rows at the mapping's fps.
+"""Read MCAP recordings (Foxglove, ROS 2 bags): topics that tick on their own become rows at the mapping's fps.
 
 Keys are `<topic>:<field>` for numbers (`/joint_states:position`, `/ee:pose.position`) and `<topic>` for pictures. One
 file is one episode; the files of a bag that metadata.yaml lists are one together.
@@ -19,20 +19,14 @@ import numpy as np
 from prts_core.config.checked_yaml import read_yaml
 from prts_core.config.checks import Strict
 from prts_core.config.mapping import Mapping
-from prts_core.data.convert.align import Hold, choose, rows
-from prts_core.data.convert.mcap_messages import (
-    EXTRA,
-    PICTURES,
-    VIDEOS,
-    Decoders,
-    VideoStream,
-    image,
-    numbers,
-    stamp,
-)
+from prts_core.data.convert import source
+from prts_core.data.convert.mcap_messages import EXTRA, PICTURES, VIDEOS, Decoders, VideoStream, image, numbers, stamp
 from prts_core.data.convert.source import Field, RawEpisode, Recording
 from prts_core.io.errors import ConfigError, DataError, PrtsError, require, suggest
 from prts_core.io.progress import track
+
+Hold = Literal["last", "nearest"]
+_SECOND = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -40,7 +34,7 @@ class Options(Strict):
     """How topics become rows.
 
     clock: which time counts: when the recorder got the message, when it was sent, or the time inside it. hold: the
-    message of a row (see align.choose). tolerance_s: how old it may be (none: two rows). instruction: a topic of
+    message of a row (see `choose`). tolerance_s: how old it may be (none: two rows). instruction: a topic of
     strings, whose last message is the instruction. joints: for topics with `name` beside the numbers (JointState), the
     order of their columns (none: that of the first message).
     """
@@ -61,13 +55,14 @@ class _Topic:
     first: Any
 
 
-class Source:
+class Source(source.Source):
     """See prts_core.data.convert.source.Source. `path`: an .mcap file, a bag's folder, or a folder of either."""
+
+    options_type = Options
 
     def __init__(self, path: Path, mapping: Mapping) -> None:
         require("mcap.reader", EXTRA)
-        self.path, self.mapping = path, mapping
-        self.options: Options = mapping.options_as(Options)
+        super().__init__(path, mapping)
         if mapping.fps is None:
             raise ConfigError(
                 "Topics tick at rates of their own, so the mapping must say the rate of the rows",
@@ -83,41 +78,45 @@ class Source:
         self.fields: dict[str, Field] = {}
 
     def scan(self) -> Recording:
-        episodes = _episodes(self.path)
-        made = [self._scan(name, files) for name, files in track(episodes, total=len(episodes), what="reading bags")]
-        return Recording(tuple(made), self.fields, self.fps)
+        found = _episodes(self.path)
+        episodes = [self._scan(name, files) for name, files in track(found, total=len(found), what="reading bags")]
+        return Recording(tuple(episodes), self.fields, self.fps)
 
     def read(self, episode: RawEpisode, keys: Collection[str]) -> dict[str, np.ndarray]:
-        picks = {topic: chosen for topic, chosen in episode.where.items() if any(_split(k)[0] == topic for k in keys)}
+        wanted = {topic: keyed for topic, keyed in self._by_topic(keys).items() if topic in episode.where}
         out = {key: np.empty((episode.length, *self.fields[key].shape), self.fields[key].dtype) for key in keys}
-        places = {topic: _rows_of(chosen) for topic, chosen in picks.items()}
-        seen = dict.fromkeys(picks, 0)
-        videos = {topic: VideoStream() for topic in picks}
-        for path in (self._file(name) for name in episode.files):
-            for topic, schema, message, decode in _messages(path, set(picks)):
-                wanted = places[topic].get(seen[topic])
+        places = {topic: _rows_of(episode.where[topic]) for topic in wanted}
+        seen, videos = dict.fromkeys(wanted, 0), {topic: VideoStream() for topic in wanted}
+        for path in map(self.file, episode.files or ("",)):
+            for topic, schema, message, decode in _messages(path, set(wanted)):
+                rows_at = places[topic].get(seen[topic])
                 seen[topic] += 1
-                if wanted is None and schema not in VIDEOS:
+                if rows_at is None and schema not in VIDEOS:
                     continue
                 content = decode()
-                if schema in VIDEOS:
+                if schema in VIDEOS:  # every message, for pictures are made from one another
                     content = videos[topic].frame(content, (path, f"{topic}, message at {message.log_time} ns"))
-                if wanted is None:
-                    continue
-                for key in keys:
-                    if _split(key)[0] == topic:
-                        out[key][wanted] = self._value(key, content, schema, path, message)
+                if rows_at is not None:
+                    for key in wanted[topic]:
+                        out[key][rows_at] = self._value(key, content, schema, path, message)
+        return out
+
+    @staticmethod
+    def _by_topic(keys: Collection[str]) -> dict[str, list[str]]:
+        out: dict[str, list[str]] = {}
+        for key in keys:
+            out.setdefault(_split(key)[0], []).append(key)
         return out
 
     # ---- one episode ---------------------------------------------------------------------------------------------
     def _scan(self, name: str, files: list[Path]) -> RawEpisode:
         wanted = {topic for topic, _ in self.parts.values()}
-        told = self.options.instruction if self.mapping.task is None else None
+        spoken = self.options.instruction if self.mapping.task is None else None
         topics: dict[str, _Topic] = {}
         task = ""
         for path in files:
-            for topic, schema, message, decode in _messages(path, wanted | ({told} if told else set())):
-                if topic == told:
+            for topic, schema, message, decode in _messages(path, wanted | ({spoken} if spoken else set())):
+                if topic == spoken:
                     task = self._sentence(decode(), path, topic)
                 if topic not in wanted:
                     continue
@@ -138,14 +137,16 @@ class Source:
             self._note(key, topics, files[0])
         times = {topic: np.array(known.times, np.int64) for topic, known in topics.items()}
         at = rows(times, self.fps, files[0])
-        rule = (self.options.hold, self.tolerance_s)
         return RawEpisode(
             key=name,
             length=len(at),
             task=self.mapping.task or task,
             extra={"source": {"file": name} | self._joints()},
-            files=tuple(self._name(path) for path in files),
-            where={topic: choose(stamps, at, *rule, topic, files[0]) for topic, stamps in times.items()},
+            files=self.files(*map(self.name, files)),
+            where={
+                topic: choose(stamps, at, self.options.hold, self.tolerance_s, topic, files[0])
+                for topic, stamps in times.items()
+            },
         )
 
     def _note(self, key: str, topics: dict[str, _Topic], path: Path) -> None:
@@ -165,44 +166,28 @@ class Source:
     def _value(self, key: str, content: Any, schema: str, path: Path, message: Any) -> np.ndarray:
         topic, part = self.parts[key]
         where = f"{key}" + (f", message at {message.log_time} ns" if message is not None else "")
+        wrong = partial(DataError, file=path, field=where)
         size = self.fields[key].shape if key in self.fields else None
         if not part:
             if schema not in PICTURES:
-                raise DataError(
-                    "A key names a topic without saying which of its numbers",
-                    file=path,
-                    field=where,
-                    found=schema,
-                    expected=f"{topic}:<field>, or a topic of pictures ({', '.join(PICTURES)})",
-                )
+                expected = f"{topic}:<field>, or a topic of pictures ({', '.join(PICTURES)})"
+                raise wrong("A key names a topic without saying which of its numbers", found=schema, expected=expected)
             return image(content, schema, size, (path, where))
         try:
             value = numbers(content, part)
         except (KeyError, TypeError) as err:
-            raise DataError(
-                "A message has no numbers where the mapping says",
-                file=path,
-                field=where,
-                found=f"{type(err).__name__}: {err}",
-                expected=f"numbers at {part!r} of {schema}",
-            ) from err
-        names = _names(content)
-        if topic in self.order and value.shape == (len(names),):
-            lacking = [name for name in self.order[topic] if name not in names]
-            if lacking or (topic not in self.options.joints and len(names) != len(self.order[topic])):
-                raise DataError(
-                    "A message has other joints than the first",
-                    file=path,
-                    field=where,
-                    found=", ".join(names),
-                    expected=", ".join(self.order[topic]),
-                    cure="list those to take, in order, in options.joints",
-                )
-            value = value[[names.index(name) for name in self.order[topic]]]
+            found, expected = f"{type(err).__name__}: {err}", f"numbers at {part!r} of {schema}"
+            raise wrong("A message has no numbers where the mapping says", found=found, expected=expected) from err
+        names, order = _names(content), self.order.get(topic, ())
+        if order and value.shape == (len(names),):
+            lacking = [name for name in order if name not in names]
+            if lacking or (topic not in self.options.joints and len(names) != len(order)):
+                found, expected = ", ".join(names), ", ".join(order)
+                cure = "list those to take, in order, in options.joints"
+                raise wrong("A message has other joints than the first", found=found, expected=expected, cure=cure)
+            value = value[[names.index(name) for name in order]]
         if size is not None and value.shape != size:
-            raise DataError(
-                "Messages of a topic differ in width", file=path, field=where, found=value.shape, expected=size
-            )
+            raise wrong("Messages of a topic differ in width", found=value.shape, expected=size)
         return value
 
     def _time(self, message: Any, content: Any, path: Path, topic: str) -> int:
@@ -221,21 +206,15 @@ class Source:
             ) from err
 
     def _sentence(self, content: Any, path: Path, topic: str) -> str:
-        said = content.get("data") if isinstance(content, dict) else getattr(content, "data", None)
-        if not isinstance(said, str):
+        text = content.get("data") if isinstance(content, dict) else getattr(content, "data", None)
+        if not isinstance(text, str):
             raise DataError("An instruction's topic holds no text", file=path, field=topic, expected="a string `data`")
-        return said.strip()
+        return text.strip()
 
     def _joints(self) -> dict[str, Any]:
         """Which joints the columns are, where the mapping does not say: from the first message, so worth keeping."""
         found = {topic: list(names) for topic, names in self.order.items() if topic not in self.options.joints}
         return {"joints": found} if found else {}
-
-    def _name(self, path: Path) -> str:
-        return path.relative_to(self.path).as_posix() if self.path.is_dir() else ""
-
-    def _file(self, name: str) -> Path:
-        return self.path / name if name else self.path
 
 
 def _split(key: str) -> tuple[str, str]:
@@ -260,25 +239,75 @@ def _rows_of(chosen: np.ndarray) -> dict[int, list[int]]:
     return out
 
 
+# ---- streams that tick on their own become rows at one fixed rate --------------------------------------------------
+def rows(times: dict[str, np.ndarray], fps: float, where: object) -> np.ndarray:
+    """Times (T,) int64 of the rows: from the moment when every stream has begun until the first one ends.
+
+    times: stream -> its messages' times in any order. Raises DataError where the streams never overlap.
+    """
+    start = max(int(stamps.min()) for stamps in times.values())
+    end = min(int(stamps.max()) for stamps in times.values())
+    if end < start:
+        first = min(times, key=lambda name: times[name].max())
+        last = max(times, key=lambda name: times[name].min())
+        raise DataError(
+            "Two topics of a recording never overlap",
+            file=where,
+            field=f"{first}, {last}",
+            found=f"{first} ends {(start - end) / _SECOND:.3f} s before {last} begins",
+            expected="topics recorded at the same time, by one clock",
+            cure="record them together, or choose another `clock` in the mapping's options",
+        )
+    # In whole nanoseconds from the start, so that rows do not drift over a long recording.
+    count = int((end - start) * fps / _SECOND + 1e-9) + 1
+    return start + np.rint(np.arange(count) * (_SECOND / fps)).astype(np.int64)
+
+
+def choose(times: np.ndarray, at: np.ndarray, hold: Hold, tolerance_s: float, topic: str, where: object) -> np.ndarray:
+    """Ordinals (T,) of the messages that stand at the row times `at`.
+
+    last: the newest that is not younger than the row, so that no row sees its future; nearest: the closest in time, the
+    earlier of two. Raises DataError where it is further than `tolerance_s` away.
+    """
+    order = np.argsort(times, kind="stable")
+    stamps = times[order]
+    before = np.clip(np.searchsorted(stamps, at, side="right") - 1, 0, len(stamps) - 1)
+    if hold == "nearest":
+        after = np.minimum(before + 1, len(stamps) - 1)
+        before = np.where(np.abs(stamps[after] - at) < np.abs(at - stamps[before]), after, before)
+    off = np.abs(stamps[before] - at) / _SECOND
+    if (off > tolerance_s).any():
+        row = int(np.flatnonzero(off > tolerance_s)[0])
+        raise DataError(
+            "A topic has a gap",
+            file=where,
+            field=f"{topic}, row {row}, {(int(at[row]) - int(at[0])) / _SECOND:.3f} s after the first",
+            found=f"the {hold} message is {off[row]:.3f} s away ({int((off > tolerance_s).sum())} such rows)",
+            expected=f"at most {tolerance_s:.3f} s",
+            cure="leave the recording out, or allow more with options.tolerance_s",
+        )
+    return order[before].astype(np.int64)
+
+
 # ---- files -----------------------------------------------------------------------------------------------------------
 def _episodes(path: Path) -> list[tuple[str, list[Path]]]:
     """(key, files) of every episode in the order of their names."""
     if path.is_file():
         return [(path.name, [path])]
-    found = sorted(path.rglob("*.mcap"))
+    found: dict[Path, list[Path]] = {}
+    for file in sorted(path.rglob("*.mcap")):
+        found.setdefault(file.parent, []).append(file)
     if not found:
-        raise DataError(
-            "There are no recordings to convert", file=path, expected="*.mcap files", cure="correct the path"
-        )
-    made = []
-    for folder in sorted({file.parent for file in found}):
-        name = folder.relative_to(path).as_posix()
-        files = _listed(folder)
-        if files is not None:
-            made.append((name if name != "." else folder.name, files))
+        problem = "There are no recordings to convert"
+        raise DataError(problem, file=path, expected="*.mcap files", cure="correct the path")
+    episodes = []
+    for folder in sorted(found):
+        bag, name = _listed(folder), folder.relative_to(path).as_posix()
+        if bag is not None:
+            episodes.append((name if name != "." else folder.name, bag))
         else:
-            made += [(file.relative_to(path).as_posix(), [file]) for file in found if file.parent == folder]
-    return made
+            episodes += [(file.relative_to(path).as_posix(), [file]) for file in found[folder]]
+    return episodes
 
 
 def _listed(folder: Path) -> list[Path] | None:

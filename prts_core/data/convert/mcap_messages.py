@@ -1,4 +1,4 @@
-"""Messages of MCAP files as numpy arrays: ROS 2 (cdr), JSON and protobuf; pictures and video of ROS and Foxglove.
+"""Read messages of MCAP files as numpy arrays: ROS 2 (cdr), JSON and protobuf; pictures and video of ROS and Foxglove.
 
 A message is whatever the `mcap` packages decode it to: an object with attributes, or a dict; nothing of it is executed.
 """
@@ -63,9 +63,9 @@ class Decoders:
         if package is not None:
             if package not in self._factories:
                 self._factories[package] = require(f"{package}.decoder", EXTRA).DecoderFactory()
-            made = self._factories[package].decoder_for(encoding, schema)
-            if made is not None:
-                return made
+            decoder = self._factories[package].decoder_for(encoding, schema)
+            if decoder is not None:
+                return decoder
         # The reader of ROS 1 messages runs Python that it generates from the definitions inside the file.
         again = "record again with message definitions (ros2 bag record --storage mcap does so)"
         ros1 = "make a ROS 2 bag of it: `rosbags-convert --src in.bag --dst out --dst-storage mcap` (PyPI: rosbags)"
@@ -137,8 +137,8 @@ def image(message: Any, schema: str, size: tuple[int, ...] | None, where: tuple[
     """
     path, field = where
     if schema in VIDEOS:
-        made = message if isinstance(message, np.ndarray) else VideoStream().frame(message, where)
-        return _of_size(made, size, where)
+        pixels = message if isinstance(message, np.ndarray) else VideoStream().frame(message, where)
+        return _of_size(pixels, size, where)
     try:
         data = _bytes(message)
         if schema in COMPRESSED:
@@ -148,12 +148,12 @@ def image(message: Any, schema: str, size: tuple[int, ...] | None, where: tuple[
                     raise _refused(where, f"compressed depth {kind!r}", "16UC1")
                 data = data[_DEPTH_HEAD:]
             return _coloured(picture(data, size, "uint16" if "16UC1" in kind else "uint8", path, field))
-        made = _raw(message, data, where)
+        pixels = _raw(message, data, where)
     except (KeyError, binascii.Error, TypeError, ValueError) as err:
         if isinstance(err, DataError | MissingExtraError):
             raise
         raise _refused(where, f"{type(err).__name__}: {err}"[:160], "data, encoding, height, width and step") from err
-    return _of_size(made, size, where)
+    return _of_size(pixels, size, where)
 
 
 class VideoStream:
@@ -194,10 +194,10 @@ def _bytes(message: Any) -> bytes:
     return base64.b64decode(data, validate=True) if isinstance(data, str) else bytes(data)
 
 
-def _of_size(made: np.ndarray, size: tuple[int, ...] | None, where: tuple[Path, str]) -> np.ndarray:
-    if size is not None and made.shape != tuple(size):
-        raise _refused(where, f"a picture {list(made.shape)}", f"{list(size)}, as the first")
-    return made
+def _of_size(pixels: np.ndarray, size: tuple[int, ...] | None, where: tuple[Path, str]) -> np.ndarray:
+    if size is not None and pixels.shape != tuple(size):
+        raise _refused(where, f"a picture {list(pixels.shape)}", f"{list(size)}, as the first")
+    return pixels
 
 
 def _raw(message: Any, data: bytes, where: tuple[Path, str]) -> np.ndarray:

@@ -1,13 +1,13 @@
 """Join and cut mp4 videos by copying their packets: no picture is decoded, none loses quality.
 
-It does not know datasets: files, numbers of frames, a frame rate. A cut is possible only where a keyframe begins and
-all packets of the piece follow one another; elsewhere it is refused, or encoded again with a setting that is stated.
+A cut is possible only where a keyframe begins and all packets of the piece follow one another; elsewhere it is refused,
+or encoded again with a setting that is stated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 
 from prts_core.config.schema import VideoConfig
 from prts_core.data.lerobot_v21 import video
-from prts_core.data.lerobot_v21.frames import faults, opened
+from prts_core.data.lerobot_v21.frames import opened
 from prts_core.io.errors import DataError
 from prts_core.io.files import atomic_path
 
@@ -41,15 +41,9 @@ class _Packets:
     keyframe: np.ndarray
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[av.container.InputContainer]:
-    with opened(path) as container, faults(path):
-        yield container
-
-
 def codec_key(path: Path) -> tuple:
     """What two files must share to stand in one stream: codec, size, pixel format, and the codec's own header."""
-    with _opened(path) as container:
+    with opened(path) as container:
         context = container.streams.video[0].codec_context
         name = {"libdav1d": "av1"}.get(context.name, context.name)
         return name, context.width, context.height, str(context.pix_fmt), bytes(context.extradata or b"")
@@ -63,10 +57,10 @@ def join(parts: Sequence[Path], frames: Sequence[int], output: Path, fps: float)
     """
     rate = Fraction(fps).limit_denominator(1001)
     codec = codec_key(parts[0])
-    with atomic_path(output) as partial, av.open(str(partial), "w", format="mp4") as made, ExitStack() as opened:
+    with atomic_path(output) as partial, av.open(str(partial), "w", format="mp4") as out, ExitStack() as stack:
         # the first part lends the stream its codec parameters and stays open for it
-        template = opened.enter_context(_opened(parts[0])).streams.video[0]
-        stream, clock = _out_stream(made, template, rate)
+        template = stack.enter_context(opened(parts[0])).streams.video[0]
+        stream, clock = _out_stream(out, template, rate)
         before = 0
         for path, count in zip(parts, frames, strict=True):
             if codec_key(path) != codec:
@@ -76,12 +70,12 @@ def join(parts: Sequence[Path], frames: Sequence[int], output: Path, fps: float)
                     found=str(codec_key(path)[:4]),
                     expected=f"as {parts[0]}: {codec[:4]}, and an equal codec header",
                 )
-            with _opened(path) as container:
+            with opened(path) as container:
                 known = _scan(container)
                 _regular(known.time, 0.0, count, fps, path, alone=True)
-            with _opened(path) as container:
+            with opened(path) as container:
                 for packet, number in zip(_demux(container), _numbers(known.time, 0.0, fps), strict=True):
-                    _mux(made, stream, packet, before + number, clock)
+                    _mux(out, stream, packet, before + number, clock)
             before += count
 
 
@@ -91,7 +85,7 @@ def cut(path: Path, pieces: Sequence[Piece], fps: float, reencode: VideoConfig |
     reencode: the setting for pieces that do not begin at a keyframe; none: such a piece is refused. Raises DataError
     where the file lacks frames of a piece.
     """
-    with _opened(path) as container:
+    with opened(path) as container:
         known = _scan(container)
     for piece in pieces:
         _regular(known.time, piece.start_s, piece.frames, fps, path)
@@ -120,12 +114,12 @@ def cut(path: Path, pieces: Sequence[Piece], fps: float, reencode: VideoConfig |
 
 def _copy(path: Path, piece: Piece, first: int, last: int, numbers: np.ndarray, rate: Fraction, start: float) -> None:
     with (
-        _opened(path) as container,
+        opened(path) as container,
         atomic_path(piece.output) as partial,
-        av.open(str(partial), "w", format="mp4") as made,
+        av.open(str(partial), "w", format="mp4") as out,
     ):
         source = container.streams.video[0]
-        stream, clock = _out_stream(made, source, rate)
+        stream, clock = _out_stream(out, source, rate)
         assert source.time_base is not None  # _scan has refused streams without
         # Seeking lands on the keyframe itself or one before it: packets are then told by their time, not by counting.
         begin = source.start_time or 0
@@ -137,22 +131,22 @@ def _copy(path: Path, piece: Piece, first: int, last: int, numbers: np.ndarray, 
             if position is None and abs(time - start) * float(rate) < _TOLERANCE:
                 position = first
             if position is not None:
-                _mux(made, stream, packet, int(numbers[position]), clock)
+                _mux(out, stream, packet, int(numbers[position]), clock)
                 position += 1
                 if position > last:
                     break
 
 
-def _out_stream(made: av.container.OutputContainer, template: av.VideoStream, rate: Fraction) -> tuple:
+def _out_stream(out: av.container.OutputContainer, template: av.VideoStream, rate: Fraction) -> tuple:
     """The copied stream and its clock: (ticks a frame, tick in seconds), a frame being a whole number of ticks."""
-    stream = made.add_stream_from_template(template, opaque=True)  # opaque: no encoder is asked for
+    stream = out.add_stream_from_template(template, opaque=True)  # opaque: no encoder is asked for
     ticks = rate.denominator * 512
     tick = Fraction(1, rate.numerator * 512)
     stream.time_base = tick
     return stream, (ticks, tick)
 
 
-def _mux(made: av.container.OutputContainer, stream: av.VideoStream, packet: av.Packet, number: int, clock) -> None:
+def _mux(out: av.container.OutputContainer, stream: av.VideoStream, packet: av.Packet, number: int, clock) -> None:
     """Write `packet` as frame `number`; what its decoding time lags behind its presentation stays, in whole frames."""
     ticks, tick = clock
     assert packet.pts is not None  # _scan has refused packets without
@@ -162,7 +156,7 @@ def _mux(made: av.container.OutputContainer, stream: av.VideoStream, packet: av.
     packet.duration = ticks
     packet.time_base = tick
     packet.stream = stream
-    made.mux(packet)
+    out.mux(packet)
 
 
 def _demux(container: av.container.InputContainer) -> Iterator[av.Packet]:

@@ -1,5 +1,5 @@
-"""RLDS recordings as tensorflow_datasets stores them (Open X-Embodiment and others): TFRecord shards, one episode each
-record, described by features.json. Read without TensorFlow.
+"""Read RLDS recordings as tensorflow_datasets stores them (Open X-Embodiment and others), without TensorFlow: TFRecord
+shards, one episode each record, described by features.json.
 
 Keys are paths below a step (`action`, `observation/image`, `is_terminal`, ...). Records are read twice: once whole
 files to know and check every episode before anything is written (0.2 % of the time of a conversion with two 256x256
@@ -18,6 +18,7 @@ import numpy as np
 
 from prts_core.config.checks import Strict
 from prts_core.config.mapping import Mapping
+from prts_core.data.convert import source
 from prts_core.data.convert.source import Field, RawEpisode, Recording, refuse_unknown
 from prts_core.data.convert.tfds_features import STEPS, decode_rows, picture, read_features, rows_of
 from prts_core.data.convert.tfrecord import RecordPosition, parse_example, record_at, records
@@ -58,40 +59,59 @@ class Shard:
     episodes: int | None
 
 
-class Source:
+@dataclass(frozen=True)
+class Record:
+    """One parsed record. values: feature -> its list."""
+
+    shard: Shard
+    place: RecordPosition
+    values: dict[str, Any]
+
+    def fault(self, name: str, found: str, expected: str) -> DataError:
+        return DataError(
+            "An episode is not what features.json says",
+            file=self.shard.path,
+            field=f"record at byte {self.place.offset}, {name}",
+            found=found,
+            expected=expected,
+        )
+
+
+class Source(source.Source):
     """See prts_core.data.convert.source.Source. `path`: the folder with features.json, or one above it."""
 
+    options_type = Options
+
     def __init__(self, path: Path, mapping: Mapping) -> None:
-        self.path, self.mapping = path, mapping
-        self.options: Options = mapping.options_as(Options)
+        super().__init__(path, mapping)
         self.root = _version_folder(path)
         self.steps, self.episode, self.unread = read_features(self.root)
         self.sizes: dict[str, tuple[int, ...]] = {}
 
     def scan(self) -> Recording:
         fields = {key: leaf.field for key, leaf in self.steps.items() if leaf.kind != "text"}
-        shards = _shards(self.root, self.options.splits)
+        described = self.root / "features.json"
         for key in sorted(self.mapping.keys):
             if key in self.unread:
                 raise DataError(
                     "A mapping names a feature that cannot be read without TensorFlow",
-                    file=self.root / "features.json",
+                    file=described,
                     field=key,
                     found=self.unread[key],
                     expected="numbers, PNG or JPEG pictures, texts",
                 )
-            refuse_unknown(key, fields, self.root / "features.json", "the mapping's keys")
+            refuse_unknown(key, fields, described, "the mapping's keys")
         for key in sorted(self.options.only):
-            known = {name: leaf.field for name, leaf in self.episode.items()}
-            refuse_unknown(key, known, self.root / "features.json", "options.only")
+            refuse_unknown(key, {name: leaf.field for name, leaf in self.episode.items()}, described, "options.only")
         sentence = None if self.mapping.task is not None else self._sentence()
         episodes: list[RawEpisode] = []
+        shards = _shards(self.root, self.options.splits)
         for shard in track(shards, total=len(shards), what="reading shards"):
             number = -1
             for number, (place, data) in enumerate(records(shard.path)):
-                found = parse_example(data, shard.path, place)
-                if self._wanted(found):
-                    episodes.append(self._scan_episode(shard, number, place, found, sentence))
+                record = Record(shard, place, parse_example(data, shard.path, place))
+                if all(self._value(record, key) == wanted for key, wanted in self.options.only.items()):
+                    episodes.append(self._scan_episode(record, number, sentence))
             if shard.episodes not in (None, number + 1):
                 raise DataError(
                     "A shard does not hold the episodes that dataset_info.json promises",
@@ -115,51 +135,45 @@ class Source:
         return out
 
     # ---- one episode ---------------------------------------------------------------------------------------------
-    def _wanted(self, found: dict[str, Any]) -> bool:
-        """Does the episode have the values of options.only?"""
-        for key, wanted in self.options.only.items():
-            values = found.get(key, ())
-            value = values[0] if len(values) == 1 else None
-            if (value.decode("utf-8", "replace") if isinstance(value, bytes) else value) != wanted:
-                return False
-        return True
+    @staticmethod
+    def _value(record: Record, key: str) -> Any:
+        """An episode's only value of a feature; None where it has none, or several."""
+        values = record.values.get(key, ())
+        value = values[0] if len(values) == 1 else None
+        return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
-    def _scan_episode(
-        self, shard: Shard, number: int, place: RecordPosition, found: dict[str, Any], sentence: str | None
-    ) -> RawEpisode:
-        file = shard.path.relative_to(self.path).as_posix()
+    def _scan_episode(self, record: Record, number: int, sentence: str | None) -> RawEpisode:
+        file = record.shard.path.relative_to(self.path).as_posix()
         rows: dict[str, int | None] = {}
         for key in self.mapping.keys | {key for key, leaf in self.steps.items() if leaf.kind == "number"}:
             name = f"{STEPS}/{key}"
-            if name in found:
-                rows[key] = rows_of(self.steps[key], found[name])
+            if name in record.values:
+                rows[key] = rows_of(self.steps[key], record.values[name])
             elif key in self.mapping.keys:
-                raise self._fault(shard, place, name, "nothing", "one value a step")
+                raise record.fault(name, "nothing", "one value a step")
         length = max((count for count in rows.values() if count), default=0)
         for key, count in rows.items():
             if count != length or not length:
-                shown = f"{len(found[f'{STEPS}/{key}'])} values" if count is None else f"{count} steps"
-                raise self._fault(shard, place, f"{STEPS}/{key}", shown, f"{length or 'at least 1'} steps, as others")
+                name = f"{STEPS}/{key}"
+                shown = f"{len(record.values[name])} values" if count is None else f"{count} steps"
+                raise record.fault(name, shown, f"{length or 'at least 1'} steps, as others")
         for key in self.mapping.keys:
-            if self.steps[key].kind == "image":
-                self._size(key, found[f"{STEPS}/{key}"][0], shard, place)
+            leaf = self.steps[key]
+            # The first picture says a camera's size where features.json does not; all others must have it.
+            known = self.sizes.get(key) or (leaf.field.shape if -1 not in leaf.shape else None)
+            if leaf.kind == "image" and (key not in self.sizes or known is None):
+                where = f"byte {record.place.offset}, {STEPS}/{key}"
+                first = record.values[f"{STEPS}/{key}"][0]
+                self.sizes[key] = picture(first, known, leaf.dtype, record.shard.path, where).shape
         return RawEpisode(
             key=f"{file}:{number}",
             length=length,
-            task=self.mapping.task or self._instruction(found, sentence, shard, place),
-            split=shard.split,
+            task=self.mapping.task or self._instruction(record, sentence),
+            split=record.shard.split,
             extra={"source": {"file": file, "record": number}},
-            files=(file,) if self.path.is_dir() else (),
-            where=(file, place.offset, place.size),
+            files=self.files(file),
+            where=(file, record.place.offset, record.place.size),
         )
-
-    def _size(self, key: str, data: bytes, shard: Shard, place: RecordPosition) -> None:
-        """The first picture says a camera's size where features.json does not; all others must have it."""
-        leaf = self.steps[key]
-        where = f"byte {place.offset}, {STEPS}/{key}"
-        known = self.sizes.get(key) or (leaf.field.shape if -1 not in leaf.shape else None)
-        if key not in self.sizes or known is None:
-            self.sizes[key] = picture(data, known, leaf.dtype, shard.path, where).shape
 
     def _sentence(self) -> str:
         """The record's feature that holds the instruction."""
@@ -179,25 +193,17 @@ class Source:
             )
         return texts[key]
 
-    def _instruction(self, found: dict[str, Any], name: str | None, shard: Shard, place: RecordPosition) -> str:
+    @staticmethod
+    def _instruction(record: Record, name: str | None) -> str:
         """The sentence of an episode; one that changes between steps is refused."""
         assert name is not None
         try:
-            said = {data.decode("utf-8").strip() for data in found.get(name, []) if isinstance(data, bytes)}
+            found = {data.decode("utf-8").strip() for data in record.values.get(name, []) if isinstance(data, bytes)}
         except UnicodeDecodeError as err:
-            raise self._fault(shard, place, name, str(err), "UTF-8 text") from err
-        if len(said) > 1:
-            raise self._fault(shard, place, name, f"{len(said)} sentences: {sorted(said)[:3]}", "one an episode")
-        return said.pop() if said else ""
-
-    def _fault(self, shard: Shard, place: RecordPosition, name: str, found: str, expected: str) -> DataError:
-        return DataError(
-            "An episode is not what features.json says",
-            file=shard.path,
-            field=f"record at byte {place.offset}, {name}",
-            found=found,
-            expected=expected,
-        )
+            raise record.fault(name, str(err), "UTF-8 text") from err
+        if len(found) > 1:
+            raise record.fault(name, f"{len(found)} sentences: {sorted(found)[:3]}", "one an episode")
+        return found.pop() if found else ""
 
 
 # ---- folders ---------------------------------------------------------------------------------------------------------

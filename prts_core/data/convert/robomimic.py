@@ -1,4 +1,4 @@
-"""Recordings in the robomimic / LIBERO layout: HDF5 files with groups data/demo_<i>, in a folder or in one per split.
+"""Read recordings in the robomimic / LIBERO layout: HDF5 files with groups data/demo_<i>, in a folder or one per split.
 
 Keys are paths below a demonstration (`actions`, `obs/agentview_rgb`, ...), and `success` for whether the attribute
 success_row has been reached (false where there is none).
@@ -7,8 +7,8 @@ success_row has been reached (false where there is none).
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,12 @@ import numpy as np
 from prts_core.config.checks import Strict
 from prts_core.config.mapping import CameraPart, ColumnPart, Mapping, Part
 from prts_core.data.convert.hdf5 import (
+    Hdf5Source,
     Shapes,
     arrays_of,
     json_attribute,
     member,
-    name_below,
     opened,
-    path_of,
     read_all,
     require_train,
     split_files,
@@ -43,40 +42,33 @@ class Options(Strict):
     filter: str | None = None
 
 
-class Source:
+class Source(Hdf5Source):
     """See prts_core.data.convert.source.Source."""
-
-    def __init__(self, path: Path, mapping: Mapping) -> None:
-        self.path, self.mapping = path, mapping
-        self.options: Any = mapping.options_as(self.options_type)
 
     options_type: type = Options
 
     def scan(self) -> Recording:
-        shapes = Shapes(self.mapping.keys)
-        rates: set[float] = set()
-        episodes = []
-        for split, path in split_files(self.path):
-            with opened(path) as file:
-                data = member(file, "data", path, _LAYOUT)
-                environment = json_attribute(data, "env_args", path) if "env_args" in data.attrs else {}
-                inner = environment.get("env_kwargs") or {}
-                rate = inner.get("control_freq", environment.get("control_hz"))
-                if isinstance(rate, int | float) and rate:
-                    rates.add(float(rate))
-                task = self._task(data, path)
-                for demo in self.chosen(file, data, path):
-                    episodes.append(self._episode(data[demo], demo, path, split, task, shapes))
-        require_train([episode.split for episode in episodes], self.path)
-        if len(rates) > 1:
+        self.rates: set[float] = set()
+        recording = super().scan()
+        if len(self.rates) > 1:
             raise DataError(
-                "Recordings differ in control rate", file=self.path, field="data.env_args", found=sorted(rates)
+                "Recordings differ in control rate", file=self.path, field="data.env_args", found=sorted(self.rates)
             )
-        return Recording(tuple(episodes), shapes.fields, rates.pop() if rates else None)
+        return replace(recording, fps=next(iter(self.rates), None))
+
+    def episodes(self, file: Any, path: Path, split: str, shapes: Shapes) -> Iterator[RawEpisode]:
+        data = member(file, "data", path, _LAYOUT)
+        environment = json_attribute(data, "env_args", path) if "env_args" in data.attrs else {}
+        rate = (environment.get("env_kwargs") or {}).get("control_freq", environment.get("control_hz"))
+        if isinstance(rate, int | float) and rate:
+            self.rates.add(float(rate))
+        task = self._task(data, path)
+        for demo in self.chosen(file, data, path):
+            yield self._episode(data[demo], demo, path, split, task, shapes)
 
     def read(self, episode: RawEpisode, keys: Collection[str]) -> dict[str, np.ndarray]:
         name, demo_name = episode.where
-        path = path_of(name, self.path)
+        path = self.file(name)
         with opened(path) as file:
             demo = file[f"data/{demo_name}"]
             arrays = {key: read_all(demo[key], path, f"{episode.key}/{key}") for key in keys if key != SUCCESS}
@@ -91,12 +83,12 @@ class Source:
         wanted = {name.decode() if isinstance(name, bytes) else str(name) for name in mask[:]}
         return [name for name in names if name in wanted]
 
-    def facts(self, demo: Any, path: Path, file: str, name: str) -> dict[str, Any]:
+    def extra(self, demo: Any, path: Path, file: str, name: str) -> dict[str, Any]:
         """What episodes.jsonl carries beyond the standard fields."""
-        return demo_facts(demo, path, file, name)
+        return demo_extra(demo, path, file, name)
 
     def _episode(self, demo: Any, name: str, path: Path, split: str, task: str, shapes: Shapes) -> RawEpisode:
-        where, file = f"data/{name}", name_below(path, self.path)
+        where, file = f"data/{name}", self.name(path)
         member(demo, "actions", path, _LAYOUT)
         arrays = {key: array for key, array in arrays_of(demo).items() if array.ndim}
         fields = {key: Field(str(array.dtype), array.shape[1:]) for key, array in arrays.items()}
@@ -107,8 +99,8 @@ class Source:
             length=shapes.add(fields, rows, path, where, "actions"),
             task=self.mapping.task or str(demo.attrs.get("instruction", task)),
             split=split,
-            extra=self.facts(demo, path, file, name),
-            files=(file,) if self.path.is_dir() else (),
+            extra=self.extra(demo, path, file, name),
+            files=self.files(file),
             where=(file, name),
         )
 
@@ -130,7 +122,7 @@ class Source:
 def native_mapping(path: Path, name: str, fps: float | None = None) -> Mapping:
     """The mapping of recordings that name their parts as `prts collect` does: obs/proprio, actions, obs/<camera>_rgb,
     taken from the first demonstration; the rest must have the same."""
-    files = list(split_files(path))
+    files = split_files(path)
     require_train([split for split, _ in files], path)
     with opened(files[0][1]) as file:
         data = member(file, "data", files[0][1], _LAYOUT)
@@ -156,7 +148,7 @@ def demo_names(data: Any, path: Path) -> list[str]:
     return sorted(names, key=lambda name: int(name[5:]))
 
 
-def demo_facts(demo: Any, path: Path, file: str, name: str) -> dict[str, Any]:
+def demo_extra(demo: Any, path: Path, file: str, name: str) -> dict[str, Any]:
     """What episodes.jsonl carries beyond the standard fields."""
     extra: dict[str, Any] = {"source": {"file": file, "demo": name}}
     try:

@@ -1,4 +1,4 @@
-"""Our own rollouts back into datasets: what `benchmark.record` keeps of evaluation, in the robomimic layout.
+"""Read our own rollouts back as recordings: what `benchmark.record` keeps of evaluation, in the robomimic layout.
 
 Keys and splits are those of `robomimic`; beyond them every episode says under which condition it was rolled out and
 whether it succeeded, and the mapping's options choose by that.
@@ -29,10 +29,10 @@ class Source(robomimic.Source):
     options_type = Options
 
     def chosen(self, file: Any, data: Any, path: Path) -> list[str]:
-        return [name for name in robomimic.demo_names(data, path) if self._wanted(_facts(data[name], path))]
+        return [name for name in robomimic.demo_names(data, path) if self._wanted(_outcome(data[name], path))]
 
-    def facts(self, demo: Any, path: Path, file: str, name: str) -> dict[str, Any]:
-        return robomimic.demo_facts(demo, path, file, name) | _facts(demo, path)
+    def extra(self, demo: Any, path: Path, file: str, name: str) -> dict[str, Any]:
+        return robomimic.demo_extra(demo, path, file, name) | _outcome(demo, path)
 
     def _wanted(self, facts: dict[str, Any]) -> bool:
         options = self.options
@@ -41,7 +41,7 @@ class Source(robomimic.Source):
         return options.outcomes == "all" or facts["success"] == (options.outcomes == "success")
 
 
-def _facts(demo: Any, path: Path) -> dict[str, Any]:
+def _outcome(demo: Any, path: Path) -> dict[str, Any]:
     lacking = [name for name in ("condition", "success") if name not in demo.attrs]
     if lacking:
         raise DataError(

@@ -1,36 +1,27 @@
-"""Recordings of any kind become a LeRobot v2.1 dataset: one runner for every source.
+"""Convert recordings of any kind to a LeRobot v2.1 dataset: one runner for every source.
 
-One episode is in memory per worker; each is finished when its record stands in the work folder, and what is finished is
-never encoded again. The result does not depend on workers or interruptions.
+One episode is in memory per worker, and what is finished is never encoded again. The result does not depend on workers
+or interruptions.
 """
 
 from __future__ import annotations
 
 import importlib
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from prts_core.config.mapping import Mapping
 from prts_core.config.schema import RobotConfig, VideoConfig
 from prts_core.contract import Contract
 from prts_core.data.convert.apply import ConversionPlan, apply_mapping, columns_and_images
-from prts_core.data.convert.resume import together
+from prts_core.data.convert.resume import Unit, run_units
 from prts_core.data.convert.source import DATASETS, RawEpisode, Recording, Source, source_class
-from prts_core.data.lerobot_v21.writer import EpisodeToWrite, Layout, finish, is_finished, write_episode
+from prts_core.data.lerobot_v21.writer import EpisodeToWrite, Layout, finish, write_episode
 from prts_core.io.errors import ConfigError, DataError
 from prts_core.io.files import digest_value
-
-
-@dataclass(frozen=True)
-class ConvertJob:
-    """One episode and its place in the dataset. identity: changes with whatever its files depend on."""
-
-    raw: RawEpisode
-    index: int
-    start: int
-    task_index: int
-    identity: str
 
 
 def convert_any(
@@ -51,30 +42,21 @@ def convert_any(
     """
     if kind in DATASETS:
         if mapping is not None:
-            raise ConfigError(
-                f"A dataset of kind {kind!r} says itself what its numbers mean",
-                field="mapping",
-                found=mapping.name,
-                cure="leave the mapping out",
-            )
+            problem = f"A dataset of kind {kind!r} says itself what its numbers mean"
+            raise ConfigError(problem, field="mapping", found=mapping.name, cure="leave the mapping out")
         more = {"reencode": video} if reencode else {}
         import_dataset = importlib.import_module(DATASETS[kind]).import_dataset
         return import_dataset(root, output, work, dataset=dataset, robot=robot, workers=workers, **more)
     if mapping is None:
-        raise ConfigError(
+        problem, expected = (
             "A recording does not say what its numbers mean",
-            field="mapping",
-            expected="a file such as those in configs/mappings/",
-            cure="copy the nearest of them and correct its keys",
+            "a file such as those in configs/mappings/",
         )
+        cure = "copy the nearest of them and correct its keys"
+        raise ConfigError(problem, field="mapping", expected=expected, cure=cure)
     if mapping.source != kind:
-        raise ConfigError(
-            "The mapping is for another kind of recording",
-            file=f"the mapping {mapping.name}",
-            field="source",
-            found=mapping.source,
-            expected=kind,
-        )
+        problem, file = "The mapping is for another kind of recording", f"the mapping {mapping.name}"
+        raise ConfigError(problem, file=file, field="source", found=mapping.source, expected=kind)
     return convert(root, output, work, mapping=mapping, dataset=dataset, robot=robot, video=video, workers=workers)
 
 
@@ -97,19 +79,12 @@ def convert(
     source = source_class(mapping.source)(root, mapping)
     recording = source.scan()
     plan = apply_mapping(mapping, recording, root=root, dataset=dataset, robot=robot, video=video)
-    layout = Layout(
-        root=output,
-        state=work,
-        features=plan.features,
-        fps=plan.contract.control_hz,
-        robot_type=plan.contract.embodiment,
-        video=video,
-    )
-    jobs = _jobs(_in_order(recording, mapping, root), plan, video, root)
-    todo = [job for job in jobs if not is_finished(layout, job.index, job.identity)]
-    together(partial(_convert_one, source, plan, layout, root), todo, workers, "converting episodes")
-    finish(layout, len(jobs), _splits(jobs), plan.contract)
-    return plan.contract
+    contract = plan.contract
+    layout = Layout(output, plan.features, contract.control_hz, contract.embodiment, video)
+    episodes = _in_order(recording, mapping, root)
+    units = list(_units(source, plan, layout, episodes, root))
+    finish(layout, run_units(units, work, workers=workers, what="converting episodes"), _splits(episodes), contract)
+    return contract
 
 
 def _in_order(recording: Recording, mapping: Mapping, root: Path) -> list[RawEpisode]:
@@ -133,57 +108,43 @@ def _in_order(recording: Recording, mapping: Mapping, root: Path) -> list[RawEpi
     episodes = [replace(episode, task=mapping.task or episode.task) for episode in episodes]
     silent = next((episode for episode in episodes if not episode.task.strip()), None)
     if silent is not None:
-        raise DataError(
-            "An episode has no instruction",
-            file=root,
-            field=silent.key,
-            cure="say it with `task` in the mapping",
-        )
+        cure = "say it with `task` in the mapping"
+        raise DataError("An episode has no instruction", file=root, field=silent.key, cure=cure)
     keys = [episode.key for episode in episodes]
     assert len(set(keys)) == len(keys), "a source gives every episode a key of its own"
     return [episode for name in names for episode in episodes if episode.split == name]
 
 
-def _jobs(episodes: list[RawEpisode], plan: ConversionPlan, video: VideoConfig, root: Path) -> list[ConvertJob]:
-    settings = digest_value([asdict(plan.mapping), plan.contract.to_json(), plan.features, asdict(video)])
-    sizes: dict[str, list[int]] = {}
+def _units(
+    source: Source, plan: ConversionPlan, layout: Layout, episodes: list[RawEpisode], root: Path
+) -> Iterator[Unit]:
+    settings = digest_value([asdict(plan.mapping), plan.contract.to_json(), plan.features, asdict(layout.video)])
     tasks: dict[str, int] = {}
-    jobs, start = [], 0
-    for index, episode in enumerate(episodes):
-        for file in episode.files or ("",):
-            if file not in sizes:
-                stat = (root / file).stat()
-                sizes[file] = [stat.st_size, stat.st_mtime_ns]
-        task_index = tasks.setdefault(episode.task, len(tasks))
-        seen = [[file, *sizes[file]] for file in episode.files or ("",)]
-        identity = digest_value(
-            [settings, seen, episode.key, episode.length, episode.task, episode.extra, index, start, task_index]
+    start = 0
+    for index, raw in enumerate(episodes):
+        number = tasks.setdefault(raw.task, len(tasks))
+        episode = EpisodeToWrite(index, start, raw.key, raw.task, number, {}, {}, raw.extra)
+        yield Unit(
+            name=f"{index:06d}",
+            sources=tuple(root / file for file in raw.files or ("",)),
+            outputs=tuple(layout.root / file for file in layout.files(index)),
+            settings=(settings, raw.key, raw.length, raw.task, raw.extra, index, start, number),
+            work=partial(_convert_one, source, plan, layout, root, raw, episode),
         )
-        jobs.append(ConvertJob(episode, index, start, task_index, identity))
-        start += episode.length
-    return jobs
+        start += raw.length
 
 
-def _convert_one(source: Source, plan: ConversionPlan, layout: Layout, root: Path, job: ConvertJob) -> None:
+def _convert_one(
+    source: Source, plan: ConversionPlan, layout: Layout, root: Path, raw: RawEpisode, episode: EpisodeToWrite
+) -> dict[str, Any]:
     """Read one episode and write it (runs in a worker thread)."""
-    arrays = source.read(job.raw, plan.mapping.keys)
-    columns, images = columns_and_images(plan, job.raw, arrays, root)
-    episode = EpisodeToWrite(
-        index=job.index,
-        start=job.start,
-        key=job.identity,
-        task=job.raw.task,
-        task_index=job.task_index,
-        columns=columns,
-        images=images,
-        extra=job.raw.extra,
-    )
-    write_episode(layout, episode)
+    columns, images = columns_and_images(plan, raw, source.read(raw, plan.mapping.keys), root)
+    return write_episode(layout, replace(episode, columns=columns, images=images))
 
 
-def _splits(jobs: list[ConvertJob]) -> dict[str, range]:
+def _splits(episodes: list[RawEpisode]) -> dict[str, range]:
     splits: dict[str, range] = {}
-    for job in jobs:
-        first = splits.get(job.raw.split, range(job.index, job.index)).start
-        splits[job.raw.split] = range(first, job.index + 1)
+    for index, episode in enumerate(episodes):
+        first = splits.get(episode.split, range(index, index)).start
+        splits[episode.split] = range(first, index + 1)
     return splits

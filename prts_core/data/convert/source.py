@@ -1,7 +1,7 @@
-"""The interface that every converter implements: what a recording holds, and one episode of it at a time.
+"""Define what every converter implements: what a recording holds, and one episode of it at a time.
 
-It does not know datasets, mappings' meaning or encoders: a source hands out its own keys and arrays as they were
-recorded; `mapping` says what they mean, `run` applies it and writes.
+A source hands out its own keys and arrays as they were recorded; the mapping says what they mean, `run` applies it and
+writes.
 
 To add a source: a module of this room with a class `Source` below, one line in SOURCES, a mapping in configs/mappings/,
 tests beside tests/data/test_convert_robomimic.py.
@@ -13,10 +13,11 @@ import importlib
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from prts_core.config.checks import Strict
 from prts_core.config.mapping import Mapping
 from prts_core.io.errors import DataError, lookup, suggest
 
@@ -82,22 +83,43 @@ class Recording:
     robot_type: str | None = None
 
 
-class Source(Protocol):
-    """One kind of recording. Made as `Source(path, mapping)`; `read` is called from several threads at once, so files
-    are opened per call and closed before it returns."""
+@dataclass(frozen=True)
+class NoOptions(Strict):
+    """Of a source that asks for nothing of its own."""
 
-    def __init__(self, path: Path, mapping: Mapping) -> None: ...
+
+class Source:
+    """One kind of recording. `read` is called from several threads at once, so files are opened per call and closed
+    before it returns. options_type: what a mapping's `options` may hold."""
+
+    options_type: type = NoOptions
+
+    def __init__(self, path: Path, mapping: Mapping) -> None:
+        self.path, self.mapping = path, mapping
+        self.options: Any = mapping.options_as(self.options_type)
 
     def scan(self) -> Recording:
         """What is there, without arrays. Raises DataError for a damaged file or episodes that disagree."""
-        ...
+        raise NotImplementedError
 
     def read(self, episode: RawEpisode, keys: Collection[str]) -> dict[str, np.ndarray]:
         """Arrays (T, *fields[key].shape) of `keys`, all rows of one episode: the most a worker holds in memory.
 
         Compressed images come decoded, as RGB. Raises DataError for what cannot be read.
         """
-        ...
+        raise NotImplementedError
+
+    def name(self, path: Path) -> str:
+        """A file's name in keys and messages: its path below the recording's root."""
+        return path.relative_to(self.path).as_posix() if self.path.is_dir() else path.name
+
+    def file(self, name: str) -> Path:
+        """The file of that name."""
+        return self.path / name if self.path.is_dir() else self.path
+
+    def files(self, *names: str) -> tuple[str, ...]:
+        """`RawEpisode.files` of these names: none where the recording is one file."""
+        return names if self.path.is_dir() else ()
 
 
 def source_class(name: str) -> type[Source]:

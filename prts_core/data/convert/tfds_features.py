@@ -1,4 +1,4 @@
-"""The features.json of a tensorflow_datasets folder: which features a step has, and how each lies in a record.
+"""Read the features.json of a tensorflow_datasets folder: which features a step has, and how each lies in a record.
 
 Only what can be read without TensorFlow is described; other kinds are named with the reason, so that a mapping that
 asks for them is told why.
@@ -6,7 +6,6 @@ asks for them is told why.
 
 from __future__ import annotations
 
-import io
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from prts_core.data.convert.source import Field
+from prts_core.data.images import opened_picture
 from prts_core.io.errors import DataError
 from prts_core.io.files import read_json
 
@@ -74,10 +74,10 @@ def _children(node: Any, path: Path, where: str) -> dict[str, Any]:
 
 def _leaves(node: dict[str, Any], path: Path, where: str, unread: dict[str, str]) -> dict[str, Leaf]:
     if "featuresDict" in node:
-        made: dict[str, Leaf] = {}
+        leaves: dict[str, Leaf] = {}
         for name, child in _children(node, path, where).items():
-            made |= _leaves(child, path, f"{where}/{name}" if where else name, unread)
-        return made
+            leaves |= _leaves(child, path, f"{where}/{name}" if where else name, unread)
+        return leaves
     if "text" in node:
         return {where: Leaf("text", "string", ())}
     if "classLabel" in node:
@@ -135,11 +135,11 @@ def decode_rows(leaf: Leaf, values: Any, size: tuple[int, ...], where: tuple[Pat
         for row, data in enumerate(values):
             out[row] = picture(data, size, leaf.dtype, path, f"{field}, row {row}")
         return out
-    made = []
+    rows = []
     for row, data in enumerate(values):
         try:
             raw = zlib.decompress(data) if leaf.kind == "zlib" else data
-            made.append(np.frombuffer(raw, np.dtype(leaf.dtype).newbyteorder("<")).reshape(leaf.shape))
+            rows.append(np.frombuffer(raw, np.dtype(leaf.dtype).newbyteorder("<")).reshape(leaf.shape))
         except (zlib.error, ValueError) as err:
             raise DataError(
                 "A feature's bytes are not what features.json says",
@@ -148,7 +148,7 @@ def decode_rows(leaf: Leaf, values: Any, size: tuple[int, ...], where: tuple[Pat
                 found=str(err)[:120],
                 expected=f"{leaf.dtype}{list(leaf.shape)}, {leaf.kind}",
             ) from err
-    return np.stack(made).astype(leaf.dtype)
+    return np.stack(rows).astype(leaf.dtype)
 
 
 def picture(data: bytes, size: tuple[int, ...] | None, dtype: str, path: Path, where: str) -> np.ndarray:
@@ -156,21 +156,11 @@ def picture(data: bytes, size: tuple[int, ...] | None, dtype: str, path: Path, w
 
     The size is read from the header and compared before anything is decoded.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-            if size is not None and (image.height, image.width) != size[:2]:
-                raise DataError(
-                    "Pictures of a recording differ in size",
-                    file=path,
-                    field=where,
-                    found=f"{image.height}x{image.width}",
-                    expected=f"{size[0]}x{size[1]}",
-                )
-            deep = image.mode.startswith("I") or image.mode == "L"
-            return np.asarray(image if deep else image.convert("RGB")).astype(dtype)
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as err:
-        raise DataError(
-            "A picture cannot be decoded", file=path, field=where, found=str(err)[:160], expected="PNG or JPEG"
-        ) from err
+    problem = "A picture cannot be decoded"
+    with opened_picture(data, problem, ("PNG", "JPEG"), file=path, field=where, expected="PNG or JPEG") as image:
+        if size is not None and (image.height, image.width) != size[:2]:
+            found, expected = f"{image.height}x{image.width}", f"{size[0]}x{size[1]}"
+            problem = "Pictures of a recording differ in size"
+            raise DataError(problem, file=path, field=where, found=found, expected=expected)
+        deep = image.mode.startswith("I") or image.mode == "L"
+        return np.asarray(image if deep else image.convert("RGB")).astype(dtype)

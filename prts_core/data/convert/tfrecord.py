@@ -1,4 +1,4 @@
-"""TFRecord files and the tf.train.Example records in them, read without TensorFlow; every checksum is checked.
+"""Read TFRecord files and the tf.train.Example records in them without TensorFlow; every checksum is checked.
 
 A file is a run of records: length (uint64), masked crc32c of the length, payload, masked crc32c of the payload, all
 little endian (the format of tensorflow/core/lib/io/record_writer).
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -38,24 +38,25 @@ def masked_crc(data: bytes) -> int:
 
 def records(path: Path) -> Iterator[tuple[RecordPosition, bytes]]:
     """Every record of `path` in order, one in memory at a time. Raises DataError at the first damage."""
-    try:
-        with path.open("rb") as file:
-            end = path.stat().st_size
-            while file.tell() < end:
-                place = RecordPosition(file.tell(), _length(file, path, end))
-                yield place, _payload(file, path, place)
-    except FileNotFoundError as err:
-        raise DataError("A TFRecord file is missing", file=path, cure="download it again") from err
+    with _opened(path) as file:
+        end = path.stat().st_size
+        while file.tell() < end:
+            place = RecordPosition(file.tell(), _length(file, path, end))
+            yield place, _payload(file, path, place)
 
 
 def record_at(path: Path, place: RecordPosition) -> bytes:
     """The payload at a place that `records` gave; a DataError where the file has changed since."""
+    with _opened(path) as file:
+        file.seek(place.offset)
+        if _length(file, path, path.stat().st_size) != place.size:
+            raise DataError("A file has changed while it was converted", file=path, cure="run the command again")
+        return _payload(file, path, place)
+
+
+def _opened(path: Path) -> BinaryIO:
     try:
-        with path.open("rb") as file:
-            file.seek(place.offset)
-            if _length(file, path, path.stat().st_size) != place.size:
-                raise DataError("A file has changed while it was converted", file=path, cure="run the command again")
-            return _payload(file, path, place)
+        return path.open("rb")
     except FileNotFoundError as err:
         raise DataError("A TFRecord file is missing", file=path, cure="download it again") from err
 
@@ -90,42 +91,41 @@ def _damaged(path: Path, offset: int, found: str, expected: str) -> DataError:
 
 
 # ---- tf.train.Example ----------------------------------------------------------------------------------------------
+_PROTO = """
+name: "prts/example.proto" package: "tensorflow" syntax: "proto3"
+message_type { name: "BytesList" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_BYTES } }
+message_type { name: "FloatList" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_FLOAT } }
+message_type { name: "Int64List" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_INT64 } }
+message_type { name: "Feature" oneof_decl { name: "kind" }
+  field { name: "bytes_list" number: 1 label: LABEL_OPTIONAL oneof_index: 0 type: TYPE_MESSAGE
+    type_name: ".tensorflow.BytesList" }
+  field { name: "float_list" number: 2 label: LABEL_OPTIONAL oneof_index: 0 type: TYPE_MESSAGE
+    type_name: ".tensorflow.FloatList" }
+  field { name: "int64_list" number: 3 label: LABEL_OPTIONAL oneof_index: 0 type: TYPE_MESSAGE
+    type_name: ".tensorflow.Int64List" }
+}
+message_type { name: "Features"
+  nested_type { name: "FeatureEntry" options { map_entry: true }
+    field { name: "key" number: 1 label: LABEL_OPTIONAL type: TYPE_STRING }
+    field { name: "value" number: 2 label: LABEL_OPTIONAL type: TYPE_MESSAGE type_name: ".tensorflow.Feature" }
+  }
+  field { name: "feature" number: 1 label: LABEL_REPEATED type: TYPE_MESSAGE
+    type_name: ".tensorflow.Features.FeatureEntry" }
+}
+message_type { name: "Example"
+  field { name: "features" number: 1 label: LABEL_OPTIONAL type: TYPE_MESSAGE type_name: ".tensorflow.Features" }
+}
+"""
+
+
 @cache
 def example_class() -> type:
-    """The message class of tf.train.Example, made from a descriptor of our own in a pool of its own."""
+    """The message class of tf.train.Example, from a descriptor of our own in a pool of its own."""
     require("google.protobuf", EXTRA)
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
-    kinds = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="prts/example.proto", package="tensorflow", syntax="proto3")
-
-    def message(name: str, *fields: tuple[str, int, int, int, str]) -> Any:
-        made = file.message_type.add(name=name)
-        for field, number, label, kind, type_name in fields:
-            made.field.add(name=field, number=number, label=label, type=kind, type_name=type_name or None)
-        return made
-
-    many, one = kinds.LABEL_REPEATED, kinds.LABEL_OPTIONAL
-    message("BytesList", ("value", 1, many, kinds.TYPE_BYTES, ""))
-    message("FloatList", ("value", 1, many, kinds.TYPE_FLOAT, ""))
-    message("Int64List", ("value", 1, many, kinds.TYPE_INT64, ""))
-    feature = message(
-        "Feature",
-        ("bytes_list", 1, one, kinds.TYPE_MESSAGE, ".tensorflow.BytesList"),
-        ("float_list", 2, one, kinds.TYPE_MESSAGE, ".tensorflow.FloatList"),
-        ("int64_list", 3, one, kinds.TYPE_MESSAGE, ".tensorflow.Int64List"),
-    )
-    feature.oneof_decl.add(name="kind")
-    for field in feature.field:
-        field.oneof_index = 0
-    features = message("Features", ("feature", 1, many, kinds.TYPE_MESSAGE, ".tensorflow.Features.FeatureEntry"))
-    entry = features.nested_type.add(name="FeatureEntry")
-    entry.options.map_entry = True
-    entry.field.add(name="key", number=1, label=one, type=kinds.TYPE_STRING)
-    entry.field.add(name="value", number=2, label=one, type=kinds.TYPE_MESSAGE, type_name=".tensorflow.Feature")
-    message("Example", ("features", 1, one, kinds.TYPE_MESSAGE, ".tensorflow.Features"))
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
+    pool.Add(text_format.Parse(_PROTO, descriptor_pb2.FileDescriptorProto()))
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("tensorflow.Example"))
 
 

@@ -1,4 +1,4 @@
-"""Frames of an mp4 by number, from a decoder that stays open: seek to the keyframe before, decode only from there on.
+"""Read frames of an mp4 by number, from a decoder that stays open: seek to the keyframe before, decode from there on.
 
 Colours come out as uint8 (H, W, 3), or as float32 (3, H, W) in 0-1.
 """
@@ -19,23 +19,27 @@ from av.video.reformatter import VideoReformatter
 
 from prts_core.io.errors import DataError
 
+_RESTORE = "restore it from its source or its DVC cache"
 _ONE = 1  # thread for colour conversion: PyAV's default wakes every core for every small picture, tenfold the time
 _PLANAR = 16  # swscale leaves the last (width mod 16) columns of planar RGB unwritten
 
 
-def opened(path: Path) -> av.container.InputContainer:
-    """The container of a file that holds a video stream; the caller closes it."""
+@contextmanager
+def opened(path: Path) -> Iterator[av.container.InputContainer]:
+    """The container of a file that holds a video stream; PyAV's errors while it is open become a DataError."""
+    with open_container(path) as container, faults(path):
+        yield container
+
+
+def open_container(path: Path) -> av.container.InputContainer:
+    """`opened`, for the caller to close."""
     if not path.is_file():
-        raise DataError(
-            "A video is missing", file=path, expected="an mp4 file", cure="restore it from its source or its DVC cache"
-        )
+        raise DataError("A video is missing", file=path, expected="an mp4 file", cure=_RESTORE)
     with faults(path):
         container = av.open(str(path), metadata_errors="replace")
         if not container.streams.video or container.streams.video[0].codec_context is None:  # or a damaged header
             container.close()
-            raise DataError(
-                "A file holds no video stream that can be decoded", file=path, cure="restore it from its source"
-            )
+            raise DataError("A file holds no video stream that can be decoded", file=path, cure=_RESTORE)
         container.streams.video[0].codec_context.thread_count = 1
         return container
 
@@ -56,7 +60,7 @@ class faults:
                 file=self.path,
                 found=f"{type(error).__name__}: {error.strerror}, {self.path.stat().st_size} bytes",
                 expected="a whole H.264 or AV1 mp4",
-                cure="restore it from its source or its DVC cache",
+                cure=_RESTORE,
             ) from error
 
 
@@ -70,12 +74,12 @@ class OpenVideo:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._container = opened(path)
+        self._container = open_container(path)
         try:
             self._stream = self._container.streams.video[0]
             rate, base = self._stream.average_rate, self._stream.time_base
             if not rate or not base:
-                raise DataError("A video has no frame rate", file=path, cure="restore it from its source")
+                raise DataError("A video has no frame rate", file=path, cure=_RESTORE)
             self._per_frame = float(1 / (rate * base))  # ticks
             with faults(path):
                 self._index()

@@ -1,11 +1,10 @@
 """Open a LeRobot v2.1 dataset and read its columns and frames as numpy arrays.
 
-It does not know what training does with them; laws of the format are checked by `prts_core.data.validation`.
+Laws of the format are checked by `prts_core.data.validation`.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prts_core.contract import Contract
-from prts_core.data.images import resize_for_model
+from prts_core.data.images import opened_picture, resize_for_model
 from prts_core.data.lerobot_v21.schema import ACTION, STATE, EpisodeRow, Info, read_info, read_table
 from prts_core.io.errors import DataError, suggest
 
@@ -68,15 +67,8 @@ class LeRobotDataset:
         if split is None:
             return list(range(len(self.rows)))
         ranges = self.info.split_ranges
-        if split not in ranges:
-            raise DataError(
-                f"The dataset has no split {split!r}{suggest(split, ranges)}",
-                file=self.root / "meta" / "info.json",
-                field="splits",
-                found=", ".join(sorted(ranges)) or "none",
-                expected=split,
-                cure="name an existing split, or set source.heldout_episodes and convert again",
-            )
+        cure = "name an existing split, or set source.heldout_episodes and convert again"
+        self._require("split", split, ranges, "splits", cure)
         return list(range(ranges[split].start, min(ranges[split].stop, len(self.rows))))
 
     def instruction(self, episode: int) -> str:
@@ -123,24 +115,14 @@ class LeRobotDataset:
 
     # ---- cameras ---------------------------------------------------------------------------------------------------
     def frames(
-        self,
-        episode: int,
-        camera: str,
-        indices: Sequence[int] | None = None,
-        size: int | tuple[int, int] | None = None,
+        self, episode: int, camera: str, indices: Sequence[int] | None = None, size: int | tuple[int, int] | None = None
     ) -> np.ndarray:
         """RGB images of one camera, (N, H, W, 3) uint8: all or those at `indices`.
 
         size: letterboxed into a square (int) or resized to (height, width); none: as stored.
         """
         self._known(episode)
-        if camera not in self.camera_keys:
-            raise DataError(
-                f"The dataset has no camera {camera!r}{suggest(camera, self.camera_keys)}",
-                file=self.root / "meta" / "info.json",
-                field="features",
-                found=", ".join(self.camera_keys),
-            )
+        self._require("camera", camera, self.camera_keys)
         if self.info.features[camera].is_video:
             from prts_core.data.lerobot_v21 import video  # tables are read where PyAV is not installed, too
 
@@ -156,27 +138,23 @@ class LeRobotDataset:
         """Depth pictures of one depth camera, (N, H, W) uint16 in the unit of its `info` in info.json; 0: nothing."""
         self._known(episode)
         known = [name for name, feature in self.info.features.items() if feature.is_depth and not feature.is_video]
-        if key not in known:
-            raise DataError(
-                f"The dataset has no depth camera {key!r}{suggest(key, known)}",
-                file=self.root / "meta" / "info.json",
-                field="features",
-                found=", ".join(known) or "none",
-            )
+        self._require("depth camera", key, known)
         cells = self.table(episode, [key]).column(key).to_pylist()
         chosen = range(len(cells)) if indices is None else indices
         return np.stack([self._still(cells[index]["bytes"], episode, depth=True) for index in chosen])
 
     def _still(self, data: bytes | None, episode: int, depth: bool = False) -> np.ndarray:
-        from PIL import Image, UnidentifiedImageError
+        file = self.root / self.info.data_file(episode)
+        with opened_picture(data or b"", "An image in a table cannot be decoded", file=file) as image:
+            return np.asarray(image, np.uint16) if depth else np.asarray(image.convert("RGB"))
 
-        try:
-            with Image.open(io.BytesIO(data or b"")) as image:
-                return np.asarray(image, np.uint16) if depth else np.asarray(image.convert("RGB"))
-        except (UnidentifiedImageError, OSError) as err:
-            raise DataError(
-                "An image in a table cannot be decoded", file=self.root / self.info.data_file(episode), found=str(err)
-            ) from err
+    def _require(
+        self, what: str, name: str, known: Iterable[str], field: str = "features", cure: str | None = None
+    ) -> None:
+        if name not in known:
+            problem = f"The dataset has no {what} {name!r}{suggest(name, known)}"
+            info, found = self.root / "meta" / "info.json", ", ".join(known) or "none"
+            raise DataError(problem, file=info, field=field, found=found, expected=name, cure=cure)
 
     def _known(self, episode: int) -> None:
         if not 0 <= episode < len(self.rows):
@@ -185,34 +163,31 @@ class LeRobotDataset:
 
 def read_parquet(path: Path, keys: list[str] | None = None) -> pa.Table:
     """A parquet file's rows, or one DataError for a file that is missing, truncated or without a column of `keys`."""
+    cure = "restore it from its source or its DVC cache, or convert again"
     try:
         with pq.ParquetFile(path) as file:
-            lacking = [key for key in keys or [] if key not in file.schema_arrow.names]
-            if lacking:
-                raise DataError(
-                    "A table lacks a column",
-                    file=path,
-                    field=lacking[0],
-                    found=", ".join(file.schema_arrow.names),
-                    expected=lacking[0],
-                    cure="restore the file from its source, or convert again",
-                )
+            require_columns(file.schema_arrow.names, keys or [], path)
             return file.read(columns=keys, use_threads=False)
     except FileNotFoundError as err:
-        raise DataError(
-            "A table is missing",
-            file=path,
-            expected="a parquet file",
-            cure="restore it from its source or its DVC cache",
-        ) from err
+        raise DataError("A table is missing", file=path, expected="a parquet file", cure=cure) from err
     except (pa.ArrowException, OSError) as err:
+        problem, expected = "A table cannot be read: it is truncated or damaged", "a whole parquet file"
+        found = f"{path.stat().st_size} bytes; {' '.join(str(err).split())[:200]}"
+        raise DataError(problem, file=path, found=found, expected=expected, cure=cure) from err
+
+
+def require_columns(names: Iterable[str], keys: Iterable[str], path: Path) -> None:
+    """A DataError where a table at `path`, with columns `names`, lacks one of `keys`."""
+    lacking = [key for key in keys if key not in names]
+    if lacking:
         raise DataError(
-            "A table cannot be read: it is truncated or damaged",
+            "A table lacks a column",
             file=path,
-            found=f"{path.stat().st_size} bytes; {' '.join(str(err).split())[:200]}",
-            expected="a whole parquet file",
-            cure="restore it from its source or its DVC cache, or convert again",
-        ) from err
+            field=lacking[0],
+            found=", ".join(names),
+            expected=lacking[0],
+            cure="restore the file from its source, or convert again",
+        )
 
 
 def column_array(column: pa.ChunkedArray, path: Path, key: str) -> np.ndarray:
@@ -229,17 +204,14 @@ def column_array(column: pa.ChunkedArray, path: Path, key: str) -> np.ndarray:
         return array.to_numpy(zero_copy_only=False)
     if pa.types.is_struct(array.type):
         raise DataError("A column holds structures, not numbers", file=path, field=key, found=str(array.type))
-    widths = np.asarray(array.value_lengths()) if not pa.types.is_fixed_size_list(array.type) else None
-    if widths is not None and len(widths) and (widths != widths[0]).any():
-        row = int(np.flatnonzero(widths != widths[0])[0])
-        raise DataError(
-            "Rows of a table differ in width",
-            file=path,
-            field=f"{key}, row {row}",
-            found=int(widths[row]),
-            expected=int(widths[0]),
-            cure="record every row with the same dimensions",
-        )
+    if not pa.types.is_fixed_size_list(array.type):
+        widths = np.asarray(array.value_lengths())
+        other = np.flatnonzero(widths != widths[:1])
+        if len(other):
+            row, problem = int(other[0]), "Rows of a table differ in width"
+            found, expected = int(widths[row]), int(widths[0])
+            cure = "record every row with the same dimensions"
+            raise DataError(problem, file=path, field=f"{key}, row {row}", found=found, expected=expected, cure=cure)
     if not len(array):
         return np.zeros((0, 0), np.float32)
     inner = column_array(pa.chunked_array([array.flatten()]), path, key)

@@ -1,12 +1,13 @@
-"""The JSON side of a LeRobot v2.1 dataset, checked by pydantic: info.json, episodes, tasks, episodes_stats.
+"""Check the JSON side of a LeRobot v2.1 dataset by pydantic: info.json, episodes, tasks, episodes_stats.
 
-It knows one line or one file at a time; laws between files are `prts_core.data.validation.laws`.
+One line or one file at a time; laws between files are `prts_core.data.validation.laws`.
 """
 
 from __future__ import annotations
 
 import re
 import string
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -29,6 +30,27 @@ STANDARD_FEATURES: dict[str, dict[str, Any]] = {
     "task_index": {"dtype": "int64", "shape": [1], "names": None},
 }
 M = TypeVar("M", bound=BaseModel)
+
+
+def data_file(episode: int) -> str:
+    """Where a table lies in the datasets that we write."""
+    return DATA_PATH.format(episode_chunk=episode // CHUNKS_SIZE, episode_index=episode)
+
+
+def video_file(episode: int, key: str) -> str:
+    """Where a camera's video lies in the datasets that we write."""
+    return VIDEO_PATH.format(episode_chunk=episode // CHUNKS_SIZE, episode_index=episode, video_key=key)
+
+
+def totals(lengths: Sequence[int], tasks: int, cameras: int, chunks_size: int = CHUNKS_SIZE) -> dict[str, int]:
+    """What info.json counts, of episodes with these rows, in lerobot's order."""
+    return {
+        "total_episodes": len(lengths),
+        "total_frames": sum(lengths),
+        "total_tasks": tasks,
+        "total_videos": len(lengths) * cameras,
+        "total_chunks": -(-len(lengths) // chunks_size),
+    }
 
 
 class _Open(BaseModel):
@@ -83,6 +105,12 @@ class Feature(_Open):
         return walk(self.names) or None
 
     @property
+    def dimension_names(self) -> list[str]:
+        """A name for each number of a vector; "" where the names do not fit."""
+        names = self.flat_names
+        return names if names and len(names) == self.shape[0] else [""] * self.shape[0]
+
+    @property
     def image_size(self) -> tuple[int, int]:
         """(height, width), found by names where given: some writers store channels first."""
         names, shape = self.flat_names, self.shape
@@ -91,35 +119,6 @@ class Feature(_Open):
         if names and {"height", "width"} <= set(names) and len(names) == len(shape):
             return shape[names.index("height")], shape[names.index("width")]
         return (shape[1], shape[2]) if shape[0] in (1, 3) and shape[-1] not in (1, 3) else (shape[0], shape[1])
-
-
-def _is_count(text: str) -> bool:
-    return text.strip().isascii() and text.strip().isdigit() and len(text) < 16
-
-
-def inner_pattern(value: str | None, fields: tuple[str, str, str]) -> str | None:
-    """A pattern of paths comes from outside: it may name `fields` (two numbers, a camera) and never leave the dataset's
-    folder. ValueError for any other; none stays none."""
-    if value is None:
-        return value
-    for _, name, spec, _ in string.Formatter().parse(value):
-        if name is not None and name not in fields:
-            raise ValueError(f"may use {', '.join(fields)} only, not {{{name}}}")
-        if spec and not re.fullmatch(r"0?\d?d", spec):
-            raise ValueError(f"has a number format that no writer uses: {spec!r}")
-    path = PurePosixPath(value)
-    if path.is_absolute() or ".." in path.parts or "\0" in value:
-        raise ValueError("must stay inside the dataset's folder")
-    value.format(**dict(zip(fields, (0, 0, ""), strict=True)))  # ValueError: a number format on a name
-    return value
-
-
-def plain_names(features: dict[str, Feature]) -> dict[str, Feature]:
-    """ValueError for a feature whose name is a path: names of cameras become folders."""
-    wrong = [key for key in features if "/" in key or "\0" in key or key in ("", ".", "..")]
-    if wrong:
-        raise ValueError(f"feature {wrong[0]!r}: names are no paths")
-    return features
 
 
 class AnyInfo(_Open):
@@ -148,12 +147,27 @@ class AnyInfo(_Open):
     @field_validator("data_path", "video_path")
     @classmethod
     def _stays_inside(cls, value: str | None) -> str | None:
-        return inner_pattern(value, cls.path_fields)
+        """A pattern of paths comes from outside: it may name `path_fields` and never leave the dataset's folder."""
+        if value is None:
+            return value
+        for _, name, spec, _ in string.Formatter().parse(value):
+            if name is not None and name not in cls.path_fields:
+                raise ValueError(f"may use {', '.join(cls.path_fields)} only, not {{{name}}}")
+            if spec and not re.fullmatch(r"0?\d?d", spec):
+                raise ValueError(f"has a number format that no writer uses: {spec!r}")
+        path = PurePosixPath(value)
+        if path.is_absolute() or ".." in path.parts or "\0" in value:
+            raise ValueError("must stay inside the dataset's folder")
+        value.format(**dict(zip(cls.path_fields, (0, 0, ""), strict=True)))  # ValueError: a number format on a name
+        return value
 
     @field_validator("features")
     @classmethod
     def _plain_names(cls, value: dict[str, Feature]) -> dict[str, Feature]:
-        return plain_names(value)
+        wrong = [key for key in value if "/" in key or "\0" in key or key in ("", ".", "..")]
+        if wrong:  # names of cameras become folders
+            raise ValueError(f"feature {wrong[0]!r}: names are no paths")
+        return value
 
     @property
     def video_keys(self) -> list[str]:
@@ -173,8 +187,8 @@ class Info(AnyInfo):
     @classmethod
     def _ranges(cls, value: dict[str, str]) -> dict[str, str]:
         for name, text in value.items():
-            first, colon, last = text.partition(":")
-            if not colon or not _is_count(first) or not _is_count(last) or int(first) > int(last):
+            ends = re.fullmatch(r"\s*([0-9]{1,15})\s*:\s*([0-9]{1,15})\s*", text)
+            if ends is None or int(ends[1]) > int(ends[2]):
                 raise ValueError(f"split {name!r} must read 'first:end' (end exclusive), not {text!r}")
         return value
 
@@ -234,14 +248,14 @@ class EpisodeRow(_Open):
         steps = self.action_config or []
         if isinstance(steps, dict):
             steps = steps.get("steps", [])
-        made, start = [], 0
+        spans, start = [], 0
         for step in steps:
             raw = {"end_frame": step.get("end_frame"), "start_frame": step.get("start_frame", start)}
-            made.append(
+            spans.append(
                 Span.model_validate(raw | {"action_text": step.get("action_text", step.get("step_description"))})
             )
-            start = made[-1].end_frame
-        return made
+            start = spans[-1].end_frame
+        return spans
 
 
 class TaskRow(_Open):

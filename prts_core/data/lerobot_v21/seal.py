@@ -1,17 +1,17 @@
-"""The seal of a dataset: meta/prts_manifest.json, the size and SHA-256 of every file, made when a dataset is finished.
+"""Seal a dataset: write meta/prts_manifest.json, the size and SHA-256 of every file, when the dataset is finished.
 
-It knows bytes only, not what they mean. Who opens a sealed dataset for training compares names and sizes, one stat a
+Who opens a sealed dataset for training compares names and sizes, one stat a
 file (`check_sizes`); `prts validate` reads everything again (`compare`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from prts_core.data.ahead import in_order
 from prts_core.io.errors import DataError
 from prts_core.io.files import digest_file, digest_value, explain_os_errors, read_json, write_json
 from prts_core.io.progress import track
@@ -46,8 +46,7 @@ def seal(root: Path, workers: int = 2) -> Path:
     """Write the manifest of the files that `root` holds now; equal content gives equal bytes, whoever writes it."""
     with explain_os_errors(root):
         names = files_of(root)
-        with ThreadPoolExecutor(max(1, workers)) as pool:  # hashing works outside Python's lock
-            digests = list(track(pool.map(lambda name: _sha256(root / name), names), total=len(names), what="sealing"))
+        digests = list(track(_digests(root, names, workers), total=len(names), what="sealing"))
         rows = [
             {"path": name, "size": (root / name).stat().st_size, "sha256": digest}
             for name, digest in zip(names, digests, strict=True)
@@ -71,8 +70,8 @@ def read_seal(root: Path) -> dict[str, SealedFile] | None:
     raw = read_json(path)
     try:
         rows: list[dict[str, Any]] = raw["files"]
-        made = {str(row["path"]): SealedFile(int(row["size"]), str(row["sha256"])) for row in rows}
-        whole = raw["version"] == _VERSION and raw["digest"] == digest_value(rows) and len(made) == len(rows)
+        entries = {str(row["path"]): SealedFile(int(row["size"]), str(row["sha256"])) for row in rows}
+        whole = raw["version"] == _VERSION and raw["digest"] == digest_value(rows) and len(entries) == len(rows)
     except (KeyError, TypeError, ValueError, AttributeError) as err:
         raise DataError(
             "A dataset's manifest is malformed",
@@ -81,8 +80,8 @@ def read_seal(root: Path) -> dict[str, SealedFile] | None:
             expected="version, files [{path, size, sha256}] and their digest",
             cure=_RESEAL,
         ) from err
-    outside = [name for name in made if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
-    if not whole or outside or any("\0" in name for name in made):
+    outside = [name for name in entries if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
+    if not whole or outside or any("\0" in name for name in entries):
         raise DataError(
             "A dataset's manifest is not the one that was written",
             file=path,
@@ -91,7 +90,7 @@ def read_seal(root: Path) -> dict[str, SealedFile] | None:
             expected=f"version {_VERSION}, every path once, the digest of the list",
             cure=_RESEAL,
         )
-    return made
+    return entries
 
 
 def size_differences(root: Path, sealed: dict[str, SealedFile]) -> Iterator[SealDifference]:
@@ -109,18 +108,14 @@ def compare(root: Path, sealed: dict[str, SealedFile], workers: int = 2) -> Iter
     changed = list(size_differences(root, sealed))
     yield from changed
     same_size = sorted(sealed.keys() - {difference.path for difference in changed})
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        digests = pool.map(lambda name: _sha256(root / name), same_size)
-        for name, digest in track(
-            zip(same_size, digests, strict=True), total=len(same_size), what="comparing with the manifest"
-        ):
-            if digest != sealed[name].sha256:
-                yield SealDifference(name, "content", f"sha256 {digest[:16]}", f"sha256 {sealed[name].sha256[:16]}")
+    digests = zip(same_size, _digests(root, same_size, workers), strict=True)
+    for name, digest in track(digests, total=len(same_size), what="comparing with the manifest"):
+        if digest != sealed[name].sha256:
+            yield SealDifference(name, "content", f"sha256 {digest[:16]}", f"sha256 {sealed[name].sha256[:16]}")
     for name in files_of(root):
         if name not in sealed:
-            yield SealDifference(
-                name, "unlisted", "a file that the manifest does not list", "the files that were sealed"
-            )
+            found, expected = "a file that the manifest does not list", "the files that were sealed"
+            yield SealDifference(name, "unlisted", found, expected)
 
 
 def check_sizes(root: Path) -> None:
@@ -138,5 +133,5 @@ def check_sizes(root: Path) -> None:
         )
 
 
-def _sha256(path: Path) -> str:
-    return digest_file(path).removeprefix("sha256:")
+def _digests(root: Path, names: Sequence[str], workers: int) -> Iterator[str]:
+    return in_order(lambda name: digest_file(root / name).removeprefix("sha256:"), names, workers, 4)

@@ -1,12 +1,12 @@
-"""Which columns and cameras of a foreign LeRobot dataset become state, action and views: chosen, joined, renamed.
+"""Choose, join and rename the columns and cameras of a foreign LeRobot dataset that become state, action and views.
 
-It knows names and widths; the files are taken over by `prts_core.data.convert.lerobot_v21`. Where the choice is what a
-dataset already has, its tables stay byte for byte as they are.
+Where the choice is what a dataset already has, its tables stay byte for byte as they are.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,21 @@ class Selection:
     dropped: frozenset[str]
 
     @property
+    def joins(self) -> dict[str, tuple[str, ...]]:
+        """State and action where they are not the column of that name: new name -> columns."""
+        return {new: parts for new, parts in ((STATE, self.state), (ACTION, self.action)) if parts != (new,)}
+
+    @property
     def rewrites_tables(self) -> bool:
-        return self.state != (STATE,) or self.action != (ACTION,) or bool(self.dropped)
+        return bool(self.joins or self.dropped)
 
     def info(self, info: Info) -> Info:
         """info.json's features as they are after the selection; joined columns keep their names in order."""
         features: dict[str, Feature] = {}
-        joined = {STATE: self.state, ACTION: self.action}
         for key, feature in info.features.items():
-            new = next((name for name, parts in joined.items() if key in parts), None)
-            if new is not None and joined[new] != (new,):
-                features.setdefault(new, _joined([info.features[part] for part in joined[new]], joined[new]))
+            new = STATE if key in self.state else ACTION if key in self.action else None
+            if new in self.joins:
+                features.setdefault(new, _joined([info.features[part] for part in self.joins[new]], self.joins[new]))
             elif key not in self.dropped:
                 features[key] = feature
         return info.model_copy(update={"features": features})
@@ -48,27 +52,25 @@ class Selection:
         """An episode's table with joined columns under the names state and action, and without what is dropped."""
         table = table.replace_schema_metadata(None)  # Hugging Face's own list of the columns would be wrong
         table = table.drop_columns([key for key in self.dropped if key in table.column_names])
-        for new, parts in ((STATE, self.state), (ACTION, self.action)):
-            if parts == (new,):
-                continue
+        for new, parts in self.joins.items():
             arrays = [column_array(table.column(part), path, part) for part in parts]
             values = np.concatenate([a.reshape(len(a), -1).astype(np.float32, copy=False) for a in arrays], axis=1)
-            made = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+            column = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
             place = min(table.column_names.index(part) for part in parts)
             table = table.drop_columns([part for part in parts if part in table.column_names])
-            table = table.add_column(min(place, table.num_columns), new, made.cast(pa.list_(pa.float32())))
+            table = table.add_column(min(place, table.num_columns), new, column.cast(pa.list_(pa.float32())))
         return table
 
     def stats(self, stats: dict[str, Any]) -> dict[str, Any]:
         """One episode's statistics after the selection."""
         out = {key: value for key, value in stats.items() if key not in self.dropped}
-        for new, parts in ((STATE, self.state), (ACTION, self.action)):
-            if parts == (new,) or not all(part in stats for part in parts):
-                continue
-            whole = {name: [x for part in parts for x in stats[part][name]] for name in ("min", "max", "mean", "std")}
-            for part in parts:
-                out.pop(part, None)
-            out[new] = whole | {"count": stats[parts[0]]["count"]}
+        for new, parts in self.joins.items():
+            if all(part in stats for part in parts):
+                names = ("min", "max", "mean", "std")
+                whole = {name: [x for part in parts for x in stats[part][name]] for name in names}
+                for part in parts:
+                    out.pop(part, None)
+                out[new] = whole | {"count": stats[parts[0]]["count"]}
         return out
 
 
@@ -87,29 +89,22 @@ def select(info: Info, source: LeRobotSource, root: Path) -> Selection:
     }
     for field, keys in chosen.items():
         allowed = info.camera_keys if field == "select_video" else numbers
-        for key in keys:
-            if key not in allowed:
-                if getattr(source, field) is None:
-                    break
-                raise ConfigError(
-                    f"A selected key is not in the dataset{suggest(key, allowed)}",
-                    file=where,
-                    field=field,
-                    found=key,
-                    expected=", ".join(allowed),
-                )
+        wrong = partial(ConfigError, file=where, field=field)
+        unknown = [key for key in keys if key not in allowed]
+        if unknown and getattr(source, field) is not None:
+            problem = f"A selected key is not in the dataset{suggest(unknown[0], allowed)}"
+            raise wrong(problem, found=unknown[0], expected=", ".join(allowed))
         if len(set(keys)) != len(keys):
-            raise ConfigError("A key is selected twice", file=where, field=field, found=", ".join(keys))
+            raise wrong("A key is selected twice", found=", ".join(keys))
     for name, keys in ((STATE, chosen["select_state"]), (ACTION, chosen["select_action"])):
-        wrong = [key for key in keys if key not in numbers or len(info.features[key].shape) != 1]
-        if not keys or wrong:
+        unfit = [key for key in keys if key not in numbers or len(info.features[key].shape) != 1]
+        if not keys or unfit:
+            vector = bool(unfit) and unfit[0] in numbers
             raise DataError(
                 "A dataset needs one state and one action vector",
                 file=where,
-                field=f"features.{(wrong or [name])[0]}",
-                found=", ".join(info.features)
-                if not keys or wrong[0] not in numbers
-                else str(info.features[wrong[0]].shape),
+                field=f"features.{(unfit or [name])[0]}",
+                found=str(info.features[unfit[0]].shape) if vector else ", ".join(info.features),
                 expected=f"{name} of shape (n,), or columns chosen with source.select_state and select_action",
             )
     used = {*chosen["select_state"], *chosen["select_action"]}
@@ -122,20 +117,10 @@ def select(info: Info, source: LeRobotSource, root: Path) -> Selection:
 
 def _joined(features: list[Feature], keys: tuple[str, ...]) -> Feature:
     names: list[str] = []
+    full: list[str] = []  # with the column's key: two grippers may both call it "gripper"
     for feature, key in zip(features, keys, strict=True):
-        own = feature.flat_names
-        short = key.removeprefix("observation.")
-        many = feature.shape[0] > 1
-        names += (
-            own
-            if own and len(own) == feature.shape[0]
-            else [f"{short}_{i}" if many else short for i in range(feature.shape[0])]
-        )
-    if len(set(names)) != len(names):  # two grippers may both call it "gripper"
-        names = [f"{key}.{name}" for key, part in zip(keys, features, strict=True) for name in _own(part, key)]
-    return Feature(dtype="float32", shape=(len(names),), names=names)
-
-
-def _own(feature: Feature, key: str) -> list[str]:
-    own = feature.flat_names
-    return own if own and len(own) == feature.shape[0] else [str(i) for i in range(feature.shape[0])]
+        named, short = feature.dimension_names, key.removeprefix("observation.")
+        numbers = [f"_{i}" for i in range(len(named))] if len(named) > 1 else [""]
+        names += [name or short + number for name, number in zip(named, numbers, strict=True)]
+        full += [f"{key}.{name or i}" for i, name in enumerate(named)]
+    return Feature(dtype="float32", shape=(len(names),), names=names if len(set(names)) == len(names) else full)

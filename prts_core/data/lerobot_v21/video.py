@@ -1,7 +1,4 @@
-"""Camera images in and out of mp4 files with PyAV: same input, same bytes; frames by index, fast.
-
-It does not know datasets: a file, an array of frames, a frame rate.
-"""
+"""Write camera images to mp4 files and read them with PyAV: same input, same bytes; frames by index, fast."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from av.video.reformatter import VideoReformatter
 
 from prts_core.config.schema import VideoConfig
 from prts_core.data.images import resize_for_model
-from prts_core.data.lerobot_v21.frames import OpenVideo, faults, opened
+from prts_core.data.lerobot_v21.frames import OpenVideo, opened
 from prts_core.io.errors import ConfigError, DataError
 from prts_core.io.files import atomic_path
 
@@ -113,7 +110,7 @@ def decode(path: Path, indices: Sequence[int] | None = None, size: int | tuple[i
     """
     shape = VideoReformatter()  # one for all frames: making one costs more than decoding a small frame
     if indices is None:
-        with opened(path) as container, faults(path):
+        with opened(path) as container:
             images = [_image(frame, size, shape) for frame in container.decode(video=0)]
         if not images:
             raise DataError("A video has no frames", file=path, cure="restore it from its source")

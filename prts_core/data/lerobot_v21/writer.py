@@ -1,17 +1,19 @@
-"""Write LeRobot v2.1 datasets as lerobot 0.3.3 writes them, one episode at a time, so that a cut run goes on.
+"""Write LeRobot v2.1 datasets as lerobot 0.3.3 writes them, one episode at a time.
 
-An episode counts as finished when its record stands in the state folder; `finish` then writes the metadata from the
-records, so that any number of workers may have written the episodes.
+Any number of workers may write episodes; `finish` then writes the metadata from the records that they return.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import json
-from collections.abc import Iterable
+import os
+import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,21 +22,27 @@ import pyarrow.parquet as pq
 from prts_core.config.schema import VideoConfig
 from prts_core.contract import Contract
 from prts_core.data.lerobot_v21 import video
-from prts_core.data.lerobot_v21.schema import CHUNKS_SIZE, CODEBASE_VERSION, DATA_PATH, STANDARD_FEATURES, VIDEO_PATH
+from prts_core.data.lerobot_v21.schema import (
+    CHUNKS_SIZE,
+    CODEBASE_VERSION,
+    DATA_PATH,
+    STANDARD_FEATURES,
+    VIDEO_PATH,
+    data_file,
+    totals,
+    video_file,
+)
 from prts_core.data.lerobot_v21.seal import SEAL, seal
 from prts_core.io.errors import DataError
-from prts_core.io.files import atomic_path, read_json, write_jsonl, write_text
+from prts_core.io.files import atomic_path, digest_file, explain_os_errors, write_jsonl, write_text
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where and how a dataset is written. root: the dataset's folder. state: resume records, outside the dataset.
-
-    features: info.json's features without the standard ones, in order.
-    """
+    """Where and how a dataset is written. root: the dataset's folder. features: info.json's without the standard ones,
+    in order."""
 
     root: Path
-    state: Path
     features: dict[str, dict[str, Any]]
     fps: float
     robot_type: str
@@ -48,19 +56,14 @@ class Layout:
     def cameras(self) -> list[str]:
         return [key for key, feature in self.features.items() if feature["dtype"] == "video"]
 
-    def data_file(self, episode: int) -> str:
-        return DATA_PATH.format(episode_chunk=episode // CHUNKS_SIZE, episode_index=episode)
-
-    def video_file(self, episode: int, key: str) -> str:
-        return VIDEO_PATH.format(episode_chunk=episode // CHUNKS_SIZE, episode_index=episode, video_key=key)
-
-    def record_file(self, episode: int) -> Path:
-        return self.state / f"{episode:06d}.json"
+    def files(self, episode: int) -> list[str]:
+        """Paths below the root of an episode's table and of its videos, one a camera."""
+        return [data_file(episode), *(video_file(episode, camera) for camera in self.cameras)]
 
 
 @dataclass(frozen=True)
 class EpisodeToWrite:
-    """One episode in memory. key: identity of its source, so that another source is never taken for finished.
+    """One episode in memory. key: names its source in errors.
 
     start: rows of all episodes before it. columns: (T, D) or (T,) arrays of every non-standard, non-camera feature.
     images: camera key -> (T, H, W, 3) uint8, depth camera key -> (T, H, W) uint16. extra: further fields of its line
@@ -120,62 +123,45 @@ def plain_fps(fps: float) -> int | float:
     return int(fps) if float(fps).is_integer() else float(fps)
 
 
-def is_finished(layout: Layout, episode: int, key: str) -> bool:
-    """True when this very episode was written to its end and its files still have the sizes they had then."""
-    record = layout.record_file(episode)
-    if not record.exists():
-        return False
-    saved = read_json(record)
-    return saved["key"] == key and all(
-        (layout.root / path).is_file() and (layout.root / path).stat().st_size == size
-        for path, size in saved["files"].items()
-    )
-
-
-def write_episode(layout: Layout, episode: EpisodeToWrite) -> None:
-    """Write an episode's videos and table, then its record. Any cut before the record leaves it unfinished."""
-    columns = _with_standard_columns(layout, episode)
-    paths = [layout.data_file(episode.index)]
-    for camera in layout.cameras:
-        paths.append(layout.video_file(episode.index, camera))
-        video.encode(layout.root / paths[-1], episode.images[camera], layout.fps, layout.video)
-    write_table(layout.root / paths[0], columns | episode.images, layout.all_features)
-    record = {
-        "key": episode.key,
-        "files": {path: (layout.root / path).stat().st_size for path in paths},
-        "row": {"episode_index": episode.index, "tasks": [episode.task], "length": episode.length} | episode.extra,
-        "task_index": episode.task_index,
-        "stats": episode_stats(columns | episode.images, layout.all_features),
-    }
-    write_text(layout.record_file(episode.index), json.dumps(record, allow_nan=False))
-
-
-def _with_standard_columns(layout: Layout, episode: EpisodeToWrite) -> dict[str, np.ndarray]:
-    length = episode.length
-    rows = np.arange(length, dtype=np.int64)
-    columns = episode.columns | {
-        "timestamp": (rows / layout.fps).astype(np.float32),
-        "frame_index": rows,
-        "episode_index": np.full(length, episode.index, np.int64),
-        "index": episode.start + rows,
-        "task_index": np.full(length, episode.task_index, np.int64),
-    }
+def write_episode(layout: Layout, episode: EpisodeToWrite) -> dict[str, Any]:
+    """Write an episode's videos and table; returns its `record`."""
+    values = episode.columns | standard_columns(episode, layout.fps) | episode.images
     for key, feature in layout.all_features.items():
-        values = episode.images[key] if feature["dtype"] in ("video", "image") else columns[key]
         shape = tuple(feature["shape"])
-        if shape[-1] == 1 and values.ndim == len(shape):
+        if shape[-1] == 1 and values[key].ndim == len(shape):
             shape = shape[:-1]  # one number, or one channel of depth
-        expected = (length, *shape)
-        if values.shape != expected:
+        if values[key].shape != (episode.length, *shape):
             raise DataError(
                 "A column does not have the shape that its feature declares",
                 file=episode.key,
                 field=key,
-                found=str(values.shape),
-                expected=str(expected),
+                found=str(values[key].shape),
+                expected=str((episode.length, *shape)),
                 cure="record every episode with the same rows, dimensions and image sizes",
             )
-    return columns
+    table, *videos = layout.files(episode.index)
+    for path, camera in zip(videos, layout.cameras, strict=True):
+        video.encode(layout.root / path, episode.images[camera], layout.fps, layout.video)
+    write_table(layout.root / table, values, layout.all_features)
+    return record(episode, episode_stats(values, layout.all_features))
+
+
+def record(episode: EpisodeToWrite, stats: dict[str, Any]) -> dict[str, Any]:
+    """What `finish` needs to know of a written episode, plain values."""
+    row = {"episode_index": episode.index, "tasks": [episode.task], "length": episode.length}
+    return {"row": row | episode.extra, "task_index": episode.task_index, "stats": stats}
+
+
+def standard_columns(episode: EpisodeToWrite, fps: float) -> dict[str, np.ndarray]:
+    """What every LeRobot table has: times, counters and the task's number."""
+    rows = np.arange(episode.length, dtype=np.int64)
+    return {
+        "timestamp": (rows / fps).astype(np.float32),
+        "frame_index": rows,
+        "episode_index": np.full(len(rows), episode.index, np.int64),
+        "index": episode.start + rows,
+        "task_index": np.full(len(rows), episode.task_index, np.int64),
+    }
 
 
 def write_table(path: Path, columns: dict[str, np.ndarray], features: dict[str, dict[str, Any]]) -> None:
@@ -275,19 +261,14 @@ def _thin(images: np.ndarray) -> np.ndarray:
     return images[:, ::step, ::step]
 
 
-def finish(layout: Layout, episodes: int, splits: dict[str, range], contract: Contract) -> None:
-    """Write meta/ from the records of `episodes` finished episodes, and remove what an interrupted run left behind."""
-    records = [read_json(layout.record_file(index)) for index in range(episodes)]
+def finish(layout: Layout, records: Sequence[dict[str, Any]], splits: dict[str, range], contract: Contract) -> None:
+    """Write meta/ from the records of all episodes, in order, and remove what an interrupted run left behind."""
     tasks = {record["task_index"]: record["row"]["tasks"][0] for record in records}
-    remove_strays(layout.root, [path for record in records for path in record["files"]])
+    remove_strays(layout.root, [file for episode in range(len(records)) for file in layout.files(episode)])
     info = {
         "codebase_version": CODEBASE_VERSION,
         "robot_type": layout.robot_type,
-        "total_episodes": episodes,
-        "total_frames": sum(record["row"]["length"] for record in records),
-        "total_tasks": len(tasks),
-        "total_videos": episodes * len(layout.cameras),
-        "total_chunks": -(-episodes // CHUNKS_SIZE),
+        **totals([record["row"]["length"] for record in records], len(tasks), len(layout.cameras)),
         "chunks_size": CHUNKS_SIZE,
         "fps": plain_fps(layout.fps),
         "splits": {name: f"{part.start}:{part.stop}" for name, part in splits.items()},
@@ -319,6 +300,53 @@ def write_meta(
         contract.save(meta / "contract.json")
     write_text(meta / "info.json", json.dumps(info, indent=4, ensure_ascii=False, allow_nan=False))
     seal(root)
+
+
+def numbered(table: pa.Table, counters: dict[str, np.ndarray]) -> pa.Table:
+    """The table with these whole numbers in its counting columns; the same object where they are true already."""
+    for key, values in counters.items():
+        known = table.schema.field(key) if key in table.column_names else None
+        if known is not None and np.array_equal(table.column(key).to_numpy(), values):
+            continue
+        column = pa.array(values)
+        if known is None:
+            table = table.append_column(pa.field(key, pa.int64()), column)
+        else:
+            field = known if known.type == pa.int64() else pa.field(key, pa.int64())
+            table = table.set_column(table.column_names.index(key), field, column)
+    return table
+
+
+def counters(episode: int, start: int, rows: int) -> dict[str, np.ndarray]:
+    """episode_index and index of an episode's rows. start: rows of all episodes before it."""
+    return {"episode_index": np.full(rows, episode, np.int64), "index": start + np.arange(rows, dtype=np.int64)}
+
+
+def take_file(old: Path, new: Path, link: Literal["copy", "hardlink"]) -> None:
+    """Copy or hardlink one file; one that stands there already with the same content is kept (a cut run goes on)."""
+    if new.is_file() and new.stat().st_size == old.stat().st_size and digest_file(new) == digest_file(old):
+        return
+    with explain_os_errors(new):
+        new.parent.mkdir(parents=True, exist_ok=True)
+        if link == "hardlink":
+            new.unlink(missing_ok=True)
+            try:
+                os.link(old, new)
+                return
+            except OSError as err:
+                if err.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
+                    raise  # another file system or protected hard links: copying below does it
+        with atomic_path(new) as partial:
+            shutil.copyfile(old, partial)
+
+
+def take_table(old: Path, new: Path, was: pa.Table, table: pa.Table, link: Literal["copy", "hardlink"]) -> None:
+    """`take_file` of a table that is still what was read (`was`); else write it."""
+    if table is was:
+        take_file(old, new, link)
+        return
+    with atomic_path(new) as partial:
+        pq.write_table(table, partial)
 
 
 def remove_strays(root: Path, wanted: Iterable[str]) -> None:

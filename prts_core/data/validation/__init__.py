@@ -8,21 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 
 from prts_core.data.ahead import in_order
 from prts_core.data.lerobot_v21.reader import read_parquet
-from prts_core.data.lerobot_v21.schema import ACTION, STATE, EpisodeRow, Info
+from prts_core.data.lerobot_v21.schema import ACTION, STATE, EpisodeRow, EpisodeStatsRow, Info
 from prts_core.data.lerobot_v21.seal import SEAL, compare, read_seal
-from prts_core.data.validation import laws
-from prts_core.data.validation.claims import Accumulator
-from prts_core.data.validation.episode import EpisodeSummary, facts, vectors
+from prts_core.data.validation.episode import EpisodeSummary, summarize, vectors
+from prts_core.data.validation.laws import LAWS, law_rows
 from prts_core.data.validation.metadata import Metadata, check_metadata
 from prts_core.data.validation.physics import check_physics
 from prts_core.data.validation.report import Finding, Severity, ValidationFailed, ValidationReport
-from prts_core.data.validation.stored_statistics import StoredStatistics, law_episode_stats
+from prts_core.data.validation.stored_statistics import Accumulator, StoredStatistics, law_episode_stats
 from prts_core.data.validation.tables import check_tables, frame_schema, framed, law_stills
 from prts_core.data.validation.videos import Depth, law_video
 from prts_core.io.errors import DataError
@@ -52,137 +53,113 @@ def validate_dataset(
     report = ValidationReport(name or root.resolve().name)
     meta = check_metadata(root, report, foreign)
     if meta.info is not None:
+        for law, check in LAWS.items():
+            report.checks[law] += 1
+            report.findings.extend(check(meta, meta.info))
         stored = StoredStatistics(root, meta.info, meta.contract, len(meta.episodes), statistics)
-        _check_content(root, meta, meta.info, report, stored, video, workers)
-    if sealed:
-        _check_seal(root, report, workers)  # last: what else is known of a changed file says more than its digest
+        content = _Content(root, meta, meta.info, report, stored, video, workers)
+        report.findings.extend(check_tables(content.tables(), frame_schema(meta.info)))
+        report.checks["statistics"] += len(stored)
+        report.findings.extend(stored.findings())
+        report.checks["physics"] += len(content.known)
+        report.findings.extend(check_physics(content.known, meta.contract, meta.info))
+        report.findings.extend(content.videos())
+    if sealed:  # last: what else is known of a changed file says more than its digest
+        report.findings.extend(_seal(root, report, workers))
     return report
 
 
-def _check_content(
-    root: Path,
-    meta: Metadata,
-    info: Info,
-    report: ValidationReport,
-    stored: StoredStatistics,
-    video: Depth,
-    workers: int,
-) -> None:
-    for law, found in {
-        "totals": laws.law_totals(meta, info),
-        "numbering": laws.law_numbering(meta),
-        "tasks": laws.law_tasks(meta),
-        "splits": laws.law_splits(meta, info),
-        "subtasks": laws.law_subtasks(meta),
-        "contract": laws.law_contract(meta, info),
-    }.items():
-        report.checks[law] += 1
-        report.findings.extend(found)
-    known: list[EpisodeSummary] = []
-    tables = _tables(root, meta, info, report, stored, known, video, workers)
-    report.findings.extend(check_tables(tables, frame_schema(info)))
-    report.checks["statistics"] += len(stored)
-    report.findings.extend(stored.findings())
-    report.checks["physics"] += len(known)
-    report.findings.extend(check_physics(known, meta.contract, info))
-    _check_videos(root, meta, info, report, video, known, workers)
-
-
-def _check_seal(root: Path, report: ValidationReport, workers: int) -> None:
-    """Every byte against meta/prts_manifest.json; a dataset without one is readable at best, not verified."""
-    reseal = "restore the file from its source; if the change is meant: prts validate FOLDER --seal"
-    try:
-        sealed = read_seal(root)
-    except DataError as err:
-        report.add(Finding("seal", SEAL, str(err.found or err.problem), str(err.expected or "a manifest"), reseal))
-        return
-    if sealed is None:
-        cure = "when you trust this copy: prts validate FOLDER --seal"
-        found = "content unverified: the dataset is not sealed"
-        report.add(Finding("seal", SEAL, found, "size and SHA-256 of every file", cure, severity="warning"))
-        return
-    report.checks["seal"] += len(sealed)
-    for difference in compare(root, sealed, workers):
-        severity: Severity = "warning" if difference.fault == "unlisted" else "error"
-        report.add(Finding("seal", difference.path, difference.found, difference.expected, reseal, severity=severity))
+def check_episode(
+    root: Path, table: pa.Table, row: EpisodeRow, first: int, info: Info, tasks: dict[int, str], video: Depth
+) -> tuple[list[Finding], pl.DataFrame]:
+    """What its laws and pictures say of one episode's table, and the frame for pandera. DataError: columns of an
+    unknown kind. first: rows of all episodes before it."""
+    frame = framed(table, info, root / info.data_file(row.episode_index))
+    return [*law_rows(table, row, first, info, tasks), *law_stills(table, row, info, video)], frame
 
 
 @dataclass(frozen=True)
 class _Checked:
     """One episode's table after its reader thread: findings, and a frame for pandera where it could be read."""
 
-    file: str
     findings: list[Finding]
     frame: pl.DataFrame | None = None
-    facts: EpisodeSummary | None = None
+    summary: EpisodeSummary | None = None
     seen: list[Accumulator | None] = field(default_factory=list)
     digest: str | None = None
 
 
-def _tables(
-    root: Path,
-    meta: Metadata,
-    info: Info,
-    report: ValidationReport,
-    stored: StoredStatistics,
-    known: list[EpisodeSummary],
-    video: Depth,
-    workers: int,
-) -> Iterator[tuple[str, pl.DataFrame]]:
-    """Read each episode's table once: laws between files here, the caller's pandera on what is yielded."""
-    tasks = {row.task_index: row.task for row in meta.tasks}
-    stats = {row.episode_index: row for row in meta.stats}
-    starts, start = [], 0
-    for row in meta.episodes:
-        starts.append(start)
-        start += row.length
+@dataclass
+class _Content:
+    """One pass over the episodes. known: summaries of those whose table could be read."""
 
-    def read(job: tuple[EpisodeRow, int]) -> _Checked:
-        row, first = job
-        file = info.data_file(row.episode_index)
+    root: Path
+    meta: Metadata
+    info: Info
+    report: ValidationReport
+    stored: StoredStatistics
+    video: Depth
+    workers: int
+    known: list[EpisodeSummary] = field(default_factory=list)
+
+    def tables(self) -> Iterator[tuple[str, pl.DataFrame]]:
+        """Read each episode's table once: laws between files here, the caller's pandera on what is yielded."""
+        starts = accumulate((row.length for row in self.meta.episodes), initial=0)
+        jobs = list(zip(self.meta.episodes, starts, strict=False))
+        tasks = {row.task_index: row.task for row in self.meta.tasks}
+        stats = {row.episode_index: row for row in self.meta.stats}
+        done = in_order(lambda job: self._read(*job, tasks, stats), jobs, self.workers, 4)
+        for (row, _), checked in zip(jobs, track(done, total=len(jobs), what="checking tables"), strict=True):
+            self.report.checks["table values"] += row.length
+            self.report.findings.extend(checked.findings)
+            if checked.frame is not None and checked.summary is not None:
+                self.report.checks["row numbering"] += 1
+                self.report.checks["episode statistics"] += 1
+                self.known.append(checked.summary)
+                self.stored.take(row.episode_index, checked.seen, checked.digest)
+                yield self.info.data_file(row.episode_index), checked.frame
+
+    def _read(self, row: EpisodeRow, first: int, tasks: dict[int, str], stats: dict[int, EpisodeStatsRow]) -> _Checked:
+        file = self.info.data_file(row.episode_index)
+        path = self.root / file
         try:
-            table = read_parquet(root / file)
-            frame = framed(table, info, root / file)
+            table = read_parquet(path)
+            found, frame = check_episode(self.root, table, row, first, self.info, tasks, self.video)
         except DataError as err:
-            said = f"{err.problem}: {err.found or 'no such file'}"
             cure = err.cure or "restore it from its source, or convert again"
-            return _Checked(file, [Finding("tables", file, said, "a whole parquet file", cure)])
-        made = facts(table, row.episode_index, info, root / file, meta.contract)
-        found = [*laws.law_rows(table, row, first, info, tasks)]
-        found += law_episode_stats(row, stats.get(row.episode_index), made)
-        found += law_stills(table, row, info, video)
-        values = {key: vectors(table, key, root / file) for key in (STATE, ACTION)} if stored.claims else {}
-        seen = stored.watch(row.episode_index, {key: v for key, v in values.items() if v is not None})
-        return _Checked(file, found, frame, made, seen, digest_file(root / file) if stored.made else None)
+            reason = f"{err.problem}: {err.found or 'no such file'}"
+            return _Checked([Finding("tables", file, reason, "a whole parquet file", cure)])
+        summary = summarize(table, row.episode_index, self.info, path, self.meta.contract)
+        found += law_episode_stats(row, stats.get(row.episode_index), summary)
+        values = {key: vectors(table, key, path) for key in (STATE, ACTION)} if self.stored.claims else {}
+        seen = self.stored.watch(row.episode_index, {key: v for key, v in values.items() if v is not None})
+        return _Checked(found, frame, summary, seen, digest_file(path) if self.stored.provenances else None)
 
-    jobs = list(zip(meta.episodes, starts, strict=True))
-    done = in_order(read, jobs, workers, 4)
-    for (row, _), checked in zip(jobs, track(done, total=len(jobs), what="checking tables"), strict=True):
-        report.checks["table values"] += row.length
-        report.findings.extend(checked.findings)
-        if checked.frame is not None and checked.facts is not None:
-            report.checks["row numbering"] += 1
-            report.checks["episode statistics"] += 1
-            known.append(checked.facts)
-            stored.take(row.episode_index, checked.seen, checked.digest)
-            yield checked.file, checked.frame
+    def videos(self) -> Iterator[Finding]:
+        motion = {summary.episode: summary.motion for summary in self.known if len(summary.motion)}
+        jobs = [(row, key) for row in self.meta.episodes for key in self.info.video_keys]
+        self.report.checks["videos"] += len(jobs)
+
+        def check(job: tuple[EpisodeRow, str]) -> list[Finding]:
+            return list(law_video(self.root, *job, self.info, self.video, motion.get(job[0].episode_index)))
+
+        for findings in track(in_order(check, jobs, self.workers, 4), total=len(jobs), what="checking videos"):
+            yield from findings
 
 
-def _check_videos(
-    root: Path,
-    meta: Metadata,
-    info: Info,
-    report: ValidationReport,
-    depth: Depth,
-    known: list[EpisodeSummary],
-    workers: int,
-) -> None:
-    motion = {found.episode: found.motion for found in known if len(found.motion)}
-    jobs = [(row, key) for row in meta.episodes for key in info.video_keys]
-    report.checks["videos"] += len(jobs)
-
-    def check(job: tuple[EpisodeRow, str]) -> list[Finding]:
-        return list(law_video(root, job[0], job[1], info, depth, motion.get(job[0].episode_index)))
-
-    for findings in track(in_order(check, jobs, workers, 4), total=len(jobs), what="checking videos"):
-        report.findings.extend(findings)
+def _seal(root: Path, report: ValidationReport, workers: int) -> Iterator[Finding]:
+    """Every byte against meta/prts_manifest.json; a dataset without one is readable at best, not verified."""
+    reseal = "restore the file from its source; if the change is meant: prts validate FOLDER --seal"
+    try:
+        sealed = read_seal(root)
+    except DataError as err:
+        yield Finding("seal", SEAL, str(err.found or err.problem), str(err.expected or "a manifest"), reseal)
+        return
+    if sealed is None:
+        found, cure = "content unverified: the dataset is not sealed", "when you trust this copy: prts validate FOLDER"
+        yield Finding("seal", SEAL, found, "size and SHA-256 of every file", f"{cure} --seal", severity="warning")
+        return
+    report.checks["seal"] += len(sealed)
+    for one in compare(root, sealed, workers):
+        severity: Severity = "warning" if one.fault == "unlisted" else "error"
+        yield Finding("seal", one.path, one.found, one.expected, reseal, severity=severity)

@@ -1,14 +1,15 @@
-"""What one episode's table tells about itself: its counters as arrays, and the few numbers that later laws compare.
+"""Sum up one episode's table: its counters as arrays, and the few numbers that later laws compare.
 
-It knows one parquet table at a time and judges nothing. `Facts` is small, so that a dataset of any size fits in memory.
+`EpisodeSummary` is small, so that a dataset of any size fits in memory; nothing is judged here.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -18,33 +19,57 @@ from prts_core.data.lerobot_v21.reader import column_array
 from prts_core.data.lerobot_v21.schema import ACTION, STATE, Info
 from prts_core.io.errors import DataError
 
+RTOL, ATOL = 1e-4, 1e-5  # float32 sums of others
 _SHIFTS = (0, 1, 2)  # rows by which an action is looked for in later states
 _EQUAL = 1e-5  # relative to the spread of a dimension: float32 noise, not motion
 
 
-@dataclass(frozen=True)
-class Series:
-    """One vector feature over an episode, per dimension (D,), float64.
+@dataclass(kw_only=True)
+class Moments:
+    """Range and sums of `rows` rows, each per dimension (D,) float64."""
 
-    step: the largest change from one row to the next. at: its row. usual: the 95th percentile of the changes.
-    """
-
-    count: int
+    rows: int
     low: np.ndarray
     high: np.ndarray
     total: np.ndarray
     squares: np.ndarray
-    step: np.ndarray
-    at: np.ndarray
-    usual: np.ndarray
+
+    @classmethod
+    def of(cls, values: np.ndarray, **more: Any) -> Self:
+        """Of (T, D) values. more: what a subclass adds."""
+        squares = np.einsum("ij,ij->j", values, values, dtype=np.float64)
+        low, high = (edge.astype(np.float64) for edge in (values.min(0), values.max(0)))
+        return cls(rows=len(values), low=low, high=high, total=values.sum(0, dtype=np.float64), squares=squares, **more)
 
     @property
     def mean(self) -> np.ndarray:
-        return self.total / self.count
+        return self.total / self.rows
 
     @property
     def std(self) -> np.ndarray:
-        return np.sqrt(np.maximum(self.squares / self.count - self.mean**2, 0))
+        return np.sqrt(np.maximum(self.squares / self.rows - self.mean**2, 0))
+
+    def contradiction(self, claimed: Mapping[str, np.ndarray | None]) -> tuple[str, np.ndarray] | None:
+        """The first of min, max, mean and std in `claimed` that is not that of these rows, and what is."""
+        for name, ours in {"min": self.low, "max": self.high, "mean": self.mean, "std": self.std}.items():
+            if name not in claimed:
+                continue
+            theirs = claimed[name]
+            # float32 sums of others, the sample's std instead of the population's
+            slack = ATOL + RTOL * np.abs(ours) + (0.01 * self.std if name in ("mean", "std") else 0.0)
+            if theirs is None or theirs.shape != ours.shape or not (np.abs(ours - theirs) <= slack).all():
+                return name, ours
+        return None
+
+
+@dataclass(kw_only=True)
+class Series(Moments):
+    """One vector feature over an episode. step: the largest change from one row to the next. at: its row. usual: the
+    95th percentile of the changes."""
+
+    step: np.ndarray
+    at: np.ndarray
+    usual: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -95,42 +120,40 @@ def vectors(table: pa.Table, key: str, path: Path) -> np.ndarray | None:
         return None
     try:
         values = column_array(table.column(key), path, key)
-    except DataError:
-        return None  # a finding of the tables already
+    except DataError:  # a finding of the tables already
+        return None
     if values.dtype.kind not in "fiu":
         return None
     wide: np.ndarray = values.reshape(len(values), -1).astype(np.float64)
     return wide if np.isfinite(wide).all() else None
 
 
-def facts(table: pa.Table, episode: int, info: Info, path: Path, contract: Contract | None = None) -> EpisodeSummary:
-    """`Facts` of one episode's table. contract: whose limits the rows are held against."""
+def summarize(
+    table: pa.Table, episode: int, info: Info, path: Path, contract: Contract | None = None
+) -> EpisodeSummary:
+    """`EpisodeSummary` of one episode's table. contract: whose limits the rows are held against."""
     found = {key: vectors(table, key, path) for key in (STATE, ACTION) if key in info.features}
     sound = {key: values for key, values in found.items() if values is not None}
-    outside = () if contract is None else tuple(_outside(sound, contract))
     indices = numbers(table, "task_index")
-    tasks = () if indices is None else tuple(np.unique(indices[np.isfinite(indices)]).astype(int).tolist())
+    summary = EpisodeSummary(
+        episode,
+        {key: series(values) for key, values in sound.items()},
+        tasks=() if indices is None else tuple(np.unique(indices[np.isfinite(indices)]).astype(int).tolist()),
+        outside=() if contract is None else tuple(_outside(sound, contract)),
+    )
     if set(sound) != {STATE, ACTION}:
-        return EpisodeSummary(
-            episode, {key: series(values) for key, values in sound.items()}, tasks=tasks, outside=outside
-        )
+        return summary
     state, action = sound[STATE], sound[ACTION]
     step = np.abs(np.diff(state, axis=0))
     spread = np.ptp(state, axis=0)
-    motion = (step / np.where(spread > 0, spread, 1)).max(1, initial=0).astype(np.float16)
     held: np.ndarray = ~np.any(step, axis=1) & np.any(np.diff(action, axis=0), axis=1)
-    content = hashlib.sha256(state.tobytes())
-    content.update(action.tobytes())
-    return EpisodeSummary(
-        episode,
-        {key: series(values) for key, values in sound.items()},
-        motion,
-        longest_run(held),
-        int(held.sum()),
-        _shift(state, action),
-        content.hexdigest(),
-        tasks,
-        outside,
+    return replace(
+        summary,
+        motion=(step / np.where(spread > 0, spread, 1)).max(1, initial=0).astype(np.float16),
+        frozen=longest_run(held),
+        repeated=int(held.sum()),
+        shift=_shift(state, action),
+        digest=hashlib.sha256(state.tobytes() + action.tobytes()).hexdigest(),
     )
 
 
@@ -155,16 +178,8 @@ def series(values: np.ndarray) -> Series:
     """`Series` of (T, D) values."""
     step = np.abs(np.diff(values, axis=0)) if len(values) > 1 else np.zeros((1, values.shape[1]))
     place = int(0.95 * (len(step) - 1))
-    return Series(
-        len(values),
-        values.min(0),
-        values.max(0),
-        values.sum(0),
-        (values**2).sum(0),
-        step.max(0),
-        step.argmax(0) + 1,
-        np.partition(step, place, axis=0)[place],
-    )
+    usual = np.partition(step, place, axis=0)[place]
+    return Series.of(values, step=step.max(0), at=step.argmax(0) + 1, usual=usual)
 
 
 def longest_run(flags: np.ndarray) -> tuple[int, int]:

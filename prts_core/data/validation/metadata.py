@@ -1,7 +1,4 @@
-"""The JSON files of a dataset, every line checked by pydantic; all faults are collected, none stops the others.
-
-It does not compare files with each other (`laws.py` does).
-"""
+"""Read the JSON files of a dataset, every line checked by pydantic; all faults are collected, none stops the others."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from prts_core.contract import Contract
 from prts_core.data.lerobot_v21.schema import TABLES, EpisodeRow, EpisodeStatsRow, Info, TaskRow, faults
-from prts_core.data.validation.report import Finding, ValidationReport
+from prts_core.data.validation.report import Finding, Severity, ValidationReport
 from prts_core.io.errors import DataError
 from prts_core.io.files import read_json, read_jsonl
 
@@ -33,43 +30,32 @@ class Metadata:
 
 def check_metadata(root: Path, report: ValidationReport, foreign: bool = False) -> Metadata:
     """Read everything under meta/, adding a finding per fault. foreign: a missing Contract only warns."""
-    made = Metadata()
-    made.info = _checked(Info, _read(read_json, root, "meta/info.json", report), "meta/info.json", None, report)
-    for name, rows in (("episodes", made.episodes), ("tasks", made.tasks), ("episodes_stats", made.stats)):
+    meta = Metadata()
+    meta.info = _checked(Info, _read(read_json, root, "meta/info.json", report), "meta/info.json", None, report)
+    for name, rows in (("episodes", meta.episodes), ("tasks", meta.tasks), ("episodes_stats", meta.stats)):
         file = f"meta/{name}.jsonl"
         for number, raw in enumerate(_read(read_jsonl, root, file, report) or []):
             row = _checked(TABLES[name], raw, file, number, report)
             if row is not None:
                 rows.append(row)
     report.checks["metadata"] += 1
-    path = root / "meta" / "contract.json"
+    file = "meta/contract.json"
     try:
-        made.contract = Contract.load(path)
+        meta.contract = Contract.load(root / file)
     except DataError as err:
-        found = str(err.found or err.problem)
-        absent = foreign and not path.exists()
-        report.add(
-            Finding(
-                "metadata",
-                "meta/contract.json",
-                found,
-                "the dataset's Contract",
-                "`prts convert` makes it",
-                severity="warning" if absent else "error",
-            )
-        )
-    return made
+        severity: Severity = "warning" if foreign and not (root / file).exists() else "error"
+        found, cure = str(err.found or err.problem), "`prts convert` makes it"
+        report.add(Finding("metadata", file, found, "the dataset's Contract", cure, severity=severity))
+    return meta
 
 
 def _read(reader: Any, root: Path, file: str, report: ValidationReport) -> Any:
     try:
         return reader(root / file)
     except DataError as err:
-        where = f"{err.field}: " if err.field else ""
-        found = f"{where}{err.found or err.problem}"
-        report.add(
-            Finding("metadata", file, found, "a readable file of LeRobot v2.1", cure="restore it from its source")
-        )
+        found = f"{f'{err.field}: ' if err.field else ''}{err.found or err.problem}"
+        expected, cure = "a readable file of LeRobot v2.1", "restore it from its source"
+        report.add(Finding("metadata", file, found, expected, cure))
         return None
 
 
@@ -78,10 +64,9 @@ def _checked(model: type[BaseModel], raw: Any, file: str, line: int | None, repo
         return None
     report.checks["metadata"] += 1
     try:
-        made = model.model_validate(raw)
-        if isinstance(made, EpisodeRow):
-            _ = made.spans  # the subtasks' own form is checked with the line
-        return made
+        row = model.model_validate(raw)
+        _ = row.spans if isinstance(row, EpisodeRow) else None  # the subtasks' own form is checked with the line
+        return row
     except ValidationError as err:
         for name, found, expected in faults(err):
             report.add(Finding("metadata", file, f"{name}: {found}", expected, _CURE, row=line))

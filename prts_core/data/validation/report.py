@@ -1,4 +1,4 @@
-"""What validation found, for people and machines: findings, a table, a readable page."""
+"""Show what validation found, to people and machines: findings, a table, a readable page."""
 
 from __future__ import annotations
 

@@ -1,15 +1,13 @@
-"""Parquet tables of a dataset, checked by pandera on eager polars frames, row by row.
+"""Check parquet tables of a dataset by pandera on eager polars frames, row by row.
 
-It knows one episode's table at a time. Frames must be eager: pandera checks only the schema of a lazy one, and an
-action of the wrong width would pass.
+Frames must be eager: pandera checks only the schema of a lazy one, and an action of the wrong width would pass.
 """
 
 from __future__ import annotations
 
-import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,78 +15,50 @@ import pandera.polars as pa
 import polars as pl
 import pyarrow as arrow
 from pandera.errors import SchemaErrors
-from pandera.polars import PolarsData
 
-from prts_core.data.lerobot_v21.schema import EpisodeRow, Feature, Info
+from prts_core.data.images import opened_picture
+from prts_core.data.lerobot_v21.schema import EpisodeRow, Info
 from prts_core.data.validation.report import Finding
 from prts_core.io.errors import DataError
 
 _BATCH_ROWS = 200_000
 _ROWS_SHOWN = 5  # per file, column and law: a broken sensor breaks every row
-_DTYPES: dict[str, type[pl.DataType]] = {
-    "float32": pl.Float32,
-    "float64": pl.Float64,
-    "int64": pl.Int64,
-    "int32": pl.Int32,
-    "int16": pl.Int16,
-    "int8": pl.Int8,
-    "uint8": pl.UInt8,
-    "bool": pl.Boolean,
-    "string": pl.String,
-}
+_COUNTERS = ("frame_index", "episode_index", "index", "task_index")
+_NUMBERS = ("float32", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
+_DTYPES = {"string": pl.String(), **{dtype: pl.Series(np.empty(0, dtype)).dtype for dtype in _NUMBERS}}
 
 
-class StandardColumns(pa.DataFrameModel):
-    """The columns that every LeRobot table has."""
-
-    timestamp: pl.Float32 = pa.Field(ge=0)
-    frame_index: pl.Int64 = pa.Field(ge=0)
-    episode_index: pl.Int64 = pa.Field(ge=0)
-    index: pl.Int64 = pa.Field(ge=0)
-    task_index: pl.Int64 = pa.Field(ge=0)
-
-    class Config:
-        strict = False
+def _rule(name: str, true_of: Callable[[pl.Expr], pl.Expr]) -> pa.Check:
+    """What must be true of every cell of a column, under the name that findings give it."""
+    return pa.Check(lambda data: data.lazyframe.select(true_of(pl.col(data.key))), name=name)
 
 
-def frame_schema(info: Info) -> pa.DataFrameSchema:
-    """The schema of one episode's table, built from the features that info.json declares."""
-    columns = {
-        key: _column(feature)
-        for key, feature in info.features.items()
-        if not feature.is_image and key not in StandardColumns.to_schema().columns and feature.dtype in _DTYPES
-    }
-    return StandardColumns.to_schema().add_columns(columns)
-
-
-def _column(feature: Feature) -> pa.Column:
-    inner = _DTYPES[feature.dtype]
-    number = inner in (pl.Float32, pl.Float64)
-    if feature.shape == (1,):
-        return pa.Column(inner, checks=[_finite_scalar] if number else [])
-    if len(feature.shape) > 1:
-        return pa.Column(None)  # arrays of several axes: presence only
-    return pa.Column(pl.List(inner), checks=[_width(feature.shape[0])] + ([_finite_list] if number else []))
+_FINITE = _rule("finite numbers", lambda column: column.is_finite())
+_ALL_FINITE = _rule(
+    "finite numbers",
+    lambda column: column.list.eval(pl.element().is_finite() & pl.element().is_not_null()).list.all(),
+)
 
 
 def _width(width: int) -> pa.Check:
-    def has_width(data: PolarsData) -> pl.LazyFrame:
-        return data.lazyframe.select(pl.col(data.key).list.len() == width)
-
-    return pa.Check(has_width, name=f"{width} dimensions in every row")
+    return _rule(f"{width} dimensions in every row", lambda column: column.list.len() == width)
 
 
-def _all_finite(data: PolarsData) -> pl.LazyFrame:
-    cells = pl.col(data.key).list.eval(pl.element().is_finite() & pl.element().is_not_null())
-    return data.lazyframe.select(cells.list.all())
-
-
-def _is_finite(data: PolarsData) -> pl.LazyFrame:
-    return data.lazyframe.select(pl.col(data.key).is_finite())
-
-
-_finite_list = pa.Check(_all_finite, name="finite numbers")
-_finite_scalar = pa.Check(_is_finite, name="finite numbers")
+def frame_schema(info: Info) -> pa.DataFrameSchema:
+    """The schema of one episode's table: LeRobot's own columns, and the features that info.json declares."""
+    columns = {"timestamp": pa.Column(pl.Float32, pa.Check.ge(0))}
+    columns |= {name: pa.Column(pl.Int64, pa.Check.ge(0)) for name in _COUNTERS}
+    for key, feature in info.features.items():
+        if feature.is_image or key in columns or feature.dtype not in _DTYPES:
+            continue
+        inner, (width, *more) = _DTYPES[feature.dtype], feature.shape
+        if more:
+            columns[key] = pa.Column(None)  # arrays of several axes: presence only
+        elif width == 1:
+            columns[key] = pa.Column(inner, [_FINITE] if inner.is_float() else [])
+        else:
+            columns[key] = pa.Column(pl.List(inner), [_width(width)] + ([_ALL_FINITE] if inner.is_float() else []))
+    return pa.DataFrameSchema(columns)
 
 
 def eager(frame: pl.DataFrame) -> pl.DataFrame:
@@ -114,8 +84,6 @@ def framed(table: arrow.Table, info: Info, path: Path) -> pl.DataFrame:
 
 def law_stills(table: arrow.Table, row: EpisodeRow, info: Info, depth: str) -> Iterator[Finding]:
     """Pictures in the table can be decoded: every one, the first and the last, or none (depth "packets")."""
-    from PIL import Image, UnidentifiedImageError
-
     file = info.data_file(row.episode_index)
     for key in (key for key, feature in info.features.items() if feature.dtype == "image"):
         if key not in table.column_names:
@@ -131,12 +99,13 @@ def law_stills(table: arrow.Table, row: EpisodeRow, info: Info, depth: str) -> I
         for at in range(last + 1) if depth == "every" else sorted({0, last}) if depth == "ends" and last >= 0 else ():
             data = (cells[at].as_py() or {}).get("bytes")
             try:
-                with Image.open(io.BytesIO(data or b"")) as image:
+                with opened_picture(data or b"", "An image in a table cannot be decoded") as image:
                     image.load()
                     size = (image.height, image.width)
-            except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as err:
+            except DataError as err:
                 cure = "record the row again, or leave the episode out"
-                yield Finding("table values", file, f"{key}: {err}", "a picture that can be decoded", cure, row=at)
+                found = f"{key}: {err.found}"
+                yield Finding("table values", file, found, "a picture that can be decoded", cure, row=at)
                 break
             if size != info.features[key].image_size:
                 expected = f"(height, width) {info.features[key].image_size}"

@@ -1,6 +1,6 @@
-"""One video against its episode: there, whole, of the promised size and rate, one frame a row; and a living picture.
+"""Check one video against its episode: there, whole, of the promised size and rate, one frame a row, a living picture.
 
-It knows one file at a time. How much is decoded is the caller's choice: `Depth`.
+How much is decoded is the caller's choice: `Depth`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from typing import Literal
 import av
 import numpy as np
 
+from prts_core.data.lerobot_v21.frames import opened
 from prts_core.data.lerobot_v21.schema import EpisodeRow, Info
 from prts_core.data.validation.episode import longest_run
 from prts_core.data.validation.report import Finding
+from prts_core.io.errors import DataError
 
 # every: all frames are decoded. ends: the first and the last keyframe's group. packets: none, the index is counted.
 Depth = Literal["every", "ends", "packets"]
@@ -29,19 +31,15 @@ _GRID = 4  # every fourth pixel of every fourth row is compared
 def law_video(
     root: Path, row: EpisodeRow, key: str, info: Info, depth: Depth, motion: np.ndarray | None = None
 ) -> Iterator[Finding]:
-    """Findings of one video. motion: `Facts.motion` of the episode, where its table is sound."""
+    """Findings of one video. motion: `EpisodeSummary.motion` of the episode, where its table is sound."""
     file = info.video_file(row.episode_index, key)
     path = root / file
     if not path.is_file():
         yield _broken(file, "the video is missing", "restore it from its source or its DVC cache")
         return
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
-            if not container.streams.video or container.streams.video[0].codec_context is None:
-                yield _broken(file, "it cannot be decoded: no video stream of a known codec")
-                return
+        with opened(path) as container:
             stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1  # the caller has a thread for each file
             facts = (stream.codec_context.height, stream.codec_context.width, float(stream.average_rate or 0))
             promised = stream.frames
             if depth == "every":
@@ -50,9 +48,11 @@ def law_video(
             else:
                 frames, damaged = _count(container, stream, path.stat().st_size)
                 grey = _ends(container, stream) if depth == "ends" and frames else []
-    except (av.error.FFmpegError, ValueError, OverflowError) as err:
-        said = getattr(err, "strerror", None) or str(err)
-        yield _broken(file, f"it cannot be decoded: {type(err).__name__}: {said}, {path.stat().st_size} bytes")
+    except DataError as err:
+        yield _broken(file, f"it cannot be decoded: {err.found or err.problem}")
+        return
+    except (ValueError, OverflowError) as err:
+        yield _broken(file, f"it cannot be decoded: {type(err).__name__}: {err}, {path.stat().st_size} bytes")
         return
     if damaged:
         yield _broken(file, f"{damaged} frames are damaged")
@@ -117,24 +117,13 @@ def _living(
 ) -> Iterator[Finding]:
     """Warnings: a picture of one colour throughout; a picture that stands still while the robot moves."""
     if max(spread for _, spread in grey) < FLAT:
-        yield Finding(
-            "dropped camera",
-            file,
-            "every frame is of one colour",
-            "a picture",
-            severity="warning",
-            cure="the camera was covered or off: leave the episode out with source.episodes",
-        )
+        cure = "the camera was covered or off: leave the episode out with source.episodes"
+        found = "every frame is of one colour"
+        yield Finding("dropped camera", file, found, "a picture", cure, severity="warning")
     elif depth == "every" and motion is not None:
         start, length = longest_run(np.array([same for same, _ in grey]))
         travelled = float(motion[max(start - 1, 0) : start - 1 + length].sum(dtype=np.float64))
         if length >= max(8, FROZEN_S * fps) and travelled > TRAVEL:
-            yield Finding(
-                "frozen camera",
-                file,
-                f"one picture for {length + 1} rows while the state moves",
-                "a picture a row",
-                "the camera had stopped: leave the episode out, or cut it",
-                start,
-                "warning",
-            )
+            found = f"one picture for {length + 1} rows while the state moves"
+            cure = "the camera had stopped: leave the episode out, or cut it"
+            yield Finding("frozen camera", file, found, "a picture a row", cure, start, "warning")

@@ -1,6 +1,6 @@
-"""Norm statistics in the forms others read, one folder each: the public PRTS release, openpi, LeRobot.
+"""Write norm statistics in the forms others read, one folder each: the public PRTS release, openpi, LeRobot.
 
-It does not compute them, and nothing of ours reads these files: `norm_stats.json` beside them is what training takes.
+Nothing of ours reads these files: `norm_stats.json` beside them is what training takes.
 """
 
 from __future__ import annotations
@@ -16,21 +16,14 @@ from prts_core.data.convert.lerobot_v30_layout import pooled_stats
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.lerobot_v21.schema import FeatureSummary, read_table
 from prts_core.data.normalize import ACTION, STATE, FeatureStats
-from prts_core.data.release_statistics import (
-    DatasetStatistics,
-    ReleasedStatistics,
-    write_norm_stats,
-    write_statistics,
-)
-from prts_core.data.statistics import Computed, statistics_name
+from prts_core.data.release_statistics import DatasetStatistics, ReleasedStatistics, write_norm_stats, write_statistics
+from prts_core.data.statistics import LEROBOT_QUANTILES, Computed, statistics_name
 from prts_core.io.files import write_json
-
-_LEROBOT_QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 
 
 def write_forms(
     folder: Path,
-    made: Computed,
+    computed: Computed,
     features: Mapping[str, Any],
     dataset: str,
     normalization: Normalization,
@@ -45,17 +38,17 @@ def write_forms(
     folders. lerobot/: stats.json into a LeRobot v3.0 dataset's meta folder, with what `camera_stats` gives. All but
     prts/norm_stats.json and LeRobot's hold what a policy is normalised by: relative actions where they are trained so.
     """
-    trained = made.trained
-    own = {STATE: made.stats.state, ACTION: made.stats.action}
+    trained = computed.trained
+    own = {STATE: computed.stats.state, ACTION: computed.stats.action}
     used = {STATE: trained.state, ACTION: trained.action}
     write_norm_stats(folder / "prts" / "norm_stats.json", own)
-    if made.relative is not None and chunk_length is not None:
-        write_norm_stats(folder / "prts" / statistics_name(made.contract, chunk_length), used)
+    if computed.relative is not None and chunk_length is not None:
+        write_norm_stats(folder / "prts" / statistics_name(computed.contract, chunk_length), used)
     entry = DatasetStatistics(dict(features), used)
     write_statistics(folder / "prts" / "statistics.json", ReleasedStatistics(normalization, {dataset: entry}))
     record = {"state": _openpi(trained.state), "actions": _openpi(trained.action)}
     write_json(folder / "openpi" / "norm_stats.json", {"norm_stats": record})
-    write_json(folder / "lerobot" / "stats.json", _lerobot(made) | dict(cameras or {}))
+    write_json(folder / "lerobot" / "stats.json", _lerobot(computed) | dict(cameras or {}))
 
 
 def camera_stats(roots: Sequence[Path], split: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -95,11 +88,11 @@ def _openpi(stats: FeatureStats) -> dict[str, list[float]]:
     return {name: getattr(stats, name).tolist() for name in ("mean", "std", "q01", "q99")}
 
 
-def _lerobot(made: Computed) -> dict[str, dict[str, list[float] | list[int]]]:
-    rows = made.rows
+def _lerobot(computed: Computed) -> dict[str, dict[str, list[float] | list[int]]]:
+    rows = computed.rows
     arrays = {"min": rows.low, "max": rows.high, "mean": rows.mean, "std": rows.std}
-    arrays |= dict(zip(_LEROBOT_QUANTILES, rows.quantiles(tuple(_LEROBOT_QUANTILES.values())), strict=True))
-    at = len(made.contract.state)
+    arrays |= dict(zip(LEROBOT_QUANTILES, rows.quantiles(tuple(LEROBOT_QUANTILES.values())), strict=True))
+    at = len(computed.contract.state)
 
     def part(which: slice) -> dict[str, list[float] | list[int]]:
         return {name: np.asarray(array[which]).tolist() for name, array in arrays.items()} | {"count": [rows.count]}
