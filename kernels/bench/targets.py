@@ -1,4 +1,4 @@
-"""State what role attention has to reach, and how far a run's times do: one row a target. It does not measure."""
+"""State what role attention has to reach, and how far a run's times do: one row a target."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """`prts convert --source KIND`: one recording of any kind becomes a LeRobot v2.1 dataset, outside of a recipe.
 
-It does not know formats: kinds are registered in prts_core.data.convert.source.
+Kinds are registered in prts_core.data.convert.source.
 
   prts convert --source robomimic --mapping configs/mappings/libero.yaml --from recordings --to datasets/libero
 """

@@ -1,6 +1,6 @@
 """`prts validate <folder>` on any LeRobot v2.1 dataset: print what is wrong, seal it, or repair it into a new one.
 
-It knows no law (prts_core.data.validation). Without a folder it is the stage.
+Without a folder it is the stage.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`prts value` on any policy and dataset: curves with frames under them, or the episodes ranked. Prints and draws.
 
-It does not know how values are made or judged (prts_core.value). Without --policy it is the stage.
+Without --policy it is the stage.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Decide who becomes champion: the one rule, on recorded results alone. It asks no registry and runs nothing."""
+"""Decide who becomes champion: the one rule, on recorded results alone."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Whether a package folder is whole: every file is listed in its manifest with the digest it has. Asked before loading.
 
-It knows neither weights nor contracts; it reads names and digests.
+It reads names and digests.
 """
 
 from __future__ import annotations

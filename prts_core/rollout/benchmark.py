@@ -3,7 +3,7 @@ episode.
 
 Conditions: policy, expert (the suite's own), blind_replay (mean training trajectory), untrained (same network, random
 weights), black_images, swapped (the pair's sentences exchanged); then early and noisy, which only make failures for the
-value's AUROC. It does not know stages; `benchmark_policy` takes folders and returns the report.
+value's AUROC. `benchmark_policy` takes folders and returns the report.
 """
 
 from __future__ import annotations

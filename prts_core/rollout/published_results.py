@@ -1,6 +1,6 @@
 """Success rates that others have published, and whether one may stand beside ours: only under the same protocol.
 
-The numbers are data (published_results.yaml), each with its source. It runs nothing and knows no simulator.
+The numbers are data (published_results.yaml), each with its source.
 """
 
 from __future__ import annotations

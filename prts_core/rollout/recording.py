@@ -1,7 +1,7 @@
 """Rollouts kept whole: what was seen and done at every row, in raw HDF5 as demonstrations of the suite are recorded.
 
 An episode is recorded by playing its actions again, as it is filmed: while it ran, nobody rendered what the policy did
-not look at. It does not know policies or datasets; `prts convert --source rollouts` makes a dataset of it.
+not look at. `prts convert --source rollouts` makes a dataset of it.
 """
 
 from __future__ import annotations

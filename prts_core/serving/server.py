@@ -1,7 +1,7 @@
 """A policy behind openpi's websocket protocol: metadata at the handshake, one MessagePack answer for each request.
 
 GET /healthz says "OK". A fault is one paragraph in a text frame, then close code 1011; a client's traceback or ours is
-never sent. It knows neither packages nor registries, and the policy only by its protocol.
+never sent.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where an installed simulator lives, and how its workers are started. It knows no simulator.
+"""Where an installed simulator lives, and how its workers are started.
 
 `<cache>/prts/sims/<family>/` (cache = $XDG_CACHE_HOME or ~/.cache) holds `venv/`, whatever the family's install.py puts
 beside it (tasks.json, init_states/, assets), and `installed.json`, written last: a home without it is not installed. A

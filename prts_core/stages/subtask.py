@@ -1,8 +1,7 @@
 """Stage subtask: a fine-tuned policy learns to say the next subtask before it acts (pi0.5 with knowledge insulation).
 
 pi(a, l^ | o, l) = pi(a | o, l^) pi(l^ | o, l): cross-entropy on the subtask's words and flow matching on actions, whose
-gradient stops at the backbone. It does not know where subtasks come from (prts_core.data.subtasks): an episode without
-any says its own instruction.
+gradient stops at the backbone. An episode without any says its own instruction.
 """
 
 from __future__ import annotations

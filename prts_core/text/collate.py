@@ -1,6 +1,6 @@
 """Sequences of single samples laid into one batch of rows: right-padded, one a row, or packed, many a row.
 
-It does not know what the tokens say; packed samples are kept apart by the mask alone.
+Packed samples are kept apart by the mask alone.
 """
 
 from __future__ import annotations

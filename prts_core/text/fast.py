@@ -1,8 +1,8 @@
 """FAST action tokens: orthonormal DCT over time, rounding, byte-pair encoding of the coefficients.
 
-Source: FAST (arXiv:2501.09747). It does not know the text tokenizer; `prompt.fast_token` maps an index to its token.
-Fitted on our own data the BPE merges coefficients themselves. The published one (`physical-intelligence/fast`, read by
-`from_published` without running its code) merges the UTF-8 bytes of coefficients written as characters.
+Source: FAST (arXiv:2501.09747). `prompt.fast_token` maps an index to its token. Fitted on our own data the BPE merges
+coefficients themselves. The published one (`physical-intelligence/fast`, read by `from_published` without running its
+code) merges the UTF-8 bytes of coefficients written as characters.
 """
 
 from __future__ import annotations

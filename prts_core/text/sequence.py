@@ -1,7 +1,6 @@
 """The tokens of one sample: behaviour-cloning part, contrastive action copy, contrastive goal; ids, positions, roles.
 
-It does not know images beyond how many tokens each takes, nor losses or batches (collate.py). Layout of a robot's
-sample (facts: PRTS role-aware mask), every part after the prompt optional:
+Layout of a robot's sample (facts: PRTS role-aware mask), every part after the prompt optional:
 
     [system, camera lines, proprioception, <|obs_repr|>] [instruction <|goal_repr|>, prompt tail]
     [subtask text] [FAST response <|im_end|>]                                         the assistant's turn, labelled

@@ -1,8 +1,7 @@
 """Text tokenizer: Qwen's own loaded from a folder or hub id, or a small one trained on the sentences at hand.
 
-It does not know images or actions beyond their placeholder tokens. The small one keeps what matters of Qwen's:
-byte-level BPE, the same control tokens. The prompt's fixed phrases and the integers 0 to 1000 are single tokens, so
-that a sample stays short on a CPU.
+The small one keeps what matters of Qwen's: byte-level BPE, the same control tokens. The prompt's fixed phrases and the
+integers 0 to 1000 are single tokens, so that a sample stays short on a CPU.
 """
 
 from __future__ import annotations

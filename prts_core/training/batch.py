@@ -1,6 +1,6 @@
 """Samples of a mixture as training batches: a pure function of (data, seed, position), so that resume is exact.
 
-It does not know disks or images: a `SampleSource` hands out items, whoever fills it. Imports torch and numpy only.
+A `SampleSource` hands out items, whoever fills it. Imports torch and numpy only.
 
 Shape legend: S samples, T chunk length, A action width.
 """

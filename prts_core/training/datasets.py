@@ -1,7 +1,7 @@
 """A LeRobot dataset, or an image-text one, as the trainer draws from it. Words and numbers are read once; images are
 decoded into memory once where they fit, and when asked for where they do not.
 
-It does not know losses or models; what a sample says and how it is normalised is the processor's.
+What a sample says and how it is normalised is the processor's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where training starts from: a network with its weights and the tokenizers it was trained with.
 
-It does not know data or losses; statistics and contract are the dataset's. Four places: a Qwen3-VL folder (stage
-pretrain), the output of stage pretrain, a policy folder of ours, a checkpoint of the public release.
+Statistics and contract are the dataset's. Four places: a Qwen3-VL folder (stage pretrain), the output of stage
+pretrain, a policy folder of ours, a checkpoint of the public release.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The order in which samples of a mixture are drawn: sample number -> (set, row), a pure function of the seed.
 
-It holds no samples and no state: a run resumes at sample n by asking for sample n. Every set is walked through in a
-fresh permutation an epoch; the mixture is kept exactly in every block of BLOCK samples, not only on average.
+A run resumes at sample n by asking for sample n. Every set is walked through in a fresh permutation an epoch; the
+mixture is kept exactly in every block of BLOCK samples, not only on average.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The operation `info_nce` and the choice of its implementation by name.
 
-It does not compute; every implementation module has the same two functions, `unsupported_reason` and `forward`.
+Every implementation module has the same two functions, `unsupported_reason` and `forward`.
 """
 
 from __future__ import annotations

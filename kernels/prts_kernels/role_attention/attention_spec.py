@@ -1,4 +1,4 @@
-"""What an implementation is asked about before it computes: device, dtypes, head size. It holds no tensors."""
+"""What an implementation is asked about before it computes: device, dtypes, head size."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Role-aware attention by torch's FlexAttention: compiled on CUDA, eager on a CPU. The portable peer, to be beaten.
 
-It does not know samples: tiles and mask come from `key_end` alone, and the tiles without any (T, T) matrix.
-One compilation a shape (T, heads, head size, dtype), so that T is padded to one of a few lengths (`compiled_length`).
+Tiles and mask come from `key_end` alone, and the tiles without any (T, T) matrix. One compilation a shape (T, heads,
+head size, dtype), so that T is padded to one of a few lengths (`compiled_length`).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     visible(i, j) = j <= i and i < key_end[j]
 
-i, j and `key_end` count tokens of the whole batch laid end to end, so that samples, rows, padding (key_end 0) and
-roles need nothing else. This module does not know tokens; it takes the ends of the parts of a sample:
+i, j and `key_end` count tokens of the whole batch laid end to end, so that samples, rows, padding (key_end 0) and roles
+need nothing else. It takes the ends of the parts of a sample:
 
     [start : observation_end)           observation: images, state text, everything before the instruction
     [observation_end : bc_end)          instruction, prompt, autoregressive action

@@ -1,6 +1,6 @@
 """The operation `role_attention` and the choice of its implementation by name, device, dtype and head size.
 
-It does not compute; every implementation module has the same two functions, `unsupported_reason` and `forward`.
+Every implementation module has the same two functions, `unsupported_reason` and `forward`.
 """
 
 from __future__ import annotations

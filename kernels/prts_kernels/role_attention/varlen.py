@@ -1,7 +1,7 @@
 """Stock varlen-causal self-attention kernels behind one signature, with the log-sum-exp: what `split` is built on.
 
-It does not know roles: segments are packed end to end, and every token of a segment sees itself and what is before it.
-A backward takes whatever out and lse it is given, so that the caller may have merged more keys into them.
+Segments are packed end to end, and every token of a segment sees itself and what is before it. A backward takes
+whatever out and lse it is given, so that the caller may have merged more keys into them.
 
 Shapes: M tokens, P segments; q, out, dout, dq (M, Hq, D); k, v, dk, dv (M, Hkv, D); lse (Hq, M) fp32, natural
 logarithm; cu_seqlens (P + 1,) int32, from 0 to M; longest segment in tokens. Needs D dense in memory.

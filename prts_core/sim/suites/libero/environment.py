@@ -1,6 +1,6 @@
 """LIBERO as a worker drives it: any of its tasks, from a stored initial state, with two cameras that cost only a look.
 
-It does not know processes, policies or the protocol's numbers (spec.py). It runs in the simulator's own Python.
+It runs in the simulator's own Python.
 
 What LIBERO computes is left as it is: its own step and its own success check, call by call (the self-check compares
 states: 1e-14 apart after 20 steps, since the solver starts from another guess). What is left out computes nothing: the

@@ -1,7 +1,7 @@
 """LIBERO's scripted expert: the skills of a goal one after another, in OSC_POSE actions, with words for subtasks.
 
-It does not know pictures, processes or recordings. expert_plan.py says which skills, expert_carry.py and
-expert_joints.py are the skills, expert_grasp.py where they take hold, expert_scene.py what they see of the scene.
+Files: expert_plan.py says which skills, expert_carry.py and expert_joints.py are the skills, expert_grasp.py where they
+take hold, expert_scene.py what they see of the scene.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What LIBERO's scripted expert may see of the simulator: poses, joint values, the goal, and every shape as a box.
 
-It does not know the expert, pictures or processes; it reads an environment of the `libero` package and changes nothing.
+It reads an environment of the `libero` package and changes nothing.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """SimplerEnv as a worker drives it: any of its WidowX tasks by episode id, drawn only when somebody looks.
 
-It does not know processes, policies or the protocol's numbers (spec.py). It runs in the simulator's own Python.
+It runs in the simulator's own Python.
 
 Scenes, controller and success check are ManiSkill's own. What is left out computes nothing: the pictures that its loop
 draws at every step. A policy of the Bridge data speaks another language than ManiSkill, and the translation is here:
