@@ -36,7 +36,7 @@ LEROBOT = VideoConfig(codec="libsvtav1", crf=30, preset="8")  # lerobot names no
 
 
 @dataclass(frozen=True)
-class Group:
+class EncodedGroup:
     """Episodes converted together: their pictures {camera: (ROWS, SIDE, SIDE, 3) uint8}, and the folder of everything
     made of them."""
 
@@ -48,10 +48,10 @@ def rows(console: Console) -> list[Row]:
     sizes: dict[str, int] = {}
     errors: dict[str, list[float]] = {}
 
-    def checked(name: str, make: Callable[[Group, Path], float]) -> Callable[[Group], float]:
+    def checked(name: str, make: Callable[[EncodedGroup, Path], float]) -> Callable[[EncodedGroup], float]:
         """Seconds of `make`; what it made is measured besides."""
 
-        def call(group: Group) -> float:
+        def call(group: EncodedGroup) -> float:
             root = group.folder / name
             seconds = make(group, root)
             size, error = _quality(root, group.pictures)
@@ -61,7 +61,7 @@ def rows(console: Console) -> list[Row]:
 
         return call
 
-    def lerobot(group: Group, root: Path) -> float:
+    def lerobot(group: EncodedGroup, root: Path) -> float:
         cameras = [f"observation.images.{camera}" for camera in CAMERAS]
         peer.ask(do="create", root=str(root), fps=FPS, cameras=cameras, height=SIDE, width=SIDE, dims=DIMS)
         return float(sum(peer.ask(do="record", frames=str(group.folder / f"{n}.npz")) for n in range(EPISODES)))
@@ -94,10 +94,12 @@ def rows(console: Console) -> list[Row]:
     return made
 
 
-def _groups(folder: Path) -> Iterator[Group]:
+def _groups(folder: Path) -> Iterator[EncodedGroup]:
     """Each recorded in robomimic's layout, and the same numbers beside it as .npz for lerobot."""
     for number in range(GROUPS):
-        group = Group(folder / str(number), [_pictures(number * EPISODES + episode) for episode in range(EPISODES)])
+        group = EncodedGroup(
+            folder / str(number), [_pictures(number * EPISODES + episode) for episode in range(EPISODES)]
+        )
         (group.folder / "hdf5").mkdir(parents=True)
         with h5py.File(group.folder / "hdf5" / "demos.hdf5", "w") as file:
             data = file.create_group("data")
@@ -151,7 +153,7 @@ def _drawn(seed: int) -> np.ndarray:
     return frames
 
 
-def _bare(group: Group) -> float:
+def _bare(group: EncodedGroup) -> float:
     """Seconds of the encoder that lerobot uses, fed from memory on one core: nothing is read, counted or kept."""
     options = {"crf": "30", "g": "2", "preset": LEROBOT.preset, "svtav1-params": "lp=1"}
     begin = time.perf_counter()
@@ -169,7 +171,7 @@ def _bare(group: Group) -> float:
     return time.perf_counter() - begin
 
 
-def _ours(group: Group, root: Path, config: VideoConfig, workers: int) -> float:
+def _ours(group: EncodedGroup, root: Path, config: VideoConfig, workers: int) -> float:
     """Seconds of a whole conversion: reading the recording, videos, tables, statistics, metadata, seal."""
     raw, work = group.folder / "hdf5", root.with_name(f"{root.name} records")
     with one_core() if workers == 1 else nullcontext():

@@ -45,7 +45,7 @@ if not hasattr(torchvision.io, "VideoReader"):
 from lerobot.datasets.lerobot_dataset import LeRobotDataset  # noqa: E402
 
 
-class Peer:
+class LerobotReader:
     def open(self, root, deltas):
         self.data = LeRobotDataset("peer/data", root=root, delta_timestamps=deltas, video_backend="pyav")
         return len(self.data)
@@ -86,7 +86,7 @@ class Peer:
 
 def main() -> None:
     torch.set_num_threads(1)
-    peer, answers = Peer(), sys.stdout
+    peer, answers = LerobotReader(), sys.stdout
     sys.stdout = sys.stderr  # what libraries print must not stand between the answers
     for line in sys.stdin:
         asked = json.loads(line)

@@ -66,7 +66,7 @@ class _Entry(BaseModel):
     stats: dict[str, Any] = Field(min_length=1)
 
 
-class _File(BaseModel):
+class _ReleaseFile(BaseModel):
     state_mode: Normalization
     datasets: dict[str, _Entry] = Field(min_length=1)
 
@@ -77,7 +77,7 @@ def read_statistics(path: Path) -> ReleasedStatistics:
     if isinstance(raw, dict) and not raw.get("datasets"):  # one dataset without a name
         raw = raw | {"datasets": {"": {"features": raw.get("features"), "stats": raw.get("stats")}}}
     try:
-        file = _File.model_validate(raw)
+        file = _ReleaseFile.model_validate(raw)
     except ValidationError as err:
         field, found, expected = faults(err)[0]
         raise CheckpointError(

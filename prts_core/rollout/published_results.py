@@ -53,7 +53,7 @@ class Listing(Strict):
 
 
 @dataclass(frozen=True)
-class Baseline:
+class PublishedBaseline:
     """One published number. rate: 0 to 1. episodes: in all, where known. why_not: what keeps it from standing beside
     the result it was held against; empty where the protocols are the same."""
 
@@ -87,7 +87,7 @@ def listing(path: Path = FILE) -> Listing:
     return read
 
 
-def beside(protocol: Mapping[str, Any], episodes: int, path: Path = FILE) -> list[Baseline]:
+def beside(protocol: Mapping[str, Any], episodes: int, path: Path = FILE) -> list[PublishedBaseline]:
     """What others have published on the suite of `protocol`, best first, each with what differs.
 
     protocol: a benchmark's own (prts_core.rollout.episode_plan.Plan.protocol). episodes: how many of it were run.
@@ -99,7 +99,7 @@ def beside(protocol: Mapping[str, Any], episodes: int, path: Path = FILE) -> lis
             how = read.protocols[entry.protocol]
             per_task, tasks = how.episodes_per_task, TASKS.get(suite, TEN)
             found.append(
-                Baseline(
+                PublishedBaseline(
                     entry.model,
                     suite,
                     entry.success[suite] / 100,
@@ -145,7 +145,7 @@ def differences(protocol: Mapping[str, Any], episodes: int, published: Protocol)
 
 
 def table(
-    found: list[Baseline],
+    found: list[PublishedBaseline],
     ours: str,
     successes: int,
     episodes: int,
@@ -191,7 +191,7 @@ def published(
     return {"header": HEADER, "rows": rows, "refused": refusals(found)}
 
 
-def refusals(found: list[Baseline]) -> list[str]:
+def refusals(found: list[PublishedBaseline]) -> list[str]:
     """Why the others do not stand there, a sentence each."""
     return [
         f"{one.model} ({100 * one.rate:.1f} %, {one.source}) is not shown beside ours: {'; '.join(one.why_not)}."

@@ -49,7 +49,7 @@ Link = Literal["copy", "hardlink"]
 
 
 @dataclass
-class _Episode:
+class _EpisodeRepair:
     """One line of episodes.jsonl and what became of it."""
 
     raw: dict[str, Any]
@@ -88,13 +88,13 @@ class _Repair:
         self.renumbered = {index: sentences.index(task) for index, task in self.tasks.items()}
         if any(index != new for index, new in self.renumbered.items()):
             self.done.append("meta/tasks.jsonl: numbered anew, each sentence once")
-        found: dict[int, _Episode] = {}
+        found: dict[int, _EpisodeRepair] = {}
         for raw, row in self._lines("episodes", tell=True):
             if row.episode_index in found:
                 number = row.episode_index
                 self.done.append(f"meta/episodes.jsonl: episode {number} stands twice, the first line is kept")
             else:
-                found[row.episode_index] = _Episode(raw, row)
+                found[row.episode_index] = _EpisodeRepair(raw, row)
         if not found:
             raise DataError("No line of a dataset's episodes can be read", file=root / "meta" / "episodes.jsonl")
         self.episodes = [found[index] for index in sorted(found)]
@@ -154,7 +154,7 @@ class _Repair:
         self.done.extend(f"{path}: not as it was sealed, taken as it reads now" for path in meta)
         return changed
 
-    def _inspect(self, episode: _Episode) -> _Episode:
+    def _inspect(self, episode: _EpisodeRepair) -> _EpisodeRepair:
         """Decide whether an episode can be kept, and with which rows."""
         info, index = self.info, episode.row.episode_index
         files = info.episode_files(index)
@@ -184,7 +184,7 @@ class _Repair:
         starts = np.cumsum([0] + [episode.length for episode in kept]).tolist()
         stored: dict[int, EpisodeStatsRow] = {r.episode_index: r for _, r in self._lines("episodes_stats", tell=False)}
 
-        def take(job: tuple[int, _Episode]) -> dict[str, Any]:
+        def take(job: tuple[int, _EpisodeRepair]) -> dict[str, Any]:
             new, episode = job
             old = episode.row.episode_index
             path = self.root / info.data_file(old)
@@ -231,7 +231,7 @@ class _Repair:
         write_meta(self.output, self._info(len(sentences)), lines, sentences, stats, self._contract())
 
     def _stats(
-        self, episode: _Episode, table: pa.Table, stored: EpisodeStatsRow | None, untouched: bool
+        self, episode: _EpisodeRepair, table: pa.Table, stored: EpisodeStatsRow | None, untouched: bool
     ) -> dict[str, Any]:
         """One episode's statistics: the stored ones where they are true and the table is untouched; numbers are
         computed again otherwise, pictures are decoded only where their statistics are missing."""
