@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from prts_core.io.errors import Stopped
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SAME_REQUEST_S = 1.0  # a launcher and a terminal both pass one Ctrl-C on
 POLL_S = 0.2
+AGAIN_S = 0.05
 NOTICE = b"stopping: a checkpoint is written first; the same signal again stops at once\n"
 
 
@@ -32,10 +34,12 @@ class Signalled(KeyboardInterrupt):
 
 
 class _State:
-    """owner: the process whose handlers are in place. asked, since: the signal that asked to stop, and when."""
+    """owner: the process whose handlers are in place. asked, since: the signal that asked to stop, and when. hook: what
+    else is told of exceptions that nobody can catch."""
 
     owner = working = asked = 0
     since = 0.0
+    hook: Callable[[Any], object] = staticmethod(sys.__unraisablehook__)
 
 
 @contextmanager
@@ -49,7 +53,8 @@ def stop_on_signals() -> Iterator[None]:
         yield
         return
     before = {n: signal.getsignal(n) for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN}
-    _State.owner = os.getpid()
+    hook, sys.unraisablehook = sys.unraisablehook, _send_again
+    _State.owner, _State.hook = os.getpid(), hook
     try:
         for number in before:
             signal.signal(number, _handle)
@@ -62,6 +67,7 @@ def stop_on_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
+        sys.unraisablehook = hook
         _State.owner = _State.working = _State.asked = 0
 
 
@@ -112,6 +118,24 @@ def _handle(number: int, frame: Any) -> None:
     elif now - _State.since < SAME_REQUEST_S:
         return
     raise Signalled(signal.Signals(number).name)
+
+
+def _send_again(unraisable: Any) -> None:
+    """Of a signal that was raised where Python swallows exceptions (a finaliser, a weak reference's callback): send it
+    once more, a moment later, or the request would be lost."""
+    if not isinstance(unraisable.exc_value, Signalled) or not _State.asked:
+        _State.hook(unraisable)
+        return
+    number, _State.asked = _State.asked, 0
+
+    def send() -> None:
+        if _State.owner == os.getpid():  # the work may have ended meanwhile
+            os.kill(os.getpid(), number)
+
+    # From a thread: the handler must not run in here, where what it raises is swallowed as well.
+    again = threading.Timer(AGAIN_S, send)
+    again.daemon = True
+    again.start()
 
 
 def _raise_if_asked() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,27 @@ def test_nothing_that_handles_faults_swallows_a_stop() -> None:
             send(signal.SIGTERM)
         except Exception:  # noqa: BLE001
             raise AssertionError("swallowed") from None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_meets_a_callback_whose_exceptions_python_swallows_is_not_lost(number: int) -> None:
+    class Seen:
+        pass
+
+    def gone(_: object) -> None:
+        send(number)
+        sum(range(1000))  # here the handler raises, and nobody hears it
+        raise AssertionError("the signal came too late")
+
+    hook = sys.unraisablehook
+    with pytest.raises((Stopped, KeyboardInterrupt)), stop_on_signals():
+        seen = Seen()
+        watched = weakref.ref(seen, gone)
+        del seen
+        assert watched() is None
+        time.sleep(20)
+        raise AssertionError("went on")
+    assert sys.unraisablehook is hook
 
 
 def test_graceful_work_is_asked_to_stop_and_a_second_signal_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
