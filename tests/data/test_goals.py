@@ -23,6 +23,7 @@ from prts_core.text import prompt
 from prts_core.training.batch import BatchSource
 from prts_core.training.datasets import RobotDataset, held_out_set
 from prts_core.training.losses import log_discount
+from prts_core.value.curves import heldout_curves
 from tests.fixtures.reaching import reaching_processor, write_reaching
 from tests.fixtures.tiny_network import SENTENCES
 
@@ -140,6 +141,9 @@ def test_a_dataset_that_never_succeeds_is_refused_and_held_out_failures_are_no_m
     with pytest.raises(DataError, match=r"No episode reached its goal.*next\.success"):
         trained(dataset)
     assert held_out_set("reaching", dataset, None) == []  # type: ignore[arg-type]
+    dataset.info.splits["heldout"] = "0:6"
+    with pytest.raises(DataError, match=r"No held-out episode reached its goal.*next\.success"):
+        heldout_curves(None, dataset, 3, 4)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("failures", ["negatives", "clone"])

@@ -20,7 +20,7 @@ from prts_core.delivery.gate import policy_episodes
 from prts_core.delivery.history import read_history, rows
 from prts_core.delivery.regression import RegressionOutcome, due, regress
 from prts_core.delivery.suite_results import result_of, results_of
-from prts_core.io.errors import ConfigError, PrtsError
+from prts_core.io.errors import ConfigError, PrtsError, UnavailableError
 from prts_core.io.files import read_json, write_json
 from prts_core.rollout.benchmark import measured
 from prts_core.rollout.episode_plan import EpisodePlan, make_plan
@@ -220,6 +220,24 @@ def test_a_first_champion_is_one_under_the_present_protocol_and_the_night_measur
     make(plan, outputs, "w2", outcomes(60, first_seed=5), protocol="sha256:longer")
     register(plan, outputs)
     assert due(plan, outputs) == [("benchmark", "1"), ("benchmark", "2")], "both by the present protocol"
+
+
+def test_a_protocol_that_cannot_be_told_here_is_due_and_costs_nobody_the_night(outputs, simulator, monkeypatch):
+    """A simulator that is not installed, or a recipe that does not fit the challenger's chunks."""
+    plan = named(load_plan(ROOT / "configs" / "quickstart.yaml"), "untold")
+    enter(plan, outputs, "w1", 118)
+    enter(plan, outputs, "w2", 60)
+
+    def planned(*asked):
+        raise UnavailableError("The simulator is not installed", cure="prts sim install metaworld")
+
+    monkeypatch.setattr(protocol, "planned", planned)
+    assert due(plan, outputs) == [("benchmark", "1"), ("benchmark", "2")]
+    first = named(plan, "untold-first")
+    assert enter(first, outputs, "w3", 118)["verdict"]["objections"] == [["unknown", "benchmark"]]
+    monkeypatch.undo()  # the cure: where the simulator is
+    register(first, outputs)
+    assert holders(outputs, "untold-first") == ("1", "1")
 
 
 def test_a_suite_must_be_one_of_the_recipe(outputs):

@@ -100,7 +100,10 @@ def test_a_hub_id_stands_for_the_commit_that_is_downloaded(chain: Chain, cache: 
     assert chain.run("second") == first
 
 
-def test_a_hub_id_that_moves_while_a_stage_runs_is_read_at_the_commit_of_the_key(chain: Chain, cache: Path):
+def test_a_hub_id_that_moves_while_a_stage_runs_is_read_at_the_commit_of_the_key(
+    chain: Chain, cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("CHECKPOINT", "owner/name")
     chain.reads = {"model": Read("owner/name", ("*.json",))}
     chain.run("first")
     put(cache, COMMITS[0])
@@ -110,6 +113,7 @@ def test_a_hub_id_that_moves_while_a_stage_runs_is_read_at_the_commit_of_the_key
         put(cache, COMMITS[1])  # somebody downloads it anew
         source = context.pinned("model", "owner/name")
         assert source is not None and context.pinned("other", "owner/name") == "owner/name"
+        assert context.pinned("model", "${CHECKPOINT}") == source and context.pinned("model", None) is None
         read.append(read_json(local_folder(source, ["*.json"]) / "config.json"))
 
     chain.work = work
