@@ -67,9 +67,16 @@ class PrtsModel(nn.Module):
         value = self.crl_logit_scale
         return value if self.compat == "prts" else value + (value.clamp(max=MOST_LOG_SCALE) - value).detach()
 
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that the head tells apart."""
+        return int(self.language_model.config.vocab_size)
+
     def encode(self, tokens: Tokens) -> Encoded:
         """Run vision tower and language model once; everything else reads from the result."""
         embeds = self.language_model.embed_tokens(tokens.ids)
+        if torch.is_autocast_enabled(embeds.device.type):  # or the residual stream, and all that is kept of it, is fp32
+            embeds = embeds.to(torch.get_autocast_dtype(embeds.device.type))
         seen = tokens.ids == self.image_token_id
         deepstack = None
         if self.training and not len(tokens.grid):

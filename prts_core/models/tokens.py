@@ -9,6 +9,7 @@ G key/value heads, d head_dim, H hidden.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -60,7 +61,7 @@ class Tokens:
         return int((self.sample >= 0).sum())
 
     def to(self, device: torch.device | str) -> Tokens:
-        return moved(self, device)
+        return changed(self, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 @dataclass
@@ -118,13 +119,13 @@ class Encoded:
         return prefix.map(Tensor.detach) if insulate else prefix
 
 
-def moved(record: Any, device: torch.device | str) -> Any:
-    """A dataclass with its tensors (and records of tensors) on another device."""
-    changes = {}
+def changed(record: Any, change: Callable[[Any], Any]) -> Any:
+    """A dataclass with `change` applied to its tensors and masks, and to those of its records of tensors."""
+    made = {}
     for field in fields(record):
         value = getattr(record, field.name)
         if isinstance(value, (Tensor, RoleMask)):
-            changes[field.name] = value.to(device, non_blocking=True)
+            made[field.name] = change(value)
         elif isinstance(value, Tokens):
-            changes[field.name] = moved(value, device)
-    return replace(record, **changes)
+            made[field.name] = changed(value, change)
+    return replace(record, **made)

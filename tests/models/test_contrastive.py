@@ -8,7 +8,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prts_core.io.errors import DataError
 from prts_core.models.heads.contrastive.loss import contrastive_loss
 
 
@@ -40,10 +39,3 @@ def test_same_task_is_no_negative():
     other[2] *= 50  # a goal of another task
     assert loss_of_sample_0(same) == pytest.approx(loss_of_sample_0(psi), rel=1e-6)
     assert loss_of_sample_0(other) != pytest.approx(loss_of_sample_0(psi), rel=1e-2)
-
-
-def test_one_task_is_refused():
-    with pytest.raises(DataError, match="only one task"):
-        contrastive_loss(
-            torch.randn(3, 2), torch.randn(3, 2), torch.tensor(0.0), torch.zeros(3), torch.zeros(3, dtype=torch.int64)
-        )
