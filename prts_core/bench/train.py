@@ -25,6 +25,7 @@ from prts_core.bench.report import Row, compare
 from prts_core.config.model import ContrastiveConfig, ModelConfig, MotConfig, TextConfig, VisionConfig
 from prts_core.config.train import LossWeights, TrainConfig
 from prts_core.data.augment import augment_view
+from prts_core.models.backbone import by_size
 from prts_core.models.prts import PrtsModel
 from prts_core.models.stock import stock_tokens
 from prts_core.text import prompt
@@ -93,6 +94,8 @@ def step_row(console: Console) -> Row:
     pixels, inside, labels = torch.randn(80, 384), torch.ones_like(ids), ids.clone()
     labels[:, :50] = -100
     tokens = stock_tokens(ours, ids, inside, labels=labels, pixel_values=pixels, image_grid_thw=grid)
+    own, own_grid, visual = by_size(tokens.pixels, tokens.grid, tokens.visual)  # as `collate` lays them
+    tokens = replace(tokens, pixels=own, grid=own_grid, visual=visual)
     actions, mask, pad = torch.randn(2, 6, 8), torch.ones(2, 6, 8), torch.zeros(2, 6, dtype=torch.bool)
     nothing, every, numbers = torch.zeros(2, dtype=torch.int64), torch.ones(2, dtype=torch.bool), torch.arange(2)
     names = ["tiny:0", "tiny:1"]

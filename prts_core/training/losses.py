@@ -56,25 +56,35 @@ def token_terms(
     total = encoded.hidden.new_zeros((), dtype=torch.float32)
     if not (weights.fast or weights.text):
         return total, metrics
-    losses, right, at = model.token_losses(encoded)
-    words = batch.tokens.text_label[at[:, 0], at[:, 1]]
-    sample = batch.tokens.sample[at[:, 0], at[:, 1]]
-    dataset, robot = batch.tokens.dataset[sample], batch.has_action[sample]
-    for kind, chosen, weight, loss_name, accuracy_name, groups in (
-        ("fast", ~words, weights.fast, "cross_entropy_loss", "action_accuracy", {"fast": ~words}),
-        ("text", words, weights.text, "text_loss", "text_accuracy", {"subtask": words & robot, "vqa": words & ~robot}),
+    tokens = batch.tokens
+    losses, right = model.token_losses(encoded)
+    at = tokens.predicts + 1
+    words = tokens.text_label.flatten()[at]
+    sample = tokens.sample.flatten()[at]
+    dataset, robot = tokens.dataset[sample], batch.has_action[sample]
+    fast = len(at) - tokens.words
+    for kind, chosen, count, weight, loss_name, accuracy_name, groups in (
+        ("fast", ~words, fast, weights.fast, "cross_entropy_loss", "action_accuracy", {"fast": ~words}),
+        (
+            "text",
+            words,
+            tokens.words,
+            weights.text,
+            "text_loss",
+            "text_accuracy",
+            {"subtask": words & robot, "vqa": words & ~robot},
+        ),
     ):
-        count = int(chosen.sum())
         if not weight:
             continue
-        loss = ranks.mean(mean(losses[chosen]), count, kind)
+        loss = ranks.mean((losses * chosen).sum() / max(1, count), count, kind)
         total = total + weight * loss
         if ranks.total(count) == 0:
             continue
         metrics[loss_name] = loss.detach()
-        metrics[accuracy_name] = ranks.mean(mean(right[chosen].float()), count, kind)
+        metrics[accuracy_name] = ranks.mean((right & chosen).sum() / max(1, count), count, kind)
         for group, own in groups.items():
-            metrics |= by_dataset(group, losses[own].detach(), dataset[own], batch.names, ranks)
+            metrics |= by_dataset(group, losses.detach(), dataset, batch.names, ranks, own)
     return total, metrics
 
 
@@ -130,11 +140,6 @@ def contrastive_term(
     return loss, {"crl_loss": loss.detach(), **parts, "crl_scale": log_scale.detach().exp()}
 
 
-def mean(values: Tensor) -> Tensor:
-    """The mean, of nothing 0."""
-    return values.mean() if len(values) else values.sum()
-
-
 def log_discount(batch: Batch, config: TrainConfig) -> Tensor:
     """(S,) float32: logarithm of each sample's discount to its goal; -inf where that was not reached."""
     steps = batch.steps_to_go.float()
@@ -142,10 +147,14 @@ def log_discount(batch: Batch, config: TrainConfig) -> Tensor:
     return found.masked_fill(steps < 0, -torch.inf)
 
 
-def by_dataset(group: str, values: Tensor, dataset: Tensor, names: list[str], ranks: Ranks) -> Metrics:
-    """`<group>/<dataset>`: the mean of (M,) values over each dataset of the joint batch that has any."""
+def by_dataset(
+    group: str, values: Tensor, dataset: Tensor, names: list[str], ranks: Ranks, own: Tensor | None = None
+) -> Metrics:
+    """`<group>/<dataset>`: the mean of (M,) values over each dataset of the joint batch that has any. own (M,) bool:
+    which of them count."""
+    weight = torch.ones_like(values, dtype=torch.float32) if own is None else own.float()
     sums = values.new_zeros(2, len(names), dtype=torch.float32)
-    sums[0].index_add_(0, dataset, values.float())
-    sums[1].index_add_(0, dataset, torch.ones_like(values, dtype=torch.float32))
+    sums[0].index_add_(0, dataset, values.float() * weight)
+    sums[1].index_add_(0, dataset, weight)
     total, count = ranks.sum(sums)
     return {f"{group}/{name}": total[i] / count[i] for i, name in enumerate(names) if count[i] > 0}

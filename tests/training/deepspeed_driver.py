@@ -26,6 +26,7 @@ import torch
 from prts_core.config.train import LossWeights, TrainConfig
 from prts_core.io.tensors import save_tensors
 from prts_core.launch.signals import graceful, stop_on_signals
+from prts_core.models import cross_entropy
 from prts_core.training.deepspeed import DeepSpeedTrainer, join_processes
 from prts_core.training.ranks import ALONE
 from prts_core.training.trainer import Trainer
@@ -58,6 +59,8 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     config = replace(BASE, deepspeed_stage=stage, **change)
     ranks = join_processes() if stage else ALONE
+    if stage:  # the head is read by slices, as at real size
+        cross_entropy.SLICE = 2048
     tokenizer = text_tokenizer()
     sources = [toy(tokenizer), toy(tokenizer, "wide", width=5, seed=4)]
     source = batches(sources, config, ranks.rank, ranks.world)
