@@ -116,7 +116,7 @@ class PrtsModel(nn.Module):
         """Velocity (R*S, T, A) for R noise draws a sample; x is sample-major: s*R .. s*R+R-1 are of sample s."""
         self._action_head()
         x = mask_noise(x, dof_mask, self.compat)
-        return self.dit_action_head(x, dof_mask, time, prefix.repeat(len(x) // len(prefix.visible)))
+        return self.dit_action_head(x, dof_mask, time, prefix)
 
     def sample(self, prefix: Prefix, noise: Tensor, dof_mask: Tensor) -> Tensor:
         """(S, T, A) noise -> normalised action chunk; outside compat "prts" padded dimensions stay 0 throughout."""

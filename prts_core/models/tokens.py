@@ -88,10 +88,6 @@ class Prefix:
             change(self.image),
         )
 
-    def repeat(self, times: int) -> Prefix:
-        """Each sample `times` times in a row, for several noise draws a sample."""
-        return self if times == 1 else self.map(lambda x: x.repeat_interleave(times, dim=0))
-
 
 @dataclass
 class Encoded:
