@@ -1,5 +1,6 @@
 """`prts bench train`: what a training step costs beside transformers' own backbone, what the contrastive parts add, how
-well processes share the work, and how long a step waits for data. The goals are the project's.
+much memory it takes, how well processes share the work, and how long a step waits for data. The goals are the
+project's.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
+from prts_core.bench import train_memory
 from prts_core.bench.backbone import stock_step
 from prts_core.bench.peer import answer_of
 from prts_core.bench.report import Row, compare
@@ -81,7 +83,13 @@ CAMERAS = ("Camera top", "Camera wrist")
 
 def run(console: Console) -> list[Row]:
     torch.set_num_threads(1)
-    return [step_row(console), *contrastive_rows(console), *scaling_rows(console), data_wait_row(console)]
+    return [
+        step_row(console),
+        *contrastive_rows(console),
+        *train_memory.rows(console),
+        *scaling_rows(console),
+        data_wait_row(console),
+    ]
 
 
 # ---- a step against the backbone alone ---------------------------------------------------------------------------
