@@ -39,7 +39,7 @@ class AdaptiveRMSNorm(nn.Module):
 
 
 class MotAttention(nn.Module):
-    """Action queries over [language keys of the same layer, own keys]; bidirectional; no rotary embedding of its own."""
+    """Action queries over [language keys of the same layer, own keys]: bidirectional, without a rotary embedding."""
 
     def __init__(self, hidden: int, heads: int, kv_heads: int, head_dim: int, dropout: float) -> None:
         super().__init__()
