@@ -108,19 +108,28 @@ def _batched_vision_attention(
     lengths: Sequence[int] = (),
     **_: object,
 ) -> Tensor:
-    """lengths: patches of each frame, in order, by default those of cu_seqlens. Frames of one length that stand
-    together are one call of SDPA over (frames, heads, tokens, head_dim)."""
-    qkv = self.qkv(hidden_states).reshape(-1, 3, self.num_heads, self.head_dim)
-    query, key, value = qkv.unbind(1)
-    query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
-    runs = [(length, len(list(run))) for length, run in groupby(lengths or cu_seqlens.diff().tolist())]
+    """lengths: patches of each frame, in order, by default those of cu_seqlens."""
+    qkv = vision_qkv(self, hidden_states, *position_embeddings)
+    return self.proj(attend_by_frame(*qkv, lengths or cu_seqlens.diff().tolist(), self.scaling))
+
+
+def vision_qkv(attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys after rotary embedding, and values, each (patches, heads, head_dim)."""
+    query, key, value = attention.qkv(hidden).reshape(-1, 3, attention.num_heads, attention.head_dim).unbind(1)
+    return (*apply_rotary_pos_emb_vision(query, key, cos, sin), value)
+
+
+def attend_by_frame(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
+    """(patches, heads, head_dim) -> (patches, hidden). Frames of one length that stand together are one call of SDPA
+    over (frames, heads, tokens, head_dim)."""
+    runs = [(length, len(list(run))) for length, run in groupby(lengths)]
     sizes = [length * frames for length, frames in runs]
     out = []
     for (length, frames), *parts in zip(runs, *(x.split(sizes) for x in (query, key, value)), strict=True):
-        q, k, v = (x.view(frames, length, self.num_heads, -1).transpose(1, 2) for x in parts)
-        found = F.scaled_dot_product_attention(q, k, v, scale=self.scaling)
+        q, k, v = (x.view(frames, length, *x.shape[1:]).transpose(1, 2) for x in parts)
+        found = F.scaled_dot_product_attention(q, k, v, scale=scale)
         out.append(found.transpose(1, 2).reshape(frames * length, -1))
-    return self.proj(out[0] if len(out) == 1 else torch.cat(out))
+    return out[0] if len(out) == 1 else torch.cat(out)
 
 
 def _add_at(self: Any, hidden_states: Tensor, at: Tensor, features: Tensor) -> Tensor:
