@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prts_core.config.model import DitConfig
 from prts_core.models import cross_entropy
 from prts_core.models.attention import choose_implementation
+from prts_core.models.heads.contrastive.loss import contrastive_loss
 from prts_core.models.heads.flow.loss import flow_loss, mix_noise
 from prts_core.models.prts import PrtsModel
 from prts_core.models.tokens import Tokens
@@ -84,8 +85,10 @@ def test_forward_and_backward_wait_for_nothing(monkeypatch, tiny, tokenizer, sam
             flow_loss(model.velocity(encoded.prefix(), x, mask, time), target, mask, compat=compat)
             for compat in ("none", "prts")
         )
-        value = (model.embed_state_actions(encoded) * model.embed_goals(encoded)).sum() * model.log_scale
-        (losses.mean() + flow + value).backward()
+        phi, psi = model.embed_state_actions(encoded)[1:], model.embed_goals(encoded)[1:]
+        task, weight = torch.tensor([4, 1]), torch.tensor([-1.0, -2.0])
+        contrastive, _ = contrastive_loss(phi, psi, model.log_scale, weight, task)
+        (losses.mean() + flow + contrastive).backward()
 
     step()  # what is derived from grids and masks once, of which a GPU gets a copy with the batch
     with Refusing():
