@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prts_core.models.tokens import Tokens, changed
+from prts_core.models.tokens import ON_HOST, Tokens, changed
 from prts_core.text.collate import collate, packed, patches
 from prts_core.text.sequence import TokenSequence
 from prts_core.training.counts import count_items
@@ -109,11 +109,11 @@ class Batch:
         )
 
     def to(self, device: torch.device | str) -> Batch:
-        return changed(self, lambda tensor: tensor.to(device, non_blocking=True))
+        return changed(self, lambda tensor: tensor.to(device, non_blocking=True), ON_HOST)
 
     def pin_memory(self) -> Batch:
         """In memory from which a GPU copies while the host goes on; torch's DataLoader asks for it."""
-        return changed(self, lambda tensor: tensor.pin_memory())
+        return changed(self, lambda tensor: tensor.pin_memory(), ON_HOST)
 
 
 @dataclass(frozen=True)

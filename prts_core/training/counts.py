@@ -104,6 +104,7 @@ class StepCounts:
             **of,
             labels=self.total("fast", "subtask", "vqa"),
             draws=draws * self.total("flow"),
+            context=int(self.whole("prompt").sum()),
             prompt=draws * int(self.whole("prompt").sum()),
             contrasted=int(self.whole("contrastive").sum()),
         )

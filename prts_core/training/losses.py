@@ -89,15 +89,16 @@ def token_terms(
     total = encoded.hidden.new_zeros((), dtype=torch.float32)
     if not (weights.fast or weights.text):
         return total, metrics
-    losses, right, at = model.token_losses(encoded)
-    words = batch.tokens.text_label[at[:, 0], at[:, 1]]
-    sample = batch.tokens.sample[at[:, 0], at[:, 1]]
-    dataset, robot = batch.tokens.dataset[sample], batch.has_action[sample]
-    for weight, loss_name, accuracy_name, groups in (
-        (weights.fast, "cross_entropy_loss", "action_accuracy", {"fast": ~words}),
-        (weights.text, "text_loss", "text_accuracy", {"subtask": words & robot, "vqa": words & ~robot}),
+    tokens = batch.tokens
+    losses, right = model.token_losses(encoded)
+    at = tokens.predicts + 1
+    words = tokens.text_label.flatten()[at]
+    sample = tokens.sample.flatten()[at]
+    dataset, robot = tokens.dataset[sample], batch.has_action[sample]
+    for chosen, weight, loss_name, accuracy_name, groups in (
+        (~words, weights.fast, "cross_entropy_loss", "action_accuracy", {"fast": ~words}),
+        (words, weights.text, "text_loss", "text_accuracy", {"subtask": words & robot, "vqa": words & ~robot}),
     ):
-        chosen = ~words if loss_name == "cross_entropy_loss" else words
         count = counts.total(*groups)
         if not weight:
             continue

@@ -1,4 +1,4 @@
-"""The contrastive objective: its floor is the theory's, same-task samples are no negatives, one task is refused.
+"""The contrastive objective: its floor is the theory's, same-task samples are no negatives, one task counts nothing.
 
 What training to its optimum gives stands in tests/training/test_theory.py.
 """
@@ -39,3 +39,14 @@ def test_same_task_is_no_negative():
     other[2] *= 50  # a goal of another task
     assert loss_of_sample_0(same) == pytest.approx(loss_of_sample_0(psi), rel=1e-6)
     assert loss_of_sample_0(other) != pytest.approx(loss_of_sample_0(psi), rel=1e-2)
+
+
+def test_one_task_counts_nothing_and_reaches_everything():
+    reads = [
+        torch.randn(3, 2, requires_grad=True),
+        torch.randn(3, 2, requires_grad=True),
+        torch.zeros((), requires_grad=True),
+    ]
+    loss, _ = contrastive_loss(*reads, torch.zeros(3), torch.zeros(3, dtype=torch.int64))
+    loss.backward()
+    assert loss == 0 and all(x.grad is not None and not x.grad.any() for x in reads)
