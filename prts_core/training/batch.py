@@ -53,7 +53,7 @@ class SampleSource(Protocol):
     def __len__(self) -> int: ...
 
     def lengths(self, *, response: bool, contrastive: bool) -> np.ndarray:
-        """(rows,) int64: at least the tokens of each row's sample, known without reading an image."""
+        """(rows,) integers: at least the tokens of each row's sample."""
         ...
 
     def item(self, row: int, rng: np.random.Generator, *, response: bool, contrastive: bool) -> TrainingSample:

@@ -146,6 +146,10 @@ class LeRobotDataset:
         stacked = np.stack(images)
         return stacked if size is None else resize_for_model(stacked, size)
 
+    def video_frame(self, episode: int, camera: str, row: int) -> tuple[Path, int]:
+        """The file with a row's picture, and the number of the frame in it."""
+        return self.root / self.info.video_file(episode, camera), row
+
     def depth(self, episode: int, key: str, indices: Sequence[int] | None = None) -> np.ndarray:
         """Depth pictures of one depth camera, (N, H, W) uint16 in the unit of its `info` in info.json; 0: nothing."""
         self._known(episode)
