@@ -164,6 +164,12 @@ class DatasetIndex:
         return Subtasks(made[0].instruction, made[-1].end, texts, ends, made)
 
 
+def open_indexed(root: Path, stats: Path) -> tuple[LeRobotDataset, DatasetIndex]:
+    """The dataset at `root`, its index read from the output of stage stats; no line is read an episode."""
+    index = DatasetIndex.open(stats / INDEX, root)
+    return LeRobotDataset.open(root, index.lengths), index
+
+
 def _described(root: Path) -> dict[str, Any]:
     """What tells a dataset from another one without reading its tables: the digest of info.json, the sizes of the other
     files under meta/."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -31,7 +31,7 @@ from prts_core.io.progress import track
 from prts_core.policy.processor import Processor
 from prts_core.text import prompt
 from prts_core.text.sequence import ConversationBuilder, ImageTokens, Sample, TokenSequence
-from prts_core.training.batch import TrainingSample, chunk_windows
+from prts_core.training.batch import OneByOne, TrainingSample, chunk_windows
 from prts_core.training.episodes import EpisodeReader
 from prts_core.training.shared_files import SharedFiles
 
@@ -95,6 +95,8 @@ class RobotDataset:
         rows = index.stretches["end"][taken] - index.stretches["start"][taken]
         self.first = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
         self._pictures = self._keep_pictures()
+        self._known = lru_cache(maxsize=4096)(index.subtasks)
+        self._task_id = lru_cache(maxsize=4096)(lambda text: prompt.task_id(text, processor.compat))
 
     @cached_property
     def episodes(self) -> np.ndarray:
@@ -138,19 +140,18 @@ class RobotDataset:
     def __len__(self) -> int:
         return int(self.first[-1])
 
-    def locate(self, sample: int) -> tuple[int, int]:
-        """(episode, row in it)."""
-        if not 0 <= sample < len(self):
-            raise IndexError(f"sample {sample} of {len(self)}")
-        position = int(np.searchsorted(self.first, sample, side="right")) - 1
-        stretch = int(self.taken[position])
-        return int(self.index.episode_of(stretch)), int(self.index.stretches[stretch]["start"]) + sample - int(
-            self.first[position]
-        )
+    def _places(self, samples: np.ndarray) -> tuple[list[int], list[int]]:
+        """Of each sample the episode, and the row in it."""
+        if len(samples) and not 0 <= samples.min() <= samples.max() < len(self):
+            raise IndexError(f"samples {samples.min()} to {samples.max()} of {len(self)}")
+        position = np.searchsorted(self.first, samples, side="right") - 1
+        stretch = self.taken[position]
+        rows = self.index.stretches["start"][stretch] + samples - self.first[position]
+        return self.index.episode_of(stretch).tolist(), rows.tolist()
 
     @cached_property
     def tasks(self) -> frozenset[int]:
-        return frozenset(prompt.task_id(text, self.processor.compat) for text in self._told())
+        return frozenset(map(self._task_id, self._told()))
 
     def _told(self) -> Iterable[str]:
         """Every instruction that a sample may have."""
@@ -219,41 +220,44 @@ class RobotDataset:
 
     def pictures(self, sample: int) -> list[np.ndarray]:
         """The sample's views, (H, W, 3) uint8 each, as they are before augmentation."""
-        return self._views(*self.locate(sample))
+        (episode,), (row,) = self._places(np.array([sample]))
+        return self._views(episode, row)
 
     def _views(self, episode: int, row: int) -> list[np.ndarray]:
         if self._pictures:
             return [frames[first[episode] + row] for frames, first in self._pictures.values()]
         return [self.reader.rgb(episode, key, row, size) for key, size in self.processor.view_sizes.items()]
 
-    def item(self, row: int, rng: np.random.Generator, *, response: bool, contrastive: bool) -> TrainingSample:
-        episode, at = self.locate(row)
-        task, processor = self.index.subtasks(episode), self.processor
-        own = task.stretch(at)
-        to_go = -1 if own.goal is None else max(own.goal - at, 0)
-        cloned = to_go >= 0 or self.failures == "clone"
-        text, to_go = task.target(self.mode, at, to_go, rng)
-        states, actions = self.reader.numbers(episode)
-        state = states[at : at + 1]
+    def items(
+        self, rows: Sequence[int], rngs: Sequence[np.random.Generator], *, response: bool, contrastive: bool
+    ) -> list[TrainingSample]:
+        processor, episodes, at = self.processor, *self._places(np.asarray(rows))
+        numbers = [self.reader.numbers(episode) for episode in episodes]
+        known = [self._known(episode) for episode in episodes]
+        own = [task.stretch(row) for task, row in zip(known, at, strict=True)]
         # A chunk ends where its instruction does: what comes next was done for another one, or failed.
-        steps = at + np.arange(processor.contract.chunk_length)
-        chunk, is_pad = actions[steps.clip(max=own.end - 1)][None], steps >= own.end
-        reads_fast = contrastive or (response and cloned)
-        sample = Sample(
-            processor.builder.encode_states(processor.state_bins(state))[0],
-            text,
-            processor.fast_tokens(chunk, state)[0] if reads_fast else None,
-            task.at(at).text if self.say_subtask and cloned else None,
-        )
-        images = self._views(episode, at)
-        if self.augmented:
-            images = [augment_view(image, rng) for image in images]
-        sequence = processor.builder.sequence(sample, response=response and cloned, contrastive=contrastive)
-        task_id = prompt.task_id(text, processor.compat)
-        if not cloned:  # it shows what does not lead to the goal: nothing of it is imitated
-            return TrainingSample(sequence, images, None, None, to_go, task_id, self.row_s)
-        normalized = processor.normalize_actions(chunk, state)[0]
-        return TrainingSample(sequence, images, normalized, is_pad, to_go, task_id, self.row_s)
+        last = np.array([stretch.end for stretch in own])[:, None] - 1
+        steps = np.array(at)[:, None] + np.arange(processor.contract.chunk_length)
+        is_pad = steps > last
+        chunks = np.stack([actions[i] for (_, actions), i in zip(numbers, steps.clip(max=last), strict=True)])
+        states = np.stack([states[row] for (states, _), row in zip(numbers, at, strict=True)])
+        words = processor.builder.encode_states(processor.state_bins(states))
+        fast = processor.fast_tokens(chunks, states) if response or contrastive else [None] * len(at)
+        normalized = processor.normalize_actions(chunks, states)
+        made = []
+        for i, (task, stretch, row, rng) in enumerate(zip(known, own, at, rngs, strict=True)):
+            to_go = -1 if stretch.goal is None else max(stretch.goal - row, 0)
+            cloned = to_go >= 0 or self.failures == "clone"
+            text, to_go = task.target(self.mode, row, to_go, rng)
+            sample = Sample(words[i], text, fast[i], task.at(row).text if self.say_subtask and cloned else None)
+            images = self._views(episodes[i], row)
+            if self.augmented:
+                images = [augment_view(image, rng) for image in images]
+            sequence = processor.builder.sequence(sample, response=response and cloned, contrastive=contrastive)
+            # Of what does not lead to the goal nothing is imitated.
+            chunk, pad = (normalized[i], is_pad[i]) if cloned else (None, None)
+            made.append(TrainingSample(sequence, images, chunk, pad, to_go, self._task_id(text), self.row_s))
+        return made
 
 
 def held_out_set(
@@ -267,7 +271,7 @@ def held_out_set(
     return [RobotDataset(name, dataset, index, processor, reached, **options)] if reached else []
 
 
-class VqaDataset:
+class VqaDataset(OneByOne):
     """An image-text dataset (a `SampleSource`): words to answer, no action."""
 
     tasks: frozenset[int] = frozenset()

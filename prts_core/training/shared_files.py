@@ -12,6 +12,7 @@ from numpy.lib.format import open_memmap
 from prts_core.io.files import atomic_path
 from prts_core.io.locks import locked
 
+SHARED = "shared"  # folder in a stage's work folder
 PICTURES_GIB = 4.0  # pictures that a run keeps decoded, all of its datasets together; others are read when drawn
 
 
