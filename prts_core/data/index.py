@@ -174,12 +174,12 @@ def _described(root: Path) -> dict[str, Any]:
     """What tells a dataset from another one without reading its tables: the digest of info.json, the sizes of the other
     files under meta/."""
     meta = root / "meta"
-    sizes = {
-        path.relative_to(meta).as_posix(): path.stat().st_size
+    others = [
+        {"path": path.relative_to(meta).as_posix(), "size": path.stat().st_size}
         for path in sorted(meta.rglob("*"))
         if path.is_file() and path.name[0] != "." and path != root / SEAL and path.name != "info.json"
-    }
-    return {"info": digest_file(meta / "info.json"), "sizes": sizes}
+    ]
+    return {"info": digest_file(meta / "info.json"), "files": others}
 
 
 def _records(numbers: array[int], kind: np.dtype) -> np.ndarray:

@@ -140,7 +140,7 @@ class RobotDataset:
     def __len__(self) -> int:
         return int(self.first[-1])
 
-    def _places(self, samples: np.ndarray) -> tuple[list[int], list[int]]:
+    def places(self, samples: np.ndarray) -> tuple[list[int], list[int]]:
         """Of each sample the episode, and the row in it."""
         if len(samples) and not 0 <= samples.min() <= samples.max() < len(self):
             raise IndexError(f"samples {samples.min()} to {samples.max()} of {len(self)}")
@@ -220,7 +220,7 @@ class RobotDataset:
 
     def pictures(self, sample: int) -> list[np.ndarray]:
         """The sample's views, (H, W, 3) uint8 each, as they are before augmentation."""
-        (episode,), (row,) = self._places(np.array([sample]))
+        (episode,), (row,) = self.places(np.array([sample]))
         return self._views(episode, row)
 
     def _views(self, episode: int, row: int) -> list[np.ndarray]:
@@ -231,7 +231,7 @@ class RobotDataset:
     def items(
         self, rows: Sequence[int], rngs: Sequence[np.random.Generator], *, response: bool, contrastive: bool
     ) -> list[TrainingSample]:
-        processor, episodes, at = self.processor, *self._places(np.asarray(rows))
+        processor, episodes, at = self.processor, *self.places(np.asarray(rows))
         numbers = [self.reader.numbers(episode) for episode in episodes]
         known = [self._known(episode) for episode in episodes]
         own = [task.stretch(row) for task, row in zip(known, at, strict=True)]
@@ -244,15 +244,16 @@ class RobotDataset:
         words = processor.builder.encode_states(processor.state_bins(states))
         fast = processor.fast_tokens(chunks, states) if response or contrastive else [None] * len(at)
         normalized = processor.normalize_actions(chunks, states)
+        views: dict[int, list[np.ndarray]] = {}
+        for i in np.lexsort((at, episodes)).tolist():  # a decoder goes on forward where two samples are of one video
+            views[i] = self._views(episodes[i], at[i])
         made = []
         for i, (task, stretch, row, rng) in enumerate(zip(known, own, at, rngs, strict=True)):
             to_go = -1 if stretch.goal is None else max(stretch.goal - row, 0)
             cloned = to_go >= 0 or self.failures == "clone"
             text, to_go = task.target(self.mode, row, to_go, rng)
             sample = Sample(words[i], text, fast[i], task.at(row).text if self.say_subtask and cloned else None)
-            images = self._views(episodes[i], row)
-            if self.augmented:
-                images = [augment_view(image, rng) for image in images]
+            images = [augment_view(image, rng) for image in views[i]] if self.augmented else views[i]
             sequence = processor.builder.sequence(sample, response=response and cloned, contrastive=contrastive)
             # Of what does not lead to the goal nothing is imitated.
             chunk, pad = (normalized[i], is_pad[i]) if cloned else (None, None)
