@@ -98,35 +98,38 @@ class BarePyAV:
         raise DataError("A video ends early", found=row)
 
 
-def training_set(dataset: LeRobotDataset, folder: Path, chunk: int = CHUNK) -> RobotDataset:
+def training_set(dataset: LeRobotDataset, folder: Path) -> RobotDataset:
     """`dataset` as training draws from it, its pictures at their own size and none of them kept."""
     features = dataset.info.features
-    names = {key: features[key].dimension_names for key in (STATE, ACTION)}
-    cameras = {key: features[key].image_size for key in dataset.camera_keys}
     dataset.contract = build_contract(
         dataset="bench",
         robot=None,
         robot_type="bench",
         control_hz=dataset.fps,
-        state=names[STATE],
-        action=names[ACTION],
-        cameras=cameras,
+        state=features[STATE].dimension_names,
+        action=features[ACTION].dimension_names,
+        cameras={key: features[key].image_size for key in dataset.camera_keys},
     )
-    model = ModelConfig(min_view_tokens=1, max_view_tokens=10**6, chunk_length=chunk)
     numbers = [np.concatenate([read(e) for e in dataset.episodes()]) for read in (dataset.states, dataset.actions)]
-    parts = [
-        FeatureStats(x.mean(0), x.std(0), x.min(0), x.max(0), *np.quantile(x, [0.01, 0.99], axis=0)) for x in numbers
-    ]
+    processor = make_processor(dataset, numbers[0], numbers[1], folder)
+    index, shared = DatasetIndex.of(dataset), SharedFiles(left=0)
+    return RobotDataset("bench", dataset, index, processor, dataset.episodes(), shared=shared)
+
+
+def make_processor(dataset: LeRobotDataset, states: np.ndarray, actions: np.ndarray, folder: Path) -> Processor:
+    """With the statistics of these rows; its tokenizers know little."""
+    model = ModelConfig(min_view_tokens=1, max_view_tokens=10**6, chunk_length=CHUNK)
+    state, action = (
+        FeatureStats(x.mean(0), x.std(0), x.min(0), x.max(0), *np.quantile(x, [0.01, 0.99], axis=0))
+        for x in (states, actions)
+    )
     path = folder / "norm_stats.json"
-    write_json(path, NormStats(parts[0], parts[1], len(numbers[0]), "train", "sha256:bench").to_json())
-    contract = PolicyContract("bench", dataset.contract, chunk, "QUANTILE", digest_file(path))
+    write_json(path, NormStats(state, action, len(states), "train", "sha256:bench").to_json())
+    contract = PolicyContract("bench", dataset.contract, CHUNK, "QUANTILE", digest_file(path))
     fast = FastTokenizer.fit(np.random.default_rng(0).uniform(-1, 1, (50, 8, 7)), 512)
     labels = [camera.label for camera in dataset.contract.cameras]
-    text = TextTokenizer.train(list(dataset.tasks.values()), labels, 400, fast.vocab_size)
-    processor = Processor(contract, load_statistics(path), path, text, fast, model)
-    return RobotDataset(
-        "bench", dataset, DatasetIndex.of(dataset), processor, dataset.episodes(), shared=SharedFiles(left=0)
-    )
+    text = TextTokenizer.train(sorted(set(dataset.tasks.values()))[:100], labels, 400, fast.vocab_size)
+    return Processor(contract, load_statistics(path), path, text, fast, model)
 
 
 def rows(console: Console) -> list[Row]:

@@ -38,7 +38,7 @@ _CURE = "make the statistics again: prts stats"
 class DatasetIndex:
     """stretches (N,) of STRETCH and spans (M,) of SPAN, episode after episode; those of episode e are
     first_stretch[e] : first_stretch[e + 1] and first_span[e] : first_span[e + 1], int64. tasks {task_index: sentence};
-    texts: the sentences of subtasks, each once. described: the dataset as `_described` has it."""
+    texts: the sentences of subtasks, each once. described: the dataset as `described` has it."""
 
     stretches: np.ndarray
     first_stretch: np.ndarray
@@ -77,7 +77,7 @@ class DatasetIndex:
             np.array(first_span, np.int64),
             dict(dataset.tasks),
             list(texts),
-            _described(dataset.root),
+            described(dataset.root),
         )
 
     def save(self, folder: Path) -> None:
@@ -98,7 +98,7 @@ class DatasetIndex:
         raw = read_json(path)
         found, wanted = ({"format": raw.get("format")}, {"format": FORMAT})
         if found == wanted:
-            found, wanted = raw.get("dataset"), _described(root)
+            found, wanted = raw.get("dataset"), described(root)
         if found != wanted:
             raise DataError(
                 "An index is of another format, or of another dataset",
@@ -170,7 +170,7 @@ def open_indexed(root: Path, stats: Path) -> tuple[LeRobotDataset, DatasetIndex]
     return LeRobotDataset.open(root, index.lengths), index
 
 
-def _described(root: Path) -> dict[str, Any]:
+def described(root: Path) -> dict[str, Any]:
     """What tells a dataset from another one without reading its tables: the digest of info.json, the sizes of the other
     files under meta/."""
     meta = root / "meta"

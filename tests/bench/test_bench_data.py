@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from prts_core.bench import data_encoding, data_loading
+from prts_core.bench import data_encoding, data_loading, data_start
 from prts_core.bench.report import Row, show
 from prts_core.config.places import shared_folder
 from prts_core.config.schema import VideoConfig
@@ -40,6 +40,14 @@ def test_without_lerobot_a_row_says_how_to_get_it(tmp_path: Path, monkeypatch: p
     assert "make conformance" in console.export_text()
     first, second = json.loads(path.read_text())["rows"]
     assert (first["peer"], first["ratio"], first["met"]) == (None, None, None) and second["met"] is True
+
+
+def test_training_starts_on_metadata_and_an_index_alone(tmp_path: Path) -> None:
+    index = data_start.write(tmp_path / "data", 200)
+    source = data_start.start(tmp_path / "data", tmp_path)
+    assert len(source.sources[0]) == 198 * data_start.LENGTH and index.bytes < 16 * 200 * data_start.LENGTH
+    plan = next(source.plans(source.start()))
+    assert len({(draw.source, draw.row) for row in plan.rows for draw in row}) == 256
 
 
 @pytest.mark.conformance
