@@ -90,11 +90,12 @@ def start(root: Path, folder: Path) -> Any:
     from prts_core.data.index import open_indexed
     from prts_core.training.batch import BatchSource
     from prts_core.training.datasets import RobotDataset, held_out_set
+    from prts_core.training.shared_files import SharedFiles
 
     dataset, index = open_indexed(root, root)
-    rng = np.random.default_rng(0)
-    processor = make_processor(dataset, *rng.normal(size=(2, 100, DIMS)), folder)
-    options: Any = {"train_subtask": "mixture:0.5"}
+    states, actions = np.random.default_rng(0).normal(size=(2, 100, DIMS))
+    processor = make_processor(dataset, states, actions, folder)
+    options: Any = {"train_subtask": "mixture:0.5", "shared": SharedFiles(left=0)}
     held_out = held_out_set("bench", dataset, index, processor, **options)
     sets = [RobotDataset("bench", dataset, index, processor, dataset.episodes("train"), **options)]
     assert len(held_out) == 1 and len(sets[0].tasks) > 1
