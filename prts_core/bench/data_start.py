@@ -50,13 +50,13 @@ def rows(console: Console) -> list[Row]:
     ]
 
 
-def write(root: Path, episodes: int) -> DatasetIndex:
+def write(root: Path, episodes: int, tasks: int = TASKS, texts: int = TEXTS) -> DatasetIndex:
     """The metadata of a dataset with three subtasks an episode, and its index below it."""
     rng = np.random.default_rng(0)
     dims = tuple(Dimension(f"joint_{i}", "rad") for i in range(DIMS))
     vector = {"dtype": "float32", "shape": [DIMS], "names": [d.name for d in dims]}
     picture = {"dtype": "video", "shape": [480, 640, 3], "names": ["height", "width", "channels"]}
-    tasks = {index: f"put object {index} into its place" for index in range(TASKS)}
+    named = {index: f"put object {index} into its place" for index in range(tasks)}
     held = episodes // 100
     about = {
         "codebase_version": CODEBASE_VERSION,
@@ -68,18 +68,18 @@ def write(root: Path, episodes: int) -> DatasetIndex:
         "video_path": VIDEO_PATH,
         "features": {STATE: vector, ACTION: vector, CAMERA: picture, **STANDARD_FEATURES},
     }
-    write_json(root / "meta" / "info.json", about | totals([LENGTH] * episodes, TASKS, 1))
-    write_jsonl(root / "meta" / "tasks.jsonl", [{"task_index": i, "task": task} for i, task in tasks.items()])
+    write_json(root / "meta" / "info.json", about | totals([LENGTH] * episodes, tasks, 1))
+    write_jsonl(root / "meta" / "tasks.jsonl", [{"task_index": i, "task": task} for i, task in named.items()])
     Contract("bench", 30, dims, dims, (Camera(CAMERA, "Camera front", 480, 640),)).save(root / "meta" / "contract.json")
     stretches = np.zeros(episodes, STRETCH)
     stretches["end"], stretches["goal"], stretches["success"] = LENGTH, LENGTH - 1, NOT_RECORDED
-    stretches["task"] = rng.integers(0, TASKS, episodes)
+    stretches["task"] = rng.integers(0, tasks, episodes)
     spans = np.zeros(3 * episodes, SPAN)
     spans["end"] = np.tile([60, 130, LENGTH], episodes)
-    spans["text"] = rng.integers(0, TEXTS, len(spans))
-    texts = [f"move to object {index}" for index in range(TEXTS)]
+    spans["text"] = rng.integers(0, texts, len(spans))
+    told = [f"move to object {index}" for index in range(texts)]
     first = np.arange(episodes + 1, dtype=np.int64)
-    index = DatasetIndex(stretches, first, spans, 3 * first, tasks, texts, described(root))
+    index = DatasetIndex(stretches, first, spans, 3 * first, named, told, described(root))
     index.save(root / INDEX)
     return index
 

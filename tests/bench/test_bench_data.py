@@ -43,7 +43,7 @@ def test_without_lerobot_a_row_says_how_to_get_it(tmp_path: Path, monkeypatch: p
 
 
 def test_training_starts_on_metadata_and_an_index_alone(tmp_path: Path) -> None:
-    index = data_start.write(tmp_path / "data", 200)
+    index = data_start.write(tmp_path / "data", 200, tasks=20, texts=10)
     source = data_start.start(tmp_path / "data", tmp_path)
     assert len(source.sources[0]) == 198 * data_start.LENGTH and index.bytes < 16 * 200 * data_start.LENGTH
     plan = next(source.plans(source.start()))
