@@ -35,7 +35,7 @@ from prts_core.text import prompt
 from prts_core.text.fast import FastTokenizer
 from prts_core.text.sequence import ImageTokens, Sample, SequenceBuilder
 from prts_core.text.tokenizer import TextTokenizer
-from prts_core.training.batch import Batch, BatchSource, TrainingSample
+from prts_core.training.batch import Batch, BatchSource, OneByOne, TrainingSample
 from prts_core.training.losses import prts_loss
 from prts_core.training.parallel import join_processes
 from prts_core.training.trainer import Trainer
@@ -142,7 +142,7 @@ def loss_step(model: PrtsModel, batch: Batch, config: TrainConfig, seed: int = 0
 
 
 # ---- what the contrastive parts cost -----------------------------------------------------------------------------
-class Rows:
+class Rows(OneByOne):
     """Random samples in the proportions of pre-training: 128 visual tokens over two cameras, 32 of state, 30 of
     instruction, 50 of action. `heavy`: images are made anew for every sample, as a decoder would."""
 

@@ -184,9 +184,8 @@ def draw_augmentations(folder: Path, rows: RobotDataset, seed: int) -> None:
     from PIL import Image
 
     chosen = np.linspace(0, len(rows) - 1, 3).astype(int)
-    sheet = preview(
-        [rows.frames[i % len(rows.frames)][int(row)] for i, row in enumerate(chosen)], np.random.default_rng(seed)
-    )
+    views = [rows.pictures(int(row)) for row in chosen]
+    sheet = preview([view[i % len(view)] for i, view in enumerate(views)], np.random.default_rng(seed))
     Image.fromarray(sheet).save(folder / "augmentations.png")
 
 

@@ -54,12 +54,28 @@ class SampleSource(Protocol):
     def __len__(self) -> int: ...
 
     def lengths(self, *, response: bool, contrastive: bool) -> np.ndarray:
-        """(rows,) int64: at least the tokens of each row's sample, known without reading an image."""
+        """(rows,) integers: at least the tokens of each row's sample."""
         ...
 
-    def item(self, row: int, rng: np.random.Generator, *, response: bool, contrastive: bool) -> TrainingSample:
-        """rng: the sample's own, for augmentation and whatever else is drawn."""
+    def items(
+        self, rows: Sequence[int], rngs: Sequence[np.random.Generator], *, response: bool, contrastive: bool
+    ) -> list[TrainingSample]:
+        """Samples of a batch, made together. rngs: of each its own, for augmentation and whatever else is drawn."""
         ...
+
+
+class OneByOne:
+    """A `SampleSource` whose samples are made one at a time, by `item`."""
+
+    def item(self, row: int, rng: np.random.Generator, *, response: bool, contrastive: bool) -> TrainingSample:
+        raise NotImplementedError
+
+    def items(
+        self, rows: Sequence[int], rngs: Sequence[np.random.Generator], *, response: bool, contrastive: bool
+    ) -> list[TrainingSample]:
+        return [
+            self.item(row, rng, response=response, contrastive=contrastive) for row, rng in zip(rows, rngs, strict=True)
+        ]
 
 
 @dataclass
@@ -204,15 +220,7 @@ class BatchSource:
         """This process's part of a planned batch."""
         rows = plan.rows[self.rank :: self.world]
         draws = [d for row in rows for d in row]
-        items = [
-            self.sources[d.source].item(
-                d.row,
-                np.random.default_rng([self.seed, 3, d.number]),
-                response=self.response,
-                contrastive=plan.contrastive,
-            )
-            for d in draws
-        ]
+        items = self._items(draws, plan.contrastive)
         sequences = [item.sequence for item in items]
         place = None
         if self.pack_length:
@@ -252,6 +260,18 @@ class BatchSource:
             begin=plan.begin,
             cursor=plan.cursor,
         )
+
+    def _items(self, draws: Sequence[SampleIndex], contrastive: bool) -> list[TrainingSample]:
+        """The samples that are drawn, each source's together."""
+        made: dict[int, TrainingSample] = {}
+        for number, source in enumerate(self.sources):
+            own = [i for i, d in enumerate(draws) if d.source == number]
+            rngs = [np.random.default_rng([self.seed, 3, draws[i].number]) for i in own]
+            rows = [draws[i].row for i in own]
+            if own:
+                found = source.items(rows, rngs, response=self.response, contrastive=contrastive)
+                made.update(zip(own, found, strict=True))
+        return [made[i] for i in range(len(draws))]
 
     def batches(self, cursor: Cursor, workers: int = 0) -> Iterator[Batch]:
         """Batches from `cursor` on, made ahead: by one thread, or by that many loader processes; the same either

@@ -23,7 +23,7 @@ from torch import nn
 from prts_core.config.train import LossWeights, TrainConfig
 from prts_core.models.prts import PrtsModel
 from prts_core.text.sequence import ConversationBuilder, ImageTokens
-from prts_core.training.batch import Batch, BatchPlan, TrainingSample
+from prts_core.training.batch import Batch, BatchPlan, OneByOne, TrainingSample
 from prts_core.training.counts import StepCounts
 from prts_core.training.losses import prts_loss
 from prts_core.training.optim import freeze, unreached
@@ -34,7 +34,7 @@ from tests.training.runs import batches, network, text_tokenizer, toy
 
 
 @dataclass
-class Words:
+class Words(OneByOne):
     """Questions and answers, with a picture or without."""
 
     builder: ConversationBuilder
@@ -53,7 +53,7 @@ class Words:
 
 
 @dataclass
-class Failed:
+class Failed(OneByOne):
     """Rows of episodes that did not reach their goal."""
 
     rows: ToySource
