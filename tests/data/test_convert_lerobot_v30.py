@@ -96,6 +96,20 @@ def test_layout(v30: Path) -> None:
     assert pooled["count"] == [len(actions)]
 
 
+def test_first_rows_are_counted_in_one_pass(toy: Converted) -> None:
+    class Row:
+        read = 0
+
+        @property
+        def length(self) -> int:
+            Row.read += 1
+            return 3
+
+    opened = LeRobotDataset.open(toy.root)
+    made = LeRobotDataset(opened.root, opened.info, [Row()] * 1000, {})  # type: ignore[list-item]
+    assert made.starts == list(range(0, 3000, 3)) and Row.read == 1000
+
+
 def data_files(root: Path) -> list[Path]:
     return sorted((root / "data").rglob("*.parquet"))
 

@@ -65,7 +65,7 @@ def export(
             found=sorted(dataset.tasks)[:9],
         )
     raw = read_jsonl(root / "meta/episodes.jsonl")
-    firsts = [sum(row.length for row in dataset.rows[:episode]) for episode in dataset.episodes()]
+    firsts = dataset.starts
     rows: list[dict[str, Any]] = [{"episode_index": episode} for episode in dataset.episodes()]
     units = [
         *_table_units(dataset, output, firsts, rows, data_mb),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,11 @@ class LeRobotDataset:
     def contract(self) -> Contract:
         """What the numbers mean: meta/contract.json, written by the stage convert."""
         return Contract.load(self.root / "meta" / "contract.json")
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """Rows of all episodes before each one."""
+        return list(accumulate((row.length for row in self.rows), initial=0))[:-1]
 
     def episodes(self, split: str | None = None) -> list[int]:
         """Episode indices of a split ("train", "heldout", ...), or of the whole dataset."""

@@ -84,8 +84,7 @@ class _Repair:
         self.tasks: dict[int, str] = {}
         for _, row in self._lines("tasks", tell=True):
             self.tasks.setdefault(row.task_index, row.task)
-        sentences = list(dict.fromkeys(self.tasks[index] for index in sorted(self.tasks)))
-        self.renumbered = {index: sentences.index(task) for index, task in self.tasks.items()}
+        self.renumbered = renumbered(self.tasks)
         if any(index != new for index, new in self.renumbered.items()):
             self.done.append("meta/tasks.jsonl: numbered anew, each sentence once")
         found: dict[int, _EpisodeRepair] = {}
@@ -312,6 +311,12 @@ class _Repair:
                 found = err.found or err.problem
                 self.done.append(f"meta/contract.json left out: {found}; `prts convert` makes it")
             return None
+
+
+def renumbered(tasks: dict[int, str]) -> dict[int, int]:
+    """{task index there: index here}: 0, 1, 2, ... in the order of the old indices, each sentence once."""
+    places: dict[str, int] = {}
+    return {index: places.setdefault(tasks[index], len(places)) for index in sorted(tasks)}
 
 
 def _in_order(table: pa.Table) -> tuple[pa.Table, bool]:
