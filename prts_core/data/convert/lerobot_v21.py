@@ -13,7 +13,7 @@ from prts_core.config.schema import RobotConfig
 from prts_core.config.sources import LeRobotSource
 from prts_core.contract import Contract
 from prts_core.data.embodiment import build_contract
-from prts_core.data.lerobot_v21.reader import LeRobotDataset, require_columns
+from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.lerobot_v21.schema import (
     ACTION,
     CHUNKS_SIZE,
@@ -27,6 +27,7 @@ from prts_core.data.lerobot_v21.schema import (
     video_file,
 )
 from prts_core.data.lerobot_v21.select import select
+from prts_core.data.lerobot_v21.tables import require_columns
 from prts_core.data.lerobot_v21.writer import (
     counters,
     episode_stats,

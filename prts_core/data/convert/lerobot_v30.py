@@ -20,7 +20,6 @@ from prts_core.data.convert.lerobot_v21 import contract_of
 from prts_core.data.convert.lerobot_v30_layout import Episode30, Info30, read_episodes30, read_info30, read_tasks30
 from prts_core.data.convert.remux import Piece, cut
 from prts_core.data.convert.resume import Unit, run_units
-from prts_core.data.lerobot_v21.reader import require_columns
 from prts_core.data.lerobot_v21.schema import (
     CHUNKS_SIZE,
     CODEBASE_VERSION,
@@ -33,6 +32,7 @@ from prts_core.data.lerobot_v21.schema import (
     video_file,
 )
 from prts_core.data.lerobot_v21.seal import check_sizes
+from prts_core.data.lerobot_v21.tables import require_columns, write_parquet
 from prts_core.data.lerobot_v21.writer import counters, remove_strays, write_meta
 from prts_core.io.errors import DataError
 from prts_core.io.files import atomic_path, read_json
@@ -167,7 +167,7 @@ def split_table(path: Path, episodes: Sequence[Episode30], targets: Sequence[Pat
                 held = rest.to_batches()
                 check_numbering(mine, episode.index, episode.first, path)
                 with atomic_path(target) as partial_file:
-                    pq.write_table(mine.select(keys).replace_schema_metadata(metadata), partial_file)
+                    write_parquet(mine.select(keys).replace_schema_metadata(metadata), partial_file)
     except (pa.ArrowException, OSError) as err:
         if isinstance(err, OSError) and err.errno is not None:
             raise  # the disk, not the table: files.explain_os_errors has words for it

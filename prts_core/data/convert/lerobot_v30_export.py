@@ -33,9 +33,10 @@ from prts_core.data.convert.lerobot_v30_layout import (
 )
 from prts_core.data.convert.remux import codec_key, join
 from prts_core.data.convert.resume import Unit, run_units
-from prts_core.data.lerobot_v21.reader import LeRobotDataset, read_parquet
+from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.lerobot_v21.schema import EpisodeStatsRow, read_table
 from prts_core.data.lerobot_v21.seal import SEAL, check_sizes, seal
+from prts_core.data.lerobot_v21.tables import append_table, parquet_writer, read_parquet
 from prts_core.data.lerobot_v21.writer import remove_strays
 from prts_core.io.errors import DataError
 from prts_core.io.files import atomic_path, read_json, read_jsonl, write_text
@@ -170,15 +171,15 @@ def _table_units(
 
 
 def _join_tables(dataset: LeRobotDataset, episodes: Sequence[int], firsts: Sequence[int], target: Path) -> None:
-    """One row group an episode, so that a reader finds it without reading the others."""
+    """A row group begins with each episode, so that a reader finds it without reading the others."""
     with atomic_path(target) as partial_file:
         writer = None
         try:
             for episode, first in zip(episodes, firsts, strict=True):
                 table = dataset.table(episode)
                 check_numbering(table, episode, first, dataset.root / dataset.info.data_file(episode))
-                writer = writer or pq.ParquetWriter(partial_file, table.schema)
-                writer.write_table(table.cast(writer.schema), row_group_size=table.num_rows)
+                writer = writer or parquet_writer(partial_file, table.schema)
+                append_table(writer, table.cast(writer.schema))
         finally:
             if writer is not None:
                 writer.close()

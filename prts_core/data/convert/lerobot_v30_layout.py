@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, Json, ValidationError
 from pydantic import Field as Checked
 
-from prts_core.data.lerobot_v21.reader import read_parquet
 from prts_core.data.lerobot_v21.schema import AnyInfo, faults
+from prts_core.data.lerobot_v21.tables import read_parquet
 from prts_core.io.errors import DataError
 from prts_core.io.files import atomic_path, read_json
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from prts_core.contract import Contract
 from prts_core.data.images import opened_picture, resize_for_model
 from prts_core.data.lerobot_v21.schema import ACTION, STATE, EpisodeRow, Info, read_info, read_table
+from prts_core.data.lerobot_v21.tables import column_array, read_parquet, read_pictures
 from prts_core.io.errors import DataError, suggest
 
 
@@ -133,11 +133,7 @@ class LeRobotDataset:
             from prts_core.data.lerobot_v21 import video  # tables are read where PyAV is not installed, too
 
             return video.decode(self.root / self.info.video_file(episode, camera), indices, size)
-        cells = self.table(episode, [camera]).column(camera).to_pylist()
-        images = [
-            self._still(cells[index]["bytes"], episode) for index in (range(len(cells)) if indices is None else indices)
-        ]
-        stacked = np.stack(images)
+        stacked = self._stills(episode, camera, indices)
         return stacked if size is None else resize_for_model(stacked, size)
 
     def depth(self, episode: int, key: str, indices: Sequence[int] | None = None) -> np.ndarray:
@@ -145,14 +141,14 @@ class LeRobotDataset:
         self._known(episode)
         known = [name for name, feature in self.info.features.items() if feature.is_depth and not feature.is_video]
         self._require("depth camera", key, known)
-        cells = self.table(episode, [key]).column(key).to_pylist()
-        chosen = range(len(cells)) if indices is None else indices
-        return np.stack([self._still(cells[index]["bytes"], episode, depth=True) for index in chosen])
+        return self._stills(episode, key, indices, depth=True)
 
-    def _still(self, data: bytes | None, episode: int, depth: bool = False) -> np.ndarray:
-        file = self.root / self.info.data_file(episode)
-        with opened_picture(data or b"", "An image in a table cannot be decoded", file=file) as image:
-            return np.asarray(image, np.uint16) if depth else np.asarray(image.convert("RGB"))
+    def _stills(self, episode: int, key: str, indices: Sequence[int] | None, depth: bool = False) -> np.ndarray:
+        file, images = self.root / self.info.data_file(episode), []
+        for data in read_pictures(file, key, range(self.length(episode)) if indices is None else indices):
+            with opened_picture(data, "An image in a table cannot be decoded", file=file) as image:
+                images.append(np.asarray(image, np.uint16) if depth else np.asarray(image.convert("RGB")))
+        return np.stack(images)
 
     def _require(
         self, what: str, name: str, known: Iterable[str], field: str = "features", cure: str | None = None
@@ -165,60 +161,3 @@ class LeRobotDataset:
     def _known(self, episode: int) -> None:
         if not 0 <= episode < len(self.rows):
             raise DataError("No such episode", file=self.root, found=episode, expected=f"0 to {len(self.rows) - 1}")
-
-
-def read_parquet(path: Path, keys: list[str] | None = None) -> pa.Table:
-    """A parquet file's rows, or one DataError for a file that is missing, truncated or without a column of `keys`."""
-    cure = "restore it from its source or its DVC cache, or convert again"
-    try:
-        with pq.ParquetFile(path) as file:
-            require_columns(file.schema_arrow.names, keys or [], path)
-            return file.read(columns=keys, use_threads=False)
-    except FileNotFoundError as err:
-        raise DataError("A table is missing", file=path, expected="a parquet file", cure=cure) from err
-    except (pa.ArrowException, OSError) as err:
-        problem, expected = "A table cannot be read: it is truncated or damaged", "a whole parquet file"
-        found = f"{path.stat().st_size} bytes; {' '.join(str(err).split())[:200]}"
-        raise DataError(problem, file=path, found=found, expected=expected, cure=cure) from err
-
-
-def require_columns(names: Iterable[str], keys: Iterable[str], path: Path) -> None:
-    """A DataError where a table at `path`, with columns `names`, lacks one of `keys`."""
-    lacking = [key for key in keys if key not in names]
-    if lacking:
-        raise DataError(
-            "A table lacks a column",
-            file=path,
-            field=lacking[0],
-            found=", ".join(names),
-            expected=lacking[0],
-            cure="restore the file from its source, or convert again",
-        )
-
-
-def column_array(column: pa.ChunkedArray, path: Path, key: str) -> np.ndarray:
-    """A parquet column as numpy: (T,) for scalars, (T, D) for lists of one length; no nulls, no ragged rows."""
-    array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):  # no chunks at all
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
-    if isinstance(array, pa.ExtensionArray):
-        array = array.storage
-    if array.null_count:
-        row = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
-        raise DataError("A table has an empty cell", file=path, field=f"{key}, row {row}", found="null")
-    if not pa.types.is_nested(array.type):
-        return array.to_numpy(zero_copy_only=False)
-    if pa.types.is_struct(array.type):
-        raise DataError("A column holds structures, not numbers", file=path, field=key, found=str(array.type))
-    if not pa.types.is_fixed_size_list(array.type):
-        widths = np.asarray(array.value_lengths())
-        other = np.flatnonzero(widths != widths[:1])
-        if len(other):
-            row, problem = int(other[0]), "Rows of a table differ in width"
-            found, expected = int(widths[row]), int(widths[0])
-            cure = "record every row with the same dimensions"
-            raise DataError(problem, file=path, field=f"{key}, row {row}", found=found, expected=expected, cure=cure)
-    if not len(array):
-        return np.zeros((0, 0), np.float32)
-    inner = column_array(pa.chunked_array([array.flatten()]), path, key)
-    return inner.reshape(len(array), -1, *inner.shape[1:])

@@ -15,9 +15,9 @@ import polars as pl
 import pyarrow as pa
 
 from prts_core.data.ahead import in_order
-from prts_core.data.lerobot_v21.reader import read_parquet
 from prts_core.data.lerobot_v21.schema import ACTION, STATE, EpisodeRow, EpisodeStatsRow, Info
 from prts_core.data.lerobot_v21.seal import SEAL, compare, read_seal
+from prts_core.data.lerobot_v21.tables import read_parquet
 from prts_core.data.validation.episode import EpisodeSummary, summarize, vectors
 from prts_core.data.validation.laws import LAWS, law_rows
 from prts_core.data.validation.metadata import Metadata, check_metadata

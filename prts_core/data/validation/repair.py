@@ -19,9 +19,9 @@ from pydantic import ValidationError
 from prts_core.contract import Contract
 from prts_core.data.ahead import in_order
 from prts_core.data.lerobot_v21 import video
-from prts_core.data.lerobot_v21.reader import column_array, read_parquet
 from prts_core.data.lerobot_v21.schema import TABLES, EpisodeRow, EpisodeStatsRow, Table, read_info, totals
 from prts_core.data.lerobot_v21.seal import SEAL, compare, files_of, read_seal
+from prts_core.data.lerobot_v21.tables import column_array, read_parquet
 from prts_core.data.lerobot_v21.writer import (
     counters,
     episode_stats,
