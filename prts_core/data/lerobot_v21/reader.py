@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -23,32 +22,44 @@ from prts_core.io.errors import DataError, suggest
 class LeRobotDataset:
     """A dataset on disk. `LeRobotDataset.open(root)` reads its metadata; episodes are read when asked for.
 
-    Attributes: root, info, rows (one EpisodeRow per episode, in order), tasks {task_index: sentence}.
+    Attributes: root, info, rows (one EpisodeRow per episode, in order), lengths (episodes,) rows of each, tasks
+    {task_index: sentence}.
     """
 
-    def __init__(self, root: Path, info: Info, rows: Sequence[EpisodeRow], tasks: dict[int, str]) -> None:
-        self.root, self.info, self.rows, self.tasks = root, info, tuple(rows), tasks
+    lengths: np.ndarray
+
+    def __init__(self, root: Path, info: Info, tasks: dict[int, str]) -> None:
+        self.root, self.info, self.tasks = root, info, tasks
 
     @classmethod
-    def open(cls, root: Path) -> LeRobotDataset:
-        """Read info, episodes and tasks. Raises DataError where a file is missing or malformed."""
+    def open(cls, root: Path, lengths: np.ndarray | None = None) -> LeRobotDataset:
+        """Read info, episodes and tasks. Raises DataError where a file is missing or malformed.
+
+        lengths: rows of each episode, where an index has them already; meta/episodes.jsonl, minutes and gigabytes for a
+        million episodes, is then read only when somebody asks for `rows`.
+        """
         if not root.is_dir():
             raise DataError(
                 "A dataset folder is missing", file=root, expected="a LeRobot v2.1 folder with meta/info.json"
             )
-        info = read_info(root)
-        rows: list[EpisodeRow] = read_table(root, "episodes")
+        dataset = cls(root, read_info(root), {row.task_index: row.task for row in read_table(root, "tasks")})
+        dataset.lengths = np.array([row.length for row in dataset.rows]) if lengths is None else lengths
+        return dataset
+
+    @cached_property
+    def rows(self) -> tuple[EpisodeRow, ...]:
+        rows: list[EpisodeRow] = read_table(self.root, "episodes")
         found = [row.episode_index for row in rows]
         if found != list(range(len(rows))):
             wrong = next(i for i, index in enumerate(found) if index != i)
             raise DataError(
                 "Episodes are not numbered 0, 1, 2, ... in order",
-                file=root / "meta" / "episodes.jsonl",
+                file=self.root / "meta" / "episodes.jsonl",
                 field=f"line {wrong + 1}, episode_index",
                 found=found[wrong],
                 expected=wrong,
             )
-        return cls(root, info, rows, {row.task_index: row.task for row in read_table(root, "tasks")})
+        return tuple(rows)
 
     @property
     def fps(self) -> float:
@@ -66,23 +77,23 @@ class LeRobotDataset:
     @cached_property
     def starts(self) -> list[int]:
         """Rows of all episodes before each one."""
-        return list(accumulate((row.length for row in self.rows), initial=0))[:-1]
+        return (np.cumsum(self.lengths) - self.lengths).tolist()
 
     def episodes(self, split: str | None = None) -> list[int]:
         """Episode indices of a split ("train", "heldout", ...), or of the whole dataset."""
         if split is None:
-            return list(range(len(self.rows)))
+            return list(range(len(self.lengths)))
         ranges = self.info.split_ranges
         cure = "name an existing split, or set source.heldout_episodes and convert again"
         self._require("split", split, ranges, "splits", cure)
-        return list(range(ranges[split].start, min(ranges[split].stop, len(self.rows))))
+        return list(range(ranges[split].start, min(ranges[split].stop, len(self.lengths))))
 
     def instruction(self, episode: int) -> str:
         """The first task sentence of an episode."""
         return self.rows[episode].tasks[0]
 
     def length(self, episode: int) -> int:
-        return self.rows[episode].length
+        return int(self.lengths[episode])
 
     # ---- columns ---------------------------------------------------------------------------------------------------
     def table(self, episode: int, keys: Iterable[str] | None = None) -> pa.Table:
@@ -90,12 +101,12 @@ class LeRobotDataset:
         self._known(episode)
         path = self.root / self.info.data_file(episode)
         table = read_parquet(path, list(keys) if keys is not None else None)
-        if table.num_rows != self.rows[episode].length:
+        if table.num_rows != self.length(episode):
             raise DataError(
                 "An episode's table has the wrong number of rows",
                 file=path,
                 found=table.num_rows,
-                expected=f"{self.rows[episode].length} (episodes.jsonl)",
+                expected=f"{self.length(episode)} (episodes.jsonl)",
                 cure="restore the file from its source, or convert again",
             )
         return table
@@ -159,5 +170,5 @@ class LeRobotDataset:
             raise DataError(problem, file=info, field=field, found=found, expected=name, cure=cure)
 
     def _known(self, episode: int) -> None:
-        if not 0 <= episode < len(self.rows):
-            raise DataError("No such episode", file=self.root, found=episode, expected=f"0 to {len(self.rows) - 1}")
+        if not 0 <= episode < len(self.lengths):
+            raise DataError("No such episode", file=self.root, found=episode, expected=f"0 to {len(self.lengths) - 1}")
