@@ -19,6 +19,7 @@ import numpy as np
 from prts_core.data.ahead import in_order
 from prts_core.data.images import resize_for_model
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from prts_core.data.lerobot_v21.schema import CODEBASE_VERSION
 from prts_core.io.errors import ConfigError, DataError, PrtsError, suggest
 
 TOLERANCE_S = 1e-4  # lerobot's: how far a delta may be from a whole number of frames
@@ -31,16 +32,18 @@ class FrameReader:
     def __init__(self, dataset: LeRobotDataset, max_open: int = 16) -> None:
         from prts_core.data.lerobot_v21.frames import VideoPool  # tables are read where PyAV is not installed, too
 
-        self.dataset, self._pool = dataset, VideoPool(max_open)
+        joined = dataset.info.codebase_version != CODEBASE_VERSION
+        self.dataset, self._pool = dataset, VideoPool(max_open, dataset.fps if joined else None)
         self._videos = frozenset(dataset.info.video_keys)
-        self._paths: dict[tuple[int, str], Path] = {}
+        self._places: dict[tuple[int, str], tuple[Path, int]] = {}
 
     def rgb(self, episode: int, camera: str, row: int, size: int | tuple[int, int] | None = None) -> np.ndarray:
         """(H, W, 3) uint8; size: as in LeRobotDataset.frames. DataError for a damaged or too short video."""
         if camera not in self._videos:
             return self.dataset.frames(episode, camera, [row], size)[0]
-        with self._pool.video(self._path(episode, camera), row) as video:
-            image = video.rgb(row)
+        path, first = self._place(episode, camera)
+        with self._pool.video(path, first + row) as video:
+            image = video.rgb(first + row)
         return image if size is None else resize_for_model(image[None], size)[0]
 
     def chw(self, episode: int, camera: str, row: int) -> np.ndarray:
@@ -48,16 +51,20 @@ class FrameReader:
         if camera not in self._videos:
             image = self.dataset.frames(episode, camera, [row])[0]
             return np.ascontiguousarray(image.transpose(2, 0, 1)) / np.float32(255)
-        with self._pool.video(self._path(episode, camera), row) as video:
-            return video.chw(row)
+        path, first = self._place(episode, camera)
+        with self._pool.video(path, first + row) as video:
+            return video.chw(first + row)
 
     def close(self) -> None:
         self._pool.close()
 
-    def _path(self, episode: int, camera: str) -> Path:
-        if (episode, camera) not in self._paths:
-            self._paths[episode, camera] = self.dataset.root / self.dataset.info.video_file(episode, camera)
-        return self._paths[episode, camera]
+    def _place(self, episode: int, camera: str) -> tuple[Path, int]:
+        """The video of an episode, and which of its frames is the first."""
+        if (episode, camera) not in self._places:
+            info = self.dataset.info
+            path, first = self.dataset.root / info.video_file(episode, camera), info.first_frame(episode, camera)
+            self._places[episode, camera] = path, first or 0
+        return self._places[episode, camera]
 
 
 class WindowDataset:

@@ -169,7 +169,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "length": (lambda root: edit_episodes(root, "length", -1), "length"),
     "time": (lambda root: edit_episodes(root, "videos/observation.images.top/from_timestamp", 99.0), "frames"),
     "task": (lambda root: edit_episodes(root, "tasks", ["never heard of"]), "never heard of"),
-    "no stats": (lambda root: edit_episodes(root, "stats/action/mean", None), "stats/action/mean"),
+    "no stats": (lambda root: edit_episodes(root, "stats/action/mean", None), "stats.action.mean"),
     "table": (lambda root: shorten(data_files(root)[0]), "table"),
     "video": (lambda root: shorten(next((root / "videos").rglob("*.mp4"))), "video"),
     "missing": (lambda root: data_files(root)[0].unlink(), "incomplete"),

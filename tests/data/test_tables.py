@@ -77,6 +77,15 @@ def test_only_the_groups_of_the_rows_are_read(tmp_path: Path, monkeypatch: pytes
     assert read_parquet(tmp_path / "t.parquet", None, range(35, 45)).num_rows == 10 and counted.groups == 2
 
 
+def test_a_group_of_many_episodes_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq.write_table(pa.table({"index": np.arange(100)}), tmp_path / "t.parquet")
+    counted = Counted(monkeypatch)
+    for first in range(0, 100, 10):
+        found = read_parquet(tmp_path / "t.parquet", None, range(first, first + 10))
+        assert found.column("index").to_pylist() == list(range(first, first + 10))
+    assert counted.groups == 1
+
+
 def test_faults(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     with pytest.raises(DataError, match="missing"):

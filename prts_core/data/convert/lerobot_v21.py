@@ -68,7 +68,7 @@ def import_lerobot(
     info = selection.info(info)
     contract = contract_of(info, root, dataset, robot)
     files = [path for episode in chosen for path in info.episode_files(episode)]
-    _complete(root, files)
+    complete(root, files)
 
     start, kept, stats = 0, [], []
     raw_rows = read_jsonl(root / "meta" / "episodes.jsonl")
@@ -149,7 +149,7 @@ def _splits(info: Info, available: int, chosen: int, source: LeRobotSource, data
     return {"train": f"0:{chosen}"}
 
 
-def _complete(root: Path, files: Iterable[str]) -> None:
+def complete(root: Path, files: Iterable[str]) -> None:
     """Completeness first: lerobot itself would go to the hub for a missing file and die there."""
     missing = [path for path in files if not (root / path).is_file() or (root / path).stat().st_size == 0]
     if missing:

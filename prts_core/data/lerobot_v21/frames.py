@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import av
 import numpy as np
@@ -67,20 +67,22 @@ class faults:
 class OpenVideo:
     """One video, open for reading by one thread at a time. Frame n is the one shown n / fps after the first.
 
+    fps: what the dataset says, by default the file's own average, which in a file joined of many is off a little.
+
     The keyframes are known from the container's table of packets, without reading these; where pictures are stored in
     another order than shown (B-frames) the packets themselves are asked, once. Raises DataError for a missing or
     damaged file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, fps: float | None = None) -> None:
         self.path = path
         self._container = open_container(path)
         try:
             self._stream = self._container.streams.video[0]
-            rate, base = self._stream.average_rate, self._stream.time_base
+            rate, base = fps or self._stream.average_rate, self._stream.time_base
             if not rate or not base:
                 raise DataError("A video has no frame rate", file=path, cure=_RESTORE)
-            self._per_frame = float(1 / (rate * base))  # ticks
+            self._per_frame = 1 / (float(rate) * float(base))  # ticks
             with faults(path):
                 self._index()
         except BaseException:
@@ -172,14 +174,15 @@ class OpenVideo:
 
 
 class VideoPool:
-    """Videos that were read lately stay open, at most `size` of them besides those in use; safe for threads.
+    """Videos that were read lately stay open, at most `size` of them besides those in use; safe for threads. fps: as
+    `OpenVideo`.
 
     A thread has the video it reads for itself: two that want the same file get a decoder each. After a fork the child
     opens its own, for the position in an open file is shared with the parent; it leaves the parent's alone.
     """
 
-    def __init__(self, size: int = 16) -> None:
-        self.size = size
+    def __init__(self, size: int = 16, fps: float | None = None) -> None:
+        self.size, self.fps = size, fps
         self._begin()
 
     def _begin(self) -> None:
@@ -197,7 +200,7 @@ class VideoPool:
             chosen = min(mine, key=lambda video: video.distance(number)) if mine else None
             if chosen is not None:
                 self._idle.remove(chosen)
-        video = chosen or OpenVideo(path)
+        video = chosen or OpenVideo(path, self.fps)
         try:
             yield video
         except BaseException:
@@ -225,9 +228,9 @@ class VideoPool:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def __getstate__(self) -> dict[str, int]:
-        return {"size": self.size}  # a spawned worker opens its own
+    def __getstate__(self) -> dict[str, Any]:
+        return {"size": self.size, "fps": self.fps}  # a spawned worker opens its own
 
-    def __setstate__(self, state: dict[str, int]) -> None:
-        self.size = state["size"]
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.size, self.fps = state["size"], state["fps"]
         self._begin()

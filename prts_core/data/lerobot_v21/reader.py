@@ -1,4 +1,4 @@
-"""Open a LeRobot v2.1 dataset and read its columns and frames as numpy arrays.
+"""Open a LeRobot dataset of v2.1, v3.0 or v3.1 and read its columns and frames as numpy arrays.
 
 Laws of the format are checked by `prts_core.data.validation`.
 """
@@ -14,8 +14,9 @@ import pyarrow as pa
 
 from prts_core.contract import Contract
 from prts_core.data.images import opened_picture, resize_for_model
-from prts_core.data.lerobot_v21.schema import ACTION, STATE, EpisodeRow, Info, read_info, read_table
+from prts_core.data.lerobot_v21.schema import ACTION, STATE, EpisodeRow, EpisodeStatsRow, Info, read_info, read_table
 from prts_core.data.lerobot_v21.tables import column_array, read_parquet, read_pictures
+from prts_core.data.lerobot_v21.v30 import Episodes30, is_v30, read_stats30, read_tasks30, read_v30
 from prts_core.io.errors import DataError, suggest
 
 
@@ -23,31 +24,37 @@ class LeRobotDataset:
     """A dataset on disk. `LeRobotDataset.open(root)` reads its metadata; episodes are read when asked for.
 
     Attributes: root, info, rows (one EpisodeRow per episode, in order), lengths (episodes,) rows of each, tasks
-    {task_index: sentence}.
+    {task_index: sentence}. An episode's rows and frames are numbered from 0, whatever file they lie in.
     """
 
     lengths: np.ndarray
 
     def __init__(self, root: Path, info: Info, tasks: dict[int, str]) -> None:
         self.root, self.info, self.tasks = root, info, tasks
+        self._recorded: Episodes30 | None = None
 
     @classmethod
     def open(cls, root: Path, lengths: np.ndarray | None = None) -> LeRobotDataset:
-        """Read info, episodes and tasks. Raises DataError where a file is missing or malformed.
+        """Read info, episodes and tasks of any version. Raises DataError where a file is missing or malformed.
 
         lengths: rows of each episode, where an index has them already; meta/episodes.jsonl, minutes and gigabytes for a
         million episodes, is then read only when somebody asks for `rows`.
         """
         if not root.is_dir():
-            raise DataError(
-                "A dataset folder is missing", file=root, expected="a LeRobot v2.1 folder with meta/info.json"
-            )
+            raise DataError("A dataset folder is missing", file=root, expected="a LeRobot folder with meta/info.json")
+        if is_v30(root):
+            recorded = read_v30(root)
+            dataset = cls(root, recorded.info, read_tasks30(root))
+            dataset._recorded, dataset.lengths = recorded, recorded.lengths
+            return dataset
         dataset = cls(root, read_info(root), {row.task_index: row.task for row in read_table(root, "tasks")})
         dataset.lengths = np.array([row.length for row in dataset.rows]) if lengths is None else lengths
         return dataset
 
     @cached_property
     def rows(self) -> tuple[EpisodeRow, ...]:
+        if self._recorded is not None:
+            return self._recorded.rows()
         rows: list[EpisodeRow] = read_table(self.root, "episodes")
         found = [row.episode_index for row in rows]
         if found != list(range(len(rows))):
@@ -60,6 +67,13 @@ class LeRobotDataset:
                 expected=wrong,
             )
         return tuple(rows)
+
+    def episode_stats(self) -> dict[int, EpisodeStatsRow]:
+        """The statistics that are stored for each episode; none where there are none."""
+        if self._recorded is not None:
+            return {row.episode_index: row for row in read_stats30(self.root)}
+        there = (self.root / self.info.tables["episodes_stats"]).is_file()
+        return {row.episode_index: row for row in read_table(self.root, "episodes_stats")} if there else {}
 
     @property
     def fps(self) -> float:
@@ -100,13 +114,13 @@ class LeRobotDataset:
         """The episode's parquet rows. DataError for a missing or damaged file, a missing column, a wrong length."""
         self._known(episode)
         path = self.root / self.info.data_file(episode)
-        table = read_parquet(path, list(keys) if keys is not None else None)
+        table = read_parquet(path, list(keys) if keys is not None else None, self.info.data_rows(episode))
         if table.num_rows != self.length(episode):
             raise DataError(
                 "An episode's table has the wrong number of rows",
                 file=path,
                 found=table.num_rows,
-                expected=f"{self.length(episode)} (episodes.jsonl)",
+                expected=f"{self.length(episode)} ({self.info.tables['episodes']})",
                 cure="restore the file from its source, or convert again",
             )
         return table
@@ -143,7 +157,11 @@ class LeRobotDataset:
         if self.info.features[camera].is_video:
             from prts_core.data.lerobot_v21 import video  # tables are read where PyAV is not installed, too
 
-            return video.decode(self.root / self.info.video_file(episode, camera), indices, size)
+            path, first = self.root / self.info.video_file(episode, camera), self.info.first_frame(episode, camera)
+            if first is None:
+                return video.decode(path, indices, size)
+            wanted = range(self.length(episode)) if indices is None else indices
+            return video.decode(path, [first + index for index in wanted], size, self.fps)
         stacked = self._stills(episode, camera, indices)
         return stacked if size is None else resize_for_model(stacked, size)
 
@@ -156,7 +174,8 @@ class LeRobotDataset:
 
     def _stills(self, episode: int, key: str, indices: Sequence[int] | None, depth: bool = False) -> np.ndarray:
         file, images = self.root / self.info.data_file(episode), []
-        for data in read_pictures(file, key, range(self.length(episode)) if indices is None else indices):
+        wanted, part = range(self.length(episode)) if indices is None else indices, self.info.data_rows(episode)
+        for data in read_pictures(file, key, wanted if part is None else [part[index] for index in wanted]):
             with opened_picture(data, "An image in a table cannot be decoded", file=file) as image:
                 images.append(np.asarray(image, np.uint16) if depth else np.asarray(image.convert("RGB")))
         return np.stack(images)

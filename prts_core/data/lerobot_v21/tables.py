@@ -29,11 +29,12 @@ def read_parquet(path: Path, keys: list[str] | None = None, rows: range | None =
 
     rows: some that follow each other; only the row groups that hold them are read. Fewer come where the file ends.
     """
+    if rows is not None:
+        with _faults(path):
+            return _OPEN.rows(path, keys, rows)
     with _faults(path), pq.ParquetFile(path) as file:
         require_columns(file.schema_arrow.names, keys or [], path)
-        if rows is None:
-            return file.read(columns=keys, use_threads=False)
-        return _Groups.of(file).read(file, keys, rows)
+        return file.read(columns=keys, use_threads=False)
 
 
 def read_pictures(path: Path, key: str, rows: Sequence[int]) -> list[bytes]:
@@ -106,25 +107,38 @@ class _Groups:
         """The group that holds `row`."""
         return int(np.searchsorted(self.starts, row, side="right")) - 1
 
-    def read(self, file: pq.ParquetFile, keys: list[str] | None, rows: range) -> pa.Table:
-        first, last = rows.start, min(rows.stop, self.rows) - 1
-        if last < first:
-            return file.schema_arrow.empty_table().select(keys if keys is not None else file.schema_arrow.names)
-        begin, end = self.number(first), self.number(last)
-        table = file.read_row_groups(list(range(begin, end + 1)), columns=keys, use_threads=False)
-        return table.slice(first - int(self.starts[begin]), last - first + 1)
-
 
 class _OpenTables(threading.local):
-    """Files that this thread has read lately; one that was replaced meanwhile is opened anew."""
+    """Files that this thread has read lately; one that was replaced meanwhile is opened anew.
+
+    The row groups decoded last are kept: in files of others one group holds many episodes, asked for one by one.
+    """
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[str, int, int, int], tuple[pq.ParquetFile, _Groups]] = OrderedDict()
+        self._decoded: tuple[tuple, pa.Table] | None = None
+
+    def rows(self, path: Path, keys: list[str] | None, rows: range) -> pa.Table:
+        """Rows of some columns, as far as the file goes."""
+        with self.file(path) as (file, groups):
+            require_columns(file.schema_arrow.names, keys or [], path)
+            first, last = rows.start, min(rows.stop, groups.rows) - 1
+            if last < first:
+                return file.schema_arrow.empty_table().select(keys if keys is not None else file.schema_arrow.names)
+            begin, end = groups.number(first), groups.number(last)
+            wanted = (_state(path), begin, end, None if keys is None else tuple(keys))
+            if self._decoded is not None and self._decoded[0] == wanted:
+                table = self._decoded[1]
+            else:
+                self._decoded = None  # first: two of them are too much memory
+                table = file.read_row_groups(list(range(begin, end + 1)), columns=keys, use_threads=False)
+                whole = table.num_rows == last - first + 1
+                self._decoded = None if whole else (wanted, table)
+            return table.slice(first - int(groups.starts[begin]), last - first + 1)
 
     @contextmanager
     def file(self, path: Path) -> Iterator[tuple[pq.ParquetFile, _Groups]]:
-        info = path.stat()
-        key = (str(path), info.st_ino, info.st_size, info.st_mtime_ns)
+        key = _state(path)
         opened = self._kept.pop(key, None)
         if opened is None:
             file = pq.ParquetFile(path)
@@ -137,6 +151,12 @@ class _OpenTables(threading.local):
         self._kept[key] = opened
         while len(self._kept) > _MAX_OPEN:
             self._kept.popitem(last=False)[1][0].close()
+
+
+def _state(path: Path) -> tuple[str, int, int, int]:
+    """What changes when a file is replaced."""
+    info = path.stat()
+    return str(path), info.st_ino, info.st_size, info.st_mtime_ns
 
 
 _OPEN = _OpenTables()
