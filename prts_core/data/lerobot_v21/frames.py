@@ -105,11 +105,25 @@ class OpenVideo:
             ]
             self._start = min((pts for pts, _, _ in table), default=0)
         self.frames = len(table)
+        self._numbers = np.sort(np.rint((np.array([pts for pts, _, _ in table]) - self._start) / self._per_frame))
         keys = sorted((self._number(pts), dts) for pts, dts, key in table if key)
         self._keys, self._starts = [number for number, _ in keys], [dts for _, dts in keys]
 
     def _number(self, pts: int) -> int:
         return round((pts - self._start) / self._per_frame)
+
+    @property
+    def height(self) -> int:
+        return self._stream.codec_context.height
+
+    @property
+    def width(self) -> int:
+        return self._stream.codec_context.width
+
+    def count(self, numbers: range) -> int:
+        """How many of these frames the file has, without decoding any."""
+        first, last = np.searchsorted(self._numbers, (numbers.start, numbers.stop))
+        return len(np.unique(self._numbers[first:last]))
 
     def distance(self, number: int) -> int:
         """Frames that must be decoded to show frame `number` from where the decoder stands."""
