@@ -11,12 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
 from prts_core.config.schema import RobotConfig, VideoConfig
 from prts_core.contract import Contract
-from prts_core.data.convert.lerobot_v21 import complete, contract_of
+from prts_core.data.convert.foreign import carried_contract, check_numbering, require_whole
 from prts_core.data.convert.remux import Piece, cut
 from prts_core.data.convert.resume import Unit, run_units
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
@@ -25,7 +22,6 @@ from prts_core.data.lerobot_v21.schema import (
     CODEBASE_VERSION,
     DATA_PATH,
     VIDEO_PATH,
-    EpisodeRow,
     Info,
     data_file,
     parse,
@@ -33,9 +29,9 @@ from prts_core.data.lerobot_v21.schema import (
     video_file,
 )
 from prts_core.data.lerobot_v21.seal import check_sizes
-from prts_core.data.lerobot_v21.tables import require_columns, write_parquet
+from prts_core.data.lerobot_v21.tables import write_parquet
 from prts_core.data.lerobot_v21.v30 import is_v30
-from prts_core.data.lerobot_v21.writer import counters, remove_strays, write_meta
+from prts_core.data.lerobot_v21.writer import remove_strays, write_meta
 from prts_core.io.errors import DataError
 from prts_core.io.files import atomic_path, read_json
 
@@ -72,32 +68,10 @@ def import_dataset(
     units = [*_table_units(opened, output), *_video_units(opened, output, reencode)]
     run_units(units, work, workers=workers, what=f"cutting {dataset}")
     remove_strays(output, [path.relative_to(output).as_posix() for unit in units for path in unit.outputs])
-    write_meta(output, described, [line_of(row) for row in opened.rows], opened.tasks, stats, contract)
+    write_meta(
+        output, described, [row.model_dump(exclude_unset=True) for row in opened.rows], opened.tasks, stats, contract
+    )
     return contract
-
-
-def require_whole(opened: LeRobotDataset) -> None:
-    """Refuse a dataset of which files are missing, or whose episodes are of tasks that it does not name."""
-    root, info = opened.root, opened.info
-    files = dict.fromkeys(file for episode in opened.episodes() for file in info.episode_files(episode))
-    complete(root, files)
-    known = set(opened.tasks.values())
-    for row in opened.rows:
-        if unknown := set(row.tasks) - known:
-            problem = "An episode names a task that meta/tasks.parquet does not have"
-            where = f"episode {row.episode_index}, tasks"
-            raise DataError(problem, file=root / "meta/episodes", field=where, found=min(unknown))
-
-
-def carried_contract(opened: LeRobotDataset, info: Info, dataset: str, robot: RobotConfig | None) -> Contract:
-    """The Contract that the dataset has already, where no robot is named; else that of its features."""
-    carried = opened.root / "meta" / "contract.json"
-    return opened.contract if robot is None and carried.is_file() else contract_of(info, opened.root, dataset, robot)
-
-
-def line_of(row: EpisodeRow) -> dict[str, Any]:
-    """A line of episodes.jsonl."""
-    return row.model_dump(exclude_unset=True)
 
 
 def _info21(opened: LeRobotDataset) -> dict[str, Any]:
@@ -163,22 +137,6 @@ def _split_table(opened: LeRobotDataset, episodes: Sequence[int], output: Path, 
         kept = {key: value for key, value in (table.schema.metadata or {}).items() if key == b"huggingface"}
         with atomic_path(output / data_file(episode)) as partial_file:
             write_parquet(table.select(keys).replace_schema_metadata(kept), partial_file)
-
-
-def check_numbering(table: pa.Table, episode: int, first: int, path: Path) -> None:
-    """Refuse a table whose episode_index and index are not those of `episode`, whose first row is `first`."""
-    for key, expected in counters(episode, first, table.num_rows).items():
-        require_columns(table.column_names, [key], path)
-        wrong = np.flatnonzero(table.column(key).to_numpy() != expected)
-        if len(wrong):
-            raise DataError(
-                "Rows of a table are numbered wrongly",
-                file=path,
-                field=f"{key}, row {wrong[0]} of episode {episode}",
-                found=table.column(key)[int(wrong[0])].as_py(),
-                expected=int(expected[wrong[0]]),
-                cure="`prts validate --fix` numbers a v2.1 dataset anew; restore a v3.0 one from its source",
-            )
 
 
 # ---- videos --------------------------------------------------------------------------------------------------------

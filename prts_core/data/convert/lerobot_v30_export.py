@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from prts_core.data.convert.lerobot_v30 import check_numbering
+from prts_core.data.convert.foreign import check_numbering
 from prts_core.data.convert.lerobot_v30_metadata import episodes_table, pooled_stats, write_tasks30
 from prts_core.data.convert.remux import codec_key, join
 from prts_core.data.convert.resume import Unit, run_units

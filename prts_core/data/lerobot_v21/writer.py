@@ -36,6 +36,8 @@ from prts_core.data.lerobot_v21.tables import write_parquet
 from prts_core.io.errors import DataError
 from prts_core.io.files import atomic_path, digest_file, explain_os_errors, write_jsonl, write_text
 
+Link = Literal["copy", "hardlink", "symlink"]  # how a file of another dataset is taken over
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -324,8 +326,15 @@ def counters(episode: int, start: int, rows: int) -> dict[str, np.ndarray]:
     return {"episode_index": np.full(rows, episode, np.int64), "index": start + np.arange(rows, dtype=np.int64)}
 
 
-def take_file(old: Path, new: Path, link: Literal["copy", "hardlink"]) -> None:
-    """Copy or hardlink one file; one that stands there already with the same content is kept (a cut run goes on)."""
+def take_file(old: Path, new: Path, link: Link) -> None:
+    """Copy or link one file; one that stands there already with the same content is kept (a cut run goes on)."""
+    if new.is_symlink() or link == "symlink":
+        new.unlink(missing_ok=True)
+    if link == "symlink":
+        with explain_os_errors(new):
+            new.parent.mkdir(parents=True, exist_ok=True)
+            new.symlink_to(old.absolute())
+        return
     if new.is_file() and new.stat().st_size == old.stat().st_size and digest_file(new) == digest_file(old):
         return
     with explain_os_errors(new):
@@ -342,7 +351,7 @@ def take_file(old: Path, new: Path, link: Literal["copy", "hardlink"]) -> None:
             shutil.copyfile(old, partial)
 
 
-def take_table(old: Path, new: Path, was: pa.Table, table: pa.Table, link: Literal["copy", "hardlink"]) -> None:
+def take_table(old: Path, new: Path, was: pa.Table, table: pa.Table, link: Link) -> None:
     """`take_file` of a table that is still what was read (`was`); else write it."""
     if table is was:
         take_file(old, new, link)

@@ -22,6 +22,7 @@ from prts_core.data.lerobot_v21 import video
 from prts_core.data.lerobot_v21.schema import TABLES, EpisodeRow, EpisodeStatsRow, Table, read_info, totals
 from prts_core.data.lerobot_v21.seal import SEAL, compare, files_of, read_seal
 from prts_core.data.lerobot_v21.tables import column_array, read_parquet
+from prts_core.data.lerobot_v21.v30 import is_v30
 from prts_core.data.lerobot_v21.writer import (
     counters,
     episode_stats,
@@ -68,6 +69,9 @@ def repair(root: Path, output: Path, link: Link = "copy", video: Depth = "every"
     """
     if output.exists():
         raise DataError("The repaired dataset's folder exists already", file=output, cure="name a new folder")
+    if root.is_dir() and is_v30(root):
+        cure = f"copy it first: `prts convert --source lerobot_v30 --from {root} --to {root.name}_v21`"
+        raise DataError("Only datasets of LeRobot v2.1 are repaired", file=root, cure=cure)
     if root.resolve() in (output.resolve(), *output.resolve().parents):
         raise DataError("A dataset is never repaired in place", file=output, cure="name a folder outside the dataset")
     return _Repair(root, output.with_name(f".{output.name}.repairing"), link, video, workers).run(output)
