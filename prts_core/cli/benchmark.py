@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pixels the simulator renders, for a policy trained on such pictures (default: the suite's)",
     )
     tool.add_argument("--seed", type=int, help="of initial states and noise (default: the suite's)")
-    tool.add_argument("--no-values", action="store_true", help="do not ask for values: half the work of the policy")
+    tool.add_argument("--no-values", action="store_true", help="do not ask for values")
     tool.add_argument(
         "--videos", type=int, default=6, metavar="N", help="how many are kept, failures first (default: %(default)s)"
     )

@@ -118,6 +118,27 @@ class Encoded:
         return prefix.map(Tensor.detach) if insulate else prefix
 
 
+@dataclass
+class Suffix:
+    """Tokens read behind what is encoded already, by kept keys and values (made by prts_core.text.collate).
+
+    ids (S, Q) and positions (3, S, Q) int64, right-padded. kept (S,) int64: how many columns of its row a sample keeps,
+    those of the observation. visible (S, Q, W) bool: which of the kept columns and the suffix, end to end, each token
+    sees, W >= max(kept + own tokens). state_action_index, goal_index (S,) int64: columns of Q where phi and psi are
+    read.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    kept: Tensor
+    visible: Tensor
+    state_action_index: Tensor
+    goal_index: Tensor
+
+    def to(self, device: torch.device | str) -> Suffix:
+        return moved(self, device)
+
+
 def moved(record: Any, device: torch.device | str) -> Any:
     """A dataclass with its tensors (and records of tensors) on another device."""
     changes = {}

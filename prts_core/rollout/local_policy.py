@@ -47,8 +47,7 @@ class PolicyUnderTest(Protocol):
 
 
 class LocalPolicy:
-    """A policy in this process. values: ask for them as well, which costs about as much as the actions. threads: of
-    torch; none: as many as it has."""
+    """A policy in this process. values: ask for them as well. threads: of torch; none: as many as it has."""
 
     def __init__(
         self,
@@ -69,9 +68,9 @@ class LocalPolicy:
     ) -> PolicyOutput:
         # Here and not around a run: whoever asks has a thread of its own, and the number is a thread's.
         with torch_threads(self.threads):
-            chunks = self.policy.act(observation, list(instructions), list(seeds))
-            values = self.policy.value(observation, chunks, list(instructions)) if self.values else None
-        return PolicyOutput(chunks, values)
+            if self.values:
+                return PolicyOutput(*self.policy.act_and_value(observation, list(instructions), list(seeds)))
+            return PolicyOutput(self.policy.act(observation, list(instructions), list(seeds)), None)
 
     def close(self) -> None:
         """Nothing to let go of."""

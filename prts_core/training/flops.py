@@ -2,10 +2,10 @@
 
     MFU = FLOPs of a step / (seconds of a step * peak FLOPs a second of all devices)
 
-Counted are matrix products, 2 FLOP a multiply-add, of everything the step's result needs: vision tower, language model,
-logits of labels, action head, contrastive encoders; attention on the pairs that may see each other. Not counted: padding,
-norms, activations, and what is computed twice (activation checkpointing, a flash kernel's backward pass). Backward is
-twice the forward, once for inputs and once for weights.
+Counted are matrix products, 2 FLOP a multiply-add, of everything the step's result needs: vision tower, language
+model, logits of labels, action head, contrastive encoders; attention on the pairs that may see each other. Not counted:
+padding, norms, activations, and what is computed twice (activation checkpointing, a flash kernel's backward pass).
+Backward is twice the forward, once for inputs and once for weights.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from prts_core.contract import Camera, Contract, Dimension, PolicyContract
-from prts_core.policy.observation import STATE
+from prts_core.policy.observation import STATE, TwoSteps
 
 CONTRACT = PolicyContract(
     embodiment_tag="toy",
@@ -27,7 +27,7 @@ CONTRACT = PolicyContract(
 
 
 @dataclass
-class FakePolicy:
+class FakePolicy(TwoSteps):
     """delay_s: how long a batch takes. batches: sizes of the batches asked for. fail: raise on this prompt."""
 
     contract: PolicyContract = CONTRACT
