@@ -87,6 +87,15 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     add_outputs_argument(parser)
 
 
+def add_dtype_argument(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "bf16", "fp32"),
+        default="auto",
+        help="what the policy computes in; auto: bf16 on a GPU, fp32 on a CPU (default: %(default)s)",
+    )
+
+
 def add_outputs_argument(parser: argparse.ArgumentParser, what: str = "where results lie") -> None:
     parser.add_argument(
         "--outputs", type=Path, default=outputs_folder(), help=f"{what} (default: $PRTS_OUTPUTS, here %(default)s)"

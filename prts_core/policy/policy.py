@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
 from prts_core.config.checked_yaml import check
-from prts_core.config.model import Compat, ModelConfig
+from prts_core.config.model import Compat, ModelConfig, PolicyDtype
 from prts_core.contract import PolicyContract
 from prts_core.io.errors import CheckpointError, DataError
 from prts_core.io.files import digest_file, digest_value, read_json, write_json
 from prts_core.io.tensors import MAX_SHARD_BYTES, load_sharded, load_weights, save_sharded, weight_files
+from prts_core.models.backbone import fill_buffers
 from prts_core.models.generate import generate
 from prts_core.models.prts import PrtsModel
 from prts_core.models.suffix import read_suffix
@@ -45,6 +47,11 @@ class Policy:
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> Literal["bf16", "fp32"]:
+        """What the network computes in. Rotary angles, norms' statistics, the flow's state and the value are fp32."""
+        return "bf16" if self.model.language_model.embed_tokens.weight.dtype == torch.bfloat16 else "fp32"
 
     def act(
         self,
@@ -189,9 +196,9 @@ def read_model_config(folder: Path) -> ModelConfig:
     return check(ModelConfig, raw, folder / "config.json")
 
 
-def load_policy(folder: Path) -> Policy:
-    """Load a policy folder onto the GPU where there is one; missing files, foreign weights and changed statistics are
-    one CheckpointError."""
+def load_policy(folder: Path, dtype: PolicyDtype = "auto", device: torch.device | str | None = None) -> Policy:
+    """Load a policy folder onto the GPU where there is one (or onto `device`), its weights straight in `dtype`; missing
+    files, foreign weights and changed statistics are one CheckpointError."""
     missing = [name for name in policy_files(folder) if not (folder / name).exists()]
     if missing:
         raise CheckpointError(
@@ -203,26 +210,59 @@ def load_policy(folder: Path) -> Policy:
         )
     config = read_model_config(folder)
     processor = Processor.load(folder, config)
-    model = load_network(folder, config, processor.tokenizer, processor.compat)
-    return Policy(model.to("cuda" if torch.cuda.is_available() else "cpu"), processor)
+    where = _device(device)
+    model = load_network(folder, config, processor.tokenizer, processor.compat, _torch_dtype(dtype, where), where)
+    return Policy(model, processor)
 
 
-def load_network(folder: Path, config: ModelConfig, tokenizer: TextTokenizer, compat: Compat) -> PrtsModel:
+def load_network(
+    folder: Path,
+    config: ModelConfig,
+    tokenizer: TextTokenizer,
+    compat: Compat,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
+) -> PrtsModel:
     """The network whose weights lie in `folder`; its embeddings may have more rows than there are tokens."""
     weights = load_sharded(folder)
     rows = weights.shapes.get(EMBEDDINGS, (0,))[0]
-    model = PrtsModel(config, max(rows, len(tokenizer)), tokenizer.id(prompt.IMAGE_PAD), compat, empty=True)
-    load_weights(model, weights, folder)
-    return model
+    with torch.device("meta"):
+        model = PrtsModel(config, max(rows, len(tokenizer)), tokenizer.id(prompt.IMAGE_PAD), compat)
+    fill_buffers(model, config)
+    load_weights(model, weights, folder, lambda name: _dtype_of(name, dtype), device)
+    return model.to(device)
 
 
-def untrained_policy(folder: Path, seed: int) -> Policy:
-    """The same network with fresh random weights: the floor that a benchmark compares with."""
+def untrained_policy(
+    folder: Path, seed: int, dtype: PolicyDtype = "auto", device: torch.device | str | None = None
+) -> Policy:
+    """The same network with fresh random weights, alike on every device: the floor that a benchmark compares with."""
     config = read_model_config(folder)
     processor = Processor.load(folder, config)
     torch.manual_seed(seed)
     tokenizer = processor.tokenizer
-    return Policy(PrtsModel(config, len(tokenizer), tokenizer.id(prompt.IMAGE_PAD), processor.compat), processor)
+    model = PrtsModel(config, len(tokenizer), tokenizer.id(prompt.IMAGE_PAD), processor.compat)
+    where = _device(device)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(where, _dtype_of(name, _torch_dtype(dtype, where)))
+    return Policy(model.to(where), processor)
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _torch_dtype(dtype: PolicyDtype, device: torch.device) -> torch.dtype:
+    """On a GPU, fp32 is not TF32 in disguise: what stays in fp32 there stays for its digits."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("highest")
+    half = dtype == "bf16" or (dtype == "auto" and device.type == "cuda")
+    return torch.bfloat16 if half else torch.float32
+
+
+def _dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
+    """The value's heads stay in fp32: its temperature multiplies their last digits, and they are small."""
+    return torch.float32 if name.startswith("crl_") else dtype
 
 
 def policy_files(folder: Path) -> tuple[str, ...]:

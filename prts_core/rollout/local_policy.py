@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from prts_core.contract import PolicyContract
 from prts_core.io.errors import DataError
 from prts_core.io.threads import torch_threads
 from prts_core.policy.observation import STATE, Acts
+
+if TYPE_CHECKING:
+    from prts_core.policy.policy import Policy
 
 PROBE_SEED = 20_211
 
@@ -44,6 +47,11 @@ class PolicyUnderTest(Protocol):
 
     def close(self) -> None:
         """Let go; whoever is being asked answers or fails soon."""
+
+
+def local_identity(policy: Policy, digest: str) -> dict[str, Any]:
+    """What a policy in this process is known by; its precision is part of it, since the numbers are."""
+    return {"policy_digest": digest, "contract": policy.contract.fingerprint, "dtype": policy.dtype}
 
 
 class LocalPolicy:

@@ -24,7 +24,7 @@ from prts_core.training.datasets import RobotDataset, held_out_set
 
 
 def subtask(config: SubtaskConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
-    policy = load_policy(inputs["sft"].folder(context.outputs))
+    policy = load_policy(inputs["sft"].folder(context.outputs), "fp32")
     dataset = LeRobotDataset.open(inputs["convert"].folder(context.outputs))
     processor = replace(policy.processor, subtasks=True)
     episodes = spread(dataset.episodes("train"), config.episodes)

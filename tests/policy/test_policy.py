@@ -235,6 +235,42 @@ def test_a_policy_in_shards_is_the_same_policy(folder, tmp_path, model, tiny, pr
         load_policy(out)
 
 
+# ---- precision -----------------------------------------------------------------------------------------------------
+def test_bf16_is_near_fp32_and_the_value_nearer(folder, inputs):
+    exact, half = load_policy(folder), load_policy(folder, "bf16")
+    assert (exact.dtype, half.dtype) == ("fp32", "bf16")
+    chunk, values = exact.act_and_value(*inputs, seeds=[1, 2])
+    other, nats = half.act_and_value(*inputs, seeds=[1, 2])
+    assert other.dtype == nats.dtype == np.float32
+    assert 0 < np.abs(other - chunk).max() < 0.05 * np.abs(chunk).max()
+    kept = half.value(inputs[0], chunk, inputs[1])  # of the same actions
+    assert 0 < np.abs(kept - values).max() < 0.02 * float(exact.model.log_scale.exp())
+
+
+def test_what_needs_digits_stays_in_fp32(folder):
+    exact, half = load_policy(folder), load_policy(folder, "bf16")
+    for name, parameter in half.model.named_parameters():
+        assert parameter.dtype == (torch.float32 if name.startswith("crl_") else torch.bfloat16), name
+    mine, theirs = dict(exact.model.named_buffers()), dict(half.model.named_buffers())
+    assert mine and all(torch.equal(mine[name], theirs[name]) for name in mine), "rotary frequencies"
+
+
+def test_the_flow_is_integrated_in_fp32(folder, inputs):
+    half, seen = load_policy(folder, "bf16"), []
+    velocity = half.model.velocity
+    half.model.velocity = lambda prefix, x, *more: seen.append(x) or velocity(prefix, x, *more)
+    half.act(*inputs, seeds=[1, 2])
+    assert len(seen) == 4 and all(x.dtype == torch.float32 for x in seen)
+    assert not torch.equal(seen[-1], seen[-1].bfloat16().float())
+
+
+def test_an_untrained_policy_is_one_network_in_any_precision(folder):
+    exact, half = untrained_policy(folder, 3), untrained_policy(folder, 3, "bf16")
+    for (name, one), other in zip(exact.model.named_parameters(), half.model.parameters(), strict=True):
+        assert torch.equal(one.to(other.dtype), other), name
+    assert half.dtype == "bf16"
+
+
 # ---- one encoding ------------------------------------------------------------------------------------------------
 def read_in_one_go(policy: Policy, seen, actions, texts) -> np.ndarray:
     """The value of whole sequences, prompt and contrastive parts together, as training reads them."""

@@ -34,6 +34,7 @@ class FakePolicy(TwoSteps):
     delay_s: float = 0.0
     batches: list[int] = field(default_factory=list)
     threads: set[str] = field(default_factory=set)
+    dtype: str = "fp32"
 
     def act(self, observation, instruction, seeds) -> np.ndarray:
         state = observation[STATE]
