@@ -41,6 +41,7 @@ TOOLS = {
     "config": "print a recipe with every default filled in",
     "dryrun": "count a recipe's parameters and estimate its memory on each GPU, without data or weights",
     "import-policy": "turn a checkpoint of the public release into a policy folder",
+    "export-policy": "write a policy in the layout of the public release",
     "serve": "serve a policy over openpi's websocket protocol",
     "lineage": "print the path from a registered model back to the raw files",
     "history": "print and draw a registered model's success over its versions, and the trail of its aliases",
