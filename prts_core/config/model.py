@@ -15,6 +15,9 @@ from prts_core.config.checks import Strict, check_numbers
 # processor's configuration; "none" is everybody else.
 Compat = Literal["none", "prts"]
 
+# What a policy computes in. "auto": bf16 on a GPU, fp32 on a CPU.
+PolicyDtype = Literal["auto", "bf16", "fp32"]
+
 
 @dataclass(frozen=True)
 class VisionConfig(Strict):

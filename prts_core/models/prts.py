@@ -145,6 +145,15 @@ class PrtsModel(nn.Module):
         self._need_value_heads()
         return self.crl_goal_encoder(encoded.hidden[encoded.tokens.row, encoded.tokens.goal_index])
 
+    def value(self, hidden: Tensor, state_action_index: Tensor, goal_index: Tensor) -> Tensor:
+        """exp(scale) phi . psi (S,) in fp32, of hidden states (S, L, H) whose columns the indices (S,) name."""
+        self._need_value_heads()
+        row = torch.arange(len(hidden), device=hidden.device)
+        dtype = self.crl_logit_scale.dtype
+        phi = self.crl_action_encoder(hidden[row, state_action_index].to(dtype))
+        psi = self.crl_goal_encoder(hidden[row, goal_index].to(dtype))
+        return (self.log_scale.exp() * (phi * psi).sum(-1)).float()
+
     def _action_head(self) -> ActionHeadConfig:
         if self.config.expert is None:
             raise CheckpointError(

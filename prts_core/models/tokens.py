@@ -124,6 +124,27 @@ def predicted(labels: Tensor) -> Tensor:
     return place[:, :-1][labels[:, 1:] != -100]
 
 
+@dataclass
+class Suffix:
+    """Tokens read behind what is encoded already, by kept keys and values (made by prts_core.text.collate).
+
+    ids (S, Q) and positions (3, S, Q) int64, right-padded. kept (S,) int64: how many columns of its row a sample keeps,
+    those of the observation. visible (S, Q, W) bool: which of the kept columns and the suffix, end to end, each token
+    sees, W >= max(kept + own tokens). state_action_index, goal_index (S,) int64: columns of Q where phi and psi are
+    read.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    kept: Tensor
+    visible: Tensor
+    state_action_index: Tensor
+    goal_index: Tensor
+
+    def to(self, device: torch.device | str) -> Suffix:
+        return changed(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+
 ON_HOST = ("grid", "video_grid")  # whatever the device
 
 
