@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prts_core.config.train import TrainConfig
+from prts_core.config.train import LoraConfig, TrainConfig
 from prts_core.data.augment import preview
 from prts_core.io.errors import ConfigError, DataError
 from prts_core.io.files import explain_os_errors, write_json, write_text
 from prts_core.io.progress import Bar
 from prts_core.io.tensors import load_tensors, save_tensors
 from prts_core.launch.signals import graceful
-from prts_core.launch.together import Followed
+from prts_core.launch.together import Followed, launched
 from prts_core.models.prts import PrtsModel
 from prts_core.store.stage import StageContext
-from prts_core.training.adapters import adapter_tensors, add_adapters, merged, remove_adapters
+from prts_core.training.adapters import adapter_tensors, add_adapters, hold_base, merged, plain_base, remove_adapters
 from prts_core.training.batch import BatchSource, SampleSource
 from prts_core.training.datasets import RobotDataset, VqaDataset
 from prts_core.training.meter import PHASES, TIMES
@@ -65,6 +65,7 @@ def train(
     freeze(model, recipe.freeze)
     if recipe.lora is not None:
         add_adapters(model, recipe.lora, _new_tokens(sets))
+        hold_base(model, base_of(recipe, recipe.lora))
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     trainer = make_trainer(model, sets, weights, recipe, context.seed, held_out)
     if trainer.parallel.rank == 0:
@@ -82,6 +83,8 @@ def train(
                 file.write(json.dumps({"step": step, **metrics}) + "\n")
 
         trainer.fit(context.work / CHECKPOINTS, on_step, snapshots, stop)
+    if recipe.lora is not None:
+        plain_base(model)
     made = trainer.weights(ema, context.work / CHECKPOINTS)
     if trainer.parallel.rank:
         raise Followed
@@ -104,6 +107,19 @@ def train(
             save_tensors(early, merged(load_tensors(early)[0], recipe.lora))
     last = {k: v for k, v in rows[-1].items() if k not in ("step", "learning_rate", *TIMES)}
     return made, last, early if snapshots else None
+
+
+def base_of(recipe: TrainConfig, lora: LoraConfig) -> str:
+    """How LoRA's frozen matrices are held; ConfigError where the processes cannot hold them so."""
+    if lora.base == "nf4" and launched() > 1:
+        raise ConfigError(
+            "Matrices held in NF4 are not split over processes",
+            field="train.lora.base",
+            found=f"nf4, and {launched()} processes",
+            expected="auto, bf16 or fp32",
+            cure="leave train.lora.base at auto, or start one process",
+        )
+    return lora.base if lora.base != "auto" else recipe.precision
 
 
 def _new_tokens(sets: Sequence[SampleSource]) -> list[int]:

@@ -91,19 +91,21 @@ class Engine:
     def _squares(self, kind: str, of: Callable[[Any], Tensor | None]) -> Metrics:
         """`<kind>/<group>`: the sum of squares of `of` each parameter, counted by the process that owns it."""
         found: Metrics = {}
-        for group in self.optimizer.param_groups:
+        for group, held in self._held():
             name = f"{kind}/{str(group['group']).partition('/')[0]}"
-            for parameter in group["params"]:
-                value = of(parameter)
-                if value is not None and self._owns(value):
-                    square = self._local(value).float().square().sum()
-                    found[name] = found[name] + square if name in found else square
             found.setdefault(name, torch.zeros((), device=self.device))
+            value = of(held)
+            if value is not None and self._owns(value):
+                found[name] = found[name] + self._local(value).float().square().sum()
         return found
+
+    def _held(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
+        """Every tensor that the optimiser changes, with its group."""
+        return ((group, parameter) for group in self.optimizer.param_groups for parameter in group["params"])
 
     def _changes(self) -> Metrics:
         """Squared norms of the last change of the weights, which Adam's moments tell, and of the weights."""
-        rates = {p: (g["lr"], g["weight_decay"]) for g in self.optimizer.param_groups for p in g["params"]}
+        rates = {held: (group["lr"], group["weight_decay"]) for group, held in self._held()}
         first, second = self.config.betas
 
         def change(parameter: Any) -> Tensor:

@@ -100,6 +100,11 @@ class ZeroEngine(Engine):
         zero: Any = self.module.optimizer
         yield from zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
 
+    def _held(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
+        zero: Any = self.module.optimizer
+        for i, flat in enumerate(self._flat()):
+            yield self.optimizer.param_groups[zero.sub_group_to_group_id[i] if self.stage == 3 else i], flat
+
     def backward(self, loss: Tensor, last: bool) -> None:
         # DeepSpeed averages gradients over processes and micro-batches; ours are parts of one sum.
         engine: Any = self.module
