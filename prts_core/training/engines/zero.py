@@ -83,8 +83,19 @@ class ZeroEngine(Engine):
         self.without_gradient = []
         self._start_states()
 
+    def _clear_padding(self) -> None:
+        """Stage 3 pads its parts to one size with whatever memory held, which would count in norms: make it 0."""
+        runs = [run for p in self.trained.values() if (run := self._run(p)) is not None]
+        values = [of(None).clone() for _, _, of, _ in runs]
+        for flat in self._flat():
+            flat.data.zero_()
+        for (_, _, of, _), value in zip(runs, values, strict=True):
+            of(None).copy_(value)
+
     def _start_states(self) -> None:
         """Make the optimiser's states now (torch makes them at the first step), the averaged weights among them."""
+        if self.stage == 3:
+            self._clear_padding()
         for flat in self._flat():
             state = self.optimizer.state[flat]
             state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device)
