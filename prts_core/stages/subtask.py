@@ -25,7 +25,7 @@ from prts_core.training.shared_files import SHARED, SharedFiles
 
 
 def subtask(config: SubtaskConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
-    policy = load_policy(inputs["sft"].folder(context.outputs))
+    policy = load_policy(inputs["sft"].folder(context.outputs), "fp32")
     dataset, index = open_indexed(*(inputs[stage].folder(context.outputs) for stage in ("convert", "stats")))
     processor = replace(policy.processor, subtasks=True)
     episodes = spread(dataset.episodes("train"), config.episodes)

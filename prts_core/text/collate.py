@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prts_core.models.backbone import patchify
-from prts_core.models.tokens import Tokens
+from prts_core.models.backbone import by_size, patchify
+from prts_core.models.tokens import Suffix, Tokens, predicted
 from prts_core.text.sequence import IGNORE, TokenSequence
 from prts_kernels.role_attention import RoleMask
+
+WHOLE = 64  # keys that a suffix sees are filled up to: kernels sum whole vectors, alike whatever a neighbour's length
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ def collate(
     place: Placement | None = None,
     dataset: np.ndarray | None = None,
 ) -> Tokens:
-    """pixels, grid: of all images, sample by sample. place: default one sample a row. dataset: (S,) indices."""
+    """pixels, grid: of all images, sample by sample; they come back with images of one size together. place: default
+    one sample a row. dataset: (S,) indices."""
     lengths = np.array([len(s) for s in sequences])
     unpacked = place is None
     place = place or one_a_row(lengths.tolist())
@@ -69,16 +72,24 @@ def collate(
         own = np.array([getattr(s, name) for s in sequences])
         return torch.from_numpy(np.where(own < 0, -1, own + place.start))
 
+    labels = laid([s.labels for s in sequences], IGNORE, np.int64)
+    text_label = laid([s.text_label for s in sequences], False, bool)
+    visual = np.concatenate([start + s.visual for start, s in zip(first, sequences, strict=True)])
+    pixels, grid, seen = by_size(pixels, grid, torch.from_numpy(visual))
+    labelled = predicted(labels)
     row = torch.from_numpy(place.row.astype(np.int64))
     return Tokens(
         ids=laid([s.ids for s in sequences], 0, np.int64),
         positions=torch.from_numpy(positions.reshape(3, place.rows, place.length)),
         mask=_mask(spans, place),
-        labels=laid([s.labels for s in sequences], IGNORE, np.int64),
-        text_label=laid([s.text_label for s in sequences], False, bool),
+        labels=labels,
+        text_label=text_label,
         sample=laid([np.full(n, i) for i, n in enumerate(lengths)], -1, np.int64),
         pixels=pixels,
         grid=grid,
+        visual=seen,
+        predicts=labelled,
+        count=int(lengths.sum()),
         row=row,
         start=torch.from_numpy(place.start),
         prompt_end=torch.from_numpy(place.start + prompts),
@@ -88,6 +99,30 @@ def collate(
         prompt_width=int(prompts.max()),
         packed=not unpacked,
     )
+
+
+def suffix(sequences: Sequence[TokenSequence], kept: Sequence[int]) -> Suffix:
+    """What remains of samples with contrastive parts when the first `kept` tokens of each are encoded already: the rest
+    of the observation and those parts. They see nothing of the instruction and of an answer."""
+    parts = []
+    for own, first in zip(sequences, kept, strict=True):
+        columns = np.r_[first : own.ends[0], own.ends[1] : own.ends[3]]
+        keys = np.r_[0:first, columns]
+        key_end = RoleMask.from_spans(np.array([(0, *own.ends)]), len(own)).key_end.numpy()[keys]
+        parts.append((own, columns, (keys <= columns[:, None]) & (columns[:, None] < key_end)))
+    count, longest = len(parts), max(len(columns) for _, columns, _ in parts)
+    ids, positions = np.zeros((count, longest), np.int64), np.zeros((3, count, longest), np.int64)
+    width = -(-max(seen.shape[1] for *_, seen in parts) // WHOLE) * WHOLE
+    visible = np.zeros((count, longest, width), bool)
+    visible[:, :, 0] = True  # padding sees something: a softmax over nothing is not a number
+    for i, (own, columns, seen) in enumerate(parts):
+        ids[i, : len(columns)], positions[:, i, : len(columns)] = own.ids[columns], own.positions[:, columns]
+        visible[i, : len(columns), : seen.shape[1]] = seen
+        visible[i, : len(columns), seen.shape[1] :] = False
+    read = [(len(c) - (own.ends[3] - own.ends[2]) - 1, len(c) - 1) for own, c, _ in parts]
+    state_action, goal = torch.tensor(read).unbind(1)
+    ids_, positions_, kept_, visible_ = map(torch.from_numpy, (ids, positions, np.array(kept, np.int64), visible))
+    return Suffix(ids_, positions_, kept_, visible_, state_action, goal)
 
 
 def _mask(spans: np.ndarray, place: Placement) -> RoleMask:

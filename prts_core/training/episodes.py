@@ -24,7 +24,7 @@ class EpisodeReader:
         from prts_core.data.lerobot_v21.frames import VideoPool  # tables are read where PyAV is not installed, too
 
         self.dataset, self.max_open, self.table_mib = dataset, max_open, table_mib
-        self._pool = VideoPool(max_open)
+        self._pool = VideoPool(max_open, dataset.joined_fps)
         self._videos = frozenset(dataset.info.video_keys)
         self._begin()
 

@@ -31,7 +31,9 @@ def allowed(tokenizer, builder) -> torch.Tensor:
 
 def spoken(model, build, builder, prompts, images, allowed, limit=5):
     tokens = build(prompts, images, response=False, contrastive=False)
-    return generate(model, tokens, allowed=allowed, closing=builder.turn_end, max_words=limit)
+    with torch.inference_mode():
+        encoded = model.encode(tokens)
+    return generate(model, encoded, allowed=allowed, closing=builder.turn_end, max_words=limit)
 
 
 def test_words_are_those_of_encoding_anew(model, build, builder, prompts, images, allowed):
@@ -65,6 +67,9 @@ def longer(tokens, row: int, words: list[int]):
         sample=torch.zeros_like(ids),
         pixels=tokens.pixels[row * per : (row + 1) * per],
         grid=tokens.grid[2 * row : 2 * row + 2],
+        visual=tokens.visual.view(len(tokens), -1)[row] - row * tokens.ids.shape[1],
+        predicts=torch.zeros(0, dtype=torch.int64),
+        count=ids.shape[1],
         row=torch.zeros(1, dtype=torch.int64),
         start=torch.zeros(1, dtype=torch.int64),
         prompt_end=torch.tensor([ids.shape[1]]),
