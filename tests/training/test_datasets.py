@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
+import os
 import time
 from itertools import islice
 from pathlib import Path
@@ -15,6 +17,7 @@ from PIL import Image
 
 from prts_core.data.index import DatasetIndex
 from prts_core.data.llava import LlavaDataset
+from prts_core.io.errors import StageError
 from prts_core.stages import pretrain
 from prts_core.text import prompt
 from prts_core.text.sequence import Sample
@@ -121,6 +124,16 @@ def _squares(folder: Path) -> int:
         into[:] = np.arange(50) ** 2
 
     return int(SharedFiles(folder).array("squares", (50,), np.int64, fill).sum())
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch) -> None:
+    def full(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(StageError, match=r"(?i)full|space"):
+        SharedFiles(tmp_path).array("squares", (50,), np.int64, lambda into: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["squares.lock"]
 
 
 def test_fast_is_made_only_where_a_loss_reads_it(sets, monkeypatch) -> None:
