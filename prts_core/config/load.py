@@ -190,11 +190,28 @@ class RunPlan:
         return robot
 
     def sft(self, dataset: str) -> SftSection:
-        """The recipe's `sft`, the dataset's own changes over it, and over both what was typed as `--set sft...`."""
-        own = dict(self.dataset(dataset).sft)
-        typed = parse_overrides(self.overrides).get("sft") or {}
-        changed = merge(merge(asdict(self.recipe.sft), own), typed)
-        return check(SftSection, changed, self.folder / "datasets" / f"{dataset}.yaml")
+        """The recipe's `sft`, the dataset's own changes over it, and over both what was typed as `--set sft...`.
+
+        The recipe's mixture is of the deployed dataset's policy, not of the others'."""
+        own, typed = dict(self.dataset(dataset).sft), parse_overrides(self.overrides).get("sft") or {}
+        whole = asdict(self.recipe.sft)
+        if dataset != self.recipe.deploy:
+            whole |= {"mixture": {}, "image_text": {}}
+            typed = {key: value for key, value in typed.items() if key not in ("mixture", "image_text")}
+        path = self.folder / "datasets" / f"{dataset}.yaml"
+        section = check(SftSection, merge(merge(whole, own), typed), path)
+        for name in section.mixture:
+            lookup(self.datasets, name, "dataset of the mixture")
+        if section.mixture and dataset not in section.mixture:
+            raise ConfigError(
+                f"The fine-tuning of {dataset!r} is mixed of other datasets alone",
+                file=self.path,
+                field="sft.mixture",
+                found=", ".join(section.mixture),
+                expected=f"{dataset} among them",
+                cure=f"add `{dataset}: 1.0`, or deploy one of these",
+            )
+        return section
 
     @property
     def benchmark(self) -> BenchmarkConfig:

@@ -18,6 +18,7 @@ from prts_core.config.sources import ImageTextSource, Source
 from prts_core.config.train import LossWeights, TrainConfig
 from prts_core.contract import Normalization, checked_limits
 
+MixBy = Literal["rows", "samples"]
 _SEEDS, _WORKERS = "[0, 4294967295]", "[1, 1024]"
 
 
@@ -142,13 +143,15 @@ class StatsConfig(Strict):
 
 @dataclass(frozen=True)
 class PretrainSection(Strict):
-    """`mixture`: dataset name -> weight; row counts times weight give the share of samples. Empty: all datasets of the
-    recipe with their own weights. image_text: name -> LLaVA-style data beside them.
+    """`mixture`: dataset name -> weight. Empty: all datasets of the recipe with their own weights. image_text: name ->
+    LLaVA-style data beside them. mix_by: what weights say. "rows": how often a row is drawn, so that row counts times
+    weight give the shares (all 1: the public release's concatenation); "samples": the shares of samples themselves.
 
     fast: the published FAST processor, a folder or hub id; none: one is fitted on the mixture, with `fast_vocab_size`
     tokens. vocab_size: of the text tokenizer that is trained here; a model with `pretrained` keeps its own."""
 
     mixture: dict[str, float] = field(default_factory=dict)
+    mix_by: MixBy = "rows"
     image_text: dict[str, ImageTextSource] = field(default_factory=dict)
     vocab_size: int = 1536
     fast_vocab_size: int = 256
@@ -174,14 +177,22 @@ class SftSection(Strict):
     checkpoint: start from this folder or hub id instead, of the public release's layout or a policy folder of ours;
     stage pretrain is not needed then. fast: the published FAST processor, folder or hub id, that a checkpoint of the
     public release was trained with. Both may hold environment variables.
+
+    mixture: dataset name -> weight, where the deployed dataset is not trained on alone: others of the very same
+    Contract, its own name among them; the policy is normalised by their pooled statistics. image_text and mix_by: as in
+    `pretrain`. Both are of the policy that the recipe deploys; for that of another dataset its own `sft` may say them.
     """
 
+    mixture: dict[str, float] = field(default_factory=dict)
+    mix_by: MixBy = "rows"
+    image_text: dict[str, ImageTextSource] = field(default_factory=dict)
     from_pretrained: bool = True
     checkpoint: str | None = None
     fast: str | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
+        check_numbers(self, {"(0, inf)": "mixture"})
         if self.checkpoint is not None and not self.from_pretrained:
             raise ValueError("`checkpoint` names weights to start from, and `from_pretrained: false` wants random ones")
         if self.fast is not None and self.checkpoint is None:
@@ -190,10 +201,10 @@ class SftSection(Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class SftConfig(SftSection):
-    """model: what the recipe says of it, where a checkpoint is given."""
+    """model: what the recipe says of it, where a checkpoint is given. train_subtask: dataset -> mode where it is on."""
 
     dataset: str
-    train_subtask: bool | str = False
+    train_subtask: dict[str, bool | str] = field(default_factory=dict)
     model: ModelConfig | None = None
 
 

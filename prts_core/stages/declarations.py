@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from prts_core.config.schema import (
     ValidateConfig,
     ValueConfig,
 )
-from prts_core.config.sources import ExpertSource, RecordingSource
+from prts_core.config.sources import ExpertSource, ImageTextSource, RecordingSource
 from prts_core.contract import record
 from prts_core.io.errors import ConfigError, lookup
 from prts_core.io.files import digest_value
@@ -66,18 +67,28 @@ def _convert_config(plan: RunPlan, partition: str | None) -> ConvertConfig:
 
 
 def _pretrain_config(plan: RunPlan, _: str | None) -> PretrainConfig:
-    subtasks = {name: lookup(plan.datasets, name, "dataset of the mixture").train_subtask for name in plan.mixture}
     filled = {
         "mixture": plan.mixture,
         "image_text": plan.image_text,
-        "train_subtask": {name: mode for name, mode in subtasks.items() if mode is not False},
+        "train_subtask": _subtask_modes(plan, plan.mixture),
     }
     return PretrainConfig(model=plan.model, **(fields_of(plan.recipe.pretrain) | filled))
 
 
+def _subtask_modes(plan: RunPlan, names: Iterable[str]) -> dict[str, bool | str]:
+    """`train_subtask` of those datasets that have it on."""
+    modes = {name: lookup(plan.datasets, name, "dataset of the mixture").train_subtask for name in names}
+    return {name: mode for name, mode in modes.items() if mode is not False}
+
+
 def _pretrain_reads(plan: RunPlan, _: str | None) -> dict[str, Read | str]:
-    found = _checkpoints({"model.pretrained": plan.model.pretrained, "pretrain.fast": plan.recipe.pretrain.fast})
-    for name, source in plan.image_text.items():
+    named = {"model.pretrained": plan.model.pretrained, "pretrain.fast": plan.recipe.pretrain.fast}
+    return _checkpoints(named) | _image_text(plan.image_text)
+
+
+def _image_text(sources: dict[str, ImageTextSource]) -> dict[str, Read | str]:
+    found: dict[str, Read | str] = {}
+    for name, source in sources.items():
         try:
             path, images = image_text_paths(source)
         except ConfigError:  # a variable that is not set: the stage tells of it
@@ -98,9 +109,11 @@ def _checkpoints(named: dict[str, str | None]) -> dict[str, Read | str]:
 
 
 def _pretrain_parents(plan: RunPlan, _: str | None) -> list[Parent]:
-    return [
-        Parent(f"{stage}:{name}", stage, name) for name in plan.mixture for stage in ("convert", "validate", "stats")
-    ]
+    return _mixed(plan.mixture)
+
+
+def _mixed(names: Iterable[str]) -> list[Parent]:
+    return [Parent(f"{stage}:{name}", stage, name) for name in names for stage in ("convert", "validate", "stats")]
 
 
 def _stats_config(plan: RunPlan, partition: str | None) -> StatsConfig:
@@ -120,7 +133,7 @@ def _sft_config(plan: RunPlan, partition: str | None) -> SftConfig:
     section = plan.sft(dataset.name)
     return SftConfig(
         dataset=dataset.name,
-        train_subtask=dataset.train_subtask,
+        train_subtask=_subtask_modes(plan, section.mixture or [dataset.name]),
         model=None if section.checkpoint is None else plan.model,
         **fields_of(section),
     )
@@ -128,14 +141,18 @@ def _sft_config(plan: RunPlan, partition: str | None) -> SftConfig:
 
 def _sft_reads(plan: RunPlan, partition: str | None) -> dict[str, Read | str]:
     section = plan.sft(plan.dataset(partition).name)
-    return _checkpoints({"sft.checkpoint": section.checkpoint, "sft.fast": section.fast})
+    return _checkpoints({"sft.checkpoint": section.checkpoint, "sft.fast": section.fast}) | _image_text(
+        section.image_text
+    )
 
 
 def _sft_parents(plan: RunPlan, partition: str | None) -> list[Parent]:
     # The processor (tokenizers, prompt) is born in pre-training, so that sft needs it even when it starts from
     # random weights. A checkpoint brings its own.
-    own = [Parent(stage, stage, partition) for stage in ("convert", "validate", "stats")]
-    if plan.sft(plan.dataset(partition).name).checkpoint is not None:
+    name = plan.dataset(partition).name
+    section = plan.sft(name)
+    own = _mixed(section.mixture or [name])
+    if section.checkpoint is not None:
         return own
     return [*own, Parent("pretrain", "pretrain", None)]
 
@@ -217,7 +234,7 @@ STAGES: dict[str, Stage] = {
         ),
         _stage(
             "sft",
-            "flow-matching fine-tuning on one dataset",
+            "flow-matching fine-tuning on one dataset, or a mixture of the same robot's",
             _sft_config,
             _sft_parents,
             partitioned=True,

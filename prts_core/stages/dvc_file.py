@@ -175,6 +175,8 @@ class DvcFile:
             keys.append("datasets")  # all of them are the mixture
         if stage == "sft" and self.plan.sft(str(partition)).checkpoint is not None:
             keys.append("model")
+        if stage == "sft" and (self.plan.recipe.sft.mixture or self.plan.recipe.sft.image_text):
+            keys.append("deploy")  # whose policy is mixed
         if stage == "stats" and _has(self._raw_recipe, NORMALIZATION):
             keys.append(NORMALIZATION)  # where it is added later, sft says that stats has not run
         if keys:
@@ -183,7 +185,10 @@ class DvcFile:
             lines += [self._watch_file("models", self.plan.recipe.model)]
             lines += [line for name in self.plan.mixture for line in self._watch_dataset(name, ())]
         elif stage in DATASET_KEYS:
-            lines += self._watch_dataset(partition or self.plan.recipe.deploy, DATASET_KEYS[stage])
+            name = partition or self.plan.recipe.deploy
+            others = self.plan.sft(name).mixture if stage == "sft" else {}
+            for each in dict.fromkeys((name, *others)):
+                lines += self._watch_dataset(each, DATASET_KEYS[stage])
         if stage == "convert":
             lines += self._robot_and_mapping(str(partition))
         if stage == "sft" and "model" in keys:

@@ -14,11 +14,8 @@ import torch
 
 from prts_core.config.checked_yaml import expand
 from prts_core.config.identity import identity
-from prts_core.config.load import image_text_paths
 from prts_core.config.schema import PretrainConfig
-from prts_core.config.sources import ImageTextSource
 from prts_core.contract import PolicyContract
-from prts_core.data.index import DatasetIndex, open_indexed
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.llava import LlavaDataset
 from prts_core.data.normalize import normalize_for_fast, to_relative
@@ -29,16 +26,15 @@ from prts_core.io.tensors import save_sharded
 from prts_core.io.threads import torch_threads
 from prts_core.policy.policy import MODEL_TYPE
 from prts_core.policy.processor import Processor, load_statistics
+from prts_core.stages.mixture import Opened, open_datasets, open_image_text, training_sets
 from prts_core.stages.training import train
 from prts_core.store.manifest import Manifest
 from prts_core.store.stage import StageContext, StageResult
 from prts_core.text import prompt
 from prts_core.text.fast import FastTokenizer
 from prts_core.text.tokenizer import TextTokenizer
-from prts_core.training.batch import SampleSource, chunk_windows
-from prts_core.training.datasets import RobotDataset, VqaDataset, held_out_set
+from prts_core.training.batch import chunk_windows
 from prts_core.training.initial_weights import pretrained_shapes, qwen_network, qwen_tokenizer, random_network
-from prts_core.training.shared_files import SHARED, SharedFiles
 
 FAST_WINDOWS, FAST_EPISODES = 2**15, 512  # what FAST is fitted and measured on, of each dataset
 
@@ -54,51 +50,30 @@ def pretrain(config: PretrainConfig, inputs: dict[str, Manifest], context: Stage
         model=pretrained_shapes(replace(config.model, pretrained=pretrained)),
         fast=context.pinned("pretrain.fast", config.fast),
     )
-    datasets: dict[str, LeRobotDataset] = {}
-    indexes: dict[str, DatasetIndex] = {}
-    statistics: dict[str, Path] = {}
-    for name in config.mixture:
-        root, stats = (inputs[f"{stage}:{name}"].folder(context.outputs) for stage in ("convert", "stats"))
-        datasets[name], indexes[name] = open_indexed(root, stats)
-        statistics[name] = stats / statistics_name(datasets[name].contract, config.model.chunk_length)
+    opened = open_datasets(config.mixture, inputs, context)
+    datasets = {name: dataset for name, (dataset, _) in opened.items()}
+    statistics = {
+        name: inputs[f"stats:{name}"].folder(context.outputs) / statistics_name(d.contract, config.model.chunk_length)
+        for name, d in datasets.items()
+    }
     contracts = {
         n: policy_contract(d, statistics[n], config.model.chunk_length, config.train.normalization)
         for n, d in datasets.items()
     }
     conversations = {name: open_image_text(source, context.seed) for name, source in config.image_text.items()}
     tokenizer, added_from, fast, fast_errors = make_tokenizers(
-        config, datasets, indexes, contracts, statistics, conversations, context.seed
+        config, opened, contracts, statistics, conversations, context.seed
     )
     processors = {
         n: Processor(contracts[n], load_statistics(statistics[n]), statistics[n], tokenizer, fast, config.model)
         for n in datasets
     }
-    shared = SharedFiles(context.work / SHARED)
-    sets: list[SampleSource] = [
-        RobotDataset(
-            n,
-            d,
-            indexes[n],
-            processors[n],
-            d.episodes("train"),
-            augmented=config.train.augment,
-            failures=config.train.failures,
-            train_subtask=config.train_subtask.get(n),
-            shared=shared,
-        )
-        for n, d in datasets.items()
-    ]
-    sets += [VqaDataset(n, c, next(iter(processors.values())), shared) for n, c in conversations.items()]
-    weights = [*config.mixture.values(), *(source.weight for source in config.image_text.values())]
+    sets, weights, held_out = training_sets(config, config.mixture, opened, processors, conversations, context.work)
     torch.manual_seed(context.seed)
     if config.model.pretrained is None:
         model = random_network(config.model, tokenizer)
     else:
         model = qwen_network(config.model, tokenizer, added_from)
-    held_out: list[SampleSource] = []
-    for name, dataset in datasets.items() if config.train.eval_every else ():
-        options = {"train_subtask": config.train_subtask.get(name), "shared": shared}
-        held_out += held_out_set(name, dataset, indexes[name], processors[name], **options)
     with torch_threads(config.train.threads):
         ema, metrics, _ = train(model, sets, weights, config, context, held_out=held_out)
 
@@ -113,21 +88,6 @@ def pretrain(config: PretrainConfig, inputs: dict[str, Manifest], context: Stage
     return StageResult(metrics | fast_errors, fingerprints, ("loss.png", "training.csv"))
 
 
-def open_image_text(source: ImageTextSource, seed: int) -> LlavaDataset:
-    """The image-text data that a recipe names, checked."""
-    path, root = image_text_paths(source)
-    if source.digest is not None and path.is_file() and source.digest != (found := digest_file(path)):
-        raise ConfigError(
-            "The file of image-text data is not the one that is meant",
-            file=path,
-            field="digest",
-            found=found,
-            expected=source.digest,
-            cure="restore the file, or correct the digest",
-        )
-    return LlavaDataset.open(path, root, source.sampling_strategy, seed, source.max_tokens)
-
-
 def policy_contract(dataset: LeRobotDataset, statistics: Path, chunk_length: int, normalization: str) -> PolicyContract:
     """Born when training starts: what the dataset means, how far ahead the policy looks, which statistics it was
     scaled by."""
@@ -137,8 +97,7 @@ def policy_contract(dataset: LeRobotDataset, statistics: Path, chunk_length: int
 
 def make_tokenizers(
     config: PretrainConfig,
-    datasets: dict[str, LeRobotDataset],
-    indexes: dict[str, DatasetIndex],
+    opened: Opened,
     contracts: dict[str, PolicyContract],
     statistics: dict[str, Path],
     conversations: dict[str, LlavaDataset],
@@ -151,13 +110,13 @@ def make_tokenizers(
     own or trained on the sentences of tasks and subtasks, each once.
     """
     chunks, sentences, labels = {}, [], []
-    for name, dataset in datasets.items():
+    for name, (dataset, index) in opened.items():
         stats = load_statistics(statistics[name]).action
         actions, states = some_windows(dataset, config.model.chunk_length, seed)
         windows = to_relative(actions, states, dataset.contract.relative)
         chunks[name] = normalize_for_fast(windows, stats, contracts[name].normalization)
         sentences += [prompt.clean_instruction(task) for task in dataset.tasks.values()]
-        sentences += [prompt.clean_instruction(text) for text in indexes[name].texts]
+        sentences += [prompt.clean_instruction(text) for text in index.texts]
         labels += [camera.label for camera in dataset.contract.cameras]
     for conversation in conversations.values():
         sentences += [text for record in conversation.records for _, text in record.turns]

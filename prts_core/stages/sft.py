@@ -1,5 +1,5 @@
-"""Stage sft: flow-matching fine-tuning of the pre-trained base, or a checkpoint, on one dataset; the output is a policy
-folder.
+"""Stage sft: flow-matching fine-tuning of the pre-trained base, or a checkpoint, on one dataset or a mixture of the
+same robot's; the output is a policy folder.
 
 The contrastive loss may stay on at a small weight, so that the value does not go stale while the backbone moves.
 """
@@ -7,25 +7,27 @@ The contrastive loss may stay on at a small weight, so that the value does not g
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from prts_core.config.identity import identity
 from prts_core.config.schema import SftConfig
-from prts_core.data.index import open_indexed
+from prts_core.contract import require_equal
+from prts_core.data import statistics
 from prts_core.data.statistics import statistics_name
 from prts_core.io.files import write_json
+from prts_core.io.locks import locked
 from prts_core.io.tensors import load_tensors
 from prts_core.io.threads import torch_threads
 from prts_core.policy.policy import policy_digest, save_policy
 from prts_core.policy.processor import Processor, load_statistics
+from prts_core.stages.mixture import Opened, open_datasets, open_image_text, training_sets
 from prts_core.stages.pretrain import policy_contract
 from prts_core.stages.training import train
 from prts_core.store.manifest import Manifest
 from prts_core.store.stage import StageContext, StageResult
-from prts_core.training.datasets import RobotDataset, held_out_set
 from prts_core.training.initial_weights import checkpoint_start, own_start
-from prts_core.training.shared_files import SHARED, SharedFiles
 
 
 def sft(config: SftConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
@@ -37,32 +39,20 @@ def sft(config: SftConfig, inputs: dict[str, Manifest], context: StageContext) -
     else:
         start = checkpoint_start(config)
     model, model_config = start.model, start.model.config
-    dataset, index = open_indexed(*(inputs[stage].folder(context.outputs) for stage in ("convert", "stats")))
-    name = statistics_name(dataset.contract, model_config.chunk_length)
+    mixture = config.mixture or {config.dataset: 1.0}
+    opened = open_datasets(mixture, inputs, context)
+    dataset = opened[config.dataset][0]
     own = start.statistics(dataset.contract, config.train.normalization)
-    statistics = own or inputs["stats"].folder(context.outputs) / name
-    contract = policy_contract(dataset, statistics, model_config.chunk_length, config.train.normalization)
+    file = own or statistics_of(config.dataset, opened, inputs, context, model_config.chunk_length)
+    contract = policy_contract(dataset, file, model_config.chunk_length, config.train.normalization)
     processor = Processor(
-        contract, load_statistics(statistics), statistics, start.tokenizer, start.fast, model_config, model.compat
+        contract, load_statistics(file), file, start.tokenizer, start.fast, model_config, model.compat
     )
-    shared = SharedFiles(context.work / SHARED)
-    rows = RobotDataset(
-        config.dataset,
-        dataset,
-        index,
-        processor,
-        dataset.episodes("train"),
-        augmented=config.train.augment,
-        failures=config.train.failures,
-        train_subtask=config.train_subtask,
-        shared=shared,
-    )
-    held_out = []
-    if config.train.eval_every:
-        options = {"train_subtask": config.train_subtask, "shared": shared}
-        held_out = held_out_set(config.dataset, dataset, index, processor, **options)
+    conversations = {name: open_image_text(source, context.seed) for name, source in config.image_text.items()}
+    processors = dict.fromkeys(opened, processor)
+    sets, weights, held_out = training_sets(config, mixture, opened, processors, conversations, context.work)
     with torch_threads(config.train.threads):
-        ema, metrics, early = train(model, [rows], [1.0], config, context, held_out=held_out)
+        ema, metrics, early = train(model, sets, weights, config, context, held_out=held_out)
     save_policy(context.output, ema, model_config, processor)
     if early is not None:
         save_policy(context.output / "early", load_tensors(early)[0], model_config, processor)
@@ -72,3 +62,23 @@ def sft(config: SftConfig, inputs: dict[str, Manifest], context: StageContext) -
         write_json(context.output / "start.json", record)
     write_json(context.output / "policy_digest.json", {"policy_digest": policy_digest(context.output)})
     return StageResult(metrics, {"policy": contract.fingerprint}, ("loss.png", "training.csv"))
+
+
+def statistics_of(
+    dataset: str, opened: Opened, inputs: dict[str, Manifest], context: StageContext, chunk_length: int
+) -> Path:
+    """The file with the statistics that a policy of `dataset` is normalised by: those of stage stats, or, where several
+    datasets are mixed, of all their rows, computed here once."""
+    contract = opened[dataset][0].contract
+    name = statistics_name(contract, chunk_length)
+    if len(opened) == 1:
+        return inputs[f"stats:{dataset}"].folder(context.outputs) / name
+    for other, (data, _) in opened.items():
+        require_equal(contract, data.contract, left_name=f"dataset {dataset}", right_name=f"dataset {other}")
+    path = context.work / name
+    with locked(path.with_suffix(".lock")):
+        if not path.is_file():
+            roots = [data.root for data, _ in opened.values()]
+            made = statistics.compute(roots, "train", chunk_length if any(contract.relative) else None)
+            write_json(path, made.trained.to_json())
+    return path

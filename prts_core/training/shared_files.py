@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +36,7 @@ class SharedFiles:
         self, name: str, shape: tuple[int, ...], dtype: np.dtype | type, fill: Callable[[np.ndarray], None]
     ) -> np.ndarray:
         """The array `name`, which `fill` writes where there is none yet; read-only. A process that comes while another
-        one fills it waits; one that is killed leaves nothing behind."""
+        one fills it waits; what a killed one left is cleared away. StageError where the disk is full."""
         if self.folder is None:
             made = np.empty(shape, dtype)
             fill(made)
@@ -47,6 +48,9 @@ class SharedFiles:
             if not path.is_file():
                 with atomic_path(path) as partial:
                     made = open_memmap(partial, "w+", dtype, shape)
+                    if hasattr(os, "posix_fallocate"):  # a full disk is an error here; under a map it kills the process
+                        with partial.open("r+b") as file:
+                            os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
                     fill(made)
                     made.flush()
                     del made

@@ -12,7 +12,7 @@ from prts_core.config.schema import BenchmarkSection, DatasetConfig, Recipe
 from prts_core.config.sources import LeRobotSource
 from prts_core.io.errors import ConfigError
 from prts_core.io.files import digest_value
-from prts_core.stages.declarations import config_json
+from prts_core.stages.declarations import STAGES, config_json
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
@@ -127,6 +127,20 @@ def test_deploying_an_unknown_dataset_is_refused(tmp_path: Path):
     recipe = written(tmp_path, "name: r\ndatasets: [bottle]\ndeploy: botle\nmodel: tiny\n")
     with pytest.raises(ConfigError, match="did you mean 'bottle'"):
         _ = load_plan(recipe).datasets
+
+
+def test_a_mixture_of_sft_is_the_deployed_datasets(tmp_path: Path):
+    for name in ("a", "b"):
+        written(tmp_path, f"name: {name}\nsource: {{kind: lerobot, root: /x}}\n", f"datasets/{name}.yaml")
+    recipe = written(tmp_path, "name: r\ndatasets: [a, b]\ndeploy: a\nmodel: m\nsft: {mixture: {a: 2.0, b: 1.0}}\n")
+    plan = load_plan(recipe)
+    assert plan.sft("a").mixture == {"a": 2.0, "b": 1.0} and plan.sft("b").mixture == {}
+    roles = [parent.role for parent in STAGES["sft"].parents(plan, "a")]
+    assert {"convert:a", "stats:a", "convert:b", "stats:b", "pretrain"} <= set(roles)
+    with pytest.raises(ConfigError, match=r"sft\.mixture.*a among them"):
+        load_plan(written(tmp_path, recipe.read_text().replace("a: 2.0, ", ""), "other.yaml")).sft("a")
+    with pytest.raises(ConfigError, match="dataset of the mixture"):
+        load_plan(recipe, ["sft.mixture.c=1.0"]).sft("a")
 
 
 def test_a_datasets_own_changes_lie_over_the_recipes_sft(tmp_path: Path):

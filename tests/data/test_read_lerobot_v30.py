@@ -20,6 +20,7 @@ from prts_core.contract import Contract
 from prts_core.data import statistics
 from prts_core.data.convert.lerobot_v21 import import_lerobot
 from prts_core.data.convert.lerobot_v30_export import export
+from prts_core.data.index import DatasetIndex
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.lerobot_v21.seal import SEAL, check_sizes
 from prts_core.data.lerobot_v21.v30 import episode_tables
@@ -28,7 +29,7 @@ from prts_core.data.validation.repair import repair
 from prts_core.io.errors import ConfigError, DataError
 from prts_core.io.files import read_json, write_json
 from prts_core.store.listing import digest_tree
-from prts_core.training.windows import FrameReader, WindowDataset
+from prts_core.training.episodes import EpisodeReader
 from tests.data.conftest import ROBOT, Converted
 
 TOP = "observation.images.top"
@@ -79,18 +80,21 @@ def test_the_same_as_v21(toy: Converted, theirs: Path) -> None:
     for split in (None, "train", "heldout"):
         assert there.episodes(split) == ours.episodes(split)
     draws = np.random.default_rng(0)
-    with FrameReader(ours)._pool, FrameReader(there)._pool:
-        ours_frames, their_frames = FrameReader(ours), FrameReader(there)
-        for episode in ours.episodes():
-            assert there.table(episode).equals(ours.table(episode))
-            assert np.array_equal(there.frames(episode, TOP), ours.frames(episode, TOP))
-        for _ in range(30):
-            episode = int(draws.integers(len(ours.rows)))
-            row = int(draws.integers(ours.length(episode)))
-            one, other = (frames.rgb(episode, TOP, row) for frames in (ours_frames, their_frames))
+    for episode in ours.episodes():
+        assert there.table(episode).equals(ours.table(episode))
+        assert np.array_equal(there.frames(episode, TOP), ours.frames(episode, TOP))
+    first, second = EpisodeReader(ours), EpisodeReader(there)
+    for _ in range(30):
+        episode = int(draws.integers(len(ours.rows)))
+        row = int(draws.integers(ours.length(episode)))
+        for one, other in zip(first.numbers(episode), second.numbers(episode), strict=True):
             assert np.array_equal(one, other)
-    for one, other in zip(WindowDataset(ours), WindowDataset(there), strict=False):
-        assert all(np.array_equal(one[key], other[key]) for key in one)
+        assert np.array_equal(first.rgb(episode, TOP, row), second.rgb(episode, TOP, row))
+    first.close()
+    second.close()
+    one, other = DatasetIndex.of(ours), DatasetIndex.of(there)
+    assert np.array_equal(one.stretches, other.stretches) and np.array_equal(one.spans, other.spans)
+    assert (one.tasks, one.texts) == (other.tasks, other.texts)
 
 
 def test_taken_over_without_a_copy(toy: Converted, theirs: Path, tmp_path: Path) -> None:

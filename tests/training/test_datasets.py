@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import multiprocessing
+import os
 import time
 from itertools import islice
 from pathlib import Path
@@ -10,12 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from prts_core.data.index import DatasetIndex
+from prts_core.data.llava import LlavaDataset
+from prts_core.io.errors import StageError
+from prts_core.stages import pretrain
 from prts_core.text import prompt
 from prts_core.text.sequence import Sample
 from prts_core.training.batch import Batch, BatchSource, chunk_windows
-from prts_core.training.datasets import RobotDataset
+from prts_core.training.datasets import RobotDataset, VqaDataset
 from prts_core.training.shared_files import SharedFiles
 from tests.data.test_index import with_subtasks
 from tests.fixtures.reaching import reaching_processor, write_reaching
@@ -119,6 +126,16 @@ def _squares(folder: Path) -> int:
     return int(SharedFiles(folder).array("squares", (50,), np.int64, fill).sum())
 
 
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch) -> None:
+    def full(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(StageError, match=r"(?i)full|space"):
+        SharedFiles(tmp_path).array("squares", (50,), np.int64, lambda into: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["squares.lock"]
+
+
 def test_fast_is_made_only_where_a_loss_reads_it(sets, monkeypatch) -> None:
     kept, _ = sets
     monkeypatch.setattr(type(kept.processor), "fast_tokens", None)
@@ -154,3 +171,37 @@ def test_samples_are_those_of_the_whole_episodes(tmp_path, tiny, tokenizer, fast
     assert at == len(rows) == len(made)
     texts = {prompt.task_id(text) for text in rows._told()}
     assert {one.task_id for one in made} <= texts == rows.tasks
+
+
+def test_fast_is_fitted_on_all_windows_of_a_small_set_and_on_some_of_a_large_one(tmp_path, monkeypatch) -> None:
+    dataset = write_reaching(tmp_path, per_goal=3)
+    windows = {e: chunk_windows(dataset.actions(e), 4)[0] for e in dataset.episodes()}
+    actions, states = pretrain.some_windows(dataset, 4, 7)
+    assert np.array_equal(actions, np.concatenate(list(windows.values())))
+    assert np.array_equal(states, np.concatenate([dataset.states(e) for e in windows]))
+    monkeypatch.setattr(pretrain, "FAST_WINDOWS", 30)
+    monkeypatch.setattr(pretrain, "FAST_EPISODES", 5)
+    some, own = pretrain.some_windows(dataset, 4, 7)
+    assert len(some) == len(own) == 30
+    every = {one.tobytes() for part in windows.values() for one in part}
+    assert all(one.tobytes() in every for one in some)
+    assert np.array_equal(some, pretrain.some_windows(dataset, 4, 7)[0])
+    assert not np.array_equal(some, pretrain.some_windows(dataset, 4, 8)[0])
+
+
+def test_headers_of_pictures_are_read_once_for_all_processes(tmp_path, tiny, tokenizer, fast, monkeypatch) -> None:
+    Image.new("RGB", (48, 40), (200, 30, 30)).save(tmp_path / "red.png")
+    turns = [{"from": "human", "value": "<image>\nWhich colour?"}, {"from": "gpt", "value": "Red."}]
+    (tmp_path / "captions.jsonl").write_text("\n".join([json.dumps({"image": "red.png", "conversations": turns})] * 3))
+    processor = reaching_processor(tmp_path, tiny, tokenizer, fast)
+    made = [
+        VqaDataset(
+            "captions", LlavaDataset.open(tmp_path / "captions.jsonl"), processor, SharedFiles(tmp_path / "work")
+        )
+        for _ in range(2)
+    ]
+    counted = made[0].lengths(response=True, contrastive=False)
+    monkeypatch.setattr(LlavaDataset, "image_sizes", None)
+    assert np.array_equal(made[1].lengths(response=True, contrastive=False), counted)
+    (sample,) = made[1].items([1], [np.random.default_rng(0)], response=True, contrastive=False)
+    assert len(sample.sequence) == counted[1]

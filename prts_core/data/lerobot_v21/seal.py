@@ -1,7 +1,7 @@
 """Seal a dataset: write meta/prts_manifest.json, the size and SHA-256 of every file, when the dataset is finished.
 
-Who opens a sealed dataset for training compares names and sizes, one stat a
-file (`check_sizes`); `prts validate` reads everything again (`compare`).
+Who converts a sealed dataset compares names and sizes, one stat a file (`check_sizes`); `prts validate` reads
+everything again (`compare`). Of stages' results the store looks at every file before they are read.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def compare(root: Path, sealed: dict[str, SealedFile], workers: int = 2) -> Iter
 
 def check_sizes(root: Path) -> None:
     """Refuse a sealed dataset whose files are gone or have other sizes. An unsealed one passes: there is nothing to
-    compare. For whoever opens a dataset for training: milliseconds, where digests would read every video."""
+    compare. Milliseconds, where digests would read every video."""
     sealed = read_seal(root)
     first = next(size_differences(root, sealed), None) if sealed is not None else None
     if first is not None:
