@@ -106,7 +106,7 @@ def _head(model: ModelConfig, config: TrainConfig, load: Load, recomputed: bool)
     if isinstance(head, MotConfig):
         text = model.text
         queries, keys = head.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
-        inside = steps * (8 * head.hidden_size + 2 * queries + 4 * head.intermediate_size)
+        inside: float = steps * (8 * head.hidden_size + 2 * queries + 4 * head.intermediate_size)
         inside += 2 * (prompt + steps) * keys  # the prompt's keys and values with the head's own behind them
         return _stack(draws, text.num_layers, inside, steps * head.hidden_size, recomputed)
     assert isinstance(head, DitConfig)
