@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from prts_core.cli.main import plain_console
+from prts_core.cli.main import add_dtype_argument, plain_console
 from prts_core.io.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pixels the simulator renders, for a policy trained on such pictures (default: the suite's)",
     )
     tool.add_argument("--seed", type=int, help="of initial states and noise (default: the suite's)")
-    tool.add_argument("--no-values", action="store_true", help="do not ask for values: half the work of the policy")
+    add_dtype_argument(tool)
+    tool.add_argument("--no-values", action="store_true", help="do not ask for values")
     tool.add_argument(
         "--videos", type=int, default=6, metavar="N", help="how many are kept, failures first (default: %(default)s)"
     )
@@ -131,6 +132,7 @@ def main(args: argparse.Namespace) -> int:
         patience_s=args.patience,
         api_key=os.environ.get(args.api_key_env) or None,
         outputs=args.outputs,
+        dtype=args.dtype,
         contract=None if args.contract is None else named_contract(args.contract, suites[0].contract),
     )
     reports = {}

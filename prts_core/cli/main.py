@@ -41,6 +41,7 @@ TOOLS = {
     "config": "print a recipe with every default filled in",
     "dryrun": "count a recipe's parameters and estimate its memory on each GPU, without data or weights",
     "import-policy": "turn a checkpoint of the public release into a policy folder",
+    "export-policy": "write a policy in the layout of the public release",
     "serve": "serve a policy over openpi's websocket protocol",
     "lineage": "print the path from a registered model back to the raw files",
     "history": "print and draw a registered model's success over its versions, and the trail of its aliases",
@@ -85,6 +86,15 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
         help="change one value of the recipe; may be repeated, the last one wins",
     )
     add_outputs_argument(parser)
+
+
+def add_dtype_argument(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "bf16", "fp32"),
+        default="auto",
+        help="what the policy computes in; auto: bf16 on a GPU, fp32 on a CPU (default: %(default)s)",
+    )
 
 
 def add_outputs_argument(parser: argparse.ArgumentParser, what: str = "where results lie") -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prts_core.cli.main import add_outputs_argument
+from prts_core.cli.main import add_dtype_argument, add_outputs_argument
 from prts_core.io.errors import ServeError, require
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CLIENT_KEY=CAMERA",
         help="accept another name for a camera, such as observation/image=observation.images.top; may be repeated",
     )
+    add_dtype_argument(parser)
     add_outputs_argument(parser, "whose registry models:/ means")
     parser.add_argument("--verbose", action="store_true", help="log every client")
 
@@ -104,19 +105,19 @@ def main(args: argparse.Namespace) -> int:
         aliases=_aliases(args.camera),
     )
     model = resolve(args.model, args.outputs)
-    config = replace(
-        config, about={"model": args.model, "model_version": model.version, "package_digest": model.package_digest}
-    )
-
     from prts_core.policy.policy import load_policy
     from prts_core.serving.subtask_cache import SubtaskCache
 
-    loaded = load_policy(model.folder)
+    loaded = load_policy(model.folder, args.dtype)
+    about = {"model": args.model, "model_version": model.version, "package_digest": model.package_digest}
+    config = replace(config, about=about | {"dtype": loaded.dtype})
     policy = loaded if args.subtask_looks == 1 else SubtaskCache(loaded, args.subtask_looks)
     server = PolicyServer(policy, config)
     warm_ms = DynamicBatcher(policy, 1, args.value).warm_up()
     console.print(
-        summary(model.reference, model.version, model.package_digest, policy.contract, model.manifest, warm_ms)
+        summary(
+            model.reference, model.version, model.package_digest, policy.contract, model.manifest, loaded.dtype, warm_ms
+        )
     )
 
     def ready(port: int) -> None:
@@ -158,6 +159,7 @@ def summary(
     digest: str,
     contract: PolicyContract,
     manifest: PackageManifest,
+    dtype: str,
     warm_ms: float,
 ) -> Table:
     """What is served, as a table: the contract's meaning in words, and latency beside the package's budget."""
@@ -176,7 +178,7 @@ def summary(
         ("normalisation", f"{contract.normalization}, statistics {contract.statistics_digest[:19]}"),
         ("contract", contract.fingerprint),
         ("package", digest),
-        ("latency", _latency(manifest, warm_ms)),
+        ("latency", f"{_latency(manifest, warm_ms)}, in {dtype}"),
     ]
     for row in rows:
         table.add_row(*map(Text, row))  # units in brackets are no markup

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from prts_core.cli.main import table
+from prts_core.cli.main import add_dtype_argument, table
 from prts_core.io.errors import ConfigError, DataError, suggest
 
 if TYPE_CHECKING:
+    from prts_core.config.model import PolicyDtype
     from prts_core.data.lerobot_v21.reader import LeRobotDataset
     from prts_core.policy.policy import Policy
     from prts_core.value.ranking import Measured, Ranking, RankingVerdict
@@ -61,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="under which sentence; may be repeated (default: the dataset's own)",
     )
     tool.add_argument("--camera", metavar="KEY", help="whose frames are drawn (default: the policy's first)")
+    add_dtype_argument(tool)
     tool.add_argument("--rank", action="store_true", help="rank the episodes and flag bad demonstrations")
     tool.add_argument(
         "--out", type=Path, metavar="PNG", help="the picture (default: value.png, with --rank ranking.png)"
@@ -84,7 +86,7 @@ def main(args: argparse.Namespace) -> int:
 
     dataset = LeRobotDataset.open(args.data)
     episodes = choose_episodes(dataset, args.episodes, args.rank)
-    folder, policy = open_policy(args.policy, args.outputs)
+    folder, policy = open_policy(args.policy, args.outputs, args.dtype)
     require_fits(dataset, policy, args.data, console)
     cameras = [camera.key for camera in policy.contract.contract.cameras]
     camera = args.camera or cameras[0]
@@ -102,13 +104,13 @@ def main(args: argparse.Namespace) -> int:
 
 
 # ---- what is asked -----------------------------------------------------------------------------------------------
-def open_policy(reference: str, outputs: Path) -> tuple[Path, Policy]:
+def open_policy(reference: str, outputs: Path, dtype: PolicyDtype) -> tuple[Path, Policy]:
     """The policy of a folder (a package is verified first) or of a registered model."""
     from prts_core.delivery.resolve import policy_folder
     from prts_core.policy.policy import load_policy
 
     folder = policy_folder(reference, outputs)
-    return folder, load_policy(folder)
+    return folder, load_policy(folder, dtype)
 
 
 def choose_episodes(dataset: LeRobotDataset, named: list[int] | None, rank: bool) -> list[int]:
@@ -217,7 +219,13 @@ def draw_curves(
     console.print(shown)
     write_json(
         out.with_suffix(".json"),
-        {"policy_digest": policy_digest(folder), "fps": dataset.fps, "unit": "nats", "curves": rows},
+        {
+            "policy_digest": policy_digest(folder),
+            "dtype": policy.dtype,
+            "fps": dataset.fps,
+            "unit": "nats",
+            "curves": rows,
+        },
     )
 
 
@@ -239,7 +247,7 @@ def rank_episodes(
 
     digest = policy_digest(folder)
     described = {path.name: digest_file(path) for path in sorted((dataset.root / "meta").glob("*.json*"))}
-    key = digest_value([digest, described, sentences])
+    key = digest_value([digest, policy.dtype, described, sentences])
     partial = out.with_suffix(f".{key[len('sha256:') :][:12]}.partial.jsonl")
     measured = measure_all(policy, dataset, episodes, sentences, partial, key)
     ranking = rank(measured)
@@ -249,6 +257,7 @@ def rank_episodes(
         out.with_suffix(".json"),
         {
             "policy_digest": digest,
+            "dtype": policy.dtype,
             "sentences": sentences,
             **ranking.to_json(),
             "measured": [asdict(m) for m in measured],

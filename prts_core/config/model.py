@@ -15,6 +15,9 @@ from prts_core.config.checks import Strict, check_numbers
 # processor's configuration; "none" is everybody else.
 Compat = Literal["none", "prts"]
 
+# What a policy computes in. "auto": bf16 on a GPU, fp32 on a CPU.
+PolicyDtype = Literal["auto", "bf16", "fp32"]
+
 
 @dataclass(frozen=True)
 class VisionConfig(Strict):
@@ -53,6 +56,12 @@ class TextConfig(Strict):
     def __post_init__(self) -> None:
         sizes = "hidden_size num_layers num_heads num_kv_heads head_dim intermediate_size"
         check_numbers(self, {"[1, inf)": sizes, "(0, inf)": "rope_theta", "[0, inf)": "mrope_section"})
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the layers' matrices, without embeddings."""
+        attention = 2 * self.hidden_size * self.head_dim * (self.num_heads + self.num_kv_heads)
+        return self.num_layers * (attention + 3 * self.hidden_size * self.intermediate_size)
 
 
 @dataclass(frozen=True)

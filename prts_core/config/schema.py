@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from prts_core.config.checks import Strict, check_names, check_numbers
 from prts_core.config.identity import execution
-from prts_core.config.model import ModelConfig
+from prts_core.config.model import ModelConfig, PolicyDtype
 from prts_core.config.sources import ImageTextSource, Source
 from prts_core.config.train import LossWeights, TrainConfig
 from prts_core.contract import Normalization, checked_limits
@@ -249,7 +249,8 @@ class BenchmarkSection(Strict):
     workers: simulators at once; none: one a core, at most 8. batch: samples the policy is asked at once, no more
     than workers. failures_wanted: in all, for the value's AUROC; action_noise: standard deviations added to actions to
     make failures where the policy itself makes too few. record: conditions (policy, expert, noisy, ...) whose episodes
-    are kept whole under rollouts/, for `prts convert --source rollouts`.
+    are kept whole under rollouts/, for `prts convert --source rollouts`. dtype: what policies compute in; auto: bf16 on
+    a GPU, fp32 on a CPU.
     """
 
     suite: str | None = None
@@ -266,6 +267,7 @@ class BenchmarkSection(Strict):
     batch: int = 1
     failures_wanted: int = 30
     action_noise: tuple[float, ...] = (0.5, 1.0)
+    dtype: PolicyDtype = "auto"
     record: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -295,6 +297,7 @@ class ValueSection(Strict):
     curve_rows: int = 20
     plot_episodes: int = 6
     rank_episodes: int = 96
+    dtype: PolicyDtype = "auto"
 
     def __post_init__(self) -> None:
         check_numbers(
@@ -364,6 +367,7 @@ class SuiteRun(Strict):
     image_size: int | None = None
     workers: int | None = execution(None)
     batch: int = 1
+    dtype: PolicyDtype = "auto"
     margin: float | None = None
     floor: float | None = None
 

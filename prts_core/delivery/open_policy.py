@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from prts_core.config.model import PolicyDtype
 from prts_core.contract import Contract
 from prts_core.delivery.resolve import policy_folder
 from prts_core.io.errors import ConfigError
-from prts_core.rollout.local_policy import LocalPolicy, PolicyUnderTest
+from prts_core.rollout.local_policy import LocalPolicy, PolicyUnderTest, local_identity
 
 SERVERS = ("ws://", "wss://")
 
@@ -21,17 +22,22 @@ def open_policy(
     api_key: str | None = None,
     outputs: Path = Path("outputs"),
     contract: Contract | None = None,
+    dtype: PolicyDtype = "auto",
 ) -> PolicyUnderTest:
     """The policy that `reference` names: ws://host:port, a policy or package folder, models:/<name>@<alias>.
 
-    outputs: whose registry is meant. contract: of a server that states none. Raises ServeError, CheckpointError or
-    StageError where there is none.
+    outputs: whose registry is meant. contract: of a server that states none. dtype: of a policy that is loaded here; a
+    server has its own. Raises ServeError, CheckpointError or StageError where there is none.
     """
     if batch < 1:
         raise ConfigError("A batch holds samples", field="--batch", found=batch, expected="1 or more")
     if reference.startswith(SERVERS):
         from prts_core.rollout.remote_policy import RemotePolicy
 
+        if dtype != "auto":
+            raise ConfigError(
+                "A server computes in its own precision", field="--dtype", found=dtype, cure="give it to `prts serve`"
+            )
         return RemotePolicy(
             reference, batch=batch, values=values, patience_s=patience_s, api_key=api_key, contract=contract
         )
@@ -52,6 +58,6 @@ def open_policy(
     from prts_core.policy.policy import load_policy, policy_digest
 
     folder = policy_folder(reference, outputs)
-    policy = load_policy(folder)
-    identity = {"policy_digest": policy_digest(folder), "contract": policy.contract.fingerprint}
+    policy = load_policy(folder, dtype)
+    identity = local_identity(policy, policy_digest(folder))
     return LocalPolicy(policy, identity, batch=batch, values=values, fill=policy.device.type == "cpu")

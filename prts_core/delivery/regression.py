@@ -197,7 +197,7 @@ def measure_version(plan: RunPlan, name: str, package: Path, outputs: Path, fold
         from prts_core.sim.suites import suite
 
         settings, options = protocol.settings_of(run), ExecutionOptions(workers=run.workers)
-        policy = open_policy(str(package), batch=run.batch, outputs=outputs)
+        policy = open_policy(str(package), batch=run.batch, outputs=outputs, dtype=run.dtype)
         try:
             report = run_suite(policy, suite(run.suite), settings, folder, options, say=say)
         finally:

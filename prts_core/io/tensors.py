@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,17 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise _unreadable(path, err) from err
 
 
-def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: object) -> None:
+def load_weights(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    where: object,
+    dtype: Callable[[str], torch.dtype] | None = None,
+    device: torch.device | None = None,
+) -> None:
     """Load strictly; missing, extra and mis-shaped tensors are named (first 20) with the likely cause.
 
-    Parameters on the meta device get memory here, one after another: a model built there never takes it twice.
+    Parameters on the meta device get memory here, one after another: a model built there never takes it twice, and each
+    gets the dtype that `dtype` says of its name (by default its own) on `device` (by default the CPU).
     """
     wanted = model.state_dict()
     missing = sorted(wanted.keys() - tensors.keys())
@@ -80,7 +87,8 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: object)
     with torch.no_grad():
         for name, target in wanted.items():
             if target.is_meta:
-                _materialise(model, name, tensors[name].to(target.dtype, copy=True))
+                kind = target.dtype if dtype is None else dtype(name)
+                _materialise(model, name, tensors[name].to(device, kind, copy=True))
             else:
                 target.copy_(tensors[name])
 

@@ -43,10 +43,10 @@ def role_attention_forward(
 ) -> tuple[Tensor, None]:
     """query (B, Hq, L, d), key and value (B, Hkv, L, d) -> (B, L, Hq, d); the mask is of all B * L tokens.
 
-    A decoding step, one query a row on kept keys, says what it sees by `visible` (B, keys) bool instead.
+    Queries on kept keys, such as a decoding step's, say what they see by `visible` (B, L, keys) bool instead.
     """
     if visible is not None:
-        seen, gqa = visible[:, None, None, :], query.shape[1] != key.shape[1]
+        seen, gqa = visible[:, None], query.shape[1] != key.shape[1]
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scaling, enable_gqa=gqa)
         return out.transpose(1, 2).contiguous(), None
     if role_mask is None:

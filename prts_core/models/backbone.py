@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Qwen3VLConfig, Qwen3VLModel
 from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_vision
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
@@ -72,7 +72,7 @@ def build_backbone(config: ModelConfig, vocab_size: int, image_token_id: int, em
     with torch.device("meta") if empty else contextlib.nullcontext():
         model = Qwen3VLModel._from_config(shape, attn_implementation="sdpa")
     if empty and torch.get_default_device().type != "meta":
-        _fill_buffers(model, config)
+        fill_buffers(model, config)
     # Text layers read this at every call; the vision tower keeps stock attention.
     model.language_model.config._attn_implementation = attention.NAME
     model.visual.patch_embed.forward = types.MethodType(_patch_embed_as_linear, model.visual.patch_embed)
@@ -82,12 +82,14 @@ def build_backbone(config: ModelConfig, vocab_size: int, image_token_id: int, em
     return model
 
 
-def _fill_buffers(model: Qwen3VLModel, config: ModelConfig) -> None:
+def fill_buffers(model: nn.Module, config: ModelConfig) -> None:
     """Rotary frequencies, which no checkpoint brings: those of a backbone of one small layer are the same."""
     vision = replace(config.vision, depth=1, intermediate_size=8, num_position_embeddings=4, deepstack_indexes=())
     small = replace(config, vision=vision, text=replace(config.text, num_layers=1, intermediate_size=8))
     computed = dict(Qwen3VLModel._from_config(qwen3vl_config(small, 8, 0)).named_buffers())
-    for name, _ in list(model.named_buffers()):
+    for name, buffer in list(model.named_buffers()):
+        if not buffer.is_meta:
+            continue
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, computed[name])
 

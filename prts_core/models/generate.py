@@ -15,27 +15,28 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from prts_core.models.prts import PrtsModel
-from prts_core.models.tokens import Encoded, Prefix, Tokens
+from prts_core.models.tokens import Encoded, Prefix
 
 FORBIDDEN = -1e9
 
 
 @torch.inference_mode()
 def generate(
-    model: PrtsModel, tokens: Tokens, *, allowed: Tensor, closing: list[int], max_words: int
+    model: PrtsModel, encoded: Encoded, *, allowed: Tensor, closing: list[int], max_words: int
 ) -> tuple[list[list[int]], Prefix]:
     """Words of every sample, without the closing, and the prefix of prompt, words and closing.
 
-    tokens: prompts, one a row (not packed). allowed (V,) bool: what may be said; `closing[0]` ends a sample's words and
-    must be allowed; closing: what the turn ends with, as in training. A sample that says `max_words` words is closed.
+    encoded: prompts, one a row (not packed). allowed (V,) bool: what may be said; `closing[0]` ends a sample's words
+    and must be allowed; closing: what the turn ends with, as in training. A sample that says `max_words` words is
+    closed.
     Ties go to the lowest id: the same inputs give the same words.
     """
+    tokens = encoded.tokens
     if tokens.packed or not bool(allowed[closing[0]]) or max_words < 1:
         raise ValueError(
             "generate takes unpacked prompts, a closing that is allowed and at least one word; "
             f"found packed={tokens.packed}, allowed={bool(allowed[closing[0]])}, max_words={max_words}"
         )
-    encoded = model.encode(tokens)
     samples = torch.arange(len(tokens), device=encoded.hidden.device)
     last = tokens.prompt_end - 1
     hidden = [encoded.hidden]
@@ -66,7 +67,7 @@ def generate(
             position_ids=position[None, :, None].expand(3, -1, 1),
             past_key_values=cache,
             use_cache=True,
-            visible=visible,
+            visible=visible[:, None],
         ).last_hidden_state
         hidden.append(out)
         state = torch.where(live[:, None], out[:, 0], state)

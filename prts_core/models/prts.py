@@ -67,9 +67,16 @@ class PrtsModel(nn.Module):
         value = self.crl_logit_scale
         return value if self.compat == "prts" else value + (value.clamp(max=MOST_LOG_SCALE) - value).detach()
 
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that the head tells apart."""
+        return int(self.language_model.config.vocab_size)
+
     def encode(self, tokens: Tokens) -> Encoded:
         """Run vision tower and language model once; everything else reads from the result."""
         embeds = self.language_model.embed_tokens(tokens.ids)
+        if torch.is_autocast_enabled(embeds.device.type):  # or the residual stream, and all that is kept of it, is fp32
+            embeds = embeds.to(torch.get_autocast_dtype(embeds.device.type))
         if self.training and not len(tokens.grid):
             embeds = embeds + self._unseen(embeds)
         visual, features = self._see(tokens, embeds.dtype)
@@ -137,6 +144,15 @@ class PrtsModel(nn.Module):
         """psi (S, E), read at each sample's `goal_index`."""
         self._need_value_heads()
         return self.crl_goal_encoder(encoded.hidden[encoded.tokens.row, encoded.tokens.goal_index])
+
+    def value(self, hidden: Tensor, state_action_index: Tensor, goal_index: Tensor) -> Tensor:
+        """exp(scale) phi . psi (S,) in fp32, of hidden states (S, L, H) whose columns the indices (S,) name."""
+        self._need_value_heads()
+        row = torch.arange(len(hidden), device=hidden.device)
+        dtype = self.crl_logit_scale.dtype
+        phi = self.crl_action_encoder(hidden[row, state_action_index].to(dtype))
+        psi = self.crl_goal_encoder(hidden[row, goal_index].to(dtype))
+        return (self.log_scale.exp() * (phi * psi).sum(-1)).float()
 
     def _action_head(self) -> ActionHeadConfig:
         if self.config.expert is None:

@@ -76,7 +76,6 @@ def stock_tokens(
         grid=image_grid_thw.cpu(),
         visual=_where(input_ids, model.image_token_id),
         predicts=predicted(labels),
-        words=0,
         count=int(inside.sum()),
         row=row,
         start=torch.zeros_like(row),

@@ -9,6 +9,7 @@ G key/value heads, d head_dim, H hidden.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -27,8 +28,8 @@ class Tokens:
     L) int64; mask: who sees whom, of all B * L tokens end to end; pixels (patches, C*P*P or C*2*P*P) float32 and
     grid (images, 3) int64 for all images, those of one size together; visual (V,) int64: where among the B * L tokens
     their merged patches stand; videos, video_grid and video likewise, none where there are no videos.
-    predicts (M,) int64: which of the B * L tokens predict a label, the one that stands next. words: how many of the M
-    labels are words. count: tokens that are no padding.
+    predicts (M,) int64: which of the B * L tokens predict a label, the one that stands next. count:
+    tokens that are no padding.
     The grids stay on the host, wherever the rest is: a GPU need not be asked for what a step's shapes depend on.
     Per-sample fields have shape (S,) int64. row: the sample's row of the batch. Columns in it: start; prompt_end, where
     the action head's prefix ends; state_action_index and goal_index, where phi and psi are read (-1: none). dataset: an
@@ -46,7 +47,6 @@ class Tokens:
     grid: Tensor
     visual: Tensor
     predicts: Tensor
-    words: int
     count: int
     row: Tensor
     start: Tensor
@@ -64,7 +64,7 @@ class Tokens:
         return len(self.row)
 
     def to(self, device: torch.device | str) -> Tokens:
-        return moved(self, device)
+        return changed(self, lambda tensor: tensor.to(device, non_blocking=True), ON_HOST)
 
 
 @dataclass
@@ -124,16 +124,38 @@ def predicted(labels: Tensor) -> Tensor:
     return place[:, :-1][labels[:, 1:] != -100]
 
 
+@dataclass
+class Suffix:
+    """Tokens read behind what is encoded already, by kept keys and values (made by prts_core.text.collate).
+
+    ids (S, Q) and positions (3, S, Q) int64, right-padded. kept (S,) int64: how many columns of its row a sample keeps,
+    those of the observation. visible (S, Q, W) bool: which of the kept columns and the suffix, end to end, each token
+    sees, W >= max(kept + own tokens). state_action_index, goal_index (S,) int64: columns of Q where phi and psi are
+    read.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    kept: Tensor
+    visible: Tensor
+    state_action_index: Tensor
+    goal_index: Tensor
+
+    def to(self, device: torch.device | str) -> Suffix:
+        return changed(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+
 ON_HOST = ("grid", "video_grid")  # whatever the device
 
 
-def moved(record: Any, device: torch.device | str) -> Any:
-    """A dataclass with its tensors (and records of tensors) on another device, but those ON_HOST."""
-    changes = {}
+def changed(record: Any, change: Callable[[Any], Any], leave: Collection[str] = ()) -> Any:
+    """A dataclass with `change` applied to its tensors and masks, and to those of its records of tensors, but for
+    fields named in `leave`."""
+    made = {}
     for field in fields(record):
         value = getattr(record, field.name)
-        if isinstance(value, (Tensor, RoleMask)) and field.name not in ON_HOST:
-            changes[field.name] = value.to(device, non_blocking=True)
+        if isinstance(value, (Tensor, RoleMask)) and field.name not in leave:
+            made[field.name] = change(value)
         elif isinstance(value, Tokens):
-            changes[field.name] = moved(value, device)
-    return replace(record, **changes)
+            made[field.name] = changed(value, change, leave)
+    return replace(record, **made)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,6 +15,16 @@ from prts_core.contract import Contract, PolicyContract
 from prts_core.io.errors import DataError, suggest
 
 STATE = "observation.state"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """actions (B, T, A) float32 in robot units; values (B,) in nats where asked for; subtask: B sentences that the
+    policy said before it acted, where it did. Without a batch axis in, there is none in actions and values."""
+
+    actions: np.ndarray
+    values: np.ndarray | None = None
+    subtask: list[str] | None = None
 
 
 class Acts(Protocol):
@@ -33,6 +43,24 @@ class Acts(Protocol):
         self, observation: Mapping[str, np.ndarray], actions: np.ndarray, instruction: Sequence[str]
     ) -> np.ndarray:
         """How near these actions bring the robot to what the sentence asks: (B,)."""
+
+    def act_and_value(
+        self, observation: Mapping[str, np.ndarray], instruction: Sequence[str], seeds: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The actions of `act` and the value of them."""
+
+
+class TwoSteps:
+    """`act_and_value` of a policy in which the two have nothing in common."""
+
+    act: Any
+    value: Any
+
+    def act_and_value(
+        self, observation: Mapping[str, np.ndarray], instruction: Sequence[str], seeds: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        actions = self.act(observation, instruction, seeds)
+        return actions, self.value(observation, actions, instruction)
 
 
 @dataclass(frozen=True)

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
 from prts_core.config.checked_yaml import check
-from prts_core.config.model import Compat, ModelConfig
+from prts_core.config.model import Compat, ModelConfig, PolicyDtype
 from prts_core.contract import PolicyContract
 from prts_core.io.errors import CheckpointError, DataError
 from prts_core.io.files import digest_file, digest_value, read_json, write_json
 from prts_core.io.tensors import MAX_SHARD_BYTES, load_sharded, load_weights, save_sharded, weight_files
+from prts_core.models.backbone import fill_buffers
 from prts_core.models.generate import generate
 from prts_core.models.prts import PrtsModel
-from prts_core.models.tokens import Prefix
-from prts_core.policy.observation import ObservationBatch, read_actions, read_observation, read_seeds, sentences
+from prts_core.models.suffix import read_suffix
+from prts_core.models.tokens import Encoded, Prefix
+from prts_core.policy.observation import Answer, ObservationBatch, read_actions, read_observation, read_seeds, sentences
 from prts_core.policy.processor import FILES, Processor
 from prts_core.text import prompt
 from prts_core.text.tokenizer import TextTokenizer
@@ -45,7 +48,11 @@ class Policy:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    @torch.inference_mode()
+    @property
+    def dtype(self) -> Literal["bf16", "fp32"]:
+        """What the network computes in. Rotary angles, norms' statistics, the flow's state and the value are fp32."""
+        return "bf16" if self.model.language_model.embed_tokens.weight.dtype == torch.bfloat16 else "fp32"
+
     def act(
         self,
         observation: Mapping[str, np.ndarray],
@@ -60,26 +67,52 @@ class Policy:
         `subtask`, kept for a while); none lets it say the next one first. Raises DataError where an input does not fit
         the contract.
         """
+        return self.answer(observation, instruction, seeds, subtask).actions
+
+    def act_and_value(
+        self, observation: Mapping[str, np.ndarray], instruction: str | Sequence[str], seeds: int | Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What `act` gives and what `value` gives for it; the pictures are looked at once."""
+        answer = self.answer(observation, instruction, seeds, value=True)
+        assert answer.values is not None
+        return answer.actions, answer.values
+
+    @torch.inference_mode()
+    def answer(
+        self,
+        observation: Mapping[str, np.ndarray],
+        instruction: str | Sequence[str],
+        seeds: int | Sequence[int],
+        subtask: str | Sequence[str] | None = None,
+        value: bool = False,
+    ) -> Answer:
+        """All of one request: actions, where asked for their value, and the words of a policy that said some. The
+        arguments are those of `act`."""
         batch = read_observation(observation, instruction, self.contract.contract)
-        prefix = self._prefix(batch, None if subtask is None else sentences(subtask, len(batch)))
+        drawn = read_seeds(seeds, batch)
+        encoded, prefix, said = self._look(batch, None if subtask is None else sentences(subtask, len(batch)))
         config = self.model.config
         width = len(self.contract.contract.action)
         noise = torch.stack(
             [
                 torch.randn(config.chunk_length, config.max_action_dim, generator=torch.Generator().manual_seed(seed))
-                for seed in read_seeds(seeds, batch)
+                for seed in drawn
             ]
         ).to(self.device)
         mask = torch.zeros_like(noise)
         mask[..., :width] = 1.0
         chunk = self.model.sample(prefix, noise, mask)[..., :width]
         actions = self.processor.unnormalize_actions(chunk.cpu().numpy(), batch.state)
-        return actions[0] if batch.single else actions
+        values = self._value(encoded, batch, actions) if value else None
+        if batch.single:
+            return Answer(actions[0], None if values is None else values[0], said)
+        return Answer(actions, values, said)
 
-    def _prefix(self, batch: ObservationBatch, subtasks: list[str] | None) -> Prefix:
-        """What the action head reads: the prompt, and the subtask where the policy says one."""
+    def _look(self, batch: ObservationBatch, subtasks: list[str] | None) -> tuple[Encoded, Prefix, list[str] | None]:
+        """The encoded prompt, what the action head reads of it, and the words that the policy says where it reasons in
+        subtasks and was given none."""
         if self.processor.subtasks and subtasks is None:
-            return self._speak(batch)[1]
+            return self._speak(batch)
         if subtasks is not None and not self.processor.subtasks:
             raise DataError(
                 "This policy does not reason in subtasks",
@@ -88,8 +121,12 @@ class Policy:
                 expected="none",
                 cure="give the instruction alone, or fine-tune the policy by stage subtask",
             )
-        tokens = self.processor.tokens(batch.images, batch.state, batch.instructions, subtasks=subtasks)
-        return self.model.encode(tokens.to(self.device)).prefix()
+        encoded = self._encode(batch, subtasks)
+        return encoded, encoded.prefix(), None
+
+    def _encode(self, batch: ObservationBatch, subtasks: list[str] | None = None) -> Encoded:
+        tokens = self.processor.tokens(batch.images, batch.state, batch.instructions, subtasks)
+        return self.model.encode(tokens.to(self.device))
 
     @torch.inference_mode()
     def subtask(self, observation: Mapping[str, np.ndarray], instruction: str | Sequence[str]) -> str | list[str]:
@@ -98,20 +135,18 @@ class Policy:
         if not self.processor.subtasks:
             raise DataError("This policy does not reason in subtasks", cure="fine-tune it by stage subtask")
         batch = read_observation(observation, instruction, self.contract.contract)
-        said = self._speak(batch)[0]
+        said = self._speak(batch)[2]
         return said[0] if batch.single else said
 
-    def _speak(self, batch: ObservationBatch) -> tuple[list[str], Prefix]:
+    def _speak(self, batch: ObservationBatch) -> tuple[Encoded, Prefix, list[str]]:
         tokenizer, closing = self.processor.tokenizer, self.processor.builder.turn_end
-        tokens = self.processor.tokens(batch.images, batch.state, batch.instructions, subtasks=[""] * len(batch))
         rows = len(self.model.language_model.embed_tokens.weight)  # Qwen's own: more than tokens
         allowed = torch.zeros(rows, dtype=torch.bool, device=self.device)
         allowed[: len(tokenizer)] = torch.from_numpy(tokenizer.ascii_ids.copy())
         allowed[closing[0]] = True
-        words, prefix = generate(
-            self.model, tokens.to(self.device), allowed=allowed, closing=closing, max_words=MAX_SUBTASK_TOKENS
-        )
-        return [tokenizer.decode(own).strip() for own in words], prefix
+        encoded = self._encode(batch, [""] * len(batch))
+        words, prefix = generate(self.model, encoded, allowed=allowed, closing=closing, max_words=MAX_SUBTASK_TOKENS)
+        return encoded, prefix, [tokenizer.decode(own).strip() for own in words]
 
     @torch.inference_mode()
     def value(
@@ -124,12 +159,15 @@ class Policy:
         `act`. Raises DataError where an input does not fit the contract.
         """
         batch = read_observation(observation, instruction, self.contract.contract)
-        tokens = self.processor.tokens(batch.images, batch.state, batch.instructions, read_actions(actions, batch))
-        encoded = self.model.encode(tokens.to(self.device))
-        phi = self.model.embed_state_actions(encoded)
-        psi = self.model.embed_goals(encoded)
-        nats = (self.model.log_scale.exp() * (phi * psi).sum(-1)).float().cpu().numpy()
+        chunks = read_actions(actions, batch)
+        nats = self._value(self._encode(batch), batch, chunks)
         return nats[0] if batch.single else nats
+
+    def _value(self, encoded: Encoded, batch: ObservationBatch, actions: np.ndarray) -> np.ndarray:
+        """(B,) from the encoded prompt and the actions (B, T, A) in robot units: only their tokens are read anew."""
+        suffix = self.processor.value_suffix(batch.state, batch.instructions, actions).to(self.device)
+        hidden = read_suffix(self.model, encoded, suffix)
+        return self.model.value(hidden, suffix.state_action_index, suffix.goal_index).cpu().numpy()
 
 
 def save_policy(
@@ -158,9 +196,9 @@ def read_model_config(folder: Path) -> ModelConfig:
     return check(ModelConfig, raw, folder / "config.json")
 
 
-def load_policy(folder: Path) -> Policy:
-    """Load a policy folder onto the GPU where there is one; missing files, foreign weights and changed statistics are
-    one CheckpointError."""
+def load_policy(folder: Path, dtype: PolicyDtype = "auto", device: torch.device | str | None = None) -> Policy:
+    """Load a policy folder onto the GPU where there is one (or onto `device`), its weights straight in `dtype`; missing
+    files, foreign weights and changed statistics are one CheckpointError."""
     missing = [name for name in policy_files(folder) if not (folder / name).exists()]
     if missing:
         raise CheckpointError(
@@ -172,26 +210,59 @@ def load_policy(folder: Path) -> Policy:
         )
     config = read_model_config(folder)
     processor = Processor.load(folder, config)
-    model = load_network(folder, config, processor.tokenizer, processor.compat)
-    return Policy(model.to("cuda" if torch.cuda.is_available() else "cpu"), processor)
+    where = _device(device)
+    model = load_network(folder, config, processor.tokenizer, processor.compat, _torch_dtype(dtype, where), where)
+    return Policy(model, processor)
 
 
-def load_network(folder: Path, config: ModelConfig, tokenizer: TextTokenizer, compat: Compat) -> PrtsModel:
+def load_network(
+    folder: Path,
+    config: ModelConfig,
+    tokenizer: TextTokenizer,
+    compat: Compat,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
+) -> PrtsModel:
     """The network whose weights lie in `folder`; its embeddings may have more rows than there are tokens."""
     weights = load_sharded(folder)
     rows = weights.shapes.get(EMBEDDINGS, (0,))[0]
-    model = PrtsModel(config, max(rows, len(tokenizer)), tokenizer.id(prompt.IMAGE_PAD), compat, empty=True)
-    load_weights(model, weights, folder)
-    return model
+    with torch.device("meta"):
+        model = PrtsModel(config, max(rows, len(tokenizer)), tokenizer.id(prompt.IMAGE_PAD), compat)
+    fill_buffers(model, config)
+    load_weights(model, weights, folder, lambda name: _dtype_of(name, dtype), device)
+    return model.to(device)
 
 
-def untrained_policy(folder: Path, seed: int) -> Policy:
-    """The same network with fresh random weights: the floor that a benchmark compares with."""
+def untrained_policy(
+    folder: Path, seed: int, dtype: PolicyDtype = "auto", device: torch.device | str | None = None
+) -> Policy:
+    """The same network with fresh random weights, alike on every device: the floor that a benchmark compares with."""
     config = read_model_config(folder)
     processor = Processor.load(folder, config)
     torch.manual_seed(seed)
     tokenizer = processor.tokenizer
-    return Policy(PrtsModel(config, len(tokenizer), tokenizer.id(prompt.IMAGE_PAD), processor.compat), processor)
+    model = PrtsModel(config, len(tokenizer), tokenizer.id(prompt.IMAGE_PAD), processor.compat)
+    where = _device(device)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(where, _dtype_of(name, _torch_dtype(dtype, where)))
+    return Policy(model.to(where), processor)
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _torch_dtype(dtype: PolicyDtype, device: torch.device) -> torch.dtype:
+    """On a GPU, fp32 is not TF32 in disguise: what stays in fp32 there stays for its digits."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("highest")
+    half = dtype == "bf16" or (dtype == "auto" and device.type == "cuda")
+    return torch.bfloat16 if half else torch.float32
+
+
+def _dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
+    """The value's heads stay in fp32: its temperature multiplies their last digits, and they are small."""
+    return torch.float32 if name.startswith("crl_") else dtype
 
 
 def policy_files(folder: Path) -> tuple[str, ...]:

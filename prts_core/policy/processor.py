@@ -28,9 +28,9 @@ from prts_core.data.normalize import (
 )
 from prts_core.io.errors import CheckpointError, DataError
 from prts_core.io.files import digest_file, read_json, write_json
-from prts_core.models.tokens import Tokens
+from prts_core.models.tokens import Suffix, Tokens
 from prts_core.text import prompt
-from prts_core.text.collate import collate, patches
+from prts_core.text.collate import collate, patches, suffix
 from prts_core.text.fast import FastTokenizer
 from prts_core.text.sequence import ImageTokens, Sample, SequenceBuilder
 from prts_core.text.tokenizer import TextTokenizer
@@ -130,25 +130,27 @@ class Processor:
         images: dict[str, np.ndarray],
         state: np.ndarray,
         instructions: list[str],
-        actions: np.ndarray | None = None,
         subtasks: list[str] | None = None,
     ) -> Tokens:
-        """A batch for inference; with `actions` (B, T, A) in robot units the contrastive parts are appended; with
-        `subtasks` the policy has said them before it acts ("": it is about to)."""
-        bins = self.state_bins(state)
-        fast: list[list[int]] | list[None] = [None] * len(bins) if actions is None else self.fast_tokens(actions, state)
+        """A batch of prompts; with `subtasks` the policy has said them before it acts ("": it is about to)."""
+        states = self.builder.encode_states(self.state_bins(state))
+        said: list[str] | list[None] = [None] * len(states) if subtasks is None else subtasks
         sequences = [
-            self.builder.sequence(
-                Sample(tokens, text, own, None if subtasks is None else subtasks[i]),
-                response=False,
-                contrastive=actions is not None,
-            )
-            for i, (tokens, text, own) in enumerate(
-                zip(self.builder.encode_states(bins), instructions, fast, strict=True)
-            )
+            self.builder.sequence(Sample(own, text, None, words), response=False, contrastive=False)
+            for own, text, words in zip(states, instructions, said, strict=True)
         ]
         vision = self.model.vision
         return collate(sequences, *patches(self.images(images), vision.patch_size, vision.merge_size))
+
+    def value_suffix(self, state: np.ndarray, instructions: list[str], actions: np.ndarray) -> Suffix:
+        """What the value reads behind the prompts of `tokens`: the contrastive parts for `actions` (B, T, A) in robot
+        units."""
+        states = self.builder.encode_states(self.state_bins(state))
+        whole, kept = [], []
+        for own, text, fast in zip(states, instructions, self.fast_tokens(actions, state), strict=True):
+            whole.append(self.builder.sequence(Sample(own, text, fast), response=False, contrastive=True))
+            kept.append(self.builder.sequence(Sample(own, text), response=False, contrastive=False).ends[0])
+        return suffix(whole, kept)
 
     def save(self, folder: Path) -> None:
         self.contract.save(folder / "policy_contract.json")

@@ -62,7 +62,7 @@ def read_released(source: str | Path) -> Released:
     vocabulary = _vocabulary(
         tensors, {text.whole("vocab_size"), section.whole("vocab_size", text.whole("vocab_size"))}, folder
     )
-    return Released(folder, config, vocabulary, token_ids(section), _rounded(tensors))
+    return Released(folder, config, vocabulary, token_ids(section), round_text_norms(tensors))
 
 
 def load_released(source: str | Path) -> tuple[PrtsModel, Released]:
@@ -193,7 +193,7 @@ def _vocabulary(tensors: Mapping[str, Tensor], said: set[int], where: Path) -> i
     return rows
 
 
-def _rounded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def round_text_norms(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The public code keeps the language model's RMSNorm scales in bfloat16 whatever it loads: outputs depend on it."""
 
     def is_text_norm(name: str) -> bool:

@@ -37,7 +37,7 @@ from prts_core.rollout.controls import (
     mean_trajectory,
 )
 from prts_core.rollout.episode_plan import SuiteSettings, make_plan
-from prts_core.rollout.local_policy import LocalPolicy
+from prts_core.rollout.local_policy import LocalPolicy, local_identity
 from prts_core.rollout.page import write_page
 from prts_core.rollout.published_results import published
 from prts_core.rollout.recording import RecordedRun, write_rollouts
@@ -132,7 +132,7 @@ class ControlledBenchmark:
     def __init__(self, config: BenchmarkConfig, places: BenchmarkFolders) -> None:
         self.config, self.places = config, places
         self.spec, self.settings, made = measured(config)
-        self.policy, self.digest = load_policy(places.policy), policy_digest(places.policy)
+        self.policy, self.digest = load_policy(places.policy, config.dtype), policy_digest(places.policy)
         self.contract = self.policy.contract
         self.plan = make_plan(self.spec, self.contract.chunk_length, self.settings)
         self.each = len(self.plan.keys) // len(self.plan.tasks)
@@ -147,7 +147,7 @@ class ControlledBenchmark:
         self.simulators.close()
 
     def _wrap(self, policy: Acts, more: dict[str, Any], *, values: bool = False, batch: int = 0) -> LocalPolicy:
-        identity = {"policy_digest": self.digest, "contract": self.contract.fingerprint, **more}
+        identity = local_identity(self.policy, self.digest) | more
         fill = self.policy.device.type == "cpu"
         return LocalPolicy(
             policy, identity, batch=batch or self.config.batch, values=values, fill=fill, threads=THREADS
@@ -212,7 +212,7 @@ class ControlledBenchmark:
         self._run("blind_replay", policy, tasks=tasks, control=OpenLoopReplay(played), execute=longest)
 
     def run_untrained(self) -> None:
-        policy = untrained_policy(self.places.policy, self.plan.seed)
+        policy = untrained_policy(self.places.policy, self.plan.seed, self.policy.dtype, self.policy.device)
         self._run("untrained", self._wrap(policy, {"weights": self.plan.seed}))
 
     def run_black_images(self) -> None:
@@ -231,7 +231,7 @@ class ControlledBenchmark:
         """Values are the evaluated policy's own, whoever acts; a task that has failed enough is left out."""
         share = -(-self.config.failures_wanted // len(self.plan.tasks)) + 1
         if self.places.early is not None and (tasks := self._lacking(share)):
-            early = load_policy(self.places.early)
+            early = load_policy(self.places.early, self.policy.dtype)
             like = ActsLike(early, self.policy, self.contract)
             acts = policy_digest(self.places.early)
             self._run("early", self._wrap(like, {"acts": acts}, values=True), tasks=tasks)
@@ -289,6 +289,7 @@ class ControlledBenchmark:
             "adapter": list(self.adapter.notes),
             "without_expert": {event["task"]: event["what"] for event in events if event.get("kind") == NO_EXPERT},
             "policy_digest": self.digest,
+            "dtype": self.policy.dtype,
         }
 
     def _show(self, output: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from prts_core.contract import Contract, PolicyContract
-from prts_core.policy.observation import STATE, Acts
+from prts_core.policy.observation import STATE, Acts, TwoSteps
 from prts_core.rollout.episode_plan import noise_seed
 from prts_core.sim.suite import EpisodeKey
 
@@ -90,7 +90,7 @@ class OpenLoopReplay(Plain):
         return played[np.minimum(np.arange(step, step + len(chunk)), len(played) - 1)].astype(np.float32)
 
 
-class NoOpPolicy:
+class NoOpPolicy(TwoSteps):
     """A policy that does nothing, for a control that acts in its place. It is asked once in `chunk_length` steps."""
 
     def __init__(self, contract: PolicyContract, chunk_length: int) -> None:
@@ -107,7 +107,7 @@ class NoOpPolicy:
         return np.zeros(len(instruction))
 
 
-class ActsLike:
+class ActsLike(TwoSteps):
     """One policy's actions with another policy's value of them."""
 
     def __init__(self, policy: Acts, judge: Acts, contract: PolicyContract) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from prts_core.contract import PolicyContract
 from prts_core.io.errors import DataError
 from prts_core.io.threads import torch_threads
 from prts_core.policy.observation import STATE, Acts
+
+if TYPE_CHECKING:
+    from prts_core.policy.policy import Policy
 
 PROBE_SEED = 20_211
 
@@ -46,9 +49,13 @@ class PolicyUnderTest(Protocol):
         """Let go; whoever is being asked answers or fails soon."""
 
 
+def local_identity(policy: Policy, digest: str) -> dict[str, Any]:
+    """What a policy in this process is known by; its precision is part of it, since the numbers are."""
+    return {"policy_digest": digest, "contract": policy.contract.fingerprint, "dtype": policy.dtype}
+
+
 class LocalPolicy:
-    """A policy in this process. values: ask for them as well, which costs about as much as the actions. threads: of
-    torch; none: as many as it has."""
+    """A policy in this process. values: ask for them as well. threads: of torch; none: as many as it has."""
 
     def __init__(
         self,
@@ -69,9 +76,9 @@ class LocalPolicy:
     ) -> PolicyOutput:
         # Here and not around a run: whoever asks has a thread of its own, and the number is a thread's.
         with torch_threads(self.threads):
-            chunks = self.policy.act(observation, list(instructions), list(seeds))
-            values = self.policy.value(observation, chunks, list(instructions)) if self.values else None
-        return PolicyOutput(chunks, values)
+            if self.values:
+                return PolicyOutput(*self.policy.act_and_value(observation, list(instructions), list(seeds)))
+            return PolicyOutput(self.policy.act(observation, list(instructions), list(seeds)), None)
 
     def close(self) -> None:
         """Nothing to let go of."""

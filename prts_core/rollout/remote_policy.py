@@ -191,7 +191,8 @@ def _served_identity(metadata: Mapping[str, Any], url: str) -> dict[str, Any]:
     if not isinstance(contract, Mapping):
         said = "sha256:" + hashlib.sha256(pack(metadata)).hexdigest()
         return {"server": url, "metadata": said, "unverified": UNVERIFIED}
-    return {"package_digest": metadata.get("package_digest"), "contract": contract.get("fingerprint")}
+    found = {"package_digest": metadata.get("package_digest"), "contract": contract.get("fingerprint")}
+    return found | ({"dtype": metadata["dtype"]} if "dtype" in metadata else {})
 
 
 def named_contract(reference: str, suite: Contract) -> Contract:

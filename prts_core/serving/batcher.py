@@ -117,7 +117,12 @@ class DynamicBatcher:
         seen = {c.key: np.stack([o.images[c.key] for o in observations]) for c in contract.contract.cameras}
         seen[STATE] = np.stack([o.state for o in observations])
         prompts = [o.prompt for o in observations]
-        actions = np.asarray(self.policy.act(seen, prompts, seeds), dtype=np.float32)
+        found: np.ndarray | None = None
+        if self.always_value or any(o.value for o in observations):
+            actions, found = self.policy.act_and_value(seen, prompts, seeds)
+        else:
+            actions = self.policy.act(seen, prompts, seeds)
+        actions = np.asarray(actions, dtype=np.float32)
         expected = (len(observations), contract.chunk_length, len(contract.contract.action))
         if actions.shape != expected:
             raise ServeError("The policy returned actions of a wrong shape", found=actions.shape, expected=expected)
@@ -126,9 +131,9 @@ class DynamicBatcher:
                 "The policy returned actions that are not finite; none are sent", expected="finite actions"
             )
         values: list[float | None] = [None] * len(observations)
-        if self.always_value or any(o.value for o in observations):
-            found = np.asarray(self.policy.value(seen, actions, prompts), dtype=np.float64).reshape(-1)
+        if found is not None:
+            nats = np.asarray(found, dtype=np.float64).reshape(-1)
             values = [
-                float(v) if o.value or self.always_value else None for v, o in zip(found, observations, strict=True)
+                float(v) if o.value or self.always_value else None for v, o in zip(nats, observations, strict=True)
             ]
         return actions, values, (time.monotonic() - started) * 1e3

@@ -15,6 +15,7 @@ import numpy as np
 
 from prts_core.contract import PolicyContract
 from prts_core.io.errors import ConfigError
+from prts_core.policy.observation import Answer
 
 if TYPE_CHECKING:
     from prts_core.policy.policy import Policy
@@ -46,19 +47,42 @@ class SubtaskCache:
     def act(
         self, observation: Mapping[str, np.ndarray], instruction: Sequence[str], seeds: Sequence[int]
     ) -> np.ndarray:
-        """As `Policy.act` of a batch: prompts without words, or whose words have served, are asked first."""
-        stale = [i for i, text in enumerate(instruction) if self._said.get(text, ("", 0))[1] == 0]
-        if stale:
-            words = self.policy.subtask({k: v[stale] for k, v in observation.items()}, [instruction[i] for i in stale])
-            for i, own in zip(stale, words, strict=True):
-                self._said[instruction[i]] = (own, self.looks)
-        subtasks = [self._said[text][0] for text in instruction]
+        """As `Policy.act` of a batch: for prompts without words, or whose words have served, it speaks first."""
+        return self._answer(observation, instruction, seeds, value=False).actions
+
+    def act_and_value(
+        self, observation: Mapping[str, np.ndarray], instruction: Sequence[str], seeds: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        answer = self._answer(observation, instruction, seeds, value=True)
+        assert answer.values is not None
+        return answer.actions, answer.values
+
+    def _answer(
+        self, observation: Mapping[str, np.ndarray], instruction: Sequence[str], seeds: Sequence[int], value: bool
+    ) -> Answer:
+        """Those that speak and those that act on kept words are two batches: nobody's pictures are looked at twice."""
+        kept = [i for i, text in enumerate(instruction) if self._said.get(text, ("", 0))[1] > 0]
+        words = [self._said[instruction[i]][0] for i in kept]
+        places, answers = [], []
+        for speaks, rows in ((False, kept), (True, [i for i in range(len(instruction)) if i not in kept])):
+            if not rows:
+                continue
+            texts = [instruction[i] for i in rows]
+            seen = {key: array[rows] for key, array in observation.items()}
+            answer = self.policy.answer(seen, texts, [seeds[i] for i in rows], None if speaks else words, value)
+            if answer.subtask is not None:
+                self._said |= {text: (own, self.looks) for text, own in zip(texts, answer.subtask, strict=True)}
+            places += rows
+            answers.append(answer)
         for text in set(instruction):
             self._said[text] = (self._said[text][0], self._said[text][1] - 1)
             self._said.move_to_end(text)
         while len(self._said) > PROMPTS:
             self._said.popitem(last=False)
-        return self.policy.act(observation, instruction, seeds, subtask=subtasks)
+        order = np.argsort(places)
+        actions = np.concatenate([answer.actions for answer in answers])[order]
+        values = [answer.values for answer in answers if answer.values is not None]
+        return Answer(actions, np.concatenate(values)[order] if values else None)
 
     def value(
         self, observation: Mapping[str, np.ndarray], actions: np.ndarray, instruction: Sequence[str]

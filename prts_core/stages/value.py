@@ -23,7 +23,7 @@ from prts_core.value.plots import plot_curves, plot_ranking
 
 def value(config: ValueConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
     folder = inputs["sft"].folder(context.outputs)
-    policy, digest = load_policy(folder), policy_digest(folder)
+    policy, digest = load_policy(folder, config.dtype), policy_digest(folder)
     dataset = LeRobotDataset.open(inputs["convert"].folder(context.outputs))
     camera = policy.contract.contract.cameras[0].key
     with torch_threads(POLICY_THREADS):
@@ -42,6 +42,7 @@ def value(config: ValueConfig, inputs: dict[str, Manifest], context: StageContex
         {name: defined.get(name) for name in figures}
         | {
             "policy_digest": digest,
+            "dtype": policy.dtype,
             "rollouts": rollouts_of(episodes),
             "curves": [
                 {
@@ -57,7 +58,12 @@ def value(config: ValueConfig, inputs: dict[str, Manifest], context: StageContex
     )
     write_json(
         context.output / "ranking.json",
-        {"policy_digest": digest, **ranking.to_json(), "measured": [asdict(one) for one in measured]},
+        {
+            "policy_digest": digest,
+            "dtype": policy.dtype,
+            **ranking.to_json(),
+            "measured": [asdict(one) for one in measured],
+        },
     )
     one_each = list({c.own: c for c in reversed(curves)}.values())[::-1][: config.plot_episodes]
     title = "Goal-reachability value along held-out expert episodes, under every instruction"

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from prts_core.models.backbone import by_size, patchify
-from prts_core.models.tokens import Tokens, predicted
+from prts_core.models.tokens import Suffix, Tokens, predicted
 from prts_core.text.sequence import IGNORE, TokenSequence
 from prts_kernels.role_attention import RoleMask
+
+WHOLE = 64  # keys that a suffix sees are filled up to: kernels sum whole vectors, alike whatever a neighbour's length
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,6 @@ def collate(
         grid=grid,
         visual=seen,
         predicts=labelled,
-        words=int(text_label.flatten()[labelled + 1].sum()),
         count=int(lengths.sum()),
         row=row,
         start=torch.from_numpy(place.start),
@@ -98,6 +99,30 @@ def collate(
         prompt_width=int(prompts.max()),
         packed=not unpacked,
     )
+
+
+def suffix(sequences: Sequence[TokenSequence], kept: Sequence[int]) -> Suffix:
+    """What remains of samples with contrastive parts when the first `kept` tokens of each are encoded already: the rest
+    of the observation and those parts. They see nothing of the instruction and of an answer."""
+    parts = []
+    for own, first in zip(sequences, kept, strict=True):
+        columns = np.r_[first : own.ends[0], own.ends[1] : own.ends[3]]
+        keys = np.r_[0:first, columns]
+        key_end = RoleMask.from_spans(np.array([(0, *own.ends)]), len(own)).key_end.numpy()[keys]
+        parts.append((own, columns, (keys <= columns[:, None]) & (columns[:, None] < key_end)))
+    count, longest = len(parts), max(len(columns) for _, columns, _ in parts)
+    ids, positions = np.zeros((count, longest), np.int64), np.zeros((3, count, longest), np.int64)
+    width = -(-max(seen.shape[1] for *_, seen in parts) // WHOLE) * WHOLE
+    visible = np.zeros((count, longest, width), bool)
+    visible[:, :, 0] = True  # padding sees something: a softmax over nothing is not a number
+    for i, (own, columns, seen) in enumerate(parts):
+        ids[i, : len(columns)], positions[:, i, : len(columns)] = own.ids[columns], own.positions[:, columns]
+        visible[i, : len(columns), : seen.shape[1]] = seen
+        visible[i, : len(columns), seen.shape[1] :] = False
+    read = [(len(c) - (own.ends[3] - own.ends[2]) - 1, len(c) - 1) for own, c, _ in parts]
+    state_action, goal = torch.tensor(read).unbind(1)
+    ids_, positions_, kept_, visible_ = map(torch.from_numpy, (ids, positions, np.array(kept, np.int64), visible))
+    return Suffix(ids_, positions_, kept_, visible_, state_action, goal)
 
 
 def _mask(spans: np.ndarray, place: Placement) -> RoleMask:

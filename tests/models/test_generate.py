@@ -31,7 +31,9 @@ def allowed(tokenizer, builder) -> torch.Tensor:
 
 def spoken(model, build, builder, prompts, images, allowed, limit=5):
     tokens = build(prompts, images, response=False, contrastive=False)
-    return generate(model, tokens, allowed=allowed, closing=builder.turn_end, max_words=limit)
+    with torch.inference_mode():
+        encoded = model.encode(tokens)
+    return generate(model, encoded, allowed=allowed, closing=builder.turn_end, max_words=limit)
 
 
 def test_words_are_those_of_encoding_anew(model, build, builder, prompts, images, allowed):

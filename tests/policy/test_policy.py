@@ -22,7 +22,10 @@ from prts_core.policy.policy import (
     untrained_policy,
 )
 from prts_core.policy.processor import FILES, Processor, load_statistics
+from prts_core.rollout.local_policy import LocalPolicy, neighbours_matter
 from prts_core.serving.subtask_cache import SubtaskCache
+from prts_core.text.collate import collate, patches
+from prts_core.text.sequence import Sample
 
 KEYS = ("observation.images.top", "observation.images.wrist")
 
@@ -188,7 +191,7 @@ def test_a_dataset_of_another_contract_is_refused(processor, tmp_path):
     meant = processor.contract.contract
     other = Contract(meant.embodiment, 30, meant.state, meant.action, meant.cameras)
     with pytest.raises(ContractError, match=r"control_hz: 30\.0 in dataset toy, 20\.0 in policy"):
-        RobotDataset("toy", SimpleNamespace(contract=other), processor, [0])  # type: ignore[arg-type]
+        RobotDataset("toy", SimpleNamespace(contract=other), None, processor, [0])  # type: ignore[arg-type]
 
 
 def test_state_relative_actions_are_absolute_outside(processor, model, inputs):
@@ -232,6 +235,103 @@ def test_a_policy_in_shards_is_the_same_policy(folder, tmp_path, model, tiny, pr
         load_policy(out)
 
 
+# ---- precision -----------------------------------------------------------------------------------------------------
+def test_bf16_is_near_fp32_and_the_value_nearer(folder, inputs):
+    exact, half = load_policy(folder), load_policy(folder, "bf16")
+    assert (exact.dtype, half.dtype) == ("fp32", "bf16")
+    chunk, values = exact.act_and_value(*inputs, seeds=[1, 2])
+    other, nats = half.act_and_value(*inputs, seeds=[1, 2])
+    assert other.dtype == nats.dtype == np.float32
+    assert 0 < np.abs(other - chunk).max() < 0.05 * np.abs(chunk).max()
+    kept = half.value(inputs[0], chunk, inputs[1])  # of the same actions
+    assert 0 < np.abs(kept - values).max() < 0.02 * float(exact.model.log_scale.exp())
+
+
+def test_what_needs_digits_stays_in_fp32(folder):
+    exact, half = load_policy(folder), load_policy(folder, "bf16")
+    for name, parameter in half.model.named_parameters():
+        assert parameter.dtype == (torch.float32 if name.startswith("crl_") else torch.bfloat16), name
+    mine, theirs = dict(exact.model.named_buffers()), dict(half.model.named_buffers())
+    assert mine and all(torch.equal(mine[name], theirs[name]) for name in mine), "rotary frequencies"
+
+
+def test_the_flow_is_integrated_in_fp32(folder, inputs):
+    half, seen = load_policy(folder, "bf16"), []
+    velocity = half.model.velocity
+    half.model.velocity = lambda prefix, x, *more: seen.append(x) or velocity(prefix, x, *more)
+    half.act(*inputs, seeds=[1, 2])
+    assert len(seen) == 4 and all(x.dtype == torch.float32 for x in seen)
+    assert not torch.equal(seen[-1], seen[-1].bfloat16().float())
+
+
+def test_an_untrained_policy_is_one_network_in_any_precision(folder):
+    exact, half = untrained_policy(folder, 3), untrained_policy(folder, 3, "bf16")
+    for (name, one), other in zip(exact.model.named_parameters(), half.model.parameters(), strict=True):
+        assert torch.equal(one.to(other.dtype), other), name
+    assert half.dtype == "bf16"
+
+
+# ---- one encoding ------------------------------------------------------------------------------------------------
+def read_in_one_go(policy: Policy, seen, actions, texts) -> np.ndarray:
+    """The value of whole sequences, prompt and contrastive parts together, as training reads them."""
+    processor, model = policy.processor, policy.model
+    states = processor.builder.encode_states(processor.state_bins(seen[STATE]))
+    parts = zip(states, texts, processor.fast_tokens(actions, seen[STATE]), strict=True)
+    whole = [processor.builder.sequence(Sample(*own), response=False, contrastive=True) for own in parts]
+    vision = processor.model.vision
+    tokens = collate(whole, *patches(processor.images(seen), vision.patch_size, vision.merge_size))
+    with torch.inference_mode():
+        encoded = model.encode(tokens)
+        phi, psi = model.embed_state_actions(encoded), model.embed_goals(encoded)
+        return (model.log_scale.exp() * (phi * psi).sum(-1)).numpy()
+
+
+@pytest.mark.parametrize("compat", ["none", "prts"])
+def test_the_value_is_that_of_the_whole_sequence(model, processor, inputs, compat, monkeypatch):
+    monkeypatch.setattr(model, "compat", compat)
+    policy = Policy(model, replace(processor, compat=compat))
+    seen, texts = inputs
+    texts = [texts[0], "press"]  # of unequal length: one of them is padded
+    chunk = policy.act(seen, texts, [1, 2])
+    whole = read_in_one_go(policy, seen, chunk, texts)
+    np.testing.assert_allclose(policy.value(seen, chunk, texts), whole, atol=2e-6)
+    alone = policy.value({k: v[1:] for k, v in seen.items()}, chunk[1:], texts[1:])
+    np.testing.assert_allclose(alone, whole[1:], atol=2e-6)
+
+
+def test_no_bit_depends_on_who_waits_beside_it(model, processor):
+    """On one thread, as benchmarks ask: states and actions of other lengths stand in the same batch."""
+    policy = LocalPolicy(Policy(model, processor), {}, batch=4, threads=1)
+    assert neighbours_matter(policy, ["open the faucet", "close the faucet"]) == ""
+
+
+@pytest.mark.parametrize("subtasks", [False, True])
+def test_act_and_value_look_once(model, processor, inputs, subtasks):
+    policy = Policy(model, replace(processor, subtasks=subtasks))
+    expected = policy.act(*inputs, seeds=[1, 2])
+    values = policy.value(inputs[0], expected, inputs[1])
+    calls: list[tuple[str, int]] = []
+    watched = [model.visual, model.language_model]
+    hooks = [
+        module.register_forward_pre_hook(
+            lambda m, args, kwargs: calls.append(
+                (type(m).__name__, kwargs.get("inputs_embeds", torch.empty(0)).numel())
+            ),
+            with_kwargs=True,
+        )
+        for module in watched
+    ]
+    chunk, both = policy.act_and_value(*inputs, seeds=[1, 2])
+    for hook in hooks:
+        hook.remove()
+    assert np.array_equal(chunk, expected)
+    np.testing.assert_allclose(both, values, atol=2e-6)
+    assert [name for name, _ in calls].count("Qwen3VLVisionModel") == 1
+    read = [size for name, size in calls if name == "Qwen3VLTextModel"]
+    assert len(read) == 2 or subtasks, "the prompt, then what comes with the actions"
+    assert all(size < read[0] for size in read[1:])
+
+
 # ---- subtasks ----------------------------------------------------------------------------------------------------
 @pytest.fixture
 def speaking(model, processor) -> Policy:
@@ -259,25 +359,25 @@ def test_a_policy_without_subtasks_says_so(folder, inputs, speaking, tmp_path, t
 
 
 def test_words_are_kept_for_some_looks(speaking, inputs, monkeypatch):
-    asked: list[list[str]] = []
-    subtask = Policy.subtask
+    asked: list[tuple[list[str], list[str] | None]] = []
+    answer = Policy.answer
 
-    def counted(self, observation, instruction):
-        asked.append(list(instruction))
-        return [f"{text} {len(asked)}" for text in subtask(self, observation, instruction)]
+    def counted(self, observation, instruction, seeds, subtask, value):
+        asked.append((list(instruction), subtask))
+        return answer(self, observation, instruction, seeds, subtask, value)
 
-    given: list[list[str]] = []
-    act = Policy.act
-    monkeypatch.setattr(Policy, "subtask", counted)
-    monkeypatch.setattr(
-        Policy, "act", lambda self, o, t, s, subtask: given.append(subtask) or act(self, o, t, s, subtask)
-    )
+    monkeypatch.setattr(Policy, "answer", counted)
     cache = SubtaskCache(speaking, looks=2)
     seen, texts = inputs
+    said = speaking.subtask(seen, texts)
     for _ in range(3):
         cache.act(seen, texts, [1, 2])
-    cache.act({k: v[:1] for k, v in seen.items()}, ["press the button"], [3])
-    assert asked == [texts, texts, ["press the button"]]
-    assert given[0] == given[1] and given[1] != given[2]
+    cache.act(seen, [texts[1], "press the button"], [1, 2])
+    chunks, values = cache.act_and_value(seen, ["press the button", texts[0]], [1, 2])
+    assert asked[:3] == [(texts, None), (texts, said), (texts, None)]
+    assert asked[3] == ([texts[1]], [said[1]]) and asked[4] == (["press the button"], None)
+    order = answer(speaking, seen, ["press the button", texts[0]], [1, 2], [asked[5][1][0], said[0]], True)
+    np.testing.assert_allclose(chunks, order.actions, atol=1e-5)
+    np.testing.assert_allclose(values, order.values, atol=1e-5)
     with pytest.raises(ConfigError, match="no subtasks to keep"):
         SubtaskCache(Policy(speaking.model, replace(speaking.processor, subtasks=False)), 2)

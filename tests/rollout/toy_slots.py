@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from prts_core.contract import Camera, Contract, Dimension, PolicyContract
-from prts_core.policy.observation import STATE
+from prts_core.policy.observation import STATE, TwoSteps
 from prts_core.sim import protocol
 from prts_core.sim.adapter import adapt
 from prts_core.sim.pool import WorkerLost, WorkerRefused
@@ -30,7 +30,7 @@ SAME = adapt(CONTRACT, CONTRACT)  # of a policy that means what the suite means
 
 
 @dataclass
-class DotPolicy:
+class DotPolicy(TwoSteps):
     """Goes where the sentence says, as well as its noise lets it; the noise is drawn from the seeds it is given."""
 
     noise: float = 0.25

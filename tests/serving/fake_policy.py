@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from prts_core.contract import Camera, Contract, Dimension, PolicyContract
-from prts_core.policy.observation import STATE
+from prts_core.policy.observation import STATE, TwoSteps
 
 CONTRACT = PolicyContract(
     embodiment_tag="toy",
@@ -27,13 +27,14 @@ CONTRACT = PolicyContract(
 
 
 @dataclass
-class FakePolicy:
+class FakePolicy(TwoSteps):
     """delay_s: how long a batch takes. batches: sizes of the batches asked for. fail: raise on this prompt."""
 
     contract: PolicyContract = CONTRACT
     delay_s: float = 0.0
     batches: list[int] = field(default_factory=list)
     threads: set[str] = field(default_factory=set)
+    dtype: str = "fp32"
 
     def act(self, observation, instruction, seeds) -> np.ndarray:
         state = observation[STATE]

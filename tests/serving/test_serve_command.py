@@ -26,7 +26,7 @@ sys.path.insert(0, {root!r})
 from prts_core.contract import PolicyContract
 from tests.serving.fake_policy import FakePolicy
 policy = types.ModuleType("prts_core.policy.policy")
-policy.load_policy = lambda folder: FakePolicy(PolicyContract.load(folder / "policy_contract.json"))
+policy.load_policy = lambda folder, dtype: FakePolicy(PolicyContract.load(folder / "policy_contract.json"))
 sys.modules["prts_core.policy.policy"] = policy
 from prts_core.cli.main import main
 sys.exit(main(["serve", "--port", "0", *sys.argv[1:]]))

@@ -1,0 +1,138 @@
+"""The way back to the public release: what was read from its layout is written again to the bit, and acts alike."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from prts_core.cli import main as cli
+from prts_core.config.model import DitConfig, MotConfig
+from prts_core.data.release_statistics import read_statistics
+from prts_core.io.errors import CheckpointError
+from prts_core.io.files import read_json
+from prts_core.io.tensors import load_sharded
+from prts_core.policy.observation import STATE
+from prts_core.policy.policy import load_policy, save_policy
+from prts_core.release.checkpoint import read_released
+from prts_core.release.export import export_policy, release_config, shape_faults
+from prts_core.release.policy import import_released
+from prts_core.text.tokenizer import read_tokenizer, with_prts_tokens
+from tests.fixtures.released import CAMERAS, CASE, needs_case, write_checkpoint, write_fast, write_tokenizer
+from tests.fixtures.tiny_network import MODEL
+from tests.fixtures.tiny_policy import write_policy
+
+HOW = {"control_hz": 20, "embodiment_tag": "libero_panda", "view_tokens": (4, 9)}
+
+
+@pytest.fixture
+def released(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "released")
+
+
+@pytest.fixture
+def imported(tmp_path: Path, released: Path) -> Path:
+    import_released(released, tmp_path / "policy", fast=write_fast(tmp_path / "fast"), **HOW)  # type: ignore[arg-type]
+    return tmp_path / "policy"
+
+
+def seen() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    images = {key: rng.integers(0, 256, (32, 48, 3), dtype=np.uint8) for key in CAMERAS}
+    return images | {STATE: np.array([0.5, 0.5, -3.0], np.float32)}
+
+
+@needs_case
+def test_golden_what_was_read_is_written_again(tmp_path: Path, released: Path, imported: Path) -> None:
+    out = tmp_path / "again"
+    made = export_policy(imported, out, like=released, dataset="some/robot", overrides=True)
+    assert made.acts
+    before, after = dict(load_sharded(released)), dict(load_sharded(out))
+    assert before.keys() == after.keys()
+    kept = read_released(released).weights  # norms as the public code itself keeps them
+    assert all(torch.equal(after[name], kept[name]) and after[name].dtype == before[name].dtype for name in before)
+    assert read_json(out / "config.json") == read_json(released / "config.json")
+    theirs, ours = read_statistics(released / "statistics.json"), read_statistics(out / "statistics.json")
+    assert ours.state_mode == theirs.state_mode and list(ours.datasets) == ["some/robot"]
+    for key, stats in theirs.dataset().stats.items():
+        assert ours.dataset().stats[key].to_json() == stats.to_json()
+    assert [key for key in ours.dataset().features if key in CAMERAS] == list(CAMERAS)
+
+
+@needs_case
+def test_golden_a_policy_that_went_out_and_came_back_acts_to_the_bit(tmp_path: Path, imported: Path) -> None:
+    own = load_policy(imported)
+    with torch.no_grad():  # as if it had been trained on
+        for name, parameter in own.model.named_parameters():
+            if not name.endswith("norm.weight"):
+                parameter.add_(0.01 * torch.randn_like(parameter))
+    trained = tmp_path / "trained"
+    save_policy(trained, own.model.state_dict(), own.model.config, own.processor)
+    made = export_policy(trained, tmp_path / "out", overrides=True, max_shard_bytes=200_000)
+    assert made.rounded == 0.0 and len(list((tmp_path / "out").glob("*.safetensors"))) > 1
+    back = import_released(tmp_path / "out", tmp_path / "back", fast=tmp_path / "out" / "fast", **HOW)  # type: ignore[arg-type]
+    assert np.array_equal(own.act(seen(), "close the door", 7), back.act(seen(), "close the door", 7))
+    assert back.processor.fast.vocab_size == own.processor.fast.vocab_size
+
+
+@needs_case
+def test_golden_norms_that_bf16_cannot_hold_are_rounded_and_told(tmp_path: Path, imported: Path, capsys) -> None:
+    own = load_policy(imported)
+    own.model.language_model.norm.weight.data.fill_(1.001)
+    save_policy(tmp_path / "trained", own.model.state_dict(), own.model.config, own.processor)
+    command = ["export-policy", str(tmp_path / "trained"), "--out", str(tmp_path / "out")]
+    assert cli.main(command) == 1
+    assert "expert.hidden_size 48 (fixed at 1024 in its source)" in capsys.readouterr().err
+    assert cli.main([*command, "--overrides", "--dtype", "bf16"]) == 0
+    told = capsys.readouterr().out
+    assert "a policy" in told and "rounded to bf16" in told and "1.0e-03" in told
+    assert {t.dtype for t in load_sharded(tmp_path / "out").values()} == {torch.bfloat16}
+    assert read_json(tmp_path / "out" / "config.json")["dtype"] == "bfloat16"
+    assert cli.main([*command, "--overrides"]) == 1 and "something at --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("case", ["flow_mot", "flow_dit", "crl_heads", "backbone_forward"])
+@needs_case
+def test_golden_every_field_of_every_case_comes_back(tmp_path: Path, case: str) -> None:
+    """Of a headless one, the action head that its configuration describes comes from the checkpoint it started from."""
+    raw = read_json(CASE.parent / case / "config.json")
+    found = read_released(CASE.parent / case)
+    config = found.config if found.has_action_head else replace(found.config, expert=None)
+    write_tokenizer(tmp_path)
+    tokenizer = with_prts_tokens(read_tokenizer(tmp_path / "tokenizer.json"), 4)
+    embeddings = found.weights["language_model.embed_tokens.weight"]
+    assert release_config(config, tokenizer, embeddings, raw) == raw
+    bare = release_config(config, tokenizer, embeddings, {})
+    unknown = {"auto_map", "embodiment_tag", "text_config"}
+    for lacking in (raw.keys() - bare.keys(), {name for name, value in bare.items() if raw.get(name) != value}):
+        assert lacking <= unknown
+    told = bare["text_config"]
+    assert {name for name, value in told.items() if raw["text_config"][name] != value} == {"max_position_embeddings"}
+
+
+def test_what_the_layout_cannot_hold_is_told_at_once(tmp_path: Path) -> None:
+    """Everything that stands in the way, in one error."""
+    policy = write_policy(tmp_path / "policy", MODEL)
+    with pytest.raises(CheckpointError, match="cannot hold this policy") as told:
+        export_policy(policy, tmp_path / "out")
+    for fault in ("compat none", "letterboxed", "expert.hidden_size 32", "a quarter of the text's, 16", "--start"):
+        assert fault in str(told.value)
+    assert not (tmp_path / "out").exists()
+    still = replace(MODEL, expert=replace(MotConfig(), noise_scale=0.0))
+    assert shape_faults(still, True)[-1].startswith("expert.noise_scale 0")
+    assert shape_faults(replace(MODEL, expert=DitConfig(), contrastive=None), False) == []
+
+
+def test_a_start_is_weights_and_tokens_alone(tmp_path: Path) -> None:
+    config = replace(MODEL, expert=replace(MODEL.expert, intermediate_size=16), contrastive=None)
+    trained = write_policy(tmp_path / "trained", config)
+    (trained / "norm_stats.json").unlink()
+    made = export_policy(trained, tmp_path / "out", start=True, overrides=True)
+    assert not made.acts and not (tmp_path / "out" / "statistics.json").exists()
+    found, weights = read_released(tmp_path / "out"), load_sharded(trained)
+    assert found.has_action_head and found.vocab_size == len(weights["language_model.embed_tokens.weight"])
+    assert read_json(tmp_path / "out" / "tokenizer_config.json")["eos_token"] == "<|im_end|>"
+    assert torch.equal(found.weights["visual.pos_embed.weight"], weights["visual.pos_embed.weight"])
