@@ -5,6 +5,7 @@ project's.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sys
@@ -29,6 +30,7 @@ from prts_core.config.train import LossWeights, TrainConfig
 from prts_core.data.augment import augment_view
 from prts_core.launch.together import leave
 from prts_core.models.backbone import by_size
+from prts_core.models.compiled import compile_blocks
 from prts_core.models.prts import PrtsModel
 from prts_core.models.stock import stock_tokens
 from prts_core.text import prompt
@@ -85,7 +87,7 @@ CAMERAS = ("Camera top", "Camera wrist")
 def run(console: Console) -> list[Row]:
     torch.set_num_threads(1)
     return [
-        step_row(console),
+        *step_rows(console),
         *contrastive_rows(console),
         *train_memory.rows(console),
         *scaling_rows(console),
@@ -94,7 +96,7 @@ def run(console: Console) -> list[Row]:
 
 
 # ---- a step against the backbone alone ---------------------------------------------------------------------------
-def step_row(console: Console) -> Row:
+def step_rows(console: Console) -> list[Row]:
     torch.manual_seed(0)
     ours = PrtsModel(TINY, TINY_VOCABULARY, TINY_IMAGE)
     ids = torch.randint(0, 256, (2, TINY_LENGTH))
@@ -125,10 +127,16 @@ def step_row(console: Console) -> Row:
         cursor={},
     )
     console.print("tiny PRTS: backbone + FAST cross-entropy + flow matching, forward and backward, one thread")
-    step = loss_step(ours, batch, TrainConfig(flow_samples=1, weights=LossWeights(1.0, 0.0, 1.0, 0.0)))
-    return compare(
-        "tiny flow_mot step / backbone alone", step, stock_step(ours, ids, inside, pixels, grid), "<= 1.25", 41
-    )
+    config = TrainConfig(flow_samples=1, weights=LossWeights(1.0, 0.0, 1.0, 0.0))
+    step, stock = loss_step(ours, batch, config), stock_step(ours, ids, inside, pixels, grid)
+    rows = [compare("tiny flow_mot step / backbone alone", step, stock, "<= 1.25", 41)]
+    compiled = copy.deepcopy(ours)
+    compile_blocks(compiled)
+    faster = loss_step(compiled, batch, config)
+    begin = time.perf_counter()
+    faster()
+    console.print(f"blocks compiled in {time.perf_counter() - begin:.0f} s")
+    return [*rows, compare("tiny flow_mot step, blocks compiled / as they are", faster, step, "<= 1.0", 41)]
 
 
 def loss_step(model: PrtsModel, batch: Batch, config: TrainConfig, seed: int = 0) -> Callable[[], None]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from prts_core.config.model import DitConfig, ModelConfig, MotConfig
 from prts_core.config.train import TrainConfig
+from prts_core.models.cross_entropy import SLICE
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def activations(model: ModelConfig, config: TrainConfig, load: Load) -> float:
     ]
     if config.weights.flow and model.expert is not None:
         parts.append(_head(model, config, load, recomputed))
-    logits = load.samples * load.answer * load.vocabulary if config.weights.fast else 0
+    logits = min(load.samples * load.answer * load.vocabulary, SLICE) if config.weights.fast else 0
     return size * sum(parts) + (size + 8) * logits  # logits, their fp32 copy and its softmax
 
 
@@ -102,13 +103,14 @@ def vision_block(model: ModelConfig) -> float:
 def _head(model: ModelConfig, config: TrainConfig, load: Load, recomputed: bool) -> float:
     """Elements that the action head keeps for all noise draws."""
     head, steps, draws = model.expert, model.chunk_length, load.samples * config.flow_samples
+    prompt = load.tokens / config.flow_samples  # shared by the draws of a sample
     if isinstance(head, MotConfig):
         text = model.text
         queries, keys = head.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
-        inside = steps * (8 * head.hidden_size + 2 * queries + 4 * head.intermediate_size)
-        inside += 2 * (load.tokens + steps) * keys  # the prompt's keys and values with the head's own behind them
+        inside: float = steps * (8 * head.hidden_size + 2 * queries + 4 * head.intermediate_size)
+        inside += 2 * (prompt + steps) * keys  # the prompt's keys and values with the head's own behind them
         return _stack(draws, text.num_layers, inside, steps * head.hidden_size, recomputed)
     assert isinstance(head, DitConfig)
     width = head.num_heads * head.head_dim
-    inside = steps * (8 * width + 2 * 4 * width) + 2 * load.tokens * width
+    inside = steps * (8 * width + 2 * 4 * width) + 2 * prompt * width
     return _stack(draws, head.num_layers, inside, steps * width, recomputed)

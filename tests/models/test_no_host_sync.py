@@ -1,18 +1,15 @@
 """The network's forward and backward read nothing back from the device: a GPU never waits for the host.
 
-On a CPU the operations that would wait are refused instead: those that read a value, and those whose result has a size
-that only the values tell. What lies on the host anyway (grids, counts) is read before.
+What lies on the host anyway (grids, counts) is read before.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from prts_core.config.model import DitConfig
 from prts_core.models import cross_entropy
@@ -24,25 +21,7 @@ from prts_core.models.tokens import Tokens
 from prts_core.text import prompt
 from prts_core.text.collate import collate, packed, patches
 from prts_core.text.sequence import ImageTokens, SequenceBuilder
-
-aten = torch.ops.aten
-WAITS = {
-    aten._local_scalar_dense.default,
-    aten.is_nonzero.default,
-    aten.nonzero.default,
-    aten.masked_select.default,
-    aten.repeat_interleave.Tensor,
-    aten._unique2.default,
-    aten.equal.default,
-}
-
-
-class Refusing(TorchDispatchMode):
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        indices = args[1] if func in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default) else ()
-        by_mask = any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices)
-        assert func not in WAITS and not by_mask, f"{func} waits for the device"
-        return func(*args, **(kwargs or {}))
+from tests.fixtures.no_host_sync import Refusing
 
 
 def test_what_waits_is_seen():
