@@ -121,30 +121,36 @@ def loss_step(
 # ---- what the contrastive parts cost -----------------------------------------------------------------------------
 class Rows:
     """Random samples in the proportions of pre-training: 128 visual tokens over two cameras, 32 of state, 30 of
-    instruction, 50 of action. `heavy`: images are made anew for every sample, as a decoder would."""
+    instruction, 50 of action. `heavy`: images are made anew for every sample, as a decoder would. config: of the model
+    that reads them."""
 
     name = "random"
 
-    def __init__(self, count: int = 256, side: int = 128, heavy: bool = False) -> None:
-        rng = np.random.default_rng(0)
-        fast = FastTokenizer.fit(rng.uniform(-1, 1, (200, 8, 7)), 256)
+    def __init__(
+        self, count: int = 256, side: int = 128, heavy: bool = False, config: ModelConfig = PROPORTIONED
+    ) -> None:
+        rng, self.config = np.random.default_rng(0), config
+        fast = self.fast_tokenizer = FastTokenizer.fit(rng.uniform(-1, 1, (200, 8, 7)), 256)
         words = ["pick", "place", "open", "close", "red", "blue", "drawer", "plate", "cup", "door"]
         texts = [" ".join(rng.choice(words, 26)) for _ in range(8)]
         self.tokenizer = TextTokenizer.train([prompt.clean_instruction(t) for t in texts], list(CAMERAS), 700, 256)
-        tokens = side // (PROPORTIONED.vision.patch_size * PROPORTIONED.vision.merge_size)
+        tokens = side // (config.vision.patch_size * config.vision.merge_size)
         self.builder = SequenceBuilder(self.tokenizer, tuple(ImageTokens(c, tokens, tokens) for c in CAMERAS))
         self.states = self.builder.encode_states(rng.integers(0, 1001, (count, 28)))
         self.texts = [texts[i % len(texts)] for i in range(count)]
         self.fast = [rng.integers(0, fast.vocab_size, 48).tolist() for _ in range(count)]
-        self.chunks = rng.normal(size=(count, 8, 7)).astype(np.float32)
+        self.chunks = rng.normal(size=(count, config.chunk_length, 7)).astype(np.float32)
         self.images = rng.integers(0, 256, (count, 2, side, side, 3)).astype(np.uint8)
-        self.heavy, self.tasks = heavy, frozenset(map(prompt.task_id, texts))
+        self.ids = [prompt.task_id(text) for text in self.texts]
+        self.heavy, self.tasks = heavy, frozenset(self.ids)
 
     def __len__(self) -> int:
         return len(self.chunks)
 
     def lengths(self, *, response: bool, contrastive: bool) -> np.ndarray:
-        raise NotImplementedError("the benchmark does not pack")
+        samples = (Sample(*parts) for parts in zip(self.states, self.texts, self.fast, strict=True))
+        made = (self.builder.sequence(s, response=response, contrastive=contrastive) for s in samples)
+        return np.array([len(sequence) for sequence in made])
 
     def item(self, row: int, rng: np.random.Generator, *, response: bool, contrastive: bool) -> TrainingSample:
         images: Sequence[np.ndarray] = self.images[row]
@@ -153,28 +159,28 @@ class Rows:
         sample = Sample(self.states[row], self.texts[row], self.fast[row])
         sequence = self.builder.sequence(sample, response=response, contrastive=contrastive)
         return TrainingSample(
-            sequence, images, self.chunks[row], np.zeros(8, bool), row % 40, prompt.task_id(self.texts[row])
+            sequence, images, self.chunks[row], np.zeros(len(self.chunks[row]), bool), row % 40, self.ids[row]
         )
 
-    def source(self, batch_size: int, contrastive: int, **spread: int) -> BatchSource:
-        vision = PROPORTIONED.vision
+    def source(self, batch_size: int, contrastive: int, response: bool = True, **spread: int) -> BatchSource:
+        vision = self.config.vision
         return BatchSource(
             [self],
             [1.0],
             batch_size,
             0,
-            chunk_length=8,
-            max_action_dim=8,
+            chunk_length=self.config.chunk_length,
+            max_action_dim=self.config.max_action_dim,
             patch=vision.patch_size,
             merge=vision.merge_size,
-            response=True,
+            response=response,
             contrastive=contrastive,
             **spread,
         )
 
     def model(self) -> PrtsModel:
         torch.manual_seed(0)
-        return PrtsModel(PROPORTIONED, len(self.tokenizer), self.tokenizer.id(prompt.IMAGE_PAD))
+        return PrtsModel(self.config, len(self.tokenizer), self.tokenizer.id(prompt.IMAGE_PAD))
 
 
 def contrastive_rows(console: Console, batch_size: int = 8) -> list[Row]:
