@@ -8,8 +8,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # Beside torch, numpy and triton: what the policy and the trainer import, pinned by constraints.txt.
-packages=(transformers tokenizers safetensors huggingface-hub hf-xet regex pydantic pydantic-core annotated-types
-  typing-inspection typing-extensions pyyaml rich pygments markdown-it-py mdurl packaging tqdm filelock fsspec pillow)
+packages=(transformers tokenizers safetensors huggingface-hub hf-xet httpx2 httpcore2 h11 anyio idna truststore click typer
+  shellingham annotated-doc regex pydantic pydantic-core annotated-types typing-inspection typing-extensions pyyaml rich
+  pygments markdown-it-py mdurl packaging tqdm filelock fsspec pillow)
 
 if [ "${1:-}" = --wheels ]; then
   folder=${2:?a folder for the wheels}
