@@ -122,7 +122,7 @@ assert asyncio.run(serve()).shape == shape
     "train": """
 words = ["--config", work + "/configs/toy.yaml", "--outputs", work + "/outputs"]
 assert main(["chain", *words, "--until", "sft"]) == 0
-import prts_core.io.hub, prts_core.training.deepspeed, deepspeed, huggingface_hub
+import prts_core.io.hub, prts_core.training.engines.zero, deepspeed, huggingface_hub
 """,
     "lora": "import peft, prts_core.training.trainer",
     "sim": """

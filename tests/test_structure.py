@@ -48,7 +48,11 @@ ROOMS = (
 )
 PACKAGES = {"kernels": "prts_kernels", "prts_core": "prts_core", "assets": "assets", "pipelines": "pipelines"}
 GPU_PATH = ("kernels/prts_kernels", "prts_core/models", "prts_core/training")
-NOT_ON_THE_GPU_PATH = ("datasets.py", "windows.py", "initial_weights.py")  # of training: they read data and checkpoints
+NOT_ON_THE_GPU_PATH = (
+    "datasets.py",
+    "episodes.py",
+    "initial_weights.py",
+)  # of training: they read data and checkpoints
 GPU_PATH_MAY_IMPORT = {"torch", "numpy", "safetensors", "transformers", "triton", "prts_core", "prts_kernels"}
 ABSENT_ON_A_GPU_MACHINE = (
     "pydantic",

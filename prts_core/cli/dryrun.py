@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> int:
     show_parameters(rows)
     kept = "recomputed" if config.activation_checkpointing else "kept"
     console.print(
-        f"stage {args.stage}, {args.gpus} GPU, ZeRO {config.deepspeed_stage or 'off'}, {config.precision}, "
+        f"stage {args.stage}, {args.gpus} GPU, engine {config.engine}, {config.precision}, "
         f"activations {kept}, {load.samples} samples of {load.tokens} tokens a GPU and micro-batch"
     )
     for name in ("weights", "gradients", "optimizer", "ema", "activations", "total"):

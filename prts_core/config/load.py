@@ -18,8 +18,11 @@ from prts_core.config.release_yaml import is_public_release, read_public_release
 from prts_core.config.schema import BenchmarkConfig, DatasetConfig, Recipe, RobotConfig, SftSection
 from prts_core.config.sources import ExpertSource, ImageTextSource, LeRobotSource, RecordingSource
 from prts_core.config.subtask_mode import SubtaskMode
+from prts_core.config.train import TrainConfig
 from prts_core.io.errors import ConfigError, Skipped, UnavailableError, lookup, suggest
 from prts_core.io.hub import download_dataset, downloaded_dataset
+
+TOY_PARAMETERS = 10**8  # of a language model; above, TrainConfig's defaults fit nothing
 
 
 def source_root(source: LeRobotSource | RecordingSource) -> Path:
@@ -162,8 +165,7 @@ class RunPlan:
 
     @cached_property
     def model(self) -> ModelConfig:
-        path = self.folder / "models" / f"{self.recipe.model}.yaml"
-        return check(ModelConfig, read_yaml(path, "model file"), path)
+        return read_model(self.folder / "models" / f"{self.recipe.model}.yaml")[0]
 
     def robot(self, dataset: str) -> RobotConfig | None:
         tag = self.dataset(dataset).embodiment_tag
@@ -223,8 +225,42 @@ class RunPlan:
         return shlex.join(words)
 
 
+def read_model(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """A model file: the model, and under `train` what a recipe's training sections take where they say nothing."""
+    raw = dict(read_yaml(path, "model file"))
+    train = raw.pop("train", None) or {}
+    check(TrainConfig, train, path)
+    return check(ModelConfig, raw, path), train
+
+
+def with_model_defaults(raw: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A recipe with its model's training defaults under its own. A model of real size must get its rate from one of
+    the two: TrainConfig's own are for a model of a few million parameters, and would ruin it."""
+    model = path.parent / "models" / f"{raw.get('model')}.yaml"
+    if not model.is_file():
+        return raw  # told when the plan is read
+    size, train = read_model(model)
+    raw = dict(raw)
+    for name in ("pretrain", "sft", *(["subtask"] if "subtask" in raw else [])):  # which has defaults of its own
+        section = raw.get(name) or {}
+        if not isinstance(section, dict):
+            continue
+        raw[name] = made = merge({"train": train}, section)
+        if section and "learning_rate" not in (made["train"] or {}) and size.text.parameters > TOY_PARAMETERS:
+            raise ConfigError(
+                "A recipe for a large model does not say how fast it learns",
+                file=path,
+                field=f"{name}.train.learning_rate",
+                found="nothing",
+                expected="a rate; 1.0e-5 is usual for all weights of a few billion parameters, 1.0e-4 for LoRA",
+                cure=f"write it there, or under `train:` of {model}",
+            )
+    return raw
+
+
 def load_plan(path: Path, overrides: Sequence[str] | None = None) -> RunPlan:
-    """Read a recipe with `--set` overrides laid over it; datasets, robots and models are read when first asked for."""
+    """Read a recipe with its model's training defaults under it and `--set` overrides laid over it; datasets and robots
+    are read when first asked for."""
     typed = tuple(overrides or ())
-    raw = merge(read_yaml(path, "recipe"), parse_overrides(typed))
+    raw = with_model_defaults(merge(read_yaml(path, "recipe"), parse_overrides(typed)), path)
     return RunPlan(path=path, recipe=check(Recipe, raw, path), overrides=typed)

@@ -57,6 +57,12 @@ class TextConfig(Strict):
         sizes = "hidden_size num_layers num_heads num_kv_heads head_dim intermediate_size"
         check_numbers(self, {"[1, inf)": sizes, "(0, inf)": "rope_theta", "[0, inf)": "mrope_section"})
 
+    @property
+    def parameters(self) -> int:
+        """Weights of the layers' matrices, without embeddings."""
+        attention = 2 * self.hidden_size * self.head_dim * (self.num_heads + self.num_kv_heads)
+        return self.num_layers * (attention + 3 * self.hidden_size * self.intermediate_size)
+
 
 @dataclass(frozen=True)
 class ContrastiveConfig(Strict):

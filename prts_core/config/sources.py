@@ -16,8 +16,10 @@ _SEEDS, _WORKERS = "[0, 4294967295]", "[1, 1024]"
 
 @dataclass(frozen=True)
 class LeRobotSource(Strict):
-    """A LeRobot v2.1 folder recorded by others. `root` may hold environment variables; without it the dataset `repo_id`
-    is downloaded from the Hugging Face hub, at `revision` (a commit, tag or branch). `link`: how files are taken over.
+    """A LeRobot folder of v2.1, v3.0 or v3.1 recorded by others. `root` may hold environment variables; without it the
+    dataset `repo_id` is downloaded from the Hugging Face hub, at `revision` (a commit, tag or branch). `link`: how
+    files are taken over; auto copies v2.1, whose tables may be written anew, and leaves v3.0 and v3.1 where they lie,
+    with links to them (`copy` for a result that stands alone: another machine, DVC).
     select_*: the columns and cameras that become state, action and views, columns one after another (none:
     `observation.state`, or where there is no such column all that begin so; `action`; every camera). Where a folder
     lies is no part of what it is: the listing of its files is."""
@@ -28,7 +30,7 @@ class LeRobotSource(Strict):
     revision: str | None = None
     episodes: tuple[int, ...] | None = None
     heldout_episodes: int = 0
-    link: Literal["copy", "hardlink"] = execution("copy")
+    link: Literal["auto", "copy", "hardlink", "symlink"] = execution("auto")
     select_video: tuple[str, ...] | None = None
     select_state: tuple[str, ...] | None = None
     select_action: tuple[str, ...] | None = None
@@ -47,8 +49,8 @@ class RecordingSource(Strict):
 
     root: its folder or file; may hold environment variables; what it is, the listing of its files says. mapping: what
     its keys mean, by the name of a file of configs/mappings or written out here; lerobot_v30, which says itself what
-    its numbers mean, takes none. workers: episodes at a time. reencode: of lerobot_v30, encode episodes anew (with
-    `video`) that cannot be cut as they are.
+    its numbers mean, takes none, and is copied into v2.1 (kind `lerobot` reads it where it lies). workers: episodes at
+    a time. reencode: of lerobot_v30, encode episodes anew (with `video`) that cannot be cut as they are.
     """
 
     kind: Literal["robomimic", "aloha", "rollouts", "rlds", "mcap", "lerobot_v30"]

@@ -49,15 +49,16 @@ class TrainConfig:
 
     Length. steps, warmup_steps, *_every: optimiser steps; 0 where an *_every may be off (eval_every, early_fraction).
     batch_size: samples a step over all processes and micro-batches (packed rows, with pack_length).
-    accumulate: micro-batches a step. Cross-entropy and flow matching are those of the whole batch; contrastive
-    negatives come from the sample's own micro-batch only.
+    accumulate: micro-batches a step. All losses are those of the whole batch; the contrastive loss, whose negatives are
+    all of its samples, costs one more forward pass of the backbone then.
 
     Rates. learning_rate: peak of the language model and, where vision_lr, merger_lr, action_lr or contrastive_lr is
     none, of that group too. One schedule for all: linear warm-up; then a cosine down to min_learning_rate /
     learning_rate of each peak ("cosine"), or the peak ("constant"), or the peak until the last decay_share of the
     steps, in which it falls to that share in a straight line ("wsd"). layer_decay: each layer of the language model has
     this share of the rate of the layer above it, its embeddings of the lowest's. weight_decay: of matrices only.
-    clip_norm: of the whole gradient. ema_decay: of the averaged weights that are exported, warmed up.
+    clip_norm: of the whole gradient. ema_decay: of the averaged weights that are exported, warmed up; 0: none are kept,
+    and the last weights are exported.
 
     What trains. freeze: groups that stay as they are. lora: adapters instead of the whole language model; the backbone
     is frozen then. insulate: the action head sends no gradient into the backbone;
@@ -72,17 +73,18 @@ class TrainConfig:
     contrastive parts, 40 % of a short sequence, stand in every n-th batch only. flow_samples: noise draws per sample
     and step.
 
-    Machine. precision "bf16": fp32 master weights, bf16 arithmetic (autocast). attention: the kernel behind every layer
-    of the language model (kernels/README.md); "auto" picks one for the device. activation_checkpointing: layers are
-    computed again in the backward pass instead of kept. workers: loader processes; 0: a thread. threads: of one
-    process on a CPU. deepspeed_stage: 0 is the plain loop; 1 to 3 are ZeRO stages for more than one process.
-    pack_length: tokens of a packed row; 0: padded batches. pack_window: samples that are packed at a time.
+    Machine. precision "bf16": bf16 matrix products (autocast); weights, gradients, moments and averages are fp32.
+    attention: the kernel behind every layer of the language model (kernels/README.md); "auto" picks one for the device.
+    activation_checkpointing: layers are computed again in the backward pass instead of kept. workers: loader
+    processes; 0: a thread. threads: of one process on a CPU. engine: what holds the model: one process ("single"),
+    torch's FSDP2 ("fsdp") or DeepSpeed's ZeRO ("zero1" to "zero3"); "auto" is single in one process and fsdp in many.
+    fsdp_group: processes that hold one copy of the model together (HSDP); 0: all of them. pack_length: tokens of a
+    packed row; 0: padded batches. pack_window: samples that are packed at a time.
 
-    Disk. checkpoint_every, keep: checkpoints are written that often and that many are kept. shard_mb: their files' size
-    at most, in 10^6 bytes. eval_every, eval_batches: held-out losses of the averaged weights, on that many batches.
-    log_every: steps between two points that are shown while it runs; the curve that a result keeps has 200 in any case.
-    early_fraction: share of the steps after which the averaged weights are also kept as `early/` (0: not at all); a
-    benchmark draws failures from them.
+    Disk. checkpoint_every, keep: checkpoints are written that often and that many are kept. eval_every, eval_batches:
+    held-out losses of the averaged weights, on that many batches. log_every: steps between two points that are shown
+    while it runs; the curve that a result keeps has 200 in any case. early_fraction: share of the steps after which the
+    averaged weights are also kept as `early/` (0: not at all); a benchmark draws failures from them.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -123,10 +125,10 @@ class TrainConfig:
     threads: int = execution(2)
     pack_length: int = 0
     pack_window: int = 2048
-    deepspeed_stage: int = execution(0)
+    engine: Literal["auto", "single", "fsdp", "zero1", "zero2", "zero3"] = execution("auto")
+    fsdp_group: int = execution(0)
     checkpoint_every: int = execution(100)
     keep: int = execution(2)
-    shard_mb: int = execution(5000)
     eval_every: int = 0
     eval_batches: int = 4
     log_every: int = execution(20)
@@ -137,14 +139,13 @@ class TrainConfig:
 
 
 RANGES = {
-    "[1, inf)": "steps batch_size accumulate flow_samples contrastive_every pack_window checkpoint_every keep shard_mb "
+    "[1, inf)": "steps batch_size accumulate flow_samples contrastive_every pack_window checkpoint_every keep "
     "eval_batches log_every",
-    "[0, inf)": "min_learning_rate warmup_steps weight_decay logsumexp_weight pack_length eval_every",
+    "[0, inf)": "min_learning_rate warmup_steps weight_decay logsumexp_weight pack_length eval_every fsdp_group",
     "(0, inf)": "learning_rate vision_lr merger_lr action_lr contrastive_lr adam_eps clip_norm horizon_s",
     "[0, 1)": "betas ema_decay early_fraction",
     "(0, 1)": "gamma",
     "[0, 1024]": "workers",
     "[1, 1024]": "threads",
     "(0, 1]": "decay_share layer_decay",
-    "[0, 3]": "deepspeed_stage",
 }

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +163,17 @@ def constant_dimensions(stats: FeatureStats) -> int:
 
 
 # ---- the order of things: fixed by the files, whoever reads them ---------------------------------------------------
+def table_digest(path: Path) -> str:
+    """SHA-256 of a table; one that holds several episodes is read once for them."""
+    info = path.stat()
+    return _digest_of(path, info.st_ino, info.st_size, info.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _digest_of(path: Path, *state: int) -> str:
+    return digest_file(path)
+
+
 def _leaves(files: Sequence[_File]) -> Iterator[list[_File]]:
     """Neighbouring files, together at least BLOCK rows: the leaves of the merge tree, one task each."""
     leaf: list[_File] = []
@@ -193,7 +206,7 @@ def _summarise(
         for file in leaf:
             if not file.path.is_file():
                 file.dataset.table(file.episode, [STATE, ACTION])  # says so
-            digests.append(digest_file(file.path))
+            digests.append(table_digest(file.path))
             past = np.zeros((len(relative), 0), np.float32)  # states that actions still to come are relative to
             for state, action in _pieces(file, contract):
                 rows.add(state.T, action.T)
@@ -260,10 +273,8 @@ def _pieces(file: _File, contract: Contract, check: bool = False) -> Iterator[tu
     """State (n, D) and action (n, A), float32, of at most BATCH rows at a time. check: numbers must be finite."""
     path, seen = file.path, 0
     try:
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as parquet:
-            if parquet.metadata.num_rows != file.length or not {STATE, ACTION} <= set(parquet.schema_arrow.names):
-                file.dataset.table(file.episode, [STATE, ACTION])  # says what is wrong with it
-            for batch in parquet.iter_batches(BATCH, columns=[STATE, ACTION], use_threads=False):
+        with _batches(file) as batches:
+            for batch in batches:
                 pair = []
                 for key, width in ((STATE, len(contract.state)), (ACTION, len(contract.action))):
                     values = _vectors(batch.column(key), path, key)
@@ -274,6 +285,18 @@ def _pieces(file: _File, contract: Contract, check: bool = False) -> Iterator[tu
     except (pa.ArrowException, OSError, DataError):
         file.dataset.columns(file.episode, [STATE, ACTION])  # as above, with the row's number in the file
         raise
+
+
+@contextmanager
+def _batches(file: _File) -> Iterator[Iterator[pa.RecordBatch]]:
+    """An episode's states and actions, at most BATCH rows at a time."""
+    if file.dataset.info.data_rows(file.episode) is not None:  # a part of a long file: its row groups are kept decoded
+        yield iter(file.dataset.table(file.episode, [STATE, ACTION]).to_batches(BATCH))
+        return
+    with pq.ParquetFile(file.path, pre_buffer=False, buffer_size=1 << 20) as parquet:
+        if parquet.metadata.num_rows != file.length or not {STATE, ACTION} <= set(parquet.schema_arrow.names):
+            file.dataset.table(file.episode, [STATE, ACTION])  # says what is wrong with it
+        yield parquet.iter_batches(BATCH, columns=[STATE, ACTION], use_threads=False)
 
 
 def _vectors(column: pa.Array, path: Path, key: str) -> np.ndarray:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from prts_core.contract import Normalization
-from prts_core.data.convert.lerobot_v30_layout import pooled_stats
+from prts_core.data.convert.lerobot_v30_metadata import pooled_stats
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
-from prts_core.data.lerobot_v21.schema import FeatureSummary, read_table
+from prts_core.data.lerobot_v21.schema import FeatureSummary
 from prts_core.data.normalize import ACTION, STATE, FeatureStats
 from prts_core.data.release_statistics import DatasetStatistics, ReleasedStatistics, write_norm_stats, write_statistics
 from prts_core.data.statistics import LEROBOT_QUANTILES, Computed, statistics_name
@@ -63,8 +63,7 @@ def camera_stats(roots: Sequence[Path], split: str) -> tuple[dict[str, dict[str,
     for root in roots:
         dataset = LeRobotDataset.open(root)
         keys = dataset.camera_keys
-        file = root / "meta" / "episodes_stats.jsonl"
-        stored = {row.episode_index: row for row in read_table(root, "episodes_stats")} if file.is_file() else {}
+        stored = dataset.episode_stats()
         for episode in dataset.episodes(split):
             described = stored[episode].stats if episode in stored else {}
             rows.append(

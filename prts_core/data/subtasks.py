@@ -13,18 +13,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from prts_core.config.subtask_mode import SubtaskMode
-from prts_core.data.goals import Stretch, stretches
+from prts_core.data.goals import Stretch
 from prts_core.io.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from prts_core.data.lerobot_v21.reader import LeRobotDataset
     from prts_core.data.lerobot_v21.schema import EpisodeRow
 
 JOIN = ", "
@@ -52,12 +51,6 @@ class Subtasks:
     texts: tuple[str, ...] = ()
     ends: tuple[int, ...] = ()
     stretches: tuple[Stretch, ...] = ()
-
-    @staticmethod
-    def read(dataset: LeRobotDataset, episode: int) -> Subtasks:
-        """Of an episode with the instruction of each row; raises as `of_episode`."""
-        made = Subtasks.of_episode(dataset.rows[episode], dataset.root)
-        return replace(made, stretches=tuple(stretches(dataset, episode)))
 
     @staticmethod
     def of_episode(row: EpisodeRow, where: object = None) -> Subtasks:

@@ -13,13 +13,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prts_core.config.model import ActionHeadConfig, Compat, DitConfig, ModelConfig
 from prts_core.io.errors import CheckpointError
 from prts_core.models.attention import kept_layers
-from prts_core.models.backbone import build_backbone
+from prts_core.models.backbone import build_backbone, see
+from prts_core.models.cross_entropy import head_logits, token_cross_entropy
 from prts_core.models.heads.contrastive.module import ContrastiveEncoder
 from prts_core.models.heads.dit.module import DitHead
 from prts_core.models.heads.flow.loss import mask_noise
@@ -67,63 +67,63 @@ class PrtsModel(nn.Module):
         value = self.crl_logit_scale
         return value if self.compat == "prts" else value + (value.clamp(max=MOST_LOG_SCALE) - value).detach()
 
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that the head tells apart."""
+        return int(self.language_model.config.vocab_size)
+
     def encode(self, tokens: Tokens) -> Encoded:
         """Run vision tower and language model once; everything else reads from the result."""
         embeds = self.language_model.embed_tokens(tokens.ids)
-        seen = tokens.ids == self.image_token_id
-        deepstack = None
+        if torch.is_autocast_enabled(embeds.device.type):  # or the residual stream, and all that is kept of it, is fp32
+            embeds = embeds.to(torch.get_autocast_dtype(embeds.device.type))
         if self.training and not len(tokens.grid):
             embeds = embeds + self._unseen(embeds)
-        if len(tokens.grid):
-            vision = self.visual(tokens.pixels.to(embeds.dtype), grid_thw=tokens.grid, return_dict=True)
-            embeds = embeds.masked_scatter(seen[..., None], vision.pooler_output.to(embeds.dtype))
-            deepstack = vision.deepstack_features
-        if tokens.videos is not None and tokens.video_grid is not None:
-            embeds, deepstack, seen = self._see_videos(tokens.videos, tokens.video_grid, tokens, embeds, deepstack)
+        visual, features = self._see(tokens, embeds.dtype)
+        deepstack: list[Tensor] | None = None
+        if features:
+            embeds = embeds.flatten(0, 1).index_copy(0, visual, features[0]).view_as(embeds)
+            deepstack = features[1:]
         cache = kept_layers()
         hidden = self.language_model(
             inputs_embeds=embeds,
             position_ids=tokens.positions,
             past_key_values=cache,
             use_cache=True,
-            visual_pos_masks=seen if deepstack is not None else None,
+            visual_pos_masks=visual,
             deepstack_visual_embeds=deepstack,
             role_mask=tokens.mask,
         ).last_hidden_state
         layers: list[Any] = cache.layers
-        return Encoded(tokens, hidden, [layer.keys for layer in layers], [layer.values for layer in layers], seen)
+        image = (tokens.ids == self.image_token_id) | (tokens.ids == self.video_token_id)
+        return Encoded(tokens, hidden, [layer.keys for layer in layers], [layer.values for layer in layers], image)
+
+    def _see(self, tokens: Tokens, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+        """Where visual tokens stand among all (V,), their embeddings (V, H), then those of the deepstack layers."""
+        kinds = [(tokens.pixels, tokens.grid, tokens.visual), (tokens.videos, tokens.video_grid, tokens.video)]
+        places, found = [], []
+        for pixels, grid, place in kinds:
+            if pixels is not None and grid is not None and place is not None and len(grid):
+                merged, deepstack = see(self.visual, pixels.to(dtype), grid)
+                places.append(place)
+                found.append([x.to(dtype) for x in (merged, *deepstack)])
+        if len(places) < 2:
+            return (places[0], found[0]) if places else (tokens.visual, [])
+        return torch.cat(places), [torch.cat(layers) for layers in zip(*found, strict=True)]
 
     def _unseen(self, embeds: Tensor) -> Tensor:
         """0, through the vision tower: over many processes each calls every module, whether or not its part of the
         batch has a picture, or those that do would wait for it."""
         side = self.config.vision.merge_size
         pixels = embeds.new_zeros(side * side, 3 * self.config.vision.patch_size**2)
-        grid = torch.tensor([[1, side, side]], device=embeds.device)
-        vision = self.visual(pixels, grid_thw=grid, return_dict=True)
-        return 0.0 * torch.stack([x.sum() for x in (vision.pooler_output, *vision.deepstack_features)]).sum()
-
-    def _see_videos(
-        self, videos: Tensor, grid: Tensor, tokens: Tokens, embeds: Tensor, of_images: list[Tensor] | None
-    ) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Put videos into `embeds`; -> (embeds, deepstack features of all visual tokens in order, where they stand)."""
-        image, video = tokens.ids == self.image_token_id, tokens.ids == self.video_token_id
-        vision = self.visual(videos.to(embeds.dtype), grid_thw=grid, return_dict=True)
-        embeds = embeds.masked_scatter(video[..., None], vision.pooler_output.to(embeds.dtype))
-        seen = image | video
-        if of_images is None:
-            return embeds, vision.deepstack_features, seen
-        merged = []
-        for still, moving in zip(of_images, vision.deepstack_features, strict=True):
-            both = still.new_zeros(int(seen.sum()), still.shape[-1])
-            both = both.masked_scatter(image[seen][:, None], still).masked_scatter(video[seen][:, None], moving)
-            merged.append(both)
-        return embeds, merged, seen
+        merged, deepstack = see(self.visual, pixels, torch.tensor([[1, side, side]]))
+        return 0.0 * torch.stack([x.sum() for x in (merged, *deepstack)]).sum()
 
     def velocity(self, prefix: Prefix, x: Tensor, dof_mask: Tensor, time: Tensor) -> Tensor:
         """Velocity (R*S, T, A) for R noise draws a sample; x is sample-major: s*R .. s*R+R-1 are of sample s."""
         self._action_head()
         x = mask_noise(x, dof_mask, self.compat)
-        return self.dit_action_head(x, dof_mask, time, prefix.repeat(len(x) // len(prefix.visible)))
+        return self.dit_action_head(x, dof_mask, time, prefix)
 
     def sample(self, prefix: Prefix, noise: Tensor, dof_mask: Tensor) -> Tensor:
         """(S, T, A) noise -> normalised action chunk; outside compat "prts" padded dimensions stay 0 throughout."""
@@ -175,18 +175,14 @@ class PrtsModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., H) -> (..., vocabulary), by the head tied to the embeddings."""
-        table = self.language_model.embed_tokens
-        return table.logits(hidden) if hasattr(table, "logits") else F.linear(hidden, table.weight)
+        return head_logits(self.language_model.embed_tokens, hidden)
 
-    def token_losses(self, encoded: Encoded) -> tuple[Tensor, Tensor, Tensor]:
-        """Next-token cross-entropy (M,) float32, whether the guess was right (M,) bool, and (M, 2) row and column
-        of the M labels. Only hidden states that predict a label meet the head, so that others cost no logits."""
-        labels = encoded.tokens.labels
-        at = (labels[:, 1:] != -100).nonzero()
-        logits = self.logits(encoded.hidden[at[:, 0], at[:, 1]]).float()
-        wanted = labels[at[:, 0], at[:, 1] + 1]
-        right = logits.detach().argmax(-1) == wanted
-        return F.cross_entropy(logits, wanted, reduction="none"), right, at + at.new_tensor([0, 1])
+    def token_losses(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
+        """Of the labels that `tokens.predicts` predict: cross-entropy (M,) float32, and whether it was the guess (M,)
+        bool. Only these hidden states meet the head, so that others cost no logits."""
+        at = encoded.tokens.predicts
+        labels = encoded.tokens.labels.flatten()[at + 1]
+        return token_cross_entropy(encoded.hidden.flatten(0, 1)[at], self.language_model.embed_tokens, labels)
 
 
 def build_action_head(head: ActionHeadConfig, config: ModelConfig, text: Any) -> MotHead | DitHead:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prts_core.models.prts import PrtsModel
-from prts_core.models.tokens import Tokens
+from prts_core.models.tokens import Tokens, predicted
 from prts_kernels.role_attention import RoleMask
 
 IGNORED = -100
@@ -62,17 +62,21 @@ def stock_tokens(
     row = torch.arange(rows, device=input_ids.device)
     nothing = torch.full_like(row, -1)
     if pixel_values is None or image_grid_thw is None:
-        pixel_values, image_grid_thw = torch.zeros(0), row.new_zeros(0, 3)
+        pixel_values, image_grid_thw = torch.zeros(0), torch.zeros(0, 3, dtype=torch.int64)
+    labels = torch.full_like(input_ids, IGNORED) if labels is None else labels
     return Tokens(
         ids=input_ids,
         positions=rope_positions(model, input_ids, attention_mask, image_grid_thw, video_grid_thw)[0],
         # Padding asks too, as in the public code, though nobody reads its answer.
         mask=RoleMask(torch.where(inside, (row[:, None] + 1) * width, 0).flatten(), rows=rows),
-        labels=torch.full_like(input_ids, IGNORED) if labels is None else labels,
+        labels=labels,
         text_label=torch.zeros_like(inside),
         sample=torch.where(inside, row[:, None], -1),
         pixels=pixel_values,
-        grid=image_grid_thw,
+        grid=image_grid_thw.cpu(),
+        visual=_where(input_ids, model.image_token_id),
+        predicts=predicted(labels),
+        count=int(inside.sum()),
         row=row,
         start=torch.zeros_like(row),
         prompt_end=inside.sum(1),
@@ -82,5 +86,11 @@ def stock_tokens(
         prompt_width=int(inside.sum(1).max()),
         packed=False,
         videos=pixel_values_videos,
-        video_grid=video_grid_thw,
+        video_grid=None if video_grid_thw is None else video_grid_thw.cpu(),
+        video=_where(input_ids, model.video_token_id),
     )
+
+
+def _where(ids: Tensor, token: int) -> Tensor:
+    """Among all tokens end to end."""
+    return (ids == token).flatten().nonzero()[:, 0]

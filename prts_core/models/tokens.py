@@ -9,6 +9,7 @@ G key/value heads, d head_dim, H hidden.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -25,7 +26,11 @@ class Tokens:
     ids, labels (B, L) int64, labels -100 where nothing is predicted; text_label (B, L) bool: labels that are words, the
     others are FAST action tokens; sample (B, L) int64: the sample a token belongs to, -1 for padding; positions (3, B,
     L) int64; mask: who sees whom, of all B * L tokens end to end; pixels (patches, C*P*P or C*2*P*P) float32 and
-    grid (images, 3) int64 for all images in order; videos and video_grid likewise, none where there are no videos.
+    grid (images, 3) int64 for all images, those of one size together; visual (V,) int64: where among the B * L tokens
+    their merged patches stand; videos, video_grid and video likewise, none where there are no videos.
+    predicts (M,) int64: which of the B * L tokens predict a label, the one that stands next. count:
+    tokens that are no padding.
+    The grids stay on the host, wherever the rest is: a GPU need not be asked for what a step's shapes depend on.
     Per-sample fields have shape (S,) int64. row: the sample's row of the batch. Columns in it: start; prompt_end, where
     the action head's prefix ends; state_action_index and goal_index, where phi and psi are read (-1: none). dataset: an
     index into the batch's names.
@@ -40,6 +45,9 @@ class Tokens:
     sample: Tensor
     pixels: Tensor
     grid: Tensor
+    visual: Tensor
+    predicts: Tensor
+    count: int
     row: Tensor
     start: Tensor
     prompt_end: Tensor
@@ -50,17 +58,13 @@ class Tokens:
     packed: bool
     videos: Tensor | None = None
     video_grid: Tensor | None = None
+    video: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.row)
 
-    @property
-    def count(self) -> int:
-        """Tokens that are no padding."""
-        return int((self.sample >= 0).sum())
-
     def to(self, device: torch.device | str) -> Tokens:
-        return moved(self, device)
+        return changed(self, lambda tensor: tensor.to(device, non_blocking=True), ON_HOST)
 
 
 @dataclass
@@ -83,10 +87,6 @@ class Prefix:
             change(self.visible),
             change(self.image),
         )
-
-    def repeat(self, times: int) -> Prefix:
-        """Each sample `times` times in a row, for several noise draws a sample."""
-        return self if times == 1 else self.map(lambda x: x.repeat_interleave(times, dim=0))
 
 
 @dataclass
@@ -118,6 +118,12 @@ class Encoded:
         return prefix.map(Tensor.detach) if insulate else prefix
 
 
+def predicted(labels: Tensor) -> Tensor:
+    """(B, L) labels -> `Tokens.predicts`. Reads them back to the host."""
+    place = torch.arange(labels.numel(), device=labels.device).view(labels.shape)
+    return place[:, :-1][labels[:, 1:] != -100]
+
+
 @dataclass
 class Suffix:
     """Tokens read behind what is encoded already, by kept keys and values (made by prts_core.text.collate).
@@ -136,16 +142,20 @@ class Suffix:
     goal_index: Tensor
 
     def to(self, device: torch.device | str) -> Suffix:
-        return moved(self, device)
+        return changed(self, lambda tensor: tensor.to(device, non_blocking=True))
 
 
-def moved(record: Any, device: torch.device | str) -> Any:
-    """A dataclass with its tensors (and records of tensors) on another device."""
-    changes = {}
+ON_HOST = ("grid", "video_grid")  # whatever the device
+
+
+def changed(record: Any, change: Callable[[Any], Any], leave: Collection[str] = ()) -> Any:
+    """A dataclass with `change` applied to its tensors and masks, and to those of its records of tensors, but for
+    fields named in `leave`."""
+    made = {}
     for field in fields(record):
         value = getattr(record, field.name)
-        if isinstance(value, (Tensor, RoleMask)):
-            changes[field.name] = value.to(device, non_blocking=True)
+        if isinstance(value, (Tensor, RoleMask)) and field.name not in leave:
+            made[field.name] = change(value)
         elif isinstance(value, Tokens):
-            changes[field.name] = moved(value, device)
-    return replace(record, **changes)
+            made[field.name] = changed(value, change, leave)
+    return replace(record, **made)

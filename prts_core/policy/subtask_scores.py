@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from prts_core.data.index import DatasetIndex
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.subtasks import Subtasks, commonest
 from prts_core.io.progress import track
@@ -46,15 +47,17 @@ class Score:
         }
 
 
-def score_subtasks(policy: Policy, dataset: LeRobotDataset, trained: Sequence[int], every: int) -> Score | None:
+def score_subtasks(
+    policy: Policy, dataset: LeRobotDataset, index: DatasetIndex, trained: Sequence[int], every: int
+) -> Score | None:
     """Every `every`-th row of the held-out episodes; none where the dataset has none. trained: episodes the baseline is
     counted on."""
     if "heldout" not in dataset.info.split_ranges or not dataset.episodes("heldout"):
         return None
-    usual = commonest(Subtasks.read(dataset, e) for e in trained)
+    usual = commonest(index.subtasks(e) for e in trained)
     rows: list[tuple[str, str, str]] = []  # task, wanted, said
     for episode in track(dataset.episodes("heldout"), what="subtasks said"):
-        known = Subtasks.read(dataset, episode)
+        known = index.subtasks(episode)
         said = said_along(policy, dataset, episode, known, every)
         rows += [
             (known.stretch(row).instruction, prompt.clean_instruction(known.at(row).text), words)

@@ -229,7 +229,7 @@ STAGES: dict[str, Stage] = {
             "subtask",
             "the fine-tuned policy learns to say the next subtask before it acts, with knowledge insulation",
             lambda plan, _: SubtaskConfig(dataset=plan.recipe.deploy, **fields_of(plan.recipe.subtask)),
-            lambda plan, _: _deployed(plan, "convert", "sft"),
+            lambda plan, _: _deployed(plan, "convert", "stats", "sft"),
             partitioned=False,
             headline=("exact_match",),
             **TRAINS,

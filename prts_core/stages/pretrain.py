@@ -18,6 +18,7 @@ from prts_core.config.load import image_text_paths
 from prts_core.config.schema import PretrainConfig
 from prts_core.config.sources import ImageTextSource
 from prts_core.contract import PolicyContract
+from prts_core.data.index import DatasetIndex, open_indexed
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.llava import LlavaDataset
 from prts_core.data.normalize import normalize_for_fast, to_relative
@@ -37,6 +38,9 @@ from prts_core.text.tokenizer import TextTokenizer
 from prts_core.training.batch import SampleSource, chunk_windows
 from prts_core.training.datasets import RobotDataset, VqaDataset, held_out_set
 from prts_core.training.initial_weights import pretrained_shapes, qwen_network, qwen_tokenizer, random_network
+from prts_core.training.shared_files import SHARED, SharedFiles
+
+FAST_WINDOWS, FAST_EPISODES = 2**15, 512  # what FAST is fitted and measured on, of each dataset
 
 
 def pretrain(config: PretrainConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
@@ -50,35 +54,41 @@ def pretrain(config: PretrainConfig, inputs: dict[str, Manifest], context: Stage
         model=pretrained_shapes(replace(config.model, pretrained=pretrained)),
         fast=context.pinned("pretrain.fast", config.fast),
     )
-    datasets = {n: LeRobotDataset.open(inputs[f"convert:{n}"].folder(context.outputs)) for n in config.mixture}
-    length = config.model.chunk_length
-    statistics = {
-        n: inputs[f"stats:{n}"].folder(context.outputs) / statistics_name(d.contract, length)
-        for n, d in datasets.items()
-    }
+    datasets: dict[str, LeRobotDataset] = {}
+    indexes: dict[str, DatasetIndex] = {}
+    statistics: dict[str, Path] = {}
+    for name in config.mixture:
+        root, stats = (inputs[f"{stage}:{name}"].folder(context.outputs) for stage in ("convert", "stats"))
+        datasets[name], indexes[name] = open_indexed(root, stats)
+        statistics[name] = stats / statistics_name(datasets[name].contract, config.model.chunk_length)
     contracts = {
         n: policy_contract(d, statistics[n], config.model.chunk_length, config.train.normalization)
         for n, d in datasets.items()
     }
     conversations = {name: open_image_text(source, context.seed) for name, source in config.image_text.items()}
-    tokenizer, added_from, fast, fast_errors = make_tokenizers(config, datasets, contracts, statistics, conversations)
+    tokenizer, added_from, fast, fast_errors = make_tokenizers(
+        config, datasets, indexes, contracts, statistics, conversations, context.seed
+    )
     processors = {
         n: Processor(contracts[n], load_statistics(statistics[n]), statistics[n], tokenizer, fast, config.model)
         for n in datasets
     }
+    shared = SharedFiles(context.work / SHARED)
     sets: list[SampleSource] = [
         RobotDataset(
             n,
             d,
+            indexes[n],
             processors[n],
             d.episodes("train"),
             augmented=config.train.augment,
             failures=config.train.failures,
             train_subtask=config.train_subtask.get(n),
+            shared=shared,
         )
         for n, d in datasets.items()
     ]
-    sets += [VqaDataset(n, c, next(iter(processors.values()))) for n, c in conversations.items()]
+    sets += [VqaDataset(n, c, next(iter(processors.values())), shared) for n, c in conversations.items()]
     weights = [*config.mixture.values(), *(source.weight for source in config.image_text.values())]
     torch.manual_seed(context.seed)
     if config.model.pretrained is None:
@@ -87,7 +97,8 @@ def pretrain(config: PretrainConfig, inputs: dict[str, Manifest], context: Stage
         model = qwen_network(config.model, tokenizer, added_from)
     held_out: list[SampleSource] = []
     for name, dataset in datasets.items() if config.train.eval_every else ():
-        held_out += held_out_set(name, dataset, processors[name], train_subtask=config.train_subtask.get(name))
+        options = {"train_subtask": config.train_subtask.get(name), "shared": shared}
+        held_out += held_out_set(name, dataset, indexes[name], processors[name], **options)
     with torch_threads(config.train.threads):
         ema, metrics, _ = train(model, sets, weights, config, context, held_out=held_out)
 
@@ -127,29 +138,26 @@ def policy_contract(dataset: LeRobotDataset, statistics: Path, chunk_length: int
 def make_tokenizers(
     config: PretrainConfig,
     datasets: dict[str, LeRobotDataset],
+    indexes: dict[str, DatasetIndex],
     contracts: dict[str, PolicyContract],
     statistics: dict[str, Path],
     conversations: dict[str, LlavaDataset],
+    seed: int,
 ) -> tuple[TextTokenizer, int, FastTokenizer, dict[str, float]]:
     """Text tokenizer, its first token that a pretrained backbone does not know, FAST, and FAST's round-trip error of
     every dataset, the root mean square in normalised units.
 
-    FAST is the published one or fitted on the mixture's action chunks; text Qwen's own or trained on the sentences.
+    FAST is the published one or fitted on action chunks of the mixture (`some_windows` of each dataset); text Qwen's
+    own or trained on the sentences of tasks and subtasks, each once.
     """
     chunks, sentences, labels = {}, [], []
     for name, dataset in datasets.items():
         stats = load_statistics(statistics[name]).action
-        windows = [
-            to_relative(
-                chunk_windows(dataset.actions(e), config.model.chunk_length)[0],
-                dataset.states(e),
-                dataset.contract.relative,
-            )
-            for e in dataset.episodes("train")
-        ]
-        chunks[name] = normalize_for_fast(np.concatenate(windows), stats, contracts[name].normalization)
+        actions, states = some_windows(dataset, config.model.chunk_length, seed)
+        windows = to_relative(actions, states, dataset.contract.relative)
+        chunks[name] = normalize_for_fast(windows, stats, contracts[name].normalization)
         sentences += [prompt.clean_instruction(task) for task in dataset.tasks.values()]
-        sentences += [prompt.clean_instruction(s.action_text) for row in dataset.rows for s in row.spans]
+        sentences += [prompt.clean_instruction(text) for text in indexes[name].texts]
         labels += [camera.label for camera in dataset.contract.cameras]
     for conversation in conversations.values():
         sentences += [text for record in conversation.records for _, text in record.turns]
@@ -162,3 +170,21 @@ def make_tokenizers(
         return *qwen_tokenizer(config.model, fast.vocab_size), fast, errors
     text = TextTokenizer.train(sentences, labels, config.vocab_size, fast.vocab_size)
     return text, len(text), fast, errors
+
+
+def some_windows(dataset: LeRobotDataset, length: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Actions (N, length, A) of training windows and the states (N, D) that they begin at: all of them up to
+    FAST_WINDOWS, of a larger dataset about so many rows at random out of FAST_EPISODES episodes at random."""
+    episodes, rng = np.array(dataset.episodes("train")), np.random.default_rng([seed, 4])
+    whole = dataset.lengths[episodes].sum(dtype=np.int64) <= FAST_WINDOWS
+    if not whole and len(episodes) > FAST_EPISODES:
+        episodes = np.sort(rng.choice(episodes, FAST_EPISODES, replace=False))
+    most, actions, states = -(-FAST_WINDOWS // len(episodes)), [], []
+    for episode in episodes.tolist():
+        windows, own = chunk_windows(dataset.actions(episode), length)[0], dataset.states(episode)
+        if not whole and len(own) > most:
+            rows = np.sort(rng.choice(len(own), most, replace=False))
+            windows, own = windows[rows], own[rows]
+        actions.append(windows)
+        states.append(own)
+    return np.concatenate(actions), np.concatenate(states)

@@ -12,7 +12,7 @@ import torch
 
 from prts_core.config.identity import identity
 from prts_core.config.schema import SftConfig
-from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from prts_core.data.index import open_indexed
 from prts_core.data.statistics import statistics_name
 from prts_core.io.files import write_json
 from prts_core.io.tensors import load_tensors
@@ -25,6 +25,7 @@ from prts_core.store.manifest import Manifest
 from prts_core.store.stage import StageContext, StageResult
 from prts_core.training.datasets import RobotDataset, held_out_set
 from prts_core.training.initial_weights import checkpoint_start, own_start
+from prts_core.training.shared_files import SHARED, SharedFiles
 
 
 def sft(config: SftConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
@@ -36,7 +37,7 @@ def sft(config: SftConfig, inputs: dict[str, Manifest], context: StageContext) -
     else:
         start = checkpoint_start(config)
     model, model_config = start.model, start.model.config
-    dataset = LeRobotDataset.open(inputs["convert"].folder(context.outputs))
+    dataset, index = open_indexed(*(inputs[stage].folder(context.outputs) for stage in ("convert", "stats")))
     name = statistics_name(dataset.contract, model_config.chunk_length)
     own = start.statistics(dataset.contract, config.train.normalization)
     statistics = own or inputs["stats"].folder(context.outputs) / name
@@ -44,17 +45,22 @@ def sft(config: SftConfig, inputs: dict[str, Manifest], context: StageContext) -
     processor = Processor(
         contract, load_statistics(statistics), statistics, start.tokenizer, start.fast, model_config, model.compat
     )
+    shared = SharedFiles(context.work / SHARED)
     rows = RobotDataset(
         config.dataset,
         dataset,
+        index,
         processor,
         dataset.episodes("train"),
         augmented=config.train.augment,
         failures=config.train.failures,
         train_subtask=config.train_subtask,
+        shared=shared,
     )
-    options = {"train_subtask": config.train_subtask}
-    held_out = held_out_set(config.dataset, dataset, processor, **options) if config.train.eval_every else []
+    held_out = []
+    if config.train.eval_every:
+        options = {"train_subtask": config.train_subtask, "shared": shared}
+        held_out = held_out_set(config.dataset, dataset, index, processor, **options)
     with torch_threads(config.train.threads):
         ema, metrics, early = train(model, [rows], [1.0], config, context, held_out=held_out)
     save_policy(context.output, ema, model_config, processor)

@@ -1,4 +1,4 @@
-"""Stage stats: norm statistics of a split, with a picture of every dimension's distribution."""
+"""Stage stats: norm statistics of a split, with a picture of every dimension's distribution; the index for training."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from prts_core.config.schema import StatsConfig
 from prts_core.contract import Normalization
 from prts_core.data import statistics
+from prts_core.data.index import INDEX, DatasetIndex
+from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.statistics_export import camera_stats, write_forms
 from prts_core.data.statistics_plot import plot
 from prts_core.io.files import read_json, write_json
@@ -16,11 +18,12 @@ from prts_core.store.stage import StageContext, StageResult
 
 
 def stats(config: StatsConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
-    """`write_statistics` of the converted dataset."""
+    """`write_statistics` of the converted dataset, and its index beside them."""
     root = inputs["convert"].folder(context.outputs)
     made, without = write_statistics(
         context.output, [root], config.dataset, config.split, config.chunk_length, config.normalization
     )
+    DatasetIndex.of(LeRobotDataset.open(root)).save(context.output / INDEX)
     return StageResult(
         metrics={
             "rows": made.stats.count,

@@ -12,7 +12,7 @@ import numpy as np
 
 from prts_core.config.identity import identity
 from prts_core.config.schema import SubtaskConfig
-from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from prts_core.data.index import open_indexed
 from prts_core.io.files import write_json
 from prts_core.io.threads import POLICY_THREADS, torch_threads
 from prts_core.policy.policy import load_policy, policy_digest, save_policy
@@ -21,24 +21,30 @@ from prts_core.stages.training import train
 from prts_core.store.manifest import Manifest
 from prts_core.store.stage import StageContext, StageResult
 from prts_core.training.datasets import RobotDataset, held_out_set
+from prts_core.training.shared_files import SHARED, SharedFiles
 
 
 def subtask(config: SubtaskConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
     policy = load_policy(inputs["sft"].folder(context.outputs), "fp32")
-    dataset = LeRobotDataset.open(inputs["convert"].folder(context.outputs))
+    dataset, index = open_indexed(*(inputs[stage].folder(context.outputs) for stage in ("convert", "stats")))
     processor = replace(policy.processor, subtasks=True)
     episodes = spread(dataset.episodes("train"), config.episodes)
+    shared = SharedFiles(context.work / SHARED)
     rows = RobotDataset(
         config.dataset,
         dataset,
+        index,
         processor,
         episodes,
         augmented=config.train.augment,
         failures=config.train.failures,
         say_subtask=True,
+        shared=shared,
     )
     model = policy.model.train()
-    held_out = held_out_set(config.dataset, dataset, processor, say_subtask=True) if config.train.eval_every else []
+    held_out = []
+    if config.train.eval_every:
+        held_out = held_out_set(config.dataset, dataset, index, processor, say_subtask=True, shared=shared)
     with torch_threads(config.train.threads):
         weights, metrics, _ = train(
             model, [rows], [1.0], config, context, ema=config.export == "average", held_out=held_out
@@ -46,7 +52,7 @@ def subtask(config: SubtaskConfig, inputs: dict[str, Manifest], context: StageCo
     save_policy(context.output, weights, model.config, processor)
     # What was saved is scored: the trained module may lie on a GPU, or in parts over several.
     with torch_threads(POLICY_THREADS):
-        score = score_subtasks(load_policy(context.output), dataset, episodes, config.score_every)
+        score = score_subtasks(load_policy(context.output), dataset, index, episodes, config.score_every)
     write_json(context.output / "train_config.json", identity(config.train))
     write_json(
         context.output / "report.json",

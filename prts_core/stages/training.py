@@ -22,7 +22,7 @@ from prts_core.io.files import explain_os_errors, write_text
 from prts_core.io.progress import Bar
 from prts_core.io.tensors import load_tensors, save_tensors
 from prts_core.launch.signals import graceful
-from prts_core.launch.together import Followed, launched
+from prts_core.launch.together import Followed
 from prts_core.models.prts import PrtsModel
 from prts_core.store.stage import StageContext
 from prts_core.training.adapters import adapter_tensors, add_adapters, merged, remove_adapters
@@ -30,7 +30,7 @@ from prts_core.training.batch import BatchSource, SampleSource
 from prts_core.training.datasets import RobotDataset, VqaDataset
 from prts_core.training.meter import TIMES
 from prts_core.training.optim import Count, count, freeze
-from prts_core.training.ranks import ALONE, Ranks
+from prts_core.training.parallel import join_processes
 from prts_core.training.trainer import Trainer, on_curve
 
 CHECKPOINTS = "checkpoints"
@@ -67,7 +67,7 @@ def train(
         add_adapters(model, recipe.lora, _new_tokens(sets))
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     trainer = make_trainer(model, sets, weights, recipe, context.seed, held_out)
-    if trainer.ranks.rank == 0:
+    if trainer.parallel.rank == 0:
         show_parameters(count(model))
     curve = context.work / "curve.jsonl"
     early = context.work / "early.safetensors"
@@ -82,8 +82,8 @@ def train(
                 file.write(json.dumps({"step": step, **metrics}) + "\n")
 
         trainer.fit(context.work / CHECKPOINTS, on_step, snapshots, stop)
-    made = trainer.weights(ema)
-    if trainer.ranks.rank:
+    made = trainer.weights(ema, context.work / CHECKPOINTS)
+    if trainer.parallel.rank:
         raise Followed
     rows = [row for row in read_curve(curve) if on_curve(recipe, int(row["step"])) or _evaluated(row)]
     write_curve(context.output, rows)
@@ -115,20 +115,8 @@ def make_trainer(
     seed: int,
     held_out: Sequence[SampleSource] = (),
 ) -> Trainer:
-    """The plain trainer, or DeepSpeed's where the recipe names a stage, over the processes that a launcher started."""
-    if launched() > 1 and not recipe.deepspeed_stage:
-        raise ConfigError(
-            "The plain training loop runs in one process",
-            field="train.deepspeed_stage",
-            found=f"0, and {launched()} processes",
-            expected="1, 2 or 3",
-            cure="set train.deepspeed_stage to 1, 2 or 3, or start one process",
-        )
-    ranks: Ranks = ALONE
-    if recipe.deepspeed_stage:
-        from prts_core.training.deepspeed import DeepSpeedTrainer, join_processes
-
-        ranks = join_processes()
+    """The trainer over the processes that a launcher started."""
+    parallel = join_processes()
 
     def source(of: Sequence[SampleSource], shares: Sequence[float]) -> BatchSource:
         vision = model.config.vision
@@ -145,13 +133,12 @@ def make_trainer(
             contrastive=recipe.contrastive_every if recipe.weights.contrastive else 0,
             pack_length=recipe.pack_length,
             pack_window=recipe.pack_window,
-            rank=ranks.rank,
-            world=ranks.world,
+            rank=parallel.rank,
+            world=parallel.world,
         )
 
-    kind = DeepSpeedTrainer if recipe.deepspeed_stage else Trainer
     evaluated = source(held_out, [1.0] * len(held_out)) if held_out else None
-    return kind(model, source(sets, weights), recipe, seed, evaluated)
+    return Trainer(model, source(sets, weights), recipe, seed, evaluated, parallel)
 
 
 def refuse_what_cannot_train(recipe: TrainConfig, sets: Sequence[SampleSource]) -> None:
@@ -197,9 +184,8 @@ def draw_augmentations(folder: Path, rows: RobotDataset, seed: int) -> None:
     from PIL import Image
 
     chosen = np.linspace(0, len(rows) - 1, 3).astype(int)
-    sheet = preview(
-        [rows.frames[i % len(rows.frames)][int(row)] for i, row in enumerate(chosen)], np.random.default_rng(seed)
-    )
+    views = [rows.pictures(int(row)) for row in chosen]
+    sheet = preview([view[i % len(view)] for i, view in enumerate(views)], np.random.default_rng(seed))
     Image.fromarray(sheet).save(folder / "augmentations.png")
 
 

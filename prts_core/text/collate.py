@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prts_core.models.backbone import patchify
-from prts_core.models.tokens import Suffix, Tokens
+from prts_core.models.backbone import by_size, patchify
+from prts_core.models.tokens import Suffix, Tokens, predicted
 from prts_core.text.sequence import IGNORE, TokenSequence
 from prts_kernels.role_attention import RoleMask
 
@@ -50,7 +50,8 @@ def collate(
     place: Placement | None = None,
     dataset: np.ndarray | None = None,
 ) -> Tokens:
-    """pixels, grid: of all images, sample by sample. place: default one sample a row. dataset: (S,) indices."""
+    """pixels, grid: of all images, sample by sample; they come back with images of one size together. place: default
+    one sample a row. dataset: (S,) indices."""
     lengths = np.array([len(s) for s in sequences])
     unpacked = place is None
     place = place or one_a_row(lengths.tolist())
@@ -71,16 +72,24 @@ def collate(
         own = np.array([getattr(s, name) for s in sequences])
         return torch.from_numpy(np.where(own < 0, -1, own + place.start))
 
+    labels = laid([s.labels for s in sequences], IGNORE, np.int64)
+    text_label = laid([s.text_label for s in sequences], False, bool)
+    visual = np.concatenate([start + s.visual for start, s in zip(first, sequences, strict=True)])
+    pixels, grid, seen = by_size(pixels, grid, torch.from_numpy(visual))
+    labelled = predicted(labels)
     row = torch.from_numpy(place.row.astype(np.int64))
     return Tokens(
         ids=laid([s.ids for s in sequences], 0, np.int64),
         positions=torch.from_numpy(positions.reshape(3, place.rows, place.length)),
         mask=_mask(spans, place),
-        labels=laid([s.labels for s in sequences], IGNORE, np.int64),
-        text_label=laid([s.text_label for s in sequences], False, bool),
+        labels=labels,
+        text_label=text_label,
         sample=laid([np.full(n, i) for i, n in enumerate(lengths)], -1, np.int64),
         pixels=pixels,
         grid=grid,
+        visual=seen,
+        predicts=labelled,
+        count=int(lengths.sum()),
         row=row,
         start=torch.from_numpy(place.start),
         prompt_end=torch.from_numpy(place.start + prompts),

@@ -49,8 +49,8 @@ class Sample:
 @dataclass(frozen=True)
 class TokenSequence:
     """One sample as arrays. ids, labels (n,) int64; text_label (n,) bool; positions (3, n) int64; ends: columns where
-    observation, BC part, contrastive action and contrastive goal end; state_action_index and goal_index: where phi and
-    psi are read, -1 where they are not."""
+    observation, BC part, contrastive action and contrastive goal end; visual (v,) int64: columns of visual tokens;
+    state_action_index and goal_index: where phi and psi are read, -1 where they are not."""
 
     ids: np.ndarray
     positions: np.ndarray
@@ -58,6 +58,7 @@ class TokenSequence:
     text_label: np.ndarray
     ends: tuple[int, int, int, int]
     prompt_end: int
+    visual: np.ndarray
     state_action_index: int = -1
     goal_index: int = -1
 
@@ -77,6 +78,7 @@ class SequenceBuilder:
         labels = tuple(v.label for v in views)
         self.head = tokenizer.encode(prompt.head_text(labels, tuple(v.rows * v.columns for v in views)))
         self.head_positions = mrope_positions(self.head, tokenizer.id(prompt.IMAGE_PAD), views)
+        self.visual = np.flatnonzero(np.array(self.head) == tokenizer.id(prompt.IMAGE_PAD))
         self.tail = tokenizer.encode(prompt.tail_text())
         self.subtask_tail = tokenizer.encode(prompt.tail_text(subtask=True))
         self.action_start = tokenizer.id(prompt.ACTION_START)
@@ -141,6 +143,7 @@ class SequenceBuilder:
             text_label,
             (observation_end, bc_end, crl_action_end, len(tokens)),
             text_to,
+            self.visual,
             crl_action_end - 1 if contrastive else -1,
             len(tokens) - 1 if contrastive else -1,
         )
@@ -186,9 +189,10 @@ class ConversationBuilder:
         labels = np.full(len(tokens), IGNORE, np.int64)
         for begin, end in labelled:
             labels[begin:end] = tokens[begin:end]
-        positions = mrope_positions(ids, self.tokenizer.id(prompt.IMAGE_PAD), views)
-        count = len(tokens)
-        return TokenSequence(tokens, positions, labels, labels != IGNORE, (0, count, count, count), 0)
+        image_id, count = self.tokenizer.id(prompt.IMAGE_PAD), len(tokens)
+        positions = mrope_positions(ids, image_id, views)
+        visual = np.flatnonzero(tokens == image_id)
+        return TokenSequence(tokens, positions, labels, labels != IGNORE, (0, count, count, count), 0, visual)
 
 
 def mrope_positions(ids: Sequence[int], image_id: int, views: Sequence[ImageTokens]) -> np.ndarray:

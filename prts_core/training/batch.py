@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prts_core.models.tokens import Tokens, moved
+from prts_core.models.tokens import ON_HOST, Tokens, changed
 from prts_core.text.collate import collate, packed, patches
 from prts_core.text.sequence import TokenSequence
+from prts_core.training.counts import count_items
 from prts_core.training.packing import pack
 from prts_core.training.stream import MixtureSampler, SampleIndex
 
@@ -53,19 +54,36 @@ class SampleSource(Protocol):
     def __len__(self) -> int: ...
 
     def lengths(self, *, response: bool, contrastive: bool) -> np.ndarray:
-        """(rows,) int64: at least the tokens of each row's sample, known without reading an image."""
+        """(rows,) integers: at least the tokens of each row's sample."""
         ...
 
-    def item(self, row: int, rng: np.random.Generator, *, response: bool, contrastive: bool) -> TrainingSample:
-        """rng: the sample's own, for augmentation and whatever else is drawn."""
+    def items(
+        self, rows: Sequence[int], rngs: Sequence[np.random.Generator], *, response: bool, contrastive: bool
+    ) -> list[TrainingSample]:
+        """Samples of a batch, made together. rngs: of each its own, for augmentation and whatever else is drawn."""
         ...
+
+
+class OneByOne:
+    """A `SampleSource` whose samples are made one at a time, by `item`."""
+
+    def item(self, row: int, rng: np.random.Generator, *, response: bool, contrastive: bool) -> TrainingSample:
+        raise NotImplementedError
+
+    def items(
+        self, rows: Sequence[int], rngs: Sequence[np.random.Generator], *, response: bool, contrastive: bool
+    ) -> list[TrainingSample]:
+        return [
+            self.item(row, rng, response=response, contrastive=contrastive) for row, rng in zip(rows, rngs, strict=True)
+        ]
 
 
 @dataclass
 class Batch:
     """tokens: see Tokens. actions, dof_mask (S, T, Amax) float32; is_pad (S, T) and has_action (S,) bool; steps_to_go
     and task_id (S,) int64; row_s (S,) float32; at (S,) int64: each sample's place in the joint batch of `joint` samples
-    over all processes.
+    over all processes. acting, contrastive: indices (int64) of the samples that have an action, and of those that have
+    the contrastive parts. counts: see counts.count_items; it stays on the CPU.
 
     names: datasets, indexed by tokens.dataset. ids: "dataset:row" of each sample. begin, cursor: the position in the
     data before and after this batch.
@@ -80,14 +98,38 @@ class Batch:
     row_s: Tensor
     task_id: Tensor
     at: Tensor
+    acting: Tensor
+    contrastive: Tensor
+    counts: np.ndarray
     joint: int
     names: list[str]
     ids: list[str]
     begin: Cursor
     cursor: Cursor
 
+    @staticmethod
+    def counted(tokens: Tokens, has_action: Tensor, task_id: Tensor, names: list[str], **parts: Any) -> Batch:
+        """A batch that lies on the CPU, with the fields that follow from the others."""
+        contrastive = np.flatnonzero(tokens.state_action_index.numpy() >= 0)
+        acting = has_action.numpy()
+        counts = count_items(tokens, acting, contrastive, task_id.numpy(), len(names))
+        return Batch(
+            tokens,
+            has_action=has_action,
+            task_id=task_id,
+            names=names,
+            acting=torch.from_numpy(np.flatnonzero(acting)),
+            contrastive=torch.from_numpy(contrastive),
+            counts=counts,
+            **parts,
+        )
+
     def to(self, device: torch.device | str) -> Batch:
-        return moved(self, device)
+        return changed(self, lambda tensor: tensor.to(device, non_blocking=True), ON_HOST)
+
+    def pin_memory(self) -> Batch:
+        """In memory from which a GPU copies while the host goes on; torch's DataLoader asks for it."""
+        return changed(self, lambda tensor: tensor.pin_memory(), ON_HOST)
 
 
 @dataclass(frozen=True)
@@ -178,15 +220,7 @@ class BatchSource:
         """This process's part of a planned batch."""
         rows = plan.rows[self.rank :: self.world]
         draws = [d for row in rows for d in row]
-        items = [
-            self.sources[d.source].item(
-                d.row,
-                np.random.default_rng([self.seed, 3, d.number]),
-                response=self.response,
-                contrastive=plan.contrastive,
-            )
-            for d in draws
-        ]
+        items = self._items(draws, plan.contrastive)
         sequences = [item.sequence for item in items]
         place = None
         if self.pack_length:
@@ -210,22 +244,34 @@ class BatchSource:
             int(counts[r]) + i for r in range(self.rank, len(plan.rows), self.world) for i in range(len(plan.rows[r]))
         ]
         names = [s.name for s in self.sources]
-        return Batch(
+        return Batch.counted(
             tokens,
-            torch.from_numpy(actions),
-            torch.from_numpy(dof_mask),
-            torch.from_numpy(is_pad),
             torch.tensor([item.chunk is not None for item in items]),
-            torch.tensor([item.steps_to_go for item in items]),
-            torch.tensor([item.row_s for item in items]),
             torch.tensor([item.task_id for item in items]),
-            torch.tensor(at),
-            int(counts[-1]),
             names,
-            [f"{names[d.source]}:{d.row}" for d in draws],
-            plan.begin,
-            plan.cursor,
+            actions=torch.from_numpy(actions),
+            dof_mask=torch.from_numpy(dof_mask),
+            is_pad=torch.from_numpy(is_pad),
+            steps_to_go=torch.tensor([item.steps_to_go for item in items]),
+            row_s=torch.tensor([item.row_s for item in items]),
+            at=torch.tensor(at),
+            joint=int(counts[-1]),
+            ids=[f"{names[d.source]}:{d.row}" for d in draws],
+            begin=plan.begin,
+            cursor=plan.cursor,
         )
+
+    def _items(self, draws: Sequence[SampleIndex], contrastive: bool) -> list[TrainingSample]:
+        """The samples that are drawn, each source's together."""
+        made: dict[int, TrainingSample] = {}
+        for number, source in enumerate(self.sources):
+            own = [i for i, d in enumerate(draws) if d.source == number]
+            rngs = [np.random.default_rng([self.seed, 3, draws[i].number]) for i in own]
+            rows = [draws[i].row for i in own]
+            if own:
+                found = source.items(rows, rngs, response=self.response, contrastive=contrastive)
+                made.update(zip(own, found, strict=True))
+        return [made[i] for i in range(len(draws))]
 
     def batches(self, cursor: Cursor, workers: int = 0) -> Iterator[Batch]:
         """Batches from `cursor` on, made ahead: by one thread, or by that many loader processes; the same either

@@ -1,35 +1,46 @@
-"""Checkpoints of a training run: folders `<root>/checkpoint-<step>/`, written whole or not at all.
+"""Checkpoints of a training run: folders `<root>/checkpoint-<step>/`, written whole or not at all, while training
+goes on.
 
-In each folder model*.safetensors weights average*.safetensors averaged weights of what trains optimizer*.safetensors
-"<parameter>.<state>" rng.safetensors torch's generators (dropout; noise needs none) state.json step, data position,
-mixture state, configuration, and the size of every file A folder appears under its name by one rename, after every byte
+    00000-of-00002.safetensors   what process 0 of 2 holds: runs of elements of tensors laid flat, "<kind>/<parameter>";
+                                 the file's header says at which element of its tensor each run begins
+    state.json                   step, data position, seed, configuration, and the size of every file
+
+Kinds: model, ema, exp_avg, exp_avg_sq, step. Frozen weights are those that the run began with, and are not here. Every
+engine holds its state in such runs (whole tensors, rows of them, or ZeRO's stretches), so that any engine over any
+number of processes goes on from what another one left. A folder appears under its name by one rename, after every byte
 is on the disk; a kill leaves at most a `.partial` one.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from prts_core.config.identity import identity
 from prts_core.config.train import TrainConfig
 from prts_core.io.errors import CheckpointError, DataError
 from prts_core.io.files import digest_value, explain_os_errors, read_json, write_json
-from prts_core.io.tensors import load_sharded, load_weights, save_sharded
+from prts_core.io.tensors import save_tensors
+from prts_core.training.parallel import ParallelContext
 
 log = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2
 NAME = re.compile(r"checkpoint-(\d+)")
-PARTS = ("model", "average", "optimizer", "rng")
+STARTS = "starts"  # in a file's header: JSON, tensor -> the first element that stands here
 
 
 @dataclass(frozen=True)
@@ -45,35 +56,196 @@ class State:
     config: dict[str, Any] = field(default_factory=dict)
 
 
-def save_checkpoint(
+@dataclass(frozen=True)
+class Piece:
+    """A run of one tensor's elements, as this process holds it: elements start .. start + n - 1 of `size`, in order.
+
+    values: (n,), a view of the engine's own memory. owner: whether it is this process that writes the run, of those
+    that hold it."""
+
+    values: Tensor
+    start: int
+    size: int
+    owner: bool = True
+
+
+class PieceFiles:
+    """The tensors of a folder, by any run of their elements. Only the headers are read when it is made."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.runs: dict[str, list[tuple[int, int, Path]]] = {}  # tensor -> (first element, one past the last, file)
+        for path in sorted(folder.glob("*.safetensors")):
+            with _opened(path) as file:
+                starts = json.loads((file.metadata() or {}).get(STARTS, "{}"))
+                for name in file.keys():  # noqa: SIM118
+                    length, begin = file.get_slice(name).get_shape()[0], int(starts.get(name, 0))
+                    self.runs.setdefault(name, []).append((begin, begin + length, path))
+
+    def fill(self, pieces: Mapping[str, Piece]) -> None:
+        """Copy into every piece what the files have of it; CheckpointError where they lack any of it."""
+        wanted: dict[Path, list[tuple[str, Piece, int, int, int]]] = {}
+        for name, piece in pieces.items():
+            end, covered = piece.start + len(piece.values), 0
+            for first, last, path in self.runs.get(name, []):
+                low, high = max(first, piece.start), min(last, end)
+                if low < high:
+                    wanted.setdefault(path, []).append((name, piece, first, low, high))
+                    covered += high - low
+            if covered != len(piece.values):
+                raise CheckpointError(
+                    "A checkpoint lacks what trains",
+                    file=self.folder,
+                    field=name,
+                    found=f"{covered} of {len(piece.values)} elements",
+                    expected="all of them",
+                    cure="train the same groups as before (train.freeze, train.lora), or start anew from the weights",
+                )
+        with torch.no_grad():
+            for path, jobs in wanted.items():
+                with _opened(path) as file:
+                    for name, piece, first, low, high in jobs:
+                        part = file.get_slice(name)[low - first : high - first]
+                        piece.values[low - piece.start : high - piece.start].copy_(part)
+
+    def whole(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """One tensor, on the CPU."""
+        size, dtype = int(np.prod(shape, dtype=np.int64)), torch.float32
+        if self.runs.get(name):
+            with _opened(self.runs[name][0][2]) as file:
+                dtype = file.get_slice(name)[:0].dtype
+        values = torch.empty(size, dtype=dtype)
+        self.fill({name: Piece(values, 0, size)})
+        return values.reshape(shape)
+
+
+class Saver:
+    """Writes checkpoints beside the training loop, which waits only where it would change what is being copied.
+
+    The loop calls `start`, and `staged` before it changes anything; `wait` before it needs the files. On a GPU the copy
+    to the host runs beside the next step's arithmetic. Every process must call every method.
+    """
+
+    def __init__(self, root: Path, parallel: ParallelContext, keep: int = 2) -> None:
+        self.root, self.parallel, self.keep = root, parallel, keep
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._work: Future[None] | None = None
+        self._copied = threading.Event()
+        self._buffers: dict[str, Tensor] = {}  # on the host, kept from one checkpoint to the next
+
+    def start(self, state: State, pieces: Mapping[str, Piece]) -> None:
+        """Begin `checkpoint-<state.step>`, after an earlier one is on the disk."""
+        self.wait()
+        self._copied.clear()
+        mine = {name: piece for name, piece in pieces.items() if piece.owner}
+        ready = torch.cuda.Event() if self.parallel.device.type == "cuda" else None
+        if ready is not None:
+            ready.record()
+        self._work = self._thread.submit(self._save, state, mine, ready)
+
+    def staged(self) -> None:
+        """Until the copy is made: then the weights may change."""
+        if self._work is not None:
+            self._copied.wait()
+
+    def wait(self) -> None:
+        """Until the checkpoint is on the disk; raises what kept it from getting there."""
+        work, self._work = self._work, None
+        if work is not None:
+            work.result()
+
+    def close(self) -> None:
+        """Wait without raising, and end the thread."""
+        self._thread.shutdown(wait=True)
+
+    def _save(self, state: State, pieces: Mapping[str, Piece], ready: Any) -> None:
+        try:
+            values = self._copy(pieces, ready)
+        finally:
+            self._copied.set()
+        starts = {name: piece.start for name, piece in pieces.items()}
+        write_folder(self.root, f"checkpoint-{state.step}", values, starts, self.parallel, asdict(state))
+        if self.parallel.rank == 0:
+            for old in _found(self.root)[max(1, self.keep) :]:
+                shutil.rmtree(old)
+
+    def _copy(self, pieces: Mapping[str, Piece], ready: Any) -> dict[str, Tensor]:
+        with torch.no_grad():
+            if ready is None:
+                for name, piece in pieces.items():
+                    self._buffer(name, piece.values).copy_(piece.values)
+            else:
+                stream = torch.cuda.Stream(self.parallel.device)
+                stream.wait_event(ready)
+                with torch.cuda.stream(stream):
+                    for name, piece in pieces.items():
+                        self._buffer(name, piece.values).copy_(piece.values, non_blocking=True)
+                stream.synchronize()
+        return {name: self._buffers[name] for name in pieces}
+
+    def _buffer(self, name: str, like: Tensor) -> Tensor:
+        made = self._buffers.get(name)
+        if made is None or made.shape != like.shape or made.dtype != like.dtype:
+            made = torch.empty(like.shape, dtype=like.dtype, pin_memory=like.is_cuda)
+            self._buffers[name] = made
+        return made
+
+
+def write_folder(
     root: Path,
-    state: State,
-    parts: Mapping[str, Mapping[str, Tensor]],
-    *,
-    keep: int = 2,
-    shard_mb: int = 5000,
+    name: str,
+    values: Mapping[str, Tensor],
+    starts: Mapping[str, int],
+    parallel: ParallelContext,
+    about: Mapping[str, Any],
 ) -> Path:
-    """Write `checkpoint-<state.step>` from named tensors a part (PARTS), then remove the oldest beyond `keep`."""
-    final = root / f"checkpoint-{state.step}"
-    partial = root / f".{final.name}.partial"
-    with explain_os_errors(root):
+    """Write `<root>/<name>` from what each process holds (flat tensors, and where each begins); every process must
+    call, from one thread at a time. An error in one process is an error in all of them."""
+    final, partial = root / name, root / f".{name}.partial"
+    own = f"{parallel.rank:05d}-of-{parallel.world:05d}.safetensors"
+
+    def begin() -> None:
         root.mkdir(parents=True, exist_ok=True)
-        for left in root.glob(".checkpoint-*.partial"):  # of a kill
+        for left in root.glob(f".{NAME.sub('checkpoint-*', name)}.partial"):  # of a kill
             shutil.rmtree(left)
-        for name, tensors in parts.items():
-            if tensors:
-                save_sharded(partial, tensors, name, shard_mb * 1_000_000)
+        partial.mkdir()
+
+    def write() -> None:
+        save_tensors(partial / own, values, {STARTS: json.dumps({k: starts[k] for k in values})})
+
+    def finish() -> None:
         files = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
-        about = {"format": FORMAT, **asdict(state), "config_digest": digest_value(state.config), "files": files}
-        write_json(partial / "state.json", about)
+        digest = {"config_digest": digest_value(about["config"])} if "config" in about else {}
+        write_json(partial / "state.json", {"format": FORMAT, **about, **digest, "files": files})
         _sync(partial)
         if final.exists():  # a torn one that was ignored
             shutil.rmtree(final)
         partial.rename(final)
         _sync(root)
-        for old in _found(root)[max(1, keep) :]:
-            shutil.rmtree(old)
+
+    with explain_os_errors(root):
+        for work, everybody in ((begin, False), (write, True), (finish, False)):
+            _together(work if everybody or parallel.rank == 0 else lambda: None, parallel, root)
     return final
+
+
+def _together(work: Callable[[], None], parallel: ParallelContext, root: Path) -> None:
+    """Do this process's part and wait for the others'."""
+    error: Exception | None = None
+    try:
+        work()
+    except Exception as err:  # noqa: BLE001 - raised below, after the others know
+        error = err
+    failed = parallel.gather(np.array([int(error is not None)]), parallel.disk)[:, 0]
+    if error is not None:
+        raise error
+    if failed.any():
+        raise CheckpointError(
+            "Another process could not write its part of a checkpoint",
+            file=root,
+            found=f"process {int(failed.argmax())} of {parallel.world}",
+            cure="its own message says why",
+        )
 
 
 def newest(root: Path) -> Path | None:
@@ -118,73 +290,13 @@ def check_same_run(state: State, config: TrainConfig, seed: int, where: Path) ->
         )
 
 
-def load_part(folder: Path, name: str) -> dict[str, Tensor]:
-    """All tensors of one part; empty where the part was empty."""
-    if not any((folder / f"{name}.safetensors{end}").exists() for end in ("", ".index.json")):
-        return {}
-    return dict(load_sharded(folder, name))
-
-
-def generators() -> dict[str, Tensor]:
-    """States of torch's global generators, which dropout draws from."""
-    states = {"cpu": torch.get_rng_state()}
-    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
-
-
-def restore_generators(states: Mapping[str, Tensor]) -> None:
-    if "cpu" in states:
-        torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:
-    """An optimiser's states as "<parameter>.<state>"."""
-    return {
-        f"{names[p]}.{key}": value
-        for group in optimizer.param_groups
-        for p in group["params"]
-        for key, value in optimizer.state[p].items()
-    }
-
-
-def load_optimizer(
-    optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str], tensors: Mapping[str, Tensor], where: Path
-) -> None:
-    """Restore in place. CheckpointError if the checkpoint was of an optimiser over other parameters."""
-    order = [names[p] for group in optimizer.param_groups for p in group["params"]]
-    states: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        name, _, state = key.rpartition(".")
-        states.setdefault(name, {})[state] = value
-    extra = sorted(states.keys() - set(order))  # none missing counts: what got no gradient yet has no state
-    if extra:
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as err:
         raise CheckpointError(
-            "The optimiser's states do not fit what trains",
-            file=where,
-            found=f"extra {len(extra)}: {extra[:20]}",
-            cure="train the same groups as before (train.freeze, train.lora), or start anew from the weights",
-        )
-    kept = optimizer.state_dict()
-    moments = {index: states[name] for index, name in enumerate(order) if name in states}
-    optimizer.load_state_dict({"state": moments, "param_groups": kept["param_groups"]})
-
-
-def load_training(
-    folder: Path,
-    model: nn.Module,
-    ema: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    names: Mapping[nn.Parameter, str],
-) -> State:
-    """Restore weights, averaged weights, optimiser and generators in place; returns what else the checkpoint says."""
-    state = read_state(folder)
-    load_weights(model, load_part(folder, "model"), folder)
-    for key, value in load_part(folder, "average").items():
-        ema[key].copy_(value)
-    load_optimizer(optimizer, names, load_part(folder, "optimizer"), folder)
-    restore_generators(load_part(folder, "rng"))
-    return state
+            "A checkpoint's file cannot be read", file=path, found=str(err), cure="resume from another one"
+        ) from err
 
 
 def _found(root: Path) -> list[Path]:

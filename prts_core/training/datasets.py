@@ -1,14 +1,15 @@
-"""A LeRobot dataset, or an image-text one, as the trainer draws from it. Words and numbers are read once; images are
-decoded into memory once where they fit, and when asked for where they do not.
+"""A LeRobot dataset, or an image-text one, as the trainer draws from it: sample number -> words, numbers and pictures,
+read when asked for.
 
 What a sample says and how it is normalised is the processor's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,61 +19,39 @@ from prts_core.config.train import Failures
 from prts_core.contract import require_equal
 from prts_core.data.ahead import run_parallel
 from prts_core.data.augment import augment_view
-from prts_core.data.goals import SUCCESS, stretches
+from prts_core.data.goals import SUCCESS
 from prts_core.data.images import resize_for_model
+from prts_core.data.index import DatasetIndex
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
-from prts_core.data.lerobot_v21.seal import check_sizes
 from prts_core.data.llava import LlavaDataset
 from prts_core.data.subtasks import Subtasks, sentences
 from prts_core.io.errors import DataError
+from prts_core.io.files import digest_bytes, digest_value
 from prts_core.io.progress import track
 from prts_core.policy.processor import Processor
 from prts_core.text import prompt
 from prts_core.text.sequence import ConversationBuilder, ImageTokens, Sample, TokenSequence
-from prts_core.training.batch import TrainingSample, chunk_windows
-from prts_core.training.windows import FrameReader
-
-MEMORY_GIB = 4.0  # images of one dataset that are kept decoded; beyond it they are read when drawn, by FrameReader
-
-
-class CameraFrames:
-    """One camera over the rows of some episodes, at the model's size."""
-
-    def __init__(
-        self, reader: FrameReader, camera: str, episodes: Sequence[int], size: int | tuple[int, int], keep: bool
-    ) -> None:
-        self.reader, self.camera, self.episodes, self.size = reader, camera, tuple(episodes), size
-        self.first = np.cumsum([0, *(reader.dataset.length(e) for e in episodes)])
-        self.kept: np.ndarray | None = None
-        if keep:
-            height, width = (size, size) if isinstance(size, int) else size
-            self.kept = np.empty((int(self.first[-1]), height, width, 3), np.uint8)
-
-    def keep(self, position: int) -> None:
-        """Decode the episode at `position` of the list into memory."""
-        if self.kept is not None:
-            frames = self.reader.dataset.frames(self.episodes[position], self.camera, size=self.size)
-            self.kept[self.first[position] : self.first[position + 1]] = frames
-
-    def __getitem__(self, row: int) -> np.ndarray:
-        """(H, W, 3) uint8."""
-        if self.kept is not None:
-            return self.kept[row]
-        position = int(np.searchsorted(self.first, row, side="right")) - 1
-        return self.reader.rgb(self.episodes[position], self.camera, row - int(self.first[position]), self.size)
+from prts_core.training.batch import OneByOne, TrainingSample, chunk_windows
+from prts_core.training.episodes import EpisodeReader
+from prts_core.training.shared_files import SharedFiles
 
 
 class RobotDataset:
     """Rows of some episodes as samples (a `SampleSource`). train_subtask: see prts_core.data.subtasks.
 
-    say_subtask: the subtask is what the policy says before it acts (stage subtask), instead of what it is told.
-    failures: what becomes of rows whose goal was not reached (`TrainConfig.failures`).
+    index: of the whole dataset. say_subtask: the subtask is what the policy says before it acts (stage subtask), not
+    what it is told. failures: what becomes of rows whose goal was not reached (`TrainConfig.failures`). shared: where
+    the processes of the run keep what they make once; pictures are kept decoded there while it has room.
+
+    In memory are one number for each stretch of the episodes and the tables that were read last; chunk, state and FAST
+    tokens are made when a sample is asked for, FAST only where a loss reads it.
     """
 
     def __init__(
         self,
         name: str,
         dataset: LeRobotDataset,
+        index: DatasetIndex,
         processor: Processor,
         episodes: Sequence[int],
         *,
@@ -80,12 +59,11 @@ class RobotDataset:
         train_subtask: bool | str | None = None,
         say_subtask: bool = False,
         failures: Failures = "leave_out",
+        shared: SharedFiles | None = None,
         threads: int = 2,
-        memory_gib: float = MEMORY_GIB,
     ) -> None:
         require_equal(dataset.contract, processor.contract.contract, left_name=f"dataset {name}", right_name="policy")
-        check_sizes(dataset.root)  # digests are read by `prts validate`; a stat a file costs nothing here
-        if not episodes:
+        if not len(episodes):
             raise DataError(
                 "A dataset has no episodes to train on",
                 file=dataset.root,
@@ -95,9 +73,16 @@ class RobotDataset:
                 cure="look at splits in meta/info.json",
             )
         self.name = name.replace("__", "/")  # metrics say the repo_id, whose slash no partition name can hold
-        known = {episode: Subtasks.read(dataset, episode) for episode in episodes}
-        reached = [e for e in episodes if any(stretch.goal is not None for stretch in known[e].stretches)]
-        if failures == "leave_out" and not reached:
+        self.processor, self.index, self.reader = processor, index, EpisodeReader(dataset)
+        self.augmented, self.say_subtask, self.failures = augmented, say_subtask, failures
+        self.row_s = 1.0 / dataset.fps
+        self.mode = SubtaskMode.parse(train_subtask, dataset.root)
+        self.shared, self.threads = shared or SharedFiles(), threads
+        # Samples are the rows of `taken`, places of stretches in the index, one after another; first: of each.
+        taken = index.stretches_of(np.asarray(episodes, np.int64))
+        if failures == "leave_out":
+            taken = taken[index.stretches["goal"][taken] >= 0]
+        if not len(taken):
             raise DataError(
                 "No episode reached its goal",
                 file=dataset.root,
@@ -106,123 +91,211 @@ class RobotDataset:
                 expected="at least one that succeeds; a dataset without this column is taken to succeed",
                 cure="look at how success was recorded, or say train.failures=negatives or clone",
             )
-        self.processor, self.episodes = processor, tuple(reached if failures == "leave_out" else episodes)
-        self.augmented, self.say_subtask, self.failures = augmented, say_subtask, failures
-        self.row_s = 1.0 / dataset.fps
-        self.mode = SubtaskMode.parse(train_subtask, dataset.root)
-        self.subtasks = [known[episode] for episode in self.episodes]
-        self._read_numbers(dataset)
-        self._read_images(dataset, threads, memory_gib)
+        self.taken = taken
+        rows = index.stretches["end"][taken] - index.stretches["start"][taken]
+        self.first = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
+        self._pictures = self._keep_pictures()
+        self._known = lru_cache(maxsize=4096)(index.subtasks)
+        self._task_id = lru_cache(maxsize=4096)(lambda text: prompt.task_id(text, processor.compat))
 
-    def _read_numbers(self, dataset: LeRobotDataset) -> None:
-        processor, states, chunks, pads = self.processor, [], [], []
-        self.of_row: list[tuple[int, int]] = []  # position of the episode in `episodes`, row in it
-        self.fast: list[list[int]] = []
-        to_go = []
-        for position, episode in enumerate(self.episodes):
-            actions = dataset.actions(episode)
-            # A chunk ends where its instruction does: what comes next was done for another one, or failed.
-            parts = [
-                chunk_windows(actions[one.start : one.end], processor.contract.chunk_length)
-                for one in self.subtasks[position].stretches
-            ]
-            windows, is_pad = (np.concatenate(part) for part in zip(*parts, strict=True))
-            own = dataset.states(episode)
-            self.fast += processor.fast_tokens(windows, own)
-            states.append(processor.state_bins(own))
-            chunks.append(processor.normalize_actions(windows, own))
-            pads.append(is_pad)
-            to_go += [stretch.steps_to_go() for stretch in self.subtasks[position].stretches]
-            self.of_row += [(position, row) for row in range(len(actions))]
-        self.chunks, self.is_pad, self.steps_to_go = np.concatenate(chunks), np.concatenate(pads), np.concatenate(to_go)
-        self.states = processor.builder.encode_states(np.concatenate(states))
-        left_out = (self.steps_to_go < 0) & (self.failures == "leave_out")
-        self.rows = np.flatnonzero(~left_out)  # sample -> row of the episodes, all of them one after the other
+    @cached_property
+    def episodes(self) -> np.ndarray:
+        """(E,) int64: those that samples are taken from, in the order in which they were named."""
+        return self.index.episode_of(self.taken[self._opening])
 
-    def _read_images(self, dataset: LeRobotDataset, threads: int, memory_gib: float) -> None:
-        sizes = self.processor.view_sizes
-        pixels = sum(s * s if isinstance(s, int) else s[0] * s[1] for s in sizes.values())
-        keep = len(self.of_row) * pixels * 3 <= memory_gib * 2**30
-        reader = FrameReader(dataset)
-        self.frames = [CameraFrames(reader, key, self.episodes, size, keep) for key, size in sizes.items()]
-        if keep:
+    @cached_property
+    def _opening(self) -> np.ndarray:
+        """Places in `taken` of each episode's first stretch."""
+        of = self.index.episode_of(self.taken)
+        return np.flatnonzero(np.diff(of, prepend=-1))
 
-            def decode(position: int) -> None:
-                for camera in self.frames:
-                    camera.keep(position)
+    def _keep_pictures(self) -> dict[str, tuple[np.ndarray, dict[int, int]]]:
+        """camera -> (its decoded pictures, the first of each episode); empty where there is no room for all of them."""
+        sizes = {key: (s, s) if isinstance(s, int) else s for key, s in self.processor.view_sizes.items()}
+        lengths = self.index.lengths[self.episodes]
+        rows = int(lengths.sum(dtype=np.int64))
+        if not self.shared.claim(rows * sum(height * width * 3 for height, width in sizes.values())):
+            return {}
+        episodes = self.episodes.tolist()
+        first = dict(zip(episodes, (np.cumsum(lengths) - lengths).tolist(), strict=True))
+        kept = {}
+        for camera, size in self.processor.view_sizes.items():
 
-            run_parallel(decode, range(len(self.episodes)), threads, f"decoding {self.name}")
+            def fill(into: np.ndarray, camera: str = camera, size: int | tuple[int, int] = size) -> None:
+                def decode(episode: int) -> None:
+                    frames = self.reader.dataset.frames(episode, camera, size=size)
+                    into[first[episode] : first[episode] + len(frames)] = frames
+
+                run_parallel(decode, episodes, self.threads, f"decoding {self.name}")
+
+            name = self._file("pictures", camera=camera, size=size)
+            kept[camera] = (self.shared.array(name, (rows, *sizes[camera], 3), np.uint8, fill), first)
+        return kept
+
+    def _file(self, what: str, **options: object) -> str:
+        """The name of a shared file: another one for other episodes or options."""
+        of = {"dataset": self.index.described, "episodes": digest_bytes(self.taken.tobytes()), **options}
+        return f"{what}-{self.name.replace('/', '__')}-{digest_value(of)[-12:]}"
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return int(self.first[-1])
+
+    def places(self, samples: np.ndarray) -> tuple[list[int], list[int]]:
+        """Of each sample the episode, and the row in it."""
+        if len(samples) and not 0 <= samples.min() <= samples.max() < len(self):
+            raise IndexError(f"samples {samples.min()} to {samples.max()} of {len(self)}")
+        position = np.searchsorted(self.first, samples, side="right") - 1
+        stretch = self.taken[position]
+        rows = self.index.stretches["start"][stretch] + samples - self.first[position]
+        return self.index.episode_of(stretch).tolist(), rows.tolist()
 
     @cached_property
     def tasks(self) -> frozenset[int]:
-        told = sentences(map(self._taken, self.subtasks), self.mode)
-        return frozenset(prompt.task_id(text, self.processor.compat) for text in told)
+        return frozenset(map(self._task_id, self._told()))
 
-    def _taken(self, episode: Subtasks) -> Subtasks:
+    def _told(self) -> Iterable[str]:
+        """Every instruction that a sample may have."""
+        index, episodes = self.index, self.episodes
+        marked = index.first_span[episodes + 1] > index.first_span[episodes]
+        if self.mode.kind == "cumulate" and marked.any():  # what was said before depends on the episode
+            return sentences((self._episode(e) for e in episodes.tolist()), self.mode)
+        taken, spans = self.taken, []
+        if self.mode.kind in ("replace", "mixture") and marked.any():
+            shown = np.zeros(len(index.lengths), bool)
+            shown[episodes[marked]] = True
+            spans = np.unique(index.spans["text"][np.repeat(shown, np.diff(index.first_span))]).tolist()
+            if self.mode.kind == "replace":
+                taken = taken[~shown[index.episode_of(taken)]]
+        tasks = np.unique(index.stretches["task"][taken]).tolist()
+        return [*(index.tasks[task] for task in tasks), *(index.texts[text] for text in spans)]
+
+    def _episode(self, episode: int) -> Subtasks:
         """The episode with the stretches alone that samples are taken from."""
-        taken = (one for one in episode.stretches if one.goal is not None or self.failures != "leave_out")
-        return replace(episode, stretches=tuple(taken))
+        found = self.index.subtasks(episode)
+        taken = (one for one in found.stretches if one.goal is not None or self.failures != "leave_out")
+        return replace(found, stretches=tuple(taken))
 
     def lengths(self, *, response: bool, contrastive: bool) -> np.ndarray:
-        builder, told = self.processor.builder, []
+        """Counted once for all processes of a run: every row's action is tokenized for it where a loss reads FAST."""
+        asked = {"response": response, "contrastive": contrastive}
+        options: dict[str, object] = {"mode": repr(self.mode), "say_subtask": self.say_subtask}
+
+        def fill(into: np.ndarray) -> None:
+            at = dict(zip(self.episodes.tolist(), self.first[self._opening].tolist(), strict=True))
+
+            def count(episode: int) -> None:
+                found = self._count(episode, **asked)
+                into[at[episode] : at[episode] + len(found)] = found
+
+            run_parallel(count, self.episodes.tolist(), self.threads, f"measuring {self.name}")
+
+        return self.shared.array(self._file("lengths", **asked, **options), (len(self),), np.uint16, fill)
+
+    def _count(self, episode: int, *, response: bool, contrastive: bool) -> np.ndarray:
+        """Tokens of an episode's samples, in order."""
+        builder, task = self.processor.builder, self._episode(episode)
+        states, actions = self.reader.numbers(episode)
+        length = self.processor.contract.chunk_length
+        rows = np.concatenate([np.arange(one.start, one.end) for one in task.stretches])
+        fast = np.zeros(len(rows), np.int64)
+        if response or contrastive:
+            parts = [chunk_windows(actions[one.start : one.end], length)[0] for one in task.stretches]
+            fast = np.array([len(ids) for ids in self.processor.fast_tokens(np.concatenate(parts), states[rows])])
+        state = np.array([len(ids) for ids in builder.encode_states(self.processor.state_bins(states[rows]))])
+        # Words change where a stretch or a subtask begins, and nowhere else.
+        told, said = np.zeros((2, task.length), np.int64)
+        cuts = {task.length, *task.ends, *(one.start for one in task.stretches), *(one.end for one in task.stretches)}
         shown = SubtaskMode("cumulate" if self.mode.kind == "cumulate" else "replace")
-        places = [self.of_row[at] for at in self.rows]
-        for position, row in places:
-            task = self.subtasks[position]
-            texts = {task.stretch(row).instruction}
+        for start, end in pairwise(sorted({0, *cuts})):
+            texts = {task.stretch(start).instruction}
             if self.mode.kind != "off":  # which one is drawn is the sample's own matter; the longer one is room enough
-                texts.add(task.target(shown, row, 0)[0])
-            told.append(max(len(builder.instruction(text)) for text in texts))
-        counts = [np.array([len(part[at]) for at in self.rows]) for part in (self.states, self.fast)]
-        found = builder.lengths(counts[0], counts[1], np.array(told), response=response, contrastive=contrastive)
-        if self.say_subtask:
-            found = found + [builder.subtask_length(self.subtasks[p].at(row).text) for p, row in places]
+                texts.add(task.target(shown, start, 0)[0])
+            told[start:end] = max(len(builder.instruction(text)) for text in texts)
+            if self.say_subtask:
+                said[start:end] = builder.subtask_length(task.at(start).text)
+        found = builder.lengths(state, fast, told[rows], response=response, contrastive=contrastive) + said[rows]
+        if found.max() >= 2**16:
+            raise DataError("A sample has too many tokens", field=f"episode {episode}", found=int(found.max()))
         return found
 
-    def item(self, row: int, rng: np.random.Generator, *, response: bool, contrastive: bool) -> TrainingSample:
-        row = int(self.rows[row])
-        position, at = self.of_row[row]
-        task = self.subtasks[position]
-        cloned = self.steps_to_go[row] >= 0 or self.failures == "clone"
-        text, to_go = task.target(self.mode, at, int(self.steps_to_go[row]), rng)
-        say = task.at(at).text if self.say_subtask and cloned else None
-        sample = Sample(self.states[row], text, self.fast[row], say)
-        images = [camera[row] for camera in self.frames]
-        if self.augmented:
-            images = [augment_view(image, rng) for image in images]
-        sequence = self.processor.builder.sequence(sample, response=response and cloned, contrastive=contrastive)
-        task_id = prompt.task_id(text, self.processor.compat)
-        if not cloned:  # it shows what does not lead to the goal: nothing of it is imitated
-            return TrainingSample(sequence, images, None, None, to_go, task_id, self.row_s)
-        return TrainingSample(sequence, images, self.chunks[row], self.is_pad[row], to_go, task_id, self.row_s)
+    def pictures(self, sample: int) -> list[np.ndarray]:
+        """The sample's views, (H, W, 3) uint8 each, as they are before augmentation."""
+        (episode,), (row,) = self.places(np.array([sample]))
+        return self._views(episode, row)
+
+    def _views(self, episode: int, row: int) -> list[np.ndarray]:
+        if self._pictures:
+            return [frames[first[episode] + row] for frames, first in self._pictures.values()]
+        return [self.reader.rgb(episode, key, row, size) for key, size in self.processor.view_sizes.items()]
+
+    def items(
+        self, rows: Sequence[int], rngs: Sequence[np.random.Generator], *, response: bool, contrastive: bool
+    ) -> list[TrainingSample]:
+        processor, episodes, at = self.processor, *self.places(np.asarray(rows))
+        numbers = [self.reader.numbers(episode) for episode in episodes]
+        known = [self._known(episode) for episode in episodes]
+        own = [task.stretch(row) for task, row in zip(known, at, strict=True)]
+        # A chunk ends where its instruction does: what comes next was done for another one, or failed.
+        last = np.array([stretch.end for stretch in own])[:, None] - 1
+        steps = np.array(at)[:, None] + np.arange(processor.contract.chunk_length)
+        is_pad = steps > last
+        chunks = np.stack([actions[i] for (_, actions), i in zip(numbers, steps.clip(max=last), strict=True)])
+        states = np.stack([states[row] for (states, _), row in zip(numbers, at, strict=True)])
+        words = processor.builder.encode_states(processor.state_bins(states))
+        fast = processor.fast_tokens(chunks, states) if response or contrastive else [None] * len(at)
+        normalized = processor.normalize_actions(chunks, states)
+        views: dict[int, list[np.ndarray]] = {}
+        for i in np.lexsort((at, episodes)).tolist():  # a decoder goes on forward where two samples are of one video
+            views[i] = self._views(episodes[i], at[i])
+        made = []
+        for i, (task, stretch, row, rng) in enumerate(zip(known, own, at, rngs, strict=True)):
+            to_go = -1 if stretch.goal is None else max(stretch.goal - row, 0)
+            cloned = to_go >= 0 or self.failures == "clone"
+            text, to_go = task.target(self.mode, row, to_go, rng)
+            sample = Sample(words[i], text, fast[i], task.at(row).text if self.say_subtask and cloned else None)
+            images = [augment_view(image, rng) for image in views[i]] if self.augmented else views[i]
+            sequence = processor.builder.sequence(sample, response=response and cloned, contrastive=contrastive)
+            # Of what does not lead to the goal nothing is imitated.
+            chunk, pad = (normalized[i], is_pad[i]) if cloned else (None, None)
+            made.append(TrainingSample(sequence, images, chunk, pad, to_go, self._task_id(text), self.row_s))
+        return made
 
 
-def held_out_set(name: str, dataset: LeRobotDataset, processor: Processor, **options: Any) -> list[RobotDataset]:
+def held_out_set(
+    name: str, dataset: LeRobotDataset, index: DatasetIndex, processor: Processor, **options: Any
+) -> list[RobotDataset]:
     """The episodes of split "heldout" that reached their goal, for evaluation during training; nothing where there are
     none."""
-    episodes = dataset.episodes("heldout") if "heldout" in dataset.info.split_ranges else []
-    episodes = [e for e in episodes if any(one.goal is not None for one in stretches(dataset, e))]
-    return [RobotDataset(name, dataset, processor, episodes, **options)] if episodes else []
+    episodes = np.array(dataset.episodes("heldout") if "heldout" in dataset.info.split_ranges else [], np.int64)
+    own = index.stretches_of(episodes)
+    reached = np.unique(index.episode_of(own[index.stretches["goal"][own] >= 0])).tolist()
+    return [RobotDataset(name, dataset, index, processor, reached, **options)] if reached else []
 
 
-class VqaDataset:
+class VqaDataset(OneByOne):
     """An image-text dataset (a `SampleSource`): words to answer, no action."""
 
     tasks: frozenset[int] = frozenset()
 
-    def __init__(self, name: str, dataset: LlavaDataset, processor: Processor) -> None:
+    def __init__(
+        self, name: str, dataset: LlavaDataset, processor: Processor, shared: SharedFiles | None = None
+    ) -> None:
         self.name, self.dataset, self.processor = name, dataset, processor
+        self.shared = shared or SharedFiles()
         self.builder = ConversationBuilder(processor.tokenizer)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def lengths(self, *, response: bool, contrastive: bool) -> np.ndarray:
-        made = track(range(len(self)), total=len(self), what=f"measuring {self.name}")
-        return np.array([len(self._sequence(row, self.dataset.image_sizes(row))) for row in made], np.int64)
+        """Counted once for all processes of a run: the header of every image is read for it."""
+
+        def fill(into: np.ndarray) -> None:
+            for row in track(range(len(self)), total=len(self), what=f"measuring {self.name}"):
+                into[row] = len(self._sequence(row, self.dataset.image_sizes(row)))
+
+        name = f"lengths-{self.name}-{digest_value(self.dataset.digest)[-12:]}"
+        return self.shared.array(name, (len(self),), np.int32, fill)
 
     def item(self, row: int, rng: np.random.Generator, *, response: bool, contrastive: bool) -> TrainingSample:
         images = self.dataset[row].images

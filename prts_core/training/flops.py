@@ -2,8 +2,8 @@
 
     MFU = FLOPs of a step / (seconds of a step * peak FLOPs a second of all devices)
 
-Counted are matrix products, 2 FLOP a multiply-add, of everything the step's result needs: vision tower, language
-model, logits of labels, action head, contrastive encoders; attention on the pairs that may see each other. Not counted:
+Counted are matrix products, 2 FLOP a multiply-add, of everything the step's result needs: vision tower, language model,
+logits of labels, action head, contrastive encoders; attention on the pairs that may see each other. Not counted:
 padding, norms, activations, and what is computed twice (activation checkpointing, a flash kernel's backward pass).
 Backward is twice the forward, once for inputs and once for weights.
 """
@@ -42,8 +42,8 @@ class Counts:
 
     tokens, pairs: of the language model, and its (query, key) pairs that may see each other. patches, patch_pairs: of
     the vision tower, before merging, and the sum of squares of patches a frame. labels: tokens that the logits are
-    taken for. draws: noise draws of the action head, or denoising steps when it samples. prompt: tokens it reads, added
-    up over the draws. contrasted: samples with phi and psi.
+    taken for. draws: noise draws of the action head, or denoising steps when it samples. context: tokens of the
+    prompts that it reads; prompt: the same, added up over the draws. contrasted: samples with phi and psi.
     """
 
     tokens: int = 0
@@ -52,6 +52,7 @@ class Counts:
     patch_pairs: int = 0
     labels: int = 0
     draws: int = 0
+    context: int = 0
     prompt: int = 0
     contrasted: int = 0
 
@@ -71,7 +72,8 @@ def counts_of(tokens: Tokens, draws: int) -> Counts:
         patch_pairs=int((grid[:, 0] * frames.square()).sum()),
         labels=int((tokens.labels[:, 1:] != -100).sum()),
         draws=draws * len(tokens),
-        prompt=draws * int((tokens.prompt_end - tokens.start).sum()),
+        context=(context := int((tokens.prompt_end - tokens.start).sum())),
+        prompt=draws * context,
         contrasted=int((tokens.state_action_index >= 0).sum()),
     )
 
@@ -121,7 +123,7 @@ def _language(t: TextConfig, counts: Counts) -> float:
 
 
 def _action(head: ActionHeadConfig, model: ModelConfig, counts: Counts) -> float:
-    """Velocity of `draws` chunks; keys and values that a DiT makes of the prompt are made for every draw."""
+    """Velocity of `draws` chunks; keys and values that a DiT makes of a prompt serve all draws of its sample."""
     steps, actions, memory = model.chunk_length, model.max_action_dim, model.text.hidden_size
     if isinstance(head, DitConfig):
         width, crossing = head.num_heads * head.head_dim, (head.num_layers + 1) // 2
@@ -130,7 +132,7 @@ def _action(head: ActionHeadConfig, model: ModelConfig, counts: Counts) -> float
         a_step = head.num_layers * (2 + 2 * head.mlp_ratio) * width**2 + own * 2 * width**2
         a_step += 2 * actions * width + 3 * width**2 + 2 * width * head.output_dim + width * actions
         pairs = crossing * steps * counts.prompt + own * counts.draws * steps**2
-        dense = counts.draws * (a_draw + steps * a_step) + counts.prompt * crossing * 2 * memory * width
+        dense = counts.draws * (a_draw + steps * a_step) + counts.context * crossing * 2 * memory * width
         return 2.0 * dense + 4.0 * pairs * width
     text, width = model.text, head.hidden_size
     queries, keys = head.num_heads * text.head_dim, text.num_kv_heads * text.head_dim

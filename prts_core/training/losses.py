@@ -2,14 +2,17 @@
 
     L = w_fast CE(FAST tokens) + w_text CE(words) + w_flow ||v(x_t, t) - (a - eps)||^2 + w_crl (L_sa->l + L_l->sa)
 
-(PRTS, arXiv:2604.27472; each term in prts_core/models/heads). Every term is a mean over its own items of the joint
-batch.
+(PRTS, arXiv:2604.27472; each term in prts_core/models/heads). Every term is a mean over its own items of the whole
+step: all micro-batches of all processes, counted beforehand (counts.py). A micro-batch computes its share: the sum over
+its own items, divided by the step's count. Shares of losses, gradients and metrics alike add up to those of the step.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,35 +23,65 @@ from prts_core.models.heads.flow.time import draw_time
 from prts_core.models.prts import PrtsModel
 from prts_core.models.tokens import Encoded
 from prts_core.training.batch import Batch
-from prts_core.training.ranks import ALONE, Ranks
+from prts_core.training.counts import StepCounts
 
 Metrics = dict[str, Tensor]
 
 
-def prts_loss(
-    model: PrtsModel, batch: Batch, config: TrainConfig, generator: torch.Generator, ranks: Ranks = ALONE
-) -> tuple[Tensor, Metrics]:
-    """Weighted sum of the losses whose weight is not 0, and each of them by the field's names.
+@dataclass(frozen=True)
+class Pull:
+    """Gradient of the step's contrastive loss at the embeddings of one micro-batch (contrastive_cache.py).
 
-    generator: for noise and times, alike in every process. ranks: how the batch is spread over processes; all of them
-    get the joint batch's loss (see ranks.py).
+    phi, psi (n, E); log_scale (): the part of this micro-batch; metrics: its share of the step's."""
+
+    phi: Tensor
+    psi: Tensor
+    log_scale: Tensor
+    metrics: Metrics
+
+
+def prts_loss(
+    model: PrtsModel,
+    batch: Batch,
+    config: TrainConfig,
+    generator: torch.Generator,
+    counts: StepCounts | None = None,
+    pull: Pull | None = None,
+) -> tuple[Tensor, Metrics]:
+    """One micro-batch's share of the weighted sum of the losses whose weight is not 0, and of each of them by the
+    field's names.
+
+    generator: for noise and times, alike in every process. counts: of the step; default: the batch is all of it. pull:
+    of a step in several micro-batches, in the place of the contrastive loss. Whatever the batch holds, every module is
+    called and every parameter that trains gets a gradient, so that no process waits for another.
     """
     weights = config.weights
+    counts = counts or StepCounts(batch.counts[None, None])
     encoded = model.encode(batch.tokens)
-    total, metrics = token_terms(model, encoded, batch, config, ranks)
+    total, metrics = token_terms(model, encoded, batch, config, counts)
     total = total + 0.0 * encoded.hidden[:, :1].float().sum()  # an action head alone reads nothing of the last layer
     if weights.flow:
-        flow, parts = flow_term(model, encoded, batch, config, generator, ranks)
+        flow, parts = flow_term(model, encoded, batch, config, generator, counts)
         total, metrics = total + weights.flow * flow, metrics | parts
+    value = total.detach()
     if weights.contrastive:
-        contrastive, parts = contrastive_term(model, encoded, batch, config, ranks)
-        total, metrics = total + weights.contrastive * contrastive, metrics | parts
-    metrics["loss"] = total.detach()
+        phi, psi = contrastive_embeddings(model, encoded, batch)
+        if pull is None:
+            chosen = batch.contrastive
+            known = log_discount(batch, config)[chosen], batch.task_id[chosen]
+            contrastive, parts = contrastive_term(model.log_scale, phi, psi, *known, config, counts)
+            total = total + weights.contrastive * contrastive
+        else:
+            surrogate = (phi * pull.phi).sum() + (psi * pull.psi).sum() + model.log_scale * pull.log_scale
+            total, parts = total + weights.contrastive * surrogate, pull.metrics
+        metrics = metrics | parts
+        value = value + weights.contrastive * metrics.get("crl_loss", 0.0)
+    metrics["loss"] = value
     return total, metrics
 
 
 def token_terms(
-    model: PrtsModel, encoded: Encoded, batch: Batch, config: TrainConfig, ranks: Ranks
+    model: PrtsModel, encoded: Encoded, batch: Batch, config: TrainConfig, counts: StepCounts
 ) -> tuple[Tensor, Metrics]:
     """Cross-entropy on FAST tokens (`cross_entropy_loss`, `action_accuracy`, `fast/<dataset>`) and on words
     (`text_loss`, `text_accuracy`, `subtask/<dataset>` of robots, `vqa/<dataset>` of image-text data)."""
@@ -56,30 +89,37 @@ def token_terms(
     total = encoded.hidden.new_zeros((), dtype=torch.float32)
     if not (weights.fast or weights.text):
         return total, metrics
-    losses, right, at = model.token_losses(encoded)
-    words = batch.tokens.text_label[at[:, 0], at[:, 1]]
-    sample = batch.tokens.sample[at[:, 0], at[:, 1]]
-    dataset, robot = batch.tokens.dataset[sample], batch.has_action[sample]
-    for kind, chosen, weight, loss_name, accuracy_name, groups in (
-        ("fast", ~words, weights.fast, "cross_entropy_loss", "action_accuracy", {"fast": ~words}),
-        ("text", words, weights.text, "text_loss", "text_accuracy", {"subtask": words & robot, "vqa": words & ~robot}),
+    tokens = batch.tokens
+    losses, right = model.token_losses(encoded)
+    at = tokens.predicts + 1
+    words = tokens.text_label.flatten()[at]
+    sample = tokens.sample.flatten()[at]
+    dataset, robot = tokens.dataset[sample], batch.has_action[sample]
+    for chosen, weight, loss_name, accuracy_name, groups in (
+        (~words, weights.fast, "cross_entropy_loss", "action_accuracy", {"fast": ~words}),
+        (words, weights.text, "text_loss", "text_accuracy", {"subtask": words & robot, "vqa": words & ~robot}),
     ):
-        count = int(chosen.sum())
+        count = counts.total(*groups)
         if not weight:
             continue
-        loss = ranks.mean(mean(losses[chosen]), count, kind)
+        loss = (losses * chosen).sum() / max(1, count)
         total = total + weight * loss
-        if ranks.total(count) == 0:
+        if count == 0:
             continue
         metrics[loss_name] = loss.detach()
-        metrics[accuracy_name] = ranks.mean(mean(right[chosen].float()), count, kind)
+        metrics[accuracy_name] = (right & chosen).sum() / count
         for group, own in groups.items():
-            metrics |= by_dataset(group, losses[own].detach(), dataset[own], batch.names, ranks)
+            metrics |= by_dataset(group, losses.detach() * own, dataset, batch.names, counts.by_dataset(group))
     return total, metrics
 
 
 def flow_term(
-    model: PrtsModel, encoded: Encoded, batch: Batch, config: TrainConfig, generator: torch.Generator, ranks: Ranks
+    model: PrtsModel,
+    encoded: Encoded,
+    batch: Batch,
+    config: TrainConfig,
+    generator: torch.Generator,
+    counts: StepCounts,
 ) -> tuple[Tensor, Metrics]:
     """Flow matching on the samples that have an action, `config.flow_samples` draws each."""
     draws, compat = config.flow_samples, model.compat
@@ -87,9 +127,9 @@ def flow_term(
     shape = (batch.joint, draws, *batch.actions.shape[1:])
     noise = torch.randn(shape, generator=generator, device=generator.device)
     time = draw_time(batch.joint * draws, generator, generator.device).unflatten(0, (-1, draws))
-    acting = batch.has_action.nonzero()[:, 0]
-    count = draws * len(acting)
-    if not count:  # nothing to learn from, and yet the head is called: its mask says that no entry is real
+    acting = batch.acting
+    empty = len(acting) == 0
+    if empty:  # nothing to learn from, and yet the head is called: its mask says that no entry is real
         acting = acting.new_zeros(1)
     at = batch.at[acting]
     noise, time = (x[at.to(x.device)].flatten(0, 1).to(batch.actions) for x in (noise, time))
@@ -101,38 +141,49 @@ def flow_term(
     if len(acting) < len(batch.has_action):
         prefix = prefix.map(lambda y: y[acting])
     velocity = model.velocity(prefix, x, dof_mask, time).float()
-    flow = ranks.mean(flow_loss(velocity, target, dof_mask, is_pad, compat), count, "flow")
+    share = 0 if empty else len(acting) / max(1, counts.total("flow"))
+    flow = share * flow_loss(velocity, target, dof_mask, is_pad, compat)
     weight = dof_mask * (~is_pad)[..., None]
     with torch.no_grad():
         each = ((velocity - target).square() * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)
-    dataset = batch.tokens.dataset[acting].repeat_interleave(draws, 0)[:count]
-    parts = by_dataset("flow_matching", each[:count], dataset, batch.names, ranks)
-    return flow, ({"flow_loss": flow.detach()} if ranks.total(count) else {}) | parts
+    dataset = batch.tokens.dataset[acting].repeat_interleave(draws, 0)
+    each = torch.zeros_like(each) if empty else each
+    parts = by_dataset("flow_matching", each, dataset, batch.names, draws * counts.by_dataset("flow"))
+    return flow, ({"flow_loss": flow.detach()} if counts.total("flow") else {}) | parts
+
+
+def contrastive_embeddings(model: PrtsModel, encoded: Encoded, batch: Batch) -> tuple[Tensor, Tensor]:
+    """phi and psi (n, E) float32 of the samples that have the contrastive parts."""
+    chosen = batch.contrastive
+    return model.embed_state_actions(encoded)[chosen].float(), model.embed_goals(encoded)[chosen].float()
 
 
 def contrastive_term(
-    model: PrtsModel, encoded: Encoded, batch: Batch, config: TrainConfig, ranks: Ranks
+    log_scale: Tensor,
+    phi: Tensor,
+    psi: Tensor,
+    log_weight: Tensor,
+    task_id: Tensor,
+    config: TrainConfig,
+    counts: StepCounts,
 ) -> tuple[Tensor, Metrics]:
-    """Contrastive RL over the samples of all processes; a joint batch of one task has no negatives and counts 0."""
-    chosen = (batch.tokens.state_action_index >= 0).nonzero()[:, 0]
-    phi, psi = (x[chosen].float() for x in (model.embed_state_actions(encoded), model.embed_goals(encoded)))
-    processes = ranks.processes(len(chosen))
-    log_scale = model.log_scale
-    task_id = processes.gather(batch.task_id[chosen])
-    if bool((task_id == task_id[:1]).all()):  # or none at all
+    """The loss of a step over embeddings (n, E), log weights and task ids (n,) of this process's samples, and this
+    process's share of its metrics. Of one task, or of none, there are no negatives: 0."""
+    if not counts.has_negatives:
         # A zero that still reaches every parameter: engines wait for the gradients of all of them.
         return 0.0 * (phi.sum() + psi.sum() + log_scale), {}
-    log_weight = processes.gather(log_discount(batch, config)[chosen])
+    processes = counts.processes()
     loss, parts = contrastive_loss(
-        phi, psi, log_scale, log_weight, task_id, config.logsumexp_weight, processes=processes
+        phi,
+        psi,
+        log_scale,
+        processes.gather(log_weight),
+        processes.gather(task_id),
+        config.logsumexp_weight,
+        processes=processes,
     )
-    loss = ranks.whole(loss)
-    return loss, {"crl_loss": loss.detach(), **parts, "crl_scale": log_scale.detach().exp()}
-
-
-def mean(values: Tensor) -> Tensor:
-    """The mean, of nothing 0."""
-    return values.mean() if len(values) else values.sum()
+    parts = {"crl_loss": loss.detach(), **parts, "crl_scale": log_scale.detach().exp()}
+    return loss, {name: value / counts.world for name, value in parts.items()}  # each process has the whole of them
 
 
 def log_discount(batch: Batch, config: TrainConfig) -> Tensor:
@@ -142,10 +193,11 @@ def log_discount(batch: Batch, config: TrainConfig) -> Tensor:
     return found.masked_fill(steps < 0, -torch.inf)
 
 
-def by_dataset(group: str, values: Tensor, dataset: Tensor, names: list[str], ranks: Ranks) -> Metrics:
-    """`<group>/<dataset>`: the mean of (M,) values over each dataset of the joint batch that has any."""
-    sums = values.new_zeros(2, len(names), dtype=torch.float32)
-    sums[0].index_add_(0, dataset, values.float())
-    sums[1].index_add_(0, dataset, torch.ones_like(values, dtype=torch.float32))
-    total, count = ranks.sum(sums)
-    return {f"{group}/{name}": total[i] / count[i] for i, name in enumerate(names) if count[i] > 0}
+def by_dataset(group: str, values: Tensor, dataset: Tensor, names: list[str], counts: np.ndarray) -> Metrics:
+    """`<group>/<dataset>`: the share of (M,) values in the mean of each dataset that the step has any of.
+
+    counts (datasets,): items of the step."""
+    sums = values.new_zeros(len(names), dtype=torch.float32)
+    sums.index_add_(0, dataset, values.float())
+    shares = (sums / torch.as_tensor(counts.clip(min=1), device=sums.device)).unbind()
+    return {f"{group}/{name}": shares[i] for i, name in enumerate(names) if counts[i] > 0}

@@ -1,12 +1,13 @@
 """An estimate of what training one model needs on each device, before anybody rents it.
 
-States, in bytes a parameter, P all and T those that train, N processes, ZeRO stage s (Rajbhandari et al.,
-arXiv:1910.02054, section 3: stage 1 splits the optimiser's states, 2 gradients too, 3 weights too):
-                weights                 gradients          optimiser                    ema
-    plain fp32  4 P                     4 T                8 T                          4 T
-    plain bf16  4 P + 2 T (autocast)    4 T                8 T                          4 T
-    ZeRO bf16   2 P (s = 3: / N)        2 T (s >= 2: / N)  12 T / N (master, moments)   4 T / N
-    ZeRO fp32   4 P (s = 3: / N)        4 T (s >= 2: / N)  12 T / N                     4 T / N
+States, in bytes a parameter, P all and T those that train, N processes (ZeRO: Rajbhandari et al., arXiv:1910.02054,
+section 3). All of it is fp32, whatever the arithmetic (engines/__init__.py); bf16 adds the copies that a product needs:
+                weights     gradients    optimiser                            ema
+    single      4 P         4 T          8 T                                  4 T
+    zero1       4 P         4 T          12 T / N (own weights and moments)   4 T / N
+    zero2       4 P         4 T / N      12 T / N                             4 T / N
+    zero3       4 P / N     4 T / N      12 T / N                             4 T / N
+    fsdp        4 P / N     4 T / N      8 T / N                              4 T / N    (N: fsdp_group)
 Activations: what each layer keeps for its backward pass, a tensor at a time, attention without its score matrix. Not
 counted: communication buckets, fragmentation, the loader, what libraries reserve. So an estimate: rent some 20 % more.
 """
@@ -48,16 +49,16 @@ class Memory:
 
 def estimate(total: int, trainable: int, model: ModelConfig, config: TrainConfig, world: int, load: Load) -> Memory:
     """Memory of one of `world` processes; total, trainable: parameters."""
-    half, stage = config.precision == "bf16", config.deepspeed_stage
-    kept = activations(model, config, load)
-    if not stage:
-        return Memory(
-            4.0 * total + (2.0 * trainable if half else 0), 4.0 * trainable, 8.0 * trainable, 4.0 * trainable, kept
-        )
-    size = 2.0 if half else 4.0
-    weights = size * total / (world if stage == 3 else 1)
-    gradients = size * trainable / (world if stage >= 2 else 1)
-    return Memory(weights, gradients, 12.0 * trainable / world, 4.0 * trainable / world, kept)
+    engine = config.engine if config.engine != "auto" else "single" if world == 1 else "fsdp"
+    split = 1 if engine == "single" else (config.fsdp_group or world) if engine == "fsdp" else world
+    own = 4.0 * trainable
+    weights = 4.0 * total / (split if engine in ("fsdp", "zero3") else 1)
+    if config.precision == "bf16" and engine == "single":
+        weights += 2.0 * trainable  # autocast keeps a copy of each until the backward pass is done
+    gradients = own / (1 if engine in ("single", "zero1") else split)
+    optimizer = (3 if engine.startswith("zero") else 2) * own / split
+    ema = own / split if config.ema_decay else 0.0
+    return Memory(weights, gradients, optimizer, ema, activations(model, config, load))
 
 
 def activations(model: ModelConfig, config: TrainConfig, load: Load) -> float:

@@ -1,4 +1,4 @@
-"""What a stretch of training costs: seconds, tokens, samples, waiting for data, memory."""
+"""What a stretch of training costs: seconds by phase, tokens, samples, FLOPs, padding, memory."""
 
 from __future__ import annotations
 
@@ -9,49 +9,102 @@ from collections.abc import Iterator
 
 import torch
 
-from prts_core.training.batch import Batch
-from prts_core.training.ranks import Ranks
+from prts_core.config.model import ModelConfig
+from prts_core.config.train import TrainConfig
+from prts_core.training.counts import StepCounts
+from prts_core.training.flops import Counts, Part, forward_flops, peak_flops, training_flops
 
+# Of a step: waiting for data, forward, backward, the optimiser with the average, and waiting for a checkpoint.
+PHASES = ("data_wait", "forward", "backward", "optimizer", "save")
 # Metrics that differ between two runs of equal work: no digest may cover them.
-TIMES = ("step_time_s", "data_wait_s", "data_wait_share", "tokens_per_s", "samples_per_s", "memory_gb")
+TIMES = (
+    "step_time_s",
+    *(f"{phase}_s" for phase in PHASES),
+    "data_wait_share",
+    "tokens_per_s",
+    "samples_per_s",
+    "tflops_per_s",
+    "mfu",
+    "memory_gb",
+    "padding_share",  # of equal work over more processes, too
+)
 
 
 class Meter:
-    """Counts from `restart` (or its making) to `read`; rates are those of all processes together."""
+    """Counts from `restart` (or its making) to `read`; rates are those of all processes together.
 
-    def __init__(self, device: torch.device, ranks: Ranks) -> None:
-        self.device, self.ranks = device, ranks
+    On a GPU phases are timed by its own events, read when the losses are: nothing is waited for between logs.
+    """
+
+    def __init__(self, model: ModelConfig, config: TrainConfig, device: torch.device, vocabulary: int = 0) -> None:
+        self.model, self.config, self.device, self.vocabulary = model, config, device, vocabulary
+        self.peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
         self.restart()
 
     def restart(self) -> None:
-        self.begin, self.waited, self.steps, self.tokens, self.samples = time.monotonic(), 0.0, 0, 0, 0
+        self.begin, self.steps, self.world = time.monotonic(), 0, 1
+        self.tokens = self.samples = self.room = 0
+        self.work = Counts()
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Around what fetches a batch."""
-        begin = time.monotonic()
+    def phase(self, name: str) -> Iterator[None]:
+        """Around what belongs to a phase. Waiting for data or for a disk is the host's."""
+        if self.device.type != "cuda" or name in ("data_wait", "save"):
+            begin = time.monotonic()
+            yield
+            self.seconds[name] += time.monotonic() - begin
+            return
+        first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        first.record()
         yield
-        self.waited += time.monotonic() - begin
+        last.record()
+        self.events.append((name, first, last))
 
-    def count(self, batches: list[Batch]) -> None:
-        """One step over `batches`."""
+    def count(self, counts: StepCounts) -> None:
+        """One step of all processes."""
         self.steps += 1
-        self.tokens += sum(batch.tokens.count for batch in batches)
-        self.samples += sum(len(batch.tokens) for batch in batches)
+        self.world = counts.world
+        self.tokens += int(counts.whole("tokens").sum())
+        self.room += int(counts.whole("room").sum())
+        self.samples += int(counts.whole("samples").sum())
+        self.work = self.work + counts.flops_counts(self.config.flow_samples)
 
     def read(self) -> dict[str, float]:
-        """step_time_s, data_wait_s (a step), data_wait_share, tokens_per_s (no padding), samples_per_s, memory_gb
-        (10^9 bytes, the most so far: of the GPU's allocator, or resident in this process). Every process must call."""
+        """TIMES, of a step in the mean. memory_gb: 10^9 bytes, the most so far, of the GPU's allocator or resident in
+        this process. mfu: where the GPU's peak is known. padding_share: of the positions, those that hold no token."""
         seconds = max(1e-9, time.monotonic() - self.begin)
         if self.device.type == "cuda":
             memory = torch.cuda.max_memory_allocated(self.device) / 1e9
+            torch.cuda.synchronize(self.device)
+            for name, first, last in self.events:
+                self.seconds[name] += first.elapsed_time(last) / 1e3
+            self.events.clear()
         else:
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts in KiB
-        return {
-            "step_time_s": seconds / max(1, self.steps),
-            "data_wait_s": self.waited / max(1, self.steps),
-            "data_wait_share": self.waited / seconds,
-            "tokens_per_s": self.ranks.total(self.tokens) / seconds,
-            "samples_per_s": self.ranks.total(self.samples) / seconds,
-            "memory_gb": memory,
+        steps, flops = max(1, self.steps), sum(step_flops(self.model, self.config, self.work, self.vocabulary).values())
+        found = {"step_time_s": seconds / steps}
+        found |= {f"{name}_s": spent / steps for name, spent in self.seconds.items()}
+        found |= {
+            "data_wait_share": self.seconds["data_wait"] / seconds,
+            "tokens_per_s": self.tokens / seconds,
+            "samples_per_s": self.samples / seconds,
+            "tflops_per_s": flops / seconds / 1e12,
         }
+        if self.peak is not None:
+            found["mfu"] = flops / seconds / (self.peak * self.world)
+        return found | {"memory_gb": memory, "padding_share": 1 - self.tokens / max(1, self.room)}
+
+
+def step_flops(model: ModelConfig, config: TrainConfig, work: Counts, vocabulary: int) -> dict[Part, float]:
+    """FLOPs of forward and backward by part, of what a recipe computes: losses without a weight are not."""
+    weights = config.weights
+    forward = forward_flops(model, work, vocabulary if weights.fast or weights.text else 0)
+    forward["action"] *= bool(weights.flow)
+    forward["contrastive"] *= bool(weights.contrastive)
+    names: dict[str, Part] = {"llm": "language", "vision": "vision", "action": "action", "contrastive": "contrastive"}
+    frozen = {names[group] for group in config.freeze if group in names}
+    if config.lora is not None:
+        frozen |= {"language", "vision", "logits"}
+    return training_flops(forward, frozen, cut=frozen & {"vision"})

@@ -126,11 +126,12 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
         if parameter.requires_grad:
             decays = parameter.ndim >= 2 and "embed" not in name
             below = depth_below_top(name, layers) if config.layer_decay != 1 else 0
-            members.setdefault((group_of(name) + ("" if decays else "/no_decay"), below), []).append(parameter)
+            kind = "" if decays else "/no_decay" if parameter.ndim else "/scalar"  # which FSDP leaves whole
+            members.setdefault((group_of(name) + kind, below), []).append(parameter)
     groups = []
     for (name, below), parameters in members.items():
         rate = rates[name.partition("/")[0]] * config.layer_decay**below
-        decay = 0.0 if name.endswith("no_decay") else config.weight_decay
+        decay = 0.0 if "/" in name else config.weight_decay
         if parameters:
             groups.append({"params": parameters, "group": name, "peak_lr": rate, "lr": rate, "weight_decay": decay})
     if not groups:

@@ -8,6 +8,7 @@ second pass, which must not write them again, gets a cache that keeps nothing. (
 from __future__ import annotations
 
 import types
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,11 +24,16 @@ class _Echo:
 
 def recompute_activations(model: nn.Module) -> None:
     """Checkpoint every language layer, vision block and action-head block of a PrtsModel while it trains."""
+    for layer in repeated_layers(model):
+        stock = layer.forward
+        layer.forward = types.MethodType(_checkpointed(stock), layer)
+
+
+def repeated_layers(model: nn.Module) -> Iterator[nn.Module]:
+    """Every language layer, vision block and action-head block: the units that are recomputed, sharded and compiled."""
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and name.rpartition(".")[2] in ("layers", "blocks", "transformer_blocks"):
-            for layer in module:
-                stock = layer.forward
-                layer.forward = types.MethodType(_checkpointed(stock), layer)
+            yield from module
 
 
 def _checkpointed(stock: Any) -> Any:

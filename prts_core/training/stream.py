@@ -1,11 +1,12 @@
 """The order in which samples of a mixture are drawn: sample number -> (set, row), a pure function of the seed.
 
-A run resumes at sample n by asking for sample n. Every set is walked through in a fresh permutation an epoch; the
-mixture is kept exactly in every block of BLOCK samples, not only on average.
+A run resumes at sample n by asking for sample n. Every set is walked through in a fresh permutation an epoch, which is
+computed, not stored; the mixture is kept exactly in every block of BLOCK samples, not only on average.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ class MixtureSampler:
             raise ValueError(f"a mixture needs a positive weight and a row; found sizes {sizes}, weights {weights}")
         self.quota = _largest_remainder(share / share.sum(), BLOCK)  # samples of each set in a block
         self._block: tuple[int, np.ndarray, np.ndarray] | None = None
-        self._order: dict[int, tuple[int, np.ndarray]] = {}
+        self._order: dict[int, tuple[int, Permutation]] = {}
 
     def draw(self, number: int) -> SampleIndex:
         block, at = divmod(number, BLOCK)
@@ -48,9 +49,48 @@ class MixtureSampler:
         source = int(self._block[1][at])
         epoch, index = divmod(block * int(self.quota[source]) + int(self._block[2][at]), self.sizes[source])
         if self._order.get(source, (-1,))[0] != epoch:
-            order = np.random.default_rng([self.seed, 2, source, epoch]).permutation(self.sizes[source])
-            self._order[source] = (epoch, order)
-        return SampleIndex(number, source, int(self._order[source][1][index]))
+            self._order[source] = (epoch, Permutation(self.sizes[source], (self.seed, 2, source, epoch)))
+        return SampleIndex(number, source, self._order[source][1][index])
+
+
+class Permutation:
+    """A pseudo-random permutation of range(size) in no memory: a Feistel network, walked until it falls inside.
+
+    Numbers stand as a pair (left, right) in a square just large enough; each round adds a hash of the one half to the
+    other, which can be undone, so that the square maps onto itself. Who leaves the range goes round again: Black and
+    Rogaway, Ciphers with Arbitrary Finite Domains (2002).
+    """
+
+    ROUNDS = 6
+
+    def __init__(self, size: int, key: Sequence[int]) -> None:
+        self.size, self.side = size, math.isqrt(max(0, size - 1)) + 1
+        self.keys = np.random.SeedSequence(key).generate_state(self.ROUNDS, np.uint64).tolist()
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> int:
+        if not 0 <= index < self.size:
+            raise IndexError(f"{index} of {self.size}")
+        at = index
+        while True:
+            left, right = divmod(at, self.side)
+            for key in self.keys:
+                left, right = right, (left + _mixed(right ^ key)) % self.side
+            at = left * self.side + right
+            if at < self.size:
+                return at
+
+
+def _mixed(value: int) -> int:
+    """64 bits of which each depends on all of `value`: the finaliser of SplitMix64 (Steele, Lea and Flood, 2014)."""
+    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & _WORD
+    value = (value ^ value >> 27) * 0x94D049BB133111EB & _WORD
+    return value ^ value >> 31
+
+
+_WORD = 2**64 - 1
 
 
 def _largest_remainder(share: np.ndarray, total: int) -> np.ndarray:

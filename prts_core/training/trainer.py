@@ -1,36 +1,41 @@
-"""The training loop: plain PyTorch, one step after another, resumable to the bit on one process.
+"""The training loop: one step after another, over one process or many, resumable to the bit on one.
 
-MLflow and progress bars are the callback `on_step`, a wish to stop is the callback `should_stop`.
-Precision: weights, averages and moments are fp32 always; under "bf16" the arithmetic is (torch.autocast), and losses
-are taken in fp32. Random numbers: noise is a function of (seed, step), dropout's generator is in the checkpoint.
+What holds the model is an engine (prts_core/training/engines). MLflow and progress bars are the callback `on_step`, a
+wish to stop is the callback `should_stop`. Precision: weights, averages, moments and gradients are fp32 always; under
+"bf16" the matrix products are, and losses are taken in fp32. Random numbers: noise is a function of (seed, step),
+dropout of (seed, step, micro-batch, process), so that no generator is in a checkpoint.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prts_core.config.identity import identity
 from prts_core.config.train import TrainConfig
 from prts_core.io.errors import CheckpointError, StageError, Stopped
-from prts_core.io.files import write_json
+from prts_core.io.files import read_json, write_json
 from prts_core.io.tensors import save_tensors
 from prts_core.models.attention import choose_implementation
 from prts_core.models.prts import PrtsModel
 from prts_core.training import checkpoint as disk
-from prts_core.training.accumulate import micro_batches
 from prts_core.training.batch import Batch, BatchSource
-from prts_core.training.losses import prts_loss
+from prts_core.training.contrastive_cache import Embeddings, contrastive_pulls
+from prts_core.training.counts import StepCounts
+from prts_core.training.engines import make_engine
+from prts_core.training.losses import Metrics, Pull, prts_loss
 from prts_core.training.meter import Meter
-from prts_core.training.optim import freeze, learning_rate, make_optimizer, set_rates, trainable, unreached
-from prts_core.training.ranks import ALONE, Ranks
+from prts_core.training.optim import freeze, learning_rate, unreached
+from prts_core.training.parallel import ParallelContext
 from prts_core.training.recompute import recompute_activations
 
 OnStep = Callable[[int, dict[str, float]], None]
@@ -57,13 +62,11 @@ class Done:
 
 
 class Trainer:
-    """Owns model, averaged weights and optimiser. `ema` is what is exported: name -> tensor of the whole model,
-    what does not train being the model's own.
+    """Trains a model from batches. Every process must call every method; only process 0 calls `on_step`.
 
-    batches: the training data, `batch_size / accumulate` samples a batch. held_out: data for `eval_every`.
+    batches: this process's part of the training data, `batch_size / accumulate` samples a joint batch. held_out: data
+    for `eval_every`, its losses those of the averaged weights.
     """
-
-    ranks: Ranks = ALONE
 
     def __init__(
         self,
@@ -72,25 +75,18 @@ class Trainer:
         config: TrainConfig,
         seed: int,
         held_out: BatchSource | None = None,
-    ) -> None:
-        self._take(model, batches, config, seed, held_out)
-        self.device = next(model.parameters()).device
-        self.optimizer = make_optimizer(model, config)
-        self.parameters = [p for _, p in trainable(model)]
-        averaged = {self.names[p] for p in self.parameters} | {k for k, _ in model.named_buffers()}
-        self.ema = {k: v.detach().clone() if k in averaged else v for k, v in model.state_dict().items()}
-        self.averaged = [k for k in self.ema if k in averaged and self.ema[k].is_floating_point()]
-
-    def _take(
-        self, model: PrtsModel, batches: BatchSource, config: TrainConfig, seed: int, held_out: BatchSource | None
+        parallel: ParallelContext | None = None,
     ) -> None:
         self.model, self.batches, self.config, self.seed, self.held_out = model, batches, config, seed, held_out
-        freeze(model, unreached(config))
-        self.names = {parameter: name for name, parameter in model.named_parameters()}
+        self.parallel = parallel or ParallelContext()
         self.finished, self.cursor = 0, batches.start()
+        freeze(model, unreached(config))
         choose_implementation(model.language_model, config.attention)
         if config.activation_checkpointing:
             recompute_activations(model)
+        self.engine = make_engine(model, config, self.parallel)
+        self.device = self.engine.device
+        self.saver: disk.Saver | None = None
 
     # ---- the loop --------------------------------------------------------------------------------------------------
     def fit(
@@ -111,54 +107,75 @@ class Trainer:
         found = disk.newest(root)
         if found is not None:
             self.load(found)
+        self.saver = disk.Saver(root, self.parallel, self.config.keep)
+        try:
+            with contextlib.closing(self._steps()) as stream:
+                self._loop(stream, root, on_step, snapshots or {}, should_stop)
+            self.saver.wait()
+        finally:
+            self.saver.close()
+            self.saver = None
+
+    def _loop(
+        self,
+        stream: Generator[list[Batch]],
+        root: Path,
+        on_step: OnStep,
+        snapshots: dict[int, Path],
+        should_stop: ShouldStop,
+    ) -> None:
         self.model.train()
-        meter = Meter(self.device, self.ranks)
+        meter = self._meter()
         unseen: list[Done] = []  # steps whose loss nobody has looked at yet
-        with contextlib.closing(self._steps()) as stream:
-            while self.finished < self.config.steps:
-                step = self.finished
-                with meter.waiting():
-                    batches = next(stream)
-                metrics = self.step(batches, step)
-                self.finished, self.cursor = step + 1, batches[-1].cursor
-                meter.count(batches)
-                ids = [i for batch in batches for i in batch.ids]
-                unseen.append(Done(step, batches[0].begin, ids, metrics["loss"], metrics["grad_norm"]))
-                last = self.finished == self.config.steps
-                saves = self.finished % self.config.checkpoint_every == 0 or last
-                evaluates = (
-                    self.held_out is not None
-                    and self.config.eval_every > 0
-                    and (self.finished % self.config.eval_every == 0 or last)
+        while self.finished < self.config.steps:
+            step = self.finished
+            with meter.phase("data_wait"):
+                batches = next(stream)
+            metrics, norm, counts = self.step(batches, step, meter)
+            self.finished, self.cursor = step + 1, batches[-1].cursor
+            meter.count(counts)
+            ids = [i for batch in batches for i in batch.ids]
+            unseen.append(Done(step, batches[0].begin, ids, metrics["loss"], norm))
+            last = self.finished == self.config.steps
+            saves = self.finished % self.config.checkpoint_every == 0 or last
+            evaluates = (
+                self.held_out is not None
+                and self.config.eval_every > 0
+                and (self.finished % self.config.eval_every == 0 or last)
+            )
+            logs = step % self.config.log_every == 0 or evaluates or on_curve(self.config, step)
+            # Looked at every step where that is free; on a GPU before a log or a save, which NaN must not reach.
+            if saves or logs or self.device.type == "cpu":
+                self._refuse_nan(unseen, root)
+                unseen.clear()
+            if self.finished in snapshots:
+                self.snapshot(snapshots[self.finished], root)
+            if logs:  # before the save: a run that dies between the two makes the step, and its row, again
+                values = self._joint(metrics) | {"grad_norm": float(norm)} | meter.read()
+                values["learning_rate"] = learning_rate(self.config, step)
+                values |= self.evaluate() if evaluates else {}
+                if self.parallel.rank == 0:
+                    on_step(step, values)
+                meter.restart()
+            stops = self._agree(should_stop, saves)
+            if stops and not saves:
+                self._refuse_nan(unseen, root)
+            if saves or stops:
+                with meter.phase("save"):
+                    self._save()
+            if stops:
+                assert self.saver is not None
+                self.saver.wait()
+                raise Stopped(
+                    f"Stopped on request after step {self.finished} of {self.config.steps}",
+                    file=root / f"checkpoint-{self.finished}",
+                    cure="the same command goes on from here",
                 )
-                logs = step % self.config.log_every == 0 or evaluates or on_curve(self.config, step)
-                # Looked at every step where that is free; on a GPU before a log or a save, which NaN must not reach.
-                if saves or logs or self.device.type == "cpu":
-                    self._refuse_nan(unseen, root)
-                    unseen.clear()
-                if snapshots and self.finished in snapshots:
-                    self.snapshot(snapshots[self.finished])
-                if logs:  # before the save: a run that dies between the two makes the step, and its row, again
-                    values = {k: float(v) for k, v in metrics.items()} | meter.read()
-                    values["learning_rate"] = learning_rate(self.config, step)
-                    on_step(step, values | (self.evaluate() if evaluates else {}))
-                    meter.restart()
-                stops = self._agree(should_stop, saves)
-                if stops and not saves:
-                    self._refuse_nan(unseen, root)
-                if saves or stops:
-                    self.save(root)
-                if stops:
-                    raise Stopped(
-                        f"Stopped on request after step {self.finished} of {self.config.steps}",
-                        file=root / f"checkpoint-{self.finished}",
-                        cure="the same command goes on from here",
-                    )
 
     def _agree(self, should_stop: ShouldStop, saves: bool) -> bool:
         """Whether to stop at this step; the same answer in every process."""
-        asks = self.ranks.world == 1 or saves or self.finished % STOP_EVERY == 0
-        return asks and self.ranks.any(should_stop())
+        asks = self.parallel.world == 1 or saves or self.finished % STOP_EVERY == 0
+        return asks and self.parallel.any(should_stop())
 
     def _steps(self) -> Generator[list[Batch]]:
         """The micro-batches of each step from here on, on the model's device."""
@@ -167,96 +184,133 @@ class Trainer:
             while True:
                 yield [next(stream).to(self.device) for _ in range(self.config.accumulate)]
 
-    def step(self, batches: list[Batch], step: int) -> dict[str, Tensor]:
-        """One update from the step's micro-batches; noise is drawn from (seed, step)."""
-        set_rates(self.optimizer.param_groups, self.config, step)
-        self.optimizer.zero_grad(set_to_none=True)
-        parts = []
-        for batch, ranks in micro_batches(batches, self.config.flow_samples, self.ranks):
-            loss, metrics = self.loss(batch, step, ranks)
-            loss.backward()
+    def step(self, batches: list[Batch], step: int, meter: Meter | None = None) -> tuple[Metrics, Tensor, StepCounts]:
+        """One update from the step's micro-batches: (this process's share of the metrics, norm of the whole gradient,
+        what the step held)."""
+        meter = meter or self._meter()
+        counts = StepCounts.gather([batch.counts for batch in batches], self.parallel)
+        self.engine.begin(step)
+        parts: list[Metrics] = []
+        with meter.phase("forward"):
+            placed, pulls = self._placed(batches), self._pulls(batches, step, counts)
+        for part, (batch, pull) in enumerate(zip(placed, pulls, strict=True)):
+            with meter.phase("forward"):
+                loss, metrics = self._loss(batch, step, part, counts, pull)
+            with meter.phase("backward"):
+                self.engine.backward(loss, part + 1 == len(batches))
             parts.append(metrics)
-        metrics = joined(parts)
-        metrics["grad_norm"] = nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
-        self.optimizer.step()
-        self._update_ema(step)
-        return metrics
+        if self.saver is not None:
+            with meter.phase("save"):
+                self.saver.staged()
+        with meter.phase("optimizer"):
+            norm = self.engine.update(step)
+        return added(parts), norm, counts
 
-    def loss(self, batch: Batch, step: int, ranks: Ranks) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss, metrics) of one micro-batch in the recipe's precision."""
+    def _meter(self) -> Meter:
+        return Meter(self.model.config, self.config, self.device, self.model.vocabulary)
+
+    def _placed(self, batches: list[Batch]) -> list[Batch]:
+        """The micro-batches, each with its place in the step's noise."""
+        begins = np.cumsum([0, *(batch.joint for batch in batches)])
+        return [replace(b, at=b.at + int(i), joint=int(begins[-1])) for b, i in zip(batches, begins[:-1], strict=True)]
+
+    def _pulls(self, batches: list[Batch], step: int, counts: StepCounts) -> Sequence[Pull | None]:
+        """Of a step in several micro-batches: what the contrastive loss of all of them does to each."""
+        if len(batches) == 1 or not self.config.weights.contrastive or not counts.has_negatives:
+            return [None] * len(batches)
+
+        def run(work: Callable[[PrtsModel], Embeddings], part: int) -> Embeddings:
+            self._seed_dropout(step, part)
+            return self.engine.run(work)
+
+        return contrastive_pulls(batches, self.config, counts, run)
+
+    def _loss(
+        self, batch: Batch, step: int, part: int, counts: StepCounts, pull: Pull | None = None
+    ) -> tuple[Tensor, Metrics]:
+        """(share of the loss, metrics) of one micro-batch; noise is drawn from (seed, step)."""
         generator = torch.Generator(self.device).manual_seed((self.seed << 32) + step)
-        with self.autocast():
-            return prts_loss(self.model, batch, self.config, generator, ranks)
+        self._seed_dropout(step, part)
+        return self.engine.run(lambda model: prts_loss(model, batch, self.config, generator, counts, pull))
 
-    def autocast(self) -> Any:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+    def _seed_dropout(self, step: int, part: int) -> None:
+        words = np.random.SeedSequence([self.seed, step, part, self.parallel.rank]).generate_state(1, np.uint64)
+        torch.manual_seed(int(words[0]) >> 1)
 
-    @torch.no_grad()
-    def _update_ema(self, step: int) -> None:
-        """Exponential moving average with warm-up: decay = min(d, (1 + t) / (10 + t))."""
-        decay = min(self.config.ema_decay, (1 + step) / (10 + step))
-        state = self.model.state_dict()
-        torch._foreach_lerp_([self.ema[k] for k in self.averaged], [state[k] for k in self.averaged], 1 - decay)
+    def _joint(self, metrics: Metrics) -> dict[str, float]:
+        """The metrics of the joint batch, from each process's shares."""
+        names = sorted(metrics)
+        values = self.parallel.sum([torch.as_tensor(metrics[n], device=self.device) for n in names]).tolist()
+        joint = dict(zip(names, values, strict=True))
+        return {name: joint[name] for name in metrics}
 
     # ---- held-out losses -------------------------------------------------------------------------------------------
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Losses of the averaged weights on the first `eval_batches` held-out batches, named `eval/<metric>`.
+        """Losses of the averaged weights on the first `eval_batches` held-out batches, named `eval/<metric>`: the mean
+        of each over the batches that have it.
 
         Noise is the same at every evaluation, so that two of them differ by the weights alone.
         """
         assert self.held_out is not None
-        rows: list[dict[str, Tensor]] = []
+        rows: list[dict[str, float]] = []
         self.model.eval()
-        with self._averaged(), contextlib.closing(self.held_out.batches(self.held_out.start())) as stream:  # type: ignore[type-var]
+        with self.engine.averaged(), contextlib.closing(self.held_out.batches(self.held_out.start())) as stream:  # type: ignore[type-var]
             for index in range(self.config.eval_batches):
-                rows.append(self.loss(next(stream).to(self.device), index, self.ranks)[1])
+                batch = next(stream).to(self.device)
+                counts = StepCounts.gather([batch.counts], self.parallel)
+                rows.append(self._joint(self._loss(batch, index, 0, counts)[1]))
         self.model.train()
-        return {f"eval/{k}": float(v) for k, v in joined(rows, mean=True).items()}
-
-    @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """The averaged weights in the model's place; nothing is copied."""
-
-        def swap() -> None:
-            for parameter, name in self.names.items():
-                parameter.data, self.ema[name] = self.ema[name], parameter.data
-
-        swap()
-        try:
-            yield
-        finally:
-            swap()
+        names = dict.fromkeys(name for row in rows for name in row)
+        return {f"eval/{n}": float(np.mean([row[n] for row in rows if n in row])) for n in names}
 
     # ---- disk --------------------------------------------------------------------------------------------------------
-    def save(self, root: Path) -> None:
-        """Everything a resumed run needs, as a checkpoint folder under `root`."""
-        parts = {
-            "model": self.model.state_dict(),
-            "average": {k: self.ema[k] for k in self.averaged},
-            "optimizer": disk.optimizer_tensors(self.optimizer, self.names),
-            "rng": disk.generators(),
-        }
-        disk.save_checkpoint(root, self._state(), parts, keep=self.config.keep, shard_mb=self.config.shard_mb)
-
-    def _state(self) -> disk.State:
-        return disk.State(self.finished, self.cursor, self.seed, self.ranks.world, identity(self.config))
+    def _save(self) -> None:
+        """Begin to write everything a resumed run needs; it reaches the disk while training goes on."""
+        assert self.saver is not None
+        state = disk.State(self.finished, self.cursor, self.seed, self.parallel.world, identity(self.config))
+        self.saver.start(state, self.engine.pieces())
 
     def load(self, folder: Path) -> None:
-        """Restore in place from a checkpoint folder of the same recipe; CheckpointError where it does not fit."""
+        """Restore in place from a checkpoint folder of the same recipe, left by any engine over any number of
+        processes; CheckpointError where it does not fit."""
         state = disk.read_state(folder)
         disk.check_same_run(state, self.config, self.seed, folder)
-        disk.load_training(folder, self.model, self.ema, self.optimizer, self.names)
+        self.engine.load(disk.PieceFiles(folder))
         self.finished, self.cursor = state.step, state.cursor
 
-    def weights(self, ema: bool = True) -> dict[str, Tensor]:
-        """The whole model's averaged or last weights, on the CPU."""
-        state = self.ema if ema else self.model.state_dict()
-        return {name: tensor.detach().cpu() for name, tensor in state.items()}
+    def weights(self, ema: bool = True, root: Path | None = None) -> dict[str, Tensor]:
+        """The whole model's averaged or last weights on the CPU, in process 0; empty elsewhere.
 
-    def snapshot(self, path: Path) -> None:
-        """The averaged weights of this moment."""
-        save_tensors(path, self.ema)
+        root: a folder that all processes share, where there are several: the parts meet there for a moment."""
+        ema = ema and self.config.ema_decay > 0
+        held = self.engine.weights(ema)
+        if held is not None:
+            return {name: tensor.cpu() for name, tensor in held.items()}
+        if root is None:
+            raise ValueError("weights that are spread over processes need a shared folder to be gathered in")
+        if self.saver is not None:
+            self.saver.wait()
+        kind = "ema/" if ema else "model/"
+        pieces = {k.removeprefix(kind): p for k, p in self.engine.pieces().items() if k.startswith(kind)}
+        pieces |= {k.removeprefix("model/"): p for k, p in self.engine.frozen().items()}
+        mine = {name: piece for name, piece in pieces.items() if piece.owner}
+        values = {name: piece.values.to("cpu", copy=True) for name, piece in mine.items()}
+        starts = {name: piece.start for name, piece in mine.items()}
+        folder = disk.write_folder(root, "weights", values, starts, self.parallel, {"step": self.finished})
+        made: dict[str, Tensor] = {}
+        if self.parallel.rank == 0:
+            files = disk.PieceFiles(folder)
+            made = {name: files.whole(name, shape) for name, shape in self.engine.shapes().items()}
+            shutil.rmtree(folder)
+        self.parallel.wait()
+        return made
+
+    def snapshot(self, path: Path, root: Path) -> None:
+        """The averaged weights of this moment, as a file. root: see `weights`."""
+        weights = self.weights(root=root)
+        if self.parallel.rank == 0:
+            save_tensors(path, weights)
 
     def _refuse_nan(self, unseen: list[Done], root: Path) -> None:
         """Stop at the first step whose loss or gradient is not finite and keep what its batch held for `replay`."""
@@ -264,7 +318,8 @@ class Trainer:
             values = {"loss": float(done.loss), "grad_norm": float(done.norm)}
             if all(math.isfinite(v) for v in values.values()):
                 continue
-            own = NAN_FILE if self.ranks.rank == 0 else NAN_FILE.replace(".", f"-{self.ranks.rank}.")
+            rank = self.parallel.rank
+            own = NAN_FILE if rank == 0 else NAN_FILE.replace(".", f"-{rank}.")
             shown = {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
             root.mkdir(parents=True, exist_ok=True)
             note = {"step": done.step, "seed": self.seed, "cursor": done.begin, "ids": done.ids}
@@ -284,7 +339,7 @@ class Trainer:
 
         The same samples with the same augmentation and noise. CheckpointError if the data has changed since.
         """
-        note = disk.read_json(root / NAN_FILE)
+        note = read_json(root / NAN_FILE)
         found = disk.newest(root)
         if found is not None:
             self.load(found)
@@ -301,24 +356,17 @@ class Trainer:
                 expected=str(note["ids"][:16]),
                 cure="replay with the recipe and the data of that run",
             )
+        counts = StepCounts.gather([batch.counts for batch in batches], self.parallel)
+        pulls = self._pulls(batches, note["step"], counts)
         with torch.no_grad():
-            made = micro_batches(batches, self.config.flow_samples, self.ranks)
-            parts = [self.loss(batch, note["step"], ranks)[1] for batch, ranks in made]
-        return {k: float(v) for k, v in joined(parts).items()}
+            made = enumerate(zip(self._placed(batches), pulls, strict=True))
+            parts = [self._loss(batch, note["step"], part, counts, pull)[1] for part, (batch, pull) in made]
+        return self._joint(added(parts))
 
 
-def joined(parts: list[dict[str, Tensor]], mean: bool = False) -> dict[str, Tensor]:
-    """Metrics of micro-batches as those of the step. Losses and accuracies are already shares of the step's mean and
-    add up; what says something of each batch alone (per dataset, the contrastive parts) is averaged. mean: average all.
-    """
+def added(parts: Sequence[Metrics]) -> Metrics:
+    """The shares of several micro-batches as one."""
     if len(parts) == 1:
         return parts[0]
-    out = {}
-    for key in dict.fromkeys(k for part in parts for k in part):
-        values = [part[key] for part in parts if key in part]
-        total = torch.stack([torch.as_tensor(v) for v in values]).sum()
-        out[key] = total if key in SHARES and not mean else total / len(values)
-    return out
-
-
-SHARES = ("loss", "cross_entropy_loss", "action_accuracy", "text_loss", "text_accuracy", "flow_loss")
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: torch.stack([torch.as_tensor(p[name]) for p in parts if name in p]).sum() for name in names}

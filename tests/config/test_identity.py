@@ -25,10 +25,10 @@ MACHINE = {
     "activation_checkpointing": True,
     "workers": 3,
     "threads": 7,
-    "deepspeed_stage": 2,
+    "engine": "zero2",
+    "fsdp_group": 8,
     "keep": 5,
     "checkpoint_every": 9,
-    "shard_mb": 100,
     "log_every": 1,
 }
 METAWORLD = MetaworldSource("metaworld", (TaskSpec("a", "do a", 9),)).expert()

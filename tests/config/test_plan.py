@@ -150,3 +150,35 @@ def test_a_robot_without_a_file_says_what_to_do(tmp_path: Path):
 def test_read_all_finds_faults_beyond_the_recipe(tmp_path: Path, dataset: dict, recipe: dict, said: str):
     with pytest.raises(ConfigError, match=said):
         plan_of(tmp_path, dataset, **recipe).read_all()
+
+
+# ---- training defaults of a model --------------------------------------------------------------------------------
+def large_model(folder: Path, train: str) -> Path:
+    (folder / "models").mkdir()
+    sizes = "{hidden_size: 2560, num_layers: 36, num_heads: 32, num_kv_heads: 8, head_dim: 128, intermediate_size: 9728"
+    text = sizes + ", mrope_section: [24, 20, 20]}"
+    (folder / "models/large.yaml").write_text(f"name: large\ntext: {text}\n{train}")
+    recipe = folder / "r.yaml"
+    recipe.write_text("name: r\ndatasets: [d]\ndeploy: d\nmodel: large\nsft:\n  train: {steps: 7, clip_norm: 0.5}\n")
+    return recipe
+
+
+def test_a_recipe_takes_what_it_does_not_say_from_its_model(tmp_path):
+    recipe = large_model(tmp_path, "train: {learning_rate: 1.0e-5, clip_norm: 2.0, precision: bf16}\n")
+    train = load_plan(recipe, ["sft.train.precision=fp32"]).recipe.sft.train
+    assert (train.learning_rate, train.clip_norm, train.steps, train.precision) == (1e-5, 0.5, 7, "fp32")
+    assert load_plan(recipe).recipe.pretrain.train.learning_rate == 1e-5
+
+
+def test_a_large_model_without_a_rate_is_refused_and_the_cure_works(tmp_path):
+    recipe = large_model(tmp_path, "")
+    with pytest.raises(ConfigError, match="how fast it learns") as caught:
+        load_plan(recipe)
+    assert caught.value.field == "sft.train.learning_rate"
+    assert load_plan(recipe, ["sft.train.learning_rate=1.0e-5"]).recipe.sft.train.learning_rate == 1e-5
+
+
+def test_a_fault_in_a_models_defaults_names_its_file(tmp_path):
+    with pytest.raises(ConfigError, match="learning_rat") as caught:
+        load_plan(large_model(tmp_path, "train: {learning_rat: 1.0e-5}\n"))
+    assert caught.value.file == str(tmp_path / "models/large.yaml")

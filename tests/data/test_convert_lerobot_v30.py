@@ -96,6 +96,11 @@ def test_layout(v30: Path) -> None:
     assert pooled["count"] == [len(actions)]
 
 
+def test_first_rows(toy: Converted) -> None:
+    opened = LeRobotDataset.open(toy.root)
+    assert opened.starts == [sum(row.length for row in opened.rows[:episode]) for episode in opened.episodes()]
+
+
 def data_files(root: Path) -> list[Path]:
     return sorted((root / "data").rglob("*.parquet"))
 
@@ -164,7 +169,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "length": (lambda root: edit_episodes(root, "length", -1), "length"),
     "time": (lambda root: edit_episodes(root, "videos/observation.images.top/from_timestamp", 99.0), "frames"),
     "task": (lambda root: edit_episodes(root, "tasks", ["never heard of"]), "never heard of"),
-    "no stats": (lambda root: edit_episodes(root, "stats/action/mean", None), "stats/action/mean"),
+    "no stats": (lambda root: edit_episodes(root, "stats/action/mean", None), "stats.action.mean"),
     "table": (lambda root: shorten(data_files(root)[0]), "table"),
     "video": (lambda root: shorten(next((root / "videos").rglob("*.mp4"))), "video"),
     "missing": (lambda root: data_files(root)[0].unlink(), "incomplete"),

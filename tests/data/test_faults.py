@@ -40,7 +40,7 @@ def test_full_disk(small_disk: Path, toy: Converted) -> None:
 
 
 def test_full_disk_without_a_mount(tmp_path: Path, toy: Converted, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = writer.pq.write_table, []
+    real, calls = writer.write_parquet, []
 
     def fails_the_third_time(*args: object, **more: object) -> None:
         calls.append(args)
@@ -48,7 +48,7 @@ def test_full_disk_without_a_mount(tmp_path: Path, toy: Converted, monkeypatch: 
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(*args, **more)
 
-    monkeypatch.setattr(writer.pq, "write_table", fails_the_third_time)
+    monkeypatch.setattr(writer, "write_parquet", fails_the_third_time)
     with pytest.raises(StageError, match="disk is full"):
         convert_toy(tmp_path, toy.raw)
     assert len(list((tmp_path / "episodes").glob("*.json"))) >= 2

@@ -14,9 +14,9 @@ import torch
 
 from prts_core.config.train import Failures, TrainConfig
 from prts_core.data.goals import SUCCESS, Stretch, goal_row, stretches
+from prts_core.data.index import DatasetIndex
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.lerobot_v21.seal import seal
-from prts_core.data.subtasks import Subtasks
 from prts_core.io.errors import DataError
 from prts_core.io.files import read_json, write_json
 from prts_core.text import prompt
@@ -85,7 +85,7 @@ def test_each_row_has_the_instruction_that_it_follows(root: Path) -> None:
     first, second = stretches(dataset, 0)
     assert first == Stretch(0, length // 2, SENTENCES[0], length // 2 - 1)
     assert second == Stretch(length // 2, length, SENTENCES[1], length - 1)
-    episode = Subtasks.read(dataset, 0)
+    episode = DatasetIndex.of(dataset).subtasks(0)
     assert [episode.at(0).text, episode.at(length - 1).text] == SENTENCES[:2]
     assert episode.at(0).steps_to_end == length // 2 - 1
 
@@ -111,13 +111,15 @@ def trained(tmp_path: Path, tiny, tokenizer, fast) -> Callable[..., RobotDataset
     processor = reaching_processor(tmp_path, tiny, tokenizer, fast)
 
     def make(dataset: LeRobotDataset, failures: Failures = "leave_out", **options) -> RobotDataset:
-        return RobotDataset("reaching", dataset, processor, dataset.episodes("train"), failures=failures, **options)
+        index, episodes = DatasetIndex.of(dataset), dataset.episodes("train")
+        return RobotDataset("reaching", dataset, index, processor, episodes, failures=failures, **options)
 
     return make
 
 
 def samples(rows: RobotDataset):
-    return [rows.item(i, np.random.default_rng(i), response=True, contrastive=True) for i in range(len(rows))]
+    every = range(len(rows))
+    return rows.items(every, [np.random.default_rng(i) for i in every], response=True, contrastive=True)
 
 
 def test_failed_episodes_are_left_out_unless_they_are_asked_for(root: Path, trained) -> None:
@@ -140,7 +142,7 @@ def test_a_dataset_that_never_succeeds_is_refused_and_held_out_failures_are_no_m
     dataset = changed(root, succeed(), success=True)
     with pytest.raises(DataError, match=r"No episode reached its goal.*next\.success"):
         trained(dataset)
-    assert held_out_set("reaching", dataset, None) == []  # type: ignore[arg-type]
+    assert held_out_set("reaching", dataset, DatasetIndex.of(dataset), None) == []  # type: ignore[arg-type]
     dataset.info.splits["heldout"] = "0:6"
     with pytest.raises(DataError, match=r"No held-out episode reached its goal.*next\.success"):
         heldout_curves(None, dataset, 3, 4)  # type: ignore[arg-type]
@@ -161,7 +163,7 @@ def test_what_no_sample_is_taken_from_is_no_task(root: Path, trained) -> None:
 
 def test_a_chunk_ends_where_its_instruction_does(root: Path, trained) -> None:
     rows = trained(changed(root, halves))
-    half = rows.subtasks[0].length // 2
+    half = int(rows.index.lengths[0]) // 2
     last, first = samples(rows)[half - 1 : half + 1]
     assert last.is_pad is not None and first.is_pad is not None and last.chunk is not None
     assert last.is_pad.tolist() == [False, *[True] * (len(last.is_pad) - 1)] and not first.is_pad[0]
@@ -170,7 +172,7 @@ def test_a_chunk_ends_where_its_instruction_does(root: Path, trained) -> None:
 
 def test_what_is_said_follows_the_rows(root: Path, trained) -> None:
     rows = trained(changed(root, halves))
-    length = rows.subtasks[0].length
+    length = int(rows.index.lengths[0])
     ids = [one.task_id for one in samples(rows)[:length]]
     assert set(ids[: length // 2]) == {prompt.task_id(SENTENCES[0])}
     assert set(ids[length // 2 :]) == {prompt.task_id(SENTENCES[1])}

@@ -111,7 +111,7 @@ def test_robot_names_apply_or_are_refused(tmp_path: Path, theirs: Path) -> None:
         ({"delete": "meta/info.json"}, DataError, ["info.json", "missing"]),
         ({"delete": "meta/episodes_stats.jsonl"}, DataError, ["per-episode statistics", "convert_dataset_v20_to_v21"]),
         ({"line": "meta/episodes.jsonl"}, DataError, ["episodes.jsonl", "line 3", "not valid JSON"]),
-        ({"version": "v3.0"}, DataError, ["codebase_version", "v3.0", "v2.1"]),
+        ({"version": "v2.0"}, DataError, ["codebase_version", "v2.0", "v2.1"]),
         ({"data_path": "../../etc/passwd"}, DataError, ["data_path", "inside the dataset"]),
         ({"data_path": "{episode_index.__class__}"}, DataError, ["data_path", "may use"]),
         ({"episodes": (9,)}, ConfigError, ["source.episodes", "episode 9", "0 to 5"]),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import typing
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -190,6 +194,48 @@ def test_a_v30_dataset_in_a_recipe(toy: Converted, tmp_path: Path) -> None:
     made = chain.run("convert", plan, "theirs", tmp_path / "outputs")
     dataset = LeRobotDataset.open(made.folder(tmp_path / "outputs"))
     assert dataset.contract == toy.contract and len(dataset.rows) == 6
+
+
+def test_a_v30_dataset_is_read_where_it_lies(toy: Converted, tmp_path: Path) -> None:
+    """Its result is links: it costs no space, follows a source that moved, and is made again when one changed."""
+    export(toy.root, tmp_path / "v30", tmp_path / "work")
+    planned(tmp_path / "configs")
+
+    def plan_of(root: Path) -> RunPlan:
+        source = {"kind": "lerobot", "root": str(root)}
+        (tmp_path / "configs/datasets/theirs.yaml").write_text(yaml.safe_dump({"name": "theirs", "source": source}))
+        return planned(tmp_path / "configs", "theirs")
+
+    stages, outputs = ("collect", "convert", "validate", "stats"), tmp_path / "outputs"
+    plan = plan_of(tmp_path / "v30")
+    made = {name: chain.run(name, plan, "theirs", outputs) for name in stages}
+    root = made["convert"].folder(outputs)
+    linked = [path for path in root.rglob("*") if path.is_symlink()]
+    assert {path.suffix for path in linked} == {".parquet", ".mp4"}
+    assert LeRobotDataset.open(root).contract == toy.contract
+    assert made["stats"].metrics["rows"] == 50 and made["validate"].metrics["videos_checked"] == 12
+    assert all(os.access(path.resolve(), os.W_OK) for path in linked), "the source is nobody's to protect"
+
+    (tmp_path / "v30").rename(tmp_path / "elsewhere")  # the same files: the same results, linked anew
+    moved = plan_of(tmp_path / "elsewhere")
+    assert {name: chain.run(name, moved, "theirs", outputs).digest for name in stages} == {
+        name: manifest.digest for name, manifest in made.items()
+    }
+    assert all(path.resolve().is_relative_to(tmp_path / "elsewhere") for path in linked)
+
+    path = next((tmp_path / "elsewhere/data").rglob("*.parquet"))
+    table = pq.read_table(path)
+    values = np.stack(table.column("action").to_pylist()) + 1
+    position = table.column_names.index("action")
+    field = table.schema.field("action")
+    pq.write_table(table.set_column(position, field, pa.array(values.tolist(), field.type)), path)
+    with pytest.raises(StageError, match="has not run yet under this plan") as caught:
+        chain.run("stats", moved, "theirs", outputs)
+    (tmp_path / "elsewhere" / "meta/prts_manifest.json").unlink()  # its seal was of the other rows
+    for name in ("collect", "convert"):
+        after = chain.run(name, moved, "theirs", outputs)
+    assert after.key != made["convert"].key and caught.value.cure
+    assert LeRobotDataset.open(after.folder(outputs)).actions(0)[0, 0] == values[0, 0]
 
 
 def test_every_converter_may_stand_in_a_recipe() -> None:

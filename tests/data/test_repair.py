@@ -13,7 +13,7 @@ import pytest
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.validation import repair as repair_module
 from prts_core.data.validation import validate_dataset
-from prts_core.data.validation.repair import QUARANTINE, repair
+from prts_core.data.validation.repair import QUARANTINE, renumbered, repair
 from prts_core.io.errors import DataError
 from prts_core.io.files import read_json, read_jsonl, write_json, write_jsonl
 from prts_core.store.listing import digest_tree
@@ -132,3 +132,22 @@ def test_what_is_refused(faulty: Path, tmp_path: Path) -> None:
     (faulty / "meta/info.json").write_text("{")
     with pytest.raises(DataError, match="not valid JSON"):
         repair(faulty, tmp_path / "out")
+
+
+class Sentence(str):
+    """A sentence that counts how often it is compared."""
+
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        Sentence.compared += 1
+        return str.__eq__(self, other)
+
+
+def test_tasks_are_numbered_in_one_pass() -> None:
+    tasks = {2 * n: Sentence(f"task {n % 1500}") for n in range(2000)}
+    Sentence.compared = 0
+    new = renumbered(dict(tasks))
+    assert Sentence.compared <= len(tasks)  # one for each that is there already; a search of a list takes a million
+    assert new == {2 * n: n % 1500 for n in range(2000)}

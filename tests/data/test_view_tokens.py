@@ -39,10 +39,10 @@ def test_views_keep_their_proportions(
     rng = np.random.default_rng(0)
     seen = {c.key: rng.integers(0, 256, (2, c.height, c.width, 3), dtype=np.uint8) for c in cameras}
     tokens = processor.tokens(seen, rng.uniform(-1, 1, (2, 3)), ["open the faucet", "close the faucet"])
-    assert tokens.grid.tolist() == [[1, 4, 8], [1, 4, 4]] * 2  # patches of 8 pixels
+    assert tokens.grid.tolist() == [[1, 4, 4]] * 2 + [[1, 4, 8]] * 2  # patches of 8 pixels
     assert (tokens.ids == tokenizer.id(prompt.IMAGE_PAD)).sum(1).tolist() == [12, 12]
     first = torch.from_numpy(resize(seen[TOP][1:], 32, 64))
-    assert torch.equal(tokens.pixels[32 + 16 : 32 + 16 + 32], patchify(first, 8, 2))  # sample by sample, view by view
+    assert torch.equal(tokens.pixels[16 + 16 + 32 :], patchify(first, 8, 2))  # those of one size together
     with torch.inference_mode():
         hidden = model.encode(tokens).hidden
     assert torch.isfinite(hidden).all()

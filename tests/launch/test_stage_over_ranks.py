@@ -17,12 +17,10 @@ from pathlib import Path
 import pytest
 
 from prts_core.config.load import load_plan
-from prts_core.config.train import TrainConfig
-from prts_core.io.errors import ConfigError, StageError
+from prts_core.io.errors import StageError
 from prts_core.launch.where import parse_launch
 from prts_core.stages import chain, declarations
 from prts_core.stages.elsewhere import executor, order, perform
-from prts_core.stages.training import make_trainer
 from prts_core.store.run_stage import untracked
 from prts_core.store.stage import StageContext
 from tests.data.conftest import convert_toy, write_raw
@@ -43,8 +41,8 @@ sft:
 """
 DATASET = 'name: toy\nsource: {kind: lerobot, root: "${TOY_ROOT}", heldout_episodes: 2}\n'
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-# deepspeed_stage cannot change a result and is no part of its key: another outputs folder keeps the two apart.
-SPLIT = ("--set", "sft.train.deepspeed_stage=2")
+# The engine cannot change a result and is no part of its key: another outputs folder keeps the two apart.
+SPLIT = ("--set", "sft.train.engine=zero2")
 
 
 def prts(folder: Path, outputs: str, *command: str, launch: str = "inline", before: tuple[str, ...] = ()):
@@ -151,16 +149,11 @@ def test_a_stopped_launch_goes_on_to_the_weights_of_one_that_was_not(folder: Pat
     assert one["content_digest"] == two["content_digest"]
 
 
-def test_torchrun_is_for_stages_that_train_and_the_plain_loop_is_for_one_process(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_torchrun_is_for_stages_that_train() -> None:
     seen: list[str] = []
     stage = replace(declarations.STAGES["stats"], run=lambda *given: seen.append("here"))  # type: ignore[func-returns-value]
     executor(parse_launch("torchrun:2"), None)(stage, None, {}, None)  # type: ignore[arg-type]
     assert seen == ["here"]
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match=r"set train\.deepspeed_stage to 1, 2 or 3"):
-        make_trainer(None, [], [], TrainConfig(), 7)  # type: ignore[arg-type]
 
 
 def test_a_recipe_that_changes_while_its_stage_starts_is_refused(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def load_case(name: str) -> Case:
 
 def token_loss(model: PrtsModel, encoded: Encoded) -> Tensor:
     """Mean cross-entropy over labelled tokens; 0 where there are none."""
-    losses, _, _ = model.token_losses(encoded)
+    losses, _ = model.token_losses(encoded)
     return losses.sum() / max(1, len(losses))
 
 

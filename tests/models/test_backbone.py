@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from transformers import Qwen3VLModel
 
-from prts_core.models.backbone import patchify, qwen3vl_config
+from prts_core.models.backbone import qwen3vl_config, see
 from prts_core.text import prompt
+from prts_core.text.collate import collate, patches
+from prts_core.text.sequence import ImageTokens, SequenceBuilder
 
 
-def pixels_of(images: torch.Tensor, tiny) -> torch.Tensor:
-    return patchify(images, tiny.vision.patch_size, tiny.vision.merge_size)
-
-
-def test_plain_prompt_equals_the_stock_model(model, tiny, tokenizer, build, samples):
-    images = torch.randint(
-        0, 256, (len(samples) * 2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-    tokens = build(samples, images.numpy(), response=False, contrastive=False)
-    pixels = tokens.pixels
-    ours = model.encode(tokens).hidden
-
+def equals_stock(model, tokens, pixels, grid, tiny, tokenizer) -> None:
+    """Hidden states, and the gradients of the vision tower, are those of transformers' own model. pixels, grid: sample
+    by sample."""
     stock = Qwen3VLModel._from_config(
         qwen3vl_config(tiny, len(tokenizer), tokenizer.id(prompt.IMAGE_PAD)), attn_implementation="eager"
     ).eval()
@@ -35,18 +29,43 @@ def test_plain_prompt_equals_the_stock_model(model, tiny, tokenizer, build, samp
         input_ids=tokens.ids,
         attention_mask=inside.long(),
         pixel_values=twice,
-        image_grid_thw=tokens.grid,
+        image_grid_thw=grid,
         mm_token_type_ids=(tokens.ids == model.image_token_id).int(),
     ).last_hidden_state
+    ours = model.encode(tokens).hidden
     torch.testing.assert_close(ours[inside], theirs[inside], atol=2e-5, rtol=1e-4)
+    for hidden in (ours, theirs):
+        hidden[inside].square().mean().backward()
+    for (name, mine), own in zip(model.visual.named_parameters(), stock.visual.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, own.grad, atol=1e-5, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_images_of_two_sizes_take_the_stock_path(model, tiny):
-    square, wide = torch.zeros(1, 32, 32, 3, dtype=torch.uint8), torch.full((1, 32, 64, 3), 200, dtype=torch.uint8)
-    grid = torch.tensor([[1, 4, 4], [1, 4, 8]])
-    both = model.visual(torch.cat([pixels_of(square, tiny), pixels_of(wide, tiny)]), grid_thw=grid, return_dict=True)
-    alone = model.visual(pixels_of(wide, tiny), grid_thw=grid[1:], return_dict=True)
-    torch.testing.assert_close(both.pooler_output[4:], alone.pooler_output, atol=1e-5, rtol=1e-4)
+def test_plain_prompt_equals_the_stock_model(model, tiny, tokenizer, build, samples):
+    images = torch.randint(
+        0, 256, (len(samples) * 2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    tokens = build(samples, images.numpy(), response=False, contrastive=False)
+    equals_stock(model, tokens, tokens.pixels, tokens.grid, tiny, tokenizer)
+
+
+def test_cameras_of_two_sizes_equal_the_stock_model_at_one_attention_call_a_size(
+    monkeypatch, model, tiny, tokenizer, samples
+):
+    views = (ImageTokens("Camera top", 2, 4), ImageTokens("Camera wrist", 2, 2))
+    builder = SequenceBuilder(tokenizer, views)
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (32, 16 * v.columns, 3), dtype=np.uint8) for _ in samples for v in views]
+    pixels, grid = patches(images, tiny.vision.patch_size, tiny.vision.merge_size)
+    tokens = collate([builder.sequence(s, response=False, contrastive=False) for s in samples], pixels, grid)
+    assert grid.tolist() != tokens.grid.tolist() and not torch.equal(tokens.pixels, pixels)
+    equals_stock(model, tokens, pixels, grid, tiny, tokenizer)
+
+    calls, stock = [], torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: calls.append(len(a[0])) or stock(*a, **k)
+    )
+    see(model.visual, tokens.pixels, tokens.grid)
+    assert calls == [3, 3] * tiny.vision.depth
 
 
 def test_roles_are_isolated(model, build, samples):

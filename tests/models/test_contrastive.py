@@ -1,4 +1,4 @@
-"""The contrastive objective: its floor is the theory's, same-task samples are no negatives, one task is refused.
+"""The contrastive objective: its floor is the theory's, same-task samples are no negatives, one task counts nothing.
 
 What training to its optimum gives stands in tests/training/test_theory.py.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prts_core.io.errors import DataError
 from prts_core.models.heads.contrastive.loss import contrastive_loss
 
 
@@ -42,8 +41,12 @@ def test_same_task_is_no_negative():
     assert loss_of_sample_0(other) != pytest.approx(loss_of_sample_0(psi), rel=1e-2)
 
 
-def test_one_task_is_refused():
-    with pytest.raises(DataError, match="only one task"):
-        contrastive_loss(
-            torch.randn(3, 2), torch.randn(3, 2), torch.tensor(0.0), torch.zeros(3), torch.zeros(3, dtype=torch.int64)
-        )
+def test_one_task_counts_nothing_and_reaches_everything():
+    reads = [
+        torch.randn(3, 2, requires_grad=True),
+        torch.randn(3, 2, requires_grad=True),
+        torch.zeros((), requires_grad=True),
+    ]
+    loss, _ = contrastive_loss(*reads, torch.zeros(3), torch.zeros(3, dtype=torch.int64))
+    loss.backward()
+    assert loss == 0 and all(x.grad is not None and not x.grad.any() for x in reads)

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prts_core.config.checked_yaml import check, read_yaml
-from prts_core.config.model import ModelConfig
+from prts_core.config.load import read_model
 from prts_core.models.prts import PrtsModel
 from tests.models.golden_case import golden_folder
 
@@ -45,7 +44,7 @@ def test_golden_names_and_shapes_at_4b(variant):
     assert wanted.pop(TIED) == wanted["language_model.embed_tokens.weight"]
 
     recipe = CONFIGS / ("prts_4b_dit.yaml" if variant.startswith("dit") else "prts_4b.yaml")
-    config = check(ModelConfig, read_yaml(recipe), recipe)
+    config = read_model(recipe)[0]
     if "crl" not in variant:
         config = replace(config, contrastive=None)
     if not variant.startswith(("mot", "dit")):
@@ -63,7 +62,7 @@ def test_golden_position_table_grows_with_the_chunk():
     rows = json.loads((golden_folder("param_names_4b") / "summary.json").read_text())["position_embedding_rows"]
     recipe = CONFIGS / "prts_4b.yaml"
     for name, shape in rows.items():
-        config = replace(check(ModelConfig, read_yaml(recipe), recipe), chunk_length=int(name.removeprefix("chunk")))
+        config = replace(read_model(recipe)[0], chunk_length=int(name.removeprefix("chunk")))
         with torch.device("meta"):
             model = PrtsModel(config, 8, image_token_id=0)
         assert list(model.dit_action_head.position_embedding.weight.shape) == shape

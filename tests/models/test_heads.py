@@ -128,3 +128,27 @@ def test_the_kind_chooses_the_head_of_a_configuration():
         check(ModelConfig, {"expert": {"kind": "dit", "num_layer": 6}}, "x")
     with pytest.raises(ConfigError, match="'mot', 'dit'"):
         check(ModelConfig, {"expert": {"kind": "moe"}}, "x")
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_draws_side_by_side_are_those_of_a_prompt_copied_for_each(head, prefix, draws):
+    """Velocities, and the gradients of everything that the head reads."""
+    torch.manual_seed(3)
+    x, mask = torch.randn(draws * SAMPLES, STEPS, WIDTH), torch.ones(draws * SAMPLES, STEPS, WIDTH)
+    time = torch.rand(draws * SAMPLES)
+    reads = [*prefix.keys, *prefix.values, prefix.hidden]
+
+    def outcome(of_prefix):
+        for tensor in reads:
+            tensor.requires_grad_().grad = None
+        head.zero_grad()
+        velocity = head(x, mask, time, of_prefix)
+        velocity.square().sum().backward()
+        return [velocity, *(t.grad for t in (*reads, *head.parameters()))]
+
+    once = outcome(prefix)
+    copied = outcome(prefix.map(lambda y: y.repeat_interleave(draws, dim=0)))
+    for ours, theirs in zip(once, copied, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)

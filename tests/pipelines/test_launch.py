@@ -117,7 +117,7 @@ def test_training_over_ranks_is_materialised(tmp_path, monkeypatch):
     chain.run("pretrain", page.plan, None, outputs)
     job = dg.define_asset_job("train", dg.AssetSelection.assets(page.key("sft")))
     defs = dg.Definitions.merge(build([page], outputs, launch="torchrun:2"), dg.Definitions(jobs=[job]))
-    split = {"sft": {"train": {"deepspeed_stage": 2}}}
+    split = {"sft": {"train": {"engine": "zero2"}}}
     with dg.DagsterInstance.ephemeral() as instance:
         result = defs.resolve_job_def("train").execute_in_process(
             instance=instance,

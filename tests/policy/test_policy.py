@@ -191,7 +191,7 @@ def test_a_dataset_of_another_contract_is_refused(processor, tmp_path):
     meant = processor.contract.contract
     other = Contract(meant.embodiment, 30, meant.state, meant.action, meant.cameras)
     with pytest.raises(ContractError, match=r"control_hz: 30\.0 in dataset toy, 20\.0 in policy"):
-        RobotDataset("toy", SimpleNamespace(contract=other), processor, [0])  # type: ignore[arg-type]
+        RobotDataset("toy", SimpleNamespace(contract=other), None, processor, [0])  # type: ignore[arg-type]
 
 
 def test_state_relative_actions_are_absolute_outside(processor, model, inputs):

@@ -49,17 +49,17 @@ def test_only_adapters_and_heads_train_and_the_merged_policy_needs_no_peft(tmp_p
     losses_of(trainer, tmp_path)
     moved = {k for k, v in model.state_dict().items() if not torch.equal(v, start[k])}
     assert all("lora_" in k or k.startswith(("dit_action_head", "crl_")) or k == ROWS for k in moved)
-    adapters = adapter_tensors(trainer.ema)
+    adapters = adapter_tensors(trainer.weights())
     assert len(adapters) == 2 * 7 * 2 + 2  # A and B, 7 layers, twice; rows of new tokens and their ids
     assert adapters.keys() - moved == {"language_model.embed_tokens.ids"}
     rows = {row.group: row for row in count(model)}
     assert 0 < rows["llm"].share < 0.5 and rows["vision"].trainable == 0
 
     plain = network(text_tokenizer())
-    tensors = merged(trainer.ema, LORA)
+    tensors = merged(trainer.weights(), LORA)
     load_weights(plain, tensors, "merged")
     batch = next(trainer._steps())[0]
-    with torch.no_grad(), trainer._averaged():
+    with torch.no_grad(), trainer.engine.averaged():
         wanted = model.eval().encode(batch.tokens).hidden
         assert not torch.allclose(wanted, network(text_tokenizer()).encode(batch.tokens).hidden, atol=1e-4)
         torch.testing.assert_close(plain.eval().encode(batch.tokens).hidden, wanted, atol=1e-5, rtol=1e-5)
@@ -84,7 +84,7 @@ def test_new_tokens_learn_and_the_others_stay(tmp_path):
     logits = trainer.model.logits(torch.ones(2, before.shape[1]))
     torch.testing.assert_close(logits, torch.ones(2, before.shape[1]) @ before.T)
     losses_of(trainer, tmp_path)
-    after = merged(trainer.ema, LORA)["language_model.embed_tokens.weight"]
+    after = merged(trainer.weights(), LORA)["language_model.embed_tokens.weight"]
     moved = (after != before).any(1).nonzero()[:, 0].tolist()
     assert moved and set(moved) <= set(own) and len(moved) > 20
     torch.testing.assert_close(

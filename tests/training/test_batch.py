@@ -15,16 +15,16 @@ from prts_core.config.model import ModelConfig
 from prts_core.config.train import LossWeights, TrainConfig
 from prts_core.text.prompt import task_id
 from prts_core.text.sequence import ConversationBuilder, ImageTokens
-from prts_core.training.batch import Batch, BatchSource, TrainingSample, chunk_windows
+from prts_core.training.batch import Batch, BatchSource, OneByOne, TrainingSample, chunk_windows
 from prts_core.training.losses import prts_loss
 from prts_core.training.packing import pack
-from prts_core.training.stream import BLOCK, MixtureSampler
+from prts_core.training.stream import BLOCK, MixtureSampler, Permutation
 from tests.fixtures.toy_source import ToySource
 
 SENTENCES = ["open the faucet", "close the faucet", "press the button"]
 
 
-class Conversations:
+class Conversations(OneByOne):
     """Image-text samples for a mixture."""
 
     name, tasks = "pictures", frozenset()
@@ -75,6 +75,35 @@ def test_every_row_is_drawn_once_an_epoch_and_the_mixture_is_kept():
     for half in (draws[:BLOCK], draws[BLOCK:]):
         assert abs(sum(d.source for d in half) / BLOCK - 200 / 500) < 1e-3
     assert MixtureSampler([300, 100], [1.0, 2.0], seed=3).draw(5000) == draws[5000], "any sample may be asked for first"
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 700), st.integers(0, 2**63))
+def test_an_order_has_every_row_once(size, seed):
+    order = Permutation(size, (seed, 2, 0, 1))
+    assert sorted(order[i] for i in range(size)) == list(range(size))
+    with pytest.raises(IndexError):
+        order[size]
+
+
+def test_an_order_is_no_pattern():
+    """Neighbours fall anywhere, on a grid of 8 x 8 cells as often in each, and another epoch or seed is another order;
+    chi-square of 63 degrees of freedom: 103 is one in a thousand."""
+    size = 100_003
+    order = Permutation(size, (7, 2, 0, 0))
+    rows = np.array([order[i] for i in range(20_000)])
+    for first, second in ((rows[:-1], rows[1:]), (np.arange(20_000), rows), (rows[:-2], rows[2:])):
+        scale = [max(int(part.max()) + 1, 1) for part in (first, second)]
+        cells = np.bincount(first * 8 // scale[0] * 8 + second * 8 // scale[1], minlength=64)
+        assert ((cells - cells.mean()) ** 2 / cells.mean()).sum() < 103
+    others = [Permutation(size, key) for key in ((7, 2, 0, 1), (8, 2, 0, 0), (7, 2, 1, 0))]
+    assert all(np.mean([other[i] == rows[i] for i in range(2000)]) < 0.01 for other in others)
+
+
+def test_an_order_of_many_rows_takes_no_memory():
+    stream = MixtureSampler([200_000_000, 3], [1.0, 1e7], seed=1)
+    rows = [d.row for d in map(stream.draw, range(10**12, 10**12 + 500)) if d.source == 0]
+    assert len(set(rows)) == len(rows) > 100 and max(rows) > 10**8
 
 
 def test_a_mixture_without_weight_is_refused():

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import time
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from prts_core.training.batch import Batch, BatchSource
+from prts_core.data.index import DatasetIndex
+from prts_core.text import prompt
+from prts_core.text.sequence import Sample
+from prts_core.training.batch import Batch, BatchSource, chunk_windows
 from prts_core.training.datasets import RobotDataset
+from prts_core.training.shared_files import SharedFiles
+from tests.data.test_index import with_subtasks
 from tests.fixtures.reaching import reaching_processor, write_reaching
 
 
@@ -44,15 +52,21 @@ def same(left: list[Batch], right: list[Batch]) -> bool:
 def sets(tmp_path, tiny, tokenizer, fast) -> tuple[RobotDataset, RobotDataset]:
     dataset = write_reaching(tmp_path, per_goal=2)
     processor = reaching_processor(tmp_path, tiny, tokenizer, fast)
-    kept, read = (RobotDataset("reaching", dataset, processor, [3, 0, 2], memory_gib=gib) for gib in (4.0, 0.0))
-    assert kept.frames[0].kept is not None and read.frames[0].kept is None
+    index, folder = DatasetIndex.of(dataset), tmp_path / "work"
+    kept, read = (
+        RobotDataset("reaching", dataset, index, processor, [3, 0, 2], shared=shared)
+        for shared in (SharedFiles(folder), SharedFiles(folder, left=1000))
+    )
+    assert len(list(folder.glob("pictures-*.npy"))) == 1
     return kept, read
 
 
 def test_pictures_in_memory_and_from_video_are_the_same(sets, tiny) -> None:
     kept, read = sets
     for row in (0, len(kept) - 1, 3, 4, 5, len(kept) // 2):
-        assert np.array_equal(kept.frames[0][row], read.frames[0][row])
+        assert np.array_equal(kept.pictures(row), read.pictures(row))
+    with pytest.raises(IndexError):
+        kept.pictures(len(kept))
     assert same(batches(kept, tiny), batches(read, tiny))
 
 
@@ -68,3 +82,75 @@ def test_loader_processes_make_the_same_batches(sets, tiny, workers: int) -> Non
     kept, read = sets
     expected = batches(read, tiny)  # warm decoders are what a fork then copies
     assert same(batches(read, tiny, workers=workers), expected) and same(batches(kept, tiny), expected)
+
+
+def test_what_is_counted_once_is_mapped_by_all(sets, tmp_path, monkeypatch) -> None:
+    kept, read = sets
+    counted = kept.lengths(response=True, contrastive=False)
+    monkeypatch.setattr(RobotDataset, "_count", None)
+    again = read.lengths(response=True, contrastive=False)
+    assert again.dtype == np.uint16 and not again.flags.writeable and np.array_equal(counted, again)
+    assert len(list((tmp_path / "work").glob("lengths-*.npy"))) == 1
+
+
+def test_the_room_for_pictures_is_one_for_all_sets_of_a_run() -> None:
+    shared = SharedFiles(left=100)
+    assert [shared.claim(size) for size in (60, 60, 40, 1)] == [True, False, True, False]
+
+
+def test_a_shared_array_is_made_by_one_process(tmp_path) -> None:
+    """The others wait; what a killed one left is cleared away."""
+    (tmp_path / ".squares.npy.partial-7").write_bytes(b"cut")
+    context = multiprocessing.get_context("fork")
+    with context.Pool(3) as pool:
+        found = pool.map(_squares, [tmp_path] * 3)
+    assert found == [sum(i * i for i in range(50))] * 3
+    assert (tmp_path / "made").read_text() == "x"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["made", "squares.lock", "squares.npy"]
+
+
+def _squares(folder: Path) -> int:
+    def fill(into: np.ndarray) -> None:
+        with (folder / "made").open("a") as file:
+            file.write("x")
+        time.sleep(0.05)
+        into[:] = np.arange(50) ** 2
+
+    return int(SharedFiles(folder).array("squares", (50,), np.int64, fill).sum())
+
+
+def test_fast_is_made_only_where_a_loss_reads_it(sets, monkeypatch) -> None:
+    kept, _ = sets
+    monkeypatch.setattr(type(kept.processor), "fast_tokens", None)
+    (made,) = kept.items([3], [np.random.default_rng(0)], response=False, contrastive=False)
+    assert made.chunk is not None
+    with pytest.raises(TypeError):
+        kept.items([3], [np.random.default_rng(0)], response=True, contrastive=False)
+
+
+@pytest.mark.parametrize("mode", [False, True, "mixture:0.5", "cumulate"])
+def test_samples_are_those_of_the_whole_episodes(tmp_path, tiny, tokenizer, fast, mode) -> None:
+    """Chunks, states and tokens made for a batch are those that are made for all rows of an episode at once."""
+    dataset = with_subtasks(write_reaching(tmp_path, per_goal=2).root)
+    processor = reaching_processor(tmp_path, tiny, tokenizer, fast)
+    rows = RobotDataset("reaching", dataset, DatasetIndex.of(dataset), processor, [3, 1], train_subtask=mode)
+    made = rows.items(
+        range(len(rows)), [np.random.default_rng(i) for i in range(len(rows))], response=True, contrastive=True
+    )
+    at = 0
+    for episode in (3, 1):
+        states, task = dataset.states(episode), rows.index.subtasks(episode)
+        windows, pads = chunk_windows(dataset.actions(episode), tiny.chunk_length)
+        chunks, tokens = processor.normalize_actions(windows, states), processor.fast_tokens(windows, states)
+        words = processor.builder.encode_states(processor.state_bins(states))
+        for row in range(len(states)):
+            one, last = made[at], len(states) - 1
+            text, to_go = task.target(rows.mode, row, last - row, np.random.default_rng(at))
+            sample = Sample(words[row], text, tokens[row])
+            wanted = processor.builder.sequence(sample, response=True, contrastive=True)
+            assert np.array_equal(one.sequence.ids, wanted.ids) and one.steps_to_go == to_go
+            assert one.chunk.tobytes() == chunks[row].tobytes() and np.array_equal(one.is_pad, pads[row])
+            at += 1
+    assert at == len(rows) == len(made)
+    texts = {prompt.task_id(text) for text in rows._told()}
+    assert {one.task_id for one in made} <= texts == rows.tasks

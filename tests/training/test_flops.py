@@ -31,13 +31,14 @@ def tokenizer():
     return text_tokenizer()
 
 
-@pytest.mark.parametrize("head", ["mot", "dit"])
-def test_every_part_is_what_torch_counts(tokenizer, head):
+@pytest.mark.parametrize(("head", "draws"), [("mot", 1), ("dit", 1), ("dit", 3)])
+def test_every_part_is_what_torch_counts(tokenizer, head, draws):
+    """Of a MoT's draws, which lie side by side behind a mask, torch counts the pairs that are masked, too."""
     config = MODEL if head == "mot" else replace(MODEL, expert=DIT)
     model = network(tokenizer, config)
     choose_implementation(model.language_model, "reference")
     batch = next(batches([toy(tokenizer)], replace(CONFIG, batch_size=1)).batches({"sample": 0}))
-    tokens, draws = batch.tokens, 3
+    tokens = batch.tokens
     assert tokens.count == tokens.ids.numel(), "the test wants no padding, which torch counts and we do not"
     dense = replace(counts_of(tokens, draws), pairs=tokens.count**2)  # the reference implementation skips nothing
     said = forward_flops(config, dense, len(tokenizer))
@@ -69,7 +70,9 @@ def test_backward_is_twice_the_forward(tokenizer):
 
 
 def test_frozen_parts_count_less_and_counts_add_up():
-    forward = forward_flops(MODEL, Counts(tokens=10, pairs=55, patches=16, patch_pairs=256, draws=2, prompt=20), 100)
+    forward = forward_flops(
+        MODEL, Counts(tokens=10, pairs=55, patches=16, patch_pairs=256, draws=2, context=10, prompt=20), 100
+    )
     whole, lora = training_flops(forward), training_flops(forward, frozen={"language"}, cut={"vision"})
     assert lora["language"] == 2 / 3 * whole["language"] and lora["vision"] == whole["vision"] / 3
     assert Counts(tokens=2, labels=1) + Counts(tokens=3) == Counts(tokens=5, labels=1)

@@ -20,20 +20,22 @@ NOTHING = Load(samples=0, tokens=0, visual_tokens=0, answer=0, vocabulary=0)
 
 
 @pytest.mark.parametrize(
-    ("precision", "stage", "weights", "gradients", "optimizer", "ema"),
+    ("precision", "engine", "weights", "gradients", "optimizer", "ema"),
     [
-        ("fp32", 0, 20.0, 16.0, 32.0, 16.0),
-        ("bf16", 0, 28.0, 16.0, 32.0, 16.0),
-        ("bf16", 1, 10.0, 8.0, 12.0, 4.0),
-        ("bf16", 2, 10.0, 2.0, 12.0, 4.0),
-        ("bf16", 3, 2.5, 2.0, 12.0, 4.0),
-        ("fp32", 2, 20.0, 4.0, 12.0, 4.0),
+        ("fp32", "single", 20.0, 16.0, 32.0, 16.0),
+        ("bf16", "single", 28.0, 16.0, 32.0, 16.0),
+        ("bf16", "fsdp", 5.0, 4.0, 8.0, 4.0),
+        ("bf16", "auto", 5.0, 4.0, 8.0, 4.0),
+        ("bf16", "zero1", 20.0, 16.0, 12.0, 4.0),
+        ("bf16", "zero2", 20.0, 4.0, 12.0, 4.0),
+        ("bf16", "zero3", 5.0, 4.0, 12.0, 4.0),
+        ("fp32", "zero2", 20.0, 4.0, 12.0, 4.0),
     ],
 )
 def test_states_of_five_billion_parameters_of_which_four_train_on_four_gpus(
-    precision, stage, weights, gradients, optimizer, ema
+    precision, engine, weights, gradients, optimizer, ema
 ):
-    config = TrainConfig(precision=precision, deepspeed_stage=stage)
+    config = TrainConfig(precision=precision, engine=engine)
     made = estimate(5 * 10**9, 4 * 10**9, MODEL, config, 4, NOTHING)
     assert (made.weights, made.gradients, made.optimizer, made.ema) == (
         weights * 1e9,

@@ -79,7 +79,7 @@ def test_lower_layers_may_learn_more_slowly(model):
 
 def test_every_parameter_is_in_one_group_with_its_rate_and_decay(model):
     groups = {g["group"]: g for g in parameter_groups(model, RATES)}
-    assert set(groups) == {f"{g}{e}" for g in GROUPS for e in ("", "/no_decay")}
+    assert set(groups) == {f"{g}{e}" for g in GROUPS for e in ("", "/no_decay")} | {"contrastive/scalar"}
     inside = [p for g in groups.values() for p in g["params"]]
     assert len(inside) == len(set(inside)) == len(list(model.parameters()))
     for name, end in (
@@ -88,7 +88,7 @@ def test_every_parameter_is_in_one_group_with_its_rate_and_decay(model):
         ("visual.deepstack_merger_list.0.linear_fc1.bias", "merger/no_decay"),
         ("language_model.embed_tokens.weight", "llm/no_decay"),
         ("language_model.norm.weight", "llm/no_decay"),
-        ("crl_logit_scale", "contrastive/no_decay"),
+        ("crl_logit_scale", "contrastive/scalar"),
         ("dit_action_head.action_in_proj.weight", "action"),
     ):
         assert any(p is model.get_parameter(name) for p in groups[end]["params"]), name
@@ -129,7 +129,7 @@ def test_the_public_recipe_is_said_in_our_terms(monkeypatch):
     assert (train.steps, train.batch_size, train.warmup_steps, train.accumulate) == (30_000, 32, 5000, 1)
     assert (train.learning_rate, train.action_lr, train.min_learning_rate) == (1e-5, 1e-4, 1e-6)
     assert (train.betas, train.adam_eps, train.weight_decay, train.clip_norm) == ((0.9, 0.95), 1e-8, 1e-8, 1.0)
-    assert (train.precision, train.deepspeed_stage, train.normalization) == ("bf16", 2, "QUANTILE")
+    assert (train.precision, train.engine, train.normalization) == ("bf16", "zero2", "QUANTILE")
     assert (model.chunk_length, model.max_action_dim, plan.recipe.seed) == (20, 32, 42)
     optimizer = make_optimizer(torch.nn.ModuleDict({"dit_action_head": torch.nn.Linear(2, 2)}), train)
     assert optimizer.defaults["fused"] and optimizer.defaults["eps"] == 1e-8

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from prts_core.config.train import LossWeights, TrainConfig
+from prts_core.data.index import DatasetIndex
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.models.init import init_number_embeddings
 from prts_core.models.prts import PrtsModel
@@ -169,7 +170,8 @@ def test_a_trained_value_finds_them_among_its_own_training_episodes(tmp_path, ti
         checkpoint_every=1000,
         weights=LossWeights(fast=0.0, flow=0.0, contrastive=1.0),
     )
-    trainer = make_trainer(model, [RobotDataset("reaching", dataset, processor, good)], [1.0], recipe, 0)
+    rows = RobotDataset("reaching", dataset, DatasetIndex.of(dataset), processor, good)
+    trainer = make_trainer(model, [rows], [1.0], recipe, 0)
     trainer.fit(tmp_path / "checkpoints", lambda step, metrics: None)
     model.load_state_dict(trainer.weights(True))
     flags = found(rank(measured(Policy(model, processor), dataset)))

@@ -79,11 +79,13 @@ def info_nce(
 
 def task_shares(log_weight: Tensor, task_id: Tensor) -> Tensor:
     """(N,) exp(log_weight) over its sum in the sample's task, found in the log domain; 0 where all of them are -inf."""
-    _, task = task_id.unique(return_inverse=True)
-    tasks = int(task.max()) + 1
-    top = log_weight.new_full((tasks,), -torch.inf).scatter_reduce(0, task, log_weight, "amax")
+    # As `unique` numbers them, but for how many there are, which a GPU would have to tell the host: at most N.
+    ids, order = task_id.sort(stable=True)
+    number = torch.nn.functional.pad((ids[1:] != ids[:-1]).long(), (1, 0)).cumsum(0)
+    task = torch.empty_like(order).scatter_(0, order, number)
+    top = torch.full_like(log_weight, -torch.inf).scatter_reduce(0, task, log_weight, "amax")
     relative = (log_weight - top.clamp(min=torch.finfo(log_weight.dtype).min)[task]).exp()
-    total = relative.new_zeros(tasks).index_add_(0, task, relative)
+    total = torch.zeros_like(relative).index_add_(0, task, relative)
     return relative / total.clamp(min=torch.finfo(total.dtype).tiny)[task]
 
 

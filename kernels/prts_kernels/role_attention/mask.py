@@ -100,6 +100,12 @@ class RoleMask:
             self._flat = torch.cat([part.reshape(-1) for part in parts])
         return self
 
+    def pin_memory(self) -> RoleMask:
+        """Prepared, in memory from which a GPU copies while the host goes on; itself."""
+        if self.prepare()._flat is not None:
+            self._flat = self._flat.pin_memory()  # type: ignore[union-attr]
+        return self
+
     def to(self, device: torch.device | str, non_blocking: bool = True) -> RoleMask:
         """The same mask on another device; to a GPU, everything in one copy (`prepare`)."""
         device = torch.device(device)

@@ -1,25 +1,24 @@
-"""Import a LeRobot v2.1 dataset recorded by others: check, copy, cut to a subset, split, and give it a Contract.
+"""Import a LeRobot dataset recorded by others: check, copy, cut to a subset, split, and give it a Contract.
 
-The source is only ever read; one whose files are missing is refused. `prts validate` judges the numbers.
+v3.0 and v3.1 are not copied: `by_reference`. The source is only ever read; one whose files are missing is refused.
+`prts validate` judges the numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from prts_core.config.schema import RobotConfig
 from prts_core.config.sources import LeRobotSource
 from prts_core.contract import Contract
-from prts_core.data.embodiment import build_contract
-from prts_core.data.lerobot_v21.reader import LeRobotDataset, require_columns
+from prts_core.data.convert.by_reference import refer
+from prts_core.data.convert.foreign import contract_of, require_files, splits_of
+from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.lerobot_v21.schema import (
-    ACTION,
     CHUNKS_SIZE,
     DATA_PATH,
     STANDARD_FEATURES,
-    STATE,
     VIDEO_PATH,
     Info,
     data_file,
@@ -27,6 +26,8 @@ from prts_core.data.lerobot_v21.schema import (
     video_file,
 )
 from prts_core.data.lerobot_v21.select import select
+from prts_core.data.lerobot_v21.tables import require_columns
+from prts_core.data.lerobot_v21.v30 import is_v30
 from prts_core.data.lerobot_v21.writer import (
     counters,
     episode_stats,
@@ -59,15 +60,17 @@ def import_lerobot(
 
     Raises DataError for an absent or incomplete source, ConfigError for a subset or split that does not fit.
     """
-    opened = LeRobotDataset.open(root)
+    if root.is_dir() and is_v30(root):
+        return refer(root, output, dataset=dataset, source=source, robot=robot)
+    opened, link = LeRobotDataset.open(root), "copy" if source.link == "auto" else source.link
     info = opened.info
     chosen = _chosen(opened, source, dataset)
-    splits = _splits(info, len(opened.rows), len(chosen), source, dataset)
+    splits = splits_of(info, len(opened.rows), len(chosen), source, dataset)
     selection = select(info, source, root)
     info = selection.info(info)
     contract = contract_of(info, root, dataset, robot)
     files = [path for episode in chosen for path in info.episode_files(episode)]
-    _complete(root, files)
+    require_files(root, files)
 
     start, kept, stats = 0, [], []
     raw_rows = read_jsonl(root / "meta" / "episodes.jsonl")
@@ -81,12 +84,12 @@ def import_lerobot(
         numbering = counters(new, start, was.num_rows)
         require_columns(was.column_names, numbering, path_before)
         table = numbered(selection.table(was, path_before) if selection.rewrites_tables else was, numbering)
-        take_table(path_before, output / target, was, table, source.link)
+        take_table(path_before, output / target, was, table, link)
         index_stats = {} if table is was else episode_stats(numbering, {k: STANDARD_FEATURES[k] for k in numbering})
         for key in info.video_keys:
             path = video_file(new, key)
             wanted.append(path)
-            take_file(root / info.video_file(old, key), output / path, source.link)
+            take_file(root / info.video_file(old, key), output / path, link)
         kept.append(raw_rows[old] | {"episode_index": new})
         if old in raw_stats:
             stats.append({"episode_index": new, "stats": selection.stats(raw_stats[old]["stats"]) | index_stats})
@@ -95,25 +98,6 @@ def import_lerobot(
     lengths = [opened.rows[old].length for old in chosen]
     write_meta(output, _info(info, root, lengths, len(opened.tasks), splits), kept, opened.tasks, stats, contract)
     return contract
-
-
-def contract_of(info: Info, root: Path, dataset: str, robot: RobotConfig | None) -> Contract:
-    """The Contract of an existing dataset: widths and names from its (selected) info.json, meaning from the robot's
-    YAML. DataError where state or action is lacking."""
-    for key in (STATE, ACTION):
-        if key not in info.features:
-            problem, found = "A dataset lacks a column that every robot's dataset has", ", ".join(info.features)
-            raise DataError(problem, file=root / "meta" / "info.json", field="features", found=found, expected=key)
-    state, action = (info.features[key].dimension_names for key in (STATE, ACTION))
-    return build_contract(
-        dataset=dataset,
-        robot=robot,
-        robot_type=info.robot_type,
-        control_hz=info.fps,
-        state=state,
-        action=action,
-        cameras={key: info.features[key].image_size for key in info.camera_keys},
-    )
 
 
 def _chosen(opened: LeRobotDataset, source: LeRobotSource, dataset: str) -> list[int]:
@@ -129,36 +113,6 @@ def _chosen(opened: LeRobotDataset, source: LeRobotSource, dataset: str) -> list
             expected=f"different numbers from 0 to {len(opened.rows) - 1}",
         )
     return list(source.episodes)
-
-
-def _splits(info: Info, available: int, chosen: int, source: LeRobotSource, dataset: str) -> dict[str, str]:
-    """The last `heldout_episodes` become heldout; an untouched dataset keeps its own splits."""
-    held = source.heldout_episodes
-    if held:
-        if not 0 < held < chosen:
-            raise ConfigError(
-                f"Dataset {dataset!r} cannot hold out that many episodes",
-                field="source.heldout_episodes",
-                found=held,
-                expected=f"0 to {chosen - 1}",
-            )
-        return {"train": f"0:{chosen - held}", "heldout": f"{chosen - held}:{chosen}"}
-    if source.episodes is None and "train" in info.splits and chosen == available:
-        return dict(info.splits)
-    return {"train": f"0:{chosen}"}
-
-
-def _complete(root: Path, files: Iterable[str]) -> None:
-    """Completeness first: lerobot itself would go to the hub for a missing file and die there."""
-    missing = [path for path in files if not (root / path).is_file() or (root / path).stat().st_size == 0]
-    if missing:
-        raise DataError(
-            f"A dataset is incomplete: {len(missing)} of its files are missing or empty",
-            file=root / missing[0],
-            found="no such file" if not (root / missing[0]).exists() else "0 bytes",
-            expected="every episode's parquet and videos, as info.json and episodes.jsonl promise",
-            cure="download the dataset again, or list the whole episodes in source.episodes",
-        )
 
 
 def _stats_rows(root: Path) -> list[dict[str, Any]]:

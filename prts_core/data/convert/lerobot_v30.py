@@ -1,6 +1,7 @@
-"""Turn LeRobot v3.0 into v2.1: cut its long files into one table and one video an episode; pictures are not encoded.
+"""Copy LeRobot v3.0 into v2.1: cut its long files into one table and one video an episode; pictures are not encoded.
 
-The way back is `lerobot_v30_export`.
+For whom the layout must be v2.1; what is read where it lies is not copied (`lerobot_v21.import_lerobot`). The way back
+is `lerobot_v30_export`.
 """
 
 from __future__ import annotations
@@ -10,17 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from prts_core.config.schema import RobotConfig, VideoConfig
 from prts_core.contract import Contract
-from prts_core.data.convert.lerobot_v21 import contract_of
-from prts_core.data.convert.lerobot_v30_layout import Episode30, Info30, read_episodes30, read_info30, read_tasks30
+from prts_core.data.convert.foreign import carried_contract, check_numbering, require_whole
 from prts_core.data.convert.remux import Piece, cut
 from prts_core.data.convert.resume import Unit, run_units
-from prts_core.data.lerobot_v21.reader import require_columns
+from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.lerobot_v21.schema import (
     CHUNKS_SIZE,
     CODEBASE_VERSION,
@@ -33,7 +29,9 @@ from prts_core.data.lerobot_v21.schema import (
     video_file,
 )
 from prts_core.data.lerobot_v21.seal import check_sizes
-from prts_core.data.lerobot_v21.writer import counters, remove_strays, write_meta
+from prts_core.data.lerobot_v21.tables import write_parquet
+from prts_core.data.lerobot_v21.v30 import is_v30
+from prts_core.data.lerobot_v21.writer import remove_strays, write_meta
 from prts_core.io.errors import DataError
 from prts_core.io.files import atomic_path, read_json
 
@@ -59,29 +57,26 @@ def import_dataset(
     layout or lacks files.
     """
     check_sizes(root)
-    info = read_info30(root)
-    episodes, tasks = read_episodes30(root, info), read_tasks30(root)
-    info21 = _info21(root, info, [episode.length for episode in episodes], len(tasks))
-    described = parse(Info, info21, root / "meta" / "info.json")
-    carried = root / "meta" / "contract.json"
-    carries = robot is None and carried.is_file()
-    contract = Contract.load(carried) if carries else contract_of(described, root, dataset, robot)
-    stats = [_stats_row(root, info, episode) for episode in episodes]
-    _known_tasks(root, episodes, tasks)
-    units = [*_table_units(root, output, info, episodes), *_video_units(root, output, info, episodes, reencode)]
+    if not is_v30(root):
+        problem, cure = "A dataset is not of LeRobot v3.0 or v3.1", "name its kind: --source lerobot_v21"
+        raise DataError(problem, file=root / "meta/info.json", field="codebase_version", cure=cure)
+    opened = LeRobotDataset.open(root)
+    require_whole(opened)
+    described = _info21(opened)
+    contract = carried_contract(opened, parse(Info, described, root / "meta" / "info.json"), dataset, robot)
+    stats = _stats(opened)
+    units = [*_table_units(opened, output), *_video_units(opened, output, reencode)]
     run_units(units, work, workers=workers, what=f"cutting {dataset}")
     remove_strays(output, [path.relative_to(output).as_posix() for unit in units for path in unit.outputs])
-    rows = [
-        {"episode_index": episode.index, "tasks": list(episode.tasks), "length": episode.length} | episode.more
-        for episode in episodes
-    ]
-    write_meta(output, info21, rows, tasks, stats, contract)
+    write_meta(
+        output, described, [row.model_dump(exclude_unset=True) for row in opened.rows], opened.tasks, stats, contract
+    )
     return contract
 
 
-def _info21(root: Path, info: Info30, lengths: list[int], tasks: int) -> dict[str, Any]:
+def _info21(opened: LeRobotDataset) -> dict[str, Any]:
     """info.json as the source has it, in the words of v2.1."""
-    described: dict[str, Any] = read_json(root / "meta" / "info.json")
+    described: dict[str, Any] = read_json(opened.root / "meta" / "info.json")
     raw = {key: value for key, value in described.items() if key not in _V30_ONLY}
     features = {
         key: feature if feature["dtype"] == "video" else {k: v for k, v in feature.items() if k != "fps"}
@@ -89,127 +84,74 @@ def _info21(root: Path, info: Info30, lengths: list[int], tasks: int) -> dict[st
     }
     return raw | {
         "codebase_version": CODEBASE_VERSION,
-        **totals(lengths, tasks, len(info.video_keys)),
+        **totals(opened.lengths.tolist(), len(opened.tasks), len(opened.info.video_keys)),
         "chunks_size": CHUNKS_SIZE,
         "data_path": DATA_PATH,
-        "video_path": VIDEO_PATH if info.video_keys else None,
+        "video_path": VIDEO_PATH if opened.info.video_keys else None,
         "features": features,
     }
 
 
-def _stats_row(root: Path, info: Info30, episode: Episode30) -> dict[str, Any]:
-    lacking = [
-        f"stats/{key}/{name}"
-        for key in info.features
-        for name in ("min", "max", "mean", "std", "count")
-        if name not in episode.stats.get(key, {})
-    ]
-    if lacking:
-        raise DataError(
-            "An episode lacks its statistics",
-            file=root / "meta/episodes",
-            field=f"episode {episode.index}, {lacking[0]}",
-            expected="min, max, mean, std and count of every feature",
-            cure="write them with lerobot's augment_dataset_quantile_stats",
+def _stats(opened: LeRobotDataset) -> list[dict[str, Any]]:
+    """The lines of episodes_stats.jsonl; texts have no statistics."""
+    stored = opened.episode_stats()
+    keys = [key for key, feature in opened.info.features.items() if feature.dtype not in ("string", "language")]
+    lines = []
+    for episode in opened.episodes():
+        lacking = [f"stats/{key}" for key in keys if key not in stored[episode].stats]
+        if lacking:
+            raise DataError(
+                "An episode lacks its statistics",
+                file=opened.root / "meta/episodes",
+                field=f"episode {episode}, {lacking[0]}",
+                expected="min, max, mean, std and count of every feature",
+                cure="write them with lerobot's augment_dataset_quantile_stats",
+            )
+        lines.append(
+            {"episode_index": episode, "stats": {key: stored[episode].stats[key].model_dump() for key in keys}}
         )
-    return {"episode_index": episode.index, "stats": {key: episode.stats[key] for key in info.features}}
-
-
-def _known_tasks(root: Path, episodes: Sequence[Episode30], tasks: dict[int, str]) -> None:
-    known = set(tasks.values())
-    for episode in episodes:
-        unknown = set(episode.tasks) - known
-        if unknown:
-            problem = "An episode names a task that meta/tasks.parquet does not have"
-            where = f"episode {episode.index}, tasks"
-            raise DataError(problem, file=root / "meta/episodes", field=where, found=min(unknown))
+    return lines
 
 
 # ---- tables --------------------------------------------------------------------------------------------------------
-def _table_units(root: Path, output: Path, info: Info30, episodes: Sequence[Episode30]) -> Iterator[Unit]:
-    files: dict[str, list[Episode30]] = {}
-    for episode in episodes:
-        files.setdefault(episode.data.file, []).append(episode)
-    keys = [key for key, feature in info.features.items() if not feature.is_video]
+def _table_units(opened: LeRobotDataset, output: Path) -> Iterator[Unit]:
+    files: dict[str, list[int]] = {}
+    for episode in opened.episodes():
+        files.setdefault(opened.info.data_file(episode), []).append(episode)
+    keys = [key for key, feature in opened.info.features.items() if not feature.is_video]
     for number, (file, inside) in enumerate(files.items()):
-        targets = [output / data_file(episode.index) for episode in inside]
         yield Unit(
             name=f"table-{number:06d}",
-            sources=(root / file,),
-            outputs=tuple(targets),
-            settings=(keys, [[episode.index, episode.length] for episode in inside]),
-            work=partial(split_table, root / file, inside, targets, keys),
+            sources=(opened.root / file,),
+            outputs=tuple(output / data_file(episode) for episode in inside),
+            settings=(keys, [[episode, opened.length(episode)] for episode in inside]),
+            work=partial(_split_table, opened, inside, output, keys),
         )
 
 
-def split_table(path: Path, episodes: Sequence[Episode30], targets: Sequence[Path], keys: Sequence[str]) -> None:
-    """Write the rows of each episode to its own file; one episode is in memory at a time.
-
-    Raises DataError where the file's rows are not these episodes, one after another.
-    """
-    expected = sum(episode.length for episode in episodes)
-    try:
-        with pq.ParquetFile(path) as file:
-            require_columns(file.schema_arrow.names, keys, path)
-            if file.metadata.num_rows != expected:
-                problem, cure = "A table does not hold what the metadata says", "restore the dataset from its source"
-                rows = file.metadata.num_rows
-                raise DataError(problem, file=path, field="rows", found=rows, expected=expected, cure=cure)
-            kept = b"huggingface"
-            metadata = {key: value for key, value in (file.schema_arrow.metadata or {}).items() if key == kept}
-            batches = file.iter_batches(_ROWS, columns=list(keys), use_threads=False)
-            held: list[pa.RecordBatch] = []
-            for episode, target in zip(episodes, targets, strict=True):
-                while sum(len(batch) for batch in held) < episode.length:
-                    held.append(next(batches))
-                table = pa.Table.from_batches(held)
-                mine, rest = table.slice(0, episode.length), table.slice(episode.length)
-                held = rest.to_batches()
-                check_numbering(mine, episode.index, episode.first, path)
-                with atomic_path(target) as partial_file:
-                    pq.write_table(mine.select(keys).replace_schema_metadata(metadata), partial_file)
-    except (pa.ArrowException, OSError) as err:
-        if isinstance(err, OSError) and err.errno is not None:
-            raise  # the disk, not the table: files.explain_os_errors has words for it
-        raise DataError(
-            "A table cannot be read: it is truncated or damaged",
-            file=path,
-            found=" ".join(str(err).split())[:200],
-            expected="a whole parquet file",
-            cure="restore it from its source",
-        ) from err
-
-
-def check_numbering(table: pa.Table, episode: int, first: int, path: Path) -> None:
-    """Refuse a table whose episode_index and index are not those of `episode`, whose first row is `first`."""
-    for key, expected in counters(episode, first, table.num_rows).items():
-        require_columns(table.column_names, [key], path)
-        wrong = np.flatnonzero(table.column(key).to_numpy() != expected)
-        if len(wrong):
-            raise DataError(
-                "Rows of a table are numbered wrongly",
-                file=path,
-                field=f"{key}, row {wrong[0]} of episode {episode}",
-                found=table.column(key)[int(wrong[0])].as_py(),
-                expected=int(expected[wrong[0]]),
-                cure="`prts validate --fix` numbers a v2.1 dataset anew; restore a v3.0 one from its source",
-            )
+def _split_table(opened: LeRobotDataset, episodes: Sequence[int], output: Path, keys: Sequence[str]) -> None:
+    """Write the rows of each episode to its own file."""
+    for episode in episodes:
+        table, path = opened.table(episode, keys), opened.root / opened.info.data_file(episode)
+        check_numbering(table, episode, opened.starts[episode], path)
+        kept = {key: value for key, value in (table.schema.metadata or {}).items() if key == b"huggingface"}
+        with atomic_path(output / data_file(episode)) as partial_file:
+            write_parquet(table.select(keys).replace_schema_metadata(kept), partial_file)
 
 
 # ---- videos --------------------------------------------------------------------------------------------------------
-def _video_units(
-    root: Path, output: Path, info: Info30, episodes: Sequence[Episode30], reencode: VideoConfig | None
-) -> Iterator[Unit]:
+def _video_units(opened: LeRobotDataset, output: Path, reencode: VideoConfig | None) -> Iterator[Unit]:
+    info = opened.info
     for camera, key in enumerate(info.video_keys):
         files: dict[str, list[Piece]] = {}
-        for episode in episodes:
-            place, target = episode.videos[key], output / video_file(episode.index, key)
-            files.setdefault(place.file, []).append(Piece(place.start_s, episode.length, target))
+        for episode in opened.episodes():
+            start, target = (info.first_frame(episode, key) or 0) / info.fps, output / video_file(episode, key)
+            files.setdefault(info.video_file(episode, key), []).append(Piece(start, opened.length(episode), target))
         for number, (file, pieces) in enumerate(files.items()):
             yield Unit(
                 name=f"video-{camera:02d}-{number:06d}",
-                sources=(root / file,),
+                sources=(opened.root / file,),
                 outputs=tuple(piece.output for piece in pieces),
                 settings=(info.fps, [[piece.start_s, piece.frames] for piece in pieces], repr(reencode)),
-                work=partial(cut, root / file, pieces, info.fps, reencode),
+                work=partial(cut, opened.root / file, pieces, info.fps, reencode),
             )

@@ -15,9 +15,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from prts_core.data.convert.lerobot_v30 import check_numbering
-from prts_core.data.convert.lerobot_v30_layout import (
-    DATA_MB,
+from prts_core.data.convert.foreign import check_numbering
+from prts_core.data.convert.lerobot_v30_metadata import episodes_table, pooled_stats, write_tasks30
+from prts_core.data.convert.remux import codec_key, join
+from prts_core.data.convert.resume import Unit, run_units
+from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from prts_core.data.lerobot_v21.seal import SEAL, check_sizes, seal
+from prts_core.data.lerobot_v21.tables import append_table, parquet_writer, read_parquet
+from prts_core.data.lerobot_v21.v30 import (
     DATA_PATH,
     EPISODES_PATH,
     FILES_A_CHUNK,
@@ -25,21 +30,13 @@ from prts_core.data.convert.lerobot_v30_layout import (
     STATS_PATH,
     TASKS_PATH,
     VERSION,
-    VIDEO_MB,
     VIDEO_PATH,
-    episodes_table,
-    pooled_stats,
-    write_tasks30,
 )
-from prts_core.data.convert.remux import codec_key, join
-from prts_core.data.convert.resume import Unit, run_units
-from prts_core.data.lerobot_v21.reader import LeRobotDataset, read_parquet
-from prts_core.data.lerobot_v21.schema import EpisodeStatsRow, read_table
-from prts_core.data.lerobot_v21.seal import SEAL, check_sizes, seal
 from prts_core.data.lerobot_v21.writer import remove_strays
 from prts_core.io.errors import DataError
 from prts_core.io.files import atomic_path, read_json, read_jsonl, write_text
 
+DATA_MB, VIDEO_MB = 100, 200  # lerobot's own
 _V21_ONLY = ("total_videos", "total_chunks")
 _OWN = ("episode_index", "tasks", "length")
 
@@ -65,7 +62,7 @@ def export(
             found=sorted(dataset.tasks)[:9],
         )
     raw = read_jsonl(root / "meta/episodes.jsonl")
-    firsts = [sum(row.length for row in dataset.rows[:episode]) for episode in dataset.episodes()]
+    firsts = dataset.starts
     rows: list[dict[str, Any]] = [{"episode_index": episode} for episode in dataset.episodes()]
     units = [
         *_table_units(dataset, output, firsts, rows, data_mb),
@@ -103,7 +100,7 @@ def export(
 
 def _stats(root: Path, dataset: LeRobotDataset) -> list[dict[str, dict[str, Any]]]:
     """Every episode's statistics, of the same features and names in each: the table has one column for each."""
-    known: dict[int, EpisodeStatsRow] = {row.episode_index: row for row in read_table(root, "episodes_stats")}
+    known = dataset.episode_stats()
     joined: list[dict[str, dict[str, Any]]] = []
     for episode in dataset.episodes():
         found = known.get(episode)
@@ -170,15 +167,15 @@ def _table_units(
 
 
 def _join_tables(dataset: LeRobotDataset, episodes: Sequence[int], firsts: Sequence[int], target: Path) -> None:
-    """One row group an episode, so that a reader finds it without reading the others."""
+    """A row group begins with each episode, so that a reader finds it without reading the others."""
     with atomic_path(target) as partial_file:
         writer = None
         try:
             for episode, first in zip(episodes, firsts, strict=True):
                 table = dataset.table(episode)
                 check_numbering(table, episode, first, dataset.root / dataset.info.data_file(episode))
-                writer = writer or pq.ParquetWriter(partial_file, table.schema)
-                writer.write_table(table.cast(writer.schema), row_group_size=table.num_rows)
+                writer = writer or parquet_writer(partial_file, table.schema)
+                append_table(writer, table.cast(writer.schema))
         finally:
             if writer is not None:
                 writer.close()

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import av
 import numpy as np
@@ -67,20 +67,22 @@ class faults:
 class OpenVideo:
     """One video, open for reading by one thread at a time. Frame n is the one shown n / fps after the first.
 
+    fps: what the dataset says, by default the file's own average, which in a file joined of many is off a little.
+
     The keyframes are known from the container's table of packets, without reading these; where pictures are stored in
     another order than shown (B-frames) the packets themselves are asked, once. Raises DataError for a missing or
     damaged file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, fps: float | None = None) -> None:
         self.path = path
         self._container = open_container(path)
         try:
             self._stream = self._container.streams.video[0]
-            rate, base = self._stream.average_rate, self._stream.time_base
+            rate, base = fps or self._stream.average_rate, self._stream.time_base
             if not rate or not base:
                 raise DataError("A video has no frame rate", file=path, cure=_RESTORE)
-            self._per_frame = float(1 / (rate * base))  # ticks
+            self._per_frame = 1 / (float(rate) * float(base))  # ticks
             with faults(path):
                 self._index()
         except BaseException:
@@ -103,11 +105,25 @@ class OpenVideo:
             ]
             self._start = min((pts for pts, _, _ in table), default=0)
         self.frames = len(table)
+        self._numbers = np.sort(np.rint((np.array([pts for pts, _, _ in table]) - self._start) / self._per_frame))
         keys = sorted((self._number(pts), dts) for pts, dts, key in table if key)
         self._keys, self._starts = [number for number, _ in keys], [dts for _, dts in keys]
 
     def _number(self, pts: int) -> int:
         return round((pts - self._start) / self._per_frame)
+
+    @property
+    def height(self) -> int:
+        return self._stream.codec_context.height
+
+    @property
+    def width(self) -> int:
+        return self._stream.codec_context.width
+
+    def count(self, numbers: range) -> int:
+        """How many of these frames the file has, without decoding any."""
+        first, last = np.searchsorted(self._numbers, (numbers.start, numbers.stop))
+        return len(np.unique(self._numbers[first:last]))
 
     def distance(self, number: int) -> int:
         """Frames that must be decoded to show frame `number` from where the decoder stands."""
@@ -172,14 +188,15 @@ class OpenVideo:
 
 
 class VideoPool:
-    """Videos that were read lately stay open, at most `size` of them besides those in use; safe for threads.
+    """Videos that were read lately stay open, at most `size` of them besides those in use; safe for threads. fps: as
+    `OpenVideo`.
 
     A thread has the video it reads for itself: two that want the same file get a decoder each. After a fork the child
     opens its own, for the position in an open file is shared with the parent; it leaves the parent's alone.
     """
 
-    def __init__(self, size: int = 16) -> None:
-        self.size = size
+    def __init__(self, size: int = 16, fps: float | None = None) -> None:
+        self.size, self.fps = size, fps
         self._begin()
 
     def _begin(self) -> None:
@@ -197,7 +214,7 @@ class VideoPool:
             chosen = min(mine, key=lambda video: video.distance(number)) if mine else None
             if chosen is not None:
                 self._idle.remove(chosen)
-        video = chosen or OpenVideo(path)
+        video = chosen or OpenVideo(path, self.fps)
         try:
             yield video
         except BaseException:
@@ -225,9 +242,9 @@ class VideoPool:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def __getstate__(self) -> dict[str, int]:
-        return {"size": self.size}  # a spawned worker opens its own
+    def __getstate__(self) -> dict[str, Any]:
+        return {"size": self.size, "fps": self.fps}  # a spawned worker opens its own
 
-    def __setstate__(self, state: dict[str, int]) -> None:
-        self.size = state["size"]
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.size, self.fps = state["size"], state["fps"]
         self._begin()

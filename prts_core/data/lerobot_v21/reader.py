@@ -1,4 +1,4 @@
-"""Open a LeRobot v2.1 dataset and read its columns and frames as numpy arrays.
+"""Open a LeRobot dataset of v2.1, v3.0 or v3.1 and read its columns and frames as numpy arrays.
 
 Laws of the format are checked by `prts_core.data.validation`.
 """
@@ -11,43 +11,69 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from prts_core.contract import Contract
 from prts_core.data.images import opened_picture, resize_for_model
-from prts_core.data.lerobot_v21.schema import ACTION, STATE, EpisodeRow, Info, read_info, read_table
+from prts_core.data.lerobot_v21.schema import ACTION, STATE, EpisodeRow, EpisodeStatsRow, Info, read_info, read_table
+from prts_core.data.lerobot_v21.tables import column_array, read_parquet, read_pictures
+from prts_core.data.lerobot_v21.v30 import Episodes30, is_v30, read_stats30, read_tasks30, read_v30
 from prts_core.io.errors import DataError, suggest
 
 
 class LeRobotDataset:
     """A dataset on disk. `LeRobotDataset.open(root)` reads its metadata; episodes are read when asked for.
 
-    Attributes: root, info, rows (one EpisodeRow per episode, in order), tasks {task_index: sentence}.
+    Attributes: root, info, rows (one EpisodeRow per episode, in order), lengths (episodes,) rows of each, tasks
+    {task_index: sentence}. An episode's rows and frames are numbered from 0, whatever file they lie in.
     """
 
-    def __init__(self, root: Path, info: Info, rows: Sequence[EpisodeRow], tasks: dict[int, str]) -> None:
-        self.root, self.info, self.rows, self.tasks = root, info, tuple(rows), tasks
+    lengths: np.ndarray
+
+    def __init__(self, root: Path, info: Info, tasks: dict[int, str]) -> None:
+        self.root, self.info, self.tasks = root, info, tasks
+        self._recorded: Episodes30 | None = None
 
     @classmethod
-    def open(cls, root: Path) -> LeRobotDataset:
-        """Read info, episodes and tasks. Raises DataError where a file is missing or malformed."""
+    def open(cls, root: Path, lengths: np.ndarray | None = None) -> LeRobotDataset:
+        """Read info, episodes and tasks of any version. Raises DataError where a file is missing or malformed.
+
+        lengths: rows of each episode, where an index has them already; meta/episodes.jsonl, minutes and gigabytes for a
+        million episodes, is then read only when somebody asks for `rows`.
+        """
         if not root.is_dir():
-            raise DataError(
-                "A dataset folder is missing", file=root, expected="a LeRobot v2.1 folder with meta/info.json"
-            )
-        info = read_info(root)
-        rows: list[EpisodeRow] = read_table(root, "episodes")
+            raise DataError("A dataset folder is missing", file=root, expected="a LeRobot folder with meta/info.json")
+        if is_v30(root):
+            recorded = read_v30(root)
+            dataset = cls(root, recorded.info, read_tasks30(root))
+            dataset._recorded, dataset.lengths = recorded, recorded.lengths
+            return dataset
+        dataset = cls(root, read_info(root), {row.task_index: row.task for row in read_table(root, "tasks")})
+        dataset.lengths = np.array([row.length for row in dataset.rows]) if lengths is None else lengths
+        return dataset
+
+    @cached_property
+    def rows(self) -> tuple[EpisodeRow, ...]:
+        if self._recorded is not None:
+            return self._recorded.rows()
+        rows: list[EpisodeRow] = read_table(self.root, "episodes")
         found = [row.episode_index for row in rows]
         if found != list(range(len(rows))):
             wrong = next(i for i, index in enumerate(found) if index != i)
             raise DataError(
                 "Episodes are not numbered 0, 1, 2, ... in order",
-                file=root / "meta" / "episodes.jsonl",
+                file=self.root / "meta" / "episodes.jsonl",
                 field=f"line {wrong + 1}, episode_index",
                 found=found[wrong],
                 expected=wrong,
             )
-        return cls(root, info, rows, {row.task_index: row.task for row in read_table(root, "tasks")})
+        return tuple(rows)
+
+    def episode_stats(self) -> dict[int, EpisodeStatsRow]:
+        """The statistics that are stored for each episode; none where there are none."""
+        if self._recorded is not None:
+            return {row.episode_index: row for row in read_stats30(self.root)}
+        there = (self.root / self.info.tables["episodes_stats"]).is_file()
+        return {row.episode_index: row for row in read_table(self.root, "episodes_stats")} if there else {}
 
     @property
     def fps(self) -> float:
@@ -62,34 +88,39 @@ class LeRobotDataset:
         """What the numbers mean: meta/contract.json, written by the stage convert."""
         return Contract.load(self.root / "meta" / "contract.json")
 
+    @cached_property
+    def starts(self) -> list[int]:
+        """Rows of all episodes before each one."""
+        return (np.cumsum(self.lengths) - self.lengths).tolist()
+
     def episodes(self, split: str | None = None) -> list[int]:
         """Episode indices of a split ("train", "heldout", ...), or of the whole dataset."""
         if split is None:
-            return list(range(len(self.rows)))
+            return list(range(len(self.lengths)))
         ranges = self.info.split_ranges
         cure = "name an existing split, or set source.heldout_episodes and convert again"
         self._require("split", split, ranges, "splits", cure)
-        return list(range(ranges[split].start, min(ranges[split].stop, len(self.rows))))
+        return list(range(ranges[split].start, min(ranges[split].stop, len(self.lengths))))
 
     def instruction(self, episode: int) -> str:
         """The first task sentence of an episode."""
         return self.rows[episode].tasks[0]
 
     def length(self, episode: int) -> int:
-        return self.rows[episode].length
+        return int(self.lengths[episode])
 
     # ---- columns ---------------------------------------------------------------------------------------------------
     def table(self, episode: int, keys: Iterable[str] | None = None) -> pa.Table:
         """The episode's parquet rows. DataError for a missing or damaged file, a missing column, a wrong length."""
         self._known(episode)
         path = self.root / self.info.data_file(episode)
-        table = read_parquet(path, list(keys) if keys is not None else None)
-        if table.num_rows != self.rows[episode].length:
+        table = read_parquet(path, list(keys) if keys is not None else None, self.info.data_rows(episode))
+        if table.num_rows != self.length(episode):
             raise DataError(
                 "An episode's table has the wrong number of rows",
                 file=path,
                 found=table.num_rows,
-                expected=f"{self.rows[episode].length} (episodes.jsonl)",
+                expected=f"{self.length(episode)} ({self.info.tables['episodes']})",
                 cure="restore the file from its source, or convert again",
             )
         return table
@@ -126,27 +157,37 @@ class LeRobotDataset:
         if self.info.features[camera].is_video:
             from prts_core.data.lerobot_v21 import video  # tables are read where PyAV is not installed, too
 
-            return video.decode(self.root / self.info.video_file(episode, camera), indices, size)
-        cells = self.table(episode, [camera]).column(camera).to_pylist()
-        images = [
-            self._still(cells[index]["bytes"], episode) for index in (range(len(cells)) if indices is None else indices)
-        ]
-        stacked = np.stack(images)
+            path, first = self.root / self.info.video_file(episode, camera), self.info.first_frame(episode, camera)
+            if first is None:
+                return video.decode(path, indices, size)
+            wanted = range(self.length(episode)) if indices is None else indices
+            return video.decode(path, [first + index for index in wanted], size, self.fps)
+        stacked = self._stills(episode, camera, indices)
         return stacked if size is None else resize_for_model(stacked, size)
+
+    @property
+    def joined_fps(self) -> float | None:
+        """The frame rate by which frames of videos that hold several episodes are numbered; none: a file an episode."""
+        return None if self._recorded is None else self.fps
+
+    def video_frame(self, episode: int, camera: str, row: int) -> tuple[Path, int]:
+        """The file with a row's picture, and the number of the frame in it."""
+        return self.root / self.info.video_file(episode, camera), (self.info.first_frame(episode, camera) or 0) + row
 
     def depth(self, episode: int, key: str, indices: Sequence[int] | None = None) -> np.ndarray:
         """Depth pictures of one depth camera, (N, H, W) uint16 in the unit of its `info` in info.json; 0: nothing."""
         self._known(episode)
         known = [name for name, feature in self.info.features.items() if feature.is_depth and not feature.is_video]
         self._require("depth camera", key, known)
-        cells = self.table(episode, [key]).column(key).to_pylist()
-        chosen = range(len(cells)) if indices is None else indices
-        return np.stack([self._still(cells[index]["bytes"], episode, depth=True) for index in chosen])
+        return self._stills(episode, key, indices, depth=True)
 
-    def _still(self, data: bytes | None, episode: int, depth: bool = False) -> np.ndarray:
-        file = self.root / self.info.data_file(episode)
-        with opened_picture(data or b"", "An image in a table cannot be decoded", file=file) as image:
-            return np.asarray(image, np.uint16) if depth else np.asarray(image.convert("RGB"))
+    def _stills(self, episode: int, key: str, indices: Sequence[int] | None, depth: bool = False) -> np.ndarray:
+        file, images = self.root / self.info.data_file(episode), []
+        wanted, part = range(self.length(episode)) if indices is None else indices, self.info.data_rows(episode)
+        for data in read_pictures(file, key, wanted if part is None else [part[index] for index in wanted]):
+            with opened_picture(data, "An image in a table cannot be decoded", file=file) as image:
+                images.append(np.asarray(image, np.uint16) if depth else np.asarray(image.convert("RGB")))
+        return np.stack(images)
 
     def _require(
         self, what: str, name: str, known: Iterable[str], field: str = "features", cure: str | None = None
@@ -157,62 +198,5 @@ class LeRobotDataset:
             raise DataError(problem, file=info, field=field, found=found, expected=name, cure=cure)
 
     def _known(self, episode: int) -> None:
-        if not 0 <= episode < len(self.rows):
-            raise DataError("No such episode", file=self.root, found=episode, expected=f"0 to {len(self.rows) - 1}")
-
-
-def read_parquet(path: Path, keys: list[str] | None = None) -> pa.Table:
-    """A parquet file's rows, or one DataError for a file that is missing, truncated or without a column of `keys`."""
-    cure = "restore it from its source or its DVC cache, or convert again"
-    try:
-        with pq.ParquetFile(path) as file:
-            require_columns(file.schema_arrow.names, keys or [], path)
-            return file.read(columns=keys, use_threads=False)
-    except FileNotFoundError as err:
-        raise DataError("A table is missing", file=path, expected="a parquet file", cure=cure) from err
-    except (pa.ArrowException, OSError) as err:
-        problem, expected = "A table cannot be read: it is truncated or damaged", "a whole parquet file"
-        found = f"{path.stat().st_size} bytes; {' '.join(str(err).split())[:200]}"
-        raise DataError(problem, file=path, found=found, expected=expected, cure=cure) from err
-
-
-def require_columns(names: Iterable[str], keys: Iterable[str], path: Path) -> None:
-    """A DataError where a table at `path`, with columns `names`, lacks one of `keys`."""
-    lacking = [key for key in keys if key not in names]
-    if lacking:
-        raise DataError(
-            "A table lacks a column",
-            file=path,
-            field=lacking[0],
-            found=", ".join(names),
-            expected=lacking[0],
-            cure="restore the file from its source, or convert again",
-        )
-
-
-def column_array(column: pa.ChunkedArray, path: Path, key: str) -> np.ndarray:
-    """A parquet column as numpy: (T,) for scalars, (T, D) for lists of one length; no nulls, no ragged rows."""
-    array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):  # no chunks at all
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
-    if isinstance(array, pa.ExtensionArray):
-        array = array.storage
-    if array.null_count:
-        row = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
-        raise DataError("A table has an empty cell", file=path, field=f"{key}, row {row}", found="null")
-    if not pa.types.is_nested(array.type):
-        return array.to_numpy(zero_copy_only=False)
-    if pa.types.is_struct(array.type):
-        raise DataError("A column holds structures, not numbers", file=path, field=key, found=str(array.type))
-    if not pa.types.is_fixed_size_list(array.type):
-        widths = np.asarray(array.value_lengths())
-        other = np.flatnonzero(widths != widths[:1])
-        if len(other):
-            row, problem = int(other[0]), "Rows of a table differ in width"
-            found, expected = int(widths[row]), int(widths[0])
-            cure = "record every row with the same dimensions"
-            raise DataError(problem, file=path, field=f"{key}, row {row}", found=found, expected=expected, cure=cure)
-    if not len(array):
-        return np.zeros((0, 0), np.float32)
-    inner = column_array(pa.chunked_array([array.flatten()]), path, key)
-    return inner.reshape(len(array), -1, *inner.shape[1:])
+        if not 0 <= episode < len(self.lengths):
+            raise DataError("No such episode", file=self.root, found=episode, expected=f"0 to {len(self.lengths) - 1}")

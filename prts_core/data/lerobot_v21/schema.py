@@ -121,8 +121,8 @@ class Feature(_Open):
         return (shape[1], shape[2]) if shape[0] in (1, 3) and shape[-1] not in (1, 3) else (shape[0], shape[1])
 
 
-class AnyInfo(_Open):
-    """What meta/info.json holds in every version of LeRobot."""
+class Info(_Open):
+    """meta/info.json of v2.1, and where an episode lies; `v30.Info30` is that of v3.0 and v3.1."""
 
     codebase_version: str
     robot_type: str | None = None
@@ -134,14 +134,24 @@ class AnyInfo(_Open):
     data_path: str
     video_path: str | None = None
     features: dict[str, Feature]
-    version: ClassVar[str]
-    path_fields: ClassVar[tuple[str, str, str]]  # what a pattern of paths may name: two numbers and a camera
+    total_videos: int = Field(default=0, ge=0)
+    total_chunks: int = Field(default=1, ge=0)
+    chunks_size: int = Field(ge=1)
+    versions: ClassVar[tuple[str, ...]] = (CODEBASE_VERSION,)
+    # What a pattern of paths may name: two numbers and a camera.
+    path_fields: ClassVar[tuple[str, str, str]] = ("episode_chunk", "episode_index", "video_key")
+    tables: ClassVar[dict[str, str]] = {
+        "episodes": "meta/episodes.jsonl",
+        "tasks": "meta/tasks.jsonl",
+        "episodes_stats": "meta/episodes_stats.jsonl",
+    }
 
     @field_validator("codebase_version")
     @classmethod
     def _one_version(cls, value: str) -> str:
-        if value != cls.version:
-            raise ValueError(f"must be {cls.version!r}; lerobot ships converters between its versions")
+        if value not in cls.versions:
+            allowed = " or ".join(map(repr, cls.versions))
+            raise ValueError(f"must be {allowed}; lerobot ships converters between its versions")
         return value
 
     @field_validator("data_path", "video_path")
@@ -169,20 +179,6 @@ class AnyInfo(_Open):
             raise ValueError(f"feature {wrong[0]!r}: names are no paths")
         return value
 
-    @property
-    def video_keys(self) -> list[str]:
-        return [key for key, feature in self.features.items() if feature.is_video]
-
-
-class Info(AnyInfo):
-    """meta/info.json."""
-
-    version = CODEBASE_VERSION
-    path_fields = ("episode_chunk", "episode_index", "video_key")
-    total_videos: int = Field(default=0, ge=0)
-    total_chunks: int = Field(default=1, ge=0)
-    chunks_size: int = Field(ge=1)
-
     @field_validator("splits")
     @classmethod
     def _ranges(cls, value: dict[str, str]) -> dict[str, str]:
@@ -193,6 +189,10 @@ class Info(AnyInfo):
         return value
 
     @property
+    def video_keys(self) -> list[str]:
+        return [key for key, feature in self.features.items() if feature.is_video]
+
+    @property
     def split_ranges(self) -> dict[str, range]:
         return {name: range(*(int(part) for part in text.split(":"))) for name, text in self.splits.items()}
 
@@ -200,10 +200,32 @@ class Info(AnyInfo):
     def camera_keys(self) -> list[str]:
         return [key for key, feature in self.features.items() if feature.is_camera]
 
+    def counted(self, lengths: Sequence[int], tasks: int) -> dict[str, int]:
+        """What the totals must be, of episodes with these rows."""
+        return totals(lengths, tasks, len(self.video_keys), self.chunks_size)
+
     def data_file(self, episode: int) -> str:
+        """The table with the episode's rows, below the dataset's folder."""
         return self.data_path.format(episode_chunk=episode // self.chunks_size, episode_index=episode)
 
+    def data_rows(self, episode: int) -> range | None:
+        """Its rows in that table; none: all."""
+        return None
+
+    def data_name(self, episode: int) -> str:
+        """`data_file` as messages call it, where a file holds more than one episode."""
+        return self.data_file(episode)
+
+    def first_frame(self, episode: int, key: str) -> int | None:
+        """Where its frames begin in `video_file`; none: the video is the episode's alone."""
+        return None
+
+    def video_name(self, episode: int, key: str) -> str:
+        """`video_file` as messages call it."""
+        return self.video_file(episode, key)
+
     def video_file(self, episode: int, key: str) -> str:
+        """The video with the episode's frames of one camera."""
         pattern = self.video_path or VIDEO_PATH
         return pattern.format(episode_chunk=episode // self.chunks_size, episode_index=episode, video_key=key)
 
@@ -294,7 +316,7 @@ def faults(err: ValidationError) -> list[tuple[str, str, str]]:
     ]
 
 
-def parse(model: type[M], raw: Any, file: Path, line: int | None = None) -> M:
+def parse(model: type[M], raw: Any, file: Path, line: int | None = None, version: str = CODEBASE_VERSION) -> M:
     """`raw` as `model`, or a DataError with the first fault."""
     try:
         return model.model_validate(raw)
@@ -302,12 +324,12 @@ def parse(model: type[M], raw: Any, file: Path, line: int | None = None) -> M:
         field, found, expected = faults(err)[0]
         others = len(err.errors()) - 1
         raise DataError(
-            "A metadata file does not fit LeRobot v2.1" + (f" ({others} more faults in it)" if others else ""),
+            f"A metadata file does not fit LeRobot {version}" + (f" ({others} more faults in it)" if others else ""),
             file=file,
             field=field if line is None else f"line {line}, {field}",
             found=found,
             expected=expected,
-            cure="correct the file, or write the dataset again with lerobot 0.3.3",
+            cure="correct the file, or write the dataset again with lerobot",
         ) from err
 
 

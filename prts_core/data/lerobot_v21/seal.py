@@ -124,12 +124,15 @@ def check_sizes(root: Path) -> None:
     sealed = read_seal(root)
     first = next(size_differences(root, sealed), None) if sealed is not None else None
     if first is not None:
+        file, cure = root / first.path, _RESEAL
+        if file.is_symlink():
+            cure = f"the dataset is read where it lies: restore {file.readlink()}, or run `prts convert` again"
         raise DataError(
             "A sealed dataset has changed since it was sealed",
-            file=root / first.path,
+            file=file,
             found=first.found,
             expected=first.expected,
-            cure=_RESEAL,
+            cure=cure,
         )
 
 

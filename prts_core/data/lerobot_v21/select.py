@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from prts_core.config.sources import LeRobotSource
-from prts_core.data.lerobot_v21.reader import column_array
 from prts_core.data.lerobot_v21.schema import ACTION, STATE, Feature, Info
+from prts_core.data.lerobot_v21.tables import column_array
 from prts_core.io.errors import ConfigError, DataError, suggest
 
 

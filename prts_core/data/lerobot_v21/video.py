@@ -101,11 +101,16 @@ def probe(path: Path) -> VideoFacts:
         )
 
 
-def decode(path: Path, indices: Sequence[int] | None = None, size: int | tuple[int, int] | None = None) -> np.ndarray:
+def decode(
+    path: Path,
+    indices: Sequence[int] | None = None,
+    size: int | tuple[int, int] | None = None,
+    fps: float | None = None,
+) -> np.ndarray:
     """RGB frames of `path` as (N, H, W, 3) uint8: all, or those at `indices` in that order (repeats allowed).
 
     size: letterbox each frame to size x size, or resize it to (height, width), while decoding, so that long videos
-    stay small in memory.
+    stay small in memory. fps: as `OpenVideo`.
     Raises DataError for a missing or damaged file and for an index that the video does not have.
     """
     shape = VideoReformatter()  # one for all frames: making one costs more than decoding a small frame
@@ -120,7 +125,7 @@ def decode(path: Path, indices: Sequence[int] | None = None, size: int | tuple[i
         empty = np.zeros((0, facts.height, facts.width, 3), np.uint8)
         return empty if size is None else resize_for_model(empty, size)
     found: dict[int, np.ndarray] = {}
-    with closing(OpenVideo(path)) as video:
+    with closing(OpenVideo(path, fps)) as video:
         for index in sorted(set(indices)):
             image = video.rgb(index)
             found[index] = image if size is None else resize_for_model(image[None], size)[0]

@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from prts_core.config.schema import VideoConfig
 from prts_core.contract import Contract
@@ -33,8 +32,11 @@ from prts_core.data.lerobot_v21.schema import (
     video_file,
 )
 from prts_core.data.lerobot_v21.seal import SEAL, seal
+from prts_core.data.lerobot_v21.tables import write_parquet
 from prts_core.io.errors import DataError
 from prts_core.io.files import atomic_path, digest_file, explain_os_errors, write_jsonl, write_text
+
+Link = Literal["copy", "hardlink", "symlink"]  # how a file of another dataset is taken over
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ def write_table(path: Path, columns: dict[str, np.ndarray], features: dict[str, 
         fields.append(pa.field(key, arrays[-1].type))
     schema = pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": described}})})
     with atomic_path(path) as partial:
-        pq.write_table(pa.Table.from_arrays(arrays, schema=schema), partial)
+        write_parquet(pa.Table.from_arrays(arrays, schema=schema), partial)
 
 
 def _png(picture: np.ndarray) -> bytes:
@@ -261,7 +263,9 @@ def _thin(images: np.ndarray) -> np.ndarray:
     return images[:, ::step, ::step]
 
 
-def finish(layout: Layout, records: Sequence[dict[str, Any]], splits: dict[str, range], contract: Contract) -> None:
+def finish(
+    layout: Layout, records: Sequence[dict[str, Any]], splits: dict[str, range], contract: Contract | None
+) -> None:
     """Write meta/ from the records of all episodes, in order, and remove what an interrupted run left behind."""
     tasks = {record["task_index"]: record["row"]["tasks"][0] for record in records}
     remove_strays(layout.root, [file for episode in range(len(records)) for file in layout.files(episode)])
@@ -322,8 +326,15 @@ def counters(episode: int, start: int, rows: int) -> dict[str, np.ndarray]:
     return {"episode_index": np.full(rows, episode, np.int64), "index": start + np.arange(rows, dtype=np.int64)}
 
 
-def take_file(old: Path, new: Path, link: Literal["copy", "hardlink"]) -> None:
-    """Copy or hardlink one file; one that stands there already with the same content is kept (a cut run goes on)."""
+def take_file(old: Path, new: Path, link: Link) -> None:
+    """Copy or link one file; one that stands there already with the same content is kept (a cut run goes on)."""
+    if new.is_symlink() or link == "symlink":
+        new.unlink(missing_ok=True)
+    if link == "symlink":
+        with explain_os_errors(new):
+            new.parent.mkdir(parents=True, exist_ok=True)
+            new.symlink_to(old.absolute())
+        return
     if new.is_file() and new.stat().st_size == old.stat().st_size and digest_file(new) == digest_file(old):
         return
     with explain_os_errors(new):
@@ -340,13 +351,13 @@ def take_file(old: Path, new: Path, link: Literal["copy", "hardlink"]) -> None:
             shutil.copyfile(old, partial)
 
 
-def take_table(old: Path, new: Path, was: pa.Table, table: pa.Table, link: Literal["copy", "hardlink"]) -> None:
+def take_table(old: Path, new: Path, was: pa.Table, table: pa.Table, link: Link) -> None:
     """`take_file` of a table that is still what was read (`was`); else write it."""
     if table is was:
         take_file(old, new, link)
         return
     with atomic_path(new) as partial:
-        pq.write_table(table, partial)
+        write_parquet(table, partial)
 
 
 def remove_strays(root: Path, wanted: Iterable[str]) -> None:

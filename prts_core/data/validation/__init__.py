@@ -1,4 +1,4 @@
-"""Check a LeRobot v2.1 dataset whole: its seal, tables by pandera, metadata by pydantic, laws between files, physics.
+"""Check a LeRobot dataset whole: its seal, tables by pandera, metadata by pydantic, laws between files, physics.
 
 `validate_dataset` never stops at the first fault and changes nothing on disk. Episodes are read once, by several
 threads, and only a few numbers of each are kept. What repairs is `repair.py`.
@@ -15,9 +15,11 @@ import polars as pl
 import pyarrow as pa
 
 from prts_core.data.ahead import in_order
-from prts_core.data.lerobot_v21.reader import read_parquet
+from prts_core.data.lerobot_v21.frames import VideoPool
 from prts_core.data.lerobot_v21.schema import ACTION, STATE, EpisodeRow, EpisodeStatsRow, Info
 from prts_core.data.lerobot_v21.seal import SEAL, compare, read_seal
+from prts_core.data.lerobot_v21.tables import read_parquet
+from prts_core.data.statistics import table_digest
 from prts_core.data.validation.episode import EpisodeSummary, summarize, vectors
 from prts_core.data.validation.laws import LAWS, law_rows
 from prts_core.data.validation.metadata import Metadata, check_metadata
@@ -25,9 +27,8 @@ from prts_core.data.validation.physics import check_physics
 from prts_core.data.validation.report import Finding, Severity, ValidationFailed, ValidationReport
 from prts_core.data.validation.stored_statistics import Accumulator, StoredStatistics, law_episode_stats
 from prts_core.data.validation.tables import check_tables, frame_schema, framed, law_stills
-from prts_core.data.validation.videos import Depth, law_video
+from prts_core.data.validation.videos import Depth, law_clip, law_video
 from prts_core.io.errors import DataError
-from prts_core.io.files import digest_file
 from prts_core.io.progress import track
 
 __all__ = ["Depth", "Finding", "ValidationFailed", "ValidationReport", "validate_dataset"]
@@ -49,7 +50,7 @@ def validate_dataset(
     folders of files, that must be this dataset's, besides those in its meta/.
     """
     if not root.is_dir():
-        raise DataError("A dataset folder is missing", file=root, expected="a LeRobot v2.1 folder with meta/info.json")
+        raise DataError("A dataset folder is missing", file=root, expected="a LeRobot folder with meta/info.json")
     report = ValidationReport(name or root.resolve().name)
     meta = check_metadata(root, report, foreign)
     if meta.info is not None:
@@ -117,34 +118,40 @@ class _Content:
                 self.report.checks["episode statistics"] += 1
                 self.known.append(checked.summary)
                 self.stored.take(row.episode_index, checked.seen, checked.digest)
-                yield self.info.data_file(row.episode_index), checked.frame
+                yield self.info.data_name(row.episode_index), checked.frame
 
     def _read(self, row: EpisodeRow, first: int, tasks: dict[int, str], stats: dict[int, EpisodeStatsRow]) -> _Checked:
-        file = self.info.data_file(row.episode_index)
-        path = self.root / file
+        file, path = self.info.data_name(row.episode_index), self.root / self.info.data_file(row.episode_index)
         try:
-            table = read_parquet(path)
+            table = read_parquet(path, None, self.info.data_rows(row.episode_index))
             found, frame = check_episode(self.root, table, row, first, self.info, tasks, self.video)
         except DataError as err:
             cure = err.cure or "restore it from its source, or convert again"
             reason = f"{err.problem}: {err.found or 'no such file'}"
             return _Checked([Finding("tables", file, reason, "a whole parquet file", cure)])
         summary = summarize(table, row.episode_index, self.info, path, self.meta.contract)
-        found += law_episode_stats(row, stats.get(row.episode_index), summary)
+        file = self.info.tables["episodes_stats"]
+        found += law_episode_stats(row, stats.get(row.episode_index), summary, file)
         values = {key: vectors(table, key, path) for key in (STATE, ACTION)} if self.stored.claims else {}
         seen = self.stored.watch(row.episode_index, {key: v for key, v in values.items() if v is not None})
-        return _Checked(found, frame, summary, seen, digest_file(path) if self.stored.provenances else None)
+        return _Checked(found, frame, summary, seen, table_digest(path) if self.stored.provenances else None)
 
     def videos(self) -> Iterator[Finding]:
         motion = {summary.episode: summary.motion for summary in self.known if len(summary.motion)}
-        jobs = [(row, key) for row in self.meta.episodes for key in self.info.video_keys]
+        jobs = [(row, key) for key in self.info.video_keys for row in self.meta.episodes]
         self.report.checks["videos"] += len(jobs)
 
+        pool = VideoPool(self.workers, self.info.fps)  # of long files, opened once for all their episodes
+
         def check(job: tuple[EpisodeRow, str]) -> list[Finding]:
-            return list(law_video(self.root, *job, self.info, self.video, motion.get(job[0].episode_index)))
+            seen = motion.get(job[0].episode_index)
+            if self.info.first_frame(job[0].episode_index, job[1]) is None:
+                return list(law_video(self.root, *job, self.info, self.video, seen))
+            return list(law_clip(self.root, *job, self.info, self.video, pool, seen))
 
         for findings in track(in_order(check, jobs, self.workers, 4), total=len(jobs), what="checking videos"):
             yield from findings
+        pool.close()
 
 
 def _seal(root: Path, report: ValidationReport, workers: int) -> Iterator[Finding]:

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from prts_core.contract import Contract
-from prts_core.data.lerobot_v21.reader import column_array
 from prts_core.data.lerobot_v21.schema import ACTION, STATE, Info
+from prts_core.data.lerobot_v21.tables import column_array
 from prts_core.io.errors import DataError
 
 RTOL, ATOL = 1e-4, 1e-5  # float32 sums of others

@@ -10,19 +10,19 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pyarrow as pa
 
-from prts_core.data.lerobot_v21.schema import ACTION, STATE, EpisodeRow, Info, totals
+from prts_core.data.lerobot_v21.schema import ACTION, STATE, EpisodeRow, Info
 from prts_core.data.validation.episode import numbers
 from prts_core.data.validation.metadata import Metadata
 from prts_core.data.validation.report import Finding
 
 TIME_TOLERANCE_S = 1e-4  # what lerobot allows between a timestamp and frame_index / fps
-_INFO, _EPISODES, _TASKS, _CONTRACT = "meta/info.json", "meta/episodes.jsonl", "meta/tasks.jsonl", "meta/contract.json"
+_INFO, _CONTRACT = "meta/info.json", "meta/contract.json"
 
 
 def law_totals(meta: Metadata, info: Info) -> Iterator[Finding]:
     """info.json's totals are the sums of what the other files hold."""
     lengths = [row.length for row in meta.episodes]
-    for name, expected in totals(lengths, len(meta.tasks), len(info.video_keys), info.chunks_size).items():
+    for name, expected in info.counted(lengths, len(meta.tasks)).items():
         if (found := getattr(info, name)) != expected:
             yield Finding("totals", _INFO, f"{name}: {found}", f"{expected}, counted in the other files")
 
@@ -30,8 +30,8 @@ def law_totals(meta: Metadata, info: Info) -> Iterator[Finding]:
 def law_numbering(meta: Metadata, info: Info) -> Iterator[Finding]:
     """Episodes and tasks are numbered 0, 1, 2, ... in the order of their lines; no task stands twice."""
     for file, listed in (
-        (_EPISODES, [row.episode_index for row in meta.episodes]),
-        (_TASKS, sorted(row.task_index for row in meta.tasks)),
+        (info.tables["episodes"], [row.episode_index for row in meta.episodes]),
+        (info.tables["tasks"], sorted(row.task_index for row in meta.tasks)),
     ):
         wrong = next(((place, number) for place, number in enumerate(listed) if number != place), None)
         if wrong is not None:
@@ -40,7 +40,9 @@ def law_numbering(meta: Metadata, info: Info) -> Iterator[Finding]:
     seen: set[str] = set()
     for place, row in enumerate(meta.tasks):
         if row.task in seen:
-            yield Finding("numbering", _TASKS, f"task {row.task!r} twice", "one line per sentence", row=place)
+            yield Finding(
+                "numbering", info.tables["tasks"], f"task {row.task!r} twice", "one line per sentence", row=place
+            )
         seen.add(row.task)
 
 
@@ -49,7 +51,9 @@ def law_tasks(meta: Metadata, info: Info) -> Iterator[Finding]:
     known = {row.task for row in meta.tasks}
     for line, row in enumerate(meta.episodes):
         for task in (task for task in row.tasks if task not in known):
-            yield Finding("tasks", _EPISODES, f"task {task!r}", "a sentence of meta/tasks.jsonl", row=line)
+            yield Finding(
+                "tasks", info.tables["episodes"], f"task {task!r}", f"a sentence of {info.tables['tasks']}", row=line
+            )
 
 
 def law_splits(meta: Metadata, info: Info) -> Iterator[Finding]:
@@ -79,11 +83,11 @@ def law_subtasks(meta: Metadata, info: Info) -> Iterator[Finding]:
                 expected = f"a start of at least {end}, where the span before ends"
             if expected is not None:
                 found = f"action_config[{number}]: {span.start_frame} to {span.end_frame}"
-                yield Finding("subtasks", _EPISODES, found, expected, row=line)
+                yield Finding("subtasks", info.tables["episodes"], found, expected, row=line)
             end = max(end, span.end_frame)
         if row.success_row is not None and row.success_row >= row.length:
             found = f"success_row {row.success_row}"
-            yield Finding("subtasks", _EPISODES, found, f"a row below {row.length}", row=line)
+            yield Finding("subtasks", info.tables["episodes"], found, f"a row below {row.length}", row=line)
 
 
 def law_contract(meta: Metadata, info: Info) -> Iterator[Finding]:
@@ -117,9 +121,11 @@ LAWS: dict[str, Callable[[Metadata, Info], Iterator[Finding]]] = {
 
 def law_rows(table: pa.Table, row: EpisodeRow, start: int, info: Info, tasks: dict[int, str]) -> Iterator[Finding]:
     """One table's length, counters, times and task numbers. start: rows of all episodes before it."""
-    file, counters = info.data_file(row.episode_index), np.arange(table.num_rows)
+    file, counters = info.data_name(row.episode_index), np.arange(table.num_rows)
     if table.num_rows != row.length:
-        yield Finding("episode length", file, f"{table.num_rows} rows", f"{row.length} rows, as {_EPISODES} says")
+        yield Finding(
+            "episode length", file, f"{table.num_rows} rows", f"{row.length} rows, as {info.tables['episodes']} says"
+        )
     wanted = {"frame_index": counters, "index": start + counters}
     for name, expected in (wanted | {"episode_index": np.full(len(counters), row.episode_index)}).items():
         values = numbers(table, name)

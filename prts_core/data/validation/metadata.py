@@ -9,7 +9,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from prts_core.contract import Contract
+from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.lerobot_v21.schema import TABLES, EpisodeRow, EpisodeStatsRow, Info, TaskRow, faults
+from prts_core.data.lerobot_v21.v30 import VERSION, is_v30
 from prts_core.data.validation.report import Finding, Severity, ValidationReport
 from prts_core.io.errors import DataError
 from prts_core.io.files import read_json, read_jsonl
@@ -30,14 +32,10 @@ class Metadata:
 
 def check_metadata(root: Path, report: ValidationReport, foreign: bool = False) -> Metadata:
     """Read everything under meta/, adding a finding per fault. foreign: a missing Contract only warns."""
-    meta = Metadata()
-    meta.info = _checked(Info, _read(read_json, root, "meta/info.json", report), "meta/info.json", None, report)
-    for name, rows in (("episodes", meta.episodes), ("tasks", meta.tasks), ("episodes_stats", meta.stats)):
-        file = f"meta/{name}.jsonl"
-        for number, raw in enumerate(_read(read_jsonl, root, file, report) or []):
-            row = _checked(TABLES[name], raw, file, number, report)
-            if row is not None:
-                rows.append(row)
+    if (root / "meta" / "info.json").is_file() and _is_v30(root):
+        meta = _of_v30(root, report)
+    else:
+        meta = _of_v21(root, report)
     report.checks["metadata"] += 1
     file = "meta/contract.json"
     try:
@@ -46,6 +44,43 @@ def check_metadata(root: Path, report: ValidationReport, foreign: bool = False) 
         severity: Severity = "warning" if foreign and not (root / file).exists() else "error"
         found, cure = str(err.found or err.problem), "`prts convert` makes it"
         report.add(Finding("metadata", file, found, "the dataset's Contract", cure, severity=severity))
+    return meta
+
+
+def _is_v30(root: Path) -> bool:
+    try:
+        return is_v30(root)
+    except DataError:  # told by who reads it as v2.1
+        return False
+
+
+def _of_v30(root: Path, report: ValidationReport) -> Metadata:
+    """Read v3.0's tables, which contradict each other at the first fault: nothing else can be checked then."""
+    meta = Metadata()
+    try:
+        opened = LeRobotDataset.open(root)
+        meta.episodes, meta.stats = list(opened.rows), list(opened.episode_stats().values())
+        meta.tasks = [TaskRow(task_index=index, task=task) for index, task in opened.tasks.items()]
+        meta.info = opened.info
+        report.checks["metadata"] += 2 * len(meta.episodes) + len(meta.tasks) + 1
+    except DataError as err:
+        file = str(err.file or "meta")
+        name = Path(file).relative_to(root).as_posix() if Path(file).is_relative_to(root) else file
+        found = f"{f'{err.field}: ' if err.field else ''}{err.found or err.problem}"
+        expected = str(err.expected or f"a readable table of LeRobot {VERSION}")
+        report.add(Finding("metadata", name, found, expected, err.cure or "restore it from its source"))
+    return meta
+
+
+def _of_v21(root: Path, report: ValidationReport) -> Metadata:
+    meta = Metadata()
+    meta.info = _checked(Info, _read(read_json, root, "meta/info.json", report), "meta/info.json", None, report)
+    for name, rows in (("episodes", meta.episodes), ("tasks", meta.tasks), ("episodes_stats", meta.stats)):
+        file = f"meta/{name}.jsonl"
+        for number, raw in enumerate(_read(read_jsonl, root, file, report) or []):
+            row = _checked(TABLES[name], raw, file, number, report)
+            if row is not None:
+                rows.append(row)
     return meta
 
 

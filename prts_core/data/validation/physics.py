@@ -33,7 +33,7 @@ def check_physics(facts: Sequence[EpisodeSummary], contract: Contract | None, in
     """Warnings of every law: the first few and how many more, for one wrong unit breaks every episode."""
     for check, law in LAWS.items():
         found = (
-            Finding(check, info.data_file(of.episode) if of else "meta/info.json", text, expected, cure, row, "warning")
+            Finding(check, info.data_name(of.episode) if of else "meta/info.json", text, expected, cure, row, "warning")
             for of, row, text, expected, cure in law(facts, contract, info)
         )
         yield from islice(found, SHOWN)

@@ -19,9 +19,10 @@ from pydantic import ValidationError
 from prts_core.contract import Contract
 from prts_core.data.ahead import in_order
 from prts_core.data.lerobot_v21 import video
-from prts_core.data.lerobot_v21.reader import column_array, read_parquet
 from prts_core.data.lerobot_v21.schema import TABLES, EpisodeRow, EpisodeStatsRow, Table, read_info, totals
 from prts_core.data.lerobot_v21.seal import SEAL, compare, files_of, read_seal
+from prts_core.data.lerobot_v21.tables import column_array, read_parquet
+from prts_core.data.lerobot_v21.v30 import is_v30
 from prts_core.data.lerobot_v21.writer import (
     counters,
     episode_stats,
@@ -68,6 +69,9 @@ def repair(root: Path, output: Path, link: Link = "copy", video: Depth = "every"
     """
     if output.exists():
         raise DataError("The repaired dataset's folder exists already", file=output, cure="name a new folder")
+    if root.is_dir() and is_v30(root):
+        cure = f"copy it first: `prts convert --source lerobot_v30 --from {root} --to {root.name}_v21`"
+        raise DataError("Only datasets of LeRobot v2.1 are repaired", file=root, cure=cure)
     if root.resolve() in (output.resolve(), *output.resolve().parents):
         raise DataError("A dataset is never repaired in place", file=output, cure="name a folder outside the dataset")
     return _Repair(root, output.with_name(f".{output.name}.repairing"), link, video, workers).run(output)
@@ -84,8 +88,7 @@ class _Repair:
         self.tasks: dict[int, str] = {}
         for _, row in self._lines("tasks", tell=True):
             self.tasks.setdefault(row.task_index, row.task)
-        sentences = list(dict.fromkeys(self.tasks[index] for index in sorted(self.tasks)))
-        self.renumbered = {index: sentences.index(task) for index, task in self.tasks.items()}
+        self.renumbered = renumbered(self.tasks)
         if any(index != new for index, new in self.renumbered.items()):
             self.done.append("meta/tasks.jsonl: numbered anew, each sentence once")
         found: dict[int, _EpisodeRepair] = {}
@@ -312,6 +315,12 @@ class _Repair:
                 found = err.found or err.problem
                 self.done.append(f"meta/contract.json left out: {found}; `prts convert` makes it")
             return None
+
+
+def renumbered(tasks: dict[int, str]) -> dict[int, int]:
+    """{task index there: index here}: 0, 1, 2, ... in the order of the old indices, each sentence once."""
+    places: dict[str, int] = {}
+    return {index: places.setdefault(tasks[index], len(places)) for index in sorted(tasks)}
 
 
 def _in_order(table: pa.Table) -> tuple[pa.Table, bool]:

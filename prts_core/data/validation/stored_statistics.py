@@ -340,12 +340,14 @@ def _vector(raw: Any) -> np.ndarray | None:
         return None
 
 
-def law_episode_stats(row: EpisodeRow, stats: EpisodeStatsRow | None, facts: EpisodeSummary) -> Iterator[Finding]:
-    """episodes_stats.jsonl has the episode (else an error), and its numbers are those of the table (else a warning)."""
+def law_episode_stats(
+    row: EpisodeRow, stats: EpisodeStatsRow | None, facts: EpisodeSummary, file: str = EPISODE_STATS
+) -> Iterator[Finding]:
+    """The file has the episode (else an error), and its numbers are those of the table (else a warning)."""
     check, fix = "episode statistics", "prts validate FOLDER --fix OUT writes"
     if stats is None:
         found = f"no line for episode {row.episode_index}"
-        yield Finding(check, EPISODE_STATS, found, "one line per episode", f"{fix} it")
+        yield Finding(check, file, found, "one line per episode", f"{fix} it")
         return
     for key, series in facts.series.items():
         if key not in stats.stats:
@@ -356,4 +358,4 @@ def law_episode_stats(row: EpisodeRow, stats: EpisodeStatsRow | None, facts: Epi
         if name is not None:
             found = f"{key}.{name} of episode {row.episode_index} is not the table's"
             cure = f"{fix} them again"
-            yield Finding(check, EPISODE_STATS, found, "statistics of the data", cure, severity="warning")
+            yield Finding(check, file, found, "statistics of the data", cure, severity="warning")

@@ -84,7 +84,7 @@ def framed(table: arrow.Table, info: Info, path: Path) -> pl.DataFrame:
 
 def law_stills(table: arrow.Table, row: EpisodeRow, info: Info, depth: str) -> Iterator[Finding]:
     """Pictures in the table can be decoded: every one, the first and the last, or none (depth "packets")."""
-    file = info.data_file(row.episode_index)
+    file = info.data_name(row.episode_index)
     for key in (key for key, feature in info.features.items() if feature.dtype == "image"):
         if key not in table.column_names:
             yield Finding("table columns", file, f"no column {key!r}", "every feature of info.json that is no video")

@@ -13,7 +13,7 @@ from typing import Literal
 import av
 import numpy as np
 
-from prts_core.data.lerobot_v21.frames import opened
+from prts_core.data.lerobot_v21.frames import VideoPool, opened
 from prts_core.data.lerobot_v21.schema import EpisodeRow, Info
 from prts_core.data.validation.episode import longest_run
 from prts_core.data.validation.report import Finding
@@ -54,6 +54,46 @@ def law_video(
     except (ValueError, OverflowError) as err:
         yield _broken(file, f"it cannot be decoded: {type(err).__name__}: {err}, {path.stat().st_size} bytes")
         return
+    yield from _promises(file, row, key, info, frames, promised, damaged, facts)
+    if grey:
+        yield from _living(file, grey, depth, motion, info.fps)
+
+
+def law_clip(
+    root: Path, row: EpisodeRow, key: str, info: Info, depth: Depth, pool: VideoPool, motion: np.ndarray | None = None
+) -> Iterator[Finding]:
+    """`law_video` of an episode that lies in a longer video."""
+    episode, file = row.episode_index, info.video_name(row.episode_index, key)
+    path, first = root / info.video_file(episode, key), info.first_frame(episode, key) or 0
+    if not path.is_file():
+        yield _broken(file, "the video is missing", "restore it from its source")
+        return
+    wanted = range(first, first + row.length)
+    try:
+        with pool.video(path, first) as video:
+            frames = video.count(wanted)
+            shown = {"every": wanted, "ends": sorted({wanted[0], wanted[-1]}), "packets": ()}[depth]
+            grey, damaged = _pictures(map(video.frame, shown)) if frames == row.length else ([], 0)
+            facts = (video.height, video.width, info.fps)
+    except DataError as err:
+        yield _broken(file, f"it cannot be decoded: {err.found or err.problem}")
+        return
+    yield from _promises(file, row, key, info, frames, 0, damaged, facts)
+    if grey:
+        yield from _living(file, grey, depth, motion, info.fps)
+
+
+def _promises(
+    file: str,
+    row: EpisodeRow,
+    key: str,
+    info: Info,
+    frames: int,
+    promised: int,
+    damaged: int,
+    facts: tuple[int, int, float],
+) -> Iterator[Finding]:
+    """What info.json and the table say of the video. facts: height, width, frames a second."""
     if damaged:
         yield _broken(file, f"{damaged} frames are damaged")
     if frames != row.length or (promised and promised != row.length):
@@ -64,8 +104,6 @@ def law_video(
         yield Finding("videos", file, f"{facts[1]}x{facts[0]} pixels", f"{width}x{height}, as info.json says")
     if abs(facts[2] - info.fps) > 0.01 * info.fps:
         yield Finding("videos", file, f"{facts[2]:g} frames a second", f"{info.fps:g}, as info.json says")
-    if grey:
-        yield from _living(file, grey, depth, motion, info.fps)
 
 
 def _broken(

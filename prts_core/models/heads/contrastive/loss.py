@@ -1,5 +1,4 @@
-"""The contrastive objective on a batch: `prts_kernels.info_nce`, which says the formula, with the project's names and
-its refusal of a batch without negatives.
+"""The contrastive objective on a batch: `prts_kernels.info_nce`, which says the formula, with the project's names.
 
 At the optimum phi(s, a) . psi(l) = log Q_l(s, a) + C(l): along a demonstration it rises by -log gamma a row.
 """
@@ -8,7 +7,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from prts_core.io.errors import DataError
 from prts_kernels.info_nce import ALONE, Processes, info_nce
 
 
@@ -29,17 +27,12 @@ def contrastive_loss(
     bends the slope, but keeps the order. The metrics are the terms before their weights.
     processes: how the N samples of the joint batch lie over processes, n of them here; all get the joint loss.
 
-    Raises DataError when all samples share one task: there is nothing to contrast.
+    Where all samples share one task there is nothing to contrast: the loss is 0, with gradients of 0. Nothing is read
+    back from a GPU.
     """
-    if bool((task_id == task_id[0]).all()):
-        raise DataError(
-            "A contrastive batch holds only one task, so there are no negatives",
-            field="weights.contrastive",
-            found=f"{len(task_id)} samples of one instruction",
-            expected="at least two different instructions in the data",
-            cure="add tasks, or set weights.contrastive to 0",
-        )
     loss, loss_sa_to_goal, loss_goal_to_sa, accuracy = info_nce(
         phi, psi, log_scale, log_weight, task_id, terms=terms, logsumexp_weight=logsumexp_weight, processes=processes
     )
-    return loss, {"crl_sa_to_l": loss_sa_to_goal, "crl_l_to_sa": loss_goal_to_sa, "crl_accuracy": accuracy}
+    several = (task_id != task_id[0]).any()
+    metrics = {"crl_sa_to_l": loss_sa_to_goal, "crl_l_to_sa": loss_goal_to_sa, "crl_accuracy": accuracy}
+    return loss * several, metrics

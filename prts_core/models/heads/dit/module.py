@@ -3,7 +3,10 @@
 Names and shapes are those of the public PRTS head (`dit_action_head.*`), after GR00T N1 (arXiv:2503.14734) and DiT
 (arXiv:2212.09748).
 
-Shape legend: S samples, T chunk length, A padded action width, P prompt tokens, W inner width, H language hidden.
+Several noise draws of a sample lie side by side as queries to the prompt, whose keys and values are made once.
+
+Shape legend: S samples, R draws a sample, T chunk length, A padded action width, P prompt tokens, W inner width, H
+language hidden.
 """
 
 from __future__ import annotations
@@ -56,11 +59,12 @@ class DitAttention(nn.Module):
         self.to_v = nn.Linear(memory_width, width)
         self.to_out = nn.Sequential(nn.Linear(width, width), nn.Dropout(dropout))
 
-    def forward(self, x_STW: Tensor, memory_SP: Tensor | None, visible_SP: Tensor | None) -> Tensor:
-        memory = x_STW if memory_SP is None else memory_SP
+    def forward(self, x: Tensor, memory_SP: Tensor | None, visible_SP: Tensor | None) -> Tensor:
+        """x (S*R, T, W) -> (S*R, T, W)."""
+        memory = x if memory_SP is None else memory_SP
         query, key, value = (
-            y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for y in (self.to_q(x_STW), self.to_k(memory), self.to_v(memory))
+            y.reshape(len(memory), -1, self.heads, y.shape[-1] // self.heads).transpose(1, 2)
+            for y in (self.to_q(x), self.to_k(memory), self.to_v(memory))
         )
         if visible_SP is None:
             out = F.scaled_dot_product_attention(query, key, value)
@@ -69,7 +73,7 @@ class DitAttention(nn.Module):
             some = visible_SP.any(1)[:, None, None, None]
             out = F.scaled_dot_product_attention(query, key, value, attn_mask=visible_SP[:, None, None, :] | ~some)
             out = out * some
-        return self.to_out(out.transpose(1, 2).flatten(2))
+        return self.to_out(out.transpose(1, 2).reshape(*x.shape[:2], -1))
 
 
 class DitFeedForward(nn.Module):
@@ -183,6 +187,7 @@ class DitHead(nn.Module):
         return tokens + self.position_embedding.weight[: x_STA.shape[1]]
 
     def forward(self, x_STA: Tensor, dof_mask_STA: Tensor, time_S: Tensor, prefix: Prefix) -> Tensor:
-        """-> velocity (S, T, A)."""
+        """x, dof_mask (S*R, T, A), time (S*R,) -> velocity (S*R, T, A). A sample's draws follow one another;
+        `prefix` of the S samples."""
         x = self.embed_chunk(x_STA, dof_mask_STA, time_S)
         return self.action_decoder(self.dit(x, self.time_condition(time_S), prefix))

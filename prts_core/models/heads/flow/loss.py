@@ -43,7 +43,8 @@ def flow_loss(
     real = velocity.new_ones(velocity.shape[:2]) if is_pad is None else (~is_pad).to(velocity.dtype)
     error = (velocity - target).square()
     if compat == "prts":
-        width = int(mask[0, 0].sum())
-        return (error[..., :width] * real[..., None]).sum() / (real.sum() * width).clamp(min=1)
+        width = mask[0, 0].sum()  # stays on the device
+        counted = real[..., None] * (torch.arange(mask.shape[-1], device=mask.device) < width)
+        return (error * counted).sum() / (real.sum() * width).clamp(min=1)
     weight = mask * real[..., None]
     return ((error * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)).mean()

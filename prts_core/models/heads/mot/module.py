@@ -2,8 +2,11 @@
 
 Names and shapes are those of the released PRTS-4B head (`dit_action_head.*`).
 
-Shape legend: S samples, T chunk length, A padded action width, P prompt tokens, H head width, G key/value heads,
-d head_dim.
+Several noise draws of a sample lie side by side as queries of one attention, whose mask lets each see the prompt and
+itself: the prompt's keys and values, which are longer than all draws together, are not copied for each.
+
+Shape legend: S samples, R draws a sample, T chunk length, A padded action width, P prompt tokens, H head width, G
+key/value heads, d head_dim.
 """
 
 from __future__ import annotations
@@ -36,8 +39,7 @@ class AdaptiveRMSNorm(nn.Module):
 
 
 class MotAttention(nn.Module):
-    """Action queries over [language keys of the same layer, own keys]; bidirectional; no rotary embedding of its
-    own."""
+    """Action queries over [language keys of the same layer, own keys]: bidirectional, without a rotary embedding."""
 
     def __init__(self, hidden: int, heads: int, kv_heads: int, head_dim: int, dropout: float) -> None:
         super().__init__()
@@ -48,22 +50,19 @@ class MotAttention(nn.Module):
         self.o_proj = nn.Linear(heads * head_dim, hidden)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_STH: Tensor, key_SGPd: Tensor, value_SGPd: Tensor, visible_S1TK: Tensor) -> Tensor:
-        samples, steps, _ = x_STH.shape
+    def forward(self, x: Tensor, key_SGPd: Tensor, value_SGPd: Tensor, visible: Tensor) -> Tensor:
+        """x (S*R, T, H), visible (S, 1, R*T, P + R*T) -> (S*R, T, H)."""
+        samples = len(key_SGPd)
 
         def split(y: Tensor, heads: int) -> Tensor:
-            return y.view(samples, steps, heads, self.head_dim).transpose(1, 2)
+            return y.view(samples, -1, heads, self.head_dim).transpose(1, 2)
 
-        key = torch.cat([key_SGPd, split(self.k_proj(x_STH), self.kv_heads)], dim=2)
-        value = torch.cat([value_SGPd, split(self.v_proj(x_STH), self.kv_heads)], dim=2)
+        key = torch.cat([key_SGPd, split(self.k_proj(x), self.kv_heads)], dim=2)
+        value = torch.cat([value_SGPd, split(self.v_proj(x), self.kv_heads)], dim=2)
         out = F.scaled_dot_product_attention(
-            split(self.q_proj(x_STH), self.heads),
-            key,
-            value,
-            attn_mask=visible_S1TK,
-            enable_gqa=self.heads != self.kv_heads,
+            split(self.q_proj(x), self.heads), key, value, attn_mask=visible, enable_gqa=self.heads != self.kv_heads
         )
-        return self.dropout(self.o_proj(out.transpose(1, 2).reshape(samples, steps, -1)))
+        return self.dropout(self.o_proj(out.transpose(1, 2).reshape(*x.shape[:2], -1)))
 
 
 class MotFeedForward(nn.Module):
@@ -132,12 +131,14 @@ class MotHead(nn.Module):
         return tokens + self.position_embedding.weight[: x_STA.shape[1]]
 
     def forward(self, x_STA: Tensor, dof_mask_STA: Tensor, time_S: Tensor, prefix: Prefix) -> Tensor:
-        """-> velocity (S, T, A); `prefix` with keys and values of as many layers as this head has blocks."""
-        samples, steps, _ = x_STA.shape
+        """x, dof_mask (S*R, T, A), time (S*R,) -> velocity (S*R, T, A). A sample's draws follow one another;
+        `prefix` of the S samples, with keys and values of as many layers as this head has blocks."""
+        samples, steps = len(prefix.visible), x_STA.shape[1]
         cond = self.time_condition(time_S)
         x = self.embed_chunk(x_STA, dof_mask_STA)
-        own = prefix.visible.new_ones(samples, steps)
-        visible = torch.cat([prefix.visible, own], dim=1)[:, None, None, :].expand(samples, 1, steps, -1)
+        draw = torch.arange(len(x) // samples, device=x.device).repeat_interleave(steps)
+        own = (draw[:, None] == draw).expand(samples, -1, -1)
+        visible = torch.cat([prefix.visible[:, None].expand(-1, len(draw), -1), own], dim=2)[:, None]
         for block, key, value in zip(self.dit.blocks, prefix.keys, prefix.values, strict=True):
             x = block(x, cond, key, value, visible)
         normed, _ = self.dit.final_norm(x, cond)

@@ -1,8 +1,8 @@
-"""Trains a tiny PRTS on random rows: called by test_deepspeed.py, plain in its process, and under torchrun.
+"""Trains a tiny PRTS on random rows: called by test_engines.py, in its process, and under torchrun.
 
-    torchrun ... deepspeed_driver.py FOLDER JOB ...
+    torchrun ... engine_driver.py FOLDER JOB ...
 
-JOB: NAME,STAGE[,key=value ...][,from=CHECKPOINT] with keys of TrainConfig. Each writes, from process 0, losses.json
+JOB: NAME,ENGINE[,key=value ...][,from=CHECKPOINT] with keys of TrainConfig. Each writes, from process 0, losses.json
 (one row a step), average.safetensors and the checkpoints after two and four steps to FOLDER/NAME. from: go on there;
 die=STEP: process 0 is killed (SIGKILL) right after that step; term=STEP: it alone is told to stop (SIGTERM).
 dropout: of the action expert.
@@ -26,8 +26,8 @@ import torch
 from prts_core.config.train import LossWeights, TrainConfig
 from prts_core.io.tensors import save_tensors
 from prts_core.launch.signals import graceful, stop_on_signals
-from prts_core.training.deepspeed import DeepSpeedTrainer, join_processes
-from prts_core.training.ranks import ALONE
+from prts_core.models import cross_entropy
+from prts_core.training.parallel import join_processes
 from prts_core.training.trainer import Trainer
 from tests.training.runs import MODEL, batches, network, text_tokenizer, toy
 
@@ -47,27 +47,27 @@ BASE = TrainConfig(
 
 def train(
     folder: Path,
-    stage: int,
+    engine: str,
     resume: Path | None = None,
     die: int = -1,
     term: int = -1,
     dropout: float = 0.0,
     **change: Any,
 ) -> None:
-    """stage 0: the plain trainer."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = replace(BASE, deepspeed_stage=stage, **change)
-    ranks = join_processes() if stage else ALONE
+    config = replace(BASE, engine=engine, **change)
+    parallel = join_processes()
+    if engine != "single":  # the head is read by slices, as at real size
+        cross_entropy.SLICE = 2048
     tokenizer = text_tokenizer()
     sources = [toy(tokenizer), toy(tokenizer, "wide", width=5, seed=4)]
-    source = batches(sources, config, ranks.rank, ranks.world)
+    source = batches(sources, config, parallel.rank, parallel.world)
     model = network(tokenizer, replace(MODEL, expert=replace(MODEL.expert, dropout=dropout)))
-    trainer = (DeepSpeedTrainer if stage else Trainer)(model, source, config, 0)
+    trainer = Trainer(model, source, config, 0, parallel=parallel)
     checkpoints = folder / "checkpoints"
-    if resume and ranks.rank == 0:
+    if resume and parallel.rank == 0:
         shutil.copytree(resume, checkpoints / resume.name)
-    if stage:
-        torch.distributed.barrier()
+    parallel.wait()
     log: list[dict[str, float]] = []
 
     def on_step(step: int, metrics: dict[str, float]) -> None:
@@ -79,8 +79,8 @@ def train(
 
     with graceful() as stop:
         trainer.fit(checkpoints, on_step, should_stop=stop)
-    ema = trainer.weights()
-    if ranks.rank == 0:
+    ema = trainer.weights(root=checkpoints)
+    if parallel.rank == 0:
         save_tensors(folder / "average.safetensors", ema)
         (folder / "losses.json").write_text(json.dumps(log))
 
@@ -88,13 +88,14 @@ def train(
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for job in sys.argv[2:]:
-        name, stage, *rest = job.split(",")
+        name, engine, *rest = job.split(",")
         options: dict[str, Any] = dict(part.split("=", 1) for part in rest)
         resume = options.pop("from", None)
         change = {k: json.loads(v) if v[0].isdigit() or v in ("true", "false") else v for k, v in options.items()}
         with stop_on_signals():
-            train(Path(sys.argv[1]) / name, int(stage), Path(resume) if resume else None, **change)
-    torch.distributed.destroy_process_group()
+            train(Path(sys.argv[1]) / name, engine, Path(resume) if resume else None, **change)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # torch's own threads may abort a process that ends while they still run

@@ -1,0 +1,87 @@
+"""Take over a LeRobot v3.0 or v3.1 dataset where it lies: its metadata, a Contract, and links to its tables and videos.
+
+The result is a dataset of the same version. Its digests are those of the files that the links lead to, so that a source
+that changed or went away is noticed like a damaged copy.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from prts_core.config.schema import RobotConfig
+from prts_core.config.sources import LeRobotSource
+from prts_core.contract import Contract
+from prts_core.data.convert.foreign import carried_contract, check_numbering, require_whole, splits_of
+from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from prts_core.data.lerobot_v21.seal import SEAL, check_sizes, seal
+from prts_core.data.lerobot_v21.select import Selection, select
+from prts_core.data.lerobot_v21.tables import read_parquet
+from prts_core.data.lerobot_v21.v30 import STATS_PATH, TASKS_PATH, episode_tables
+from prts_core.data.lerobot_v21.writer import remove_strays, take_file
+from prts_core.io.errors import ConfigError, DataError
+from prts_core.io.files import read_json, write_text
+from prts_core.io.progress import track
+
+
+def refer(root: Path, output: Path, *, dataset: str, source: LeRobotSource, robot: RobotConfig | None) -> Contract:
+    """Write `output`, a dataset whose tables and videos are those at `root`; `source.link` says how they get there.
+
+    Cameras may be left out and episodes held out: that is metadata. Raises ConfigError for a choice that needs tables
+    written anew, DataError for a dataset that lacks files or whose tables are not numbered as its metadata says.
+    """
+    check_sizes(root)
+    opened = LeRobotDataset.open(root)
+    selection = select(opened.info, source, root)
+    _refuse_rewriting(root, source, selection)
+    require_whole(opened)
+    info = selection.info(opened.info)
+    contract = carried_contract(opened, info, dataset, robot)
+    episodes = len(opened.lengths)
+    splits = splits_of(info, episodes, episodes, source, dataset)
+    files = dict.fromkeys(file for episode in opened.episodes() for file in info.episode_files(episode))
+    _check_tables(opened)
+
+    (output / SEAL).unlink(missing_ok=True)  # of an earlier run: what is not finished is not sealed
+    link = "symlink" if source.link == "auto" else source.link
+    for file in track(files, total=len(files), what=f"linking {dataset}"):
+        take_file(root / file, output / file, link)
+    remove_strays(output, files)
+    tables = [path.relative_to(root).as_posix() for path in episode_tables(root)]
+    for file in [*tables, TASKS_PATH, *([STATS_PATH] if (root / STATS_PATH).is_file() else [])]:
+        take_file(root / file, output / file, "copy")
+    described: dict[str, Any] = read_json(root / "meta" / "info.json")
+    described |= {"splits": splits, "features": {key: described["features"][key] for key in info.features}}
+    write_text(output / "meta/info.json", json.dumps(described, indent=4, ensure_ascii=False, allow_nan=False))
+    contract.save(output / "meta" / "contract.json")
+    seal(output)
+    return contract
+
+
+def _refuse_rewriting(root: Path, source: LeRobotSource, selection: Selection) -> None:
+    field = "episodes" if source.episodes is not None else "select_state" if selection.joins else None
+    if field is not None:
+        command = f"prts convert --source lerobot_v30 --from {root} --to {root.name}_v21"
+        raise ConfigError(
+            "A dataset that is read where it lies keeps its episodes and columns",
+            file=root,
+            field=f"source.{field}",
+            found=getattr(source, field) or ", ".join(selection.state),
+            expected="every episode, and state and action as they are stored",
+            cure=f"copy it into v2.1: `{command}`, and name that folder as root",
+        )
+
+
+def _check_tables(opened: LeRobotDataset) -> None:
+    """Hold each table's counters against the metadata: a reader goes by these alone."""
+    starts, keys = opened.starts, ["episode_index", "index"]
+    for episode in track(opened.episodes(), total=len(starts), what="checking tables"):
+        path = opened.root / opened.info.data_file(episode)
+        check_numbering(opened.table(episode, keys), episode, starts[episode], path)
+        part = opened.info.data_rows(episode)
+        last = episode + 1 == len(starts) or opened.info.data_file(episode + 1) != opened.info.data_file(episode)
+        if last and part is not None and len(read_parquet(path, ["index"], range(part.stop, part.stop + 1))):
+            problem, cure = "A table does not hold what the metadata says", "restore the dataset from its source"
+            found = f"more than {part.stop}"
+            raise DataError(problem, file=path, field="rows", found=found, expected=part.stop, cure=cure)

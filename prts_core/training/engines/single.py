@@ -1,0 +1,144 @@
+"""Train in one process: the model whole, fused AdamW, averaged weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from prts_core.config.train import TrainConfig
+from prts_core.models.prts import PrtsModel
+from prts_core.training.checkpoint import Piece, PieceFiles
+from prts_core.training.optim import make_optimizer, set_rates
+from prts_core.training.parallel import ParallelContext
+
+T = TypeVar("T")
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Work(nn.Module):
+    """The model with "do this with it" as its forward: engines gather weights around forward calls."""
+
+    def __init__(self, model: PrtsModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, work: Callable[[PrtsModel], T]) -> T:
+        return work(self.model)
+
+
+class Engine:
+    """Owns model, optimiser and averaged weights (none where `ema_decay` is 0). Subclasses spread them.
+
+    Every process must call every method, in the same order.
+    """
+
+    def __init__(self, model: PrtsModel, config: TrainConfig, parallel: ParallelContext) -> None:
+        self.model, self.config, self.parallel = model, config, parallel
+        self.device = next(model.parameters()).device
+        self.module: nn.Module = Work(model)
+        self._spread()
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.optimizer: torch.optim.Optimizer = make_optimizer(model, config)
+        for parameter in self.trained.values():  # now, not at the first step, so that a checkpoint can be read into it
+            state = self.optimizer.state[parameter]
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            state |= {key: torch.zeros_like(parameter) for key in MOMENTS}
+        self.ema = {name: p.detach().clone() for name, p in self.trained.items()} if config.ema_decay else {}
+        self.without_gradient = 0
+
+    def _spread(self) -> None:
+        """Give this process its part of the model."""
+
+    # ---- a step ----------------------------------------------------------------------------------------------------
+    def begin(self, step: int) -> None:
+        """Set the step's learning rates."""
+        set_rates(self.optimizer.param_groups, self.config, step)
+
+    def run(self, work: Callable[[PrtsModel], T]) -> T:
+        """`work` with the model, in the recipe's precision."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            made: T = self.module(work)
+        return made
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Add the gradients of one micro-batch's share of the joint loss. last: of the step."""
+        loss.backward()
+
+    def update(self, step: int) -> Tensor:
+        """Clip, step the optimiser, average. The norm of the whole gradient before it was clipped, on the device."""
+        gradients = [p.grad for p in self.trained.values() if p.grad is not None]
+        self.without_gradient = len(self.trained) - len(gradients)
+        norm = self._norm(gradients)
+        torch.nn.utils.clip_grads_with_norm_(list(self.trained.values()), self.config.clip_norm, norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._average(step)
+        return norm
+
+    def _norm(self, gradients: list[Tensor]) -> Tensor:
+        return torch.nn.utils.get_total_norm(gradients)
+
+    @torch.no_grad()
+    def _average(self, step: int) -> None:
+        """Exponential moving average with warm-up: decay = min(d, (1 + t) / (10 + t))."""
+        decay = min(self.config.ema_decay, (1 + step) / (10 + step))
+        pairs = [(self.ema[name], self.trained[name]) for name in self.ema]
+        if pairs:
+            averaged, weights = zip(*pairs, strict=True)
+            torch._foreach_lerp_(list(map(self._local, averaged)), list(map(self._local, weights)), 1 - decay)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The averaged weights in the model's place; nothing is copied."""
+
+        def swap() -> None:
+            for name in self.ema:
+                parameter = self.trained[name]
+                parameter.data, self.ema[name] = self.ema[name], parameter.data
+
+        swap()
+        try:
+            yield
+        finally:
+            swap()
+
+    # ---- what is kept ----------------------------------------------------------------------------------------------
+    def pieces(self) -> dict[str, Piece]:
+        """Everything a resumed run needs of this process, "<kind>/<parameter>": model, ema, moments and step."""
+        found: dict[str, Piece] = {}
+        for name, parameter in self.trained.items():
+            state = self.optimizer.state[parameter]
+            kinds: dict[str, Any] = {"model": parameter, **{key: state[key] for key in MOMENTS}}
+            kinds |= {"ema": self.ema[name]} if self.ema else {}
+            found |= {f"{kind}/{name}": piece for kind, x in kinds.items() if (piece := self._piece(x)) is not None}
+            found[f"step/{name}"] = Piece(state["step"].view(1), 0, 1, self.parallel.rank == 0)
+        return found
+
+    def frozen(self) -> dict[str, Piece]:
+        """The weights that do not train, and buffers that are kept, as "model/<name>"."""
+        names = self.model.state_dict().keys() - self.trained.keys()
+        kept = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        return {f"model/{n}": piece for n in sorted(names) if (piece := self._piece(kept[n])) is not None}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the whole model's tensors."""
+        return {name: tuple(value.shape) for name, value in self.model.state_dict().items()}
+
+    def load(self, files: PieceFiles) -> None:
+        """Put what `pieces` named in a checkpoint in its place."""
+        files.fill(self.pieces())
+
+    def weights(self, ema: bool) -> Mapping[str, Tensor] | None:
+        """The whole model's tensors, averaged or last, where this process has them whole."""
+        state = self.model.state_dict()
+        return {name: (self.ema.get(name, value) if ema else value).detach() for name, value in state.items()}
+
+    def _local(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def _piece(self, tensor: Tensor) -> Piece | None:
+        return Piece(tensor.detach().view(-1), 0, tensor.numel())
