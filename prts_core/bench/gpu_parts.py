@@ -37,8 +37,9 @@ from prts_core.policy.policy import Policy
 from prts_core.policy.processor import Processor
 from prts_core.text import prompt
 from prts_core.training.batch import Batch, BatchSource
-from prts_core.training.flops import counts_of, forward_flops, peak_flops, training_flops
+from prts_core.training.flops import counts_of, peak_flops
 from prts_core.training.losses import prts_loss
+from prts_core.training.meter import step_flops
 from prts_core.training.recompute import recompute_activations
 from prts_core.training.trainer import Trainer
 
@@ -210,14 +211,8 @@ def measured(
     source = source_of(data, config)
     batch = next(source.batches(source.start()))
     counts = counts_of(batch.tokens, config.flow_samples)
-    counts = replace(
-        counts,
-        labels=counts.labels if config.weights.fast else 0,
-        draws=counts.draws if config.weights.flow else 0,
-        prompt=counts.prompt if config.weights.flow else 0,
-    )
     vocabulary = len(data.tokenizer) if place.toy else VOCABULARY
-    flops = sum(training_flops(forward_flops(data.config, counts, vocabulary)).values())
+    flops = sum(step_flops(data.config, config, counts, vocabulary).values())
     if place.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     step, there = measure(place, data, config), batch.to(place.device)
