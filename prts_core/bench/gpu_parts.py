@@ -24,7 +24,7 @@ import torch
 
 from prts_core.bench.kernels import SCRIPTS
 from prts_core.bench.train import CAMERAS, PROPORTIONED, Rows
-from prts_core.config.checked_yaml import check, read_yaml
+from prts_core.config.load import read_model
 from prts_core.config.model import ModelConfig
 from prts_core.config.train import LossWeights, TrainConfig
 from prts_core.contract import Camera, Contract, Dimension, PolicyContract
@@ -79,7 +79,7 @@ class Place:
     def config(self) -> ModelConfig:
         if self.toy:
             return PROPORTIONED
-        return check(ModelConfig, read_yaml(RELEASED), RELEASED)
+        return read_model(RELEASED)[0]
 
     def wait(self) -> None:
         if self.device.type == "cuda":

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from prts_core.bench import gpu
-from prts_core.bench.gpu_parts import PARTS, Place, synthetic_policy
+from prts_core.bench.gpu_parts import PARTS, VOCABULARY, Place, random_network, synthetic_policy
 from prts_core.bench.train import Rows
 from prts_core.io.files import read_json
 
@@ -73,6 +73,14 @@ def test_the_synthetic_policy_acts(tmp_path: Path) -> None:
     place = Place(torch.device("cpu"), True)
     made = synthetic_policy(Rows(4, config=place.config()), place)
     assert made.dtype == "bf16" and made.model.crl_logit_scale.dtype == torch.float32
+
+
+def test_the_model_of_the_release_is_made_on_the_device_in_the_dtype_asked_for() -> None:
+    config = Place(torch.device("cpu"), False).config()
+    model = random_network(config, VOCABULARY, 5, torch.device("meta"), torch.bfloat16)
+    assert sum(p.numel() for p in model.parameters()) == 5_107_108_897  # as the public code counts
+    kinds = {name: p.dtype for name, p in model.named_parameters() if p.dtype != torch.bfloat16}
+    assert kinds == {"crl_logit_scale": torch.float32}
 
 
 @pytest.mark.slow
