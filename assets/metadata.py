@@ -69,6 +69,10 @@ def metadata(manifest: Manifest, outputs: Path, overrides: Sequence[str] = ()) -
         "manifest_digest": manifest.digest,
         **{f"contract/{name}": value for name, value in manifest.contracts.items()},
     }
+    timing = provenance.get("timing", {})
+    if "samples_per_s" in timing:  # of a stage that trains
+        rows = [(k, f"{v:.4g}" if isinstance(v, float) else ", ".join(v) or "none") for k, v in timing.items()]
+        shown["training"] = table(("of a step", "value"), rows)
     for name, value in links.items():  # run_id, fault, git.sha, dvc.rev, ...
         if value not in ("", "none") and name not in ("url", "tracking_uri", "experiment_id"):
             shown[name if name.startswith(("git.", "dvc.")) else f"mlflow_{name}"] = str(value)

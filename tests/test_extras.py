@@ -125,6 +125,7 @@ assert main(["chain", *words, "--until", "sft"]) == 0
 import prts_core.io.hub, prts_core.training.engines.zero, deepspeed, huggingface_hub
 """,
     "lora": "import peft, prts_core.training.trainer",
+    "nf4": "import bitsandbytes, prts_core.training.adapters",
     "sim": """
 import numpy as np
 from prts_core.sim.suites.metaworld.environment import Scene

@@ -7,6 +7,7 @@ from typing import Literal
 
 from prts_core.config.checks import check_numbers
 from prts_core.config.identity import execution
+from prts_core.io.errors import ConfigError
 
 Group = Literal["llm", "vision", "merger", "action", "contrastive"]  # see prts_core.training.optim
 Schedule = Literal["cosine", "constant", "wsd"]  # wsd: warm-up, stable, decay
@@ -31,13 +32,17 @@ class LossWeights:
 @dataclass(frozen=True)
 class LoraConfig:
     """Low-rank adapters on the language model: W + (alpha / rank) B A (arXiv:2106.09685). targets: ends of the names of
-    the linear layers that get one."""
+    the linear layers that get one. base: how the frozen matrices are held. "bf16" costs half of "fp32" and changes no
+    product under precision bf16; "nf4" (QLoRA, arXiv:2305.14314; the extra nf4, one process) costs an eighth in the
+    language model's layers, and what is exported are the matrices that were trained on, rounded so; "auto" is bf16
+    under precision bf16 and fp32 else."""
 
     __pydantic_config__ = {"extra": "forbid"}
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    base: Literal["auto", "fp32", "bf16", "nf4"] = "auto"
 
     def __post_init__(self) -> None:
         check_numbers(self, {"[1, inf)": "rank", "(0, inf)": "alpha", "[0, 1)": "dropout"})
@@ -74,12 +79,13 @@ class TrainConfig:
     and step.
 
     Machine. precision "bf16": bf16 matrix products (autocast); weights, gradients, moments and averages are fp32.
-    attention: the kernel behind every layer of the language model (kernels/README.md); "auto" picks one for the device.
+    attention: the kernel behind every layer of the language model (kernels/README.md); "auto" picks one for the
+    device. compile: layers are compiled by torch.compile: minutes at the start, faster steps on a GPU.
     activation_checkpointing: layers are computed again in the backward pass instead of kept. workers: loader
     processes; 0: a thread. threads: of one process on a CPU. engine: what holds the model: one process ("single"),
-    torch's FSDP2 ("fsdp") or DeepSpeed's ZeRO ("zero1" to "zero3"); "auto" is single in one process and fsdp in many.
-    fsdp_group: processes that hold one copy of the model together (HSDP); 0: all of them. pack_length: tokens of a
-    packed row; 0: padded batches. pack_window: samples that are packed at a time.
+    torch's FSDP2 ("fsdp") or DeepSpeed's ZeRO ("zero1" to "zero3"); "auto" is single in one process and fsdp in
+    many. fsdp_group: processes that hold one copy of the model together (HSDP); 0: all of them. pack_length: tokens
+    of a packed row; 0: padded batches. pack_window: samples that are packed at a time.
 
     Disk. checkpoint_every, keep: checkpoints are written that often and that many are kept. eval_every, eval_batches:
     held-out losses of the averaged weights, on that many batches. log_every: steps between two points that are shown
@@ -120,6 +126,7 @@ class TrainConfig:
     normalization: Literal["QUANTILE", "MEAN_STD", "MIN_MAX"] = "QUANTILE"
     precision: Literal["fp32", "bf16"] = "fp32"
     attention: Literal["auto", "reference", "sdpa", "flex", "split", "triton"] = execution("auto")
+    compile: bool = execution(False)
     activation_checkpointing: bool = execution(False)
     workers: int = execution(0)
     threads: int = execution(2)
@@ -136,6 +143,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, RANGES)
+        if self.lora is not None and self.lora.base in ("bf16", "nf4") and self.precision != "bf16":
+            raise ConfigError(
+                "LoRA's frozen matrices are held in less than the arithmetic asks for",
+                field="train.lora.base",
+                found=f"{self.lora.base}, with precision {self.precision}",
+                expected="auto or fp32",
+                cure="set train.precision to bf16, or train.lora.base to auto",
+            )
 
 
 RANGES = {

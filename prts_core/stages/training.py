@@ -9,26 +9,26 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prts_core.config.train import TrainConfig
+from prts_core.config.train import LoraConfig, TrainConfig
 from prts_core.data.augment import preview
 from prts_core.io.errors import ConfigError, DataError
-from prts_core.io.files import explain_os_errors, write_text
+from prts_core.io.files import explain_os_errors, write_json, write_text
 from prts_core.io.progress import Bar
 from prts_core.io.tensors import load_tensors, save_tensors
 from prts_core.launch.signals import graceful
-from prts_core.launch.together import Followed
+from prts_core.launch.together import Followed, launched
 from prts_core.models.prts import PrtsModel
 from prts_core.store.stage import StageContext
-from prts_core.training.adapters import adapter_tensors, add_adapters, merged, remove_adapters
+from prts_core.training.adapters import adapter_tensors, add_adapters, hold_base, merged, plain_base, remove_adapters
 from prts_core.training.batch import BatchSource, SampleSource
 from prts_core.training.datasets import RobotDataset, VqaDataset
-from prts_core.training.meter import TIMES
+from prts_core.training.meter import PHASES, TIMES
 from prts_core.training.optim import Count, count, freeze
 from prts_core.training.parallel import join_processes
 from prts_core.training.trainer import Trainer, on_curve
@@ -65,6 +65,7 @@ def train(
     freeze(model, recipe.freeze)
     if recipe.lora is not None:
         add_adapters(model, recipe.lora, _new_tokens(sets))
+        hold_base(model, base_of(recipe, recipe.lora))
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     trainer = make_trainer(model, sets, weights, recipe, context.seed, held_out)
     if trainer.parallel.rank == 0:
@@ -82,10 +83,17 @@ def train(
                 file.write(json.dumps({"step": step, **metrics}) + "\n")
 
         trainer.fit(context.work / CHECKPOINTS, on_step, snapshots, stop)
+    if recipe.lora is not None:
+        plain_base(model)
     made = trainer.weights(ema, context.work / CHECKPOINTS)
     if trainer.parallel.rank:
         raise Followed
-    rows = [row for row in read_curve(curve) if on_curve(recipe, int(row["step"])) or _evaluated(row)]
+    every = read_curve(curve)
+    report = training_report(every, trainer.engine.without_gradient)
+    show_report(report)
+    write_json(context.work / "timing.json", report)
+    context.log({f"report/{k}": v for k, v in report.items() if isinstance(v, float)}, recipe.steps - 1)
+    rows = [row for row in every if on_curve(recipe, int(row["step"])) or _evaluated(row)]
     write_curve(context.output, rows)
     robots = [each for each in sets if isinstance(each, RobotDataset)]
     if recipe.augment and robots:
@@ -99,6 +107,19 @@ def train(
             save_tensors(early, merged(load_tensors(early)[0], recipe.lora))
     last = {k: v for k, v in rows[-1].items() if k not in ("step", "learning_rate", *TIMES)}
     return made, last, early if snapshots else None
+
+
+def base_of(recipe: TrainConfig, lora: LoraConfig) -> str:
+    """How LoRA's frozen matrices are held; ConfigError where the processes cannot hold them so."""
+    if lora.base == "nf4" and launched() > 1:
+        raise ConfigError(
+            "Matrices held in NF4 are not split over processes",
+            field="train.lora.base",
+            found=f"nf4, and {launched()} processes",
+            expected="auto, bf16 or fp32",
+            cure="leave train.lora.base at auto, or start one process",
+        )
+    return lora.base if lora.base != "auto" else recipe.precision
 
 
 def _new_tokens(sets: Sequence[SampleSource]) -> list[int]:
@@ -177,6 +198,38 @@ def show_parameters(rows: list[Count]) -> None:
             row.group, f"{row.total:,}", f"{row.trainable:,}", f"{row.share:.1%}", end_section=row is rows[-2]
         )
     Console(highlight=False).print(table)
+
+
+def training_report(rows: Sequence[dict[str, float]], without_gradient: Sequence[str]) -> dict[str, Any]:
+    """What the run cost: the median over its logged stretches, but the first, which waits for workers and compilers.
+
+    Rates are of all processes; <phase>_share: of a step's time; loader_ceiling: how many times the data of a step could
+    be made in its time.
+    """
+    rows = rows[1:] or rows
+    found = {name: float(np.median([row[name] for row in rows if name in row])) for name in TIMES if name in rows[-1]}
+    step = max(found["step_time_s"], 1e-9)
+    shares = {f"{phase}_share": found.pop(f"{phase}_s") / step for phase in PHASES}
+    return {**found, **shares, "parameters_without_gradient": list(without_gradient)}
+
+
+def show_report(report: dict[str, Any]) -> None:
+    """The report as a few lines of a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("of a step", "", title="training", title_justify="left", show_header=False)
+    for name, text in (
+        ("samples/s", f"{report['samples_per_s']:,.1f}"),
+        ("tokens/s", f"{report['tokens_per_s']:,.0f}, and {report['padding_share']:.0%} padding"),
+        ("TFLOP/s", f"{report['tflops_per_s']:,.3g}" + (f", MFU {report['mfu']:.1%}" if "mfu" in report else "")),
+        ("time", ", ".join(f"{phase.replace('_', ' ')} {report[f'{phase}_share']:.0%}" for phase in PHASES)),
+        ("loader", f"could make {report['loader_ceiling']:.1f} times as much"),
+        ("memory", f"{report['memory_gb']:.2f} GB"),
+        ("no gradient", ", ".join(report["parameters_without_gradient"][:5]) or "none: all that trains gets one"),
+    ):
+        table.add_row(name, text)
+    Console(stderr=True).print(table)
 
 
 def draw_augmentations(folder: Path, rows: RobotDataset, seed: int) -> None:

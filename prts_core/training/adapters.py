@@ -7,7 +7,7 @@ names them <layer>.base_layer, <layer>.lora_A.default, lora_B.default.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -90,6 +90,64 @@ def add_adapters(model: Any, config: LoraConfig, new_tokens: Sequence[int] = ())
         model.language_model.embed_tokens = GrownEmbedding(model.language_model.embed_tokens, new_tokens)
 
 
+def hold_base(model: Any, base: str) -> None:
+    """Hold the frozen matrices of a model with adapters in `base`: "bf16", or "nf4" (the language model's; the others
+    in bf16). "fp32" leaves them. MissingExtraError without bitsandbytes.
+
+    Norms, biases and positions, which take part in sums, stay in fp32."""
+    if base == "fp32":
+        return
+    for module in [*model.modules()]:
+        table = isinstance(module, nn.Embedding) and module is _table(model)
+        if (table or isinstance(module, nn.Linear)) and not module.weight.requires_grad:
+            module.weight.data = module.weight.data.bfloat16()
+    if base == "nf4":
+        _replace_base(model, _quantized)
+
+
+def plain_base(model: Any) -> None:
+    """Put plain bf16 matrices in the place of those that are held in NF4, of the values that were computed with."""
+    _replace_base(model, _dequantized)
+
+
+def _table(model: Any) -> nn.Module:
+    embedding = model.language_model.embed_tokens
+    return embedding.table if isinstance(embedding, GrownEmbedding) else embedding
+
+
+def _replace_base(model: Any, change: Callable[[Any], nn.Module]) -> None:
+    for module in [*model.language_model.modules()]:
+        if isinstance(getattr(module, "base_layer", None), nn.Linear):
+            module.base_layer = change(module.base_layer)
+
+
+def _quantized(linear: nn.Linear) -> nn.Module:
+    require("bitsandbytes", "nf4")
+    import bitsandbytes as bnb
+
+    device, bias = linear.weight.device, linear.bias is not None
+    made = bnb.nn.Linear4bit(
+        linear.in_features, linear.out_features, bias=bias, compute_dtype=torch.bfloat16, quant_type="nf4"
+    )
+    made.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
+    if bias:
+        made.bias = nn.Parameter(linear.bias.data, requires_grad=False)
+    return made.to(device)
+
+
+def _dequantized(linear: Any) -> nn.Module:
+    if not hasattr(linear.weight, "quant_state"):
+        return linear
+    import bitsandbytes as bnb
+
+    made = nn.Linear(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+    weight = bnb.functional.dequantize_4bit(linear.weight.data, linear.weight.quant_state)
+    made.weight = nn.Parameter(weight.bfloat16(), requires_grad=False)
+    if linear.bias is not None:
+        made.bias = nn.Parameter(linear.bias.data.float(), requires_grad=False)
+    return made
+
+
 def remove_adapters(model: nn.Module) -> None:
     """Put the plain layers back, with the weights they had before training."""
     for name, module in list(model.named_modules()):
@@ -122,6 +180,6 @@ def merged(tensors: Mapping[str, Tensor], config: LoraConfig) -> dict[str, Tenso
         layer, found, kind = key.partition(BASE)
         if found and kind == "weight":
             change = tensors[layer + UP].float() @ tensors[layer + DOWN].float()
-            value = (value.float() + config.alpha / config.rank * change).to(value.dtype)
+            value = value.float() + config.alpha / config.rank * change
         out[f"{layer}.{kind}" if found else key] = value
     return out

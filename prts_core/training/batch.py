@@ -8,6 +8,7 @@ Shape legend: S samples, T chunk length, A action width.
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ class Batch:
     the contrastive parts. counts: see counts.count_items; it stays on the CPU.
 
     names: datasets, indexed by tokens.dataset. ids: "dataset:row" of each sample. begin, cursor: the position in the
-    data before and after this batch.
+    data before and after this batch. made_s: seconds that one loader took to make it.
     """
 
     tokens: Tokens
@@ -106,6 +107,7 @@ class Batch:
     ids: list[str]
     begin: Cursor
     cursor: Cursor
+    made_s: float = 0.0
 
     @staticmethod
     def counted(tokens: Tokens, has_action: Tensor, task_id: Tensor, names: list[str], **parts: Any) -> Batch:
@@ -218,6 +220,7 @@ class BatchSource:
 
     def __getitem__(self, plan: BatchPlan) -> Batch:
         """This process's part of a planned batch."""
+        began = time.monotonic()
         rows = plan.rows[self.rank :: self.world]
         draws = [d for row in rows for d in row]
         items = self._items(draws, plan.contrastive)
@@ -259,6 +262,7 @@ class BatchSource:
             ids=[f"{names[d.source]}:{d.row}" for d in draws],
             begin=plan.begin,
             cursor=plan.cursor,
+            made_s=time.monotonic() - began,
         )
 
     def _items(self, draws: Sequence[SampleIndex], contrastive: bool) -> list[TrainingSample]:

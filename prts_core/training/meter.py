@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from prts_core.config.model import ModelConfig
 from prts_core.config.train import TrainConfig
+from prts_core.training.batch import Batch
 from prts_core.training.counts import StepCounts
 from prts_core.training.flops import Counts, Part, forward_flops, peak_flops, training_flops
 
@@ -21,6 +22,7 @@ TIMES = (
     "step_time_s",
     *(f"{phase}_s" for phase in PHASES),
     "data_wait_share",
+    "loader_ceiling",
     "tokens_per_s",
     "samples_per_s",
     "tflops_per_s",
@@ -44,7 +46,7 @@ class Meter:
     def restart(self) -> None:
         self.begin, self.steps, self.world = time.monotonic(), 0, 1
         self.tokens = self.samples = self.room = 0
-        self.work = Counts()
+        self.work, self.made_s = Counts(), 0.0
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
@@ -62,9 +64,10 @@ class Meter:
         last.record()
         self.events.append((name, first, last))
 
-    def count(self, counts: StepCounts) -> None:
-        """One step of all processes."""
+    def count(self, counts: StepCounts, batches: Sequence[Batch]) -> None:
+        """One step of all processes; batches: of this one."""
         self.steps += 1
+        self.made_s += sum(batch.made_s for batch in batches)
         self.world = counts.world
         self.tokens += int(counts.whole("tokens").sum())
         self.room += int(counts.whole("room").sum())
@@ -73,7 +76,8 @@ class Meter:
 
     def read(self) -> dict[str, float]:
         """TIMES, of a step in the mean. memory_gb: 10^9 bytes, the most so far, of the GPU's allocator or resident in
-        this process. mfu: where the GPU's peak is known. padding_share: of the positions, those that hold no token."""
+        this process. loader_ceiling: how many times the data of a step could be made in its time. mfu: where the GPU's
+        peak is known. padding_share: of the positions, those that hold no token."""
         seconds = max(1e-9, time.monotonic() - self.begin)
         if self.device.type == "cuda":
             memory = torch.cuda.max_memory_allocated(self.device) / 1e9
@@ -88,6 +92,7 @@ class Meter:
         found |= {f"{name}_s": spent / steps for name, spent in self.seconds.items()}
         found |= {
             "data_wait_share": self.seconds["data_wait"] / seconds,
+            "loader_ceiling": seconds * max(1, self.config.workers) / max(1e-9, self.made_s),
             "tokens_per_s": self.tokens / seconds,
             "samples_per_s": self.samples / seconds,
             "tflops_per_s": flops / seconds / 1e12,

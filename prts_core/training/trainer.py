@@ -26,6 +26,7 @@ from prts_core.io.errors import CheckpointError, StageError, Stopped
 from prts_core.io.files import read_json, write_json
 from prts_core.io.tensors import save_tensors
 from prts_core.models.attention import choose_implementation
+from prts_core.models.compiled import compile_blocks
 from prts_core.models.prts import PrtsModel
 from prts_core.training import checkpoint as disk
 from prts_core.training.batch import Batch, BatchSource
@@ -82,6 +83,8 @@ class Trainer:
         self.finished, self.cursor = 0, batches.start()
         freeze(model, unreached(config))
         choose_implementation(model.language_model, config.attention)
+        if config.compile:
+            compile_blocks(model)
         if config.activation_checkpointing:
             recompute_activations(model)
         self.engine = make_engine(model, config, self.parallel)
@@ -131,19 +134,19 @@ class Trainer:
             step = self.finished
             with meter.phase("data_wait"):
                 batches = next(stream)
-            metrics, norm, counts = self.step(batches, step, meter)
-            self.finished, self.cursor = step + 1, batches[-1].cursor
-            meter.count(counts)
-            ids = [i for batch in batches for i in batch.ids]
-            unseen.append(Done(step, batches[0].begin, ids, metrics["loss"], norm))
-            last = self.finished == self.config.steps
-            saves = self.finished % self.config.checkpoint_every == 0 or last
+            last = step + 1 == self.config.steps
             evaluates = (
                 self.held_out is not None
                 and self.config.eval_every > 0
-                and (self.finished % self.config.eval_every == 0 or last)
+                and ((step + 1) % self.config.eval_every == 0 or last)
             )
             logs = step % self.config.log_every == 0 or evaluates or on_curve(self.config, step)
+            metrics, norm, counts = self.step(batches, step, meter, logs)
+            self.finished, self.cursor = step + 1, batches[-1].cursor
+            meter.count(counts, batches)
+            ids = [i for batch in batches for i in batch.ids]
+            unseen.append(Done(step, batches[0].begin, ids, metrics["loss"], norm))
+            saves = self.finished % self.config.checkpoint_every == 0 or last
             # Looked at every step where that is free; on a GPU before a log or a save, which NaN must not reach.
             if saves or logs or self.device.type == "cpu":
                 self._refuse_nan(unseen, root)
@@ -151,8 +154,11 @@ class Trainer:
             if self.finished in snapshots:
                 self.snapshot(snapshots[self.finished], root)
             if logs:  # before the save: a run that dies between the two makes the step, and its row, again
-                values = self._joint(metrics) | {"grad_norm": float(norm)} | meter.read()
-                values["learning_rate"] = learning_rate(self.config, step)
+                values = self._told(metrics) | {"grad_norm": float(norm)} | meter.read()
+                values |= {
+                    "learning_rate": learning_rate(self.config, step),
+                    "parameters_without_gradient": len(self.engine.without_gradient),
+                }
                 values |= self.evaluate() if evaluates else {}
                 if self.parallel.rank == 0:
                     on_step(step, values)
@@ -184,9 +190,11 @@ class Trainer:
             while True:
                 yield [next(stream).to(self.device) for _ in range(self.config.accumulate)]
 
-    def step(self, batches: list[Batch], step: int, meter: Meter | None = None) -> tuple[Metrics, Tensor, StepCounts]:
+    def step(
+        self, batches: list[Batch], step: int, meter: Meter | None = None, detail: bool = False
+    ) -> tuple[Metrics, Tensor, StepCounts]:
         """One update from the step's micro-batches: (this process's share of the metrics, norm of the whole gradient,
-        what the step held)."""
+        what the step held). detail: with the engine's by group of parameters (Engine.update)."""
         meter = meter or self._meter()
         counts = StepCounts.gather([batch.counts for batch in batches], self.parallel)
         self.engine.begin(step)
@@ -203,8 +211,8 @@ class Trainer:
             with meter.phase("save"):
                 self.saver.staged()
         with meter.phase("optimizer"):
-            norm = self.engine.update(step)
-        return added(parts), norm, counts
+            norm, found = self.engine.update(step, detail)
+        return added(parts) | found, norm, counts
 
     def _meter(self) -> Meter:
         return Meter(self.model.config, self.config, self.device, self.model.vocabulary)
@@ -236,6 +244,20 @@ class Trainer:
     def _seed_dropout(self, step: int, part: int) -> None:
         words = np.random.SeedSequence([self.seed, step, part, self.parallel.rank]).generate_state(1, np.uint64)
         torch.manual_seed(int(words[0]) >> 1)
+
+    def _told(self, metrics: Metrics) -> dict[str, float]:
+        """The metrics of the joint batch, and of each group of parameters `grad_norm/<group>` and
+        `update_ratio/<group>`: the norm of the step's change over that of the weights."""
+        values, told = self._joint(metrics), {}
+        for name, value in values.items():
+            kind, _, group = name.partition("/")
+            if kind == "gradient":
+                told[f"grad_norm/{group}"] = math.sqrt(value)
+            elif kind == "update":
+                told[f"update_ratio/{group}"] = math.sqrt(value / max(values[f"weight/{group}"], 1e-30))
+            elif kind != "weight":
+                told[name] = value
+        return told
 
     def _joint(self, metrics: Metrics) -> dict[str, float]:
         """The metrics of the joint batch, from each process's shares."""

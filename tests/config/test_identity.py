@@ -22,6 +22,7 @@ from prts_core.training.checkpoint import State, check_same_run
 
 MACHINE = {
     "attention": "flex",
+    "compile": True,
     "activation_checkpointing": True,
     "workers": 3,
     "threads": 7,

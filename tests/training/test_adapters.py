@@ -13,7 +13,7 @@ from prts_core.config.identity import identity
 from prts_core.config.train import LoraConfig, LossWeights
 from prts_core.io.errors import ConfigError, MissingExtraError
 from prts_core.io.tensors import load_weights
-from prts_core.training.adapters import adapter_tensors, add_adapters, merged, remove_adapters
+from prts_core.training.adapters import adapter_tensors, add_adapters, hold_base, merged, plain_base, remove_adapters
 from prts_core.training.optim import count
 from prts_core.training.trainer import Trainer
 from tests.training.runs import CONFIG, batches, network, text_tokenizer, toy
@@ -91,6 +91,53 @@ def test_new_tokens_learn_and_the_others_stay(tmp_path):
         trainer.model.logits(torch.ones(1, before.shape[1]))[0, own],
         trainer.model.language_model.embed_tokens.rows.sum(1),
     )
+
+
+def held(base: str) -> Trainer:
+    """A run in bf16 with the frozen matrices held so."""
+    tokenizer = text_tokenizer()
+    model, config = network(tokenizer), replace(RECIPE, precision="bf16")
+    add_adapters(model, LORA, tokenizer.own_ids)
+    hold_base(model, base)
+    return Trainer(model, batches([toy(tokenizer)], config), config, 7)
+
+
+def test_matrices_held_in_bf16_change_no_product(tmp_path):
+    """Autocast rounds them so in any case. What is exported is the sum in fp32."""
+    whole, half = held("fp32"), held("bf16")
+    base = "language_model.layers.0.self_attn.q_proj.base_layer.weight"
+    assert half.model.get_parameter(base).dtype == torch.bfloat16
+    assert half.model.language_model.layers[0].input_layernorm.weight.dtype == torch.float32
+    assert losses_of(whole, tmp_path / "whole") == losses_of(half, tmp_path / "half")
+    one, other = whole.weights(), half.weights()
+    for name, value in adapter_tensors(one).items():
+        assert torch.equal(value, other[name]), name
+    assert merged(other, LORA)[base.replace("base_layer.", "")].dtype == torch.float32
+
+
+def test_matrices_held_in_nf4_train_and_are_exported_as_they_were_computed_with(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    whole, small = held("fp32"), held("nf4")
+    base = small.model.language_model.layers[0].self_attn.q_proj.base_layer
+    assert base.weight.dtype == torch.uint8
+    one, other = losses_of(whole, tmp_path / "whole"), losses_of(small, tmp_path / "small")
+    assert other.keys() == one.keys() and other[0] == pytest.approx(one[0], rel=0.1) and other != one
+    with torch.no_grad():
+        said = base(torch.eye(base.in_features))
+    plain_base(small.model)
+    tensors = merged(small.weights(), LORA)
+    plain = network(text_tokenizer())
+    load_weights(plain, tensors, "merged")
+    name = "language_model.layers.0.self_attn.q_proj"
+    change = tensors[f"{name}.weight"] - small.model.get_parameter(f"{name}.base_layer.weight").float()
+    assert change.abs().max() > 0, "the adapters are in it"
+    torch.testing.assert_close(said.float().T, tensors[f"{name}.weight"] - change, atol=2e-3, rtol=1e-2)
+
+
+def test_a_base_smaller_than_the_arithmetic_is_refused():
+    with pytest.raises(ConfigError, match="precision fp32") as caught:
+        replace(RECIPE, lora=replace(LORA, base="nf4"))
+    assert caught.value.field == "train.lora.base"
 
 
 def test_a_resumed_run_is_bit_identical(tmp_path):

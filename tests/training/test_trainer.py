@@ -25,6 +25,7 @@ from prts_core.io.tensors import load_tensors, load_weights
 from prts_core.training import trainer as loop
 from prts_core.training.checkpoint import newest
 from prts_core.training.meter import TIMES
+from prts_core.training.optim import GROUPS, group_of
 from prts_core.training.trainer import Trainer
 from tests.training.runs import CONFIG, MODEL, batches, network, text_tokenizer, toy
 
@@ -316,6 +317,25 @@ def test_bf16_keeps_fp32_weights_and_comes_near():
         assert half[name] != plain[name] and half[name] == pytest.approx(plain[name], rel=0.05), name
     left, right = (torch.cat([g.flatten() for g in grads.values()]) for grads in (gradients, other))
     assert float(torch.nn.functional.cosine_similarity(left, right, dim=0)) > 0.98
+
+
+# ---- what is told by group of parameters ---------------------------------------------------------------------------
+def test_norms_of_gradients_and_updates_are_told_by_group(tmp_path):
+    """The ratio is that of the weights before and after the very step, the norms add up to the whole gradient's."""
+    trainer = make(replace(CONFIG, clip_norm=1e9))
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.model.train()
+    metrics, norm, _ = trainer.step(next(trainer._steps()), 0, detail=True)
+    told = trainer._told(metrics)
+    squares = {name.partition("/")[2]: told[name] ** 2 for name in told if name.startswith("grad_norm/")}
+    assert squares.keys() == set(GROUPS) and sum(squares.values()) == pytest.approx(float(norm) ** 2, rel=1e-5)
+    after = {name: p.detach() for name, p in trainer.model.named_parameters()}
+    for group in GROUPS:
+        names = [name for name in before if group_of(name) == group]
+        moved = torch.cat([(after[name] - before[name]).flatten() for name in names])
+        size = torch.cat([after[name].flatten() for name in names])
+        # A weight of about 1 keeps a change of 1e-4 to three digits.
+        assert told[f"update_ratio/{group}"] == pytest.approx(float(moved.norm() / size.norm()), rel=2e-3), group
 
 
 # ---- evaluation --------------------------------------------------------------------------------------------------

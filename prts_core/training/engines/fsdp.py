@@ -69,17 +69,21 @@ class FsdpEngine(Engine):
     def _local(self, tensor: Tensor) -> Tensor:
         return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
+    def _owns(self, tensor: Tensor) -> bool:
+        if not isinstance(tensor, DTensor):
+            return self.parallel.rank == 0
+        placed = enumerate(tensor.placements)
+        return not any(tensor.device_mesh.get_local_rank(i) for i, kind in placed if isinstance(kind, Replicate))
+
     def weights(self, ema: bool) -> None:
         """None: no process has them whole."""
         return None
 
     def _piece(self, tensor: Tensor) -> Piece | None:
         if not isinstance(tensor, DTensor):
-            return Piece(tensor.detach().view(-1), 0, tensor.numel(), self.parallel.rank == 0)
+            return Piece(tensor.detach().view(-1), 0, tensor.numel(), self._owns(tensor))
         local = tensor.to_local().detach().view(-1)
         if not len(local):
             return None
-        mesh = tensor.device_mesh
-        _, offset = compute_local_shape_and_global_offset(tensor.shape, mesh, tensor.placements)
-        copies = [mesh.get_local_rank(i) for i, p in enumerate(tensor.placements) if isinstance(p, Replicate)]
-        return Piece(local, offset[0] * math.prod(tensor.shape[1:]), tensor.numel(), not any(copies))
+        _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+        return Piece(local, offset[0] * math.prod(tensor.shape[1:]), tensor.numel(), self._owns(tensor))

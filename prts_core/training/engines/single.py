@@ -16,6 +16,7 @@ from prts_core.training.optim import make_optimizer, set_rates
 from prts_core.training.parallel import ParallelContext
 
 T = TypeVar("T")
+Metrics = dict[str, Tensor]
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -48,7 +49,7 @@ class Engine:
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
             state |= {key: torch.zeros_like(parameter) for key in MOMENTS}
         self.ema = {name: p.detach().clone() for name, p in self.trained.items()} if config.ema_decay else {}
-        self.without_gradient = 0
+        self.without_gradient: list[str] = []
 
     def _spread(self) -> None:
         """Give this process its part of the model."""
@@ -68,19 +69,57 @@ class Engine:
         """Add the gradients of one micro-batch's share of the joint loss. last: of the step."""
         loss.backward()
 
-    def update(self, step: int) -> Tensor:
-        """Clip, step the optimiser, average. The norm of the whole gradient before it was clipped, on the device."""
+    def update(self, step: int, detail: bool = False) -> tuple[Tensor, Metrics]:
+        """Clip, step the optimiser, average: (norm of the whole gradient before it was clipped, details).
+
+        detail: by group of parameters, this process's share of the squared norm of the gradient ("gradient/<group>"),
+        of what the optimiser changed ("update/<group>") and of the weights ("weight/<group>")."""
         gradients = [p.grad for p in self.trained.values() if p.grad is not None]
-        self.without_gradient = len(self.trained) - len(gradients)
+        self.without_gradient = [name for name, p in self.trained.items() if p.grad is None]
         norm = self._norm(gradients)
+        found = self._squares("gradient", lambda p: p.grad) if detail else {}
         torch.nn.utils.clip_grads_with_norm_(list(self.trained.values()), self.config.clip_norm, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._average(step)
-        return norm
+        return norm, found | (self._changes() if detail else {})
 
     def _norm(self, gradients: list[Tensor]) -> Tensor:
         return torch.nn.utils.get_total_norm(gradients)
+
+    @torch.no_grad()
+    def _squares(self, kind: str, of: Callable[[Any], Tensor | None]) -> Metrics:
+        """`<kind>/<group>`: the sum of squares of `of` each parameter, counted by the process that owns it."""
+        found: Metrics = {}
+        for group, held in self._held():
+            name = f"{kind}/{str(group['group']).partition('/')[0]}"
+            found.setdefault(name, torch.zeros((), device=self.device))
+            value = of(held)
+            if value is not None and self._owns(value):
+                found[name] = found[name] + self._local(value).float().square().sum()
+        return found
+
+    def _held(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
+        """Every tensor that the optimiser changes, with its group."""
+        return ((group, parameter) for group in self.optimizer.param_groups for parameter in group["params"])
+
+    def _changes(self) -> Metrics:
+        """Squared norms of the last change of the weights, which Adam's moments tell, and of the weights."""
+        rates = {held: (group["lr"], group["weight_decay"]) for group, held in self._held()}
+        first, second = self.config.betas
+
+        def change(parameter: Any) -> Tensor:
+            state, (rate, decay) = self.optimizer.state[parameter], rates[parameter]
+            step = state["step"].clamp(min=1)
+            size = (state["exp_avg_sq"] / (1 - second**step)).sqrt().add_(self.config.adam_eps)
+            made: Tensor = rate * (state["exp_avg"] / (1 - first**step) / size + decay * parameter)
+            return made
+
+        return self._squares("update", change) | self._squares("weight", lambda parameter: parameter)
+
+    def _owns(self, tensor: Tensor) -> bool:
+        """Whether this process counts the tensor (its part of it), of those that hold it."""
+        return True
 
     @torch.no_grad()
     def _average(self, step: int) -> None:

@@ -18,7 +18,7 @@ from prts_core.config.train import TrainConfig
 from prts_core.io.errors import require
 from prts_core.models.prts import PrtsModel
 from prts_core.training.checkpoint import Piece, PieceFiles
-from prts_core.training.engines.single import MOMENTS, Engine, Work
+from prts_core.training.engines.single import MOMENTS, Engine, Metrics, Work
 from prts_core.training.optim import parameter_groups
 from prts_core.training.parallel import ParallelContext
 
@@ -80,7 +80,7 @@ class ZeroEngine(Engine):
         self.module, *_ = deepspeed.initialize(model=Work(model), optimizer=self.optimizer, config=settings)
         self.device = parallel.device
         self.ema: dict[str, Tensor] = {}
-        self.without_gradient = 0
+        self.without_gradient = []
         self._start_states()
 
     def _start_states(self) -> None:
@@ -100,6 +100,11 @@ class ZeroEngine(Engine):
         zero: Any = self.module.optimizer
         yield from zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
 
+    def _held(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
+        zero: Any = self.module.optimizer
+        for i, flat in enumerate(self._flat()):
+            yield self.optimizer.param_groups[zero.sub_group_to_group_id[i] if self.stage == 3 else i], flat
+
     def backward(self, loss: Tensor, last: bool) -> None:
         # DeepSpeed averages gradients over processes and micro-batches; ours are parts of one sum.
         engine: Any = self.module
@@ -107,11 +112,12 @@ class ZeroEngine(Engine):
         if not last:
             engine.step()  # counts the micro-batch
 
-    def update(self, step: int) -> Tensor:
+    def update(self, step: int, detail: bool = False) -> tuple[Tensor, Metrics]:
+        """See Engine.update; of gradients by group DeepSpeed tells nothing."""
         engine: Any = self.module
         engine.step()
         self._average(step)
-        return torch.as_tensor(engine.get_global_grad_norm())
+        return torch.as_tensor(engine.get_global_grad_norm()), self._changes() if detail else {}
 
     @torch.no_grad()
     def _average(self, step: int) -> None:
