@@ -18,7 +18,6 @@ from statistics import median
 import numpy as np
 import torch
 from rich.console import Console
-from torch.utils.flop_counter import FlopCounterMode
 
 from prts_core.bench import train_memory
 from prts_core.bench.backbone import stock_step
@@ -36,7 +35,9 @@ from prts_core.text.fast import FastTokenizer
 from prts_core.text.sequence import ImageTokens, Sample, SequenceBuilder
 from prts_core.text.tokenizer import TextTokenizer
 from prts_core.training.batch import Batch, BatchSource, OneByOne, TrainingSample
+from prts_core.training.flops import counts_of
 from prts_core.training.losses import prts_loss
+from prts_core.training.meter import step_flops
 from prts_core.training.parallel import join_processes
 from prts_core.training.trainer import Trainer
 
@@ -213,16 +214,14 @@ def contrastive_rows(console: Console, batch_size: int = 8) -> list[Row]:
     config = TrainConfig(flow_samples=1, weights=LossWeights(1.0, 0.0, 0.0, 1.0))
     only = replace(config, weights=LossWeights(1.0, 0.0, 0.0, 0.0))
     calls = loss_step(model, both, config), loss_step(model, plain, only)
-    text = [3.5 * attention_flops(model, batch) for batch in (both, plain)]  # backward: 2.5 times the forward
-    patches = 3.5 * vision_attention_flops(model, plain)
-    flops = [flops_of(call) + part + patches for call, part in zip(calls, text, strict=True)]
-    vision = flops_of(lambda: model.visual(plain.tokens.pixels, grid_thw=plain.tokens.grid, return_dict=True))
-    whole = flops_of(lambda: model.encode(plain.tokens)) + (text[1] + patches) / 3.5
+    kinds = ((config, both), (only, plain))
+    parts = [step_flops(data.config, c, counts_of(b.tokens, 1), len(data.tokenizer)) for c, b in kinds]
+    flops = [sum(own.values()) for own in parts]
     lengths = [b.tokens.count / batch_size for b in (both, plain)]
     more = flops[0] / flops[1]
     console.print(
         f"contrastive parts: {lengths[0]:.0f} against {lengths[1]:.0f} tokens a sample, vision "
-        f"{(vision + patches / 3.5) / whole:.0%} of a sample's forward FLOPs; FLOP ratio {more:.3f}"
+        f"{parts[1]['vision'] / flops[1]:.0%} of a sample's FLOPs; FLOP ratio {more:.3f}"
     )
     time_row = compare("CRL + BC / BC only: time ratio", *calls, "<= 1.6", 15)
     console.print(f"time ratio {time_row.ratio:.3f} ({time_row.ours:.0f} against {time_row.peer:.0f} ms)")
@@ -230,28 +229,6 @@ def contrastive_rows(console: Console, batch_size: int = 8) -> list[Row]:
         Row("CRL + BC / BC only: FLOPs", flops[0] / 1e9, flops[1] / 1e9, "GFLOP", "lower", "<= 1.6"),
         Row("CRL + BC / BC only: time ratio / FLOP ratio", time_row.ratio, more, "ratio", "lower", "<= 1.03"),
     ]
-
-
-def attention_flops(model: PrtsModel, batch: Batch) -> float:
-    """Forward FLOPs of the text attention on pairs that the role mask lets see each other; torch counts none on a CPU.
-
-    2 products of 2 FLOP a pair, head and dimension. A kernel that skips nothing does more; none needs less.
-    """
-    text = model.config.text
-    return 4.0 * batch.tokens.mask.visible_pairs * text.num_layers * text.num_heads * text.head_dim
-
-
-def vision_attention_flops(model: PrtsModel, batch: Batch) -> float:
-    """The same of the vision tower, in which all patches of an image see one another."""
-    vision = model.config.vision
-    return 4.0 * batch.tokens.grid.prod(1).square().sum().item() * vision.depth * vision.hidden_size
-
-
-def flops_of(call: Callable[[], object]) -> float:
-    """FLOPs of a call's matrix products, as torch counts them."""
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return float(counter.get_total_flops())
 
 
 # ---- processes -----------------------------------------------------------------------------------------------------
