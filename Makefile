@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo repro test test-fast test-slow lint types conformance bench ui
+.PHONY: help setup demo repro test test-fast test-slow lint types conformance bench gpu ui
 
 ifneq ($(wildcard .env),)
 include .env
@@ -56,6 +56,10 @@ conformance: setup  ## the real lerobot, openpi-client, LIBERO and SimplerEnv, i
 
 bench: setup  ## ours beside the peer's: make bench NAME=<name>
 	@prts bench $(NAME)
+
+# On a machine that has torch and a GPU: no .venv, which would bring another torch; WHEELS=<folder> installs what it lacks.
+gpu:  ## one session on this machine's GPU: outputs/bench/gpu.json and gpu.txt (make gpu WHEELS=<folder of wheels>)
+	@scripts/gpu_session.sh "$(OUTPUTS)" $(WHEELS)
 
 ui: setup  ## Dagster on port 3000 and MLflow on port 5000, this machine only
 	@python -m pipelines.ui

@@ -76,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="small packs, few repeats")
     parser.add_argument("--only", nargs="+", choices=list(BASELINES), metavar="NAME", help=", ".join(BASELINES))
     parser.add_argument("--budget", type=float, default=450.0, metavar="SECONDS", help="then no further pack is begun")
+    parser.add_argument("--limit", type=float, default=CHECK_S, metavar="SECONDS", help="of one check's process")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 2**31, help="of packs and tensors")
     parser.add_argument("--out", type=Path, default=FOLDER, help="where role_attention-<device>-<date>.json goes")
     parser.add_argument("--record", action="store_true", help='tune tiles; what is fastest becomes what "auto" takes')
@@ -112,7 +113,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         record(results, autotune_table.PATH)  # what is checked below are these tiles
     names = [n for n, b in BASELINES.items() if device.type in b.devices and (args.only is None or n in args.only)]
     with ThreadPoolExecutor(3 if device.type == "cuda" else 1) as pool:
-        checks = pool.map(lambda name: in_a_process(args, "check", name, CHECK_S), names)
+        checks = pool.map(lambda name: in_a_process(args, "check", name, args.limit), names)
         results["checks"] = dict(zip(names, checks, strict=True))
     left_out |= {name: check["why"] for name, check in results["checks"].items() if check["why"]}
     names = [name for name in names if name not in left_out]

@@ -19,7 +19,6 @@ from statistics import median
 import numpy as np
 import torch
 from rich.console import Console
-from torch.utils.flop_counter import FlopCounterMode
 
 from prts_core.bench import train_memory
 from prts_core.bench.backbone import stock_step
@@ -38,7 +37,9 @@ from prts_core.text.fast import FastTokenizer
 from prts_core.text.sequence import ImageTokens, Sample, SequenceBuilder
 from prts_core.text.tokenizer import TextTokenizer
 from prts_core.training.batch import Batch, BatchSource, OneByOne, TrainingSample
+from prts_core.training.flops import counts_of
 from prts_core.training.losses import prts_loss
+from prts_core.training.meter import step_flops
 from prts_core.training.parallel import join_processes
 from prts_core.training.trainer import Trainer
 
@@ -152,30 +153,36 @@ def loss_step(model: PrtsModel, batch: Batch, config: TrainConfig, seed: int = 0
 # ---- what the contrastive parts cost -----------------------------------------------------------------------------
 class Rows(OneByOne):
     """Random samples in the proportions of pre-training: 128 visual tokens over two cameras, 32 of state, 30 of
-    instruction, 50 of action. `heavy`: images are made anew for every sample, as a decoder would."""
+    instruction, 50 of action. `heavy`: images are made anew for every sample, as a decoder would. config: of the model
+    that reads them."""
 
     name = "random"
 
-    def __init__(self, count: int = 256, side: int = 128, heavy: bool = False) -> None:
-        rng = np.random.default_rng(0)
-        fast = FastTokenizer.fit(rng.uniform(-1, 1, (200, 8, 7)), 256)
+    def __init__(
+        self, count: int = 256, side: int = 128, heavy: bool = False, config: ModelConfig = PROPORTIONED
+    ) -> None:
+        rng, self.config = np.random.default_rng(0), config
+        fast = self.fast_tokenizer = FastTokenizer.fit(rng.uniform(-1, 1, (200, 8, 7)), 256)
         words = ["pick", "place", "open", "close", "red", "blue", "drawer", "plate", "cup", "door"]
         texts = [" ".join(rng.choice(words, 26)) for _ in range(8)]
         self.tokenizer = TextTokenizer.train([prompt.clean_instruction(t) for t in texts], list(CAMERAS), 700, 256)
-        tokens = side // (PROPORTIONED.vision.patch_size * PROPORTIONED.vision.merge_size)
+        tokens = side // (config.vision.patch_size * config.vision.merge_size)
         self.builder = SequenceBuilder(self.tokenizer, tuple(ImageTokens(c, tokens, tokens) for c in CAMERAS))
         self.states = self.builder.encode_states(rng.integers(0, 1001, (count, 28)))
         self.texts = [texts[i % len(texts)] for i in range(count)]
         self.fast = [rng.integers(0, fast.vocab_size, 48).tolist() for _ in range(count)]
-        self.chunks = rng.normal(size=(count, 8, 7)).astype(np.float32)
+        self.chunks = rng.normal(size=(count, config.chunk_length, 7)).astype(np.float32)
         self.images = rng.integers(0, 256, (count, 2, side, side, 3)).astype(np.uint8)
-        self.heavy, self.tasks = heavy, frozenset(map(prompt.task_id, texts))
+        self.ids = [prompt.task_id(text) for text in self.texts]
+        self.heavy, self.tasks = heavy, frozenset(self.ids)
 
     def __len__(self) -> int:
         return len(self.chunks)
 
     def lengths(self, *, response: bool, contrastive: bool) -> np.ndarray:
-        raise NotImplementedError("the benchmark does not pack")
+        samples = (Sample(*parts) for parts in zip(self.states, self.texts, self.fast, strict=True))
+        made = (self.builder.sequence(s, response=response, contrastive=contrastive) for s in samples)
+        return np.array([len(sequence) for sequence in made])
 
     def item(self, row: int, rng: np.random.Generator, *, response: bool, contrastive: bool) -> TrainingSample:
         images: Sequence[np.ndarray] = self.images[row]
@@ -184,28 +191,28 @@ class Rows(OneByOne):
         sample = Sample(self.states[row], self.texts[row], self.fast[row])
         sequence = self.builder.sequence(sample, response=response, contrastive=contrastive)
         return TrainingSample(
-            sequence, images, self.chunks[row], np.zeros(8, bool), row % 40, prompt.task_id(self.texts[row])
+            sequence, images, self.chunks[row], np.zeros(len(self.chunks[row]), bool), row % 40, self.ids[row]
         )
 
-    def source(self, batch_size: int, contrastive: int, **spread: int) -> BatchSource:
-        vision = PROPORTIONED.vision
+    def source(self, batch_size: int, contrastive: int, response: bool = True, **spread: int) -> BatchSource:
+        vision = self.config.vision
         return BatchSource(
             [self],
             [1.0],
             batch_size,
             0,
-            chunk_length=8,
-            max_action_dim=8,
+            chunk_length=self.config.chunk_length,
+            max_action_dim=self.config.max_action_dim,
             patch=vision.patch_size,
             merge=vision.merge_size,
-            response=True,
+            response=response,
             contrastive=contrastive,
             **spread,
         )
 
     def model(self) -> PrtsModel:
         torch.manual_seed(0)
-        return PrtsModel(PROPORTIONED, len(self.tokenizer), self.tokenizer.id(prompt.IMAGE_PAD))
+        return PrtsModel(self.config, len(self.tokenizer), self.tokenizer.id(prompt.IMAGE_PAD))
 
 
 def contrastive_rows(console: Console, batch_size: int = 8) -> list[Row]:
@@ -215,16 +222,14 @@ def contrastive_rows(console: Console, batch_size: int = 8) -> list[Row]:
     config = TrainConfig(flow_samples=1, weights=LossWeights(1.0, 0.0, 0.0, 1.0))
     only = replace(config, weights=LossWeights(1.0, 0.0, 0.0, 0.0))
     calls = loss_step(model, both, config), loss_step(model, plain, only)
-    text = [3.5 * attention_flops(model, batch) for batch in (both, plain)]  # backward: 2.5 times the forward
-    patches = 3.5 * vision_attention_flops(model, plain)
-    flops = [flops_of(call) + part + patches for call, part in zip(calls, text, strict=True)]
-    vision = flops_of(lambda: model.visual(plain.tokens.pixels, grid_thw=plain.tokens.grid, return_dict=True))
-    whole = flops_of(lambda: model.encode(plain.tokens)) + (text[1] + patches) / 3.5
+    kinds = ((config, both), (only, plain))
+    parts = [step_flops(data.config, c, counts_of(b.tokens, 1), len(data.tokenizer)) for c, b in kinds]
+    flops = [sum(own.values()) for own in parts]
     lengths = [b.tokens.count / batch_size for b in (both, plain)]
     more = flops[0] / flops[1]
     console.print(
         f"contrastive parts: {lengths[0]:.0f} against {lengths[1]:.0f} tokens a sample, vision "
-        f"{(vision + patches / 3.5) / whole:.0%} of a sample's forward FLOPs; FLOP ratio {more:.3f}"
+        f"{parts[1]['vision'] / flops[1]:.0%} of a sample's FLOPs; FLOP ratio {more:.3f}"
     )
     time_row = compare("CRL + BC / BC only: time ratio", *calls, "<= 1.6", 15)
     console.print(f"time ratio {time_row.ratio:.3f} ({time_row.ours:.0f} against {time_row.peer:.0f} ms)")
@@ -232,28 +237,6 @@ def contrastive_rows(console: Console, batch_size: int = 8) -> list[Row]:
         Row("CRL + BC / BC only: FLOPs", flops[0] / 1e9, flops[1] / 1e9, "GFLOP", "lower", "<= 1.6"),
         Row("CRL + BC / BC only: time ratio / FLOP ratio", time_row.ratio, more, "ratio", "lower", "<= 1.03"),
     ]
-
-
-def attention_flops(model: PrtsModel, batch: Batch) -> float:
-    """Forward FLOPs of the text attention on pairs that the role mask lets see each other; torch counts none on a CPU.
-
-    2 products of 2 FLOP a pair, head and dimension. A kernel that skips nothing does more; none needs less.
-    """
-    text = model.config.text
-    return 4.0 * batch.tokens.mask.visible_pairs * text.num_layers * text.num_heads * text.head_dim
-
-
-def vision_attention_flops(model: PrtsModel, batch: Batch) -> float:
-    """The same of the vision tower, in which all patches of an image see one another."""
-    vision = model.config.vision
-    return 4.0 * batch.tokens.grid.prod(1).square().sum().item() * vision.depth * vision.hidden_size
-
-
-def flops_of(call: Callable[[], object]) -> float:
-    """FLOPs of a call's matrix products, as torch counts them."""
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return float(counter.get_total_flops())
 
 
 # ---- processes -----------------------------------------------------------------------------------------------------

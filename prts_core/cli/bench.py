@@ -8,18 +8,28 @@ import importlib
 from prts_core.cli.main import add_outputs_argument, wide_console
 from prts_core.io.errors import lookup
 
+SESSION = "gpu"  # no comparison with a peer: figures of this machine's GPU, in one go
 BENCHMARKS = ("attention", "backbone", "data", "info_nce", "sequential", "sim", "train")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", help=f"one of: {', '.join(BENCHMARKS)} (default: all)")
+    parser.add_argument("name", nargs="?", help=f"one of: {', '.join(BENCHMARKS)} (default: these), gpu")
     add_outputs_argument(parser, "where bench/<name>.json goes")
+    gpu = parser.add_argument_group("gpu: everything that only a GPU can tell, in one session")
+    gpu.add_argument("--minutes", type=float, default=12.0, help="for all of it (default: %(default)s)")
+    gpu.add_argument("--toy", action="store_true", help="toy sizes, as on a CPU: tries the machinery")
 
 
 def main(args: argparse.Namespace) -> int:
     from prts_core.bench.report import show
 
     console = wide_console()
+    if args.name == SESSION:
+        from prts_core.bench.gpu import session
+
+        found = session(args.outputs, console, minutes=args.minutes, toy=args.toy)
+        console.print(f"{found} {found.with_suffix('.txt')}", highlight=False, markup=False)
+        return 0
     for name in [args.name] if args.name else BENCHMARKS:
         module = importlib.import_module(lookup({n: f"prts_core.bench.{n}" for n in BENCHMARKS}, name, "benchmark"))
         path = show(name, module.run(console), args.outputs, console)

@@ -244,7 +244,7 @@ def test_bf16_is_near_fp32_and_the_value_nearer(folder, inputs):
     assert other.dtype == nats.dtype == np.float32
     assert 0 < np.abs(other - chunk).max() < 0.05 * np.abs(chunk).max()
     kept = half.value(inputs[0], chunk, inputs[1])  # of the same actions
-    assert 0 < np.abs(kept - values).max() < 0.02 * float(exact.model.log_scale.exp())
+    assert 0 < np.abs(kept - values).max() < 0.02 * exact.model.log_scale.exp().item()
 
 
 def test_what_needs_digits_stays_in_fp32(folder):

@@ -1,0 +1,92 @@
+"""The GPU session: a part that fails, hangs or says nothing costs nobody else; at toy size all of it runs on a CPU."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from prts_core.bench import gpu
+from prts_core.bench.gpu_parts import PARTS, VOCABULARY, Place, random_network, synthetic_policy
+from prts_core.bench.train import Rows
+from prts_core.io.files import read_json
+
+SCRIPTS = {
+    "right": 'print("chatter"); print(\'{"what": "a", "value": 1.5, "unit": "ms", "note": ""}\')',
+    "breaks": 'print(\'{"what": "b", "value": null, "unit": "ms", "note": "out of memory"}\', flush=True); 1 / 0',
+    "hangs": "import subprocess, sys, time; print(subprocess.Popen(['sleep', '60']).pid, file=sys.stderr, flush=True); "
+    'print(\'{"what": "c", "value": 2, "unit": "s", "note": ""}\', flush=True); time.sleep(60)',
+    "late": "print('{}')",
+}
+
+
+def ended(pid: int) -> bool:
+    """Gone, or a zombie that nobody fetches here."""
+    for _ in range(50):
+        state = Path(f"/proc/{pid}/stat")
+        if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_every_part_is_told_whatever_becomes_of_it(tmp_path: Path) -> None:
+    limits = {"breaks": 30.0, "hangs": 2.0, "right": 30.0}
+    begin = time.monotonic()
+    found = gpu.session(
+        tmp_path,
+        Console(quiet=True),
+        limits=limits,
+        command=lambda part, toy: [sys.executable, "-c", SCRIPTS[part]],
+    )
+    assert time.monotonic() - begin < 40
+    result = read_json(found)
+    assert [(row["part"], row["what"], row["value"]) for row in result["rows"]] == [
+        ("breaks", "b", None),
+        ("hangs", "c", 2),
+        ("right", "a", 1.5),
+    ]
+    outcomes = {part: end["outcome"] for part, end in result["parts"].items()}
+    assert outcomes["breaks"] == "exit status 1: ZeroDivisionError: division by zero"
+    assert (outcomes["hangs"], outcomes["right"]) == ("stopped after 2 s", "done")
+    child = int((tmp_path / "bench" / "gpu-hangs.log").read_text().split()[0])
+    assert ended(child), "what a part started ends with it"
+    table = (tmp_path / "bench" / "gpu.txt").read_text()
+    assert "out of memory" in table and "ZeroDivisionError" in table and result["machine"]["torch"] == torch.__version__
+
+
+def test_a_session_without_time_left_says_so(tmp_path: Path) -> None:
+    found = gpu.session(
+        tmp_path, Console(quiet=True), minutes=0.0, command=lambda part, toy: [sys.executable, "-c", "1 / 0"]
+    )
+    assert {end["outcome"] for end in read_json(found)["parts"].values()} == {"no time left"}
+    assert set(read_json(found)["parts"]) == set(gpu.LIMITS) == set(PARTS)
+    assert sum(gpu.LIMITS.values()) <= 60 * gpu.MINUTES
+
+
+def test_the_synthetic_policy_acts(tmp_path: Path) -> None:
+    place = Place(torch.device("cpu"), True)
+    made = synthetic_policy(Rows(4, config=place.config()), place)
+    assert made.dtype == "bf16" and made.model.crl_logit_scale.dtype == torch.float32
+
+
+def test_the_model_of_the_release_is_made_on_the_device_in_the_dtype_asked_for() -> None:
+    config = Place(torch.device("cpu"), False).config()
+    model = random_network(config, VOCABULARY, 5, torch.device("meta"), torch.bfloat16)
+    assert sum(p.numel() for p in model.parameters()) == 5_107_108_897  # as the public code counts
+    kinds = {name: p.dtype for name, p in model.named_parameters() if p.dtype != torch.bfloat16}
+    assert kinds == {"crl_logit_scale": torch.float32}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["equality", "policy", "sft", "pretrain", "attention"])
+def test_a_part_runs_at_toy_size(part: str, tmp_path: Path) -> None:
+    found = gpu.session(tmp_path, Console(quiet=True), toy=True, limits={part: 240.0})
+    result = json.loads(found.read_text())
+    assert result["parts"][part]["outcome"] == "done", (tmp_path / "bench" / f"gpu-{part}.log").read_text()[-2000:]
+    assert result["rows"] and all(row["value"] is not None for row in result["rows"]), result["rows"]
