@@ -20,6 +20,7 @@ from prts_core.config.sources import ExpertSource, ImageTextSource, LeRobotSourc
 from prts_core.config.subtask_mode import SubtaskMode
 from prts_core.io.errors import ConfigError, Skipped, UnavailableError, lookup, suggest
 from prts_core.io.hub import download_dataset, downloaded_dataset
+from prts_core.io.object_storage import is_url
 
 
 def source_root(source: LeRobotSource | RecordingSource) -> Path:
@@ -31,6 +32,12 @@ def source_root(source: LeRobotSource | RecordingSource) -> Path:
         return Path(expand(source.root, "the dataset's source.root")).expanduser()
     assert isinstance(source, LeRobotSource) and source.repo_id is not None  # it holds one of the two
     return downloaded_dataset(source.repo_id, source.revision) or Path(f"hub:{source.repo_id}")
+
+
+def source_url(source: LeRobotSource | RecordingSource) -> str | None:
+    """The URL of a dataset in object storage; none for what lies on a disk."""
+    root = expand(source.root, "the dataset's source.root") if source.root and "://" in source.root else None
+    return root if isinstance(source, LeRobotSource) and is_url(root) else None
 
 
 def present_root(dataset: str, source: LeRobotSource | RecordingSource, optional: bool = False) -> Path:

@@ -35,7 +35,7 @@ class FrameReader:
         joined = dataset.info.codebase_version != CODEBASE_VERSION
         self.dataset, self._pool = dataset, VideoPool(max_open, dataset.fps if joined else None)
         self._videos = frozenset(dataset.info.video_keys)
-        self._places: dict[tuple[int, str], tuple[Path, int]] = {}
+        self._places: dict[tuple[int, str], tuple[str, int]] = {}
 
     def rgb(self, episode: int, camera: str, row: int, size: int | tuple[int, int] | None = None) -> np.ndarray:
         """(H, W, 3) uint8; size: as in LeRobotDataset.frames. DataError for a damaged or too short video."""
@@ -62,9 +62,9 @@ class FrameReader:
         """The video of an episode, and which of its frames is the first."""
         if (episode, camera) not in self._places:
             info = self.dataset.info
-            path, first = self.dataset.root / info.video_file(episode, camera), info.first_frame(episode, camera)
-            self._places[episode, camera] = path, first or 0
-        return self._places[episode, camera]
+            self._places[episode, camera] = info.video_file(episode, camera), info.first_frame(episode, camera) or 0
+        file, first = self._places[episode, camera]
+        return self.dataset.path(file), first
 
 
 class WindowDataset:
