@@ -97,7 +97,8 @@ class WindowDataset:
         self.dataset, self.pictures = dataset, pictures
         self.episodes = tuple(dataset.episodes() if episodes is None else episodes)
         self.cameras = tuple(info.camera_keys if cameras is None else cameras)
-        numbers = [key for key in info.features if not info.features[key].is_camera]
+        told = {key for key, feature in info.features.items() if feature.dtype == "language"}  # rows of any form
+        numbers = [key for key in info.features if not info.features[key].is_camera and key not in told]
         self.keys = tuple(dict.fromkeys([*(numbers if keys is None else keys), "task_index"]))
         for asked, allowed in ((self.cameras, info.camera_keys), (self.keys, numbers)):
             for key in asked:

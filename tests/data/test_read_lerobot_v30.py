@@ -163,6 +163,7 @@ def test_v31(toy: Converted, theirs: Path, tmp_path: Path, monkeypatch: pytest.M
     taken = LeRobotDataset.open(tmp_path / "ours")
     assert taken.info.codebase_version == "v3.1" and validate_dataset(taken.root).ok
     assert np.array_equal(taken.actions(2), LeRobotDataset.open(toy.root).actions(2))
+    assert len(WindowDataset(taken)[3]["action"]) == 4
     command = ["convert", "--source", "lerobot_v30", "--from", str(theirs), "--to", str(tmp_path / "v21")]
     assert main(command) == 0
     assert validate_dataset(tmp_path / "v21", foreign=True).ok

@@ -1,6 +1,8 @@
 """Read frames of an mp4 by number, from a decoder that stays open: seek to the keyframe before, decode from there on.
 
-Colours come out as uint8 (H, W, 3), or as float32 (3, H, W) in 0-1.
+Colours come out as uint8 (H, W, 3), or as float32 (3, H, W) in 0-1. Not torchcodec: over the same FFmpeg it decodes the
+same pictures at the same speed (0.94 to 1.02 of it here, AV1 and H.264), and asks for an FFmpeg of the system and, in
+what the package index has for this torch, for CUDA.
 """
 
 from __future__ import annotations
