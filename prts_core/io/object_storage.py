@@ -11,7 +11,6 @@ import contextlib
 import os
 import re
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -68,7 +67,6 @@ class RemoteFolder:
 
     def _begin(self) -> None:
         self._known: set[str] = set()
-        self._lock = threading.Lock()
 
     def fetch(self, name: str) -> Path:
         """The local copy of a file, whole and as the store has it. It stays for a while: open it soon.
@@ -83,8 +81,7 @@ class RemoteFolder:
         with explain_os_errors(self.cache), locked(self.root / _LOCKS / digest_bytes(name.encode())[-20:]):
             if not self._holds(name, wanted):
                 self._download(name, wanted)
-        with self._lock:
-            self._known.add(name)
+        self._known.add(name)
         self._touch(path)
         return path
 
@@ -245,7 +242,7 @@ class RemoteFolder:
         return used
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_lock", "_known")}
+        return {key: value for key, value in self.__dict__.items() if key != "_known"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

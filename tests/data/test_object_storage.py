@@ -223,6 +223,24 @@ def test_several_processes_share_it(s3: s3fs.S3FileSystem, tmp_path: Path) -> No
     assert not list((tmp_path / "cache").rglob("*.partial-*"))
 
 
+def forked(folder: RemoteFolder, answer: multiprocessing.Queue) -> None:
+    answer.put(folder.fetch("two").read_bytes())
+
+
+def test_after_a_fork(s3: s3fs.S3FileSystem) -> None:
+    """As workers of a data loader have it: the parent has read from the store before."""
+    for name in ("one", "two"):
+        s3.pipe(f"{BUCKET}/d/{name}", name.encode())
+    folder = RemoteFolder(f"s3://{BUCKET}/d")
+    assert folder.fetch("one").read_bytes() == b"one"
+    context = multiprocessing.get_context("fork")
+    answer = context.Queue()
+    child = context.Process(target=forked, args=(folder, answer))
+    child.start()
+    assert answer.get(timeout=30) == b"two"
+    child.join(10)
+
+
 def test_errors_say_what_to_do(s3: s3fs.S3FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="bucket does not exist") as told:
         LeRobotDataset.open("s3://no-such-bucket/ours")

@@ -12,6 +12,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -66,6 +67,22 @@ class faults:
             ) from error
 
 
+@dataclass(frozen=True)
+class _Index:
+    """What the packets of a file say. start: time of its first frame; numbers: of its frames, ascending; keys: those of
+    keyframes; seek: where to seek for each."""
+
+    start: int
+    numbers: np.ndarray
+    keys: list[int]
+    seek: list[int]
+
+
+# Of files opened lately: in a long one it takes longer than opening it. The oldest leaves first.
+_INDEXES: dict[tuple, _Index] = {}
+_MAX_INDEXES = 512
+
+
 class OpenVideo:
     """One video, open for reading by one thread at a time. Frame n is the one shown n / fps after the first.
 
@@ -86,7 +103,13 @@ class OpenVideo:
                 raise DataError("A video has no frame rate", file=path, cure=_RESTORE)
             self._per_frame = 1 / (float(rate) * float(base))  # ticks
             with faults(path):
-                self._index()
+                info = path.stat()
+                state = (str(path), info.st_ino, info.st_size, info.st_mtime_ns, self._per_frame)
+                index = _INDEXES.get(state) or _INDEXES.setdefault(state, self._index())
+                while len(_INDEXES) > _MAX_INDEXES:
+                    _INDEXES.pop(next(iter(_INDEXES)), None)
+            self._start, self._numbers, self._keys, self._starts = index.start, index.numbers, index.keys, index.seek
+            self.frames = len(self._numbers)
         except BaseException:
             self._container.close()
             raise
@@ -94,22 +117,21 @@ class OpenVideo:
         self._last: tuple[int, av.VideoFrame] | None = None  # where the decoder stands, and what it gave last
         self._packed, self._planar = VideoReformatter(), VideoReformatter()
 
-    def _index(self) -> None:
-        """frames: packets in the file. _keys: numbers of keyframes, ascending; _starts: where to seek for each."""
-        self._start = self._stream.start_time or 0
+    def _index(self) -> _Index:
+        start = self._stream.start_time or 0
         table = [(entry.timestamp, entry.timestamp, entry.is_keyframe) for entry in self._stream.index_entries]
-        plain = bool(table) and len(table) == self._stream.frames and table[0][0] == self._start
+        plain = bool(table) and len(table) == self._stream.frames and table[0][0] == start
         if not plain or self._stream.codec_context.has_b_frames:
             table = [
                 (packet.pts, packet.pts if packet.dts is None else packet.dts, packet.is_keyframe)
                 for packet in self._container.demux(self._stream)
                 if packet.size and packet.pts is not None
             ]
-            self._start = min((pts for pts, _, _ in table), default=0)
-        self.frames = len(table)
-        self._numbers = np.sort(np.rint((np.array([pts for pts, _, _ in table]) - self._start) / self._per_frame))
-        keys = sorted((self._number(pts), dts) for pts, dts, key in table if key)
-        self._keys, self._starts = [number for number, _ in keys], [dts for _, dts in keys]
+            start = min((pts for pts, _, _ in table), default=0)
+        pts, dts, key = np.array(table, np.int64).reshape(-1, 3).T
+        numbers = np.rint((pts - start) / self._per_frame).astype(np.int64)
+        keys = sorted(zip(numbers[key == 1].tolist(), dts[key == 1].tolist(), strict=True))
+        return _Index(start, np.sort(numbers), [number for number, _ in keys], [dts for _, dts in keys])
 
     def _number(self, pts: int) -> int:
         return round((pts - self._start) / self._per_frame)
