@@ -1,4 +1,4 @@
-"""`prts stats FOLDER... --out OUT`: norm statistics of LeRobot v2.1 datasets, several of one contract pooled as one.
+"""`prts stats FOLDER... --out OUT`: norm statistics of LeRobot datasets, several of one contract pooled as one.
 
 It computes nothing itself (prts_core.stages.stats). Without a folder it is the stage.
 """
@@ -27,7 +27,7 @@ Datasets that are pooled must have equal Contracts. The same folders in the same
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     tool = parser.add_argument_group("as a tool")
-    tool.add_argument("folder", nargs="*", type=Path, help="LeRobot v2.1 datasets of one contract")
+    tool.add_argument("folder", nargs="*", type=Path, help="LeRobot datasets of one contract, v2.1 to v3.1")
     tool.add_argument("--out", type=Path, metavar="OUT", help="folder to write to")
     tool.add_argument("--split", default="train", help="which episodes (default: %(default)s)")
     tool.add_argument("--chunk", type=int, metavar="N", help="chunk length of state-relative actions")

@@ -1,4 +1,4 @@
-"""`prts validate <folder>` on any LeRobot v2.1 dataset: print what is wrong, seal it, or repair it into a new one.
+"""`prts validate <folder>` on any LeRobot dataset: print what is wrong, seal it, or repair one of v2.1 into a new one.
 
 Without a folder it is the stage.
 """
@@ -41,7 +41,7 @@ changed, but for the manifest that --seal writes.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     tool = parser.add_argument_group("as a tool")
-    tool.add_argument("folder", nargs="?", type=Path, help="a LeRobot v2.1 dataset")
+    tool.add_argument("folder", nargs="?", type=Path, help="a LeRobot dataset, v2.1 to v3.1")
     tool.add_argument("--json", action="store_true", help="print the report as JSON")
     tool.add_argument("--seal", action="store_true", help="write the manifest of a dataset without errors")
     tool.add_argument("--fix", type=Path, metavar="OUT", help="write a repaired copy; OUT must not exist")

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tool.add_argument(
         "--policy", metavar="POLICY", help="a policy or package folder, models:/<name>@<alias> or /<version>"
     )
-    tool.add_argument("--data", type=Path, metavar="FOLDER", help="a LeRobot v2.1 dataset")
+    tool.add_argument("--data", type=Path, metavar="FOLDER", help="a LeRobot dataset, v2.1 to v3.1")
     tool.add_argument(
         "--episode",
         type=int,

@@ -21,6 +21,7 @@ from prts_core.config.subtask_mode import SubtaskMode
 from prts_core.config.train import TrainConfig
 from prts_core.io.errors import ConfigError, Skipped, UnavailableError, lookup, suggest
 from prts_core.io.hub import download_dataset, downloaded_dataset
+from prts_core.io.object_storage import is_url
 
 TOY_PARAMETERS = 10**8  # of a language model; above, TrainConfig's defaults fit nothing
 
@@ -34,6 +35,12 @@ def source_root(source: LeRobotSource | RecordingSource) -> Path:
         return Path(expand(source.root, "the dataset's source.root")).expanduser()
     assert isinstance(source, LeRobotSource) and source.repo_id is not None  # it holds one of the two
     return downloaded_dataset(source.repo_id, source.revision) or Path(f"hub:{source.repo_id}")
+
+
+def source_url(source: LeRobotSource | RecordingSource) -> str | None:
+    """The URL of a dataset in object storage; none for what lies on a disk."""
+    root = expand(source.root, "the dataset's source.root") if source.root and "://" in source.root else None
+    return root if isinstance(source, LeRobotSource) and is_url(root) else None
 
 
 def present_root(dataset: str, source: LeRobotSource | RecordingSource, optional: bool = False) -> Path:
@@ -254,14 +261,14 @@ def with_model_defaults(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     """A recipe with its model's training defaults under its own. A model of real size must get its rate from one of
     the two: TrainConfig's own are for a model of a few million parameters, and would ruin it."""
     model = path.parent / "models" / f"{raw.get('model')}.yaml"
-    if not model.is_file():
+    if not os.path.isfile(model):  # which, unlike Path's, takes a name that is too long
         return raw  # told when the plan is read
     size, train = read_model(model)
     raw = dict(raw)
     for name in ("pretrain", "sft", *(["subtask"] if "subtask" in raw else [])):  # which has defaults of its own
         section = raw.get(name) or {}
-        if not isinstance(section, dict):
-            continue
+        if not isinstance(section, dict) or not isinstance(section.get("train") or {}, dict):
+            continue  # told when the recipe is checked
         raw[name] = made = merge({"train": train}, section)
         if section and "learning_rate" not in (made["train"] or {}) and size.text.parameters > TOY_PARAMETERS:
             raise ConfigError(

@@ -16,7 +16,8 @@ _SEEDS, _WORKERS = "[0, 4294967295]", "[1, 1024]"
 
 @dataclass(frozen=True)
 class LeRobotSource(Strict):
-    """A LeRobot folder of v2.1, v3.0 or v3.1 recorded by others. `root` may hold environment variables; without it the
+    """A LeRobot folder of v2.1, v3.0 or v3.1 recorded by others. `root` may hold environment variables and be a URL of
+    object storage (s3://, gs://), whose files are read there, through prts_core.io.object_storage; without it the
     dataset `repo_id` is downloaded from the Hugging Face hub, at `revision` (a commit, tag or branch). `link`: how
     files are taken over; auto copies v2.1, whose tables may be written anew, and leaves v3.0 and v3.1 where they lie,
     with links to them (`copy` for a result that stands alone: another machine, DVC).

@@ -61,7 +61,7 @@ class _File:
 
     @property
     def path(self) -> Path:
-        return self.dataset.root / self.dataset.info.data_file(self.episode)
+        return self.dataset.path(self.dataset.info.data_file(self.episode))
 
     @property
     def length(self) -> int:

@@ -108,6 +108,9 @@ EXTRA_OF = {
         "serve": ("websockets", "msgpack"),
         "rlds": ("google", "google_crc32c"),
         "mcap": ("mcap", "mcap_ros2", "mcap_protobuf", "zstandard"),
+        "s3": ("s3fs",),
+        "gcs": ("gcsfs",),
+        "http": ("fsspec", "aiohttp"),
         "pipeline": ("dagster", "dagster_pipes", "mlflow", "dvc", "sqlalchemy"),
     }.items()
     for package in packages

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prts_core.config.load import present_root
+from prts_core.config.load import present_root, source_url
 from prts_core.config.mapping import Mapping, check_mapping
 from prts_core.config.schema import ConvertConfig
 from prts_core.config.sources import ExpertSource, LeRobotSource, RecordingSource
@@ -24,7 +24,7 @@ def convert(config: ConvertConfig, inputs: dict[str, Manifest], context: StageCo
     source = config.source
     if isinstance(source, LeRobotSource):
         contract = import_lerobot(
-            present_root(config.dataset, source),
+            source_url(source) or present_root(config.dataset, source),
             context.output,
             dataset=config.dataset,
             source=source,

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from prts_core.config.identity import identity
-from prts_core.config.load import RunPlan, present_root, source_root
+from prts_core.config.load import RunPlan, present_root, source_root, source_url
 from prts_core.config.schema import CollectConfig
 from prts_core.config.sources import LeRobotSource, RecordingSource
 from prts_core.io.errors import ConfigError, DataError, StageError, UnavailableError
 from prts_core.io.files import digest_bytes, digest_value, read_json, write_json
 from prts_core.io.hub import checkpoint_revision, local_folder, split_hub_id
+from prts_core.io.object_storage import RemoteFolder
 from prts_core.store.listing import File, list_files, tree_digest, walk
 from prts_core.store.manifest import MANIFEST, STORE
 from prts_core.store.stage import Read, Stage
@@ -47,7 +48,19 @@ def listing(plan: RunPlan, dataset: str, outputs: Path, *, fetch: bool = False) 
             found=source.repo_id,
             cure=f"run `{plan.command('collect', dataset, outputs)}`",
         )
-    root = present_root(dataset, source, plan.datasets[dataset].optional)
+    return _list(dataset, source, outputs, plan.datasets[dataset].optional)
+
+
+def _list(dataset: str, source: LeRobotSource | RecordingSource, outputs: Path, optional: bool = False) -> list[File]:
+    """Of object storage: what the store says of each file, without reading any."""
+    url = source_url(source)
+    if url is not None:
+        found = RemoteFolder(url).listing()
+        return [
+            File(name, one.size, 0, 0, digest_bytes(one.version.encode()).removeprefix("sha256:"))
+            for name, one in found.items()
+        ]
+    root = present_root(dataset, source, optional)
     return list_files(root, cache_of(root, outputs))
 
 
@@ -109,12 +122,15 @@ def sources_stamp(stage: Stage, plan: RunPlan, dataset: str | None, outputs: Pat
     reads = [read for read in stage.reads(plan, dataset).values() if isinstance(read, Read)]
     roots = [(Path(read.source).expanduser(), read.names, _only(read, outputs)) for read in reads]
     source = external_source(plan, dataset or plan.recipe.deploy) if stage.external else None
-    if source is not None:
+    url = source_url(source) if source is not None else None
+    if source is not None and url is None:
         roots.append((source_root(source), (), None))
-    if not roots or not looks():
+    if not (roots or url) or not looks():
         return ""
+    stored = [] if source is None or url is None else [file.row for file in _list("", source, outputs)]
     return digest_value(
-        [
+        stored
+        + [
             [path, info.st_size, info.st_mtime_ns, info.st_ino]
             for root, names, only in roots
             if root.exists()
@@ -195,5 +211,4 @@ def _described(source: dict[str, Any]) -> dict[str, Any]:
 def listed_rows(config: CollectConfig, outputs: Path) -> list[dict[str, Any]]:
     """[{path, size, sha256}] of the files of an external dataset, for collect's own output."""
     assert isinstance(config.source, LeRobotSource | RecordingSource)
-    root = present_root(config.dataset, config.source)
-    return [file.row for file in list_files(root, cache_of(root, outputs))]
+    return [file.row for file in _list(config.dataset, config.source, outputs)]

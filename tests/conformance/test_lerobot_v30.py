@@ -11,9 +11,12 @@ import pytest
 
 from prts_core.config.places import shared_folder
 from prts_core.config.schema import VideoConfig
+from prts_core.config.sources import LeRobotSource
+from prts_core.data.convert.lerobot_v21 import import_lerobot
 from prts_core.data.convert.lerobot_v30 import import_dataset
 from prts_core.data.convert.lerobot_v30_export import export
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from prts_core.data.validation import validate_dataset
 from tests.conformance.venvs import ensure_venv
 from tests.data.conftest import convert_toy, write_raw
 from tests.data.reference import rows_of
@@ -99,12 +102,17 @@ def test_we_read_what_lerobot_writes(python: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "arrays.npz", **arrays)  # type: ignore[arg-type]
     lerobot(python, tmp_path, "write", tmp_path / "theirs", tmp_path / "arrays.npz")
     import_dataset(tmp_path / "theirs", tmp_path / "ours", tmp_path / "work", dataset="toy", robot=None, workers=2)
-    ours = LeRobotDataset.open(tmp_path / "ours")
-    for episode in ours.episodes():
-        assert np.array_equal(ours.states(episode), arrays[f"{episode}/state"])
-        assert np.array_equal(ours.actions(episode), arrays[f"{episode}/action"])
-        assert ours.instruction(episode) == f"task {episode % 2}"
-    compare(ours, tmp_path / "theirs", python, tmp_path)  # the pictures, frame by frame
+    source = LeRobotSource(kind="lerobot", root=str(tmp_path / "theirs"))
+    import_lerobot(tmp_path / "theirs", tmp_path / "linked", dataset="toy", source=source, robot=None)
+    for name in ("theirs", "linked", "ours"):  # where it lies, taken over by links, copied into v2.1
+        ours = LeRobotDataset.open(tmp_path / name)
+        for episode in ours.episodes():
+            assert np.array_equal(ours.states(episode), arrays[f"{episode}/state"])
+            assert np.array_equal(ours.actions(episode), arrays[f"{episode}/action"])
+            assert ours.instruction(episode) == f"task {episode % 2}"
+        compare(ours, tmp_path / "theirs", python, tmp_path)  # the pictures, frame by frame
+    assert validate_dataset(tmp_path / "linked").ok
+    compare(ours, tmp_path / "linked", python, tmp_path)  # lerobot reads through the links
 
 
 def test_g1_bottle_as_v30(python: Path, tmp_path: Path) -> None:

@@ -189,6 +189,11 @@ def test_refuses(v30: Path, tmp_path: Path, fault: str) -> None:
     assert not (tmp_path / "back/meta/info.json").exists()
 
 
+def test_export_refuses_what_is_v30_already(v30: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"Only a dataset of LeRobot v2\.1"):
+        export(v30, tmp_path / "again", tmp_path / "work")
+
+
 def test_export_refuses_wrong_numbers(toy: Converted, tmp_path: Path) -> None:
     copy = unsealed(toy.root, tmp_path / "v21")
     path = copy / LeRobotDataset.open(copy).info.data_file(1)

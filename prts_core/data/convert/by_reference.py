@@ -15,26 +15,32 @@ from prts_core.config.sources import LeRobotSource
 from prts_core.contract import Contract
 from prts_core.data.convert.foreign import carried_contract, check_numbering, require_whole, splits_of
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from prts_core.data.lerobot_v21.remote import REMOTE, metadata_of, write_remote
 from prts_core.data.lerobot_v21.seal import SEAL, check_sizes, seal
 from prts_core.data.lerobot_v21.select import Selection, select
 from prts_core.data.lerobot_v21.tables import read_parquet
-from prts_core.data.lerobot_v21.v30 import STATS_PATH, TASKS_PATH, episode_tables
 from prts_core.data.lerobot_v21.writer import remove_strays, take_file
 from prts_core.io.errors import ConfigError, DataError
 from prts_core.io.files import read_json, write_text
+from prts_core.io.object_storage import is_url
 from prts_core.io.progress import track
 
 
-def refer(root: Path, output: Path, *, dataset: str, source: LeRobotSource, robot: RobotConfig | None) -> Contract:
-    """Write `output`, a dataset whose tables and videos are those at `root`; `source.link` says how they get there.
+def refer(
+    place: Path | str, output: Path, *, dataset: str, source: LeRobotSource, robot: RobotConfig | None
+) -> Contract:
+    """Write `output`, a dataset whose tables and videos are those at `place`; `source.link` says how they get there.
+    Of object storage they stay there: its URL, and the store's tag of every file, are written down.
 
     Cameras may be left out and episodes held out: that is metadata. Raises ConfigError for a choice that needs tables
     written anew, DataError for a dataset that lacks files or whose tables are not numbered as its metadata says.
     """
-    check_sizes(root)
-    opened = LeRobotDataset.open(root)
+    if isinstance(place, Path):
+        check_sizes(place)
+    opened = LeRobotDataset.open(place)
+    root = opened.root
     selection = select(opened.info, source, root)
-    _refuse_rewriting(root, source, selection)
+    _refuse_rewriting(place, source, selection)
     require_whole(opened)
     info = selection.info(opened.info)
     contract = carried_contract(opened, info, dataset, robot)
@@ -44,12 +50,17 @@ def refer(root: Path, output: Path, *, dataset: str, source: LeRobotSource, robo
     _check_tables(opened)
 
     (output / SEAL).unlink(missing_ok=True)  # of an earlier run: what is not finished is not sealed
-    link = "symlink" if source.link == "auto" else source.link
-    for file in track(files, total=len(files), what=f"linking {dataset}"):
-        take_file(root / file, output / file, link)
-    remove_strays(output, files)
-    tables = [path.relative_to(root).as_posix() for path in episode_tables(root)]
-    for file in [*tables, TASKS_PATH, *([STATS_PATH] if (root / STATS_PATH).is_file() else [])]:
+    (output / REMOTE).unlink(missing_ok=True)
+    copied = source.link in ("copy", "hardlink")
+    if opened.remote is None or copied:
+        link = "symlink" if source.link == "auto" else "copy" if opened.remote else source.link
+        for file in track(files, total=len(files), what=f"linking {dataset}"):
+            take_file(opened.path(file), output / file, link)
+        remove_strays(output, files)
+    else:
+        stored = opened.remote.listing()
+        write_remote(output, opened.remote.url, {file: stored[file] for file in files})
+    for file in metadata_of(root):
         take_file(root / file, output / file, "copy")
     described: dict[str, Any] = read_json(root / "meta" / "info.json")
     described |= {"splits": splits, "features": {key: described["features"][key] for key in info.features}}
@@ -59,17 +70,19 @@ def refer(root: Path, output: Path, *, dataset: str, source: LeRobotSource, robo
     return contract
 
 
-def _refuse_rewriting(root: Path, source: LeRobotSource, selection: Selection) -> None:
+def _refuse_rewriting(place: Path | str, source: LeRobotSource, selection: Selection) -> None:
     field = "episodes" if source.episodes is not None else "select_state" if selection.joins else None
     if field is not None:
-        command = f"prts convert --source lerobot_v30 --from {root} --to {root.name}_v21"
+        name = str(place).rstrip("/").rpartition("/")[2]
+        command = f"prts convert --source lerobot_v30 --from {name if is_url(place) else place} --to {name}_v21"
+        first = "download the folder, " if is_url(place) else ""
         raise ConfigError(
             "A dataset that is read where it lies keeps its episodes and columns",
-            file=root,
+            file=place,
             field=f"source.{field}",
             found=getattr(source, field) or ", ".join(selection.state),
             expected="every episode, and state and action as they are stored",
-            cure=f"copy it into v2.1: `{command}`, and name that folder as root",
+            cure=f"{first}copy it into v2.1, `{command}`, and name that folder as root",
         )
 
 
@@ -77,7 +90,7 @@ def _check_tables(opened: LeRobotDataset) -> None:
     """Hold each table's counters against the metadata: a reader goes by these alone."""
     starts, keys = opened.starts, ["episode_index", "index"]
     for episode in track(opened.episodes(), total=len(starts), what="checking tables"):
-        path = opened.root / opened.info.data_file(episode)
+        path = opened.path(opened.info.data_file(episode))
         check_numbering(opened.table(episode, keys), episode, starts[episode], path)
         part = opened.info.data_rows(episode)
         last = episode + 1 == len(starts) or opened.info.data_file(episode + 1) != opened.info.data_file(episode)

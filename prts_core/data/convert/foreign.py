@@ -42,7 +42,12 @@ def require_whole(opened: LeRobotDataset) -> None:
     """Refuse a dataset of which files are missing, or whose episodes are of tasks that it does not name."""
     root, info = opened.root, opened.info
     files = dict.fromkeys(file for episode in opened.episodes() for file in info.episode_files(episode))
-    require_files(root, files)
+    if opened.remote is None:
+        require_files(root, files)
+    elif lacking := sorted(set(files) - opened.remote.listing().keys()):
+        problem, cure = "A dataset is incomplete", "upload the file, or correct the URL"
+        found = f"{len(lacking)} files are missing"
+        raise DataError(problem, file=f"{opened.remote.url}/{lacking[0]}", found=found, cure=cure)
     known = set(opened.tasks.values())
     for row in opened.rows:
         if unknown := set(row.tasks) - known:

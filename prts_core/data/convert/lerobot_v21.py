@@ -54,13 +54,13 @@ def import_dataset(
 
 
 def import_lerobot(
-    root: Path, output: Path, *, dataset: str, source: LeRobotSource, robot: RobotConfig | None
+    root: Path | str, output: Path, *, dataset: str, source: LeRobotSource, robot: RobotConfig | None
 ) -> Contract:
-    """Import the dataset at `root` into `output` and write meta/contract.json there.
+    """Import the dataset at `root`, a folder or a URL, into `output` and write meta/contract.json there.
 
     Raises DataError for an absent or incomplete source, ConfigError for a subset or split that does not fit.
     """
-    if root.is_dir() and is_v30(root):
+    if isinstance(root, str) or (root.is_dir() and is_v30(root)):
         return refer(root, output, dataset=dataset, source=source, robot=robot)
     opened, link = LeRobotDataset.open(root), "copy" if source.link == "auto" else source.link
     info = opened.info

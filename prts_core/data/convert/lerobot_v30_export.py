@@ -20,6 +20,7 @@ from prts_core.data.convert.lerobot_v30_metadata import episodes_table, pooled_s
 from prts_core.data.convert.remux import codec_key, join
 from prts_core.data.convert.resume import Unit, run_units
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from prts_core.data.lerobot_v21.schema import CODEBASE_VERSION
 from prts_core.data.lerobot_v21.seal import SEAL, check_sizes, seal
 from prts_core.data.lerobot_v21.tables import append_table, parquet_writer, read_parquet
 from prts_core.data.lerobot_v21.v30 import (
@@ -52,6 +53,14 @@ def export(
     """
     check_sizes(root)
     dataset = LeRobotDataset.open(root)
+    if dataset.info.codebase_version != CODEBASE_VERSION:
+        raise DataError(
+            "Only a dataset of LeRobot v2.1 is turned into v3.0",
+            file=root / "meta/info.json",
+            field="codebase_version",
+            found=dataset.info.codebase_version,
+            cure="use it as it is",
+        )
     info = dataset.info
     stats = _stats(root, dataset)
     if sorted(dataset.tasks) != list(range(len(dataset.tasks))):

@@ -1,6 +1,8 @@
 """Read frames of an mp4 by number, from a decoder that stays open: seek to the keyframe before, decode from there on.
 
-Colours come out as uint8 (H, W, 3), or as float32 (3, H, W) in 0-1.
+Colours come out as uint8 (H, W, 3), or as float32 (3, H, W) in 0-1. Not torchcodec: over the same FFmpeg it decodes the
+same pictures at the same speed (0.94 to 1.02 of it here, AV1 and H.264), and asks for an FFmpeg of the system and, in
+what the package index has for this torch, for CUDA.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -64,6 +67,22 @@ class faults:
             ) from error
 
 
+@dataclass(frozen=True)
+class _Index:
+    """What the packets of a file say. start: time of its first frame; numbers: of its frames, ascending; keys: those of
+    keyframes; seek: where to seek for each."""
+
+    start: int
+    numbers: np.ndarray
+    keys: list[int]
+    seek: list[int]
+
+
+# Of files opened lately: in a long one it takes longer than opening it. The oldest leaves first.
+_INDEXES: dict[tuple, _Index] = {}
+_MAX_INDEXES = 512
+
+
 class OpenVideo:
     """One video, open for reading by one thread at a time. Frame n is the one shown n / fps after the first.
 
@@ -84,7 +103,13 @@ class OpenVideo:
                 raise DataError("A video has no frame rate", file=path, cure=_RESTORE)
             self._per_frame = 1 / (float(rate) * float(base))  # ticks
             with faults(path):
-                self._index()
+                info = path.stat()
+                state = (str(path), info.st_ino, info.st_size, info.st_mtime_ns, self._per_frame)
+                index = _INDEXES.get(state) or _INDEXES.setdefault(state, self._index())
+                while len(_INDEXES) > _MAX_INDEXES:
+                    _INDEXES.pop(next(iter(_INDEXES)), None)
+            self._start, self._numbers, self._keys, self._starts = index.start, index.numbers, index.keys, index.seek
+            self.frames = len(self._numbers)
         except BaseException:
             self._container.close()
             raise
@@ -92,22 +117,21 @@ class OpenVideo:
         self._last: tuple[int, av.VideoFrame] | None = None  # where the decoder stands, and what it gave last
         self._packed, self._planar = VideoReformatter(), VideoReformatter()
 
-    def _index(self) -> None:
-        """frames: packets in the file. _keys: numbers of keyframes, ascending; _starts: where to seek for each."""
-        self._start = self._stream.start_time or 0
+    def _index(self) -> _Index:
+        start = self._stream.start_time or 0
         table = [(entry.timestamp, entry.timestamp, entry.is_keyframe) for entry in self._stream.index_entries]
-        plain = bool(table) and len(table) == self._stream.frames and table[0][0] == self._start
+        plain = bool(table) and len(table) == self._stream.frames and table[0][0] == start
         if not plain or self._stream.codec_context.has_b_frames:
             table = [
                 (packet.pts, packet.pts if packet.dts is None else packet.dts, packet.is_keyframe)
                 for packet in self._container.demux(self._stream)
                 if packet.size and packet.pts is not None
             ]
-            self._start = min((pts for pts, _, _ in table), default=0)
-        self.frames = len(table)
-        self._numbers = np.sort(np.rint((np.array([pts for pts, _, _ in table]) - self._start) / self._per_frame))
-        keys = sorted((self._number(pts), dts) for pts, dts, key in table if key)
-        self._keys, self._starts = [number for number, _ in keys], [dts for _, dts in keys]
+            start = min((pts for pts, _, _ in table), default=0)
+        pts, dts, key = np.array(table, np.int64).reshape(-1, 3).T
+        numbers = np.rint((pts - start) / self._per_frame).astype(np.int64)
+        keys = sorted(zip(numbers[key == 1].tolist(), dts[key == 1].tolist(), strict=True))
+        return _Index(start, np.sort(numbers), [number for number, _ in keys], [dts for _, dts in keys])
 
     def _number(self, pts: int) -> int:
         return round((pts - self._start) / self._per_frame)

@@ -14,10 +14,12 @@ import pyarrow as pa
 
 from prts_core.contract import Contract
 from prts_core.data.images import opened_picture, resize_for_model
+from prts_core.data.lerobot_v21.remote import mirror, remote_of
 from prts_core.data.lerobot_v21.schema import ACTION, STATE, EpisodeRow, EpisodeStatsRow, Info, read_info, read_table
 from prts_core.data.lerobot_v21.tables import column_array, read_parquet, read_pictures
 from prts_core.data.lerobot_v21.v30 import Episodes30, is_v30, read_stats30, read_tasks30, read_v30
 from prts_core.io.errors import DataError, suggest
+from prts_core.io.object_storage import RemoteFolder, is_url
 
 
 class LeRobotDataset:
@@ -29,25 +31,31 @@ class LeRobotDataset:
 
     lengths: np.ndarray
 
-    def __init__(self, root: Path, info: Info, tasks: dict[int, str]) -> None:
-        self.root, self.info, self.tasks = root, info, tasks
+    def __init__(self, root: Path, info: Info, tasks: dict[int, str], remote: RemoteFolder | None = None) -> None:
+        self.root, self.info, self.tasks, self.remote = root, info, tasks, remote
         self._recorded: Episodes30 | None = None
 
     @classmethod
-    def open(cls, root: Path, lengths: np.ndarray | None = None) -> LeRobotDataset:
+    def open(cls, root: Path | str, lengths: np.ndarray | None = None) -> LeRobotDataset:
         """Read info, episodes and tasks of any version. Raises DataError where a file is missing or malformed.
 
+        root: a folder, or a URL of object storage (prts_core.io.object_storage), whose metadata is downloaded now and
+        whose tables and videos are when they are read.
         lengths: rows of each episode, where an index has them already; meta/episodes.jsonl, minutes and gigabytes for a
         million episodes, is then read only when somebody asks for `rows`.
         """
+        remote = mirror(root) if isinstance(root, str) and is_url(root) else None
+        root = Path(root) if remote is None else remote.root
         if not root.is_dir():
             raise DataError("A dataset folder is missing", file=root, expected="a LeRobot folder with meta/info.json")
+        remote = remote or remote_of(root)
         if is_v30(root):
             recorded = read_v30(root)
-            dataset = cls(root, recorded.info, read_tasks30(root))
+            dataset = cls(root, recorded.info, read_tasks30(root), remote)
             dataset._recorded, dataset.lengths = recorded, recorded.lengths
             return dataset
-        dataset = cls(root, read_info(root), {row.task_index: row.task for row in read_table(root, "tasks")})
+        tasks = {row.task_index: row.task for row in read_table(root, "tasks")}
+        dataset = cls(root, read_info(root), tasks, remote)
         dataset.lengths = np.array([row.length for row in dataset.rows]) if lengths is None else lengths
         return dataset
 
@@ -109,11 +117,15 @@ class LeRobotDataset:
     def length(self, episode: int) -> int:
         return int(self.lengths[episode])
 
+    def path(self, file: str) -> Path:
+        """A table or video by its path below the dataset's folder, downloaded where it lies in object storage."""
+        return self.root / file if self.remote is None else self.remote.fetch(file)
+
     # ---- columns ---------------------------------------------------------------------------------------------------
     def table(self, episode: int, keys: Iterable[str] | None = None) -> pa.Table:
         """The episode's parquet rows. DataError for a missing or damaged file, a missing column, a wrong length."""
         self._known(episode)
-        path = self.root / self.info.data_file(episode)
+        path = self.path(self.info.data_file(episode))
         table = read_parquet(path, list(keys) if keys is not None else None, self.info.data_rows(episode))
         if table.num_rows != self.length(episode):
             raise DataError(
@@ -157,7 +169,7 @@ class LeRobotDataset:
         if self.info.features[camera].is_video:
             from prts_core.data.lerobot_v21 import video  # tables are read where PyAV is not installed, too
 
-            path, first = self.root / self.info.video_file(episode, camera), self.info.first_frame(episode, camera)
+            path, first = self.path(self.info.video_file(episode, camera)), self.info.first_frame(episode, camera)
             if first is None:
                 return video.decode(path, indices, size)
             wanted = range(self.length(episode)) if indices is None else indices
@@ -172,7 +184,7 @@ class LeRobotDataset:
 
     def video_frame(self, episode: int, camera: str, row: int) -> tuple[Path, int]:
         """The file with a row's picture, and the number of the frame in it."""
-        return self.root / self.info.video_file(episode, camera), (self.info.first_frame(episode, camera) or 0) + row
+        return self.path(self.info.video_file(episode, camera)), (self.info.first_frame(episode, camera) or 0) + row
 
     def depth(self, episode: int, key: str, indices: Sequence[int] | None = None) -> np.ndarray:
         """Depth pictures of one depth camera, (N, H, W) uint16 in the unit of its `info` in info.json; 0: nothing."""
@@ -182,7 +194,7 @@ class LeRobotDataset:
         return self._stills(episode, key, indices, depth=True)
 
     def _stills(self, episode: int, key: str, indices: Sequence[int] | None, depth: bool = False) -> np.ndarray:
-        file, images = self.root / self.info.data_file(episode), []
+        file, images = self.path(self.info.data_file(episode)), []
         wanted, part = range(self.length(episode)) if indices is None else indices, self.info.data_rows(episode)
         for data in read_pictures(file, key, wanted if part is None else [part[index] for index in wanted]):
             with opened_picture(data, "An image in a table cannot be decoded", file=file) as image:

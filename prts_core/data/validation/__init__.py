@@ -28,7 +28,7 @@ from prts_core.data.validation.report import Finding, Severity, ValidationFailed
 from prts_core.data.validation.stored_statistics import Accumulator, StoredStatistics, law_episode_stats
 from prts_core.data.validation.tables import check_tables, frame_schema, framed, law_stills
 from prts_core.data.validation.videos import Depth, law_clip, law_video
-from prts_core.io.errors import DataError
+from prts_core.io.errors import DataError, PrtsError
 from prts_core.io.progress import track
 
 __all__ = ["Depth", "Finding", "ValidationFailed", "ValidationReport", "validate_dataset"]
@@ -121,11 +121,12 @@ class _Content:
                 yield self.info.data_name(row.episode_index), checked.frame
 
     def _read(self, row: EpisodeRow, first: int, tasks: dict[int, str], stats: dict[int, EpisodeStatsRow]) -> _Checked:
-        file, path = self.info.data_name(row.episode_index), self.root / self.info.data_file(row.episode_index)
+        file = self.info.data_name(row.episode_index)
         try:
+            path = self.meta.path(self.root, self.info.data_file(row.episode_index))
             table = read_parquet(path, None, self.info.data_rows(row.episode_index))
             found, frame = check_episode(self.root, table, row, first, self.info, tasks, self.video)
-        except DataError as err:
+        except PrtsError as err:
             cure = err.cure or "restore it from its source, or convert again"
             reason = f"{err.problem}: {err.found or 'no such file'}"
             return _Checked([Finding("tables", file, reason, "a whole parquet file", cure)])
@@ -145,9 +146,14 @@ class _Content:
 
         def check(job: tuple[EpisodeRow, str]) -> list[Finding]:
             seen = motion.get(job[0].episode_index)
+            try:
+                path = self.meta.path(self.root, self.info.video_file(job[0].episode_index, job[1]))
+            except PrtsError as err:
+                file, found = self.info.video_name(job[0].episode_index, job[1]), f"{err.problem}: {err.found}"
+                return [Finding("videos", file, found, "a whole video", err.cure or "restore it from its source")]
             if self.info.first_frame(job[0].episode_index, job[1]) is None:
-                return list(law_video(self.root, *job, self.info, self.video, seen))
-            return list(law_clip(self.root, *job, self.info, self.video, pool, seen))
+                return list(law_video(path, *job, self.info, self.video, seen))
+            return list(law_clip(path, *job, self.info, self.video, pool, seen))
 
         for findings in track(in_order(check, jobs, self.workers, 4), total=len(jobs), what="checking videos"):
             yield from findings

@@ -10,11 +10,13 @@ from pydantic import BaseModel, ValidationError
 
 from prts_core.contract import Contract
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from prts_core.data.lerobot_v21.remote import remote_of
 from prts_core.data.lerobot_v21.schema import TABLES, EpisodeRow, EpisodeStatsRow, Info, TaskRow, faults
 from prts_core.data.lerobot_v21.v30 import VERSION, is_v30
 from prts_core.data.validation.report import Finding, Severity, ValidationReport
 from prts_core.io.errors import DataError
 from prts_core.io.files import read_json, read_jsonl
+from prts_core.io.object_storage import RemoteFolder
 
 _CURE = "correct the file, or write the dataset again with lerobot 0.3.3"
 
@@ -28,6 +30,11 @@ class Metadata:
     tasks: list[TaskRow] = field(default_factory=list)
     stats: list[EpisodeStatsRow] = field(default_factory=list)
     contract: Contract | None = None
+    remote: RemoteFolder | None = None
+
+    def path(self, root: Path, file: str) -> Path:
+        """A table or video of the dataset at `root`, downloaded where it lies in object storage."""
+        return root / file if self.remote is None else self.remote.fetch(file)
 
 
 def check_metadata(root: Path, report: ValidationReport, foreign: bool = False) -> Metadata:
@@ -36,6 +43,7 @@ def check_metadata(root: Path, report: ValidationReport, foreign: bool = False) 
         meta = _of_v30(root, report)
     else:
         meta = _of_v21(root, report)
+    meta.remote = remote_of(root)
     report.checks["metadata"] += 1
     file = "meta/contract.json"
     try:

@@ -173,7 +173,7 @@ class _Repair:
                 found += law_subtasks(Metadata(episodes=[row]), info)
                 episode.summary = summarize(table, index, info, self.root / files[0])
                 for key in info.video_keys:
-                    found += law_video(self.root, row, key, info, self.depth)
+                    found += law_video(self.root / info.video_file(row.episode_index, key), row, key, info, self.depth)
             else:
                 found.append(Finding("tables", files[0], "no rows", "a row a frame"))
         except DataError as err:

@@ -29,11 +29,10 @@ _GRID = 4  # every fourth pixel of every fourth row is compared
 
 
 def law_video(
-    root: Path, row: EpisodeRow, key: str, info: Info, depth: Depth, motion: np.ndarray | None = None
+    path: Path, row: EpisodeRow, key: str, info: Info, depth: Depth, motion: np.ndarray | None = None
 ) -> Iterator[Finding]:
-    """Findings of one video. motion: `EpisodeSummary.motion` of the episode, where its table is sound."""
+    """Findings of the video at `path`. motion: `EpisodeSummary.motion` of the episode, where its table is sound."""
     file = info.video_file(row.episode_index, key)
-    path = root / file
     if not path.is_file():
         yield _broken(file, "the video is missing", "restore it from its source or its DVC cache")
         return
@@ -60,11 +59,11 @@ def law_video(
 
 
 def law_clip(
-    root: Path, row: EpisodeRow, key: str, info: Info, depth: Depth, pool: VideoPool, motion: np.ndarray | None = None
+    path: Path, row: EpisodeRow, key: str, info: Info, depth: Depth, pool: VideoPool, motion: np.ndarray | None = None
 ) -> Iterator[Finding]:
     """`law_video` of an episode that lies in a longer video."""
     episode, file = row.episode_index, info.video_name(row.episode_index, key)
-    path, first = root / info.video_file(episode, key), info.first_frame(episode, key) or 0
+    first = info.first_frame(episode, key) or 0
     if not path.is_file():
         yield _broken(file, "the video is missing", "restore it from its source")
         return
