@@ -261,7 +261,11 @@ def with_model_defaults(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     """A recipe with its model's training defaults under its own. A model of real size must get its rate from one of
     the two: TrainConfig's own are for a model of a few million parameters, and would ruin it."""
     model = path.parent / "models" / f"{raw.get('model')}.yaml"
-    if not os.path.isfile(model):  # which, unlike Path's, takes a name that is too long
+    try:
+        known = model.is_file()
+    except OSError:  # a name that is too long for one
+        known = False
+    if not known:
         return raw  # told when the plan is read
     size, train = read_model(model)
     raw = dict(raw)

@@ -6,13 +6,13 @@ tests/stages/test_behaviour.py holds outputs and versions together.
 
 VERSIONS = {
     "collect": 2,
-    "convert": 1,
+    "convert": 2,
     "validate": 1,
-    "stats": 1,
-    "pretrain": 3,
-    "sft": 3,
-    "subtask": 3,
-    "benchmark": 1,
-    "value": 1,
-    "package": 2,
+    "stats": 2,
+    "pretrain": 4,
+    "sft": 4,
+    "subtask": 4,
+    "benchmark": 2,
+    "value": 2,
+    "package": 3,
 }

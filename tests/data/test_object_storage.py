@@ -31,7 +31,7 @@ from prts_core.io.object_storage import RemoteFile, RemoteFolder
 from prts_core.stages import chain
 from prts_core.store.run_stage import untracked
 from prts_core.tracking import runs
-from prts_core.training.windows import FrameReader
+from prts_core.training.episodes import EpisodeReader
 from tests.data.conftest import Converted
 from tests.data.test_recording_in_recipe import planned
 
@@ -106,7 +106,7 @@ def test_random_access_downloads_what_is_read(
         return [path for path in cached if path.suffix in (".mp4", ".parquet")]
 
     assert heavy() == []
-    frames, local = FrameReader(there), FrameReader(ours)
+    frames, local = EpisodeReader(there), EpisodeReader(ours)
     assert np.array_equal(frames.rgb(4, TOP, 3), local.rgb(4, TOP, 3)) and len(heavy()) == 1
     assert np.array_equal(there.actions(1), ours.actions(1)) and len(heavy()) == 2
     assert np.array_equal(there.frames(1, TOP, [2, 5]), ours.frames(1, TOP, [2, 5]))
@@ -134,7 +134,7 @@ def test_in_a_recipe(
     assert SECRET not in "".join(path.read_text(errors="replace") for path in outputs.rglob("*") if path.is_file())
     there, ours = LeRobotDataset.open(root), LeRobotDataset.open(toy.root)
     assert there.contract == ours.contract and made["validate"].metrics["videos_checked"] == 12
-    assert np.array_equal(FrameReader(there).rgb(3, TOP, 4), FrameReader(ours).rgb(3, TOP, 4))
+    assert np.array_equal(EpisodeReader(there).rgb(3, TOP, 4), EpisodeReader(ours).rgb(3, TOP, 4))
     stats = statistics.compute(root), statistics.compute(toy.root)
     assert np.array_equal(stats[0].stats.action.q99, stats[1].stats.action.q99)
     assert {name: chain.run(name, plan, "theirs", outputs).digest for name in stages} == {
