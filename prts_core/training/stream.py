@@ -1,7 +1,7 @@
 """The order in which samples of a mixture are drawn: sample number -> (set, row), a pure function of the seed.
 
-A run resumes at sample n by asking for sample n. Every set is walked through in a fresh permutation an epoch, which is
-computed, not stored; the mixture is kept exactly in every block of BLOCK samples, not only on average.
+A run resumes at sample n by asking for sample n. Every set is walked through in a fresh permutation an epoch, which of
+a large set is computed, not stored; the mixture is kept exactly in every block of BLOCK samples, not only on average.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 BLOCK = 4096
+STORED = 2**20  # rows of a set whose order is kept in memory, 8 MB; drawing it is exact, and free of hashing in Python
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class MixtureSampler:
             raise ValueError(f"a mixture needs a positive weight and a row; found sizes {sizes}, weights {weights}")
         self.quota = _largest_remainder(share / share.sum(), BLOCK)  # samples of each set in a block
         self._block: tuple[int, np.ndarray, np.ndarray] | None = None
-        self._order: dict[int, tuple[int, Permutation]] = {}
+        self._order: dict[int, tuple[int, Permutation | np.ndarray]] = {}
 
     def draw(self, number: int) -> SampleIndex:
         block, at = divmod(number, BLOCK)
@@ -49,8 +50,13 @@ class MixtureSampler:
         source = int(self._block[1][at])
         epoch, index = divmod(block * int(self.quota[source]) + int(self._block[2][at]), self.sizes[source])
         if self._order.get(source, (-1,))[0] != epoch:
-            self._order[source] = (epoch, Permutation(self.sizes[source], (self.seed, 2, source, epoch)))
-        return SampleIndex(number, source, self._order[source][1][index])
+            self._order[source] = (epoch, permutation(self.sizes[source], (self.seed, 2, source, epoch)))
+        return SampleIndex(number, source, int(self._order[source][1][index]))
+
+
+def permutation(size: int, key: Sequence[int]) -> Permutation | np.ndarray:
+    """A pseudo-random order of range(size): drawn where it fits a few MB, computed where it would take gigabytes."""
+    return np.random.default_rng(key).permutation(size) if size <= STORED else Permutation(size, key)
 
 
 class Permutation:
