@@ -84,7 +84,7 @@ def test_every_field_means_something(tmp_path: Path, monkeypatch: pytest.MonkeyP
     captions = pretrain["image_text"]["captions"]
     assert captions["sampling_strategy"] == "random:10%"
     assert str(tmp_path) not in str(pretrain)  # no machine's paths in a configuration
-    assert config_json("sft", plan, "lab__pour_water")["train_subtask"] == "mixture:0.5"
+    assert config_json("sft", plan, "lab__pour_water")["train_subtask"] == {"lab__pour_water": "mixture:0.5"}
 
 
 @pytest.mark.parametrize(
