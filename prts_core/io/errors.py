@@ -104,6 +104,7 @@ EXTRA_OF = {
         "data": ("pyarrow", "polars", "pandera", "av", "h5py", "jinja2", "markupsafe", "matplotlib", "scipy"),
         "train": ("deepspeed", "triton", "huggingface_hub"),
         "lora": ("peft",),
+        "nf4": ("bitsandbytes",),
         "sim": ("metaworld", "mujoco"),
         "serve": ("websockets", "msgpack"),
         "rlds": ("google", "google_crc32c"),
