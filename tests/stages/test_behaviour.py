@@ -64,7 +64,7 @@ def coarser(options: Callable[[VideoConfig], dict[str, str]]) -> Callable[[Video
     "stage, place, changed, told",
     [
         ("sft", "prts_core.training.losses.flow_loss", one_percent_more, "training.csv: flow_loss"),
-        ("sft", "prts_core.policy.processor.normalize", one_percent_more, "early/model.safetensors"),
+        ("sft", "prts_core.policy.processor.normalize", one_percent_more, "training.csv: flow_loss"),
         ("convert", "prts_core.data.lerobot_v21.video._options", coarser, "mp4: bytes"),
     ],
 )
