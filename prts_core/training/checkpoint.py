@@ -57,7 +57,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Piece:
+class FlatShard:
     """A run of one tensor's elements, as this process holds it: elements start .. start + n - 1 of `size`, in order.
 
     values: (n,), a view of the engine's own memory. owner: whether it is this process that writes the run, of those
@@ -69,7 +69,7 @@ class Piece:
     owner: bool = True
 
 
-class PieceFiles:
+class ShardFiles:
     """The tensors of a folder, by any run of their elements. Only the headers are read when it is made."""
 
     def __init__(self, folder: Path) -> None:
@@ -82,31 +82,31 @@ class PieceFiles:
                     length, begin = file.get_slice(name).get_shape()[0], int(starts.get(name, 0))
                     self.runs.setdefault(name, []).append((begin, begin + length, path))
 
-    def fill(self, pieces: Mapping[str, Piece]) -> None:
-        """Copy into every piece what the files have of it; CheckpointError where they lack any of it."""
-        wanted: dict[Path, list[tuple[str, Piece, int, int, int]]] = {}
-        for name, piece in pieces.items():
-            end, covered = piece.start + len(piece.values), 0
+    def fill(self, shards: Mapping[str, FlatShard]) -> None:
+        """Copy into every shard what the files have of it; CheckpointError where they lack any of it."""
+        wanted: dict[Path, list[tuple[str, FlatShard, int, int, int]]] = {}
+        for name, shard in shards.items():
+            end, covered = shard.start + len(shard.values), 0
             for first, last, path in self.runs.get(name, []):
-                low, high = max(first, piece.start), min(last, end)
+                low, high = max(first, shard.start), min(last, end)
                 if low < high:
-                    wanted.setdefault(path, []).append((name, piece, first, low, high))
+                    wanted.setdefault(path, []).append((name, shard, first, low, high))
                     covered += high - low
-            if covered != len(piece.values):
+            if covered != len(shard.values):
                 raise CheckpointError(
                     "A checkpoint lacks what trains",
                     file=self.folder,
                     field=name,
-                    found=f"{covered} of {len(piece.values)} elements",
+                    found=f"{covered} of {len(shard.values)} elements",
                     expected="all of them",
                     cure="train the same groups as before (train.freeze, train.lora), or start anew from the weights",
                 )
         with torch.no_grad():
             for path, jobs in wanted.items():
                 with _opened(path) as file:
-                    for name, piece, first, low, high in jobs:
+                    for name, shard, first, low, high in jobs:
                         part = file.get_slice(name)[low - first : high - first]
-                        piece.values[low - piece.start : high - piece.start].copy_(part)
+                        shard.values[low - shard.start : high - shard.start].copy_(part)
 
     def whole(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """One tensor, on the CPU."""
@@ -115,7 +115,7 @@ class PieceFiles:
             with _opened(self.runs[name][0][2]) as file:
                 dtype = file.get_slice(name)[:0].dtype
         values = torch.empty(size, dtype=dtype)
-        self.fill({name: Piece(values, 0, size)})
+        self.fill({name: FlatShard(values, 0, size)})
         return values.reshape(shape)
 
 
@@ -133,11 +133,11 @@ class Saver:
         self._copied = threading.Event()
         self._buffers: dict[str, Tensor] = {}  # on the host, kept from one checkpoint to the next
 
-    def start(self, state: State, pieces: Mapping[str, Piece]) -> None:
+    def start(self, state: State, shards: Mapping[str, FlatShard]) -> None:
         """Begin `checkpoint-<state.step>`, after an earlier one is on the disk."""
         self.wait()
         self._copied.clear()
-        mine = {name: piece for name, piece in pieces.items() if piece.owner}
+        mine = {name: shard for name, shard in shards.items() if shard.owner}
         ready = torch.cuda.Event() if self.parallel.device.type == "cuda" else None
         if ready is not None:
             ready.record()
@@ -158,30 +158,30 @@ class Saver:
         """Wait without raising, and end the thread."""
         self._thread.shutdown(wait=True)
 
-    def _save(self, state: State, pieces: Mapping[str, Piece], ready: Any) -> None:
+    def _save(self, state: State, shards: Mapping[str, FlatShard], ready: Any) -> None:
         try:
-            values = self._copy(pieces, ready)
+            values = self._copy(shards, ready)
         finally:
             self._copied.set()
-        starts = {name: piece.start for name, piece in pieces.items()}
+        starts = {name: shard.start for name, shard in shards.items()}
         write_folder(self.root, f"checkpoint-{state.step}", values, starts, self.parallel, asdict(state))
         if self.parallel.rank == 0:
             for old in _found(self.root)[max(1, self.keep) :]:
                 shutil.rmtree(old)
 
-    def _copy(self, pieces: Mapping[str, Piece], ready: Any) -> dict[str, Tensor]:
+    def _copy(self, shards: Mapping[str, FlatShard], ready: Any) -> dict[str, Tensor]:
         with torch.no_grad():
             if ready is None:
-                for name, piece in pieces.items():
-                    self._buffer(name, piece.values).copy_(piece.values)
+                for name, shard in shards.items():
+                    self._buffer(name, shard.values).copy_(shard.values)
             else:
                 stream = torch.cuda.Stream(self.parallel.device)
                 stream.wait_event(ready)
                 with torch.cuda.stream(stream):
-                    for name, piece in pieces.items():
-                        self._buffer(name, piece.values).copy_(piece.values, non_blocking=True)
+                    for name, shard in shards.items():
+                        self._buffer(name, shard.values).copy_(shard.values, non_blocking=True)
                 stream.synchronize()
-        return {name: self._buffers[name] for name in pieces}
+        return {name: self._buffers[name] for name in shards}
 
     def _buffer(self, name: str, like: Tensor) -> Tensor:
         made = self._buffers.get(name)

@@ -17,14 +17,16 @@ from prts_core.config.train import TrainConfig
 from prts_core.models.prts import PrtsModel
 from prts_core.training.batch import Batch
 from prts_core.training.counts import StepCounts
-from prts_core.training.losses import Pull, contrastive_embeddings, contrastive_term, log_discount
+from prts_core.training.losses import EmbeddingGradients, contrastive_embeddings, contrastive_term, log_discount
 
 Embeddings = tuple[Tensor, Tensor, Tensor]  # phi, psi, log_scale
 # Calls a function of the model with what the engine needs around it, for micro-batch `part` (its dropout's seed).
 Run = Callable[[Callable[[PrtsModel], Embeddings], int], Embeddings]
 
 
-def contrastive_pulls(batches: Sequence[Batch], config: TrainConfig, counts: StepCounts, run: Run) -> list[Pull]:
+def embedding_gradients(
+    batches: Sequence[Batch], config: TrainConfig, counts: StepCounts, run: Run
+) -> list[EmbeddingGradients]:
     """The contrastive loss's gradient at the embeddings of each micro-batch; one backward pass each brings it home.
 
     run: see Run; both passes must draw the same dropout."""
@@ -45,5 +47,5 @@ def contrastive_pulls(batches: Sequence[Batch], config: TrainConfig, counts: Ste
     gradients = torch.autograd.grad(loss, (phi, psi, scale))
     sizes = [len(b.contrastive) for b in batches]
     of_scale = gradients[2] / len(batches)
-    pulls = zip(gradients[0].split(sizes), gradients[1].split(sizes), strict=True)
-    return [Pull(p, q, of_scale, metrics if i == 0 else {}) for i, (p, q) in enumerate(pulls)]
+    cached = zip(gradients[0].split(sizes), gradients[1].split(sizes), strict=True)
+    return [EmbeddingGradients(p, q, of_scale, metrics if i == 0 else {}) for i, (p, q) in enumerate(cached)]

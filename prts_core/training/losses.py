@@ -29,7 +29,7 @@ Metrics = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Pull:
+class EmbeddingGradients:
     """Gradient of the step's contrastive loss at the embeddings of one micro-batch (contrastive_cache.py).
 
     phi, psi (n, E); log_scale (): the part of this micro-batch; metrics: its share of the step's."""
@@ -46,14 +46,14 @@ def prts_loss(
     config: TrainConfig,
     generator: torch.Generator,
     counts: StepCounts | None = None,
-    pull: Pull | None = None,
+    cached: EmbeddingGradients | None = None,
 ) -> tuple[Tensor, Metrics]:
     """One micro-batch's share of the weighted sum of the losses whose weight is not 0, and of each of them by the
     field's names.
 
-    generator: for noise and times, alike in every process. counts: of the step; default: the batch is all of it. pull:
-    of a step in several micro-batches, in the place of the contrastive loss. Whatever the batch holds, every module is
-    called and every parameter that trains gets a gradient, so that no process waits for another.
+    generator: for noise and times, alike in every process. counts: of the step; default: the batch is all of it.
+    cached: of a step in several micro-batches, in the place of the contrastive loss. Whatever the batch holds, every
+    module is called and every parameter that trains gets a gradient, so that no process waits for another.
     """
     weights = config.weights
     counts = counts or StepCounts(batch.counts[None, None])
@@ -66,14 +66,14 @@ def prts_loss(
     value = total.detach()
     if weights.contrastive:
         phi, psi = contrastive_embeddings(model, encoded, batch)
-        if pull is None:
+        if cached is None:
             chosen = batch.contrastive
             known = log_discount(batch, config)[chosen], batch.task_id[chosen]
             contrastive, parts = contrastive_term(model.log_scale, phi, psi, *known, config, counts)
             total = total + weights.contrastive * contrastive
         else:
-            surrogate = (phi * pull.phi).sum() + (psi * pull.psi).sum() + model.log_scale * pull.log_scale
-            total, parts = total + weights.contrastive * surrogate, pull.metrics
+            surrogate = (phi * cached.phi).sum() + (psi * cached.psi).sum() + model.log_scale * cached.log_scale
+            total, parts = total + weights.contrastive * surrogate, cached.metrics
         metrics = metrics | parts
         value = value + weights.contrastive * metrics.get("crl_loss", 0.0)
     metrics["loss"] = value

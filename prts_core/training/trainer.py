@@ -30,10 +30,10 @@ from prts_core.models.compiled import compile_blocks
 from prts_core.models.prts import PrtsModel
 from prts_core.training import checkpoint as disk
 from prts_core.training.batch import Batch, BatchSource
-from prts_core.training.contrastive_cache import Embeddings, contrastive_pulls
+from prts_core.training.contrastive_cache import Embeddings, embedding_gradients
 from prts_core.training.counts import StepCounts
 from prts_core.training.engines import make_engine
-from prts_core.training.losses import Metrics, Pull, prts_loss
+from prts_core.training.losses import EmbeddingGradients, Metrics, prts_loss
 from prts_core.training.meter import Meter
 from prts_core.training.optim import freeze, learning_rate, unreached
 from prts_core.training.parallel import ParallelContext
@@ -200,10 +200,10 @@ class Trainer:
         self.engine.begin(step)
         parts: list[Metrics] = []
         with meter.phase("forward"):
-            placed, pulls = self._placed(batches), self._pulls(batches, step, counts)
-        for part, (batch, pull) in enumerate(zip(placed, pulls, strict=True)):
+            placed, gradients = self._placed(batches), self._embedding_gradients(batches, step, counts)
+        for part, (batch, cached) in enumerate(zip(placed, gradients, strict=True)):
             with meter.phase("forward"):
-                loss, metrics = self._loss(batch, step, part, counts, pull)
+                loss, metrics = self._loss(batch, step, part, counts, cached)
             with meter.phase("backward"):
                 self.engine.backward(loss, part + 1 == len(batches))
             parts.append(metrics)
@@ -222,7 +222,9 @@ class Trainer:
         begins = np.cumsum([0, *(batch.joint for batch in batches)])
         return [replace(b, at=b.at + int(i), joint=int(begins[-1])) for b, i in zip(batches, begins[:-1], strict=True)]
 
-    def _pulls(self, batches: list[Batch], step: int, counts: StepCounts) -> Sequence[Pull | None]:
+    def _embedding_gradients(
+        self, batches: list[Batch], step: int, counts: StepCounts
+    ) -> Sequence[EmbeddingGradients | None]:
         """Of a step in several micro-batches: what the contrastive loss of all of them does to each."""
         if len(batches) == 1 or not self.config.weights.contrastive or not counts.has_negatives:
             return [None] * len(batches)
@@ -231,15 +233,15 @@ class Trainer:
             self._seed_dropout(step, part)
             return self.engine.run(work)
 
-        return contrastive_pulls(batches, self.config, counts, run)
+        return embedding_gradients(batches, self.config, counts, run)
 
     def _loss(
-        self, batch: Batch, step: int, part: int, counts: StepCounts, pull: Pull | None = None
+        self, batch: Batch, step: int, part: int, counts: StepCounts, cached: EmbeddingGradients | None = None
     ) -> tuple[Tensor, Metrics]:
         """(share of the loss, metrics) of one micro-batch; noise is drawn from (seed, step)."""
         generator = torch.Generator(self.device).manual_seed((self.seed << 32) + step)
         self._seed_dropout(step, part)
-        return self.engine.run(lambda model: prts_loss(model, batch, self.config, generator, counts, pull))
+        return self.engine.run(lambda model: prts_loss(model, batch, self.config, generator, counts, cached))
 
     def _seed_dropout(self, step: int, part: int) -> None:
         words = np.random.SeedSequence([self.seed, step, part, self.parallel.rank]).generate_state(1, np.uint64)
@@ -291,14 +293,14 @@ class Trainer:
         """Begin to write everything a resumed run needs; it reaches the disk while training goes on."""
         assert self.saver is not None
         state = disk.State(self.finished, self.cursor, self.seed, self.parallel.world, identity(self.config))
-        self.saver.start(state, self.engine.pieces())
+        self.saver.start(state, self.engine.shards())
 
     def load(self, folder: Path) -> None:
         """Restore in place from a checkpoint folder of the same recipe, left by any engine over any number of
         processes; CheckpointError where it does not fit."""
         state = disk.read_state(folder)
         disk.check_same_run(state, self.config, self.seed, folder)
-        self.engine.load(disk.PieceFiles(folder))
+        self.engine.load(disk.ShardFiles(folder))
         self.finished, self.cursor = state.step, state.cursor
 
     def weights(self, ema: bool = True, root: Path | None = None) -> dict[str, Tensor]:
@@ -314,15 +316,15 @@ class Trainer:
         if self.saver is not None:
             self.saver.wait()
         kind = "ema/" if ema else "model/"
-        pieces = {k.removeprefix(kind): p for k, p in self.engine.pieces().items() if k.startswith(kind)}
-        pieces |= {k.removeprefix("model/"): p for k, p in self.engine.frozen().items()}
-        mine = {name: piece for name, piece in pieces.items() if piece.owner}
-        values = {name: piece.values.to("cpu", copy=True) for name, piece in mine.items()}
-        starts = {name: piece.start for name, piece in mine.items()}
+        shards = {k.removeprefix(kind): p for k, p in self.engine.shards().items() if k.startswith(kind)}
+        shards |= {k.removeprefix("model/"): p for k, p in self.engine.frozen().items()}
+        mine = {name: shard for name, shard in shards.items() if shard.owner}
+        values = {name: shard.values.to("cpu", copy=True) for name, shard in mine.items()}
+        starts = {name: shard.start for name, shard in mine.items()}
         folder = disk.write_folder(root, "weights", values, starts, self.parallel, {"step": self.finished})
         made: dict[str, Tensor] = {}
         if self.parallel.rank == 0:
-            files = disk.PieceFiles(folder)
+            files = disk.ShardFiles(folder)
             made = {name: files.whole(name, shape) for name, shape in self.engine.shapes().items()}
             shutil.rmtree(folder)
         self.parallel.wait()
@@ -379,10 +381,10 @@ class Trainer:
                 cure="replay with the recipe and the data of that run",
             )
         counts = StepCounts.gather([batch.counts for batch in batches], self.parallel)
-        pulls = self._pulls(batches, note["step"], counts)
+        gradients = self._embedding_gradients(batches, note["step"], counts)
         with torch.no_grad():
-            made = enumerate(zip(self._placed(batches), pulls, strict=True))
-            parts = [self._loss(batch, note["step"], part, counts, pull)[1] for part, (batch, pull) in made]
+            made = enumerate(zip(self._placed(batches), gradients, strict=True))
+            parts = [self._loss(batch, note["step"], part, counts, cached)[1] for part, (batch, cached) in made]
         return self._joint(added(parts))
 
 

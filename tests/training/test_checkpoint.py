@@ -26,18 +26,18 @@ CONFIG = TrainConfig()
 ALONE = ParallelContext()
 
 
-def pieces() -> dict[str, disk.Piece]:
+def shards() -> dict[str, disk.FlatShard]:
     return {
-        "model/a": disk.Piece(torch.arange(300.0), 0, 300),
-        "ema/a": disk.Piece(torch.ones(7), 3, 10),
-        "ema/b": disk.Piece(torch.zeros(5), 0, 5, owner=False),
+        "model/a": disk.FlatShard(torch.arange(300.0), 0, 300),
+        "ema/a": disk.FlatShard(torch.ones(7), 3, 10),
+        "ema/b": disk.FlatShard(torch.zeros(5), 0, 5, owner=False),
     }
 
 
 def save(root: Path, step: int, keep: int = 2) -> Path:
     saver = disk.Saver(root, ALONE, keep)
     try:
-        saver.start(disk.State(step, {"sample": 6 * step}, 7, 1, identity(CONFIG)), pieces())
+        saver.start(disk.State(step, {"sample": 6 * step}, 7, 1, identity(CONFIG)), shards())
         saver.staged()
         saver.wait()
     finally:
@@ -52,7 +52,7 @@ def test_a_checkpoint_comes_back_and_old_ones_go(tmp_path):
     newest = disk.newest(tmp_path)
     state = disk.read_state(newest)
     assert (state.step, state.cursor, state.seed) == (6, {"sample": 36}, 7)
-    files = disk.PieceFiles(newest)
+    files = disk.ShardFiles(newest)
     assert files.runs.keys() == {"model/a", "ema/a"}, "each run is written by the process that owns it"
     assert torch.equal(files.whole("model/a", (30, 10)), torch.arange(300.0).reshape(30, 10))
     disk.check_same_run(state, CONFIG, 7, newest)
@@ -72,20 +72,20 @@ def test_any_split_of_a_tensor_is_read_into_any_other(size, written, read):
         for number, (low, high) in enumerate(runs(written)):
             path = Path(folder) / f"{number}.safetensors"
             save_tensors(path, {"x": whole[low:high]}, {disk.STARTS: json.dumps({"x": low})})
-        files = disk.PieceFiles(Path(folder))
+        files = disk.ShardFiles(Path(folder))
         for low, high in runs(read):
-            piece = disk.Piece(torch.full((high - low,), -1.0), low, size)
-            files.fill({"x": piece})
-            assert torch.equal(piece.values, whole[low:high])
+            shard = disk.FlatShard(torch.full((high - low,), -1.0), low, size)
+            files.fill({"x": shard})
+            assert torch.equal(shard.values, whole[low:high])
 
 
 def test_what_a_checkpoint_lacks_is_named_and_the_cure_is_said(tmp_path):
-    files = disk.PieceFiles(save(tmp_path, 2))
+    files = disk.ShardFiles(save(tmp_path, 2))
     with pytest.raises(CheckpointError, match=r"ema/a.*7 of 10 elements") as caught:
-        files.fill({"ema/a": disk.Piece(torch.zeros(10), 0, 10)})
+        files.fill({"ema/a": disk.FlatShard(torch.zeros(10), 0, 10)})
     assert "train.freeze" in str(caught.value)
     with pytest.raises(CheckpointError, match="0 of 2"):
-        files.fill({"model/new": disk.Piece(torch.zeros(2), 0, 2)})
+        files.fill({"model/new": disk.FlatShard(torch.zeros(2), 0, 2)})
 
 
 def test_training_goes_on_while_a_checkpoint_is_written_but_not_before_it_is_copied(tmp_path, monkeypatch):
@@ -100,15 +100,15 @@ def test_training_goes_on_while_a_checkpoint_is_written_but_not_before_it_is_cop
 
     monkeypatch.setattr(disk, "save_tensors", slow)
     weights, saver = torch.ones(4), disk.Saver(tmp_path, ALONE)
-    saver.start(disk.State(1, {}), {"model/a": disk.Piece(weights, 0, 4)})
+    saver.start(disk.State(1, {}), {"model/a": disk.FlatShard(weights, 0, 4)})
     saver.staged()
     weights.zero_()
     assert reached.wait(20) and disk.newest(tmp_path) is None
     go_on.set()
-    saver.start(disk.State(2, {}), {"model/a": disk.Piece(weights, 0, 4)})  # after the first one is on the disk
+    saver.start(disk.State(2, {}), {"model/a": disk.FlatShard(weights, 0, 4)})  # after the first one is on the disk
     saver.wait()
     saver.close()
-    first, second = (disk.PieceFiles(tmp_path / f"checkpoint-{n}").whole("model/a", (4,)) for n in (1, 2))
+    first, second = (disk.ShardFiles(tmp_path / f"checkpoint-{n}").whole("model/a", (4,)) for n in (1, 2))
     assert torch.equal(first, torch.ones(4)) and torch.equal(second, torch.zeros(4))
 
 

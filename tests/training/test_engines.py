@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from prts_core.config.train import TrainConfig
 from prts_core.io.errors import ConfigError, MissingExtraError
-from prts_core.training.checkpoint import PieceFiles, newest
+from prts_core.training.checkpoint import ShardFiles, newest
 from prts_core.training.engines import make_engine
 from prts_core.training.engines.zero import deepspeed_config
 from prts_core.training.parallel import ParallelContext
@@ -159,7 +159,7 @@ def test_resumed_processes_go_on_as_those_that_were_not_stopped(runs: Path, run:
 def test_weights_and_checkpoints_are_those_of_one_process(runs: Path, run: str) -> None:
     plain, split = (load_file(runs / each / "average.safetensors") for each in ("single", run))
     close(plain, split)
-    one, many = (PieceFiles(runs / each / "checkpoints" / "checkpoint-4") for each in ("single", run))
+    one, many = (ShardFiles(runs / each / "checkpoints" / "checkpoint-4") for each in ("single", run))
     assert one.runs.keys() == many.runs.keys()
     shapes = {name: (max(end for _, end, _ in found),) for name, found in one.runs.items()}
     close(*({name: files.whole(name, shape) for name, shape in shapes.items()} for files in (one, many)))

@@ -367,7 +367,7 @@ def test_frozen_parts_have_no_state_and_do_not_move(tmp_path):
     trainer.fit(tmp_path, lambda step, m: None)
     moved = {k.partition(".")[0] for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert moved == {"language_model", "dit_action_head"}
-    assert not any(piece.partition("/")[2].startswith("visual") for piece in trainer.engine.pieces())
+    assert not any(shard.partition("/")[2].startswith("visual") for shard in trainer.engine.shards())
     assert trainer.weights().keys() == before.keys()
 
 
@@ -375,7 +375,7 @@ def test_without_averaged_weights_the_last_ones_are_exported_and_none_are_kept(t
     config = replace(CONFIG, ema_decay=0.0)
     trainer, averaged = make(config), make(CONFIG)
     assert losses_of(trainer, tmp_path / "off") == losses_of(averaged, tmp_path / "on")
-    assert not any(name.startswith("ema/") for name in trainer.engine.pieces())
+    assert not any(name.startswith("ema/") for name in trainer.engine.shards())
     assert same(trainer.weights(), averaged.weights(ema=False)) and not same(trainer.weights(), averaged.weights())
 
 

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from prts_core.io.errors import ConfigError
-from prts_core.training.checkpoint import Piece
+from prts_core.training.checkpoint import FlatShard
 from prts_core.training.engines.single import Engine
 from prts_core.training.recompute import repeated_layers
 
@@ -79,11 +79,11 @@ class FsdpEngine(Engine):
         """None: no process has them whole."""
         return None
 
-    def _piece(self, tensor: Tensor) -> Piece | None:
+    def _shard(self, tensor: Tensor) -> FlatShard | None:
         if not isinstance(tensor, DTensor):
-            return Piece(tensor.detach().view(-1), 0, tensor.numel(), self._owns(tensor))
+            return FlatShard(tensor.detach().view(-1), 0, tensor.numel(), self._owns(tensor))
         local = tensor.to_local().detach().view(-1)
         if not len(local):
             return None
         _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-        return Piece(local, offset[0] * math.prod(tensor.shape[1:]), tensor.numel(), self._owns(tensor))
+        return FlatShard(local, offset[0] * math.prod(tensor.shape[1:]), tensor.numel(), self._owns(tensor))

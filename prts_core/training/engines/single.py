@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prts_core.config.train import TrainConfig
 from prts_core.models.prts import PrtsModel
-from prts_core.training.checkpoint import Piece, PieceFiles
+from prts_core.training.checkpoint import FlatShard, ShardFiles
 from prts_core.training.optim import make_optimizer, set_rates
 from prts_core.training.parallel import ParallelContext
 
@@ -146,30 +146,30 @@ class Engine:
             swap()
 
     # ---- what is kept ----------------------------------------------------------------------------------------------
-    def pieces(self) -> dict[str, Piece]:
+    def shards(self) -> dict[str, FlatShard]:
         """Everything a resumed run needs of this process, "<kind>/<parameter>": model, ema, moments and step."""
-        found: dict[str, Piece] = {}
+        found: dict[str, FlatShard] = {}
         for name, parameter in self.trained.items():
             state = self.optimizer.state[parameter]
             kinds: dict[str, Any] = {"model": parameter, **{key: state[key] for key in MOMENTS}}
             kinds |= {"ema": self.ema[name]} if self.ema else {}
-            found |= {f"{kind}/{name}": piece for kind, x in kinds.items() if (piece := self._piece(x)) is not None}
-            found[f"step/{name}"] = Piece(state["step"].view(1), 0, 1, self.parallel.rank == 0)
+            found |= {f"{kind}/{name}": shard for kind, x in kinds.items() if (shard := self._shard(x)) is not None}
+            found[f"step/{name}"] = FlatShard(state["step"].view(1), 0, 1, self.parallel.rank == 0)
         return found
 
-    def frozen(self) -> dict[str, Piece]:
+    def frozen(self) -> dict[str, FlatShard]:
         """The weights that do not train, and buffers that are kept, as "model/<name>"."""
         names = self.model.state_dict().keys() - self.trained.keys()
         kept = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
-        return {f"model/{n}": piece for n in sorted(names) if (piece := self._piece(kept[n])) is not None}
+        return {f"model/{n}": shard for n in sorted(names) if (shard := self._shard(kept[n])) is not None}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of the whole model's tensors."""
         return {name: tuple(value.shape) for name, value in self.model.state_dict().items()}
 
-    def load(self, files: PieceFiles) -> None:
-        """Put what `pieces` named in a checkpoint in its place."""
-        files.fill(self.pieces())
+    def load(self, files: ShardFiles) -> None:
+        """Put what `shards` named in a checkpoint in its place."""
+        files.fill(self.shards())
 
     def weights(self, ema: bool) -> Mapping[str, Tensor] | None:
         """The whole model's tensors, averaged or last, where this process has them whole."""
@@ -179,5 +179,5 @@ class Engine:
     def _local(self, tensor: Tensor) -> Tensor:
         return tensor
 
-    def _piece(self, tensor: Tensor) -> Piece | None:
-        return Piece(tensor.detach().view(-1), 0, tensor.numel())
+    def _shard(self, tensor: Tensor) -> FlatShard | None:
+        return FlatShard(tensor.detach().view(-1), 0, tensor.numel())

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from prts_core.config.train import TrainConfig
 from prts_core.io.errors import require
 from prts_core.models.prts import PrtsModel
-from prts_core.training.checkpoint import Piece, PieceFiles
+from prts_core.training.checkpoint import FlatShard, ShardFiles
 from prts_core.training.engines.single import MOMENTS, Engine, Metrics, Work
 from prts_core.training.optim import parameter_groups
 from prts_core.training.parallel import ParallelContext
@@ -141,16 +141,16 @@ class ZeroEngine(Engine):
     def averaged(self) -> Iterator[None]:
         yield
 
-    def pieces(self) -> dict[str, Piece]:
+    def shards(self) -> dict[str, FlatShard]:
         kinds = {"model": None, **{key: key for key in MOMENTS}} | ({"ema": AVERAGE} if self.config.ema_decay else {})
-        found: dict[str, Piece] = {}
+        found: dict[str, FlatShard] = {}
         for name, parameter in self.trained.items():
             run = self._run(parameter)
             if run is None:
                 continue
             start, size, of, flat = run
-            found |= {f"{kind}/{name}": Piece(of(key), start, size) for kind, key in kinds.items()}
-            found[f"step/{name}"] = Piece(self.optimizer.state[flat]["step"].view(1), 0, 1, start == 0)
+            found |= {f"{kind}/{name}": FlatShard(of(key), start, size) for kind, key in kinds.items()}
+            found[f"step/{name}"] = FlatShard(self.optimizer.state[flat]["step"].view(1), 0, 1, start == 0)
         return found
 
     def _run(self, parameter: nn.Parameter) -> tuple[int, int, Any, Tensor] | None:
@@ -178,32 +178,32 @@ class ZeroEngine(Engine):
 
         return start, whole, of, flat
 
-    def frozen(self) -> dict[str, Piece]:
+    def frozen(self) -> dict[str, FlatShard]:
         first = self.parallel.rank == 0
-        found = {f"model/{n}": Piece(b.view(-1), 0, b.numel(), first) for n, b in self.model.named_buffers()}
-        found = {name: piece for name, piece in found.items() if name.removeprefix("model/") in self._shapes}
+        found = {f"model/{n}": FlatShard(b.view(-1), 0, b.numel(), first) for n, b in self.model.named_buffers()}
+        found = {name: shard for name, shard in found.items() if name.removeprefix("model/") in self._shapes}
         for name, parameter in self.model.named_parameters():
             if not parameter.requires_grad:
-                piece = self._working(parameter)
-                found |= {f"model/{name}": piece} if piece is not None else {}
+                shard = self._working(parameter)
+                found |= {f"model/{name}": shard} if shard is not None else {}
         return found
 
-    def _working(self, parameter: nn.Parameter) -> Piece | None:
+    def _working(self, parameter: nn.Parameter) -> FlatShard | None:
         """What this process holds of a weight as the model computes with it."""
         if self.stage < 3:
-            return Piece(parameter.detach().view(-1), 0, parameter.numel(), self.parallel.rank == 0)
+            return FlatShard(parameter.detach().view(-1), 0, parameter.numel(), self.parallel.rank == 0)
         part, whole = parameter.ds_tensor.ds_numel, parameter.ds_numel  # type: ignore[attr-defined]
         start = self.parallel.rank * part
         own = min(part, whole - start)
-        return Piece(parameter.ds_tensor.data.view(-1)[:own], start, whole) if own > 0 else None  # type: ignore[attr-defined]
+        return FlatShard(parameter.ds_tensor.data.view(-1)[:own], start, whole) if own > 0 else None  # type: ignore[attr-defined]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return self._shapes
 
-    def load(self, files: PieceFiles) -> None:
-        files.fill(self.pieces())
+    def load(self, files: ShardFiles) -> None:
+        files.fill(self.shards())
         working = {f"model/{name}": self._working(parameter) for name, parameter in self.trained.items()}
-        files.fill({name: piece for name, piece in working.items() if piece is not None})
+        files.fill({name: shard for name, shard in working.items() if shard is not None})
 
     def weights(self, ema: bool) -> None:
         """None: no process has them whole."""
