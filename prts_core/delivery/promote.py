@@ -33,9 +33,9 @@ def evidence_of(outputs: Path, version: ModelVersion, names: Iterable[str]) -> d
     """What the version has recorded on those suites."""
     results = results_of(version)
     return {
-        name: Evidence(results[name].protocol_digest, episodes_of(outputs, version, name, results[name]))
+        name: Evidence(found.protocol_digest, episodes_of(outputs, version, name, found), found.dtype)
         for name in names
-        if name in results
+        if (found := results.get(name)) is not None
     }
 
 

@@ -14,7 +14,7 @@ from prts_core.io.errors import DataError
 if TYPE_CHECKING:
     import polars as pl
 
-Incomparable = Literal["unmeasured", "champion unmeasured", "protocol", "episodes"]
+Incomparable = Literal["unmeasured", "champion unmeasured", "protocol", "precision", "episodes"]
 Why = Literal[
     Incomparable, Against, "contract", "champion", "older", "withdrawn", "approval", "outdated", "unknown", "vacant"
 ]
@@ -23,6 +23,8 @@ WORDS: dict[Why, str] = {
     "champion unmeasured": "the champion has no result on {subject} yet (`prts regress --champion`)",
     "protocol": "the two results on {subject} are of different protocols (`prts regress` and `prts regress --champion` "
     "measure by the present one)",
+    "precision": "of the two results on {subject} one was computed in bf16 (`prts regress` and `prts regress "
+    "--champion` on one machine, or with one `dtype` in the recipe)",
     "episodes": "the two did not run the same episodes of {subject}",
     "alarm": "it is worse than the champion on {subject}",
     "margin": "on {subject} it may be worse than the champion by more than the margin",
@@ -41,10 +43,11 @@ OWN_AFFAIR = ("contract_fingerprint", "statistics_digest", "normalization")  # o
 
 @dataclass(frozen=True)
 class Evidence:
-    """One version's recorded result on one suite. episodes: as `gate.decide` takes them."""
+    """One version's recorded result on one suite. episodes: as `gate.decide` takes them. dtype: of the policy."""
 
     protocol_digest: str
     episodes: pl.DataFrame
+    dtype: str = "fp32"
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,8 @@ def compare(
             return "champion unmeasured"
         if not ours[suite].protocol_digest or ours[suite].protocol_digest != theirs[suite].protocol_digest:
             return "protocol"
+        if ours[suite].dtype != theirs[suite].dtype:
+            return "precision"
         champions = theirs[suite].episodes
     try:
         return gate.decide(

@@ -65,9 +65,18 @@ def chunk_length_of(outputs: Path, version: ModelVersion) -> int:
     return PolicyContract.load(package / "policy_contract.json").chunk_length
 
 
-def same(known: SuiteResult, episodes: EpisodePlan) -> bool:
-    """Whether a recorded result is of the planned episodes."""
-    return (known.protocol_digest, known.n) == (episodes.protocol_digest, len(episodes.keys))
+def dtype_of(plan: RunPlan, name: str) -> str:
+    """What a policy computes in where it is measured here, on one suite or the recipe's own benchmark."""
+    from prts_core.policy.policy import resolve_dtype
+
+    run = run_of(plan, name)
+    return resolve_dtype(plan.benchmark.dtype if run is None else run.dtype)
+
+
+def same(known: SuiteResult, episodes: EpisodePlan, dtype: str) -> bool:
+    """Whether a recorded result is of the planned episodes, computed in `dtype`."""
+    found = (known.protocol_digest, known.n, known.dtype)
+    return found == (episodes.protocol_digest, len(episodes.keys), dtype)
 
 
 def lacking(plan: RunPlan, outputs: Path, version: ModelVersion) -> list[str]:
@@ -77,7 +86,8 @@ def lacking(plan: RunPlan, outputs: Path, version: ModelVersion) -> list[str]:
 
     def lacks(name: str) -> bool:
         try:
-            return name not in have or not same(have[name], planned(plan, name, chunk_length_of(outputs, version)))
+            episodes = planned(plan, name, chunk_length_of(outputs, version))
+            return name not in have or not same(have[name], episodes, dtype_of(plan, name))
         except PrtsError:
             return True
 

@@ -139,9 +139,9 @@ def _regress(
     package = resolve(f"models:/{model}/{version.version}", outputs).folder  # as it was registered, to the byte
     chunk = PolicyContract.load(package / "policy_contract.json").chunk_length
     episodes = protocol.planned(plan, name, chunk)
-    known = results_of(version).get(name)
-    if known is not None and not protocol.same(known, episodes):
-        say(f"the protocol of {name} is another one now: measured anew")
+    known, dtype = results_of(version).get(name), protocol.dtype_of(plan, name)
+    if known is not None and not protocol.same(known, episodes, dtype):
+        say(f"the protocol of {name}, or what policies compute in here, is another one now: measured anew")
         known = None
     if known is not None:
         try:
@@ -151,7 +151,7 @@ def _regress(
             known = None
     again = known is not None and is_champion
     whose = version.tags.get("prts.package_digest", "")[7:15]  # version 1 of another registry is another policy
-    place = f"{attempt}-{whose}" if again else f"recorded-{episodes.protocol_digest[7:15]}-{whose}"
+    place = f"{attempt}-{dtype}-{whose}" if again else f"recorded-{episodes.protocol_digest[7:15]}-{dtype}-{whose}"
     folder = outputs / "regression" / model / name.replace(":", "_") / f"v{version.version}" / place
     with SuiteRunLog(outputs, plan.recipe.name, version, name, attempt, caller) as log:
         if known is None or again:
@@ -164,7 +164,7 @@ def _regress(
             comparison = "first result"
         elif champion is not None:
             asked = protocol.bars(plan)
-            mine = {name: Evidence(result.protocol_digest, ours)}
+            mine = {name: Evidence(result.protocol_digest, ours, result.dtype)}
             comparison = promotion.compare(name, mine, evidence_of(outputs, champion, [name]), asked[name], len(asked))
         alarm = isinstance(comparison, Verdict) and comparison.alarm
         result = replace(result, alarm=alarm, attempt=attempt)

@@ -30,9 +30,10 @@ class SuiteResult:
     """Successes among n episodes of one suite. suite: its own name, the result may have another.
 
     protocol_digest: of every setting that can move the rate; two results are compared only where it is the same.
-    episodes_digest: of task, initial state, seed and outcome of each. standins: what the suite's assets were replaced
-    by; empty for the real ones. run_id: the MLflow run that holds the episodes; empty: they lie with the package.
-    alarm: the gate's at the time. attempt: which night's.
+    episodes_digest: of task, initial state, seed and outcome of each. standins: what the suite's assets were
+    replaced by; empty for the real ones. dtype: what the policy computed in; compared like the protocol. run_id:
+    the MLflow run that holds the episodes; empty: they lie with the package. alarm: the gate's at the time.
+    attempt: which night's.
     """
 
     suite: str
@@ -41,6 +42,7 @@ class SuiteResult:
     protocol_digest: str = ""
     episodes_digest: str = ""
     standins: str = ""
+    dtype: str = "fp32"
     run_id: str = ""
     alarm: bool = False
     attempt: str = ""
@@ -69,6 +71,7 @@ def result_of(report: dict[str, Any], episodes: pl.DataFrame) -> SuiteResult:
         protocol_digest=report["protocol_digest"],
         episodes_digest=digest_of(episodes),
         standins="; ".join(report["labels"]),
+        dtype=report.get("dtype") or report.get("policy", {}).get("dtype", "fp32"),
     )
 
 
@@ -165,7 +168,7 @@ class SuiteRunLog:
         model = self.version.tags.get("prts.model_id") if recorded else None
         self.store.log_metric(self.run_id, f"success_rate/{self.name}", result.rate.estimate, model_id=model)
         self.store.log_metric(self.run_id, "alarm", float(result.alarm))
-        for key in ("protocol_digest", "standins"):
+        for key in ("protocol_digest", "standins", "dtype"):
             self.store.set_tag(self.run_id, f"prts.{key}", getattr(result, key) or "none")
         for file in (EPISODES, REPORT, "page.html"):
             if (folder / file).is_file():

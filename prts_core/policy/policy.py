@@ -252,12 +252,16 @@ def _device(device: torch.device | str | None) -> torch.device:
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
+def resolve_dtype(dtype: PolicyDtype, device: torch.device | str | None = None) -> Literal["bf16", "fp32"]:
+    """What a policy that is loaded so computes in, here."""
+    return "bf16" if dtype == "bf16" or (dtype == "auto" and _device(device).type == "cuda") else "fp32"
+
+
 def _torch_dtype(dtype: PolicyDtype, device: torch.device) -> torch.dtype:
     """On a GPU, fp32 is not TF32 in disguise: what stays in fp32 there stays for its digits."""
     if device.type == "cuda":
         torch.set_float32_matmul_precision("highest")
-    half = dtype == "bf16" or (dtype == "auto" and device.type == "cuda")
-    return torch.bfloat16 if half else torch.float32
+    return torch.bfloat16 if resolve_dtype(dtype, device) == "bf16" else torch.float32
 
 
 def _dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:

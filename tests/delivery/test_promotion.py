@@ -75,6 +75,9 @@ def test_a_result_is_needed_on_every_suite_on_both_sides():
     assert against(good(2), good(1, evidence=alone)) == [("champion unmeasured", "suite")]
     assert against(good(2, evidence=alone | {"suite": evidence([True] * 200, first=1)})) == [("episodes", "suite")]
     assert against(good(2, evidence=alone | {"suite": evidence([True] * 200, "")})) == [("protocol", "suite")]
+    half = replace(evidence([True] * 200), dtype="bf16")
+    assert against(good(2, evidence=alone | {"suite": half})) == [("precision", "suite")]
+    assert against(good(2, evidence=alone | {"suite": half}), good(1, evidence=alone | {"suite": half})) == []
 
 
 @pytest.mark.parametrize("suite", ["own", "suite"])

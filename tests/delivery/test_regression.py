@@ -240,6 +240,15 @@ def test_a_protocol_that_cannot_be_told_here_is_due_and_costs_nobody_the_night(o
     assert holders(outputs, "untold-first") == ("1", "1")
 
 
+def test_a_result_of_another_precision_than_is_measured_here_is_none(outputs, simulator):
+    plan = named(load_plan(ROOT / "configs" / "quickstart.yaml"), "half")
+    enter(plan, outputs, "w1", 118)
+    version = registry.resolve_version(client(outputs), "models:/half/1")
+    assert protocol.lacking(plan, outputs, version) == []
+    half = named(load_plan(ROOT / "configs" / "quickstart.yaml", ["benchmark.dtype=bf16"]), "half")
+    assert protocol.lacking(half, outputs, version) == ["benchmark"]
+
+
 def test_a_suite_must_be_one_of_the_recipe(outputs):
     with pytest.raises(PrtsError, match="did you mean 'metaworld'"):
         night(plan_for("kept"), outputs, "1", name="metawrld")
