@@ -93,6 +93,7 @@ def run(console: Console) -> list[Row]:
         *train_memory.rows(console),
         *scaling_rows(console),
         data_wait_row(console),
+        save_row(console),
     ]
 
 
@@ -287,6 +288,33 @@ def data_wait_row(console: Console, steps: int = 12) -> Row:
     share = float(np.median(waited[2:]))  # the first steps start the workers
     console.print(f"data wait: {share:.2%} of a step with two loader processes (median of {len(waited) - 2} steps)")
     return Row("data wait, share of a step / limit", share, 0.05, "share", "lower", "<= 1.0")
+
+
+# ---- checkpoints -----------------------------------------------------------------------------------------------------
+STATE_GB, PROCESSES, LINK_GB_S = 5.1 * 16, 8, 20.0  # PRTS-4B: weights, averages, two moments; PCIe 4 to pinned memory
+
+
+def save_row(console: Console, steps: int = 25, every: int = 6) -> Row:
+    """How long a checkpoint keeps the loop from working, as a share of a step: the copy runs beside the next step's
+    forward and backward pass, the disk beside all that follows."""
+    data = Rows()
+    config = TrainConfig(steps=steps, batch_size=8, log_every=1, checkpoint_every=every, flow_samples=1)
+    shares: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(data.model(), data.source(8, 1), config, 0)
+
+        def on_step(step: int, metrics: dict[str, float]) -> None:
+            if step % every == 0 and step:  # what was waited for since the checkpoint of the step before
+                shares.append(metrics["save_s"] / metrics["step_time_s"])
+
+        trainer.fit(Path(folder), on_step)
+    share = median(shares)
+    console.print(
+        f"checkpoint: the loop waits {share:.2%} of a step (median of {len(shares)}); PRTS-4B on {PROCESSES} GPUs "
+        f"copies {STATE_GB / PROCESSES:.1f} GB each, {STATE_GB / PROCESSES / LINK_GB_S:.1f} s at {LINK_GB_S:.0f} GB/s: "
+        "hidden where forward and backward take longer"
+    )
+    return Row("checkpoint: wait, share of a step / limit", share, 0.02, "share", "lower", "<= 1.0")
 
 
 if __name__ == "__main__":
