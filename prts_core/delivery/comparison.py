@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prts_core.delivery.gate import KEY, decide, policy_episodes, shared_confidence
+from prts_core.delivery.suite_results import computed_in
 from prts_core.io.errors import DataError
 from prts_core.io.files import read_json
 from prts_core.statistics.binomial import holm
@@ -65,5 +66,8 @@ def _same_protocol(before: Path, now: Path) -> tuple[list[str], list[dict[str, A
             found="; ".join(f"{name}: {other.get(name)!r:.80} then, {mine.get(name)!r:.80} now" for name in fields),
             cure="run the earlier policy again under the present protocol",
         )
+    labels, dtypes = {*theirs.get("labels", []), *ours["labels"]}, (computed_in(theirs), computed_in(ours))
+    if dtypes[0] != dtypes[1]:
+        labels.add(f"computed in {dtypes[0]} then, in {dtypes[1]} now")
     stops = [report.get("stopped_early") for report in (theirs, ours)]
-    return sorted({*theirs.get("labels", []), *ours["labels"]}), stops
+    return sorted(labels), stops

@@ -129,7 +129,9 @@ def _panel(axis: Any, name: str, points: list[Point], every: list[int]) -> None:
         if point.again is not None:
             _mark(axis, at[point.version] + 0.18, point.again, champion=point.champion, again=True)
     standins = any(point.result.standins for point in points)
-    axis.set_title(name + (" (stand-in assets)" if standins else ""), fontsize=10, loc="left")
+    dtypes = sorted({point.result.dtype for point in points})
+    mixed = f" ({' and '.join(dtypes)})" if dtypes != ["fp32"] else ""
+    axis.set_title(name + (" (stand-in assets)" if standins else "") + mixed, fontsize=10, loc="left")
     if standins:
         axis.set_facecolor("#f7f4ec")
     axis.set_ylim(-0.03, 1.12)

@@ -23,8 +23,8 @@ WORDS: dict[Why, str] = {
     "champion unmeasured": "the champion has no result on {subject} yet (`prts regress --champion`)",
     "protocol": "the two results on {subject} are of different protocols (`prts regress` and `prts regress --champion` "
     "measure by the present one)",
-    "precision": "of the two results on {subject} one was computed in bf16 (`prts regress` and `prts regress "
-    "--champion` on one machine, or with one `dtype` in the recipe)",
+    "precision": "the two results on {subject} were computed in different precision (`prts regress` measures it in the "
+    "champion's)",
     "episodes": "the two did not run the same episodes of {subject}",
     "alarm": "it is worse than the champion on {subject}",
     "margin": "on {subject} it may be worse than the champion by more than the margin",

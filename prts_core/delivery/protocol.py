@@ -15,11 +15,13 @@ from prts_core.delivery.promotion import PromotionBar
 from prts_core.delivery.suite_results import SuiteResult, results_of
 from prts_core.io.errors import PrtsError
 from prts_core.rollout.episode_plan import EpisodePlan, SuiteSettings, make_plan
+from prts_core.tracking.store import client
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
     from prts_core.config.load import RunPlan
+    from prts_core.config.model import PolicyDtype
 
 CHUNK_LENGTH = "prts.chunk_length"
 
@@ -65,29 +67,35 @@ def chunk_length_of(outputs: Path, version: ModelVersion) -> int:
     return PolicyContract.load(package / "policy_contract.json").chunk_length
 
 
-def dtype_of(plan: RunPlan, name: str) -> str:
-    """What a policy computes in where it is measured here, on one suite or the recipe's own benchmark."""
-    from prts_core.policy.policy import resolve_dtype
+def dtype_of(plan: RunPlan, name: str, *recorded: SuiteResult | None) -> PolicyDtype:
+    """What a policy is to compute in on one suite, or on the recipe's own benchmark: as the recipe says.
 
+    Where that is "auto": as the first of the recorded results (the champion's, then the policy's own), so that results
+    can be compared whichever machine makes them; without any, as the machine takes it."""
     run = run_of(plan, name)
-    return resolve_dtype(plan.benchmark.dtype if run is None else run.dtype)
+    asked = plan.benchmark.dtype if run is None else run.dtype
+    known: list[PolicyDtype] = [one.dtype for one in recorded if one is not None]
+    return known[0] if asked == "auto" and known else asked
 
 
-def same(known: SuiteResult, episodes: EpisodePlan, dtype: str) -> bool:
-    """Whether a recorded result is of the planned episodes, computed in `dtype`."""
-    found = (known.protocol_digest, known.n, known.dtype)
-    return found == (episodes.protocol_digest, len(episodes.keys), dtype)
+def same(known: SuiteResult, episodes: EpisodePlan, dtype: PolicyDtype) -> bool:
+    """Whether a recorded result is of the planned episodes, computed as asked (`dtype_of`)."""
+    return (known.protocol_digest, known.n, known.dtype) == (episodes.protocol_digest, len(episodes.keys), dtype)
 
 
 def lacking(plan: RunPlan, outputs: Path, version: ModelVersion) -> list[str]:
     """The suites on which the version has no result under the present protocol; those whose protocol cannot be told
     here (no simulator, a recipe that does not fit the policy) among them: who measures says why."""
     have = results_of(version)
+    champion = registry.version_of_alias(client(outputs), version.name, registry.CHAMPION)
+    champions = {} if champion is None else results_of(champion)
 
     def lacks(name: str) -> bool:
         try:
             episodes = planned(plan, name, chunk_length_of(outputs, version))
-            return name not in have or not same(have[name], episodes, dtype_of(plan, name))
+            return name not in have or not same(
+                have[name], episodes, dtype_of(plan, name, champions.get(name), have[name])
+            )
         except PrtsError:
             return True
 

@@ -29,12 +29,14 @@ from prts_core.delivery.suite_results import (
 )
 from prts_core.io.errors import StageError, lookup
 from prts_core.io.files import read_json
+from prts_core.policy.policy import resolve_dtype
 from prts_core.tracking.store import client
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
     from prts_core.config.load import RunPlan
+    from prts_core.config.model import PolicyDtype
 
 Say = Callable[[str], None]
 
@@ -139,9 +141,11 @@ def _regress(
     package = resolve(f"models:/{model}/{version.version}", outputs).folder  # as it was registered, to the byte
     chunk = PolicyContract.load(package / "policy_contract.json").chunk_length
     episodes = protocol.planned(plan, name, chunk)
-    known, dtype = results_of(version).get(name), protocol.dtype_of(plan, name)
+    known = results_of(version).get(name)
+    champions = None if champion is None else results_of(champion).get(name)
+    dtype = protocol.dtype_of(plan, name, champions, known)
     if known is not None and not protocol.same(known, episodes, dtype):
-        say(f"the protocol of {name}, or what policies compute in here, is another one now: measured anew")
+        say(f"the protocol of {name}, or what a policy computes in, is another one now: measured anew")
         known = None
     if known is not None:
         try:
@@ -150,12 +154,15 @@ def _regress(
             say(f"{err.problem}: measured anew")
             known = None
     again = known is not None and is_champion
+    precision = resolve_dtype(dtype)
     whose = version.tags.get("prts.package_digest", "")[7:15]  # version 1 of another registry is another policy
-    place = f"{attempt}-{dtype}-{whose}" if again else f"recorded-{episodes.protocol_digest[7:15]}-{dtype}-{whose}"
+    place = (
+        f"{attempt}-{precision}-{whose}" if again else f"recorded-{episodes.protocol_digest[7:15]}-{precision}-{whose}"
+    )
     folder = outputs / "regression" / model / name.replace(":", "_") / f"v{version.version}" / place
     with SuiteRunLog(outputs, plan.recipe.name, version, name, attempt, caller) as log:
         if known is None or again:
-            result = replace(measure_version(plan, name, package, outputs, folder, say), run_id=log.run_id)
+            result = replace(measure_version(plan, name, package, outputs, folder, say, dtype), run_id=log.run_id)
             ours = gate.policy_episodes(folder / "episodes.parquet")
         else:
             result, ours = known, recorded
@@ -182,13 +189,17 @@ def _regress(
         )
 
 
-def measure_version(plan: RunPlan, name: str, package: Path, outputs: Path, folder: Path, say: Say) -> SuiteResult:
-    """Run the suite, or the recipe's own benchmark without its controls, into `folder`; resumes what lies there."""
+def measure_version(
+    plan: RunPlan, name: str, package: Path, outputs: Path, folder: Path, say: Say, dtype: PolicyDtype = "auto"
+) -> SuiteResult:
+    """Run the suite, or the recipe's own benchmark without its controls, into `folder`; resumes what lies there.
+
+    dtype: what the policy computes in (`protocol.dtype_of`)."""
     run = protocol.run_of(plan, name)
     if run is None:
         from prts_core.rollout.benchmark import BenchmarkFolders, benchmark_policy
 
-        config = replace(plan.benchmark, failures_wanted=0)  # no controls, no extra failures
+        config = replace(plan.benchmark, failures_wanted=0, dtype=dtype)  # no controls, no extra failures
         places = BenchmarkFolders(policy=package, dataset=None, early=None, work=folder / "work", output=folder)
         report = benchmark_policy(config, places, conditions=("policy",))
     else:
@@ -197,7 +208,7 @@ def measure_version(plan: RunPlan, name: str, package: Path, outputs: Path, fold
         from prts_core.sim.suites import suite
 
         settings, options = protocol.settings_of(run), ExecutionOptions(workers=run.workers)
-        policy = open_policy(str(package), batch=run.batch, outputs=outputs, dtype=run.dtype)
+        policy = open_policy(str(package), batch=run.batch, outputs=outputs, dtype=dtype)
         try:
             report = run_suite(policy, suite(run.suite), settings, folder, options, say=say)
         finally:

@@ -7,7 +7,7 @@ import json
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from prts_core.delivery import registry
 from prts_core.delivery.gate import policy_episodes
@@ -42,7 +42,7 @@ class SuiteResult:
     protocol_digest: str = ""
     episodes_digest: str = ""
     standins: str = ""
-    dtype: str = "fp32"
+    dtype: Literal["bf16", "fp32"] = "fp32"
     run_id: str = ""
     alarm: bool = False
     attempt: str = ""
@@ -55,7 +55,7 @@ class SuiteResult:
         """For people: rate, interval, label."""
         rate = self.rate
         text = f"{rate.estimate:.3f} [{rate.lower:.3f}, {rate.upper:.3f}], {self.successes}/{self.n}"
-        return text + (" (stand-in assets)" if self.standins else "")
+        return text + (" (stand-in assets)" if self.standins else "") + (" (bf16)" if self.dtype == "bf16" else "")
 
     @property
     def digest(self) -> str:
@@ -71,8 +71,14 @@ def result_of(report: dict[str, Any], episodes: pl.DataFrame) -> SuiteResult:
         protocol_digest=report["protocol_digest"],
         episodes_digest=digest_of(episodes),
         standins="; ".join(report["labels"]),
-        dtype=report.get("dtype") or report.get("policy", {}).get("dtype", "fp32"),
+        dtype=computed_in(report),
     )
+
+
+def computed_in(report: dict[str, Any]) -> Literal["bf16", "fp32"]:
+    """What the policy of a report computed in: fp32 where the report is older than the choice."""
+    found = report.get("dtype") or report.get("policy", {}).get("dtype")
+    return "bf16" if found == "bf16" else "fp32"
 
 
 def digest_of(episodes: pl.DataFrame) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prts_core.config.schema import BenchmarkConfig
+from prts_core.policy.policy import resolve_dtype
 from prts_core.rollout.benchmark import BenchmarkFolders, benchmark_policy
 from prts_core.store.manifest import Manifest
 from prts_core.store.stage import StageContext, StageResult
@@ -17,7 +18,8 @@ def benchmark(config: BenchmarkConfig, inputs: dict[str, Manifest], context: Sta
             policy=policy,
             dataset=inputs["convert"].folder(context.outputs),
             early=early if early.exists() else None,
-            work=context.work / "conditions",
+            # A run that another machine goes on with, in another precision, is another run.
+            work=context.work / f"conditions-{resolve_dtype(config.dtype)}",
             output=context.output,
             timing=context.work / "timing.json",
         ),

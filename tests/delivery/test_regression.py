@@ -16,10 +16,10 @@ from prts_core.config.load import RunPlan, load_plan
 from prts_core.config.schema import RegressionSection, SuiteRun
 from prts_core.contract import PolicyContract
 from prts_core.delivery import gate, protocol, registry, regression
-from prts_core.delivery.gate import policy_episodes
+from prts_core.delivery.gate import Verdict, policy_episodes
 from prts_core.delivery.history import read_history, rows
 from prts_core.delivery.regression import RegressionOutcome, due, regress
-from prts_core.delivery.suite_results import result_of, results_of
+from prts_core.delivery.suite_results import result_of, results_of, write_result
 from prts_core.io.errors import ConfigError, PrtsError, UnavailableError
 from prts_core.io.files import read_json, write_json
 from prts_core.rollout.benchmark import measured
@@ -56,7 +56,7 @@ def simulator(monkeypatch: pytest.MonkeyPatch):
     own = SimpleNamespace(protocol_digest=PROTOCOL, keys=range(90_000, 90_120))
     monkeypatch.setattr(protocol, "planned", lambda *asked: real(*asked) if asked[1] == SUITE else own)
 
-    def measure(plan, name, package, outputs, folder, say):
+    def measure(plan, name, package, outputs, folder, say, dtype="auto"):
         calls.append(folder)
         if name != SUITE:
             folder.mkdir(parents=True, exist_ok=True)
@@ -240,13 +240,35 @@ def test_a_protocol_that_cannot_be_told_here_is_due_and_costs_nobody_the_night(o
     assert holders(outputs, "untold-first") == ("1", "1")
 
 
-def test_a_result_of_another_precision_than_is_measured_here_is_none(outputs, simulator):
+def test_a_suite_is_measured_in_the_precision_of_the_champions_result_whatever_the_machine_takes(
+    outputs, simulator, monkeypatch
+):
+    """A champion measured on a GPU is compared, on a CPU too, and stays the baseline; `dtype` in the recipe decides."""
+    rates, _, _ = simulator
+    rates["benchmark"], asked = 60, []
     plan = named(load_plan(ROOT / "configs" / "quickstart.yaml"), "half")
     enter(plan, outputs, "w1", 118)
     version = registry.resolve_version(client(outputs), "models:/half/1")
-    assert protocol.lacking(plan, outputs, version) == []
-    half = named(load_plan(ROOT / "configs" / "quickstart.yaml", ["benchmark.dtype=bf16"]), "half")
-    assert protocol.lacking(half, outputs, version) == ["benchmark"]
+    known = results_of(version)["benchmark"]
+    write_result(outputs, version, "benchmark", replace(known, dtype="bf16"))
+    stood_in = regression.measure_version
+
+    def measure(*given):
+        asked.append(given[-1])
+        return replace(stood_in(*given), dtype=given[-1])
+
+    monkeypatch.setattr(regression, "measure_version", measure)
+    outcome = night(plan, outputs, "1", name="benchmark")
+    assert asked == ["bf16"] and isinstance(outcome.comparison, Verdict) and outcome.comparison.alarm
+    make(plan, outputs, "w2", outcomes(118))
+    assert register(plan, outputs)["verdict"]["objections"] == [["precision", "benchmark"]]
+    second = registry.resolve_version(client(outputs), "models:/half/2")
+    assert protocol.lacking(plan, outputs, second) == ["benchmark"]
+    full = named(load_plan(ROOT / "configs" / "quickstart.yaml", ["benchmark.dtype=fp32"]), "half")
+    assert protocol.lacking(full, outputs, second) == []
+    rates["benchmark"] = 118
+    night(plan, outputs, "2", name="benchmark")
+    assert asked == ["bf16", "bf16"] and holders(outputs, "half") == ("2", "2"), "the cure"
 
 
 def test_a_suite_must_be_one_of_the_recipe(outputs):

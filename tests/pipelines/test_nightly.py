@@ -160,7 +160,7 @@ def test_a_suite_of_the_recipe_is_a_partition_and_says_stand_in_assets(outputs, 
         "standins": "22 files",
     }
 
-    def measure(plan, name, package, outputs, folder, say):
+    def measure(plan, name, package, outputs, folder, say, dtype):
         assert name == "libero_object"
         folder.mkdir(parents=True, exist_ok=True)
         outcomes(100).write_parquet(folder / "episodes.parquet")
