@@ -115,12 +115,13 @@ class RunPlan:
     """A recipe with every file it names read and checked. The one thing stages are configured from.
 
     path: the recipe's YAML; its folder holds datasets/, robots/ and models/. overrides: `--set` texts, which the recipe
-    holds already.
+    holds already. rated: sections whose learning rate the recipe or its model file says.
     """
 
     path: Path
     recipe: Recipe
     overrides: tuple[str, ...] = ()
+    rated: frozenset[str] = frozenset({"pretrain", "sft", "subtask"})
 
     @property
     def folder(self) -> Path:
@@ -205,6 +206,8 @@ class RunPlan:
         if dataset != self.recipe.deploy:
             whole |= {"mixture": {}, "image_text": {}}
             typed = {key: value for key, value in typed.items() if key not in ("mixture", "image_text")}
+        if not _gives_rate(own):
+            self.require_rate("sft")
         path = self.folder / "datasets" / f"{dataset}.yaml"
         section = check(SftSection, merge(merge(whole, own), typed), path)
         for name in section.mixture:
@@ -219,6 +222,20 @@ class RunPlan:
                 cure=f"add `{dataset}: 1.0`, or deploy one of these",
             )
         return section
+
+    def require_rate(self, section: str) -> None:
+        """ConfigError where nobody has said how fast a model of real size learns: TrainConfig's own rate is for a model
+        of a few million parameters, and would ruin it."""
+        model = self.folder / "models" / f"{self.recipe.model}.yaml"  # one that is missing is told where it is read
+        if section not in self.rated and model.is_file() and self.model.text.parameters > TOY_PARAMETERS:
+            raise ConfigError(
+                "A recipe for a large model does not say how fast it learns",
+                file=self.path,
+                field=f"{section}.train.learning_rate",
+                found="nothing",
+                expected="a rate; 1.0e-5 is usual for all weights of a few billion parameters, 1.0e-4 for LoRA",
+                cure=f"write it there, or under `train:` of {model}",
+            )
 
     @property
     def benchmark(self) -> BenchmarkConfig:
@@ -258,8 +275,7 @@ def read_model(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
 
 
 def with_model_defaults(raw: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A recipe with its model's training defaults under its own. A model of real size must get its rate from one of
-    the two: TrainConfig's own are for a model of a few million parameters, and would ruin it."""
+    """A recipe with its model's training defaults under its own."""
     model = path.parent / "models" / f"{raw.get('model')}.yaml"
     try:
         known = model.is_file()
@@ -267,23 +283,16 @@ def with_model_defaults(raw: dict[str, Any], path: Path) -> dict[str, Any]:
         known = False
     if not known:
         return raw  # told when the plan is read
-    size, train = read_model(model)
-    raw = dict(raw)
+    train, raw = read_model(model)[1], dict(raw)
     for name in ("pretrain", "sft", *(["subtask"] if "subtask" in raw else [])):  # which has defaults of its own
         section = raw.get(name) or {}
-        if not isinstance(section, dict) or not isinstance(section.get("train") or {}, dict):
-            continue  # told when the recipe is checked
-        raw[name] = made = merge({"train": train}, section)
-        if section and "learning_rate" not in (made["train"] or {}) and size.text.parameters > TOY_PARAMETERS:
-            raise ConfigError(
-                "A recipe for a large model does not say how fast it learns",
-                file=path,
-                field=f"{name}.train.learning_rate",
-                found="nothing",
-                expected="a rate; 1.0e-5 is usual for all weights of a few billion parameters, 1.0e-4 for LoRA",
-                cure=f"write it there, or under `train:` of {model}",
-            )
+        if isinstance(section, dict) and isinstance(section.get("train") or {}, dict):  # else: told when it is checked
+            raw[name] = merge({"train": train}, section)
     return raw
+
+
+def _gives_rate(section: Any) -> bool:
+    return isinstance(section, dict) and "learning_rate" in (section.get("train") or {})
 
 
 def load_plan(path: Path, overrides: Sequence[str] | None = None) -> RunPlan:
@@ -291,4 +300,5 @@ def load_plan(path: Path, overrides: Sequence[str] | None = None) -> RunPlan:
     are read when first asked for."""
     typed = tuple(overrides or ())
     raw = with_model_defaults(merge(read_yaml(path, "recipe"), parse_overrides(typed)), path)
-    return RunPlan(path=path, recipe=check(Recipe, raw, path), overrides=typed)
+    rated = frozenset(name for name, section in raw.items() if _gives_rate(section))
+    return RunPlan(path=path, recipe=check(Recipe, raw, path), overrides=typed, rated=rated)

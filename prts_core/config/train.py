@@ -87,10 +87,11 @@ class TrainConfig:
     many. fsdp_group: processes that hold one copy of the model together (HSDP); 0: all of them. pack_length: tokens
     of a packed row; 0: padded batches. pack_window: samples that are packed at a time.
 
-    Disk. checkpoint_every, keep: checkpoints are written that often and that many are kept. eval_every, eval_batches:
-    held-out losses of the averaged weights, on that many batches. log_every: steps between two points that are shown
-    while it runs; the curve that a result keeps has 200 in any case. early_fraction: share of the steps after which the
-    averaged weights are also kept as `early/` (0: not at all); a benchmark draws failures from them.
+    Disk. checkpoint_every, keep: checkpoints are written that often and that many are kept. eval_every,
+    eval_batches: held-out losses of the averaged weights (under ZeRO, which would have to gather them, of the last
+    ones), on that many batches. log_every: steps between two points that are shown while it runs; the curve that a
+    result keeps has 200 in any case. early_fraction: share of the steps after which the averaged weights are also
+    kept as `early/` (0: not at all); a benchmark draws failures from them.
     """
 
     __pydantic_config__ = {"extra": "forbid"}

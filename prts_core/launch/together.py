@@ -36,7 +36,7 @@ def run_together(first: Callable[[Callable[[str], None]], T], follow: Callable[[
     """Return `first(call)` in the first process; the others end here, by SystemExit.
 
     first: calls `call(order)` just before the work that all share, or never. follow: that work in the others, given the
-    order; it ends by Followed. An error of the first process is everyone's end; the others say nothing of their own.
+    order; it ends by Followed. An error of the first process is everyone's end; the others say what they alone met.
     """
     from torch.distributed import rendezvous
 
@@ -110,6 +110,9 @@ def _follow(follow: Callable[[str], None], order: str) -> int:
         return 0
     except Stopped:
         return 75
-    except PrtsError:  # the first process meets it too, and tells it
+    except ConfigError:  # the first process meets it too, and tells it
+        return 1
+    except PrtsError as err:  # of this process's own rows, disk or part of a checkpoint: nobody else knows it
+        print(f"process {os.environ.get('RANK', '?')}: {err}", file=sys.stderr, flush=True)
         return 1
     raise AssertionError("a process that helps did not end in training")

@@ -77,7 +77,7 @@ class PrtsModel(nn.Module):
         embeds = self.language_model.embed_tokens(tokens.ids)
         if torch.is_autocast_enabled(embeds.device.type):  # or the residual stream, and all that is kept of it, is fp32
             embeds = embeds.to(torch.get_autocast_dtype(embeds.device.type))
-        if self.training and not len(tokens.grid):
+        if not len(tokens.grid) and (self.training or torch.distributed.is_initialized()):
             embeds = embeds + self._unseen(embeds)
         visual, features = self._see(tokens, embeds.dtype)
         deepstack: list[Tensor] | None = None

@@ -72,6 +72,7 @@ def _pretrain_config(plan: RunPlan, _: str | None) -> PretrainConfig:
         "image_text": plan.image_text,
         "train_subtask": _subtask_modes(plan, plan.mixture),
     }
+    plan.require_rate("pretrain")
     return PretrainConfig(model=plan.model, **(fields_of(plan.recipe.pretrain) | filled))
 
 

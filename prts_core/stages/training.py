@@ -7,6 +7,7 @@ next look (`Trainer.fit`) and one checkpoint.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,7 +31,7 @@ from prts_core.training.batch import BatchSource, SampleSource
 from prts_core.training.datasets import RobotDataset, VqaDataset
 from prts_core.training.meter import PHASES, TIMES
 from prts_core.training.optim import Count, count, freeze
-from prts_core.training.parallel import join_processes
+from prts_core.training.parallel import ParallelContext, join_processes
 from prts_core.training.trainer import Trainer, on_curve
 
 CHECKPOINTS = "checkpoints"
@@ -66,8 +67,9 @@ def train(
     if recipe.lora is not None:
         add_adapters(model, recipe.lora, _new_tokens(sets))
         hold_base(model, base_of(recipe, recipe.lora))
-    model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    trainer = make_trainer(model, sets, weights, recipe, context.seed, held_out)
+    parallel = join_processes()  # before anything lies on a GPU: it chooses this process's own
+    model.to(parallel.device)
+    trainer = make_trainer(model, sets, weights, recipe, context.seed, held_out, parallel)
     if trainer.parallel.rank == 0:
         show_parameters(count(model))
     curve = context.work / "curve.jsonl"
@@ -82,6 +84,8 @@ def train(
             with curve.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **metrics}) + "\n")
 
+        if parallel.rank == 0:
+            cut_torn_line(curve)
         trainer.fit(context.work / CHECKPOINTS, on_step, snapshots, stop)
     if recipe.lora is not None:
         plain_base(model)
@@ -101,10 +105,11 @@ def train(
     if recipe.lora is not None:
         about = {"rank": str(recipe.lora.rank), "alpha": str(recipe.lora.alpha)}
         save_tensors(context.output / "adapter.safetensors", adapter_tensors(made), about)
-        made = merged(made, recipe.lora)
+        whole, made = made, merged(made, recipe.lora)
         remove_adapters(model)
-        if snapshots:
-            save_tensors(early, merged(load_tensors(early)[0], recipe.lora))
+        if snapshots:  # what was frozen is what it is at the end, and may have been held in another form then
+            kept = load_tensors(early)[0]
+            save_tensors(early, merged(whole | {name: kept[name] for name in trainer.engine.trained}, recipe.lora))
     last = {k: v for k, v in rows[-1].items() if k not in ("step", "learning_rate", *TIMES)}
     return made, last, early if snapshots else None
 
@@ -135,9 +140,10 @@ def make_trainer(
     recipe: TrainConfig,
     seed: int,
     held_out: Sequence[SampleSource] = (),
+    parallel: ParallelContext | None = None,
 ) -> Trainer:
-    """The trainer over the processes that a launcher started."""
-    parallel = join_processes()
+    """The trainer over the processes that a launcher started; parallel: as this process has joined them."""
+    joined = parallel or join_processes()
 
     def source(of: Sequence[SampleSource], shares: Sequence[float]) -> BatchSource:
         vision = model.config.vision
@@ -154,12 +160,12 @@ def make_trainer(
             contrastive=recipe.contrastive_every if recipe.weights.contrastive else 0,
             pack_length=recipe.pack_length,
             pack_window=recipe.pack_window,
-            rank=parallel.rank,
-            world=parallel.world,
+            rank=joined.rank,
+            world=joined.world,
         )
 
     evaluated = source(held_out, [1.0] * len(held_out)) if held_out else None
-    return Trainer(model, source(sets, weights), recipe, seed, evaluated, parallel)
+    return Trainer(model, source(sets, weights), recipe, seed, evaluated, joined)
 
 
 def refuse_what_cannot_train(recipe: TrainConfig, sets: Sequence[SampleSource]) -> None:
@@ -246,14 +252,17 @@ def _evaluated(row: dict[str, float]) -> bool:
     return any(name.startswith("eval/") for name in row)
 
 
+def cut_torn_line(path: Path) -> None:
+    """Take away a last line that a kill or a full disk has cut, or the next row would be joined to it."""
+    if path.exists() and not (data := path.read_bytes()).endswith(b"\n"):
+        os.truncate(path, data.rfind(b"\n") + 1)
+
+
 def read_curve(path: Path) -> list[dict[str, float]]:
     """One row a step; of a step that was run again after an interruption the later row counts."""
     rows: dict[int, dict[str, float]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # cut by a kill while it was written; the step was run again
+        row = json.loads(line)
         rows[int(row["step"])] = row
     return [rows[step] for step in sorted(rows)]
 

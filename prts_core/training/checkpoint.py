@@ -52,7 +52,6 @@ class State:
     step: int
     cursor: dict[str, Any]
     seed: int = 0
-    world: int = 1
     config: dict[str, Any] = field(default_factory=dict)
 
 
@@ -144,9 +143,11 @@ class Saver:
         self._work = self._thread.submit(self._save, state, mine, ready)
 
     def staged(self) -> None:
-        """Until the copy is made: then the weights may change."""
+        """Until the copy is made: then the weights may change. Raises what has kept a checkpoint from the disk."""
         if self._work is not None:
             self._copied.wait()
+            if self._work.done():
+                self.wait()
 
     def wait(self) -> None:
         """Until the checkpoint is on the disk; raises what kept it from getting there."""
@@ -155,12 +156,16 @@ class Saver:
             work.result()
 
     def close(self) -> None:
-        """Wait without raising, and end the thread."""
+        """Wait, and end the thread. What kept a checkpoint from the disk is logged: something else is being raised."""
         self._thread.shutdown(wait=True)
+        error = None if self._work is None else self._work.exception()
+        if error is not None:
+            log.warning("a checkpoint did not reach the disk: %s", error)
 
     def _save(self, state: State, shards: Mapping[str, FlatShard], ready: Any) -> None:
+        values: dict[str, Tensor] = {}
         try:
-            values = self._copy(shards, ready)
+            _together(lambda: values.update(self._copy(shards, ready)), self.parallel, self.root)
         finally:
             self._copied.set()
         starts = {name: shard.start for name, shard in shards.items()}
@@ -266,7 +271,7 @@ def read_state(folder: Path) -> State:
             "A checkpoint is not whole", file=folder, found=fault, cure="resume from another one, or start anew"
         )
     about = read_json(folder / "state.json")
-    return State(about["step"], about["cursor"], about["seed"], about["world"], about["config"])
+    return State(about["step"], about["cursor"], about["seed"], about["config"])
 
 
 def check_same_run(state: State, config: TrainConfig, seed: int, where: Path) -> None:
@@ -318,7 +323,6 @@ def _fault(folder: Path) -> str | None:
         "step": lambda v: isinstance(v, int),
         "cursor": lambda v: isinstance(v, dict),
         "seed": lambda v: isinstance(v, int),
-        "world": lambda v: isinstance(v, int),
         "config": lambda v: isinstance(v, dict),
         "files": lambda v: isinstance(v, dict) and len(v) > 0,
     }

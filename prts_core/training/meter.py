@@ -14,6 +14,7 @@ from prts_core.config.train import TrainConfig
 from prts_core.training.batch import Batch
 from prts_core.training.counts import StepCounts
 from prts_core.training.flops import Counts, Part, forward_flops, peak_flops, training_flops
+from prts_core.training.optim import unreached
 
 # Of a step: waiting for data, forward, backward, the optimiser with the average, and waiting for a checkpoint.
 PHASES = ("data_wait", "forward", "backward", "optimizer", "save")
@@ -108,8 +109,14 @@ def step_flops(model: ModelConfig, config: TrainConfig, work: Counts, vocabulary
     forward = forward_flops(model, work, vocabulary if weights.fast or weights.text else 0)
     forward["action"] *= bool(weights.flow)
     forward["contrastive"] *= bool(weights.contrastive)
-    names: dict[str, Part] = {"llm": "language", "vision": "vision", "action": "action", "contrastive": "contrastive"}
-    frozen = {names[group] for group in config.freeze if group in names}
-    if config.lora is not None:
-        frozen |= {"language", "vision", "logits"}
-    return training_flops(forward, frozen, cut=frozen & {"vision"})
+    still = {*config.freeze, *unreached(config)} | ({"llm", "vision", "merger"} if config.lora is not None else set())
+    sees, adapted = not {"vision", "merger"} <= still, config.lora is not None
+    frozen: set[Part] = {"language", "logits"} if "llm" in still else set()
+    # Where nothing that trains lies below or inside, no gradient enters.
+    cut: set[Part] = set() if sees else {"vision"}
+    if "llm" in still and not (sees or adapted):
+        cut |= {"language", "logits"}
+    for group, part in (("action", "action"), ("contrastive", "contrastive")):
+        if group in still:
+            (frozen if sees or adapted or "llm" not in still else cut).add(part)  # type: ignore[arg-type]
+    return training_flops(forward, frozen, cut)

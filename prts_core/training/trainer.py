@@ -66,7 +66,7 @@ class Trainer:
     """Trains a model from batches. Every process must call every method; only process 0 calls `on_step`.
 
     batches: this process's part of the training data, `batch_size / accumulate` samples a joint batch. held_out: data
-    for `eval_every`, its losses those of the averaged weights.
+    for `eval_every`.
     """
 
     def __init__(
@@ -108,6 +108,7 @@ class Trainer:
         checkpoint.
         """
         found = disk.newest(root)
+        self._require_same_checkpoint(found, root)
         if found is not None:
             self.load(found)
         self.saver = disk.Saver(root, self.parallel, self.config.keep)
@@ -118,6 +119,20 @@ class Trainer:
         finally:
             self.saver.close()
             self.saver = None
+
+    def _require_same_checkpoint(self, found: Path | None, root: Path) -> None:
+        """CheckpointError where processes would go on from different ones: a disk that does not show all of them the
+        same files."""
+        steps = self.parallel.gather(np.array([-1 if found is None else disk.read_state(found).step]))[:, 0].tolist()
+        if len(set(steps)) > 1:
+            raise CheckpointError(
+                "Processes see different checkpoints",
+                file=root,
+                found=", ".join(f"process {rank}: {step if step >= 0 else 'none'}" for rank, step in enumerate(steps)),
+                expected="one newest whole checkpoint",
+                cure="look at why a machine does not see the others' files (a cache of the shared disk, a copy that "
+                "was cut); or remove the folders that are not whole",
+            )
 
     def _loop(
         self,
@@ -271,8 +286,8 @@ class Trainer:
     # ---- held-out losses -------------------------------------------------------------------------------------------
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Losses of the averaged weights on the first `eval_batches` held-out batches, named `eval/<metric>`: the mean
-        of each over the batches that have it.
+        """Losses of the averaged weights (under ZeRO: of the last ones) on the first `eval_batches` held-out
+        batches, named `eval/<metric>`: the mean of each over the batches that have it.
 
         Noise is the same at every evaluation, so that two of them differ by the weights alone.
         """
@@ -292,7 +307,7 @@ class Trainer:
     def _save(self) -> None:
         """Begin to write everything a resumed run needs; it reaches the disk while training goes on."""
         assert self.saver is not None
-        state = disk.State(self.finished, self.cursor, self.seed, self.parallel.world, identity(self.config))
+        state = disk.State(self.finished, self.cursor, self.seed, identity(self.config))
         self.saver.start(state, self.engine.shards())
 
     def load(self, folder: Path) -> None:
@@ -338,32 +353,37 @@ class Trainer:
 
     def _refuse_nan(self, unseen: list[Done], root: Path) -> None:
         """Stop at the first step whose loss or gradient is not finite and keep what its batch held for `replay`."""
-        for done in unseen:
-            values = {"loss": float(done.loss), "grad_norm": float(done.norm)}
-            if all(math.isfinite(v) for v in values.values()):
-                continue
-            rank = self.parallel.rank
-            own = NAN_FILE if rank == 0 else NAN_FILE.replace(".", f"-{rank}.")
-            shown = {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
-            root.mkdir(parents=True, exist_ok=True)
-            note = {"step": done.step, "seed": self.seed, "cursor": done.begin, "ids": done.ids}
-            write_json(root / own, note | shown)
-            raise StageError(
-                "The loss or its gradient is not finite; training stopped, the last checkpoint is kept",
-                file=root / own,
-                field=f"step {done.step}",
-                found=shown,
-                expected="a finite loss",
-                cure=f"look at samples {done.ids[:16]} (Trainer.replay computes their losses again), or "
-                "lower train.learning_rate",
-            )
+        values = [{"loss": float(done.loss), "grad_norm": float(done.norm)} for done in unseen]
+        bad = [i for i, value in enumerate(values) if not all(map(math.isfinite, value.values()))]
+        # A loss is each process's own share: where one of them is not finite, all stop at that step.
+        first = int(self.parallel.gather(np.array([bad[0] if bad else len(unseen)])).min())
+        if first == len(unseen):
+            return
+        done, path = unseen[first], self._nan_file(root)
+        shown = {k: v if math.isfinite(v) else str(v) for k, v in values[first].items()}
+        root.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"step": done.step, "seed": self.seed, "cursor": done.begin, "ids": done.ids} | shown)
+        raise StageError(
+            "The loss or its gradient is not finite; training stopped, the last checkpoint is kept",
+            file=path,
+            field=f"step {done.step}",
+            found=shown,
+            expected="a finite loss",
+            cure=f"look at samples {done.ids[:16]} (Trainer.replay computes their losses again), or "
+            "lower train.learning_rate",
+        )
+
+    def _nan_file(self, root: Path) -> Path:
+        """Where this process keeps what its part of a batch held whose loss was not finite."""
+        rank = self.parallel.rank
+        return root / (NAN_FILE if rank == 0 else NAN_FILE.replace(".", f"-{rank}."))
 
     def replay(self, root: Path) -> dict[str, float]:
         """Losses of the step that `root/nan_batch.json` names, from the newest checkpoint's weights, for debugging.
 
         The same samples with the same augmentation and noise. CheckpointError if the data has changed since.
         """
-        note = read_json(root / NAN_FILE)
+        note = read_json(self._nan_file(root))
         found = disk.newest(root)
         if found is not None:
             self.load(found)
@@ -374,7 +394,7 @@ class Trainer:
         if ids != note["ids"]:
             raise CheckpointError(
                 "The data is not what it was",
-                file=root / NAN_FILE,
+                file=self._nan_file(root),
                 field="ids",
                 found=ids[:16],
                 expected=str(note["ids"][:16]),

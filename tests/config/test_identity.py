@@ -49,7 +49,7 @@ def test_exactly_these_fields_of_training_cannot_change_a_result():
 
 def test_a_checkpoint_and_a_key_ask_the_same(tmp_path):
     plain = TrainConfig()
-    check_same_run(State(1, {}, 7, 1, identity(plain)), replace(plain, **MACHINE), 7, tmp_path)
+    check_same_run(State(1, {}, 7, identity(plain)), replace(plain, **MACHINE), 7, tmp_path)
 
 
 @pytest.mark.parametrize(

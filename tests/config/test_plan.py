@@ -15,6 +15,7 @@ from prts_core.cli.main import build_parser
 from prts_core.config.load import RunPlan, load_plan, present_root
 from prts_core.config.sources import LeRobotSource, RecordingSource
 from prts_core.io.errors import ConfigError, Skipped, StageError, UnavailableError
+from prts_core.stages import declarations
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
@@ -172,10 +173,22 @@ def test_a_recipe_takes_what_it_does_not_say_from_its_model(tmp_path):
 
 def test_a_large_model_without_a_rate_is_refused_and_the_cure_works(tmp_path):
     recipe = large_model(tmp_path, "")
-    with pytest.raises(ConfigError, match="how fast it learns") as caught:
-        load_plan(recipe)
-    assert caught.value.field == "sft.train.learning_rate"
-    assert load_plan(recipe, ["sft.train.learning_rate=1.0e-5"]).recipe.sft.train.learning_rate == 1e-5
+    (tmp_path / "datasets").mkdir()
+    dataset = tmp_path / "datasets/d.yaml"
+    dataset.write_text('name: d\nsource: {kind: lerobot, root: "/d"}\n')
+    for text, cure in (
+        (recipe.read_text(), ["sft.train.learning_rate=1.0e-5"]),
+        ("name: r\ndatasets: [d]\ndeploy: d\nmodel: large\n", ["sft.train.learning_rate=1.0e-5"]),  # no word of sft
+    ):
+        recipe.write_text(text)
+        with pytest.raises(ConfigError, match="how fast it learns") as caught:
+            load_plan(recipe).sft("d")
+        assert caught.value.field == "sft.train.learning_rate"
+        assert load_plan(recipe, cure).sft("d").train.learning_rate == 1e-5
+    with pytest.raises(ConfigError, match=r"pretrain\.train\.learning_rate"):
+        declarations.STAGES["pretrain"].config(load_plan(recipe), None)
+    dataset.write_text(dataset.read_text() + "sft: {train: {learning_rate: 2.0e-5}}\n")
+    assert load_plan(recipe).sft("d").train.learning_rate == 2e-5, "a dataset's own"
 
 
 def test_a_fault_in_a_models_defaults_names_its_file(tmp_path):

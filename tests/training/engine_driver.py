@@ -4,8 +4,9 @@
 
 JOB: NAME,ENGINE[,key=value ...][,from=CHECKPOINT] with keys of TrainConfig. Each writes, from process 0, losses.json
 (one row a step), average.safetensors and the checkpoints after two and four steps to FOLDER/NAME. from: go on there;
-die=STEP: process 0 is killed (SIGKILL) right after that step; term=STEP: it alone is told to stop (SIGTERM).
-dropout: of the action expert.
+poison=true: the actions of process 1 are no numbers; each process replays the step and writes replay-RANK.json.
+die=STEP: process 0 is killed (SIGKILL) right after that step; term=STEP: it alone is told to stop (SIGTERM). dropout:
+of the action expert.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 from prts_core.config.train import LossWeights, TrainConfig
+from prts_core.io.errors import StageError
 from prts_core.io.tensors import save_tensors
 from prts_core.launch.signals import graceful, stop_on_signals
 from prts_core.models import cross_entropy
@@ -40,6 +42,8 @@ BASE = TrainConfig(
     checkpoint_every=2,
     clip_norm=0.5,
     threads=1,
+    eval_every=2,
+    eval_batches=2,
     action_lr=2e-2,
     weights=LossWeights(1.0, 1.0, 1.0, 0.5),
 )
@@ -52,6 +56,7 @@ def train(
     die: int = -1,
     term: int = -1,
     dropout: float = 0.0,
+    poison: bool = False,
     **change: Any,
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +68,10 @@ def train(
     sources = [toy(tokenizer), toy(tokenizer, "wide", width=5, seed=4)]
     source = batches(sources, config, parallel.rank, parallel.world)
     model = network(tokenizer, replace(MODEL, expert=replace(MODEL.expert, dropout=dropout)))
-    trainer = Trainer(model, source, config, 0, parallel=parallel)
+    held_out = batches([toy(tokenizer, "held", seed=5)], config, parallel.rank, parallel.world)
+    trainer = Trainer(model, source, config, 0, held_out, parallel)
+    if poison and parallel.rank == 1:
+        sources[0].chunks[:], sources[1].chunks[:] = float("nan"), float("nan")
     checkpoints = folder / "checkpoints"
     if resume and parallel.rank == 0:
         shutil.copytree(resume, checkpoints / resume.name)
@@ -78,7 +86,18 @@ def train(
             os.kill(os.getpid(), signal.SIGTERM)
 
     with graceful() as stop:
-        trainer.fit(checkpoints, on_step, should_stop=stop)
+        try:
+            trainer.fit(checkpoints, on_step, should_stop=stop)
+        except StageError as err:
+            if not poison:
+                raise
+            found = {
+                "told": err.found,
+                "file": Path(str(err.file)).name,
+                "loss": str(trainer.replay(checkpoints)["loss"]),
+            }
+            (folder / f"replay-{parallel.rank}.json").write_text(json.dumps(found))
+            return
     ema = trainer.weights(root=checkpoints)
     if parallel.rank == 0:
         save_tensors(folder / "average.safetensors", ema)

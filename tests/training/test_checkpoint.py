@@ -37,7 +37,7 @@ def shards() -> dict[str, disk.FlatShard]:
 def save(root: Path, step: int, keep: int = 2) -> Path:
     saver = disk.Saver(root, ALONE, keep)
     try:
-        saver.start(disk.State(step, {"sample": 6 * step}, 7, 1, identity(CONFIG)), shards())
+        saver.start(disk.State(step, {"sample": 6 * step}, 7, identity(CONFIG)), shards())
         saver.staged()
         saver.wait()
     finally:

@@ -10,12 +10,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from prts_core.config.model import DitConfig
-from prts_core.config.train import LossWeights
+from prts_core.config.train import LoraConfig, LossWeights, TrainConfig
 from prts_core.models.attention import choose_implementation
 from prts_core.training.flops import Counts, counts_of, forward_flops, peak_flops, training_flops
 from prts_core.training.losses import prts_loss
+from prts_core.training.meter import step_flops
 from tests.training.runs import CONFIG, MODEL, batches, network, text_tokenizer, toy
 
+FLOW = LossWeights(fast=0.0, text=0.0, flow=1.0, contrastive=0.0)
 DIT = DitConfig(num_layers=3, num_heads=2, head_dim=16, output_dim=24, alternate=False)
 
 
@@ -88,3 +90,26 @@ def test_a_visible_share_of_the_pairs_is_counted(tokenizer):
 def test_peaks_are_known_by_name():
     assert peak_flops("NVIDIA H100 80GB HBM3") == peak_flops("NVIDIA H200") == 989.4e12
     assert peak_flops("NVIDIA H100 PCIe") == 756e12 and peak_flops("Intel Xeon") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "vision", "language", "logits"),
+    [
+        ({}, 3, 3, 3),
+        ({"insulate": True, "weights": FLOW}, 1, 1, 0),
+        ({"freeze": ("llm", "vision", "merger"), "weights": FLOW}, 1, 1, 0),
+        ({"freeze": ("llm", "vision", "merger")}, 1, 1, 1),
+        ({"freeze": ("llm",)}, 3, 2, 2),
+        ({"freeze": ("vision", "merger")}, 1, 3, 3),
+        ({"lora": LoraConfig()}, 1, 2, 2),
+    ],
+)
+def test_a_step_counts_the_gradients_that_it_takes(change, vision, language, logits):
+    """In forwards: one more where a gradient passes through, one more where weights train."""
+    work = Counts(tokens=10, pairs=55, patches=16, patch_pairs=256, labels=3, draws=2, context=10, prompt=20)
+    forward, found = forward_flops(MODEL, work, 100), step_flops(MODEL, replace(TrainConfig(), **change), work, 100)
+    assert [round(found[part] / forward[part]) for part in ("vision", "language", "logits")] == [
+        vision,
+        language,
+        logits,
+    ]

@@ -5,7 +5,8 @@
     zero.py       DeepSpeed's ZeRO, stages 1 to 3
 
 Each has the methods of `single.Engine`. One flow of numbers in all of them: weights, gradients, moments and averages
-are float32; under "bf16" matrix products are bfloat16 (torch.autocast), and what goes between processes for them.
+are float32; under "bf16" matrix products are bfloat16 (torch.autocast), and so are the weights that FSDP gathers for a
+layer, its norms' among them.
 """
 
 from __future__ import annotations

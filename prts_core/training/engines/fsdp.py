@@ -66,6 +66,11 @@ class FsdpEngine(Engine):
         norms += [torch.nn.utils.get_total_norm(whole)] if whole else []
         return torch.stack(norms).square().sum().sqrt()
 
+    def _forget(self) -> None:
+        for module in self.module.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # the root's stay whole after a forward pass, for the backward pass
+
     def _local(self, tensor: Tensor) -> Tensor:
         return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 

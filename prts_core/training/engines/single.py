@@ -39,7 +39,8 @@ class Engine:
 
     def __init__(self, model: PrtsModel, config: TrainConfig, parallel: ParallelContext) -> None:
         self.model, self.config, self.parallel = model, config, parallel
-        self.device = next(model.parameters()).device
+        # Where the model lies; of a process among many, its own device, whatever it was built on.
+        self.device = parallel.device if parallel.world > 1 else next(model.parameters()).device
         self.module: nn.Module = Work(model)
         self._spread()
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -132,18 +133,26 @@ class Engine:
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """The averaged weights in the model's place; nothing is copied."""
+        """The averaged weights in the model's place. Values are exchanged, one tensor at a time: an engine that gathers
+        weights does so from its own memory, whatever the parameter points to."""
 
+        @torch.no_grad()
         def swap() -> None:
-            for name in self.ema:
-                parameter = self.trained[name]
-                parameter.data, self.ema[name] = self.ema[name], parameter.data
+            for name, averaged in self.ema.items():
+                average, weight = self._local(averaged), self._local(self.trained[name])
+                held = weight.clone()
+                weight.copy_(average)
+                average.copy_(held)
+            self._forget()
 
         swap()
         try:
             yield
         finally:
             swap()
+
+    def _forget(self) -> None:
+        """Drop what was gathered of weights that have changed."""
 
     # ---- what is kept ----------------------------------------------------------------------------------------------
     def shards(self) -> dict[str, FlatShard]:
