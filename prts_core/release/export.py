@@ -29,6 +29,7 @@ from prts_core.data.normalize import ACTION, STATE
 from prts_core.data.release_statistics import DatasetStatistics, ReleasedStatistics, write_statistics
 from prts_core.io.errors import CheckpointError
 from prts_core.io.files import read_json, write_json, write_text
+from prts_core.io.hub import local_folder
 from prts_core.io.tensors import MAX_SHARD_BYTES, load_sharded, save_sharded
 from prts_core.policy.policy import read_model_config
 from prts_core.policy.processor import Processor
@@ -66,7 +67,7 @@ def export_policy(
     source: Path,
     output: Path,
     *,
-    like: Path | None = None,
+    like: str | Path | None = None,
     dataset: str | None = None,
     dtype: Weights | None = None,
     start: bool = False,
@@ -75,7 +76,8 @@ def export_policy(
 ) -> Exported:
     """Write the folder `output` from the policy folder (or output of stage pretrain) `source`, and read it back.
 
-    like: the released folder that training started from: what it says beyond our knowledge is kept. dataset: the
+    like: the released checkpoint that training started from (folder or hub id, of which no weights are fetched): what
+    it says beyond our knowledge is kept. dataset: the
     repo_id in statistics.json, by default the embodiment tag. dtype: of the weights, by default as they lie. start: see
     above. overrides: sizes that the public code fixes in its source are written as `golden_overrides`, which only a
     patched copy of it reads.
@@ -89,12 +91,13 @@ def export_policy(
     weights = dict(load_sharded(source))
     rounded = round_text_norms(weights)
     held = rounded if dtype is None else {name: tensor.to(_DTYPES[dtype]) for name, tensor in rounded.items()}
-    template: dict[str, Any] = {} if like is None else read_json(like / "config.json")
+    origin = None if like is None else local_folder(like, ("config.json", *_COMPANIONS))
+    template: dict[str, Any] = {} if origin is None else read_json(origin / "config.json")
     raw = release_config(config, tokenizer, held[EMBEDDINGS], template)
     output.mkdir(parents=True, exist_ok=True)
-    for name in _COMPANIONS if like is not None else ():
-        if like is not None and (like / name).is_file():
-            shutil.copyfile(like / name, output / name)
+    for name in _COMPANIONS:
+        if origin is not None and (origin / name).is_file():
+            shutil.copyfile(origin / name, output / name)
     if not (output / "tokenizer_config.json").exists():
         write_json(output / "tokenizer_config.json", _tokenizer_config())
     if config.min_view_tokens and config.max_view_tokens:

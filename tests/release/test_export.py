@@ -91,7 +91,37 @@ def test_golden_norms_that_bf16_cannot_hold_are_rounded_and_told(tmp_path: Path,
     assert "a policy" in told and "rounded to bf16" in told and "1.0e-03" in told
     assert {t.dtype for t in load_sharded(tmp_path / "out").values()} == {torch.bfloat16}
     assert read_json(tmp_path / "out" / "config.json")["dtype"] == "bfloat16"
-    assert cli.main([*command, "--overrides"]) == 1 and "something at --out" in capsys.readouterr().err
+    assert cli.main([*command, "--overrides"]) == 1 and "something at this place" in capsys.readouterr().err
+
+
+@needs_case
+def test_the_checkpoint_it_started_from_may_be_a_hub_id(
+    tmp_path: Path, released: Path, imported: Path, monkeypatch
+) -> None:
+    """Of it only what describes it is fetched, no weights."""
+    asked: list[tuple[str, set[str]]] = []
+
+    def downloaded(name: str, *, allow_patterns=(), local_files_only=False, **_) -> str:
+        if not local_files_only:
+            asked.append((name, set(allow_patterns)))
+        return str(released)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", downloaded)
+    command = ["export-policy", str(imported), "--like", "owner/name", "--overrides", "--out", str(tmp_path / "out")]
+    assert cli.main(command) == 0
+    assert read_json(tmp_path / "out" / "config.json") == read_json(released / "config.json")
+    ((name, patterns),) = asked
+    assert name == "owner/name" and {"config.json", "chat_template.jinja"} <= patterns
+    assert not any("safetensors" in pattern for pattern in patterns)
+
+
+def test_a_start_is_found_by_any_name_of_a_policy(tmp_path: Path, monkeypatch) -> None:
+    config = replace(MODEL, expert=replace(MODEL.expert, intermediate_size=16))
+    policy, asked = write_policy(tmp_path / "policy", config), []
+    monkeypatch.setattr("prts_core.delivery.resolve.policy_folder", lambda *given: asked.append(given) or policy)
+    command = ["export-policy", "models:/name@champion", "--start", "--overrides", "--outputs", str(tmp_path)]
+    assert cli.main([*command, "--out", str(tmp_path / "out")]) == 0
+    assert asked == [("models:/name@champion", tmp_path)]
 
 
 @pytest.mark.parametrize("case", ["flow_mot", "flow_dit", "crl_heads", "backbone_forward"])
