@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import time
 from functools import partial
@@ -121,6 +123,20 @@ def test_the_model_of_the_release_is_made_on_the_device_in_the_dtype_asked_for()
     assert sum(p.numel() for p in model.parameters()) == 5_107_108_897  # as the public code counts
     kinds = {name: p.dtype for name, p in model.named_parameters() if p.dtype != torch.bfloat16}
     assert kinds == {"crl_logit_scale": torch.float32}
+
+
+@pytest.mark.parametrize(
+    "version, told", [("3.10", "3.11 or 3.12"), ("3.11", "gpu_session.sh --wheels {wheels} 3.11"), ("3.12", "pip")]
+)
+def test_the_script_looks_at_the_version_of_python_first(tmp_path: Path, version: str, told: str) -> None:
+    python, wheels = tmp_path / "python", tmp_path / "wheels"
+    python.write_text(f'#!/bin/sh\n[ "$1" = -c ] && echo {version} || {{ echo "$2" >&2; exit 1; }}\n')
+    python.chmod(0o755)
+    wheels.mkdir()
+    (wheels / "regex-2026.1.1-cp312-cp312-manylinux_2_17_x86_64.whl").touch()
+    command = [str(Path(__file__).parents[2] / "scripts" / "gpu_session.sh"), str(tmp_path / "out"), str(wheels)]
+    done = subprocess.run(command, env=os.environ | {"GPU_PYTHON": str(python)}, capture_output=True, text=True)
+    assert done.returncode == 1 and told.format(wheels=wheels) in done.stderr
 
 
 @pytest.mark.slow
