@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# `make gpu`: prts bench gpu on a machine that has torch and a GPU and no network: its own Python, and wheels that were carried.
+# Run `prts bench gpu` on a machine that has torch, a GPU and no network: by its own Python, with wheels that were carried.
+# It needs neither make nor .venv; a C compiler is what triton, flex attention and torch.compile need.
 #   gpu_session.sh OUTPUTS [WHEELS]
 #   gpu_session.sh --wheels FOLDER [PYTHON]   on a machine with an index: fetch what a PyTorch image lacks into FOLDER
 #                                             (PYTHON: the image's version, default 3.12; x86-64 Linux)
@@ -25,8 +26,17 @@ python=${GPU_PYTHON:-python3}
 if [ -z "${GPU_PYTHON:-}" ] && .venv/bin/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
   python=.venv/bin/python
 fi
+version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+case $version in
+  3.11 | 3.12) ;;
+  *) echo "error: $python is Python $version, and 3.11 or 3.12 is needed: name one that has torch in GPU_PYTHON" >&2; exit 1 ;;
+esac
 site=""
 if [ -n "${2:-}" ]; then
+  if ! compgen -G "$2/regex-*-cp${version/./}-*.whl" >/dev/null; then
+    echo "error: $2 holds no wheels for Python $version: fetch them with \`scripts/gpu_session.sh --wheels $2 $version\`" >&2
+    exit 1
+  fi
   site=$(mktemp -d)
   trap 'rm -rf "$site"' EXIT
   "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$2"/*.whl

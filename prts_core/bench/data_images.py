@@ -1,4 +1,4 @@
-"""Single pictures of a dataset that keeps them in its tables, beside decoding the same bytes from memory."""
+"""Time single pictures of a dataset that keeps them in its tables, beside decoding the same bytes from memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`prts bench gpu`: within minutes on one GPU everything that only a GPU can tell, as one JSON and one table.
+"""Measure within minutes on one GPU everything that only a GPU can tell, as one JSON and one table: `prts bench gpu`.
 
 Each part (gpu_parts.py) is a process of its own with a time of its own: one that fails, hangs or runs out of memory
 costs nobody else. What is known is written after every figure, so that a session that ends early has what it had
@@ -48,10 +48,13 @@ def session(
     limits: Mapping[str, float] = LIMITS,
     command: Command = command_of,
 ) -> Path:
-    """Run every part within `minutes`; -> outputs/bench/gpu.json, beside it gpu.txt and a log of each part."""
+    """Run every part within `minutes`; -> outputs/bench/gpu.json, beside it gpu.txt and a log of each part. Sizes are
+    toys where asked for, and where torch sees no GPU."""
     until, folder = time.monotonic() + 60 * minutes, outputs / "bench"
     folder.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {"machine": machine(), "date": datetime.now(UTC).isoformat(), "toy": toy}
+    known = machine()
+    toy = toy or known.get("gpu") is None
+    found: dict[str, Any] = {"machine": known, "date": datetime.now(UTC).isoformat(), "toy": toy}
     found |= {"parts": {}, "rows": []}
     for part, limit in limits.items():
         begin, left = time.monotonic(), until - time.monotonic()

@@ -1,4 +1,4 @@
-"""The parts of `prts bench gpu`, each a process of its own: what it measures it prints at once, one JSON line a figure.
+"""Measure one part of `prts bench gpu` in a process of its own; each figure is printed at once, one JSON line.
 
 `python -m prts_core.bench.gpu_parts NAME [--toy]`. On a CPU, and with --toy, sizes are toys: the machinery is tried,
 the figures mean nothing.
@@ -70,8 +70,8 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where it runs and what: on a GPU the model of the release."""
+class Setup:
+    """The device, and whether the model is a toy or that of the release."""
 
     device: torch.device
     toy: bool
@@ -98,12 +98,12 @@ class Place:
 
 
 # ---- attention ---------------------------------------------------------------------------------------------------
-def attention(place: Place) -> Iterator[Figure]:
+def attention(setup: Setup) -> Iterator[Figure]:
     """Every implementation against the specification, then its times, by kernels/bench: a process each."""
     with TemporaryDirectory() as folder:
-        command = [sys.executable, str(SCRIPTS / "role_attention.py"), "--quick", "--device", place.device.type]
+        command = [sys.executable, str(SCRIPTS / "role_attention.py"), "--quick", "--device", setup.device.type]
         command += ["--budget", "150", "--limit", "100", "--out", folder]
-        if place.device.type == "cuda":
+        if setup.device.type == "cuda":
             command += ["--only", *ATTENTION]
         done = subprocess.run(command, stdout=sys.stderr, check=False)
         files = sorted(Path(folder).glob("*.json"))
@@ -122,13 +122,13 @@ def attention(place: Place) -> Iterator[Figure]:
 
 
 # ---- training ----------------------------------------------------------------------------------------------------
-def equality(place: Place) -> Iterator[Figure]:
+def equality(setup: Setup) -> Iterator[Figure]:
     """Some steps of a small model in fp32, all losses, on the CPU and on this device: same start, same noise."""
     data = Rows(64)
-    size, count = (3, 2) if place.toy else (8, 5)
+    size, count = (3, 2) if setup.toy else (8, 5)
     config = TrainConfig(flow_samples=1, weights=LossWeights(1.0, 0.0, 1.0, 1.0))
     losses: dict[torch.device, list[float]] = {}
-    for device in (torch.device("cpu"), place.device):
+    for device in (torch.device("cpu"), setup.device):
         model = data.model().to(device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=False)
         stream, losses[device] = data.source(size, 1).batches({"sample": 0}), []
@@ -140,12 +140,15 @@ def equality(place: Place) -> Iterator[Figure]:
             optimizer.zero_grad()
             losses[device].append(float(loss.detach()))
         stream.close()  # type: ignore[attr-defined]
-    here, there = np.array(losses[torch.device("cpu")]), np.array(losses[place.device])
+    here, there = np.array(losses[torch.device("cpu")]), np.array(losses[setup.device])
     worst = float(np.abs(there / here - 1).max())
-    note = f"limit {EQUAL:g}: {'equal' if worst <= EQUAL else 'NOT EQUAL'}; {here[0]:.4f} to {here[-1]:.4f}"
+    equal = worst <= EQUAL
+    note = f"limit {EQUAL:g}: {'equal' if equal else 'NOT EQUAL'}; {here[0]:.4f} to {here[-1]:.4f}"
     yield Figure(
-        f"{count} steps in fp32, CPU against {place.device.type}", worst, "relative difference of the loss", note
+        f"{count} steps in fp32, CPU against {setup.device.type}", worst, "relative difference of the loss", note
     )
+    if not equal:
+        sys.exit(f"losses on CPU and {setup.device.type} are not equal")
 
 
 def random_network(config: ModelConfig, vocabulary: int, image: int, device: torch.device, dtype: Any) -> PrtsModel:
@@ -162,30 +165,30 @@ def random_network(config: ModelConfig, vocabulary: int, image: int, device: tor
     return model.to(device)
 
 
-def network_for(data: Rows, place: Place, dtype: Any = torch.float32) -> PrtsModel:
-    vocabulary = len(data.tokenizer) if place.toy else VOCABULARY
-    return random_network(data.config, vocabulary, data.tokenizer.id(prompt.IMAGE_PAD), place.device, dtype)
+def network_for(data: Rows, setup: Setup, dtype: Any = torch.float32) -> PrtsModel:
+    vocabulary = len(data.tokenizer) if setup.toy else VOCABULARY
+    return random_network(data.config, vocabulary, data.tokenizer.id(prompt.IMAGE_PAD), setup.device, dtype)
 
 
-def sft(place: Place) -> Iterator[Figure]:
+def sft(setup: Setup) -> Iterator[Figure]:
     """Post-training: flow matching on padded batches."""
     weights = LossWeights(0.0, 0.0, 1.0, 0.0)
     config = TrainConfig(flow_samples=1, precision="bf16", weights=weights, freeze=("contrastive",))
-    yield from steps(place, "sft", config, (2,) if place.toy else (32, 8))
+    yield from steps(setup, "sft", config, (2,) if setup.toy else (32, 8))
 
 
-def pretrain(place: Place) -> Iterator[Figure]:
+def pretrain(setup: Setup) -> Iterator[Figure]:
     """Pre-training: FAST tokens and the contrastive loss on packed rows."""
-    length = 512 if place.toy else 8192
+    length = 512 if setup.toy else 8192
     weights = LossWeights(1.0, 0.0, 0.0, 1.0)
     config = TrainConfig(flow_samples=1, precision="bf16", weights=weights, pack_length=length, pack_window=64)
-    yield from steps(place, "pretrain", config, (1,) if place.toy else (2, 1))
+    yield from steps(setup, "pretrain", config, (1,) if setup.toy else (2, 1))
 
 
-def steps(place: Place, what: str, config: TrainConfig, sizes: tuple[int, ...]) -> Iterator[Figure]:
+def steps(setup: Setup, what: str, config: TrainConfig, sizes: tuple[int, ...]) -> Iterator[Figure]:
     """A whole step of the trainer, and forward and backward on weights in bf16, each at the largest size that fits."""
-    data = Rows(64, 128 if place.toy else 256, config=place.config())
-    config = replace(config, activation_checkpointing=not place.toy, learning_rate=1e-5, warmup_steps=1)
+    data = Rows(64, 128 if setup.toy else 256, config=setup.config())
+    config = replace(config, activation_checkpointing=not setup.toy, learning_rate=1e-5, warmup_steps=1)
     for how, measure in (
         ("trainer: fp32 masters, AdamW, EMA", trainer_step),
         ("forward and backward, weights in bf16", bare_step),
@@ -196,7 +199,7 @@ def steps(place: Place, what: str, config: TrainConfig, sizes: tuple[int, ...]) 
             unit = "rows" if config.pack_length else "samples"
             name = f"{what}, {size} {unit}, {how}"
             try:
-                yield from measured(place, name, data, replace(config, batch_size=size), measure)
+                yield from measured(setup, name, data, replace(config, batch_size=size), measure)
                 break
             except torch.OutOfMemoryError as err:
                 yield Figure(name, None, "samples/s", f"out of memory: {str(err).split('.')[0]}")
@@ -206,26 +209,26 @@ Step = Callable[[Batch], object]
 
 
 def measured(
-    place: Place, name: str, data: Rows, config: TrainConfig, measure: Callable[[Place, Rows, TrainConfig], Step]
+    setup: Setup, name: str, data: Rows, config: TrainConfig, measure: Callable[[Setup, Rows, TrainConfig], Step]
 ) -> Iterator[Figure]:
     source = source_of(data, config)
     batch = next(source.batches(source.start()))
     counts = counts_of(batch.tokens, config.flow_samples)
-    vocabulary = len(data.tokenizer) if place.toy else VOCABULARY
+    vocabulary = len(data.tokenizer) if setup.toy else VOCABULARY
     flops = sum(step_flops(data.config, config, counts, vocabulary).values())
-    if place.device.type == "cuda":
+    if setup.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    step, there = measure(place, data, config), batch.to(place.device)
+    step, there = measure(setup, data, config), batch.to(setup.device)
     begin = time.perf_counter()
     step(there)
-    place.wait()
+    setup.wait()
     yield Figure(f"{name}: first step", time.perf_counter() - begin, "s", "kernels compiled and chosen in it")
-    seconds = place.seconds(lambda: step(there), 2 if place.toy else 5)
+    seconds = setup.seconds(lambda: step(there), 2 if setup.toy else 5)
     padding = 1 - counts.tokens / batch.tokens.ids.numel()
     note = f"{counts.tokens} tokens, {padding:.0%} padding, {flops / 1e12:.1f} TFLOP a step"
     yield Figure(name, len(batch.tokens) / seconds, "samples/s", note)
     yield Figure(f"{name}: step", seconds, "s", f"{counts.tokens / seconds:.0f} tokens/s")
-    if place.device.type == "cuda":
+    if setup.device.type == "cuda":
         yield Figure(f"{name}: memory", torch.cuda.max_memory_allocated() / 2**30, "GiB", "most that was allocated")
         card = torch.cuda.get_device_name()
         peak = peak_flops(card)
@@ -238,36 +241,35 @@ def source_of(data: Rows, config: TrainConfig) -> BatchSource:
     return data.source(config.batch_size, int(config.weights.contrastive > 0), config.weights.fast > 0, **packing)
 
 
-def trainer_step(place: Place, data: Rows, config: TrainConfig) -> Step:
-    trainer = Trainer(network_for(data, place).train(), source_of(data, config), config, 0)
+def trainer_step(setup: Setup, data: Rows, config: TrainConfig) -> Step:
+    trainer = Trainer(network_for(data, setup).train(), source_of(data, config), config, 0)
     return lambda batch: trainer.step([batch], 0)
 
 
-def bare_step(place: Place, data: Rows, config: TrainConfig) -> Step:
-    model = network_for(data, place, torch.bfloat16).train()
+def bare_step(setup: Setup, data: Rows, config: TrainConfig) -> Step:
+    model = network_for(data, setup, torch.bfloat16).train()
     if config.activation_checkpointing:
         recompute_activations(model)
 
     def step(batch: Batch) -> None:
         model.zero_grad(set_to_none=True)
-        prts_loss(model, batch, config, torch.Generator(place.device).manual_seed(0))[0].backward()
+        prts_loss(model, batch, config, torch.Generator(setup.device).manual_seed(0))[0].backward()
 
     return step
 
 
 # ---- a policy ----------------------------------------------------------------------------------------------------
-def policy(place: Place) -> Iterator[Figure]:
+def policy(setup: Setup) -> Iterator[Figure]:
     """Latency and throughput of act, and of act and value together, from pictures to actions in robot units."""
-    data = Rows(16, 128 if place.toy else 256, config=place.config())
-    made = synthetic_policy(data, place)
-    for size in (1, 2) if place.toy else (1, 2, 4, 8, 16):
-        seen = {camera.key: data.images[:size, i] for i, camera in enumerate(made.contract.contract.cameras)}
-        seen[STATE] = np.zeros((size, 28), np.float32)
+    data = Rows(16, 128 if setup.toy else 256, config=setup.config())
+    made = synthetic_policy(data, setup)
+    for size in (1, 2) if setup.toy else (1, 2, 4, 8, 16):
+        seen = observation(made, data, size)
         texts, seeds = data.texts[:size], list(range(size))
         for what, call in (("act", made.act), ("act and value", made.act_and_value)):
             try:
                 call(seen, texts, seeds)
-                seconds = place.seconds(lambda: call(seen, texts, seeds), 2 if place.toy else 9)  # noqa: B023
+                seconds = setup.seconds(lambda: call(seen, texts, seeds), 2 if setup.toy else 9)  # noqa: B023
             except torch.OutOfMemoryError:
                 yield Figure(f"{what}, batch {size}", None, "ms", "out of memory")
                 continue
@@ -275,7 +277,13 @@ def policy(place: Place) -> Iterator[Figure]:
             yield Figure(f"{what}, batch {size}", seconds * 1e3, "ms", note)
 
 
-def synthetic_policy(data: Rows, place: Place) -> Policy:
+def observation(made: Policy, data: Rows, size: int) -> dict[str, np.ndarray]:
+    contract = made.contract.contract
+    seen = {camera.key: data.images[:size, i] for i, camera in enumerate(contract.cameras)}
+    return seen | {STATE: np.zeros((size, len(contract.state)), np.float32)}
+
+
+def synthetic_policy(data: Rows, setup: Setup) -> Policy:
     """Random weights behind a real processor."""
     side = data.images.shape[2]
     cameras = tuple(Camera(f"observation.images.{i}", label, side, side) for i, label in enumerate(CAMERAS))
@@ -292,13 +300,13 @@ def synthetic_policy(data: Rows, place: Place) -> Policy:
         data.fast_tokenizer,
         config,
     )
-    model = network_for(data, place, torch.bfloat16)
+    model = network_for(data, setup, torch.bfloat16)
     for head in (model.crl_action_encoder, model.crl_goal_encoder):
         head.float()
     return Policy(model, processor)
 
 
-PARTS: dict[str, Callable[[Place], Iterator[Figure]]] = {
+PARTS: dict[str, Callable[[Setup], Iterator[Figure]]] = {
     "attention": attention,
     "equality": equality,
     "sft": sft,
@@ -313,7 +321,7 @@ def main() -> int:
     parser.add_argument("--toy", action="store_true")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for figure in PARTS[args.name](Place(device, args.toy or device.type == "cpu")):
+    for figure in PARTS[args.name](Setup(device, args.toy or device.type == "cpu")):
         print(json.dumps(asdict(figure)), flush=True)
     return 0
 

@@ -1,6 +1,7 @@
-"""`prts bench train`: what a training step costs beside transformers' own backbone, what the contrastive parts add, how
-much memory it takes, how well processes share the work, and how long a step waits for data. The goals are the
-project's.
+"""Measure a training step beside transformers' own backbone: `prts bench train`.
+
+Also what the contrastive parts add, how much memory it takes, how well processes share the work, and how long a step
+waits for data. The goals are the project's.
 """
 
 from __future__ import annotations

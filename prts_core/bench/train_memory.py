@@ -1,5 +1,5 @@
-"""Memory of two parts of a step that grow with real sizes: cross-entropy over the vocabulary, the prompt in the action
-head's backward. Rows of `prts bench train`."""
+"""Measure the memory of two parts of a step that grow with real sizes: cross-entropy over the vocabulary, the prompt in
+the action head's backward. Rows of `prts bench train`."""
 
 from __future__ import annotations
 

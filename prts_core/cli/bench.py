@@ -1,4 +1,4 @@
-"""`prts bench <name>`: run one benchmark of the project. Knows their names only."""
+"""Run one benchmark of the project, or all that have a peer: `prts bench <name>`. Knows their names only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BENCHMARKS = ("attention", "backbone", "data", "info_nce", "sequential", "sim", 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", help=f"one of: {', '.join(BENCHMARKS)} (default: these), gpu")
+    parser.add_argument("name", nargs="?", help=f"one of: {', '.join(BENCHMARKS)}, gpu (default: all but gpu)")
     add_outputs_argument(parser, "where bench/<name>.json goes")
     gpu = parser.add_argument_group("gpu: everything that only a GPU can tell, in one session")
     gpu.add_argument("--minutes", type=float, default=12.0, help="for all of it (default: %(default)s)")
@@ -26,10 +26,11 @@ def main(args: argparse.Namespace) -> int:
     console = wide_console()
     if args.name == SESSION:
         from prts_core.bench.gpu import session
+        from prts_core.io.files import read_json
 
         found = session(args.outputs, console, minutes=args.minutes, toy=args.toy)
         console.print(f"{found} {found.with_suffix('.txt')}", highlight=False, markup=False)
-        return 0
+        return int(any(end["outcome"] != "done" for end in read_json(found)["parts"].values()))
     for name in [args.name] if args.name else BENCHMARKS:
         module = importlib.import_module(lookup({n: f"prts_core.bench.{n}" for n in BENCHMARKS}, name, "benchmark"))
         path = show(name, module.run(console), args.outputs, console)

@@ -1,5 +1,6 @@
-"""`prts dryrun`: a recipe's model on the meta device: parameters a group, what trains, memory a GPU. Needs no weights,
-no data and seconds. It estimates (prts_core.training.memory); it does not measure."""
+"""Count a recipe's parameters and estimate its memory on each GPU, without weights or data: `prts dryrun`.
+
+The model is made on the meta device, in seconds; prts_core.training.memory estimates, nothing is measured."""
 
 from __future__ import annotations
 
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     from prts_core.stages.training import show_parameters
+    from prts_core.training.engines import engine_name
     from prts_core.training.memory import estimate
 
     plan = load_plan(args.config, args.overrides)
@@ -50,7 +52,7 @@ def main(args: argparse.Namespace) -> int:
     show_parameters(rows)
     kept = "recomputed" if config.activation_checkpointing else "kept"
     console.print(
-        f"stage {args.stage}, {args.gpus} GPU, engine {config.engine}, {config.precision}, "
+        f"stage {args.stage}, {args.gpus} GPU, engine {engine_name(config, args.gpus)}, {config.precision}, "
         f"activations {kept}, {load.samples} samples of {load.tokens} tokens a GPU and micro-batch"
     )
     for name in ("weights", "gradients", "optimizer", "ema", "activations", "total"):

@@ -1,13 +1,11 @@
-"""`prts export-policy`: a policy of ours becomes a checkpoint folder that the public PRTS code loads."""
+"""Write a policy of ours as a checkpoint folder that the public PRTS code loads: `prts export-policy`."""
 
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 
 from prts_core.cli.main import add_outputs_argument, plain_console
-from prts_core.io.errors import ConfigError
 
 EPILOG = """\
 examples
@@ -31,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="the folder to write; must not exist")
     parser.add_argument(
-        "--like", type=Path, metavar="FOLDER", help="the released checkpoint that training started from"
+        "--like", metavar="CHECKPOINT", help="the released one that training started from, folder or hub id"
     )
     parser.add_argument("--dataset", metavar="REPO_ID", help="its name in statistics.json (default: the embodiment)")
     parser.add_argument("--dtype", choices=("bf16", "fp32"), help="of the weights (default: as they lie)")
@@ -46,18 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     from prts_core.delivery.resolve import policy_folder
+    from prts_core.io.files import new_folder
     from prts_core.release.export import export_policy
 
-    if args.out.exists():
-        raise ConfigError(
-            "There is something at --out already", file=args.out, cure="choose another place, or remove it"
-        )
-    source = Path(args.policy) if args.start else policy_folder(args.policy, args.outputs)
-    partial = args.out.with_name(f".{args.out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with new_folder(args.out) as partial:
         made = export_policy(
-            source,
+            policy_folder(args.policy, args.outputs),
             partial,
             like=args.like,
             dataset=args.dataset,
@@ -65,9 +57,6 @@ def main(args: argparse.Namespace) -> int:
             start=args.start,
             overrides=args.overrides,
         )
-        partial.rename(args.out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     console = plain_console()
     console.print(f"{args.out}  {'a policy' if made.acts else 'a start for training'}")
     if made.rounded:

@@ -1,4 +1,4 @@
-"""`prts import-policy`: a checkpoint of the public release becomes a policy folder that serve and fine-tuning take.
+"""Turn a checkpoint of the public release into a policy folder that serve and fine-tuning take: `prts import-policy`.
 
 It knows no file of the checkpoint: prts_core.release.policy does.
 """
@@ -6,7 +6,6 @@ It knows no file of the checkpoint: prts_core.release.policy does.
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    from prts_core.io.files import new_folder
     from prts_core.release.checkpoint import fetch
     from prts_core.release.policy import import_released
 
@@ -67,16 +67,9 @@ def main(args: argparse.Namespace) -> int:
             found=f"{args.hz:g}, {args.view_tokens}",
             expected="a rate above 0; 0 < MIN <= MAX",
         )
-    if args.out.exists():
-        raise ConfigError(
-            "There is something at --out already", file=args.out, cure="choose another place, or remove it"
-        )
-    folder = fetch(args.checkpoint, args.revision)
-    relative = relative_marks(folder, args) if args.state_relative else None
-    partial = args.out.with_name(f".{args.out.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    try:
+    with new_folder(args.out) as partial:
+        folder = fetch(args.checkpoint, args.revision)
+        relative = relative_marks(folder, args) if args.state_relative else None
         policy = import_released(
             folder,
             partial,
@@ -87,9 +80,6 @@ def main(args: argparse.Namespace) -> int:
             relative=relative,
             view_tokens=tuple(args.view_tokens),
         )
-        partial.rename(args.out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     tell(policy.contract, args.out)
     return 0
 

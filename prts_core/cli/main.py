@@ -45,7 +45,7 @@ TOOLS = {
     "serve": "serve a policy over openpi's websocket protocol",
     "lineage": "print the path from a registered model back to the raw files",
     "history": "print and draw a registered model's success over its versions, and the trail of its aliases",
-    "bench": "run a benchmark of the project and print ours beside the peer's",
+    "bench": "run a benchmark: ours beside a peer's, or what this machine's GPU does",
     "sim": "list, install, check or remove the simulators that benchmarks run in",
 }
 STAGE_TOOLS = (

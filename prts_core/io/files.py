@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prts_core.io.errors import DataError, StageError
+from prts_core.io.errors import ConfigError, DataError, StageError
 
 
 @contextmanager
@@ -29,6 +29,25 @@ def atomic_path(path: Path) -> Iterator[Path]:
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty sibling of `path`; on success it is renamed to `path`, on failure removed. ConfigError where
+    something is there already."""
+    if path.exists():
+        raise ConfigError(
+            "There is something at this place already", file=path, cure="choose another place, or remove it"
+        )
+    with explain_os_errors(path.parent):
+        partial = path.with_name(f".{path.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)  # of a kill
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            partial.rename(path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager

@@ -211,6 +211,8 @@ def load_policy(folder: Path, dtype: PolicyDtype = "auto", device: torch.device 
     config = read_model_config(folder)
     processor = Processor.load(folder, config)
     where = _device(device)
+    if where.type == "cuda":  # of the whole process: what stays in fp32 there stays for its digits, and TF32 has fewer
+        torch.set_float32_matmul_precision("highest")
     model = load_network(folder, config, processor.tokenizer, processor.compat, _torch_dtype(dtype, where), where)
     return Policy(model, processor)
 
@@ -258,9 +260,6 @@ def resolve_dtype(dtype: PolicyDtype, device: torch.device | str | None = None) 
 
 
 def _torch_dtype(dtype: PolicyDtype, device: torch.device) -> torch.dtype:
-    """On a GPU, fp32 is not TF32 in disguise: what stays in fp32 there stays for its digits."""
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("highest")
     return torch.bfloat16 if resolve_dtype(dtype, device) == "bf16" else torch.float32
 
 

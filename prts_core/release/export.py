@@ -29,6 +29,7 @@ from prts_core.data.normalize import ACTION, STATE
 from prts_core.data.release_statistics import DatasetStatistics, ReleasedStatistics, write_statistics
 from prts_core.io.errors import CheckpointError
 from prts_core.io.files import read_json, write_json, write_text
+from prts_core.io.hub import local_folder
 from prts_core.io.tensors import MAX_SHARD_BYTES, load_sharded, save_sharded
 from prts_core.policy.policy import read_model_config
 from prts_core.policy.processor import Processor
@@ -66,7 +67,7 @@ def export_policy(
     source: Path,
     output: Path,
     *,
-    like: Path | None = None,
+    like: str | Path | None = None,
     dataset: str | None = None,
     dtype: Weights | None = None,
     start: bool = False,
@@ -75,7 +76,8 @@ def export_policy(
 ) -> Exported:
     """Write the folder `output` from the policy folder (or output of stage pretrain) `source`, and read it back.
 
-    like: the released folder that training started from: what it says beyond our knowledge is kept. dataset: the
+    like: the released checkpoint that training started from (folder or hub id, of which no weights are fetched): what
+    it says beyond our knowledge is kept. dataset: the
     repo_id in statistics.json, by default the embodiment tag. dtype: of the weights, by default as they lie. start: see
     above. overrides: sizes that the public code fixes in its source are written as `golden_overrides`, which only a
     patched copy of it reads.
@@ -85,16 +87,17 @@ def export_policy(
     config = read_model_config(source)
     tokenizer = TextTokenizer.load(source / "tokenizer.json")
     processor = None if start else Processor.load(source, config)
-    _refuse(source, shape_faults(config, overrides) + ([] if processor is None else policy_faults(processor)))
+    _refuse(source, config, processor, overrides)
     weights = dict(load_sharded(source))
     rounded = round_text_norms(weights)
     held = rounded if dtype is None else {name: tensor.to(_DTYPES[dtype]) for name, tensor in rounded.items()}
-    template: dict[str, Any] = {} if like is None else read_json(like / "config.json")
+    origin = None if like is None else local_folder(like, ("config.json", *_COMPANIONS))
+    template: dict[str, Any] = {} if origin is None else read_json(origin / "config.json")
     raw = release_config(config, tokenizer, held[EMBEDDINGS], template)
     output.mkdir(parents=True, exist_ok=True)
-    for name in _COMPANIONS if like is not None else ():
-        if like is not None and (like / name).is_file():
-            shutil.copyfile(like / name, output / name)
+    for name in _COMPANIONS:
+        if origin is not None and (origin / name).is_file():
+            shutil.copyfile(origin / name, output / name)
     if not (output / "tokenizer_config.json").exists():
         write_json(output / "tokenizer_config.json", _tokenizer_config())
     if config.min_view_tokens and config.max_view_tokens:
@@ -114,24 +117,14 @@ def export_policy(
 
 
 # ---- what the layout cannot hold ---------------------------------------------------------------------------------
-def shape_faults(config: ModelConfig, overrides: bool) -> list[str]:
-    """Sizes and settings that the public code does not know, in words."""
-    faults, head, crl = [], config.expert, config.contrastive
-    fixed = []
+def fixed_sizes(config: ModelConfig) -> list[str]:
+    """Sizes other than those in the public code's source, in words; a patched copy of it reads them."""
+    head, crl, fixed = config.expert, config.contrastive, []
     if isinstance(head, MotConfig):
         fixed += [("expert.hidden_size", head.hidden_size, MOT_HIDDEN), ("expert.num_heads", head.num_heads, MOT_HEADS)]
-        quarter = config.text.intermediate_size // 4
-        if head.intermediate_size != quarter:
-            faults.append(f"expert.intermediate_size {head.intermediate_size} (a quarter of the text's, {quarter})")
     if crl is not None:
         fixed.append(("contrastive.hidden_size", crl.hidden_size, CRL_HIDDEN))
-    if not overrides:
-        faults += [
-            f"{name} {found} (fixed at {wanted} in its source)" for name, found, wanted in fixed if found != wanted
-        ]
-    if head is not None and head.noise_scale != 1.0:
-        faults.append(f"expert.noise_scale {head.noise_scale:g} (it samples from noise of scale 1)")
-    return faults
+    return [f"{name} {found} (fixed at {wanted} in its source)" for name, found, wanted in fixed if found != wanted]
 
 
 def policy_faults(processor: Processor) -> list[str]:
@@ -143,6 +136,9 @@ def policy_faults(processor: Processor) -> list[str]:
         faults.append("subtasks (it says a subtask before it acts)")
     if not (processor.model.min_view_tokens and processor.model.max_view_tokens):
         faults.append("views letterboxed into a square (it keeps proportions: min_view_tokens, max_view_tokens)")
+    head = processor.model.expert
+    if head is not None and head.noise_scale != 1.0:
+        faults.append(f"expert.noise_scale {head.noise_scale:g} (it samples from noise of scale 1)")
     for camera in processor.contract.contract.cameras:
         said = camera_label(camera.key.split(".")[-1], "prts")
         if camera.label != said:
@@ -150,15 +146,26 @@ def policy_faults(processor: Processor) -> list[str]:
     return faults
 
 
-def _refuse(source: Path, faults: list[str]) -> None:
-    if faults:
+def _refuse(source: Path, config: ModelConfig, processor: Processor | None, overrides: bool) -> None:
+    """Everything in the way, and of the options only those that take it out of the way."""
+    head, quarter = config.expert, config.text.intermediate_size // 4
+    sizes = [] if overrides else fixed_sizes(config)
+    acting = [] if processor is None else policy_faults(processor)
+    cures = ["fine-tune from a released checkpoint (sft.checkpoint)"]
+    if isinstance(head, MotConfig) and head.intermediate_size != quarter:
+        cures.append(f"train anew with expert.intermediate_size {quarter}: no option writes another")
+        sizes.append(f"expert.intermediate_size {head.intermediate_size} (a quarter of the text's, {quarter})")
+    else:
+        options = ["--start for weights and tokens alone"] if acting else []
+        options += ["--overrides for sizes that a patched copy of the public code reads"] if sizes else []
+        cures.append("give " + " and ".join(options))
+    if faults := sizes + acting:
         raise CheckpointError(
             "The public layout cannot hold this policy",
             file=source,
             found="; ".join(faults),
-            expected="what the public code computes: a policy fine-tuned from a released checkpoint (sft.checkpoint)",
-            cure="fine-tune from a released checkpoint, or write weights and tokens alone as a start for public "
-            "training (--start); sizes: --overrides, for a patched copy of the public code",
+            expected="what the public code computes",
+            cure=", or ".join(cures),
         )
 
 
@@ -379,10 +386,10 @@ def _read_back(output: Path, config: ModelConfig, held: Mapping[str, Tensor]) ->
 
 def _unnamed(config: ModelConfig, headless: bool = False) -> ModelConfig:
     """Without what the layout has no place for, and what trained weights do not depend on."""
-    head, crl = config.expert, config.contrastive
-    if headless:
-        head = None
-    elif isinstance(head, MotConfig):
+    head, crl = None if headless else config.expert, config.contrastive
+    if head is not None:  # the noise's scale is no matter of a start's weights; a policy of another was refused
+        head = replace(head, noise_scale=1.0)
+    if isinstance(head, MotConfig):
         head = replace(head, dropout=0.0)
     if crl is not None:
         crl = replace(crl, init_temperature=ContrastiveConfig().init_temperature)

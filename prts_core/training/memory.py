@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from prts_core.config.model import DitConfig, ModelConfig, MotConfig
 from prts_core.config.train import TrainConfig
 from prts_core.models.cross_entropy import SLICE
+from prts_core.training.engines import engine_name
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Memory:
 
 def estimate(total: int, trainable: int, model: ModelConfig, config: TrainConfig, world: int, load: Load) -> Memory:
     """Memory of one of `world` processes; total, trainable: parameters."""
-    engine = config.engine if config.engine != "auto" else "single" if world == 1 else "fsdp"
+    engine = engine_name(config, world)
     split = 1 if engine == "single" else (config.fsdp_group or world) if engine == "fsdp" else world
     own = 4.0 * trainable
     weights = 4.0 * total / (split if engine in ("fsdp", "zero3") else 1)

@@ -10,8 +10,8 @@ import torch
 from safetensors import SafetensorError
 
 from prts_core.io import tensors
-from prts_core.io.errors import StageError
-from prts_core.io.files import atomic_path, explain_os_errors, read_jsonl, write_jsonl
+from prts_core.io.errors import ConfigError, StageError
+from prts_core.io.files import atomic_path, explain_os_errors, new_folder, read_jsonl, write_jsonl
 
 
 def told(folder: Path, fault: Exception) -> StageError:
@@ -101,3 +101,20 @@ def test_a_line_ends_where_json_lines_end(tmp_path: Path, text: str):
     assert read_jsonl(tmp_path / "x.jsonl") == rows
     (tmp_path / "windows.jsonl").write_bytes((tmp_path / "x.jsonl").read_bytes().replace(b"\n", b"\r\n"))
     assert read_jsonl(tmp_path / "windows.jsonl") == rows
+
+
+def test_a_new_folder_is_whole_or_absent(tmp_path: Path):
+    place = tmp_path / "above" / "made"
+    with pytest.raises(ZeroDivisionError), new_folder(place) as partial:
+        (partial / "half").write_text("")
+        raise ZeroDivisionError
+    assert list(place.parent.iterdir()) == []
+    (place.parent / ".made.partial").mkdir()  # of a kill
+    (place.parent / ".made.partial" / "half").write_text("")
+    with new_folder(place) as partial:
+        (partial / "whole").write_text("")
+        assert not place.exists()
+    assert list(place.parent.rglob("*")) == [place, place / "whole"]
+    with pytest.raises(ConfigError, match="something at this place"), new_folder(place):
+        raise AssertionError
+    assert (place / "whole").exists()

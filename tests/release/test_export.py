@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from prts_core.cli import main as cli
-from prts_core.config.model import DitConfig, MotConfig
+from prts_core.config.model import DitConfig, ModelConfig, MotConfig
 from prts_core.data.release_statistics import read_statistics
 from prts_core.io.errors import CheckpointError
 from prts_core.io.files import read_json
@@ -18,7 +18,7 @@ from prts_core.io.tensors import load_sharded
 from prts_core.policy.observation import STATE
 from prts_core.policy.policy import load_policy, save_policy
 from prts_core.release.checkpoint import read_released
-from prts_core.release.export import export_policy, release_config, shape_faults
+from prts_core.release.export import export_policy, fixed_sizes, release_config
 from prts_core.release.policy import import_released
 from prts_core.text.tokenizer import read_tokenizer, with_prts_tokens
 from tests.fixtures.released import CAMERAS, CASE, needs_case, write_checkpoint, write_fast, write_tokenizer
@@ -91,7 +91,37 @@ def test_golden_norms_that_bf16_cannot_hold_are_rounded_and_told(tmp_path: Path,
     assert "a policy" in told and "rounded to bf16" in told and "1.0e-03" in told
     assert {t.dtype for t in load_sharded(tmp_path / "out").values()} == {torch.bfloat16}
     assert read_json(tmp_path / "out" / "config.json")["dtype"] == "bfloat16"
-    assert cli.main([*command, "--overrides"]) == 1 and "something at --out" in capsys.readouterr().err
+    assert cli.main([*command, "--overrides"]) == 1 and "something at this place" in capsys.readouterr().err
+
+
+@needs_case
+def test_the_checkpoint_it_started_from_may_be_a_hub_id(
+    tmp_path: Path, released: Path, imported: Path, monkeypatch
+) -> None:
+    """Of it only what describes it is fetched, no weights."""
+    asked: list[tuple[str, set[str]]] = []
+
+    def downloaded(name: str, *, allow_patterns=(), local_files_only=False, **_) -> str:
+        if not local_files_only:
+            asked.append((name, set(allow_patterns)))
+        return str(released)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", downloaded)
+    command = ["export-policy", str(imported), "--like", "owner/name", "--overrides", "--out", str(tmp_path / "out")]
+    assert cli.main(command) == 0
+    assert read_json(tmp_path / "out" / "config.json") == read_json(released / "config.json")
+    ((name, patterns),) = asked
+    assert name == "owner/name" and {"config.json", "chat_template.jinja"} <= patterns
+    assert not any("safetensors" in pattern for pattern in patterns)
+
+
+def test_a_start_is_found_by_any_name_of_a_policy(tmp_path: Path, monkeypatch) -> None:
+    config = replace(MODEL, expert=replace(MODEL.expert, intermediate_size=16))
+    policy, asked = write_policy(tmp_path / "policy", config), []
+    monkeypatch.setattr("prts_core.delivery.resolve.policy_folder", lambda *given: asked.append(given) or policy)
+    command = ["export-policy", "models:/name@champion", "--start", "--overrides", "--outputs", str(tmp_path)]
+    assert cli.main([*command, "--out", str(tmp_path / "out")]) == 0
+    assert asked == [("models:/name@champion", tmp_path)]
 
 
 @pytest.mark.parametrize("case", ["flow_mot", "flow_dit", "crl_heads", "backbone_forward"])
@@ -115,15 +145,46 @@ def test_golden_every_field_of_every_case_comes_back(tmp_path: Path, case: str) 
 
 def test_what_the_layout_cannot_hold_is_told_at_once(tmp_path: Path) -> None:
     """Everything that stands in the way, in one error."""
-    policy = write_policy(tmp_path / "policy", MODEL)
+    still = replace(MODEL, expert=replace(MODEL.expert, noise_scale=0.0))
+    policy = write_policy(tmp_path / "policy", still)
     with pytest.raises(CheckpointError, match="cannot hold this policy") as told:
         export_policy(policy, tmp_path / "out")
-    for fault in ("compat none", "letterboxed", "expert.hidden_size 32", "a quarter of the text's, 16", "--start"):
+    faults = ("compat none", "letterboxed", "noise_scale 0", "expert.hidden_size 32", "a quarter of the text's, 16")
+    for fault in faults:
         assert fault in str(told.value)
     assert not (tmp_path / "out").exists()
-    still = replace(MODEL, expert=replace(MotConfig(), noise_scale=0.0))
-    assert shape_faults(still, True)[-1].startswith("expert.noise_scale 0")
-    assert shape_faults(replace(MODEL, expert=DitConfig(), contrastive=None), False) == []
+    assert fixed_sizes(replace(MODEL, expert=DitConfig(), contrastive=None)) == []
+
+
+def options(error: CheckpointError) -> dict[str, bool]:
+    """Those that the cure names, as export_policy takes them."""
+    return {name: True for name in ("start", "overrides") if f"--{name}" in str(error.cure)}
+
+
+@pytest.mark.parametrize("own", [MODEL, ModelConfig()])
+def test_the_options_that_a_refusal_names_cure_it(tmp_path: Path, own: ModelConfig) -> None:
+    """No option cures a feed-forward of another size; with the public one, what the cure names is all it takes."""
+    config = replace(own, expert=replace(MotConfig(), noise_scale=0.0))
+    with pytest.raises(CheckpointError) as told:
+        export_policy(write_policy(tmp_path / "a" / "policy", config), tmp_path / "out")
+    quarter = config.text.intermediate_size // 4
+    assert options(told.value) == {} and f"expert.intermediate_size {quarter}" in str(told.value.cure)
+    with pytest.raises(CheckpointError) as told:
+        export_policy(tmp_path / "a" / "policy", tmp_path / "out", start=True, overrides=True)
+    assert options(told.value) == {} and "noise_scale" not in str(told.value)
+
+    policy = write_policy(
+        tmp_path / "b" / "policy", replace(config, expert=replace(config.expert, intermediate_size=quarter))
+    )
+    for given, named in (
+        ({}, {"start", "overrides"}),
+        ({"start": True}, {"overrides"}),
+        ({"overrides": True}, {"start"}),
+    ):
+        with pytest.raises(CheckpointError) as told:
+            export_policy(policy, tmp_path / "out", **given)
+        assert options(told.value).keys() == named
+        assert not export_policy(policy, tmp_path / "-".join(named), **given, **options(told.value)).acts
 
 
 def test_a_start_is_weights_and_tokens_alone(tmp_path: Path) -> None:

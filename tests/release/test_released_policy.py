@@ -125,4 +125,4 @@ def test_golden_the_command_imports_and_says_what_it_made(
     policy = load_policy(out)
     assert policy.processor.compat == "prts" and policy.contract.contract.relative == (True, True, True, True, False)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fast", "policy", "released", "robots"]
-    assert cli.main([*command, "20"]) == 1 and "something at --out" in capsys.readouterr().err
+    assert cli.main([*command, "20"]) == 1 and "something at this place" in capsys.readouterr().err

@@ -69,6 +69,14 @@ def test_films_are_of_each_tasks_failures_first():
     assert first_of_each(rows, 1) == [1, 2] and first_of_each(rows, 2) == [1, 2, 3, 4] and first_of_each(rows, 0) == []
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_the_report_says_what_the_policy_computed_in(tmp_path: Path, tiny, dtype: str):
+    policy = write_policy(tmp_path / "policy" / "policy", tiny, suite(TOY))
+    few = replace(CONFIG, dtype=dtype, tasks=("push",), episodes=1, failures_wanted=0, record=(), videos_per_task=0)
+    places = BenchmarkFolders(policy, None, None, tmp_path / "work", tmp_path / "out")
+    assert benchmark_policy(few, places, conditions=("policy",))["dtype"] == dtype
+
+
 @pytest.mark.slow
 def test_every_condition_on_a_suite_resumes_and_does_not_depend_on_workers(tmp_path: Path, tiny):
     policy = write_policy(tmp_path / "policy" / "policy", tiny, suite(TOY))

@@ -26,7 +26,9 @@ sys.path.insert(0, {root!r})
 from prts_core.contract import PolicyContract
 from tests.serving.fake_policy import FakePolicy
 policy = types.ModuleType("prts_core.policy.policy")
-policy.load_policy = lambda folder, dtype: FakePolicy(PolicyContract.load(folder / "policy_contract.json"))
+policy.load_policy = lambda folder, dtype: FakePolicy(
+    PolicyContract.load(folder / "policy_contract.json"), dtype={{"auto": "fp32"}}.get(dtype, dtype)
+)
 sys.modules["prts_core.policy.policy"] = policy
 from prts_core.cli.main import main
 sys.exit(main(["serve", "--port", "0", *sys.argv[1:]]))
@@ -51,13 +53,20 @@ def serve(*args: str):
 
 
 def test_a_folder_is_served_until_sigterm(package):
-    process, url, said = serve("--model", str(package), "--value")
+    process, url, said = serve("--model", str(package), "--value", "--dtype", "bf16")
     try:
-        for told in ("toy, 20 Hz", "x [m], y [m], gripper [1]", "chunks of 4", CONTRACT.fingerprint, "budget 100 ms"):
+        for told in (
+            "toy, 20 Hz",
+            "x [m], y [m], gripper [1]",
+            "chunks of 4",
+            CONTRACT.fingerprint,
+            "budget 100 ms",
+            "in bf16",
+        ):
             assert told in said
         with PolicyClient(url, contract=CONTRACT) as client:
             assert client.metadata["package_digest"] == resolve(str(package)).package_digest
-            assert "value" in client.infer(observation())
+            assert client.metadata["dtype"] == "bf16" and "value" in client.infer(observation())
         with urllib.request.urlopen(url.replace("ws:", "http:") + "/healthz", timeout=60) as reply:
             assert reply.read() == b"OK\n"
     finally:
@@ -79,6 +88,7 @@ def test_a_registered_model_is_served_by_its_alias(tmp_path):
     try:
         with PolicyClient(url) as client:
             assert (client.metadata["model"], client.metadata["model_version"]) == ("models:/served@champion", "1")
+            assert client.metadata["dtype"] == "fp32"
             assert client.infer(observation())["actions"].shape == (4, 2)
     finally:
         process.terminate()

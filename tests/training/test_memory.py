@@ -82,10 +82,12 @@ def test_activations_are_near_what_a_backward_pass_keeps():
 def test_the_public_recipes_are_dry_run_at_4b(recipe, gpus, share, monkeypatch, capsys):
     monkeypatch.setenv("LIBERO_ROOT", "/nowhere")
     monkeypatch.setenv("MY_ROBOT_ROOT", "/nowhere")
-    assert cli.main(["dryrun", "--config", str(CONFIGS / f"{recipe}.yaml"), "--gpus", str(gpus)]) == 0
+    named = ["--config", str(CONFIGS / f"{recipe}.yaml"), "--set", "sft.train.engine=auto"]
+    assert cli.main(["dryrun", *named, "--gpus", str(gpus)]) == 0
     said = capsys.readouterr().out
     assert "4,027,040,256" in said or recipe == "my_robot"
     assert "GiB a GPU" in said and "estimate" in said and (share is None or share in said)
+    assert f"engine {'single' if gpus == 1 else 'fsdp'}," in said
     total = float(next(line for line in said.splitlines() if "total " in line and "GiB" in line).split()[1])
     assert 20 < total < 80, "it fits the GPUs that the recipe names"
 

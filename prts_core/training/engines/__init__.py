@@ -22,12 +22,14 @@ from prts_core.training.parallel import ParallelContext
 MODULES = {"single": "single:Engine", "fsdp": "fsdp:FsdpEngine"} | {f"zero{n}": "zero:ZeroEngine" for n in (1, 2, 3)}
 
 
+def engine_name(config: TrainConfig, world: int) -> str:
+    """The engine that the recipe names; "auto" is single in one process and fsdp in many."""
+    return config.engine if config.engine != "auto" else "single" if world == 1 else "fsdp"
+
+
 def make_engine(model: PrtsModel, config: TrainConfig, parallel: ParallelContext) -> Engine:
-    """The engine that the recipe names; "auto" is single in one process and fsdp in many. ConfigError where the number
-    of processes does not fit."""
-    name = config.engine
-    if name == "auto":
-        name = "single" if parallel.world == 1 else "fsdp"
+    """The recipe's engine around the model. ConfigError where the number of processes does not fit."""
+    name = engine_name(config, parallel.world)
     if name == "single" and parallel.world > 1:
         raise ConfigError(
             "Engine single trains in one process",
