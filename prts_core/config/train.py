@@ -153,6 +153,13 @@ class TrainConfig:
                 cure="set train.precision to bf16, or train.lora.base to auto",
             )
 
+    @property
+    def frozen_as(self) -> Literal["fp32", "bf16", "nf4"]:
+        """How LoRA's frozen matrices are held; fp32 without LoRA."""
+        if self.lora is None:
+            return "fp32"
+        return self.precision if self.lora.base == "auto" else self.lora.base
+
 
 RANGES = {
     "[1, inf)": "steps batch_size accumulate flow_samples contrastive_every pack_window checkpoint_every keep "

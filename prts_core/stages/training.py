@@ -62,11 +62,12 @@ def train(
     """
     recipe = config.train
     refuse_what_cannot_train(recipe, sets)
+    refuse_split_nf4(recipe)
     torch.set_num_threads(recipe.threads)
     freeze(model, recipe.freeze)
     if recipe.lora is not None:
         add_adapters(model, recipe.lora, _new_tokens(sets))
-        hold_base(model, base_of(recipe, recipe.lora))
+        hold_base(model, recipe.frozen_as)
     parallel = join_processes()  # before anything lies on a GPU: it chooses this process's own
     model.to(parallel.device)
     trainer = make_trainer(model, sets, weights, recipe, context.seed, held_out, parallel)
@@ -107,16 +108,23 @@ def train(
         save_tensors(context.output / "adapter.safetensors", adapter_tensors(made), about)
         whole, made = made, merged(made, recipe.lora)
         remove_adapters(model)
-        if snapshots:  # what was frozen is what it is at the end, and may have been held in another form then
-            kept = load_tensors(early)[0]
-            save_tensors(early, merged(whole | {name: kept[name] for name in trainer.engine.trained}, recipe.lora))
+        if snapshots:
+            save_tensors(early, early_weights(early, trainer, whole, recipe.lora))
     last = {k: v for k, v in rows[-1].items() if k not in ("step", "learning_rate", *TIMES)}
     return made, last, early if snapshots else None
 
 
-def base_of(recipe: TrainConfig, lora: LoraConfig) -> str:
-    """How LoRA's frozen matrices are held; ConfigError where the processes cannot hold them so."""
-    if lora.base == "nf4" and launched() > 1:
+def early_weights(path: Path, trainer: Trainer, last: dict[str, Tensor], lora: LoraConfig) -> dict[str, Tensor]:
+    """The plain weights of a snapshot with adapters.
+
+    What was frozen is what it is at the end (`last`), and may have been held in another form then."""
+    kept = load_tensors(path)[0]
+    return merged(last | {name: kept[name] for name in trainer.engine.trained}, lora)
+
+
+def refuse_split_nf4(recipe: TrainConfig) -> None:
+    """ConfigError where the processes cannot hold LoRA's frozen matrices as they should."""
+    if recipe.frozen_as == "nf4" and launched() > 1:
         raise ConfigError(
             "Matrices held in NF4 are not split over processes",
             field="train.lora.base",
@@ -124,7 +132,6 @@ def base_of(recipe: TrainConfig, lora: LoraConfig) -> str:
             expected="auto, bf16 or fp32",
             cure="leave train.lora.base at auto, or start one process",
         )
-    return lora.base if lora.base != "auto" else recipe.precision
 
 
 def _new_tokens(sets: Sequence[SampleSource]) -> list[int]:

@@ -1,7 +1,8 @@
 """An estimate of what training one model needs on each device, before anybody rents it.
 
 States, in bytes a parameter, P all and T those that train, N processes (ZeRO: Rajbhandari et al., arXiv:1910.02054,
-section 3). All of it is fp32, whatever the arithmetic (engines/__init__.py); bf16 adds the copies that a product needs:
+section 3). All of it is fp32, whatever the arithmetic (engines/__init__.py), but for the matrices that LoRA freezes
+(2 bytes in bf16, half a byte in NF4); bf16 adds the copies that a product needs:
                 weights     gradients    optimiser                            ema
     single      4 P         4 T          8 T                                  4 T
     zero1       4 P         4 T          12 T / N (own weights and moments)   4 T / N
@@ -9,7 +10,8 @@ section 3). All of it is fp32, whatever the arithmetic (engines/__init__.py); bf
     zero3       4 P / N     4 T / N      12 T / N                             4 T / N
     fsdp        4 P / N     4 T / N      8 T / N                              4 T / N    (N: fsdp_group)
 Activations: what each layer keeps for its backward pass, a tensor at a time, attention without its score matrix. Not
-counted: communication buckets, fragmentation, the loader, what libraries reserve. So an estimate: rent some 20 % more.
+counted: the host's copy of weights, moments and ema for checkpoints, which is kept; communication buckets,
+fragmentation, the loader, what libraries reserve. So an estimate: rent some 20 % more.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from prts_core.config.model import DitConfig, ModelConfig, MotConfig
 from prts_core.config.train import TrainConfig
 from prts_core.models.cross_entropy import SLICE
 from prts_core.training.engines import engine_name
+
+NF4 = 0.52  # bytes a parameter: half a byte, and the scales of blocks of 64
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,10 @@ def estimate(total: int, trainable: int, model: ModelConfig, config: TrainConfig
     """Memory of one of `world` processes; total, trainable: parameters."""
     engine = engine_name(config, world)
     split = 1 if engine == "single" else (config.fsdp_group or world) if engine == "fsdp" else world
-    own = 4.0 * trainable
-    weights = 4.0 * total / (split if engine in ("fsdp", "zero3") else 1)
+    own, frozen = 4.0 * trainable, total - trainable
+    packed = min(frozen, model.text.parameters) if config.frozen_as == "nf4" else 0
+    held = 4.0 if config.frozen_as == "fp32" else 2.0
+    weights = (own + NF4 * packed + held * (frozen - packed)) / (split if engine in ("fsdp", "zero3") else 1)
     if config.precision == "bf16" and engine == "single":
         weights += 2.0 * trainable  # autocast keeps a copy of each until the backward pass is done
     gradients = own / (1 if engine in ("single", "zero1") else split)

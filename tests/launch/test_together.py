@@ -39,6 +39,15 @@ def test_the_others_wait_for_the_first_longer_than_a_collective_would(
 
 
 @pytest.mark.slow
+def test_a_fault_that_one_of_the_others_alone_meets_is_told_by_it(tmp_path: Path) -> None:
+    """A picture that is damaged lies in one process's rows."""
+    with start(tmp_path, "own fault") as process:
+        _, faults = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert faults.count("process 1: Only the second process sees this. Cure: mend its row") == 1, faults
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "status"), [("works", 0), ("finished", 0), ("fault", 1)])
 def test_without_torchrun_the_first_process_keeps_the_store(tmp_path: Path, case: str, status: int) -> None:
     """As under srun or deepspeed: the store ends with the first process, which therefore leaves last."""

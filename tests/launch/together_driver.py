@@ -38,11 +38,13 @@ def main(folder: Path, case: str) -> int:
             raise DataError("Only the first process sees this", cure="mend it")
         if case == "waits":
             time.sleep(300)
-        call(json.dumps({"folder": str(folder)}))
+        call(json.dumps({"folder": str(folder), "case": case}))
         shared_work(folder)
         return "made"
 
     def follow(order: str) -> None:
+        if json.loads(order)["case"] == "own fault":
+            raise DataError("Only the second process sees this", cure="mend its row")
         shared_work(Path(json.loads(order)["folder"]))
         raise Followed
 

@@ -88,6 +88,7 @@ def main(count: int) -> None:
         if not any(weights):
             weights[int(rng.integers(4))] = 1.0
         config = TrainConfig(batch_size=size, weights=LossWeights(*weights), insulate=bool(rng.integers(2)))
+        model.train(number % 3 > 0)  # a held-out loss is taken over processes, too
         check(model, sources, draws, bool(rng.integers(2)), config, parallel, whole=number % 5 == 0)
     torch.distributed.destroy_process_group()
 

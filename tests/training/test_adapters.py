@@ -13,6 +13,7 @@ from prts_core.config.identity import identity
 from prts_core.config.train import LoraConfig, LossWeights
 from prts_core.io.errors import ConfigError, MissingExtraError
 from prts_core.io.tensors import load_weights
+from prts_core.stages.training import early_weights
 from prts_core.training.adapters import adapter_tensors, add_adapters, hold_base, merged, plain_base, remove_adapters
 from prts_core.training.optim import count
 from prts_core.training.trainer import Trainer
@@ -132,6 +133,22 @@ def test_matrices_held_in_nf4_train_and_are_exported_as_they_were_computed_with(
     change = tensors[f"{name}.weight"] - small.model.get_parameter(f"{name}.base_layer.weight").float()
     assert change.abs().max() > 0, "the adapters are in it"
     torch.testing.assert_close(said.float().T, tensors[f"{name}.weight"] - change, atol=2e-3, rtol=1e-2)
+
+
+def test_the_early_weights_of_a_packed_base_are_plain_ones(tmp_path):
+    """The snapshot is taken while the base is packed; what is kept of it is what trained."""
+    pytest.importorskip("bitsandbytes")
+    trainer = held("nf4")
+    trainer.fit(tmp_path, lambda step, metrics: None, {3: tmp_path / "early.safetensors"})
+    plain_base(trainer.model)
+    tensors = early_weights(tmp_path / "early.safetensors", trainer, trainer.weights(), LORA)
+    plain = network(text_tokenizer())
+    load_weights(plain, tensors, "early")
+    last = merged(trainer.weights(), LORA)
+    name = "language_model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(tensors[name], last[name]) and torch.equal(
+        tensors["visual.blocks.0.attn.qkv.weight"], last["visual.blocks.0.attn.qkv.weight"]
+    )
 
 
 def test_a_base_smaller_than_the_arithmetic_is_refused():

@@ -7,6 +7,7 @@ import logging
 import os
 import tempfile
 import threading
+from concurrent.futures import wait
 from itertools import pairwise
 from pathlib import Path
 
@@ -147,6 +148,24 @@ def test_a_cut_save_leaves_the_last_one(tmp_path, monkeypatch):
     assert disk.newest(tmp_path).name == "checkpoint-2"
     save(tmp_path, 6)
     assert not list(tmp_path.glob(".*")), "what the cut left is swept"
+
+
+def test_a_checkpoint_that_does_not_reach_the_disk_is_told_before_the_weights_change_again(
+    tmp_path, monkeypatch, caplog
+):
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("prts_core.io.tensors.os.fsync", full)
+    saver = disk.Saver(tmp_path, ALONE)
+    saver.start(disk.State(1, {}), shards())
+    wait([saver._work])
+    with pytest.raises(StageError, match="The disk is full"):
+        saver.staged()
+    saver.start(disk.State(2, {}), shards())
+    with caplog.at_level(logging.WARNING):
+        saver.close()  # on the way out for another reason
+    assert "did not reach the disk" in caplog.text
 
 
 def test_names_that_only_look_like_checkpoints_are_none(tmp_path):

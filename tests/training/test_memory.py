@@ -10,7 +10,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from prts_core.cli import main as cli
-from prts_core.config.train import LossWeights, TrainConfig
+from prts_core.config.train import LoraConfig, LossWeights, TrainConfig
 from prts_core.training.losses import prts_loss
 from prts_core.training.memory import Load, activations, estimate
 from tests.training.runs import MODEL, batches, network, text_tokenizer, toy
@@ -44,6 +44,15 @@ def test_states_of_five_billion_parameters_of_which_four_train_on_four_gpus(
         ema * 1e9,
     )
     assert made.activations == 0 and made.total == pytest.approx((weights + gradients + optimizer + ema) * 1e9)
+
+
+@pytest.mark.parametrize(("base", "weights"), [("fp32", 20.0), ("auto", 10.4), ("nf4", 10.4)])
+def test_what_lora_freezes_is_counted_as_it_is_held(base, weights):
+    """Of five billion parameters 0.2 train; the model's own layers, of a tiny one here, are all that NF4 holds."""
+    config = TrainConfig(precision="bf16", engine="fsdp", lora=LoraConfig(base=base))
+    made = estimate(5 * 10**9, 2 * 10**8, MODEL, config, 1, NOTHING)
+    saved = (2 - 0.52) * MODEL.text.parameters if base == "nf4" else 0.0
+    assert made.weights == pytest.approx(weights * 1e9 - saved, rel=1e-12)
 
 
 def test_logits_and_recomputation_by_hand():
