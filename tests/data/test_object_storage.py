@@ -175,12 +175,24 @@ def test_a_changed_file_is_noticed(s3: s3fs.S3FileSystem, tmp_path: Path) -> Non
     assert folder.fetch("one").read_bytes() == b"first", "this process has it already"
     assert RemoteFolder(url, {"one": was}).fetch("one").read_bytes() == b"first", "the very version that is wanted"
     assert RemoteFolder(url).fetch("one").read_bytes() == b"other"
+    pinned = RemoteFolder(url, {"one": was})
+    assert pinned.fetch("one").read_bytes() == b"first", "another reader's version is another file"
+    pinned.fetch("one").unlink()
     with pytest.raises(DataError, match="not the one that was taken over") as told:
-        RemoteFolder(url, {"one": was}).fetch("one")
+        pinned.fetch("one")
     assert "prts convert" in str(told.value.cure)
     path = RemoteFolder(url).fetch("one")
     path.write_bytes(b"cut")  # as by a disk that lost the end
     assert RemoteFolder(url).fetch("one").read_bytes() == b"other"
+
+
+def test_metadata_that_changes_does_not_change_under_a_reader(s3: s3fs.S3FileSystem, toy: Converted) -> None:
+    s3.put(str(toy.root), f"{BUCKET}/ours", recursive=True)
+    before = LeRobotDataset.open(f"s3://{BUCKET}/ours", np.array([1]))  # its lines are read when somebody asks
+    file = f"{BUCKET}/ours/meta/episodes.jsonl"
+    s3.pipe(file, s3.cat(file).splitlines()[0])
+    assert len(LeRobotDataset.open(f"s3://{BUCKET}/ours").rows) == 1
+    assert len(before.rows) == 6
 
 
 def test_the_cache_is_bounded_and_the_least_used_leaves(
@@ -195,7 +207,14 @@ def test_the_cache_is_bounded_and_the_least_used_leaves(
         folder.fetch("0")  # used again and again: it stays
         kept = [path for path in folder.root.iterdir() if path.is_file()]
         assert sum(path.stat().st_size for path in kept) <= 5000
-    assert {"0", "11"} <= {path.name for path in kept}
+    assert {"0", "11"} <= {path.name.rpartition("-")[2] for path in kept}
+    under_way, cut = folder.root / ".x.partial-1", folder.root / ".y.partial-1"
+    for path, age in ((under_way, 60), (cut, 7200)):
+        path.write_bytes(bytes(1000))
+        os.utime(path, (time.time() - 7200, time.time() - age))
+    s3.pipe(f"{BUCKET}/b/more", bytes(4500))
+    folder.fetch("more")
+    assert under_way.exists() and not cut.exists()
     s3.pipe(f"{BUCKET}/b/large", bytes(6000))
     with pytest.raises(ConfigError, match="larger than the whole cache") as told:
         folder.fetch("large")
@@ -273,6 +292,21 @@ class Cut(http.server.BaseHTTPRequestHandler):
     def log_message(self, *args: object) -> None: ...
 
 
+class Unlisted(http.server.SimpleHTTPRequestHandler):
+    """As a bucket that does not list: what is not there is refused. Says neither size nor version."""
+
+    protocol_version = "HTTP/1.0"
+
+    def send_header(self, keyword: str, value: str) -> None:
+        if keyword not in ("Content-Length", "Last-Modified"):
+            super().send_header(keyword, value)
+
+    def send_error(self, code: int, *args: object, **more: object) -> None:
+        super().send_error(403 if code == 404 else code)
+
+    def log_message(self, *args: object) -> None: ...
+
+
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args: object) -> None: ...
 
@@ -313,10 +347,14 @@ def test_a_server_that_is_gone_and_no_secret_in_words(s3: s3fs.S3FileSystem, mon
     assert SECRET not in object_storage._said(OSError(f"signed with {SECRET}"))
 
 
-def test_over_http(serve, toy: Converted, v30: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("handler", [Quiet, Unlisted])
+def test_over_http(
+    serve, toy: Converted, v30: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handler: type
+) -> None:
     monkeypatch.setenv("PRTS_CACHE", str(tmp_path / "cache"))
     shutil.copytree(v30, tmp_path / "www")
-    url = serve(functools.partial(Quiet, directory=str(tmp_path / "www")))
+    (tmp_path / "www/meta/contract.json").unlink()
+    url = serve(functools.partial(handler, directory=str(tmp_path / "www")))
     there, ours = LeRobotDataset.open(url), LeRobotDataset.open(toy.root)
     assert there.rows == ours.rows
     assert np.array_equal(there.frames(5, TOP, [0, 7]), ours.frames(5, TOP, [0, 7]))
