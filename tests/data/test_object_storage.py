@@ -24,9 +24,12 @@ from prts_core.config.sources import LeRobotSource
 from prts_core.data import statistics
 from prts_core.data.convert.lerobot_v21 import import_lerobot
 from prts_core.data.convert.lerobot_v30_export import export
+from prts_core.data.index import INDEX, DatasetIndex
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from prts_core.data.lerobot_v21.remote import REMOTE
 from prts_core.io import object_storage
 from prts_core.io.errors import ConfigError, DataError, PrtsError, StageError, UnavailableError
+from prts_core.io.files import read_json
 from prts_core.io.object_storage import RemoteFile, RemoteFolder
 from prts_core.stages import chain
 from prts_core.store.run_stage import untracked
@@ -140,6 +143,15 @@ def test_in_a_recipe(
     assert {name: chain.run(name, plan, "theirs", outputs).digest for name in stages} == {
         name: manifest.digest for name, manifest in made.items()
     }
+
+    s3.put(str(toy.root if version == "v21" else v30), f"{BUCKET}/moved", recursive=True)
+    monkeypatch.setenv("SOME_ROOT", f"s3://{BUCKET}/moved")
+    named = {"kind": "lerobot", "root": "${SOME_ROOT}"}
+    (tmp_path / "configs/datasets/theirs.yaml").write_text(yaml.safe_dump({"name": "theirs", "source": named}))
+    moved = planned(tmp_path / "configs", "theirs")
+    other = {name: chain.run(name, moved, "theirs", outputs) for name in stages}
+    assert read_json(other["convert"].folder(outputs) / REMOTE)["url"] == f"s3://{BUCKET}/moved"
+    DatasetIndex.open(other["stats"].folder(outputs) / INDEX, toy.root if version == "v21" else v30)
 
     file = f"{BUCKET}/ours/{there.info.data_file(0)}"
     s3.pipe(file, s3.cat(file)[::-1])

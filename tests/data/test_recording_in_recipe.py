@@ -201,8 +201,8 @@ def test_a_v30_dataset_is_read_where_it_lies(toy: Converted, tmp_path: Path) -> 
     export(toy.root, tmp_path / "v30", tmp_path / "work")
     planned(tmp_path / "configs")
 
-    def plan_of(root: Path) -> RunPlan:
-        source = {"kind": "lerobot", "root": str(root)}
+    def plan_of(root: Path, **more: str) -> RunPlan:
+        source = {"kind": "lerobot", "root": str(root)} | more
         (tmp_path / "configs/datasets/theirs.yaml").write_text(yaml.safe_dump({"name": "theirs", "source": source}))
         return planned(tmp_path / "configs", "theirs")
 
@@ -215,6 +215,10 @@ def test_a_v30_dataset_is_read_where_it_lies(toy: Converted, tmp_path: Path) -> 
     assert LeRobotDataset.open(root).contract == toy.contract
     assert made["stats"].metrics["rows"] == 50 and made["validate"].metrics["videos_checked"] == 12
     assert all(os.access(path.resolve(), os.W_OK) for path in linked), "the source is nobody's to protect"
+    alone = plan_of(tmp_path / "v30", link="copy")
+    copied = [chain.run(name, alone, "theirs", outputs) for name in ("collect", "convert")][1].folder(outputs)
+    assert not any(path.is_symlink() for path in copied.rglob("*")), "a result that stands alone is another one"
+    plan_of(tmp_path / "v30")
 
     (tmp_path / "v30").rename(tmp_path / "elsewhere")  # the same files: the same results, linked anew
     moved = plan_of(tmp_path / "elsewhere")
