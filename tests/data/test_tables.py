@@ -86,6 +86,15 @@ def test_a_group_of_many_episodes_is_decoded_once(tmp_path: Path, monkeypatch: p
     assert counted.groups == 1
 
 
+def test_files_that_stay_open_hold_no_rows(tmp_path: Path) -> None:
+    """By default pyarrow keeps each column that was read with the file: gigabytes of a large dataset."""
+    table, before = pa.table({"state": np.random.default_rng(0).normal(size=100_000)}), pa.total_allocated_bytes()
+    for number in range(9):
+        pq.write_table(table, tmp_path / f"{number}.parquet", row_group_size=50_000)
+        assert read_parquet(tmp_path / f"{number}.parquet", ["state"], range(100)).num_rows == 100
+    assert pa.total_allocated_bytes() - before < 1_000_000, "the group decoded last, of nine that were read"
+
+
 def test_faults(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     with pytest.raises(DataError, match="missing"):

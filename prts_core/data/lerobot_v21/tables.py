@@ -32,9 +32,14 @@ def read_parquet(path: Path, keys: list[str] | None = None, rows: range | None =
     if rows is not None:
         with _faults(path):
             return _OPEN.rows(path, keys, rows)
-    with _faults(path), pq.ParquetFile(path) as file:
+    with _faults(path), opened_table(path) as file:
         require_columns(file.schema_arrow.names, keys or [], path)
         return file.read(columns=keys, use_threads=False)
+
+
+def opened_table(path: Path) -> pq.ParquetFile:
+    """A parquet file, open; by default pyarrow would hold every column that was read until the file goes away."""
+    return pq.ParquetFile(path, pre_buffer=False)
 
 
 def read_pictures(path: Path, key: str, rows: Sequence[int]) -> list[bytes]:
@@ -141,7 +146,7 @@ class _OpenTables(threading.local):
         key = _state(path)
         opened = self._kept.pop(key, None)
         if opened is None:
-            file = pq.ParquetFile(path)
+            file = opened_table(path)
             opened = file, _Groups.of(file)
         try:
             yield opened
