@@ -13,7 +13,7 @@ from typing import Any
 from prts_core.config.schema import RobotConfig
 from prts_core.config.sources import LeRobotSource
 from prts_core.contract import Contract
-from prts_core.data.convert.foreign import carried_contract, check_numbering, require_whole, splits_of
+from prts_core.data.convert.foreign import carried_contract, check_numbering, require_files, require_whole, splits_of
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.lerobot_v21.remote import REMOTE, metadata_of, write_remote
 from prts_core.data.lerobot_v21.seal import SEAL, check_sizes, seal
@@ -57,6 +57,7 @@ def refer(
         for file in track(files, total=len(files), what=f"linking {dataset}"):
             take_file(opened.path(file), output / file, link)
         remove_strays(output, files)
+        require_files(output, files)
     else:
         stored = opened.remote.listing()
         write_remote(output, opened.remote.url, {file: stored[file] for file in files})
