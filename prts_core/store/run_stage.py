@@ -183,7 +183,7 @@ class Store:
                 if tree_digest(list_files(folder / OUTPUT, folder / FILES)) != manifest.content_digest:
                     shutil.rmtree(folder / OUTPUT)  # the view was moved meanwhile
                     return None
-                _protect(folder / OUTPUT, links=True)
+                _protect(folder / OUTPUT, links=2)  # its own and the view's
                 write_json(folder / PROVENANCE, {"adopted": datetime.now(UTC).isoformat(), "recipe": plan.recipe.name})
                 manifest.save(folder / MANIFEST)
         return manifest
@@ -408,12 +408,12 @@ def _say_waiting(folder: Path) -> None:
     print(f"waiting: {who} is making {folder}; Ctrl-C stops waiting", file=sys.stderr, flush=True)
 
 
-def _protect(output: Path, links: bool = False) -> None:
-    """Make the files of a result read-only; unless `links`, not those that are hard links to somebody's own files."""
+def _protect(output: Path, links: int = 1) -> None:
+    """Make the files of a result read-only, but not those with more hard links than these: they are somebody's own."""
     for folder, _, names in os.walk(output):
         for name in names:
             path = Path(folder, name)
-            if (links or path.lstat().st_nlink == 1) and not path.is_symlink():
+            if path.lstat().st_nlink <= links and not path.is_symlink():
                 with contextlib.suppress(PermissionError):  # somebody else's
                     path.chmod(0o444)
 
