@@ -1,4 +1,4 @@
-"""Stage convert: raw recordings become a LeRobot v2.1 dataset, or one is imported; its Contract is born here.
+"""Stage convert: raw recordings become a LeRobot v2.1 dataset, or one is taken over; its Contract is born here.
 
 Finished episodes are kept across interruptions: their records lie in the work folder.
 """
@@ -20,7 +20,8 @@ from prts_core.store.stage import StageContext, StageResult
 
 
 def convert(config: ConvertConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
-    """Write <output> as a LeRobot v2.1 dataset with meta/contract.json."""
+    """Write <output> as a LeRobot dataset with meta/contract.json: v2.1, or the version of one that is taken over as it
+    is."""
     source = config.source
     if isinstance(source, LeRobotSource):
         contract = import_lerobot(

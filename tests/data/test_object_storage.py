@@ -7,6 +7,7 @@ import http.server
 import multiprocessing
 import os
 import pickle
+import shlex
 import shutil
 import socket
 import subprocess
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 import yaml
 
+from prts_core.cli.main import main
 from prts_core.config.sources import LeRobotSource
 from prts_core.data import statistics
 from prts_core.data.convert.lerobot_v21 import import_lerobot
@@ -174,6 +176,45 @@ def test_copied_out_of_the_store(s3: s3fs.S3FileSystem, v30: Path, tmp_path: Pat
         import_lerobot(str(source.root), tmp_path / "other", dataset="ours", source=source, robot=None)
     with pytest.raises(ConfigError, match="does not list"):
         RemoteFolder("http://127.0.0.1/x").listing()
+
+
+@pytest.mark.parametrize("version", ["v21", "v30"])
+def test_what_needs_other_tables_is_refused_and_the_cure_works(
+    s3: s3fs.S3FileSystem,
+    toy: Converted,
+    v30: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    version: str,
+) -> None:
+    s3.put(str(toy.root if version == "v21" else v30), f"{BUCKET}/ours", recursive=True)
+    source = LeRobotSource(kind="lerobot", root=f"s3://{BUCKET}/ours", episodes=(0, 2))
+    with pytest.raises(ConfigError, match="keeps its episodes") as told:
+        import_lerobot(str(source.root), tmp_path / "out", dataset="ours", source=source, robot=None)
+    assert "download the folder" in str(told.value.cure)
+    s3.get(f"{BUCKET}/ours", str(tmp_path / "ours"), recursive=True)
+    monkeypatch.chdir(tmp_path)
+    commands = str(told.value.cure).split("`")[1::2]
+    assert [main(shlex.split(command)[1:]) for command in commands] == ([0] if version == "v30" else [])
+    named = tmp_path / ("ours_v21" if commands else "ours")
+    import_lerobot(named, tmp_path / "out", dataset="ours", source=source, robot=None)
+    assert len(LeRobotDataset.open(tmp_path / "out").rows) == 2
+
+
+@pytest.mark.parametrize("version", ["v21", "v30"])
+def test_a_result_that_refers_is_taken_over_with_the_files_it_was(
+    s3: s3fs.S3FileSystem, toy: Converted, v30: Path, tmp_path: Path, version: str
+) -> None:
+    s3.put(str(toy.root if version == "v21" else v30), f"{BUCKET}/ours", recursive=True)
+    source = LeRobotSource(kind="lerobot", root=f"s3://{BUCKET}/ours")
+    import_lerobot(str(source.root), tmp_path / "first", dataset="ours", source=source, robot=None)
+    file = f"{BUCKET}/ours/{LeRobotDataset.open(tmp_path / 'first').info.data_file(0)}"
+    s3.pipe(file, s3.cat(file)[::-1])
+    import_lerobot(tmp_path / "first", tmp_path / "second", dataset="ours", source=source, robot=None)
+    assert read_json(tmp_path / "first" / REMOTE) == read_json(tmp_path / "second" / REMOTE), "not pinned anew"
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(DataError, match="not the one that was taken over"):
+        import_lerobot(tmp_path / "first", tmp_path / "second", dataset="ours", source=source, robot=None)
 
 
 def test_a_changed_file_is_noticed(s3: s3fs.S3FileSystem, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""Take over a LeRobot v3.0 or v3.1 dataset where it lies: its metadata, a Contract, and links to its tables and videos.
+"""Take over a LeRobot dataset as it is: its metadata, a Contract, and links to its tables and videos, or copies.
 
-The result is a dataset of the same version. Its digests are those of the files that the links lead to, so that a source
-that changed or went away is noticed like a damaged copy.
+For v3.0 and v3.1, and for any version in object storage, where the files stay: the result has their URL and the store's
+tag of each. The result is a dataset of the same version. Of links its digests are those of the files that they lead to,
+so that a source that changed or went away is noticed like a damaged copy.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from prts_core.data.lerobot_v21.remote import REMOTE, metadata_of, write_remote
 from prts_core.data.lerobot_v21.seal import SEAL, check_sizes, seal
 from prts_core.data.lerobot_v21.select import Selection, select
 from prts_core.data.lerobot_v21.tables import read_parquet
+from prts_core.data.lerobot_v21.v30 import is_v30
 from prts_core.data.lerobot_v21.writer import remove_strays, take_file
 from prts_core.io.errors import ConfigError, DataError
 from prts_core.io.files import read_json, write_text
-from prts_core.io.object_storage import is_url
 from prts_core.io.progress import track
 
 
@@ -40,7 +41,7 @@ def refer(
     opened = LeRobotDataset.open(place)
     root = opened.root
     selection = select(opened.info, source, root)
-    _refuse_rewriting(place, source, selection)
+    _refuse_rewriting(place, opened, source, selection)
     require_whole(opened)
     info = selection.info(opened.info)
     contract = carried_contract(opened, info, dataset, robot)
@@ -59,8 +60,8 @@ def refer(
         remove_strays(output, files)
         require_files(output, files)
     else:
-        stored = opened.remote.listing()
-        write_remote(output, opened.remote.url, {file: stored[file] for file in files})
+        known = opened.remote.listing() | opened.remote.pinned  # of a result that refers: the files that it was made of
+        write_remote(output, opened.remote.url, {file: known[file] for file in files})
     for file in metadata_of(root):
         take_file(root / file, output / file, "copy")
     described: dict[str, Any] = read_json(root / "meta" / "info.json")
@@ -71,19 +72,21 @@ def refer(
     return contract
 
 
-def _refuse_rewriting(place: Path | str, source: LeRobotSource, selection: Selection) -> None:
+def _refuse_rewriting(place: Path | str, opened: LeRobotDataset, source: LeRobotSource, selection: Selection) -> None:
     field = "episodes" if source.episodes is not None else "select_state" if selection.joins else None
     if field is not None:
-        name = str(place).rstrip("/").rpartition("/")[2]
-        command = f"prts convert --source lerobot_v30 --from {name if is_url(place) else place} --to {name}_v21"
-        first = "download the folder, " if is_url(place) else ""
+        url = None if opened.remote is None else opened.remote.url
+        name = (url or str(place)).rpartition("/")[2]
+        command = f"prts convert --source lerobot_v30 --from {name if url else place} --to {name}_v21"
+        first = f"download the folder {url}, " if url else ""
+        then = f"copy it into v2.1, `{command}`, and " if is_v30(opened.root) else ""
         raise ConfigError(
             "A dataset that is read where it lies keeps its episodes and columns",
             file=place,
             field=f"source.{field}",
             found=getattr(source, field) or ", ".join(selection.state),
             expected="every episode, and state and action as they are stored",
-            cure=f"{first}copy it into v2.1, `{command}`, and name that folder as root",
+            cure=f"{first}{then}name that folder as root",
         )
 
 

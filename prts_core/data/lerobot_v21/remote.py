@@ -81,5 +81,15 @@ def remote_of(root: Path) -> RemoteFolder | None:
 
 
 def write_remote(root: Path, url: str, files: Mapping[str, RemoteFile]) -> None:
-    """Say that the tables and videos of the dataset at `root` are these files of `url`."""
+    """Say that the tables and videos of the dataset at `root` are these files of `url`.
+
+    DataError where the store has no tag of one: another file in its place would not be noticed.
+    """
+    nameless = next((name for name, one in files.items() if not one.version), None)
+    if nameless is not None:
+        problem, cure = (
+            "Object storage does not tell one version of a file from another",
+            "take it over with `link: copy`",
+        )
+        raise DataError(problem, file=f"{url}/{nameless}", expected="an ETag, hash or generation", cure=cure)
     write_json(root / REMOTE, {"url": url, "files": {name: asdict(one) for name, one in files.items()}})
