@@ -8,6 +8,7 @@ so that a source that changed or went away is noticed like a damaged copy.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,17 @@ from prts_core.io.progress import track
 
 
 def refer(
-    place: Path | str, output: Path, *, dataset: str, source: LeRobotSource, robot: RobotConfig | None
+    place: Path | str,
+    output: Path,
+    *,
+    dataset: str,
+    source: LeRobotSource,
+    robot: RobotConfig | None,
+    digests: Mapping[str, str] | None = None,
 ) -> Contract:
     """Write `output`, a dataset whose tables and videos are those at `place`; `source.link` says how they get there.
-    Of object storage they stay there: its URL, and the store's tag of every file, are written down.
+    Of object storage they stay there: its URL, and the store's tag of every file, are written down. digests: SHA-256 in
+    hexadecimal of the files of a folder, by their paths, so that what is linked is not read for it.
 
     Cameras may be left out and episodes held out: that is metadata. Raises ConfigError for a choice that needs tables
     written anew, DataError for a dataset that lacks files or whose tables are not numbered as its metadata says.
@@ -68,7 +76,7 @@ def refer(
     described |= {"splits": splits, "features": {key: described["features"][key] for key in info.features}}
     write_text(output / "meta/info.json", json.dumps(described, indent=4, ensure_ascii=False, allow_nan=False))
     contract.save(output / "meta" / "contract.json")
-    seal(output)
+    seal(output, known={file: known for file, known in (digests or {}).items() if (output / file).is_symlink()})
     return contract
 
 

@@ -6,6 +6,7 @@ whose files are missing is refused. `prts validate` judges the numbers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +56,21 @@ def import_dataset(
 
 
 def import_lerobot(
-    root: Path | str, output: Path, *, dataset: str, source: LeRobotSource, robot: RobotConfig | None
+    root: Path | str,
+    output: Path,
+    *,
+    dataset: str,
+    source: LeRobotSource,
+    robot: RobotConfig | None,
+    digests: Mapping[str, str] | None = None,
 ) -> Contract:
-    """Import the dataset at `root`, a folder or a URL, into `output` and write meta/contract.json there.
+    """Import the dataset at `root`, a folder or a URL, into `output` and write meta/contract.json there. digests: as
+    `refer`.
 
     Raises DataError for an absent or incomplete source, ConfigError for a subset or split that does not fit.
     """
     if isinstance(root, str) or (root.is_dir() and (is_v30(root) or (root / REMOTE).is_file())):
-        return refer(root, output, dataset=dataset, source=source, robot=robot)
+        return refer(root, output, dataset=dataset, source=source, robot=robot, digests=digests)
     opened, link = LeRobotDataset.open(root), "copy" if source.link == "auto" else source.link
     info = opened.info
     chosen = _chosen(opened, source, dataset)
