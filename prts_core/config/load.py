@@ -39,8 +39,11 @@ def source_root(source: LeRobotSource | RecordingSource) -> Path:
 
 def source_url(source: LeRobotSource | RecordingSource) -> str | None:
     """The URL of a dataset in object storage; none for what lies on a disk."""
-    root = expand(source.root, "the dataset's source.root") if source.root and "://" in source.root else None
-    return root if isinstance(source, LeRobotSource) and is_url(root) else None
+    if not isinstance(source, LeRobotSource):
+        return None
+    if is_url(source.root):
+        expand(str(source.root), "the dataset's source.root")  # tells of a variable that is not set
+    return source.url
 
 
 def present_root(dataset: str, source: LeRobotSource | RecordingSource, optional: bool = False) -> Path:

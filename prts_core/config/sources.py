@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import MISSING, dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from prts_core.config.checked_yaml import VARIABLE, expand
 from prts_core.config.checks import Strict, check_names, check_numbers
 from prts_core.config.identity import execution
+from prts_core.io.object_storage import is_url
 
 _SEEDS, _WORKERS = "[0, 4294967295]", "[1, 1024]"
 
@@ -20,18 +23,22 @@ class LeRobotSource(Strict):
     object storage (s3://, gs://), whose files are read there, through prts_core.io.object_storage; without it the
     dataset `repo_id` is downloaded from the Hugging Face hub, at `revision` (a commit, tag or branch). `link`: how
     files are taken over; auto copies v2.1, whose tables may be written anew, and leaves v3.0 and v3.1 where they lie,
-    with links to them (`copy` for a result that stands alone: another machine, DVC).
+    with links to them (`copy` for a result that stands alone: another machine, DVC). Of object storage all but `copy`
+    and `hardlink` keep the URL.
     select_*: the columns and cameras that become state, action and views, columns one after another (none:
     `observation.state`, or where there is no such column all that begin so; `action`; every camera). Where a folder
-    lies is no part of what it is: the listing of its files is."""
+    lies is no part of what it is: the listing of its files is. A URL that the result keeps is, and so is whether the
+    result holds the files."""
 
     kind: Literal["lerobot"]
-    root: str | None = execution(None)
+    root: str | None = execution(None, lambda source: None if source.stands_alone else source.url)
     repo_id: str | None = None
     revision: str | None = None
     episodes: tuple[int, ...] | None = None
     heldout_episodes: int = 0
-    link: Literal["auto", "copy", "hardlink", "symlink"] = execution("auto")
+    link: Literal["auto", "copy", "hardlink", "symlink"] = execution(
+        "auto", lambda source: "copy" if source.stands_alone else None if source.link == "auto" else source.link
+    )
     select_video: tuple[str, ...] | None = None
     select_state: tuple[str, ...] | None = None
     select_action: tuple[str, ...] | None = None
@@ -42,6 +49,20 @@ class LeRobotSource(Strict):
         if self.revision is not None and (self.root or not re.fullmatch(r"[\w][\w./-]*", self.revision)):
             raise ValueError("revision: a commit, tag or branch of repo_id; a dataset with `root` has none")
         check_numbers(self, {"[0, inf)": "episodes heldout_episodes"})
+
+    @property
+    def stands_alone(self) -> bool:
+        """Whether the result is told to hold every file itself."""
+        return self.link in ("copy", "hardlink")
+
+    @property
+    def url(self) -> str | None:
+        """The URL of a dataset in object storage; none for what lies on a disk, and while a variable is not set."""
+        variables = VARIABLE.findall(self.root or "")
+        if self.root is None or not all(name == "PRTS_SHARED" or os.environ.get(name) for name in variables):
+            return None
+        root = expand(self.root, "the dataset's source.root")
+        return root if is_url(root) else None
 
 
 @dataclass(frozen=True)

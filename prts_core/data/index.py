@@ -18,6 +18,7 @@ import numpy as np
 from prts_core.data.ahead import in_order
 from prts_core.data.goals import SUCCESS, Stretch, stretches
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from prts_core.data.lerobot_v21.remote import REMOTE
 from prts_core.data.lerobot_v21.seal import SEAL
 from prts_core.data.subtasks import Subtasks
 from prts_core.io.errors import DataError
@@ -172,12 +173,12 @@ def open_indexed(root: Path, stats: Path) -> tuple[LeRobotDataset, DatasetIndex]
 
 def described(root: Path) -> dict[str, Any]:
     """What tells a dataset from another one without reading its tables: the digest of info.json, the sizes of the other
-    files under meta/."""
-    meta = root / "meta"
+    files under meta/. Where its files lie does not count."""
+    meta, apart = root / "meta", (root / SEAL, root / REMOTE, root / "meta/info.json")
     others = [
         {"path": path.relative_to(meta).as_posix(), "size": path.stat().st_size}
         for path in sorted(meta.rglob("*"))
-        if path.is_file() and path.name[0] != "." and path != root / SEAL and path.name != "info.json"
+        if path.is_file() and path.name[0] != "." and path not in apart
     ]
     return {"info": digest_file(meta / "info.json"), "files": others}
 

@@ -1,8 +1,8 @@
 """Read files of object storage (s3://, gs://, http(s)://) through a bounded cache on the local disk.
 
-Whole files are kept, the least recently used leave first; any number of processes share the cache. Credentials, region
-and endpoint come from the environment as each provider names them, and are never written or shown. PRTS_CACHE: the
-cache's folder; PRTS_CACHE_GIB: its size.
+Whole files are kept, each version of one as a file of its own; the least recently used leave first; any number of
+processes share the cache. Credentials, region and endpoint come from the environment as each provider names them, and
+are never written or shown. PRTS_CACHE: the cache's folder; PRTS_CACHE_GIB: its size.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ DEFAULT_GIB = 50.0
 # Scheme: (package that speaks it, extra that brings it).
 SCHEMES = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "http": ("aiohttp", "http"), "https": ("aiohttp", "http")}
 _KEEP_S = 30.0  # a file that was handed out so lately is about to be opened
+_CUT_S = 3600.0  # a download that has written nothing for so long was cut
 _LEFT = 0.9  # of the size, once room was made
-_VERSIONS, _LOCKS, _USED = ".versions", ".locks", ".used"
+METADATA = "meta"  # folder of small files that never leave: a reader may come back to them at any time
+_LOCKS, _USED = ".locks", ".used"
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """size in bytes; version: the store's own tag of the content (ETag, hash or generation)."""
+    """size in bytes, 0 where the store does not say; version: its own tag of the content (ETag, hash or generation),
+    empty where it has none."""
 
     size: int
     version: str
@@ -66,7 +69,7 @@ class RemoteFolder:
         self._begin()
 
     def _begin(self) -> None:
-        self._known: set[str] = set()
+        self._known: dict[str, RemoteFile] = {}
 
     def fetch(self, name: str) -> Path:
         """The local copy of a file, whole and as the store has it. It stays for a while: open it soon.
@@ -74,14 +77,15 @@ class RemoteFolder:
         Raises DataError for a file that is missing, or is not the pinned one, UnavailableError where the store cannot
         be read.
         """
-        path = self.root / name
-        if name in self._known and self._touch(path):
+        known = self._known.get(name)
+        if known is not None and self._touch(path := self._path(name, known)):
             return path
-        wanted = self.pinned.get(name) or self.describe(name)
-        with explain_os_errors(self.cache), locked(self.root / _LOCKS / digest_bytes(name.encode())[-20:]):
-            if not self._holds(name, wanted):
-                self._download(name, wanted)
-        self._known.add(name)
+        wanted = known or self.pinned.get(name) or self.describe(name)
+        path = self._path(name, wanted)
+        with explain_os_errors(self.cache), locked(self.root / _LOCKS / digest_bytes(name.encode())[-2:]):
+            if not wanted.version or not _whole(path, wanted):  # without a version nobody knows what a copy is of
+                self._download(name, wanted, path)
+        self._known[name] = wanted
         self._touch(path)
         return path
 
@@ -91,10 +95,16 @@ class RemoteFolder:
             return _described(self._system().info(self._address(name)))
 
     def exists(self, name: str) -> bool:
+        """Whether there is such a file that may be read: a store that does not let itself be listed refuses access to
+        what it does not have."""
         try:
             self.describe(name)
         except DataError:
             return False
+        except UnavailableError as err:
+            if isinstance(err.__cause__, PermissionError):
+                return False
+            raise
         return True
 
     def listing(self) -> dict[str, RemoteFile]:
@@ -121,7 +131,12 @@ class RemoteFolder:
     def _address(self, name: str) -> str:
         return f"{self.url}/{name}" if name else self.url
 
-    def _download(self, name: str, wanted: RemoteFile) -> None:
+    def _path(self, name: str, version: RemoteFile) -> Path:
+        tag = digest_bytes(f"{version.size} {version.version}".encode())[-12:]
+        path = self.root / name
+        return path.with_name(f"{tag}-{path.name}")
+
+    def _download(self, name: str, wanted: RemoteFile, path: Path) -> None:
         if name in self.pinned and (found := self.describe(name)) != wanted:
             raise DataError(
                 "A file in object storage is not the one that was taken over",
@@ -131,12 +146,10 @@ class RemoteFolder:
                 cure="run `prts convert` again, or restore the file",
             )
         self._make_room(wanted.size)
-        path = self.root / name
-        (self.root / _VERSIONS / name).unlink(missing_ok=True)  # first: a copy without one is not trusted
         with atomic_path(path) as partial:
             with self._told(name):
                 self._system().get_file(self._address(name), str(partial))
-            if partial.stat().st_size != wanted.size or self.describe(name) != wanted:
+            if not _whole(partial, wanted) or self.describe(name) != wanted:
                 raise UnavailableError(
                     "A download was cut, or the file changed meanwhile",
                     file=self._address(name),
@@ -144,7 +157,6 @@ class RemoteFolder:
                     expected=f"{wanted.size} bytes",
                     cure="run the command again: what is whole is kept",
                 )
-        write_text(self.root / _VERSIONS / name, f"{wanted.size} {wanted.version}")
 
     @contextlib.contextmanager
     def _told(self, name: str) -> Iterator[None]:
@@ -155,9 +167,11 @@ class RemoteFolder:
                 yield
             except FileNotFoundError as err:  # which is also what fsspec says when an HTTP server does not answer
                 cause = err.__cause__
-                if not address.startswith("http") or cause is None or getattr(cause, "status", None) in (404, 410):
+                status = getattr(cause, "status", None)
+                if not address.startswith("http") or cause is None or status in (404, 410):
                     raise
-                raise OSError(f"{type(cause).__name__}: {cause}") from err
+                fault = PermissionError if status in (401, 403) else OSError
+                raise fault(f"{type(cause).__name__}: {cause}") from err
         except FileNotFoundError as err:
             lost = not self._bucket_exists()
             problem = "A bucket does not exist" if lost else "A file is missing in object storage"
@@ -182,13 +196,6 @@ class RemoteFolder:
             return True  # not known: the file is what was asked for
 
     # ---- the cache -------------------------------------------------------------------------------------------------
-    def _holds(self, name: str, wanted: RemoteFile) -> bool:
-        try:
-            version = (self.root / _VERSIONS / name).read_text()
-            return version == f"{wanted.size} {wanted.version}" and (self.root / name).stat().st_size == wanted.size
-        except OSError:
-            return False
-
     def _touch(self, path: Path) -> bool:
         """Note that a file is used, in its access time; False where it is gone."""
         try:
@@ -222,21 +229,20 @@ class RemoteFolder:
 
     def _evict(self, size: int) -> int:
         """The bytes that are left."""
-        files = []
+        files, now = [], time.time()
         for path in self.cache.rglob("*"):
             parts = path.relative_to(self.cache).parts
-            if len(parts) < 2 or _VERSIONS in parts or _LOCKS in parts or parts[1] == "meta":
+            if len(parts) < 2 or parts[1] in (_LOCKS, METADATA):
                 continue
             with contextlib.suppress(OSError):  # another process removed it
                 info = path.stat()
-                if path.is_file():
+                under_way = ".partial-" in path.name and now - info.st_mtime < _CUT_S
+                if path.is_file() and not under_way:
                     files.append((info.st_atime, info.st_size, path))
-        used, now = sum(bytes_ for _, bytes_, _ in files), time.time()
+        used = sum(bytes_ for _, bytes_, _ in files)
         for last, bytes_, path in sorted(files, key=lambda file: file[0]):
             if used + size <= self.limit * _LEFT or now - last < _KEEP_S:
                 break
-            own = self.cache / path.relative_to(self.cache).parts[0]
-            (own / _VERSIONS / path.relative_to(own)).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
             used -= bytes_
         return used
@@ -260,6 +266,14 @@ def _checked(url: str) -> str:
     require("fsspec", extra)
     require(package, extra)
     return url.rstrip("/")
+
+
+def _whole(path: Path, wanted: RemoteFile) -> bool:
+    try:
+        size = path.stat().st_size
+    except OSError:
+        return False
+    return not wanted.size or size == wanted.size
 
 
 def _described(info: Mapping[str, Any]) -> RemoteFile:

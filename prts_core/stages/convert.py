@@ -1,4 +1,4 @@
-"""Stage convert: raw recordings become a LeRobot v2.1 dataset, or one is imported; its Contract is born here.
+"""Stage convert: raw recordings become a LeRobot v2.1 dataset, or one is taken over; its Contract is born here.
 
 Finished episodes are kept across interruptions: their records lie in the work folder.
 """
@@ -15,20 +15,24 @@ from prts_core.data.convert.lerobot_v21 import import_lerobot
 from prts_core.data.convert.robomimic import native_mapping
 from prts_core.data.convert.run import convert_any
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from prts_core.io.files import read_json
 from prts_core.store.manifest import Manifest
 from prts_core.store.stage import StageContext, StageResult
 
 
 def convert(config: ConvertConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
-    """Write <output> as a LeRobot v2.1 dataset with meta/contract.json."""
+    """Write <output> as a LeRobot dataset with meta/contract.json: v2.1, or the version of one that is taken over as it
+    is."""
     source = config.source
     if isinstance(source, LeRobotSource):
+        url, listed = source_url(source), inputs["collect"].folder(context.outputs) / "files.json"
         contract = import_lerobot(
-            source_url(source) or present_root(config.dataset, source),
+            url or present_root(config.dataset, source),
             context.output,
             dataset=config.dataset,
             source=source,
             robot=config.robot,
+            digests=None if url else {row["path"]: row["sha256"] for row in read_json(listed)},
         )
     else:
         raw, reencode = inputs["collect"].folder(context.outputs), False

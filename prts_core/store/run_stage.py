@@ -21,7 +21,7 @@ from typing import Any
 
 from prts_core import __version__
 from prts_core.config.identity import identity
-from prts_core.config.load import RunPlan
+from prts_core.config.load import RunPlan, source_root, source_url
 from prts_core.io.errors import DataError, PrtsError, StageError, lookup
 from prts_core.io.files import digest_value, explain_os_errors, read_json, write_json
 from prts_core.io.locks import is_locked, locked
@@ -29,6 +29,8 @@ from prts_core.store.code import code_digest
 from prts_core.store.listing import list_files, tree_digest
 from prts_core.store.manifest import FILES, MANIFEST, OUTPUT, PROVENANCE, STORE, Manifest, entry_folder
 from prts_core.store.sources import (
+    cache_of,
+    external_source,
     fetch_revisions,
     files_read,
     looks,
@@ -183,7 +185,7 @@ class Store:
                 if tree_digest(list_files(folder / OUTPUT, folder / FILES)) != manifest.content_digest:
                     shutil.rmtree(folder / OUTPUT)  # the view was moved meanwhile
                     return None
-                _protect(folder / OUTPUT, links=True)
+                _protect(folder / OUTPUT, links=2)  # its own and the view's
                 write_json(folder / PROVENANCE, {"adopted": datetime.now(UTC).isoformat(), "recipe": plan.recipe.name})
                 manifest.save(folder / MANIFEST)
         return manifest
@@ -297,6 +299,7 @@ class Store:
             result = execute(stage, resolved.config, inputs, replace(context, log=tracked.log, files=files))
             self._require_same_sources(resolved, plan, seen)
             self._require_same_parents(resolved, plan, inputs)
+            _lend_digests(resolved, plan, work / FILES, self.outputs)
             made = list_files(context.output, work / FILES)
             manifest = Manifest(
                 kind=stage.name,
@@ -408,14 +411,22 @@ def _say_waiting(folder: Path) -> None:
     print(f"waiting: {who} is making {folder}; Ctrl-C stops waiting", file=sys.stderr, flush=True)
 
 
-def _protect(output: Path, links: bool = False) -> None:
-    """Make the files of a result read-only; unless `links`, not those that are hard links to somebody's own files."""
+def _protect(output: Path, links: int = 1) -> None:
+    """Make the files of a result read-only, but not those with more hard links than these: they are somebody's own."""
     for folder, _, names in os.walk(output):
         for name in names:
             path = Path(folder, name)
-            if (links or path.lstat().st_nlink == 1) and not path.is_symlink():
+            if path.lstat().st_nlink <= links and not path.is_symlink():
                 with contextlib.suppress(PermissionError):  # somebody else's
                     path.chmod(0o444)
+
+
+def _lend_digests(resolved: Resolved, plan: RunPlan, cache: Path, outputs: Path) -> None:
+    """Begin the listing of a result with that of the external dataset, so that what links lead to is not read again."""
+    source = external_source(plan, resolved.partition or plan.recipe.deploy) if resolved.stage.external else None
+    if source is not None and source_url(source) is None and not cache.exists():
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(cache_of(source_root(source), outputs), cache)
 
 
 def _make_room(folder: Path, outputs: Path) -> None:

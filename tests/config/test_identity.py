@@ -34,6 +34,7 @@ MACHINE = {
 }
 METAWORLD = MetaworldSource("metaworld", (TaskSpec("a", "do a", 9),)).expert()
 LEROBOT = LeRobotSource("lerobot", root="/here")
+URL = LeRobotSource("lerobot", root="s3://here/x")
 RECORDING = RecordingSource("robomimic", "/here", "libero")
 PICTURES = ImageTextSource("/here/a.jsonl", "/here", digest="sha256:0")
 
@@ -57,7 +58,12 @@ def test_a_checkpoint_and_a_key_ask_the_same(tmp_path):
     [
         (METAWORLD, {"workers": 9}, {"train_episodes": 3}),
         (ExpertSource("expert", "libero_object"), {"workers": 9}, {"noise": (0.5,)}),
-        (LEROBOT, {"root": "/there", "link": "hardlink"}, {"episodes": (1,)}),
+        (LEROBOT, {"root": "/there"}, {"episodes": (1,)}),
+        (LEROBOT, {}, {"link": "copy"}),
+        (LEROBOT, {}, {"link": "symlink"}),
+        (LEROBOT, {}, {"root": "s3://here/x"}),
+        (URL, {}, {"root": "s3://there/x"}),
+        (replace(LEROBOT, link="copy"), {"link": "hardlink", "root": "s3://here/x"}, {"link": "auto"}),
         (LEROBOT, {}, {"repo_id": "lab/x"}),
         (LeRobotSource("lerobot", repo_id="lab/x"), {}, {"revision": "v2"}),
         (RECORDING, {"root": "/there", "workers": 9}, {"mapping": "other"}),
@@ -69,6 +75,14 @@ def test_a_checkpoint_and_a_key_ask_the_same(tmp_path):
 def test_sources_and_suites(config, free: dict, not_free: dict):
     assert identity(replace(config, **free)) == identity(config)
     assert identity(replace(config, **not_free)) != identity(config)
+
+
+def test_a_dataset_of_plain_files_keeps_its_key(monkeypatch: pytest.MonkeyPatch):
+    assert not {"root", "link"} & identity(LEROBOT).keys()
+    source = LeRobotSource("lerobot", root="${SOME_ROOT}")
+    assert identity(source) == identity(LEROBOT)
+    monkeypatch.setenv("SOME_ROOT", "s3://here/x")
+    assert identity(source) == identity(URL), "a URL counts as it is, not as it is written"
 
 
 def test_fields_deep_inside_count_too():

@@ -7,6 +7,7 @@ import http.server
 import multiprocessing
 import os
 import pickle
+import shlex
 import shutil
 import socket
 import subprocess
@@ -20,13 +21,17 @@ import numpy as np
 import pytest
 import yaml
 
+from prts_core.cli.main import main
 from prts_core.config.sources import LeRobotSource
 from prts_core.data import statistics
 from prts_core.data.convert.lerobot_v21 import import_lerobot
 from prts_core.data.convert.lerobot_v30_export import export
+from prts_core.data.index import INDEX, DatasetIndex
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from prts_core.data.lerobot_v21.remote import REMOTE
 from prts_core.io import object_storage
 from prts_core.io.errors import ConfigError, DataError, PrtsError, StageError, UnavailableError
+from prts_core.io.files import read_json
 from prts_core.io.object_storage import RemoteFile, RemoteFolder
 from prts_core.stages import chain
 from prts_core.store.run_stage import untracked
@@ -141,6 +146,15 @@ def test_in_a_recipe(
         name: manifest.digest for name, manifest in made.items()
     }
 
+    s3.put(str(toy.root if version == "v21" else v30), f"{BUCKET}/moved", recursive=True)
+    monkeypatch.setenv("SOME_ROOT", f"s3://{BUCKET}/moved")
+    named = {"kind": "lerobot", "root": "${SOME_ROOT}"}
+    (tmp_path / "configs/datasets/theirs.yaml").write_text(yaml.safe_dump({"name": "theirs", "source": named}))
+    moved = planned(tmp_path / "configs", "theirs")
+    other = {name: chain.run(name, moved, "theirs", outputs) for name in stages}
+    assert read_json(other["convert"].folder(outputs) / REMOTE)["url"] == f"s3://{BUCKET}/moved"
+    DatasetIndex.open(other["stats"].folder(outputs) / INDEX, toy.root if version == "v21" else v30)
+
     file = f"{BUCKET}/ours/{there.info.data_file(0)}"
     s3.pipe(file, s3.cat(file)[::-1])
     with pytest.raises(StageError, match="has not run yet under this plan"):
@@ -164,6 +178,45 @@ def test_copied_out_of_the_store(s3: s3fs.S3FileSystem, v30: Path, tmp_path: Pat
         RemoteFolder("http://127.0.0.1/x").listing()
 
 
+@pytest.mark.parametrize("version", ["v21", "v30"])
+def test_what_needs_other_tables_is_refused_and_the_cure_works(
+    s3: s3fs.S3FileSystem,
+    toy: Converted,
+    v30: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    version: str,
+) -> None:
+    s3.put(str(toy.root if version == "v21" else v30), f"{BUCKET}/ours", recursive=True)
+    source = LeRobotSource(kind="lerobot", root=f"s3://{BUCKET}/ours", episodes=(0, 2))
+    with pytest.raises(ConfigError, match="keeps its episodes") as told:
+        import_lerobot(str(source.root), tmp_path / "out", dataset="ours", source=source, robot=None)
+    assert "download the folder" in str(told.value.cure)
+    s3.get(f"{BUCKET}/ours", str(tmp_path / "ours"), recursive=True)
+    monkeypatch.chdir(tmp_path)
+    commands = str(told.value.cure).split("`")[1::2]
+    assert [main(shlex.split(command)[1:]) for command in commands] == ([0] if version == "v30" else [])
+    named = tmp_path / ("ours_v21" if commands else "ours")
+    import_lerobot(named, tmp_path / "out", dataset="ours", source=source, robot=None)
+    assert len(LeRobotDataset.open(tmp_path / "out").rows) == 2
+
+
+@pytest.mark.parametrize("version", ["v21", "v30"])
+def test_a_result_that_refers_is_taken_over_with_the_files_it_was(
+    s3: s3fs.S3FileSystem, toy: Converted, v30: Path, tmp_path: Path, version: str
+) -> None:
+    s3.put(str(toy.root if version == "v21" else v30), f"{BUCKET}/ours", recursive=True)
+    source = LeRobotSource(kind="lerobot", root=f"s3://{BUCKET}/ours")
+    import_lerobot(str(source.root), tmp_path / "first", dataset="ours", source=source, robot=None)
+    file = f"{BUCKET}/ours/{LeRobotDataset.open(tmp_path / 'first').info.data_file(0)}"
+    s3.pipe(file, s3.cat(file)[::-1])
+    import_lerobot(tmp_path / "first", tmp_path / "second", dataset="ours", source=source, robot=None)
+    assert read_json(tmp_path / "first" / REMOTE) == read_json(tmp_path / "second" / REMOTE), "not pinned anew"
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(DataError, match="not the one that was taken over"):
+        import_lerobot(tmp_path / "first", tmp_path / "second", dataset="ours", source=source, robot=None)
+
+
 def test_a_changed_file_is_noticed(s3: s3fs.S3FileSystem, tmp_path: Path) -> None:
     s3.pipe(f"{BUCKET}/a/one", b"first")
     url = f"s3://{BUCKET}/a"
@@ -175,12 +228,24 @@ def test_a_changed_file_is_noticed(s3: s3fs.S3FileSystem, tmp_path: Path) -> Non
     assert folder.fetch("one").read_bytes() == b"first", "this process has it already"
     assert RemoteFolder(url, {"one": was}).fetch("one").read_bytes() == b"first", "the very version that is wanted"
     assert RemoteFolder(url).fetch("one").read_bytes() == b"other"
+    pinned = RemoteFolder(url, {"one": was})
+    assert pinned.fetch("one").read_bytes() == b"first", "another reader's version is another file"
+    pinned.fetch("one").unlink()
     with pytest.raises(DataError, match="not the one that was taken over") as told:
-        RemoteFolder(url, {"one": was}).fetch("one")
+        pinned.fetch("one")
     assert "prts convert" in str(told.value.cure)
     path = RemoteFolder(url).fetch("one")
     path.write_bytes(b"cut")  # as by a disk that lost the end
     assert RemoteFolder(url).fetch("one").read_bytes() == b"other"
+
+
+def test_metadata_that_changes_does_not_change_under_a_reader(s3: s3fs.S3FileSystem, toy: Converted) -> None:
+    s3.put(str(toy.root), f"{BUCKET}/ours", recursive=True)
+    before = LeRobotDataset.open(f"s3://{BUCKET}/ours", np.array([1]))  # its lines are read when somebody asks
+    file = f"{BUCKET}/ours/meta/episodes.jsonl"
+    s3.pipe(file, s3.cat(file).splitlines()[0])
+    assert len(LeRobotDataset.open(f"s3://{BUCKET}/ours").rows) == 1
+    assert len(before.rows) == 6
 
 
 def test_the_cache_is_bounded_and_the_least_used_leaves(
@@ -195,7 +260,14 @@ def test_the_cache_is_bounded_and_the_least_used_leaves(
         folder.fetch("0")  # used again and again: it stays
         kept = [path for path in folder.root.iterdir() if path.is_file()]
         assert sum(path.stat().st_size for path in kept) <= 5000
-    assert {"0", "11"} <= {path.name for path in kept}
+    assert {"0", "11"} <= {path.name.rpartition("-")[2] for path in kept}
+    under_way, cut = folder.root / ".x.partial-1", folder.root / ".y.partial-1"
+    for path, age in ((under_way, 60), (cut, 7200)):
+        path.write_bytes(bytes(1000))
+        os.utime(path, (time.time() - 7200, time.time() - age))
+    s3.pipe(f"{BUCKET}/b/more", bytes(4500))
+    folder.fetch("more")
+    assert under_way.exists() and not cut.exists()
     s3.pipe(f"{BUCKET}/b/large", bytes(6000))
     with pytest.raises(ConfigError, match="larger than the whole cache") as told:
         folder.fetch("large")
@@ -273,6 +345,21 @@ class Cut(http.server.BaseHTTPRequestHandler):
     def log_message(self, *args: object) -> None: ...
 
 
+class Unlisted(http.server.SimpleHTTPRequestHandler):
+    """As a bucket that does not list: what is not there is refused. Says neither size nor version."""
+
+    protocol_version = "HTTP/1.0"
+
+    def send_header(self, keyword: str, value: str) -> None:
+        if keyword not in ("Content-Length", "Last-Modified"):
+            super().send_header(keyword, value)
+
+    def send_error(self, code: int, *args: object, **more: object) -> None:
+        super().send_error(403 if code == 404 else code)
+
+    def log_message(self, *args: object) -> None: ...
+
+
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args: object) -> None: ...
 
@@ -313,10 +400,14 @@ def test_a_server_that_is_gone_and_no_secret_in_words(s3: s3fs.S3FileSystem, mon
     assert SECRET not in object_storage._said(OSError(f"signed with {SECRET}"))
 
 
-def test_over_http(serve, toy: Converted, v30: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("handler", [Quiet, Unlisted])
+def test_over_http(
+    serve, toy: Converted, v30: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handler: type
+) -> None:
     monkeypatch.setenv("PRTS_CACHE", str(tmp_path / "cache"))
     shutil.copytree(v30, tmp_path / "www")
-    url = serve(functools.partial(Quiet, directory=str(tmp_path / "www")))
+    (tmp_path / "www/meta/contract.json").unlink()
+    url = serve(functools.partial(handler, directory=str(tmp_path / "www")))
     there, ours = LeRobotDataset.open(url), LeRobotDataset.open(toy.root)
     assert there.rows == ours.rows
     assert np.array_equal(there.frames(5, TOP, [0, 7]), ours.frames(5, TOP, [0, 7]))

@@ -27,7 +27,7 @@ from prts_core.data.lerobot_v21.v30 import episode_tables
 from prts_core.data.validation import validate_dataset
 from prts_core.data.validation.repair import repair
 from prts_core.io.errors import ConfigError, DataError
-from prts_core.io.files import read_json, write_json
+from prts_core.io.files import digest_file, read_json, write_json
 from prts_core.store.listing import digest_tree
 from prts_core.training.episodes import EpisodeReader
 from tests.data.conftest import ROBOT, Converted
@@ -116,6 +116,22 @@ def test_taken_over_without_a_copy(toy: Converted, theirs: Path, tmp_path: Path)
         take(theirs, tmp_path / link, link=link)
         assert digest_tree(tmp_path / link) == digest_tree(taken.root)
         assert not any(path.is_symlink() for path in (tmp_path / link).rglob("*"))
+
+
+@pytest.mark.parametrize("link", ["auto", "copy", "hardlink"])
+def test_a_download_of_the_hub_is_taken_over(theirs: Path, tmp_path: Path, link: str) -> None:
+    """Its files are relative links into a folder of blobs."""
+    blobs = tmp_path / "hub/blobs"
+    blobs.mkdir(parents=True)
+    for path in [path for path in theirs.rglob("*") if path.is_file()]:
+        blob = path.rename(blobs / digest_file(path)[7:27])
+        path.symlink_to(os.path.relpath(blob, path.parent))
+    take(theirs, tmp_path / "ours", link=link)
+    assert validate_dataset(tmp_path / "ours").ok
+    moved = Path(shutil.move(theirs, tmp_path / "moved"))
+    assert moved.is_dir() and all(
+        p.is_symlink() == (link == "auto") for p in (tmp_path / "ours/data").rglob("*.parquet")
+    )
 
 
 def test_a_dataset_keeps_the_contract_that_it_carries(toy: Converted, v30: Path, tmp_path: Path) -> None:

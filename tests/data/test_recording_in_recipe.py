@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import typing
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,13 @@ from prts_core.config.schema import DatasetConfig
 from prts_core.config.sources import RecordingSource, Source
 from prts_core.data.convert.lerobot_v30_export import export
 from prts_core.data.convert.source import DATASETS, SOURCES
+from prts_core.data.lerobot_v21 import seal
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from prts_core.data.validation import validate_dataset
 from prts_core.io.errors import ConfigError, Skipped, StageError, UnavailableError
-from prts_core.io.files import read_json
+from prts_core.io.files import digest_file, read_json
 from prts_core.stages import chain
+from prts_core.store import listing
 from prts_core.store.diff import Results, compare
 from prts_core.store.listing import digest_tree, list_files
 from prts_core.store.run_stage import untracked
@@ -201,8 +205,8 @@ def test_a_v30_dataset_is_read_where_it_lies(toy: Converted, tmp_path: Path) -> 
     export(toy.root, tmp_path / "v30", tmp_path / "work")
     planned(tmp_path / "configs")
 
-    def plan_of(root: Path) -> RunPlan:
-        source = {"kind": "lerobot", "root": str(root)}
+    def plan_of(root: Path, **more: str) -> RunPlan:
+        source = {"kind": "lerobot", "root": str(root)} | more
         (tmp_path / "configs/datasets/theirs.yaml").write_text(yaml.safe_dump({"name": "theirs", "source": source}))
         return planned(tmp_path / "configs", "theirs")
 
@@ -215,6 +219,10 @@ def test_a_v30_dataset_is_read_where_it_lies(toy: Converted, tmp_path: Path) -> 
     assert LeRobotDataset.open(root).contract == toy.contract
     assert made["stats"].metrics["rows"] == 50 and made["validate"].metrics["videos_checked"] == 12
     assert all(os.access(path.resolve(), os.W_OK) for path in linked), "the source is nobody's to protect"
+    alone = plan_of(tmp_path / "v30", link="copy")
+    copied = [chain.run(name, alone, "theirs", outputs) for name in ("collect", "convert")][1].folder(outputs)
+    assert not any(path.is_symlink() for path in copied.rglob("*")), "a result that stands alone is another one"
+    plan_of(tmp_path / "v30")
 
     (tmp_path / "v30").rename(tmp_path / "elsewhere")  # the same files: the same results, linked anew
     moved = plan_of(tmp_path / "elsewhere")
@@ -236,6 +244,26 @@ def test_a_v30_dataset_is_read_where_it_lies(toy: Converted, tmp_path: Path) -> 
         after = chain.run(name, moved, "theirs", outputs)
     assert after.key != made["convert"].key and caught.value.cure
     assert LeRobotDataset.open(after.folder(outputs)).actions(0)[0, 0] == values[0, 0]
+
+
+def test_what_is_linked_is_read_once(toy: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For its digest: of a dataset of terabytes that is hours."""
+    export(toy.root, tmp_path / "v30", tmp_path / "work")
+    heavy = {path for path in (tmp_path / "v30").rglob("*") if path.suffix in (".mp4", ".parquet")}
+    for path in heavy:
+        os.utime(path, (0, 1e9))
+    planned(tmp_path / "configs")
+    source = {"kind": "lerobot", "root": str(tmp_path / "v30")}
+    (tmp_path / "configs/datasets/theirs.yaml").write_text(yaml.safe_dump({"name": "theirs", "source": source}))
+    plan, outputs, digested = planned(tmp_path / "configs", "theirs"), tmp_path / "outputs", Counter[Path]()
+    for module in (listing, seal):
+        monkeypatch.setattr(module, "digest_file", lambda path: digested.update([path.resolve()]) or digest_file(path))
+    for name in ("collect", "convert"):
+        made = chain.run(name, plan, "theirs", outputs)
+    linked = {path.resolve() for path in made.folder(outputs).rglob("*") if path.is_symlink()}
+    assert linked and {digested[path] for path in linked} == {1}
+    monkeypatch.undo()
+    assert validate_dataset(made.folder(outputs)).ok, "the seal is true"
 
 
 def test_every_converter_may_stand_in_a_recipe() -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prts_core.data.lerobot_v21 import tables
 from prts_core.data.lerobot_v21.tables import GROUP_BYTES, GROUP_ROWS, read_parquet, read_pictures, write_parquet
 from prts_core.io.errors import DataError
 
@@ -84,6 +85,33 @@ def test_a_group_of_many_episodes_is_decoded_once(tmp_path: Path, monkeypatch: p
         found = read_parquet(tmp_path / "t.parquet", None, range(first, first + 10))
         assert found.column("index").to_pylist() == list(range(first, first + 10))
     assert counted.groups == 1
+
+
+def test_a_large_group_of_pictures_is_read_once_for_those_that_follow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As others write them: one picture costs its whole group, at least its neighbours do not cost it again."""
+    table = pictures(40, 100).append_column("side", pictures(40, 200)["top"])
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=20)
+    counted = Counted(monkeypatch)
+    for row in (3, 7, 7, 19):
+        for key, size in (("top", 100), ("side", 200)):
+            assert read_pictures(tmp_path / "t.parquet", key, [row]) == [bytes([row]) * size]
+    assert counted.groups == 2, "one a camera"
+    assert read_pictures(tmp_path / "t.parquet", "top", [20]) == [bytes([20]) * 100]
+    monkeypatch.setattr(tables, "_MAX_PICTURES", 100 * 20 - 1)
+    for row in (3, 4):
+        read_pictures(tmp_path / "t.parquet", "top", [row])
+    assert counted.groups == 5, "what is too large is not kept"
+
+
+def test_files_that_stay_open_hold_no_rows(tmp_path: Path) -> None:
+    """By default pyarrow keeps each column that was read with the file: gigabytes of a large dataset."""
+    table, before = pa.table({"state": np.random.default_rng(0).normal(size=100_000)}), pa.total_allocated_bytes()
+    for number in range(9):
+        pq.write_table(table, tmp_path / f"{number}.parquet", row_group_size=50_000)
+        assert read_parquet(tmp_path / f"{number}.parquet", ["state"], range(100)).num_rows == 100
+    assert pa.total_allocated_bytes() - before < 1_000_000, "the group decoded last, of nine that were read"
 
 
 def test_faults(tmp_path: Path) -> None:

@@ -250,6 +250,17 @@ def test_a_view_filled_by_dvc_pull_is_taken_into_the_store(chain: Chain, tmp_pat
     ]
 
 
+def test_a_source_that_a_view_shares_by_hard_link_stays_writable(chain: Chain, tmp_path: Path):
+    theirs = tmp_path / "recording"
+    theirs.write_text("theirs")
+    chain.work = lambda context: os.link(theirs, context.output / "linked")
+    chain.run("first")
+    shutil.rmtree(chain.outputs / "store")
+    assert chain.find("first") is not None and chain.runs == ["first"], "taken from the view"
+    assert theirs.stat().st_mode & 0o200 and theirs.samefile(chain.folder("first") / "output/linked")
+    assert not (chain.folder("first") / "output/a/text.txt").stat().st_mode & 0o222
+
+
 @pytest.mark.parametrize("fault", ["cut short", "other content", "another key", "skipped", "other parent"])
 def test_a_view_that_does_not_fit_is_not_taken(chain: Chain, tmp_path: Path, fault: str):
     chain.run("first")

@@ -51,9 +51,9 @@ def require_whole(opened: LeRobotDataset) -> None:
     known = set(opened.tasks.values())
     for row in opened.rows:
         if unknown := set(row.tasks) - known:
-            problem = "An episode names a task that meta/tasks.parquet does not have"
+            problem = f"An episode names a task that {info.tables['tasks']} does not have"
             where = f"episode {row.episode_index}, tasks"
-            raise DataError(problem, file=root / "meta/episodes", field=where, found=min(unknown))
+            raise DataError(problem, file=root / info.tables["episodes"], field=where, found=min(unknown))
 
 
 def carried_contract(opened: LeRobotDataset, info: Info, dataset: str, robot: RobotConfig | None) -> Contract:

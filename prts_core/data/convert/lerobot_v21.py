@@ -1,11 +1,12 @@
 """Import a LeRobot dataset recorded by others: check, copy, cut to a subset, split, and give it a Contract.
 
-v3.0 and v3.1 are not copied: `by_reference`. The source is only ever read; one whose files are missing is refused.
-`prts validate` judges the numbers.
+v3.0, v3.1 and what lies in object storage are taken over as they are: `by_reference`. The source is only ever read; one
+whose files are missing is refused. `prts validate` judges the numbers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from prts_core.contract import Contract
 from prts_core.data.convert.by_reference import refer
 from prts_core.data.convert.foreign import contract_of, require_files, splits_of
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from prts_core.data.lerobot_v21.remote import REMOTE
 from prts_core.data.lerobot_v21.schema import (
     CHUNKS_SIZE,
     DATA_PATH,
@@ -54,14 +56,21 @@ def import_dataset(
 
 
 def import_lerobot(
-    root: Path | str, output: Path, *, dataset: str, source: LeRobotSource, robot: RobotConfig | None
+    root: Path | str,
+    output: Path,
+    *,
+    dataset: str,
+    source: LeRobotSource,
+    robot: RobotConfig | None,
+    digests: Mapping[str, str] | None = None,
 ) -> Contract:
-    """Import the dataset at `root`, a folder or a URL, into `output` and write meta/contract.json there.
+    """Import the dataset at `root`, a folder or a URL, into `output` and write meta/contract.json there. digests: as
+    `refer`.
 
     Raises DataError for an absent or incomplete source, ConfigError for a subset or split that does not fit.
     """
-    if isinstance(root, str) or (root.is_dir() and is_v30(root)):
-        return refer(root, output, dataset=dataset, source=source, robot=robot)
+    if isinstance(root, str) or (root.is_dir() and (is_v30(root) or (root / REMOTE).is_file())):
+        return refer(root, output, dataset=dataset, source=source, robot=robot, digests=digests)
     opened, link = LeRobotDataset.open(root), "copy" if source.link == "auto" else source.link
     info = opened.info
     chosen = _chosen(opened, source, dataset)

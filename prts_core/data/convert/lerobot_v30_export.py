@@ -22,7 +22,7 @@ from prts_core.data.convert.resume import Unit, run_units
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.lerobot_v21.schema import CODEBASE_VERSION
 from prts_core.data.lerobot_v21.seal import SEAL, check_sizes, seal
-from prts_core.data.lerobot_v21.tables import append_table, parquet_writer, read_parquet
+from prts_core.data.lerobot_v21.tables import append_table, opened_table, parquet_writer, read_parquet
 from prts_core.data.lerobot_v21.v30 import (
     DATA_PATH,
     EPISODES_PATH,
@@ -152,7 +152,7 @@ def _table_units(
     for episode in dataset.episodes():
         path = dataset.root / dataset.info.data_file(episode)
         read_parquet(path, [])  # a damaged file is named here, with a cure
-        with pq.ParquetFile(path) as file:
+        with opened_table(path) as file:
             groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
             sizes.append(sum(group.total_byte_size for group in groups) / 2**20)
             kinds.append(str(file.schema_arrow.remove_metadata()))

@@ -44,8 +44,7 @@ class LeRobotDataset:
         lengths: rows of each episode, where an index has them already; meta/episodes.jsonl, minutes and gigabytes for a
         million episodes, is then read only when somebody asks for `rows`.
         """
-        remote = mirror(root) if isinstance(root, str) and is_url(root) else None
-        root = Path(root) if remote is None else remote.root
+        remote, root = mirror(root) if isinstance(root, str) and is_url(root) else (None, Path(root))
         if not root.is_dir():
             raise DataError("A dataset folder is missing", file=root, expected="a LeRobot folder with meta/info.json")
         remote = remote or remote_of(root)

@@ -19,8 +19,8 @@ from prts_core.data.lerobot_v21.v30 import (
     is_v30,
 )
 from prts_core.io.errors import DataError, PrtsError
-from prts_core.io.files import read_json, write_json
-from prts_core.io.object_storage import RemoteFile, RemoteFolder
+from prts_core.io.files import atomic_path, digest_value, link_or_copy, read_json, write_json
+from prts_core.io.object_storage import METADATA, RemoteFile, RemoteFolder
 
 REMOTE = "meta/remote.json"
 _CONTRACT = "meta/contract.json"
@@ -37,32 +37,29 @@ def metadata_of(root: Path) -> list[str]:
     return [name for name in names if (root / name).is_file()]
 
 
-def mirror(url: str) -> RemoteFolder:
-    """The folder at `url`, its metadata on the local disk as it is there now."""
+def mirror(url: str) -> tuple[RemoteFolder, Path]:
+    """The folder at `url`, and a local one with its metadata as it is there now: other metadata is another folder."""
     remote = RemoteFolder(url)
-    info = read_json(remote.fetch("meta/info.json"))
+    files = {"meta/info.json": remote.fetch("meta/info.json")}
+    info = read_json(files["meta/info.json"])
     if isinstance(info, dict) and info.get("codebase_version") in VERSIONS:
-        remote.fetch(TASKS_PATH)
-        optional = [STATS_PATH, _CONTRACT]
-        number = 0
+        needed, optional = [TASKS_PATH], [STATS_PATH, _CONTRACT]
         while True:  # without a listing, which HTTP does not give
-            place = {"chunk_index": number // FILES_A_CHUNK, "file_index": number % FILES_A_CHUNK}
-            if number and not remote.exists(EPISODES_PATH.format(**place)):
+            number = len(needed) - 1
+            table = EPISODES_PATH.format(chunk_index=number // FILES_A_CHUNK, file_index=number % FILES_A_CHUNK)
+            if number and not remote.exists(table):
                 break
-            remote.fetch(EPISODES_PATH.format(**place))
-            number += 1
-        for path in sorted((remote.root / "meta/episodes").glob("*/*.parquet"))[number:]:
-            path.unlink()  # of a longer dataset that was there before
+            needed.append(table)
     else:
-        remote.fetch(_V21[0])
-        remote.fetch(_V21[1])
-        optional = [_V21[2], _CONTRACT]
-    for name in optional:
-        if remote.exists(name):
-            remote.fetch(name)
-        else:
-            (remote.root / name).unlink(missing_ok=True)
-    return remote
+        needed, optional = list(_V21[:2]), [_V21[2], _CONTRACT]
+    files |= {name: remote.fetch(name) for name in [*needed, *filter(remote.exists, optional)]}
+    version = digest_value({name: path.name for name, path in files.items()}).removeprefix("sha256:")[:20]
+    root = remote.root / METADATA / version
+    for name, path in files.items():
+        if not (root / name).is_file():
+            with atomic_path(root / name) as partial:
+                link_or_copy(path, partial)
+    return remote, root
 
 
 def remote_of(root: Path) -> RemoteFolder | None:
@@ -84,5 +81,15 @@ def remote_of(root: Path) -> RemoteFolder | None:
 
 
 def write_remote(root: Path, url: str, files: Mapping[str, RemoteFile]) -> None:
-    """Say that the tables and videos of the dataset at `root` are these files of `url`."""
+    """Say that the tables and videos of the dataset at `root` are these files of `url`.
+
+    DataError where the store has no tag of one: another file in its place would not be noticed.
+    """
+    nameless = next((name for name, one in files.items() if not one.version), None)
+    if nameless is not None:
+        problem, cure = (
+            "Object storage does not tell one version of a file from another",
+            "take it over with `link: copy`",
+        )
+        raise DataError(problem, file=f"{url}/{nameless}", expected="an ETag, hash or generation", cure=cure)
     write_json(root / REMOTE, {"url": url, "files": {name: asdict(one) for name, one in files.items()}})

@@ -6,7 +6,7 @@ everything again (`compare`). Of stages' results the store looks at every file b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -42,15 +42,17 @@ class SealDifference:
     expected: str
 
 
-def seal(root: Path, workers: int = 2) -> Path:
-    """Write the manifest of the files that `root` holds now; equal content gives equal bytes, whoever writes it."""
+def seal(root: Path, workers: int = 2, known: Mapping[str, str] | None = None) -> Path:
+    """Write the manifest of the files that `root` holds now; equal content gives equal bytes, whoever writes it.
+
+    known: SHA-256 in hexadecimal of files that need not be read, by their paths.
+    """
     with explain_os_errors(root):
-        names = files_of(root)
-        digests = list(track(_digests(root, names, workers), total=len(names), what="sealing"))
-        rows = [
-            {"path": name, "size": (root / name).stat().st_size, "sha256": digest}
-            for name, digest in zip(names, digests, strict=True)
-        ]
+        names, digests = files_of(root), dict(known or {})
+        others = [name for name in names if name not in digests]
+        read = track(_digests(root, others, workers), total=len(others), what="sealing")
+        digests |= zip(others, read, strict=True)
+        rows = [{"path": name, "size": (root / name).stat().st_size, "sha256": digests[name]} for name in names]
         write_json(root / SEAL, {"version": _VERSION, "files": rows, "digest": digest_value(rows)})
     return root / SEAL
 

@@ -1,7 +1,8 @@
 """Read and write parquet tables: some columns, some rows, and of pictures only those that are asked for.
 
 A row group is the least that can be read. Tables with pictures are written in small ones, so that one picture costs
-about its own bytes; files read lately stay open in each thread.
+about its own bytes; of a table of others it costs its whole group, which is kept for the pictures that follow. Files
+read lately stay open in each thread.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from prts_core.io.errors import DataError
 
 GROUP_BYTES, GROUP_ROWS = 128 * 1024, 16  # of pictures in a row group, at most: reading it costs less than one decode
 _MAX_OPEN = 32  # tables with pictures that a thread keeps open
+_MAX_PICTURES = 64 * 2**20  # bytes of pictures that a thread keeps, of one row group
 _CURE = "restore it from its source or its DVC cache, or convert again"
 
 
@@ -32,9 +34,14 @@ def read_parquet(path: Path, keys: list[str] | None = None, rows: range | None =
     if rows is not None:
         with _faults(path):
             return _OPEN.rows(path, keys, rows)
-    with _faults(path), pq.ParquetFile(path) as file:
+    with _faults(path), opened_table(path) as file:
         require_columns(file.schema_arrow.names, keys or [], path)
         return file.read(columns=keys, use_threads=False)
+
+
+def opened_table(path: Path) -> pq.ParquetFile:
+    """A parquet file, open; by default pyarrow would hold every column that was read until the file goes away."""
+    return pq.ParquetFile(path, pre_buffer=False)
 
 
 def read_pictures(path: Path, key: str, rows: Sequence[int]) -> list[bytes]:
@@ -49,7 +56,7 @@ def read_pictures(path: Path, key: str, rows: Sequence[int]) -> list[bytes]:
         if beyond:
             raise DataError("A table ends before a row", file=path, found=f"{groups.rows} rows", expected=beyond[0])
         for group in sorted({groups.number(row) for row in rows}):
-            cells = file.read_row_group(group, columns=[key], use_threads=False).column(key)
+            cells = _OPEN.pictures(path, file, group, key)
             if not pa.types.is_struct(cells.type) or "bytes" not in [field.name for field in cells.type]:
                 raise DataError(
                     "A column holds no pictures", file=path, field=key, found=str(cells.type), expected="{bytes, path}"
@@ -117,6 +124,7 @@ class _OpenTables(threading.local):
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[str, int, int, int], tuple[pq.ParquetFile, _Groups]] = OrderedDict()
         self._decoded: tuple[tuple, pa.Table] | None = None
+        self._pictures: tuple[tuple | None, dict[str, pa.ChunkedArray]] = (None, {})
 
     def rows(self, path: Path, keys: list[str] | None, rows: range) -> pa.Table:
         """Rows of some columns, as far as the file goes."""
@@ -136,12 +144,26 @@ class _OpenTables(threading.local):
                 self._decoded = None if whole else (wanted, table)
             return table.slice(first - int(groups.starts[begin]), last - first + 1)
 
+    def pictures(self, path: Path, file: pq.ParquetFile, group: int, key: str) -> pa.ChunkedArray:
+        """A column of a row group. Those of the group read last are kept, up to some bytes."""
+        wanted = (_state(path), group)
+        if self._pictures[0] != wanted:
+            self._pictures = (wanted, {})
+        kept = self._pictures[1]
+        if key in kept:
+            return kept[key]
+        cells = file.read_row_group(group, columns=[key], use_threads=False).column(key)
+        size = sum(column.nbytes for column in (cells, *kept.values()))
+        if size <= _MAX_PICTURES:
+            kept[key] = cells
+        return cells
+
     @contextmanager
     def file(self, path: Path) -> Iterator[tuple[pq.ParquetFile, _Groups]]:
         key = _state(path)
         opened = self._kept.pop(key, None)
         if opened is None:
-            file = pq.ParquetFile(path)
+            file = opened_table(path)
             opened = file, _Groups.of(file)
         try:
             yield opened

@@ -342,7 +342,7 @@ def take_file(old: Path, new: Path, link: Link) -> None:
         if link == "hardlink":
             new.unlink(missing_ok=True)
             try:
-                os.link(old, new)
+                os.link(old.resolve(), new)  # of a link from the hub, the file that it leads to
                 return
             except OSError as err:
                 if err.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
@@ -365,5 +365,5 @@ def remove_strays(root: Path, wanted: Iterable[str]) -> None:
     keep = {root / path for path in wanted}
     for folder in ("data", "videos"):
         for path in sorted((root / folder).rglob("*")):
-            if path.is_file() and path not in keep:
+            if (path.is_file() or path.is_symlink()) and path not in keep:
                 path.unlink()
