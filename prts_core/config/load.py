@@ -295,7 +295,8 @@ def with_model_defaults(raw: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _gives_rate(section: Any) -> bool:
-    return isinstance(section, dict) and "learning_rate" in (section.get("train") or {})
+    train = section.get("train") if isinstance(section, dict) else None
+    return isinstance(train, dict) and "learning_rate" in train
 
 
 def load_plan(path: Path, overrides: Sequence[str] | None = None) -> RunPlan:

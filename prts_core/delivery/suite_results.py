@@ -77,8 +77,7 @@ def result_of(report: dict[str, Any], episodes: pl.DataFrame) -> SuiteResult:
 
 def computed_in(report: dict[str, Any]) -> Literal["bf16", "fp32"]:
     """What the policy of a report computed in: fp32 where the report is older than the choice."""
-    found = report.get("dtype") or report.get("policy", {}).get("dtype")
-    return "bf16" if found == "bf16" else "fp32"
+    return "bf16" if report.get("dtype") == "bf16" else "fp32"
 
 
 def digest_of(episodes: pl.DataFrame) -> str:

@@ -104,6 +104,7 @@ def summarize(plan: EpisodePlan, rows: Sequence[Row], policy: PolicyUnderTest, *
         "axes": by_axis(rows),
         "tasks": tasks,
         "policy": dict(policy.identity),
+        "dtype": policy.identity.get("dtype", "fp32"),
         "policy_contract": policy.contract.fingerprint,
         "batch": policy.batch,
         "protocol": plan.protocol,

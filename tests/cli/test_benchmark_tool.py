@@ -44,7 +44,7 @@ def test_the_report_says_what_the_policy_computed_in(dtype: str, tmp_path: Path,
     few = ["--task", "push", "--episodes", "1", "--workers", "1", "--videos", "0", "--output", str(tmp_path / "out")]
     assert main(["benchmark", "--policy", str(policy), "--suite", name, *few, "--dtype", dtype]) == 0
     (report,) = (tmp_path / "out").rglob("report.json")
-    assert read_json(report)["policy"]["dtype"] == dtype
+    assert read_json(report)["dtype"] == dtype
 
 
 def test_without_its_options_it_is_the_stage() -> None:
