@@ -166,7 +166,7 @@ class DatasetIndex:
 
 
 def open_indexed(root: Path, stats: Path) -> tuple[LeRobotDataset, DatasetIndex]:
-    """The dataset at `root`, its index read from the output of stage stats; no line is read an episode."""
+    """The dataset at `root`, its index read from the output of stage stats; of v2.1 no line is read an episode."""
     index = DatasetIndex.open(stats / INDEX, root)
     return LeRobotDataset.open(root, index.lengths), index
 

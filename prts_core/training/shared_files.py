@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -41,8 +42,8 @@ class SharedFiles:
             made = np.empty(shape, dtype)
             fill(made)
             return made
-        path = self.folder / f"{name}.npy"
-        with locked(path.with_name(f"{name}.lock")):
+        path = self.folder / f"{quote(name, safe='')}.npy"  # datasets of the hub have a slash; no pattern, either
+        with locked(path.with_suffix(".lock")):
             for torn in self.folder.glob(f".{path.name}.partial-*"):
                 torn.unlink()
             if not path.is_file():

@@ -261,6 +261,7 @@ def test_the_cache_is_bounded_and_the_least_used_leaves(
         kept = [path for path in folder.root.iterdir() if path.is_file()]
         assert sum(path.stat().st_size for path in kept) <= 5000
     assert {"0", "11"} <= {path.name.rpartition("-")[2] for path in kept}
+    assert {len(path.name) for path in (folder.root / ".locks").iterdir()} == {2}, "at most 256 of them"
     under_way, cut = folder.root / ".x.partial-1", folder.root / ".y.partial-1"
     for path, age in ((under_way, 60), (cut, 7200)):
         path.write_bytes(bytes(1000))

@@ -140,11 +140,14 @@ def test_a_dataset_keeps_the_contract_that_it_carries(toy: Converted, v30: Path,
 
 def test_cameras_left_out_and_episodes_held_out(theirs: Path, tmp_path: Path) -> None:
     robot = ROBOT if set(ROBOT.cameras) == {TOP} else None
+    gone = tmp_path / "ours/videos/gone.mp4"
+    gone.parent.mkdir(parents=True)
+    gone.symlink_to(tmp_path / "nowhere")  # of an earlier attempt
     take(theirs, tmp_path / "ours", robot, select_video=(TOP,), heldout_episodes=2)
     taken = LeRobotDataset.open(tmp_path / "ours")
     assert taken.camera_keys == [TOP] and taken.episodes("heldout") == [4, 5]
     assert not list((tmp_path / "ours/videos").rglob("*wrist*/*/*.mp4"))
-    assert validate_dataset(taken.root).ok
+    assert validate_dataset(taken.root).ok and not gone.is_symlink()
 
 
 @pytest.mark.parametrize("choice", [{"episodes": (0, 2)}, {"select_state": ("observation.state", "timestamp")}])

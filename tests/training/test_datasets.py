@@ -107,13 +107,13 @@ def test_the_room_for_pictures_is_one_for_all_sets_of_a_run() -> None:
 
 def test_a_shared_array_is_made_by_one_process(tmp_path) -> None:
     """The others wait; what a killed one left is cleared away."""
-    (tmp_path / ".squares.npy.partial-7").write_bytes(b"cut")
+    (tmp_path / ".squares%5B1%5D.npy.partial-7").write_bytes(b"cut")
     context = multiprocessing.get_context("fork")
     with context.Pool(3) as pool:
         found = pool.map(_squares, [tmp_path] * 3)
     assert found == [sum(i * i for i in range(50))] * 3
     assert (tmp_path / "made").read_text() == "x"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["made", "squares.lock", "squares.npy"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["made", "squares%5B1%5D.lock", "squares%5B1%5D.npy"]
 
 
 def _squares(folder: Path) -> int:
@@ -123,7 +123,13 @@ def _squares(folder: Path) -> int:
         time.sleep(0.05)
         into[:] = np.arange(50) ** 2
 
-    return int(SharedFiles(folder).array("squares", (50,), np.int64, fill).sum())
+    return int(SharedFiles(folder).array("squares[1]", (50,), np.int64, fill).sum())
+
+
+def test_a_name_with_a_slash_stays_in_the_folder(tmp_path) -> None:
+    for name in ("a/b", "a__b", "../c"):
+        SharedFiles(tmp_path / "work").array(name, (2,), np.int64, lambda into: None)
+    assert len(list((tmp_path / "work").iterdir())) == 6 and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch) -> None:

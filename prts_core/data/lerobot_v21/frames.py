@@ -106,8 +106,8 @@ class OpenVideo:
                 info = path.stat()
                 state = (str(path), info.st_ino, info.st_size, info.st_mtime_ns, self._per_frame)
                 index = _INDEXES.get(state) or _INDEXES.setdefault(state, self._index())
-                while len(_INDEXES) > _MAX_INDEXES:
-                    _INDEXES.pop(next(iter(_INDEXES)), None)
+                for old in list(_INDEXES)[:-_MAX_INDEXES]:  # a copy: other threads add and remove meanwhile
+                    _INDEXES.pop(old, None)
             self._start, self._numbers, self._keys, self._starts = index.start, index.numbers, index.keys, index.seek
             self.frames = len(self._numbers)
         except BaseException:

@@ -41,8 +41,9 @@ class LeRobotDataset:
 
         root: a folder, or a URL of object storage (prts_core.io.object_storage), whose metadata is downloaded now and
         whose tables and videos are when they are read.
-        lengths: rows of each episode, where an index has them already; meta/episodes.jsonl, minutes and gigabytes for a
-        million episodes, is then read only when somebody asks for `rows`.
+        lengths: rows of each episode, where an index has them already; meta/episodes.jsonl of v2.1, minutes and
+        gigabytes for a million episodes, is then read only when somebody asks for `rows`. Of v3.0 and v3.1 the
+        episodes' table is read in any case: it says in which file each one lies.
         """
         remote, root = mirror(root) if isinstance(root, str) and is_url(root) else (None, Path(root))
         if not root.is_dir():
