@@ -29,7 +29,6 @@ from prts_core.delivery.suite_results import (
 )
 from prts_core.io.errors import StageError, lookup
 from prts_core.io.files import read_json
-from prts_core.policy.policy import resolve_dtype
 from prts_core.tracking.store import client
 
 if TYPE_CHECKING:
@@ -154,6 +153,8 @@ def _regress(
             say(f"{err.problem}: measured anew")
             known = None
     again = known is not None and is_champion
+    from prts_core.policy.policy import resolve_dtype  # brings torch, which Dagster's page does without
+
     precision = resolve_dtype(dtype)
     whose = version.tags.get("prts.package_digest", "")[7:15]  # version 1 of another registry is another policy
     place = (
