@@ -13,12 +13,13 @@ It knows workers (sim/pool.py, one environment a slot) and no policy. Semantics 
   policy about other environments (sim/pipeline.py).
 - A worker that is lost costs time and nothing else: an episode is a function of its key and its actions, so a fresh
   worker is brought to where the lost one was.
+- Episodes follow `reset_ids`, or come from the caller (`deal`), who then decides which environment runs what.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,7 @@ from prts_core.sim.suites import task_of
 ATTEMPTS = 3  # workers that one chunk may cost before its actions are to blame
 
 Observation = dict[str, np.ndarray]
+Deal = Callable[[int], EpisodeKey | None]  # the next episode of an environment, or none
 
 
 @dataclass(frozen=True)
@@ -112,9 +114,10 @@ class _Episode:
 
 
 class VectorEnv:
-    """`pool.slots` environments of one suite; environment i is in group i // group_size."""
+    """`pool.slots` environments of one suite; environment i is in group i // group_size. deal: which episode each
+    begins next, in place of the settings' order."""
 
-    def __init__(self, pool: Pool, spec: SuiteSpec, settings: VectorSettings) -> None:
+    def __init__(self, pool: Pool, spec: SuiteSpec, settings: VectorSettings, deal: Deal | None = None) -> None:
         if settings.group_size < 1 or pool.slots % settings.group_size:
             raise ConfigError(
                 "Environments do not fall into groups",
@@ -134,6 +137,7 @@ class VectorEnv:
             rank=settings.rank,
             world=settings.world,
         )
+        self.deal = self._by_ids if deal is None else deal
         self.begun = [0] * pool.slots
         self.episodes: list[_Episode | None] = [None] * pool.slots
         self.under_way: tuple[int, dict[int, np.ndarray]] | None = None  # K and each slot's actions of a chunk begun
@@ -143,15 +147,20 @@ class VectorEnv:
         assert self.under_way is None, "a chunk is under way; `finish` it first"
         keys = {}
         for slot in range(self.pool.slots) if environments is None else environments:
-            reset_id = self.ids(slot // self.settings.group_size, self.begun[slot])
             self.episodes[slot] = None
-            if reset_id != EXHAUSTED:
-                self.begun[slot] += 1
-                keys[slot] = self.ids.key(reset_id, self.seed)
+            if (key := self.deal(slot)) is not None:
+                keys[slot] = key
         for slot, reply in self._exchange({slot: [self._reset(key)] for slot, key in keys.items()}).items():
             limit = self.settings.max_steps or task_of(self.spec, keys[slot].task).max_steps
             self.episodes[slot] = _Episode(keys[slot], limit, reply["observation"], reply["instruction"])
         return self._observation(), self._instructions()
+
+    def _by_ids(self, slot: int) -> EpisodeKey | None:
+        reset_id = self.ids(slot // self.settings.group_size, self.begun[slot])
+        if reset_id == EXHAUSTED:
+            return None
+        self.begun[slot] += 1
+        return self.ids.key(reset_id, self.seed)
 
     def step(self, actions: np.ndarray) -> ChunkStep:
         """`actions` (N, A): chunks of one."""
@@ -216,7 +225,7 @@ class VectorEnv:
                 final[slot], ended[slot] = episode.observation, self._end(episode)
         if self.settings.auto_reset and (over := [slot for slot in range(slots) if ended[slot] is not None]):
             self.reset(over)
-        active = np.asarray([episode is not None and not episode.done for episode in self.episodes])
+        active = np.asarray([self._active(slot) for slot in range(slots)])
         return ChunkStep(
             self._observation(),
             self._instructions(),
@@ -226,6 +235,14 @@ class VectorEnv:
             ended=ended,
             active=active,
         )
+
+    def _active(self, slot: int) -> bool:
+        episode = self.episodes[slot]
+        return episode is not None and not episode.done
+
+    def active(self) -> bool:
+        """Whether any environment has an episode under way."""
+        return any(self._active(slot) for slot in range(self.pool.slots))
 
     def _reward(self, episode: _Episode, successes: np.ndarray) -> np.ndarray:
         """(K',) rewards of the steps just taken; the episode's books are kept."""

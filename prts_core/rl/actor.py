@@ -1,0 +1,103 @@
+"""Decide in rollouts as the policy will be trained: explored actions with their log-probabilities, and what the critic
+and the learner need to know of the decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prts_core.config.rl import ExplorationConfig
+from prts_core.io.errors import DataError
+from prts_core.policy.observation import read_observation
+from prts_core.policy.policy import Policy
+from prts_core.rl.critic import features
+from prts_core.rl.policies import draw, noise_shape, random_steps
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What N observations were answered with. actions (N, T, A) in robot units. log_probs (N, T, A) of the padded width.
+    record: tensors (N, ...) that the learner computes the log-probabilities from again. features (N, F): the critic's.
+    potentials (N,): goal reachability in nats, where asked for."""
+
+    actions: np.ndarray
+    log_probs: Tensor
+    record: dict[str, Tensor]
+    features: Tensor
+    potentials: np.ndarray | None
+
+
+class Actor:
+    """A policy that explores. reachability: value of what it is about to do, too."""
+
+    def __init__(self, policy: Policy, exploration: ExplorationConfig, reachability: bool = False) -> None:
+        self.policy, self.exploration, self.reachability = policy, exploration, reachability
+
+    @torch.inference_mode()
+    def decide(
+        self,
+        seen: Mapping[str, np.ndarray],
+        instructions: Sequence[str],
+        seeds: Sequence[int],
+        elapsed: np.ndarray,
+    ) -> Decisions:
+        """seen: {"observation.state" (N, D), camera (N, H, W, 3) uint8}; a sentence and a noise seed each; elapsed (N,):
+        share of the episode that is over. DataError where the policy answers with what is not finite."""
+        policy = self.policy
+        batch = read_observation(seen, instructions, policy.contract.contract)
+        encoded = policy.encode(batch)
+        prefix = encoded.prefix()
+        noise, step = self._noise(seeds)
+        drawn = draw(policy.model, prefix, action_mask(policy, len(batch)), noise, step, self.exploration)
+        width = len(policy.contract.contract.action)
+        chunk = drawn.actions[..., :width].float().cpu().numpy()
+        if not np.isfinite(chunk).all():
+            raise DataError(
+                "The policy answers with what is no number",
+                field="action",
+                found="NaN or infinity",
+                expected="finite actions",
+                cure="go on from an earlier iteration, with a lower learning rate",
+            )
+        actions = policy.processor.unnormalize_actions(chunk, batch.state)
+        potentials = None
+        if self.reachability:
+            potentials = policy.value_of(encoded, batch, actions)
+        time = torch.from_numpy(np.asarray(elapsed, np.float32)).to(policy.device)
+        return Decisions(
+            actions,
+            drawn.log_probs.cpu(),
+            {name: tensor.cpu() for name, tensor in drawn.record.items()},
+            features(prefix, time).cpu(),
+            potentials,
+        )
+
+    @torch.inference_mode()
+    def look(self, seen: Mapping[str, np.ndarray], instructions: Sequence[str], elapsed: np.ndarray) -> Tensor:
+        """The critic's features (N, F) of observations that nobody acts on: an episode's last."""
+        encoded = self.policy.encode(read_observation(seen, instructions, self.policy.contract.contract))
+        time = torch.from_numpy(np.asarray(elapsed, np.float32)).to(self.policy.device)
+        return features(encoded.prefix(), time).cpu()
+
+    def _noise(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Each decision's own noise (N, ...) and random step (N,), from its seed alone."""
+        shape = noise_shape(self.policy.model, self.exploration)
+        noise, steps = [], []
+        for seed in seeds:
+            generator = torch.Generator().manual_seed(seed)
+            noise.append(draw_noise(self.policy, shape, generator))
+            steps.append(random_steps(self.policy.model, self.exploration, generator))
+        return torch.stack(noise).to(self.policy.device), torch.stack(steps).to(self.policy.device)
+
+
+def action_mask(policy: Policy, count: int) -> Tensor:
+    """(N, T, A): 1 where an action's dimension is real."""
+    config = policy.model.config
+    mask = torch.zeros(count, config.chunk_length, config.max_action_dim, device=policy.device)
+    mask[..., : len(policy.contract.contract.action)] = 1.0
+    return mask
