@@ -83,7 +83,8 @@ class Run:
         name = f"{suite.family}:{suite.name}" if "." in suite.family else suite.name
         self.launch = launch_for(name, settings={**worker_settings, **self.plan.worker_settings})
         self.learner = Learner(policy, config, seed)
-        self.actor = Actor(policy, config.exploration, config.reward.shaping > 0 or self.learner.needs_reachability)
+        reachability = config.reward.shaping > 0 or self.learner.needs_reachability
+        self.actor = Actor(policy, config.exploration, self.learner.net, reachability)
         self.checkpoints = Checkpoints(work / "checkpoints")
         self.progress = Progress()
         self.evaluations: list[Evaluation] = []
