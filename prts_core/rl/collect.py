@@ -50,6 +50,7 @@ class EpisodeRecord:
     successes: np.ndarray
     valid: np.ndarray
     solved: bool
+    advice: np.ndarray | None = None
     last: Tensor | None = None
 
     def __len__(self) -> int:
@@ -127,7 +128,7 @@ class _Run:
         pipeline.reset()
         self.open, self.dealt = self.dealt, {}
         told = time.perf_counter()
-        for stage, chunk in pipeline.run(self._ask):
+        for stage, chunk in pipeline.run(self._ask, experts=self._experts if self._asks_expert() else None):
             self._took(stage, chunk)
         self._look_at_ends()
         records = [self.done[order.index] for order in self.orders]
@@ -164,6 +165,13 @@ class _Run:
         self.deciding += time.perf_counter() - begun
         return executed
 
+    def _asks_expert(self) -> bool:
+        return any(order.expert for order in self.orders)
+
+    def _experts(self, stage: int) -> list[str]:
+        slots = range(self.collector.pools[stage].slots)
+        return ["" if (one := self.open.get((stage, slot))) is None else one.order.expert for slot in slots]
+
     def _adapted(self, shown: Observation, count: int) -> Observation:
         rows = [self.collector.adapter.observation({k: v[i] for k, v in shown.items()}) for i in range(count)]
         return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
@@ -185,6 +193,7 @@ class _Run:
                     "potential": None if decided.potentials is None else decided.potentials[slot],
                     "successes": chunk.successes[slot],
                     "valid": chunk.valid[slot],
+                    "advice": _padded(chunk.expert[slot], chunk.valid.shape[1]),
                 }
             )
             one.steps += int(chunk.valid[slot].sum())
@@ -211,6 +220,7 @@ class _Run:
             successes,
             valid,
             bool((successes & valid).any()),
+            None if rows[0]["advice"] is None else np.stack([row["advice"] for row in rows]),
         )
         self.done[one.order.index] = record
         if not record.solved and final is not None:
@@ -227,3 +237,8 @@ class _Run:
                 record.last = own
 
 
+def _padded(advice: np.ndarray | None, length: int) -> np.ndarray | None:
+    """(K', A) -> (K, A), the last row held: an episode's last chunk may be cut at its limit."""
+    if advice is None:
+        return None
+    return advice[np.minimum(np.arange(length), len(advice) - 1)]
