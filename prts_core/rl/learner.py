@@ -25,12 +25,14 @@ from prts_core.rl.algorithms import Evaluated, Samples, Targets
 from prts_core.rl.assemble import DecisionTable, assemble
 from prts_core.rl.collect import EpisodeRecord
 from prts_core.rl.critic import Critic, feature_width
+from prts_core.rl.imitation import imitated, imitation_loss
 from prts_core.rl.losses import Metrics
 from prts_core.rl.means import Totals
 from prts_core.rl.metrics import pool, rollout_metrics
 from prts_core.rl.policies import policy_kind
 from prts_core.rl.rollouts import Rollouts
 from prts_core.rl.state import Progress
+from prts_core.text.prompt import with_advantage
 from prts_core.training.optim import group_of
 
 TRAINS = {"action": ("action",), "language": ("action", "llm"), "all": ("action", "llm", "vision", "merger")}
@@ -287,7 +289,24 @@ class Learner:
             return self.policy.encode(batch).prefix()
 
     def _imitation(self, table: DecisionTable, chosen: Tensor, samples: Samples) -> Tensor:
-        raise NotImplementedError
+        shown, sentences = table.seen(chosen)
+        if samples.good is not None:
+            sentences = self._said(sentences, samples.good, chosen, samples.current_version)
+        actions, silent = imitated(table, chosen, self.policy)
+        prefix = self._prefix(table, shown, sentences)
+        seed = self.seed * 1_000_003 + samples.current_version * 7919 + int(chosen[0])
+        with self._arithmetic():
+            return imitation_loss(self.kind, self.policy, prefix, actions, silent, seed)
+
+    def _said(self, sentences: list[str], good: Tensor, chosen: Tensor, version: int) -> list[str]:
+        """The sentences with a word on how good each decision was, left out now and then, so that the policy can be
+        asked without."""
+        draws = np.random.default_rng([self.seed, version, 1]).random(int(chosen.max()) + 1)[chosen.numpy()]
+        kept = draws >= self.config.algorithm.drop
+        return [
+            with_advantage(text, bool(own)) if keep else text
+            for text, own, keep in zip(sentences, good.tolist(), kept, strict=True)
+        ]
 
     def _arithmetic(self) -> torch.autocast:
         return torch.autocast(
