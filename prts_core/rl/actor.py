@@ -82,13 +82,6 @@ class Actor:
             potentials,
         )
 
-    @torch.inference_mode()
-    def look(self, seen: Mapping[str, np.ndarray], instructions: Sequence[str], elapsed: np.ndarray) -> Tensor:
-        """The critic's features (N, F) of observations that nobody acts on: an episode's last."""
-        encoded = self.policy.encode(read_observation(seen, instructions, self.policy.contract.contract))
-        time = torch.from_numpy(np.asarray(elapsed, np.float32)).to(self.policy.device)
-        return features(encoded.prefix(), time).cpu()
-
     def _noise(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Each decision's own noise (N, ...) and random step (N,), from its seed alone."""
         drawn = [

@@ -52,6 +52,7 @@ class EpisodeRecord:
     solved: bool
     advice: np.ndarray | None = None
     last: Tensor | None = None
+    last_potential: float | None = None
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -231,10 +232,14 @@ class _Run:
         size = self.collector.pools[0].slots
         for begin in range(0, len(self.cut), size):
             part = self.cut[begin : begin + size]
-            seen = {key: np.stack([final[key] for _, final in part]) for key in part[0][1]}
-            found = self.actor.look(seen, [record.instruction for record, _ in part], np.ones(len(part), np.float32))
-            for (record, _), own in zip(part, found, strict=True):
-                record.last = own
+            fill = [*part, *[part[0]] * (size - len(part))]  # a batch is always as large
+            seen = {key: np.stack([final[key] for _, final in fill]) for key in part[0][1]}
+            seeds = [record.order.noise_seed(record.order.max_steps) for record, _ in fill]
+            texts = [record.instruction for record, _ in fill]
+            found = self.actor.decide(seen, texts, seeds, np.ones(size, np.float32))
+            for at, (record, _) in enumerate(part):
+                record.last = found.features[at]
+                record.last_potential = None if found.potentials is None else float(found.potentials[at])
 
 
 def _padded(advice: np.ndarray | None, length: int) -> np.ndarray | None:

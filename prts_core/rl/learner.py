@@ -28,7 +28,7 @@ from prts_core.rl.critic import Critic, feature_width
 from prts_core.rl.imitation import imitated, imitation_loss
 from prts_core.rl.losses import Metrics
 from prts_core.rl.means import Totals
-from prts_core.rl.metrics import pool, rollout_metrics
+from prts_core.rl.metrics import episode_metrics, pool, rollout_metrics, staleness_metrics
 from prts_core.rl.policies import policy_kind
 from prts_core.rl.rollouts import Rollouts
 from prts_core.rl.state import Progress
@@ -47,6 +47,7 @@ class Learner:
         self.policy, self.config, self.seed = policy, config, seed
         self.algorithm = algorithms.algorithm(config.algorithm.name)
         self.width = len(policy.contract.contract.action)
+        self.processor = policy.processor  # without words on advantages: the learner says them itself
         model = policy.model
         torch.manual_seed(seed)
         self.kind = policy_kind(model)
@@ -105,6 +106,7 @@ class Learner:
                 parameter.copy_(tensors[f"policy.{name}"])
         for part, module in self._beside().items():
             module.load_state_dict({name: tensors[f"{part}.{name}"] for name in module.state_dict()})
+        self._ask_for_good()
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("optimizer."):
@@ -124,7 +126,9 @@ class Learner:
         config = self.config
         rollouts = assemble(records, config, self.width, None if self.critic is None else self._values)
         targets = self.algorithm.targets(rollouts, config.algorithm)
-        metrics = rollout_metrics(rollouts, targets)
+        metrics = rollout_metrics(rollouts, targets) | episode_metrics(rollouts)
+        if config.algorithm.max_staleness:
+            metrics |= staleness_metrics(rollouts, iteration + 1, config.algorithm.max_staleness)
         table = DecisionTable(records, targets.mask.any(-1))
         if not targets.informative:  # all episodes of every group alike: told, and no step is taken on nothing
             return metrics | {"train/actor/no_information": 1.0, "train/actor/lr": self._rate(iteration, progress)}
@@ -141,8 +145,14 @@ class Learner:
                 for name, value in self._step(table, pieces, iteration, progress).items():
                     told.setdefault(name, []).append(value)
         metrics |= {f"train/{name}": float(np.mean(values)) for name, values in told.items()}
+        self._ask_for_good()
         self._steer(told.get("actor/kl", []), iteration, progress)
         return metrics | {"train/actor/rate": progress.rate}
+
+    def _ask_for_good(self) -> None:
+        """From the first update on a policy that is taught what good is acts as if asked for it."""
+        if self.config.algorithm.name == "recap":
+            self.policy.processor = replace(self.processor, advantage=True)
 
     def _values(self, features: Tensor) -> Tensor:
         assert self.critic is not None
@@ -285,8 +295,9 @@ class Learner:
     def _prefix(self, table: DecisionTable, shown: dict[str, np.ndarray], sentences: list[str]) -> Prefix:
         batch = read_observation(shown, sentences, self.policy.contract.contract)
         learns = self.config.learner.trains != "action"
+        tokens = self.processor.tokens(batch.images, batch.state, batch.instructions).to(self.policy.device)
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns), self._arithmetic():
-            return self.policy.encode(batch).prefix()
+            return self.policy.model.encode(tokens).prefix()
 
     def _imitation(self, table: DecisionTable, chosen: Tensor, samples: Samples) -> Tensor:
         shown, sentences = table.seen(chosen)
