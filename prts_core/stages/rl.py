@@ -33,9 +33,7 @@ def rl(config: RlConfig, inputs: dict[str, Manifest], context: StageContext) -> 
     write_curve(context.output, found.rows)
     write_page(context.output / "page.html", config, found)
     figures = {"success_rate": told["after"]["rate"], "success_rate_before": told["before"]["rate"]}
-    return StageResult(
-        figures, {"policy": policy.contract.fingerprint}, ("page.html", "training.csv", "report.json")
-    )
+    return StageResult(figures, {"policy": policy.contract.fingerprint}, ("page.html", "training.csv", "report.json"))
 
 
 def start_folder(config: RlConfig, inputs: dict[str, Manifest], context: StageContext) -> Path:
