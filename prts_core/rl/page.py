@@ -82,13 +82,15 @@ PANELS = (
     ),
     Panel(
         "Probability ratio",
-        "New over old, and how far from 1 on average.",
-        (
-            ("train/actor/ratio", "mean"),
-            ("train/actor/proximal_ratio", "mean, proximal"),
-            ("train/actor/ratio_abs", "|ratio - 1|"),
-        ),
+        "New over old: its mean, near 1 while the steps are small.",
+        (("train/actor/ratio", "mean"), ("train/actor/proximal_ratio", "mean, to the proximal policy")),
         one=True,
+    ),
+    Panel(
+        "Distance of the ratio from 1",
+        "On average; about the clip's width where steps are as large as the clip allows.",
+        (("train/actor/ratio_abs", "|ratio - 1|"),),
+        zero=True,
     ),
     Panel(
         "Critic",
