@@ -6,7 +6,7 @@ A *decision* is one look of the policy and the chunk of actions that it gives.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from prts_core.config.checks import Strict, check_numbers
@@ -234,3 +234,6 @@ class RlSection(Strict):
 class RlConfig(RlSection):
     dataset: str
     source: Any = None
+
+    def replaced(self, **changes: Any) -> RlConfig:
+        return replace(self, **changes)

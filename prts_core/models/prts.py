@@ -125,6 +125,12 @@ class PrtsModel(nn.Module):
         x = mask_noise(x, dof_mask, self.compat)
         return self.dit_action_head(x, dof_mask, time, prefix)
 
+    def velocity_features(self, prefix: Prefix, x: Tensor, dof_mask: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """`velocity`, and what the head decodes it from (R*S, T, F), F its feature_width."""
+        self._action_head()
+        features = self.dit_action_head.features(mask_noise(x, dof_mask, self.compat), dof_mask, time, prefix)
+        return self.dit_action_head.decode(features), features
+
     def sample(self, prefix: Prefix, noise: Tensor, dof_mask: Tensor) -> Tensor:
         """(S, T, A) noise -> normalised action chunk; outside compat "prts" padded dimensions stay 0 throughout."""
         expert = self._action_head()

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prts_core.config.rl import ExplorationConfig
 from prts_core.io.errors import DataError
 from prts_core.policy.observation import read_observation
 from prts_core.policy.policy import Policy
 from prts_core.rl.critic import features
-from prts_core.rl.policies import draw, noise_shape, random_steps
+from prts_core.rl.policies import policy_kind
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,14 @@ class Decisions:
 
 
 class Actor:
-    """A policy that explores. reachability: value of what it is about to do, too."""
+    """A policy that explores. net: what of exploring is learned, if anything. reachability: value of what it is about
+    to do, too."""
 
-    def __init__(self, policy: Policy, exploration: ExplorationConfig, reachability: bool = False) -> None:
-        self.policy, self.exploration, self.reachability = policy, exploration, reachability
+    def __init__(
+        self, policy: Policy, exploration: ExplorationConfig, net: nn.Module | None = None, reachability: bool = False
+    ) -> None:
+        self.policy, self.exploration, self.net, self.reachability = policy, exploration, net, reachability
+        self.kind = policy_kind(policy.model)
 
     @torch.inference_mode()
     def decide(
@@ -53,7 +57,8 @@ class Actor:
         encoded = policy.encode(batch)
         prefix = encoded.prefix()
         noise, step = self._noise(seeds)
-        drawn = draw(policy.model, prefix, action_mask(policy, len(batch)), noise, step, self.exploration)
+        mask = action_mask(policy, len(batch))
+        drawn = self.kind.draw(policy.model, prefix, mask, noise, step, self.exploration, self.net)
         width = len(policy.contract.contract.action)
         chunk = drawn.actions[..., :width].float().cpu().numpy()
         if not np.isfinite(chunk).all():
@@ -77,21 +82,13 @@ class Actor:
             potentials,
         )
 
-    @torch.inference_mode()
-    def look(self, seen: Mapping[str, np.ndarray], instructions: Sequence[str], elapsed: np.ndarray) -> Tensor:
-        """The critic's features (N, F) of observations that nobody acts on: an episode's last."""
-        encoded = self.policy.encode(read_observation(seen, instructions, self.policy.contract.contract))
-        time = torch.from_numpy(np.asarray(elapsed, np.float32)).to(self.policy.device)
-        return features(encoded.prefix(), time).cpu()
-
     def _noise(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Each decision's own noise (N, ...) and random step (N,), from its seed alone."""
-        shape = noise_shape(self.policy.model, self.exploration)
-        noise, steps = [], []
-        for seed in seeds:
-            generator = torch.Generator().manual_seed(seed)
-            noise.append(draw_noise(self.policy, shape, generator))
-            steps.append(random_steps(self.policy.model, self.exploration, generator))
+        drawn = [
+            self.kind.draw_noise(self.policy.model, self.exploration, torch.Generator().manual_seed(seed))
+            for seed in seeds
+        ]
+        noise, steps = zip(*drawn, strict=True)
         return torch.stack(noise).to(self.policy.device), torch.stack(steps).to(self.policy.device)
 
 

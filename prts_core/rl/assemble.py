@@ -14,7 +14,8 @@ from torch import Tensor
 
 from prts_core.config.rl import RlConfig
 from prts_core.rl.collect import EpisodeRecord
-from prts_core.rl.rewards import rewards_of
+from prts_core.rl.reachability import calibrated
+from prts_core.rl.rewards import earn, shape
 from prts_core.rl.rollouts import Rollouts, end_at
 
 Values = Callable[[Tensor], Tensor]  # (N, F) features -> (N, 1)
@@ -33,17 +34,34 @@ def assemble(records: Sequence[EpisodeRecord], config: RlConfig, width: int, val
 
     ended = padded(lambda record: record.successes)
     dones, mask, terminated = end_at(ended, padded(lambda record: record.valid))
-    potentials = None
+    algorithm = config.algorithm
+    rewards = earned = earn(ended, mask, config.reward)
+    potential = None
     if records[0].potentials is not None:
-        potentials = padded(lambda record: np.asarray(record.potentials, np.float32))
-    rewards, earned = rewards_of(ended, mask, config.reward, config.algorithm.gamma, potentials, terminated)
+        potential = torch.zeros(longest + 1, count)
+        for at, record in enumerate(records):
+            assert record.potentials is not None
+            potential[: len(record), at] = torch.as_tensor(record.potentials, dtype=torch.float32)
+            if record.last_potential is not None:
+                potential[len(record), at] = record.last_potential
+    if config.reward.shaping and potential is not None:
+        rewards = shape(
+            earned,
+            potential,
+            mask,
+            terminated,
+            config.reward.shaping,
+            algorithm.gamma,
+            algorithm.reward_level,
+            algorithm.bootstrap and values is not None,
+        )
     known = None
     if values is not None:
         known = torch.zeros(longest + 1, count, 1)
         with torch.no_grad():
             for at, record in enumerate(records):
                 known[: len(record), at] = values(record.features)
-                if not terminated[at] and record.last is not None and config.algorithm.bootstrap:
+                if not terminated[at] and record.last is not None and algorithm.bootstrap:
                     known[len(record), at] = values(record.last[None])[0]
     return Rollouts(
         rewards,
@@ -55,7 +73,7 @@ def assemble(records: Sequence[EpisodeRecord], config: RlConfig, width: int, val
         padded(lambda record: record.log_probs[:, :chunk, :width]),
         torch.tensor([record.order.group for record in records]),
         torch.tensor([record.version for record in records]).expand(longest, -1),
-        None if potentials is None else torch.cat([potentials, potentials[:1] * 0])[..., None],
+        None if potential is None else config.reward.success * calibrated(records, potential, terminated),
     )
 
 

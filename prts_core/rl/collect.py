@@ -50,7 +50,9 @@ class EpisodeRecord:
     successes: np.ndarray
     valid: np.ndarray
     solved: bool
+    advice: np.ndarray | None = None
     last: Tensor | None = None
+    last_potential: float | None = None
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -127,7 +129,7 @@ class _Run:
         pipeline.reset()
         self.open, self.dealt = self.dealt, {}
         told = time.perf_counter()
-        for stage, chunk in pipeline.run(self._ask):
+        for stage, chunk in pipeline.run(self._ask, experts=self._experts if self._asks_expert() else None):
             self._took(stage, chunk)
         self._look_at_ends()
         records = [self.done[order.index] for order in self.orders]
@@ -164,6 +166,13 @@ class _Run:
         self.deciding += time.perf_counter() - begun
         return executed
 
+    def _asks_expert(self) -> bool:
+        return any(order.expert for order in self.orders)
+
+    def _experts(self, stage: int) -> list[str]:
+        slots = range(self.collector.pools[stage].slots)
+        return ["" if (one := self.open.get((stage, slot))) is None else one.order.expert for slot in slots]
+
     def _adapted(self, shown: Observation, count: int) -> Observation:
         rows = [self.collector.adapter.observation({k: v[i] for k, v in shown.items()}) for i in range(count)]
         return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
@@ -185,6 +194,7 @@ class _Run:
                     "potential": None if decided.potentials is None else decided.potentials[slot],
                     "successes": chunk.successes[slot],
                     "valid": chunk.valid[slot],
+                    "advice": _padded(chunk.expert[slot], chunk.valid.shape[1]),
                 }
             )
             one.steps += int(chunk.valid[slot].sum())
@@ -211,6 +221,7 @@ class _Run:
             successes,
             valid,
             bool((successes & valid).any()),
+            None if rows[0]["advice"] is None else np.stack([row["advice"] for row in rows]),
         )
         self.done[one.order.index] = record
         if not record.solved and final is not None:
@@ -221,9 +232,18 @@ class _Run:
         size = self.collector.pools[0].slots
         for begin in range(0, len(self.cut), size):
             part = self.cut[begin : begin + size]
-            seen = {key: np.stack([final[key] for _, final in part]) for key in part[0][1]}
-            found = self.actor.look(seen, [record.instruction for record, _ in part], np.ones(len(part), np.float32))
-            for (record, _), own in zip(part, found, strict=True):
-                record.last = own
+            fill = [*part, *[part[0]] * (size - len(part))]  # a batch is always as large
+            seen = {key: np.stack([final[key] for _, final in fill]) for key in part[0][1]}
+            seeds = [record.order.noise_seed(record.order.max_steps) for record, _ in fill]
+            texts = [record.instruction for record, _ in fill]
+            found = self.actor.decide(seen, texts, seeds, np.ones(size, np.float32))
+            for at, (record, _) in enumerate(part):
+                record.last = found.features[at]
+                record.last_potential = None if found.potentials is None else float(found.potentials[at])
 
 
+def _padded(advice: np.ndarray | None, length: int) -> np.ndarray | None:
+    """(K', A) -> (K, A), the last row held: an episode's last chunk may be cut at its limit."""
+    if advice is None:
+        return None
+    return advice[np.minimum(np.arange(length), len(advice) - 1)]

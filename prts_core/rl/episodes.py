@@ -20,13 +20,14 @@ from prts_core.sim.suite import EpisodeKey, SuiteSpec, Task
 @dataclass(frozen=True)
 class EpisodeOrder:
     """One episode to be run. index: its place in the iteration; group: episodes of one group share their key. seed: of
-    the policy's noise."""
+    the policy's noise. expert: whether the suite's scripted expert says what it would do, or acts (sim/protocol.py)."""
 
     index: int
     group: int
     key: EpisodeKey
     max_steps: int
     seed: int
+    expert: str = ""
 
     def noise_seed(self, step: int) -> int:
         """(63 bits) of the noise of the decision at `step`."""
@@ -46,18 +47,24 @@ def training_plan(config: RlConfig, suite: SuiteSpec, chunk_length: int) -> Epis
     return make_plan(suite, chunk_length, settings)
 
 
-def orders(config: RlConfig, plan: EpisodePlan, seed: int, iteration: int) -> list[EpisodeOrder]:
+def orders(
+    config: RlConfig, plan: EpisodePlan, seed: int, iteration: int, experts: bool = False
+) -> list[EpisodeOrder]:
     """The iteration's episodes, tasks in turn: every group meets an initial state of its own, and all are met before one
-    comes again."""
+    comes again. experts: the scripted expert is asked in all of them, and acts in a share that falls with time."""
     groups = config.episodes // config.algorithm.group_size
     size, tasks = config.algorithm.group_size, plan.tasks
+    draws = np.random.default_rng([seed, iteration]).random(config.episodes)
     made = []
     for n in range(groups):
         at = iteration * groups + n
         task, turn = tasks[at % len(tasks)], at // len(tasks)
         key = _training_key(config, plan.suite, task, turn, seed)
         own = seed * 1_000_003 + iteration
-        made += [EpisodeOrder(n * size + member, n, key, task.max_steps, own) for member in range(size)]
+        for index in range(n * size, (n + 1) * size):
+            acts = experts and draws[index] < config.algorithm.expert_share * config.algorithm.expert_decay**iteration
+            expert = ("act" if acts else "label") if experts else ""
+            made.append(EpisodeOrder(index, n, key, task.max_steps, own, expert))
     return made
 
 

@@ -20,9 +20,11 @@ from prts_core.io.progress import Bar
 from prts_core.io.threads import torch_threads
 from prts_core.policy.policy import Policy
 from prts_core.rl.actor import Actor
+from prts_core.rl.algorithms import algorithm
 from prts_core.rl.collect import Collected, Collector
 from prts_core.rl.episodes import evaluation_plan, orders, training_plan
 from prts_core.rl.evaluate import Evaluation, evaluate
+from prts_core.rl.imitation import require_same_actions
 from prts_core.rl.learner import Learner
 from prts_core.rl.state import Checkpoints, Progress, read_rows
 from prts_core.rollout.episode_plan import EpisodePlan
@@ -82,9 +84,12 @@ class Run:
             policy.contract.contract, self.plan.suite.contract, policy_name="the policy", suite_name=suite.name
         )
         name = f"{suite.family}:{suite.name}" if "." in suite.family else suite.name
+        if "expert" in algorithm(config.algorithm.name).NEEDS:
+            require_same_actions(self.adapter)
         self.launch = launch_for(name, settings={**worker_settings, **self.plan.worker_settings})
         self.learner = Learner(policy, config, seed)
-        self.actor = Actor(policy, config.exploration, config.reward.shaping > 0 or self.learner.needs_reachability)
+        reachability = config.reward.shaping > 0 or self.learner.needs_reachability
+        self.actor = Actor(policy, config.exploration, self.learner.net, reachability)
         self.checkpoints = Checkpoints(work / "checkpoints")
         self.progress = Progress()
         self.evaluations: list[Evaluation] = []
@@ -134,7 +139,8 @@ class Run:
     def _iterate(self, collector: Collector, iteration: int) -> None:
         begun = time.perf_counter()
         with torch_threads(ROLLOUT_THREADS):
-            made = collector.collect(self.actor, orders(self.config, self.plan, self.seed, iteration), iteration)
+            wanted = orders(self.config, self.plan, self.seed, iteration, "expert" in self.learner.algorithm.NEEDS)
+            made = collector.collect(self.actor, wanted, iteration)
         collected = time.perf_counter()
         with torch_threads(self.config.learner.threads):
             metrics = self.learner.update(made.records, iteration, self.progress)

@@ -50,11 +50,13 @@ class Pipeline:
         self.shown = [stage.reset() for stage in self.stages]
         return self.shown
 
-    def run(self, ask: Ask, chunks: int | None = None) -> Generator[tuple[int, ChunkStep]]:
+    def run(
+        self, ask: Ask, chunks: int | None = None, experts: Callable[[int], Sequence[str]] | None = None
+    ) -> Generator[tuple[int, ChunkStep]]:
         """(stage, what its chunk did), stages in turn, until each has executed `chunks`; the next call goes on. Without
         a number: until no stage has an episode under way.
 
-        `ask` is called for one stage while the others execute. Where the loop is left early, what is under way is
+        `ask` is called for one stage while the others execute, then `experts` (VectorEnv.start). Where the loop is left early, what is under way is
         waited for and not shown.
         """
         if not self.shown:
@@ -67,7 +69,7 @@ class Pipeline:
                         seen = stage.finish()
                         self.shown[at] = seen.observation, seen.instructions
                     if stage.active() if chunks is None else turn < chunks:
-                        stage.start(ask(at, *self.shown[at]))
+                        stage.start(ask(at, *self.shown[at]), None if experts is None else experts(at))
                     if seen is not None:
                         yield at, seen
                 if all(stage.under_way is None for stage in self.stages):

@@ -82,7 +82,7 @@ class ChunkStep:
     observation: {key: (N, ...)} after the chunk, of the next episode where one ended and the environment resets itself;
     instructions: N sentences that belong to it. rewards (N, K) float32; terminations, truncations, successes, valid
     (N, K) bool. final_observation, ended: of each environment whose episode ended in this chunk, None elsewhere. active
-    (N,) bool: whether an episode is under way now.
+    (N,) bool: whether an episode is under way now. expert: (K', A) of each environment whose expert was asked.
     """
 
     observation: Observation
@@ -95,6 +95,7 @@ class ChunkStep:
     final_observation: list[Observation | None]
     ended: list[EpisodeEnd | None]
     active: np.ndarray
+    expert: list[np.ndarray | None]
 
 
 @dataclass
@@ -140,6 +141,7 @@ class VectorEnv:
         self.deal = self._by_ids if deal is None else deal
         self.begun = [0] * pool.slots
         self.episodes: list[_Episode | None] = [None] * pool.slots
+        self.experts = [""] * pool.slots
         self.under_way: tuple[int, dict[int, np.ndarray]] | None = None  # K and each slot's actions of a chunk begun
 
     def reset(self, environments: Sequence[int] | None = None) -> tuple[Observation, list[str]]:
@@ -174,8 +176,10 @@ class VectorEnv:
         self.start(actions)
         return self.finish()
 
-    def start(self, actions: np.ndarray) -> None:
-        """Give the simulators a chunk (N, K, A) and return while they work; `finish` brings what it did."""
+    def start(self, actions: np.ndarray, experts: Sequence[str] | None = None) -> None:
+        """Give the simulators a chunk (N, K, A) and return while they work; `finish` brings what it did. experts: of
+        each environment, whether its scripted expert is asked, or acts (sim/protocol.py, EXPERT), alike in all of an
+        episode."""
         assert self.under_way is None, "a chunk is under way; `finish` it first"
         actions = np.array(actions, np.float32)  # kept: a lost worker is brought back by what its episode executed
         slots, width = self.pool.slots, len(self.spec.contract.action)
@@ -192,8 +196,9 @@ class VectorEnv:
             if episode is not None and not episode.done
         }
         self.under_way = actions.shape[1], chunks
+        self.experts = list(experts or [""] * slots)
         for slot, chunk in chunks.items():
-            self.pool.send(slot, self._step(chunk))
+            self.pool.send(slot, self._step(chunk, slot))
 
     def finish(self) -> ChunkStep:
         """What the chunk did that `start` began. Raises as `chunk_step` does."""
@@ -205,13 +210,15 @@ class VectorEnv:
         rewards = np.zeros(shape, np.float32)
         final: list[Observation | None] = [None] * slots
         ended: list[EpisodeEnd | None] = [None] * slots
-        for slot, reply in self._collect({slot: [self._step(chunk)] for slot, chunk in chunks.items()}, chunks).items():
+        advice: list[np.ndarray | None] = [None] * slots
+        for slot, reply in self._collect({slot: [self._step(chunk, slot)] for slot, chunk in chunks.items()}, chunks).items():
             episode = self.episodes[slot]
             assert episode is not None
             taken = len(chunks[slot])
             out["valid"][slot, :taken] = True
             out["successes"][slot, :taken] = reply["successes"]
             rewards[slot, :taken] = self._reward(episode, reply["successes"])
+            advice[slot] = reply["expert"]
             episode.observation = reply["observation"]
             episode.actions.append(chunks[slot])
             solved = np.zeros(shape[1], bool) if self.settings.ignore_terminations else out["successes"][slot].copy()
@@ -234,6 +241,7 @@ class VectorEnv:
             final_observation=final,
             ended=ended,
             active=active,
+            expert=advice,
         )
 
     def _active(self, slot: int) -> bool:
@@ -271,8 +279,8 @@ class VectorEnv:
     def _reset(self, key: EpisodeKey, observe: bool = True) -> Message:
         return protocol.reset(key, perturbation=self.settings.perturbation, observe=observe)
 
-    def _step(self, chunk: np.ndarray, observe: bool = True) -> Message:
-        return protocol.step(chunk, observe=observe, ignore_success=True)
+    def _step(self, chunk: np.ndarray, slot: int, observe: bool = True) -> Message:
+        return protocol.step(chunk, observe=observe, ignore_success=True, expert=self.experts[slot])
 
     def _way(self, slot: int, chunk: np.ndarray) -> list[Message]:
         """The messages that take the chunk in a fresh worker: first those that lead to where it starts."""
@@ -280,8 +288,8 @@ class VectorEnv:
         assert episode is not None
         way = [self._reset(episode.key, observe=False)]
         if episode.actions:
-            way.append(self._step(np.concatenate(episode.actions), observe=False))
-        return [*way, self._step(chunk)]
+            way.append(self._step(np.concatenate(episode.actions), slot, observe=False))
+        return [*way, self._step(chunk, slot)]
 
     def _exchange(self, asked: dict[int, list[Message]]) -> dict[int, Message]:
         """Send each slot its messages one after another, all slots at once; the last reply of each."""
