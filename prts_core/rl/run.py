@@ -53,13 +53,14 @@ class Folders:
 @dataclass(frozen=True)
 class Outcome:
     """weights: of the policy that is the result. evaluations: first to last. chosen: the iteration whose weights they
-    are. rows: the curve."""
+    are. rows: the curve. noise_scale: of a flow policy; none: it has action tokens."""
 
     weights: dict[str, Tensor]
     evaluations: list[Evaluation]
     chosen: int
     rows: list[dict[str, float]]
     plan: EpisodePlan
+    noise_scale: float | None = None
 
 
 class Run:
@@ -194,7 +195,8 @@ class Run:
         if self.config.keep_best and self.progress.best["iteration"] != chosen:
             chosen, weights = self.progress.best["iteration"], self.checkpoints.best()
         whole = {name: tensor.detach().cpu() for name, tensor in self.policy.model.state_dict().items()}
-        return Outcome(whole | weights, self.evaluations, chosen, rows, self.held_out)
+        noise_scale = getattr(self.policy.model.config.expert, "noise_scale", None)
+        return Outcome(whole | weights, self.evaluations, chosen, rows, self.held_out, noise_scale)
 
 
 def _times(made: Collected, rollout_s: float, learning_s: float) -> dict[str, float]:
