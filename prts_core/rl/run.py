@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prts_core.config.rl import RlConfig
 from prts_core.io.errors import Stopped
-from prts_core.io.files import explain_os_errors
+from prts_core.io.files import cut_torn_line, explain_os_errors
 from prts_core.io.progress import Bar
 from prts_core.io.threads import torch_threads
 from prts_core.policy.policy import Policy
@@ -104,6 +104,8 @@ class Run:
             Bar("reinforcement learning", config.iterations) as bar,
             explain_os_errors(self.folders.work),
         ):
+            for iteration in filter(self._due, range(self.progress.iteration)):  # journals hold them: nothing is run
+                self.evaluations.append(self._measured(collector, iteration))
             for iteration in range(self.progress.iteration, config.iterations):
                 if self._due(iteration):
                     self._evaluate(collector, iteration)
@@ -128,13 +130,16 @@ class Run:
 
     def _evaluate(self, collector: Collector, iteration: int) -> None:
         begun = time.perf_counter()
-        found = evaluate(self.policy, self.held_out, collector, self.folders.evaluations, iteration)
+        found = self._measured(collector, iteration)
         self.evaluations.append(found)
         best = self.progress.best
         if not best or found.successes > best["successes"]:
             self.checkpoints.save_best(self.learner.weights())
             self.progress.best = {"iteration": iteration, "successes": found.successes, "n": len(found.outcomes)}
         self.log({**found.metrics(), "time/evaluation": time.perf_counter() - begun}, iteration)
+
+    def _measured(self, collector: Collector, iteration: int) -> Evaluation:
+        return evaluate(self.policy, self.held_out, collector, self.folders.evaluations, iteration)
 
     def _iterate(self, collector: Collector, iteration: int) -> None:
         begun = time.perf_counter()
@@ -164,25 +169,12 @@ class Run:
         self.checkpoints.save(self.progress, self.learner.state())
 
     def _resume(self) -> None:
+        cut_torn_line(self.folders.curve)
         found = self.checkpoints.load()
         if found is None:
             return
         self.progress, tensors = found
         self.learner.load(tensors)
-        for iteration in range(self.progress.iteration):
-            if self._due(iteration):
-                self.evaluations.append(self._recorded(iteration))
-
-    def _recorded(self, iteration: int) -> Evaluation:
-        """An evaluation that was made before the kill: its journal holds every episode, so that nothing is run."""
-        from prts_core.io.files import read_jsonl
-
-        rows = read_jsonl(self.folders.evaluations / f"{iteration:06d}" / "journal.jsonl")
-        outcomes = {
-            (row["task"], row["initial_state"], row["seed"]): bool(row["success"]) for row in rows if "success" in row
-        }
-        order = [(key.task, key.initial_state, key.seed) for key in self.held_out.keys]
-        return Evaluation(iteration, {key: outcomes[key] for key in order})
 
     def _note(self) -> str:
         best = self.progress.best

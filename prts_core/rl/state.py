@@ -88,10 +88,7 @@ def read_rows(path: Path, below: int) -> list[dict[str, float]]:
         return []
     rows: dict[int, dict[str, float]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:  # cut by a kill; the iteration was not finished either
-            continue
+        row = json.loads(line)
         if row["iteration"] < below:
             rows[int(row["iteration"])] = row
     return [rows[at] for at in sorted(rows)]

@@ -64,14 +64,12 @@ class Pipeline:
         try:
             for turn in count_up():
                 for at, stage in enumerate(self.stages):
-                    seen = None
                     if stage.under_way is not None:
                         seen = stage.finish()
                         self.shown[at] = seen.observation, seen.instructions
+                        yield at, seen
                     if stage.active() if chunks is None else turn < chunks:
                         stage.start(ask(at, *self.shown[at]), None if experts is None else experts(at))
-                    if seen is not None:
-                        yield at, seen
                 if all(stage.under_way is None for stage in self.stages):
                     return
         finally:
