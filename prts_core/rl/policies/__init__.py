@@ -5,6 +5,7 @@
     draw_noise(model, exploration, generator)                   -> noise, step of one sample
     draw(model, prefix, mask, noise, step, exploration, net)    -> Drawn
     evaluate(model, prefix, record, mask, exploration, net)     -> log_probs, entropy
+    imitation(model, prefix, actions, mask, silent, generator)  -> supervised loss of each sample
 
 With the network and the batch that drew, `evaluate` gives the log-probabilities of `draw` again, bit for bit in fp32.
 """

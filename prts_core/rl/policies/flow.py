@@ -20,11 +20,14 @@ from prts_core.models.heads.flow.density import (
     random_steps,
     step_log_probs,
 )
-from prts_core.models.heads.flow.loss import mask_noise
+from prts_core.models.heads.flow.loss import mask_noise, mix_noise
+from prts_core.models.heads.flow.time import draw_time
 from prts_core.models.heads.mot.module import MotHead
 from prts_core.models.prts import PrtsModel
 from prts_core.models.tokens import Prefix
 from prts_core.rl.policies.drawn import Drawn
+
+DRAWS = 2  # of noise and time, a decision that is imitated
 
 
 def exploration_net(model: PrtsModel, exploration: ExplorationConfig) -> FlowNoiseNet | None:
@@ -92,6 +95,22 @@ def evaluate(
     if exploration.joint:
         return chain_log_probs(field, states, step, mask, steps, exploration, _start_noise(model, exploration))
     return step_log_probs(field, states[:, 0], states[:, 1], step, mask, steps, exploration)
+
+
+def imitation(
+    model: PrtsModel, prefix: Prefix, actions: Tensor, mask: Tensor, silent: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Flow matching of normalised chunks (S, T, A), DRAWS draws each: the mean (S,) over real dimensions and rows that
+    are not `silent` (S, T)."""
+    shape = (DRAWS, *actions.shape)
+    noise = torch.randn(shape, generator=generator).to(actions).transpose(0, 1).flatten(0, 1)
+    time = draw_time(DRAWS * len(actions), generator).to(actions)
+    many, real = (x.repeat_interleave(DRAWS, 0) for x in (actions, mask))
+    x, target = mix_noise(many, mask_noise(noise, real, model.compat), time)
+    velocity = mask_noise(model.velocity(prefix, x, real, time), real, model.compat)
+    weight = real * (~silent.repeat_interleave(DRAWS, 0))[..., None]
+    error = ((velocity - target).square() * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)
+    return error.unflatten(0, (-1, DRAWS)).mean(1)
 
 
 def _head(model: PrtsModel) -> MotConfig | DitConfig:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prts_core.config.rl import ExplorationConfig
 from prts_core.models.heads.tokens.density import draw_tokens, token_log_probs
-from prts_core.models.heads.tokens.loss import bin_values
+from prts_core.models.heads.tokens.loss import bin_values, bins_loss
 from prts_core.models.prts import PrtsModel
 from prts_core.models.tokens import Prefix
 from prts_core.rl.policies.drawn import Drawn
@@ -61,3 +61,10 @@ def evaluate(
     logits = model.action_logits(prefix, mask)
     log_probs, entropy = token_log_probs(logits, record["tokens"], exploration.temperature, exploration.top_k)
     return log_probs * mask, entropy * mask
+
+
+def imitation(
+    model: PrtsModel, prefix: Prefix, actions: Tensor, mask: Tensor, silent: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Cross-entropy (S,) of the bins of normalised chunks (S, T, A), over rows that are not `silent` (S, T)."""
+    return bins_loss(model.action_logits(prefix, mask), actions, mask, silent)[0]
