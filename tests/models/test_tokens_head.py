@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prts_core.config.checked_yaml import check
+from prts_core.config.load import read_model
 from prts_core.config.model import ModelConfig, TokensConfig
 from prts_core.io.errors import CheckpointError, ConfigError
 from prts_core.models.heads.tokens.density import draw_tokens, entropy, token_log_probs
@@ -43,6 +45,8 @@ def mask_of(*widths: int) -> torch.Tensor:
 
 def test_the_kind_makes_the_head():
     assert check(ModelConfig, {"expert": {"kind": "tokens"}}, "x").expert == TokensConfig(bins=256)
+    file = Path(__file__).parents[2] / "configs" / "models" / "tiny_tokens.yaml"
+    assert read_model(file)[0].expert == TokensConfig(bins=256)
     with pytest.raises(ConfigError, match="bins"):
         check(ModelConfig, {"expert": {"kind": "tokens", "bins": 2}}, "x")
 

@@ -54,8 +54,9 @@ class FlowNoiseNet(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(..., width) -> (..., action_dim)."""
-        share = 0.5 * (self.layers(features.to(next(self.parameters()).dtype)) + 1.0)
-        return torch.exp(0.5 * (self.low + (self.high - self.low) * share))
+        with torch.autocast(features.device.type, enabled=False):  # its digits are those of a density
+            share = 0.5 * (self.layers(features.to(next(self.parameters()).dtype)) + 1.0)
+            return torch.exp(0.5 * (self.low + (self.high - self.low) * share))
 
 
 @dataclass
