@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prts_core.rl.algorithms import Evaluated, Samples, Targets
-from prts_core.rl.rollouts import Reduce, Rollouts, end_at
+from prts_core.rl.rollouts import Rollouts, end_at
 
 
 def make(
@@ -108,18 +108,18 @@ def gradients(now: Evaluated) -> dict[str, Tensor]:
     return {name: torch.zeros_like(x) if x.grad is None else x.grad for name, x in leaves.items() if x is not None}
 
 
-def in_processes(work: list[Callable[[Reduce], Any]]) -> list[Any]:
-    """Run these side by side, each with a sum over all of them."""
+def in_processes(work: list[Callable[[Any], Any]]) -> list[Any]:
+    """Run these side by side, each with a sum, or the largest, over all of them."""
     gate, shared, out = threading.Barrier(len(work)), [torch.zeros(0)] * len(work), [None] * len(work)
 
     def run(rank: int) -> None:
-        def reduce(own: Tensor) -> Tensor:
+        def reduce(own: Tensor, largest: bool = False) -> Tensor:
             assert own.dtype == torch.float64
             shared[rank] = own.clone()
             gate.wait(timeout=60)
-            total = torch.stack(shared).sum(0)
+            everyone = torch.stack(shared)
             gate.wait(timeout=60)
-            return total
+            return everyone.amax(0) if largest else everyone.sum(0)
 
         out[rank] = work[rank](reduce)
 
