@@ -94,25 +94,25 @@ def decoupled_policy_loss(
 ) -> tuple[Tensor, Metrics]:
     """The clipped loss around a proximal policy, weighted by how much likelier that is than the one that acted.
 
-    proximal (N, K, A): its log-probabilities. Entries whose weight exceeds the limit are left out. actor/approx_kl and
-    actor/kl are those of the policy that acted to the one that learns.
+    proximal (N, K, A): its log-probabilities. Entries whose weight exceeds the limit are left out of the loss, not
+    of the metrics. actor/approx_kl and actor/kl are those of the policy that acted to the one that learns.
     """
     counts, proximal = mean.counts(), proximal.detach()
     behaviour = log_ratio(proximal, old, counts, level)
     ratios = log_ratio(log_probs, proximal, counts, level)
     weight, ratio, both = behaviour.exp(), ratios.exp(), ratios + behaviour
     kept = mean if weight_limit is None else mean.keep(weight <= weight_limit)
-    losses, metrics = _clipped(ratios, advantages, kept, clip)
+    losses, metrics = _clipped(ratios, advantages, mean, clip)
     loss = kept.loss(losses * weight)
     return loss, metrics | {
         "actor/policy_loss": loss.detach(),
-        "actor/proximal_ratio": kept.metric(ratio),
-        "actor/clipped_proximal_ratio": kept.metric(clip(ratio)),
-        "actor/proximal_approx_kl": kept.metric(-ratios),
-        "actor/behav_approx_kl": kept.metric(-behaviour),
+        "actor/proximal_ratio": mean.metric(ratio),
+        "actor/clipped_proximal_ratio": mean.metric(clip(ratio)),
+        "actor/proximal_approx_kl": mean.metric(-ratios),
+        "actor/behav_approx_kl": mean.metric(-behaviour),
         "actor/behav_clip_fraction": mean.metric((weight > (weight_limit or torch.inf)).float()),
-        "actor/approx_kl": kept.metric(-both),
-        "actor/kl": kept.metric(both.exp() - 1 - both),
+        "actor/approx_kl": mean.metric(-both),
+        "actor/kl": mean.metric(both.exp() - 1 - both),
     }
 
 
