@@ -239,18 +239,22 @@ def _value(row: Mapping[str, float], name: str) -> float:
 
 def ticks(low: float, high: float, most: int) -> list[float]:
     """At most `most` + 1 round numbers from low to high, which is above it."""
-    raw = (high - low) / most
-    size = 10.0 ** math.floor(math.log10(raw))
-    step = next(size * times for times in (1, 2, 2.5, 5, 10) if size * times >= raw * (1 - 1e-9))
+    step = _round_step(low, high, most)
     first = math.ceil(low / step - 1e-9)
     count = math.floor(high / step + 1e-9) - first + 1
-    return [round((first + n) * step, 12) + 0.0 for n in range(count)]
+    return [float(f"{(first + n) * step:.12g}") + 0.0 for n in range(count)]
 
 
 def nice(low: float, high: float) -> tuple[float, float]:
     """Ends of an axis that hold both, at round numbers."""
-    if high - low < 1e-12 * max(1.0, abs(high)):
-        reach = abs(high) / 10 or 1.0
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        reach = max(abs(low), abs(high)) / 10 or 1.0
         low, high = low - reach, high + reach
-    step = (marks := ticks(low, high, 3))[1] - marks[0] if len(ticks(low, high, 3)) > 1 else high - low
+    step = _round_step(low, high, 3)
     return math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
+
+
+def _round_step(low: float, high: float, most: int) -> float:
+    raw = (high - low) / most
+    size = 10.0 ** math.floor(math.log10(raw))
+    return next(size * times for times in (1, 2, 2.5, 5, 10, 20) if size * times >= raw * (1 - 1e-9))

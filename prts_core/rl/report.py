@@ -158,6 +158,8 @@ def acting(config: RlConfig, outcome: Outcome) -> dict[str, Any]:
             f"As the policy is served: nothing is added to the flow, and its start is drawn with deviation "
             f"{outcome.noise_scale:g} (the policy's noise_scale) from the episode's own seed, alike in every evaluation"
         )
+    if config.algorithm.name == "recap":
+        evaluation += "; from the first update on it is asked for good decisions, as it will be when it is served"
     return {
         "execute": outcome.plan.execute,
         "evaluation": f"{evaluation}. {looks}.",
