@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from prts_core.config.rl import RlConfig
 from prts_core.rl.film import NAME, Film, Tile
-from prts_core.rl.page import POINTS, SHAPED, nice, series, ticks, write_page
+from prts_core.rl.page import POINTS, SHAPED, marks_around, series, ticks, write_page
 from prts_core.rl.run import Outcome
 from prts_core.rollout import page as benchmark_page
 from tests.rl.made_up import STORED, config, outcome
@@ -102,7 +102,7 @@ def test_a_film_is_embedded_while_it_is_small(tmp_path, monkeypatch):
     (tmp_path / NAME).write_bytes(b"not really a film")
     page, text = drawn(tmp_path, asked, outcome(asked), film)
     assert "data:video/mp4;base64," in page
-    assert "The evaluation before iteration 30" in text and "2 of 12 episodes" in text
+    assert "Episodes of the result's evaluation" in text and "2 of 12 episodes" in text
     assert "failure reach 3, success push_back 1" in text and "ended otherwise" in text
     monkeypatch.setattr(benchmark_page, "EMBEDDED_BYTES", 4)
     assert f'<video src="{NAME}"' in drawn(tmp_path, asked, outcome(asked), film)[0]
@@ -128,9 +128,13 @@ def test_a_series_is_short_in_order_and_within_its_values(values):
 
 @given(FINITE, FINITE)
 def test_an_axis_holds_its_values_at_few_round_numbers(a, b):
-    low, high = min(a, b), max(a, b)
-    begin, end = nice(low, high)
-    reach = end - begin
-    assert begin <= low + 1e-6 * reach and end >= high - 1e-6 * reach and end > begin
-    marks = ticks(begin, end, 3)
-    assert 2 <= len(marks) <= 6 and all(begin - 1e-6 * reach <= mark <= end + 1e-6 * reach for mark in marks)
+    marks = marks_around(min(a, b), max(a, b))
+    reach = marks[-1] - marks[0]
+    assert 2 <= len(marks) <= 6 and marks == sorted(set(marks))
+    assert marks[0] <= min(a, b) + 1e-6 * reach and marks[-1] >= max(a, b) - 1e-6 * reach
+
+
+def test_marks_are_round():
+    assert marks_around(0.977, 1.021) == [0.96, 0.98, 1.0, 1.02, 1.04]
+    assert marks_around(0.0, 0.0) == [-1, 0, 1]
+    assert ticks(0, 40, 6) == [0, 10, 20, 30, 40]
