@@ -91,9 +91,7 @@ class DecisionTable:
     def __init__(self, records: Sequence[EpisodeRecord], counts: Tensor) -> None:
         """counts (C, B) bool: the decisions to be learned from."""
         self.records = records
-        self.at = [
-            Decision(b, c) for b, record in enumerate(records) for c in range(len(record)) if bool(counts[c, b])
-        ]
+        self.at = [Decision(b, c) for b, record in enumerate(records) for c in range(len(record)) if bool(counts[c, b])]
         self.columns = torch.tensor([d.episode for d in self.at], dtype=torch.int64)
         self.rows = torch.tensor([d.row for d in self.at], dtype=torch.int64)
 

@@ -112,7 +112,12 @@ class _Run:
         plan = collector.plan
         self.execute = plan.execute
         listed = EpisodePlan(
-            plan.suite, plan.tasks, tuple(order.key for order in self.orders), plan.execute, plan.perturbation, plan.seed
+            plan.suite,
+            plan.tasks,
+            tuple(order.key for order in self.orders),
+            plan.execute,
+            plan.perturbation,
+            plan.seed,
         )
         self.queue = Queue(listed, range(len(self.orders)))
         self.open: dict[tuple[int, int], _Open] = {}

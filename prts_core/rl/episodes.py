@@ -47,9 +47,7 @@ def training_plan(config: RlConfig, suite: SuiteSpec, chunk_length: int) -> Epis
     return make_plan(suite, chunk_length, settings)
 
 
-def orders(
-    config: RlConfig, plan: EpisodePlan, seed: int, iteration: int, experts: bool = False
-) -> list[EpisodeOrder]:
+def orders(config: RlConfig, plan: EpisodePlan, seed: int, iteration: int, experts: bool = False) -> list[EpisodeOrder]:
     """The iteration's episodes, tasks in turn: every group meets an initial state of its own, and all are met before one
     comes again. experts: the scripted expert is asked in all of them, and acts in a share that falls with time."""
     groups = config.episodes // config.algorithm.group_size

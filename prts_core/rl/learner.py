@@ -84,7 +84,14 @@ class Learner:
         if self.net is not None:
             groups[1]["params"] = [*others, *self.net.parameters()]
         if self.critic is not None:
-            groups.append({"params": list(self.critic.parameters()), "peak": learner.value_lr, "weight_decay": 0.0, "policy": False})
+            groups.append(
+                {
+                    "params": list(self.critic.parameters()),
+                    "peak": learner.value_lr,
+                    "weight_decay": 0.0,
+                    "policy": False,
+                }
+            )
         return torch.optim.AdamW(groups, lr=learner.learning_rate, betas=learner.betas, eps=learner.adam_eps)
 
     # ---- what a checkpoint holds ---------------------------------------------------------------------------------
@@ -320,9 +327,7 @@ class Learner:
         ]
 
     def _arithmetic(self) -> torch.autocast:
-        return torch.autocast(
-            self.policy.device.type, torch.bfloat16, enabled=self.config.learner.precision == "bf16"
-        )
+        return torch.autocast(self.policy.device.type, torch.bfloat16, enabled=self.config.learner.precision == "bf16")
 
     # ---- rates ---------------------------------------------------------------------------------------------------
     def _rate(self, iteration: int, progress: Progress) -> float:
@@ -344,4 +349,3 @@ class Learner:
             progress.rate = max(SLOWEST, progress.rate / STEER)
         elif moved < wanted / 1.5:
             progress.rate = min(FASTEST, progress.rate * STEER)
-

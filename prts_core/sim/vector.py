@@ -211,7 +211,9 @@ class VectorEnv:
         final: list[Observation | None] = [None] * slots
         ended: list[EpisodeEnd | None] = [None] * slots
         advice: list[np.ndarray | None] = [None] * slots
-        for slot, reply in self._collect({slot: [self._step(chunk, slot)] for slot, chunk in chunks.items()}, chunks).items():
+        for slot, reply in self._collect(
+            {slot: [self._step(chunk, slot)] for slot, chunk in chunks.items()}, chunks
+        ).items():
             episode = self.episodes[slot]
             assert episode is not None
             taken = len(chunks[slot])

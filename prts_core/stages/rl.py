@@ -50,5 +50,5 @@ def rl(config: RlConfig, inputs: dict[str, Manifest], context: StageContext) -> 
 def start_folder(config: RlConfig, inputs: dict[str, Manifest], context: StageContext) -> Path:
     """Where the policy lies that the run begins with."""
     if config.checkpoint is None:
-        return inputs["start"].folder(context.outputs)
+        return inputs[config.start].folder(context.outputs)
     return policy_folder(expand(config.checkpoint, "rl.checkpoint"), context.outputs)

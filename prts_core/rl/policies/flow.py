@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prts_core.config.model import DitConfig, MotConfig
 from prts_core.config.rl import ExplorationConfig
+from prts_core.models.heads.dit.module import DitHead
 from prts_core.models.heads.flow.density import (
     Field,
     FlowNoiseNet,
@@ -21,6 +22,7 @@ from prts_core.models.heads.flow.density import (
 )
 from prts_core.models.heads.flow.loss import mask_noise, mix_noise
 from prts_core.models.heads.flow.time import draw_time
+from prts_core.models.heads.mot.module import MotHead
 from prts_core.models.prts import PrtsModel
 from prts_core.models.tokens import Prefix
 from prts_core.rl.policies.drawn import Drawn
@@ -34,6 +36,7 @@ def exploration_net(model: PrtsModel, exploration: ExplorationConfig) -> FlowNoi
     random_steps(exploration, _head(model).denoise_steps)
     if exploration.method != "flow_noise":
         return None
+    assert isinstance(model.dit_action_head, MotHead | DitHead)
     width = model.dit_action_head.feature_width
     return FlowNoiseNet(width, model.config.max_action_dim, exploration.noise_range)
 
