@@ -186,7 +186,8 @@ def _panels(rows: Sequence[Mapping[str, float]]) -> Iterator[dict[str, Any]]:
 
 def _panel(panel: Panel, lines: Sequence[tuple[str, list[tuple[float, float]]]]) -> dict[str, Any]:
     values = [y for _, found in lines for _, y in found] + [0.0] * panel.zero + [1.0] * panel.one
-    marks = marks_around(min(values), max(values))
+    nothing = panel.zero and not any(values)
+    marks = [0.0, 1.0] if nothing else marks_around(min(values), max(values))
     first, last = (edge(x for _, found in lines for x, _ in found) for edge in (min, max))
     at = _Axes(SMALL, first, max(last, first + 1.0), marks[0], marks[-1])
     return {

@@ -65,6 +65,12 @@ def test_what_a_run_does_not_have_is_not_drawn(tmp_path):
     assert "How it learned" not in text and "rollouts, with exploration, on" not in text
 
 
+def test_what_is_always_0_lies_on_the_ground(tmp_path):
+    asked = config()
+    page, _ = drawn(tmp_path, asked, outcome(asked, more={"train/actor/clip_fraction": 0.0}))
+    assert ">-1<" not in page
+
+
 def test_reward_earned_stands_beside_what_was_learned_from(tmp_path):
     asked = config()
     made = outcome(asked)
