@@ -184,7 +184,7 @@ class RlSection(Strict):
     presets: name -> changes to all of this; preset: the one that counts.
 
     workers: simulators, in `stages` equal parts that take turns, so that some work while the policy thinks; a part's
-    decisions are made together.
+    decisions are made together. tensorboard: what MLflow gets also as events under outputs/tensorboard/.
     """
 
     start: Literal["sft", "subtask"] = "sft"
@@ -211,6 +211,7 @@ class RlSection(Strict):
     workers: int = 12
     stages: int = 2
     checkpoint_every: int = execution(1)
+    tensorboard: bool = execution(False)
 
     def __post_init__(self) -> None:
         check_numbers(

@@ -186,9 +186,10 @@ def _panels(rows: Sequence[Mapping[str, float]]) -> Iterator[dict[str, Any]]:
 
 def _panel(panel: Panel, lines: Sequence[tuple[str, list[tuple[float, float]]]]) -> dict[str, Any]:
     values = [y for _, found in lines for _, y in found] + [0.0] * panel.zero + [1.0] * panel.one
-    low, high = nice(min(values), max(values))
+    nothing = panel.zero and not any(values)
+    marks = [0.0, 1.0] if nothing else marks_around(min(values), max(values))
     first, last = (edge(x for _, found in lines for x, _ in found) for edge in (min, max))
-    at = _Axes(SMALL, first, max(last, first + 1.0), low, high)
+    at = _Axes(SMALL, first, max(last, first + 1.0), marks[0], marks[-1])
     return {
         "title": panel.title,
         "words": panel.words,
@@ -201,7 +202,7 @@ def _panel(panel: Panel, lines: Sequence[tuple[str, list[tuple[float, float]]]])
             }
             for place, (label, found) in enumerate(lines)
         ],
-        "y": [(at.y(v), f"{v:g}") for v in ticks(low, high, 3)],
+        "y": [(at.y(v), f"{v:g}") for v in marks],
         "x": [(at.x(v), f"{v:g}") for v in (first, last)],
     }
 
@@ -237,20 +238,24 @@ def _value(row: Mapping[str, float], name: str) -> float:
     return float(row.get(name, math.nan))
 
 
-def ticks(low: float, high: float, most: int) -> list[float]:
-    """At most `most` + 1 round numbers from low to high, which is above it."""
-    raw = (high - low) / most
-    size = 10.0 ** math.floor(math.log10(raw))
-    step = next(size * times for times in (1, 2, 2.5, 5, 10) if size * times >= raw * (1 - 1e-9))
+def ticks(low: float, high: float, most: int = 3, step: float | None = None) -> list[float]:
+    """Multiples of `step` from low to high, which is above it; none: of a round step, at most `most` + 1 of them."""
+    step = _round_step(low, high, most) if step is None else step
     first = math.ceil(low / step - 1e-9)
     count = math.floor(high / step + 1e-9) - first + 1
-    return [round((first + n) * step, 12) + 0.0 for n in range(count)]
+    return [float(f"{(first + n) * step:.12g}") + 0.0 for n in range(count)]
 
 
-def nice(low: float, high: float) -> tuple[float, float]:
-    """Ends of an axis that hold both, at round numbers."""
-    if high - low < 1e-12 * max(1.0, abs(high)):
-        reach = abs(high) / 10 or 1.0
+def marks_around(low: float, high: float) -> list[float]:
+    """Round numbers at equal distances, 2 to 6 of them; the axis from the first to the last holds both values."""
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        reach = max(abs(low), abs(high)) / 10 or 1.0
         low, high = low - reach, high + reach
-    step = (marks := ticks(low, high, 3))[1] - marks[0] if len(ticks(low, high, 3)) > 1 else high - low
-    return math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
+    step = _round_step(low, high, 3)
+    return ticks(math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step, step=step)
+
+
+def _round_step(low: float, high: float, most: int) -> float:
+    raw = (high - low) / most
+    size = 10.0 ** math.floor(math.log10(raw))
+    return next(size * times for times in (1, 2, 2.5, 5, 10, 20) if size * times >= raw * (1 - 1e-9))

@@ -158,6 +158,8 @@ def acting(config: RlConfig, outcome: Outcome) -> dict[str, Any]:
             f"As the policy is served: nothing is added to the flow, and its start is drawn with deviation "
             f"{outcome.noise_scale:g} (the policy's noise_scale) from the episode's own seed, alike in every evaluation"
         )
+    if config.algorithm.name == "recap":
+        evaluation += "; from the first update on it is asked for good decisions, as it will be when it is served"
     return {
         "execute": outcome.plan.execute,
         "evaluation": f"{evaluation}. {looks}.",
@@ -194,10 +196,15 @@ def notes(config: RlConfig, outcome: Outcome) -> list[str]:
     told = []
     count = len(outcome.evaluations)
     if config.keep_best and count > 1:
+        last = outcome.evaluations[-1]
         told.append(
-            f"The result is the best of {count} evaluations of the same episodes: its rate is biased upwards. The last "
-            f"one, which nobody chose, had {outcome.evaluations[-1].successes} of "
-            f"{len(outcome.evaluations[-1].outcomes)}. For a rate to be quoted, benchmark the result on other states."
+            f"The result is the best of {count} evaluations of the same episodes: its rate is biased upwards. "
+            + (
+                "It is also the last one. "
+                if last.iteration == outcome.chosen
+                else f"The last one, which nobody chose, had {last.successes} of {len(last.outcomes)}. "
+            )
+            + "For a rate to be quoted, benchmark the result on other states."
         )
     if outcome.chosen == outcome.evaluations[0].iteration:
         told.append("No evaluation was better than the first: the result is the policy that the run began with.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,12 @@ TOY = suites()["toy"]
 LAUNCH = "tests.fixtures.toy_family:toy"
 
 
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    with Pool(launch_for(LAUNCH), 1) as made:
+        yield made
+
+
 def plan_of(episodes: int, **changes) -> EpisodePlan:
     return make_plan(TOY, 4, SuiteSettings(episodes=episodes, execute=4, **changes))
 
@@ -38,12 +45,11 @@ def record(folder: Path, plan: EpisodePlan, lost: set[int], skip: set[int] = fro
         journal.note({"kind": "worker lost", "task": "push", "initial_state": 0})
 
 
-def test_failures_come_first_and_every_tile_ends_in_its_colour(tmp_path):
+def test_failures_come_first_and_every_tile_ends_in_its_colour(pool, tmp_path):
     plan = plan_of(5)
     record(tmp_path / "evaluation", plan, {1, 3})
     (tmp_path / "out").mkdir()
-    with Pool(launch_for(LAUNCH), 1) as pool:
-        made = write_film(pool, plan, tmp_path / "evaluation", tmp_path / "out", 20)
+    made = write_film(pool, plan, tmp_path / "evaluation", tmp_path / "out", 20)
     assert isinstance(made, Film) and made.faults == () and made.episodes == 5 and made.iteration == 20
     assert [tile.success for tile in made.tiles] == [False, False, True, True, True]
     assert [(tile.task, tile.initial_state) for tile in made.tiles[:2]] == [
@@ -61,19 +67,18 @@ def test_failures_come_first_and_every_tile_ends_in_its_colour(tmp_path):
     assert list((tmp_path / "evaluation").glob(".film-*")) == []
 
 
-def test_the_same_evaluation_makes_the_same_bytes(tmp_path):
+def test_the_same_evaluation_makes_the_same_bytes(pool, tmp_path):
     plan = plan_of(3)
     record(tmp_path / "evaluation", plan, {0})
     films = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        with Pool(launch_for(LAUNCH), 1) as pool:
-            write_film(pool, plan, tmp_path / "evaluation", tmp_path / name, 0)
+        write_film(pool, plan, tmp_path / "evaluation", tmp_path / name, 0)
         films.append((tmp_path / name / NAME).read_bytes())
     assert films[0] == films[1]
 
 
-def test_no_more_than_its_tiles_are_played(tmp_path, monkeypatch):
+def test_no_more_than_its_tiles_are_played(pool, tmp_path, monkeypatch):
     played = []
     real = film._play
     monkeypatch.setattr(
@@ -82,8 +87,7 @@ def test_no_more_than_its_tiles_are_played(tmp_path, monkeypatch):
     monkeypatch.setattr(film, "TILES", 4)
     plan = plan_of(9)
     record(tmp_path / "evaluation", plan, {7, 8})
-    with Pool(launch_for(LAUNCH), 1) as pool:
-        made = write_film(pool, plan, tmp_path / "evaluation", tmp_path, 0)
+    made = write_film(pool, plan, tmp_path / "evaluation", tmp_path, 0)
     assert played == [7, 8, 0, 1] and made is not None and len(made.tiles) == 4 and made.episodes == 9
 
 
@@ -97,37 +101,34 @@ def test_pictures_are_not_held_in_memory(tmp_path):
     assert next(pictures) is next(pictures), "one canvas for all"
 
 
-def test_an_episode_that_ends_otherwise_is_told(tmp_path):
+def test_an_episode_that_ends_otherwise_is_told(pool, tmp_path):
     plan = plan_of(3)
     record(tmp_path / "evaluation", plan, {0})
     still = np.zeros((12, 2), np.float32)
     np.save(tmp_path / "evaluation/actions/00002.npy", still)  # its row says that it succeeded
-    with Pool(launch_for(LAUNCH), 1) as pool:
-        made = write_film(pool, plan, tmp_path / "evaluation", tmp_path, 0)
+    made = write_film(pool, plan, tmp_path / "evaluation", tmp_path, 0)
     assert made is not None and len(made.tiles) == 3
     assert made.faults == (f"{plan.keys[2].task} {plan.keys[2].initial_state}: played again it ended otherwise",)
 
 
-def test_a_simulator_that_dies_costs_its_episodes_alone(tmp_path):
+def test_a_simulator_that_dies_costs_its_episodes_alone(pool, tmp_path):
     plan = plan_of(2, perturbation={"do": "kill"})
     record(tmp_path / "evaluation", plan, {0})
-    with Pool(launch_for(LAUNCH), 1) as pool:
-        assert write_film(pool, plan, tmp_path / "evaluation", tmp_path, 0) is None
+    assert write_film(pool, plan, tmp_path / "evaluation", tmp_path, 0) is None
     assert not (tmp_path / NAME).exists()
 
 
-def test_a_dead_worker_is_replaced_and_the_episode_played_again(tmp_path):
+def test_a_dead_worker_is_replaced_and_the_episode_played_again(pool, tmp_path):
     plan = plan_of(2, perturbation={"do": "kill", "once": str(tmp_path / "once")})
     record(tmp_path / "evaluation", plan, {0})
-    with Pool(launch_for(LAUNCH), 1) as pool:
-        made = write_film(pool, plan, tmp_path / "evaluation", tmp_path, 0)
+    made = write_film(pool, plan, tmp_path / "evaluation", tmp_path, 0)
     assert made is not None and len(made.tiles) == 2 and made.faults == ()
 
 
-def test_an_evaluation_that_is_not_whole_is_refused(tmp_path):
+def test_an_evaluation_that_is_not_whole_is_refused(pool, tmp_path):
     plan = plan_of(3)
     record(tmp_path / "evaluation", plan, set(), skip={1})
-    with Pool(launch_for(LAUNCH), 1) as pool, pytest.raises(DataError, match="not whole.*2 of 3"):
+    with pytest.raises(DataError, match=r"not whole.*2 of 3"):
         write_film(pool, plan, tmp_path / "evaluation", tmp_path, 0)
 
 
