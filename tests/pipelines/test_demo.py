@@ -161,7 +161,7 @@ def test_the_demo_of_a_policy_that_learned_by_reinforcement(project, capfd):
     assert "rl" in called and "subtask" not in called
     made = read_json(project.outputs / "demo" / "report.json")
     assert "rl" in made["seconds"] and set(made["subtask"].values()) == {None}
-    assert "rl [s]" in capfd.readouterr()[0]
+    assert "rl, seconds" in capfd.readouterr()[0]
 
 
 def test_a_mixture_of_datasets_is_imported_before_pretraining(project):

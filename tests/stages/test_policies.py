@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from prts_core.cli.main import main
 from prts_core.config.load import load_plan
 from prts_core.config.rl import RlConfig
 from prts_core.delivery import registry, resolve
@@ -127,6 +128,23 @@ def test_the_stage_gets_the_recipes_section_and_the_deployed_dataset() -> None:
     assert isinstance(config, RlConfig) and (config.dataset, config.episodes) == (DEPLOYED, 16)
     assert config.source == plan.dataset(None).source
     assert declarations.config_json("rl", plan)["source"] == asdict(plan.dataset(None).source)
+
+
+def test_the_command_line_shows_the_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config", str(RECIPE), "--set", "policy=rl", "--set", "rl.iterations=3", "--outputs", str(tmp_path)]
+
+    def said(*command: str) -> str:
+        assert main([*command, *words]) == 0
+        return capsys.readouterr().out
+
+    assert "\nrl " in said("status") and "\nrl " in said("chain", "--dry-run")
+    assert '"iterations": 3' in said("config", "rl")
+    assert "missing" in said("status")
+    with pytest.raises(SystemExit):
+        main(["rl", "--help"])
+    assert "prts rl --set rl.iterations=20" in capsys.readouterr().out
+    assert main(["rl", *words]) == 1
+    assert "Stage 'convert:metaworld_smoke' has not run yet" in " ".join(capsys.readouterr().err.split())
 
 
 # ---- a checkpoint --------------------------------------------------------------------------------------------------
