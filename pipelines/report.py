@@ -122,8 +122,8 @@ def show(path: Path, console: Console) -> None:
     figures.add_section()
     for stage in declarations.STAGES:
         if stage in report["seconds"]:
-            figures.add_row(f"{stage} [s]", f"{report['seconds'][stage]:.1f}")
-    figures.add_row("all stages [s]", f"{report['seconds_total']:.1f}")
+            figures.add_row(f"{stage}, seconds", f"{report['seconds'][stage]:.1f}")
+    figures.add_row("all stages, seconds", f"{report['seconds_total']:.1f}")
     figures.add_section()
     figures.add_row("model", f"{report['model_uri']} {' '.join('@' + alias for alias in report['aliases'])}")
     figures.add_row("gate", report["verdict"])
