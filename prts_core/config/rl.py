@@ -20,9 +20,9 @@ class AlgorithmConfig(Strict):
     """name: a module of prts_core/rl/algorithms. An algorithm reads what it needs of the rest.
 
     group_size: episodes of one initial state, which group-relative advantages compare. gamma, gae_lambda: a step
-    (reward_level "action") or a decision ("chunk", whose reward is the sum over its actions). bootstrap: an episode that
-    was cut at its limit is worth what the critic says of its last observation; false: nothing. log_prob_level: what one
-    probability ratio stands for: one number of an action ("token"), an action, or a chunk. filter_returns: groups whose
+    (reward_level "action") or a decision ("chunk", whose reward is the sum over its actions). bootstrap: an episode
+    that was cut at its limit is worth what the critic says of its last observation; false: nothing.
+    log_prob_level: what one probability ratio stands for: one number of an action ("token"), an action, or a chunk. filter_returns: groups whose
     mean return lies outside carry no information and are left out.
 
     clip_low, clip_high: of the ratio, 1 - low to 1 + high. dual_clip: at most this many times a negative advantage;
@@ -133,9 +133,9 @@ class RewardConfig(Strict):
 
 @dataclass(frozen=True)
 class LearnerConfig(Strict):
-    """trains: the action head alone, the action head and the language model, or all. epochs: passes over an iteration's
-    decisions. batch_size: decisions an update; micro_batch: of them at once. target_kl: the rates are steered so that an
-    iteration moves the policy by about that much; none: they stay. warmup: updates over which the rates rise.
+    """trains: the action head alone, the action head and the language model, or all. epochs: passes over the decisions
+    of an iteration. batch_size: decisions an update; micro_batch: of them at once. target_kl: the rates are steered so
+    that an iteration moves the policy by about that much; none: they stay. warmup: updates over which the rates rise.
     """
 
     trains: Literal["action", "language", "all"] = "all"
@@ -174,9 +174,9 @@ class RlSection(Strict):
     package or models:/name@alias.
 
     suite, tasks, perturbation, image_size: as in `benchmark`. iterations: of rollouts and updates. episodes: an
-    iteration, a multiple of algorithm.group_size. execute_steps: rows of a chunk executed before the policy looks again;
-    none: the whole chunk. train_seed: initial states that a simulator draws from a seed are drawn from this one on, of
-    evaluation from the suite's. train_states: [first, one past the last] of the initial states that a task ships, to
+    iteration, a multiple of algorithm.group_size. execute_steps: rows of a chunk executed before the policy looks
+    again; none: the whole chunk. train_seed: initial states that a simulator draws from a seed are drawn from this one
+    on, of evaluation from the suite's. train_states: [first, one past the last] of the initial states that a task ships, to
     learn from; the others are evaluated on. shared_states: evaluation may meet states that were trained on.
 
     eval_every: iterations between two evaluations without noise, before the first and after the last too; 0: those two.

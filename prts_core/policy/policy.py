@@ -165,7 +165,7 @@ class Policy:
         return nats[0] if batch.single else nats
 
     def value_of(self, encoded: Encoded, batch: ObservationBatch, actions: np.ndarray) -> np.ndarray:
-        """(B,) nats, from the encoded prompt and the actions (B, T, A) in robot units: only their tokens are read anew."""
+        """(B,) nats, from the encoded prompt and actions (B, T, A) in robot units: only their tokens are read anew."""
         suffix = self.processor.value_suffix(batch.state, batch.instructions, actions).to(self.device)
         hidden = read_suffix(self.model, encoded, suffix)
         return self.model.value(hidden, suffix.state_action_index, suffix.goal_index).cpu().numpy()

@@ -42,8 +42,8 @@ FILES = ("policy_contract.json", "norm_stats.json", "tokenizer.json", "fast_toke
 class Processor:
     """contract: what goes in and comes out. statistics_file: the very norm_stats.json the contract names by digest.
 
-    subtasks: the policy says the next subtask before it acts (stage subtask). advantage: it was trained with words on how
-    good decisions are, and is asked for good ones (stage rl, recap). compat: "prts" for a checkpoint in the
+    subtasks: the policy says the next subtask before it acts (stage subtask). advantage: it was trained with words on
+    how good decisions are, and is asked for good ones (stage rl, recap). compat: "prts" for a checkpoint in the
     released layout (only its loader sets it), whose words and numbers are then those of the public release.
     """
 

@@ -21,7 +21,7 @@ from prts_core.rl.policies import policy_kind
 
 @dataclass(frozen=True)
 class Decisions:
-    """What N observations were answered with. actions (N, T, A) in robot units. log_probs (N, T, A) of the padded width.
+    """What N observations were answered with. actions (N, T, A) in robot units. log_probs (N, T, A), of padded width.
     record: tensors (N, ...) that the learner computes the log-probabilities from again. features (N, F): the critic's.
     potentials (N,): goal reachability in nats, where asked for."""
 
@@ -50,8 +50,8 @@ class Actor:
         seeds: Sequence[int],
         elapsed: np.ndarray,
     ) -> Decisions:
-        """seen: {"observation.state" (N, D), camera (N, H, W, 3) uint8}; a sentence and a noise seed each; elapsed (N,):
-        share of the episode that is over. DataError where the policy answers with what is not finite."""
+        """seen: {"observation.state" (N, D), camera (N, H, W, 3) uint8}; a sentence and a noise seed each; elapsed
+        (N,): share of the episode that is over. DataError where the policy answers with what is not finite."""
         policy = self.policy
         batch = read_observation(seen, instructions, policy.contract.contract)
         encoded = policy.encode(batch)

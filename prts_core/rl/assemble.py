@@ -107,6 +107,12 @@ class DecisionTable:
         picked = [self.at[i] for i in chosen.tolist()]
         return torch.stack([rows(self.records[d.episode], d.row) for d in picked])
 
+    def drawn(self, chosen: Tensor) -> dict[str, Tensor]:
+        """What the draws of the chosen decisions left, {name: (n, ...)}."""
+        picked = [self.at[i] for i in chosen.tolist()]
+        names = self.records[0].record
+        return {n: torch.stack([self.records[d.episode].record[n][d.row] for d in picked]) for n in names}
+
     def seen(self, chosen: Tensor) -> tuple[dict[str, np.ndarray], list[str]]:
         """(observations, sentences) of the chosen decisions."""
         picked = [self.at[i] for i in chosen.tolist()]

@@ -1,8 +1,8 @@
 """Run an iteration's episodes in simulators with an exploring policy, and keep what the learner needs of each.
 
-Parts of the simulators take turns (sim/pipeline.py). What an episode becomes is a function of its order, the weights and
-the neighbours it is decided with, and those follow from the orders: the same weights give the same records, to the bit,
-however fast the simulators are and whichever of them was lost on the way.
+Parts of the simulators take turns (sim/pipeline.py). What an episode becomes is a function of its order, the weights
+and the neighbours it is decided with, and those follow from the orders: the same weights give the same records, to the
+bit, however fast the simulators are and whichever of them was lost on the way.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ class EpisodeRecord:
 
     seen: {"observation.state" (n, D), camera (n, H, W, 3)} as the policy saw it. steps (n,): of the simulator before
     each decision. log_probs (n, T, A), record {name: (n, ...)}, features (n, F), potentials (n,) or none: of
-    `Decisions`. actions (n, T, A) in robot units. successes, valid (n, K) bool: of the executed steps. last: features (F,)
-    of the observation after the last decision, where the episode was cut at its limit.
+    `Decisions`. actions (n, T, A) in robot units. successes, valid (n, K) bool: of the executed steps. advice (n, K,
+    A): what the expert would have done, in robot units, where it was asked. last, last_potential: features (F,) and
+    potential of the observation after the last decision, where the episode was cut at its limit.
     """
 
     order: EpisodeOrder

@@ -6,6 +6,8 @@ function, and it can learn at a rate of its own.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -35,7 +37,7 @@ class Critic(nn.Module):
         super().__init__()
         sizes = (width, *HIDDEN)
         layers: list[nn.Module] = [nn.LayerNorm(width)]
-        for size, following in zip(sizes, sizes[1:], strict=False):
+        for size, following in pairwise(sizes):
             layers += [nn.Linear(size, following), nn.SiLU()]
         self.layers = nn.Sequential(*layers)
         self.out = nn.Linear(sizes[-1], 1)

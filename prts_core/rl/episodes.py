@@ -48,8 +48,8 @@ def training_plan(config: RlConfig, suite: SuiteSpec, chunk_length: int) -> Epis
 
 
 def orders(config: RlConfig, plan: EpisodePlan, seed: int, iteration: int, experts: bool = False) -> list[EpisodeOrder]:
-    """The iteration's episodes, tasks in turn: every group meets an initial state of its own, and all are met before one
-    comes again. experts: the scripted expert is asked in all of them, and acts in a share that falls with time."""
+    """The iteration's episodes, tasks in turn: every group meets an initial state of its own, and all are met before
+    one comes again. experts: the scripted expert is asked in all of them, and acts in a share that falls with time."""
     groups = config.episodes // config.algorithm.group_size
     size, tasks = config.algorithm.group_size, plan.tasks
     draws = np.random.default_rng([seed, iteration]).random(config.episodes)

@@ -64,7 +64,7 @@ def evaluate(policy: Policy, plan: EpisodePlan, collector: Collector, folder: Pa
 
 
 def paired(before: Evaluation, after: Evaluation) -> dict[str, Any]:
-    """How the same episodes fared: won and lost against the first evaluation, and McNemar's exact p-value (two-sided)."""
+    """How the same episodes fared: won and lost against the first evaluation, McNemar's exact p-value (two-sided)."""
     keys: Sequence[Any] = [key for key in before.outcomes if key in after.outcomes]
     won = sum(after.outcomes[key] and not before.outcomes[key] for key in keys)
     lost = sum(before.outcomes[key] and not after.outcomes[key] for key in keys)

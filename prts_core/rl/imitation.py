@@ -21,7 +21,7 @@ from prts_core.sim.adapter import Adapter
 
 
 def imitated(table: DecisionTable, chosen: Tensor, policy: Policy) -> tuple[Tensor, Tensor]:
-    """(normalised chunks (n, T, A), rows that say nothing (n, T) bool) of what the decisions are taught by: the expert's
+    """(normalised chunks (n, T, A), rows that say nothing (n, T) bool) of what teaches the decisions: the expert's
     advice where it was asked, else what the policy did itself. Rows that were not executed say nothing."""
     records = [(table.records[d.episode], d.row) for d in (table.at[i] for i in chosen.tolist())]
     config, width = policy.model.config, len(policy.contract.contract.action)

@@ -212,6 +212,7 @@ class Learner:
             return None if of is None else table.take(of, part).to(self.policy.device)
 
         executed = table.take(rollouts.mask, part).to(self.policy.device)
+        own: dict[str, Any] = {name: tensor[part].to(self.policy.device) for name, tensor in known.items()}
         advantages, mask = taken(targets.advantages), taken(targets.mask)
         counted, version = taken(targets.steps_of_episode), taken(rollouts.version)
         assert advantages is not None and mask is not None and counted is not None and version is not None
@@ -227,7 +228,7 @@ class Learner:
             good=taken(targets.good),
             executed=executed,
             critic_only=iteration < self.config.algorithm.critic_warmup,
-            **{"log_probs": None, **{name: tensor[part].to(self.policy.device) for name, tensor in known.items()}},
+            **own,
         )
 
     # ---- an update -----------------------------------------------------------------------------------------------
@@ -287,10 +288,7 @@ class Learner:
     def _action_terms(self, table: DecisionTable, chosen: Tensor) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities and entropy (n, K, A) of the executed actions under the present policy."""
         prefix = self._prefix(table, *table.seen(chosen))
-        record = {
-            name: table.gather(chosen, lambda own, row, name=name: own.record[name][row]).to(self.policy.device)
-            for name in table.records[0].record
-        }
+        record = {name: tensor.to(self.policy.device) for name, tensor in table.drawn(chosen).items()}
         with self._arithmetic():
             mask = action_mask(self.policy, len(chosen))
             found = self.kind.evaluate(self.policy.model, prefix, record, mask, self.config.exploration, self.net)

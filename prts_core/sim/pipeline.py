@@ -56,8 +56,8 @@ class Pipeline:
         """(stage, what its chunk did), stages in turn, until each has executed `chunks`; the next call goes on. Without
         a number: until no stage has an episode under way.
 
-        `ask` is called for one stage while the others execute, then `experts` (VectorEnv.start). Where the loop is left early, what is under way is
-        waited for and not shown.
+        `ask` is called for one stage while the others execute, then `experts` (VectorEnv.start). Where the loop is left
+        early, what is under way is waited for and not shown.
         """
         if not self.shown:
             self.reset()

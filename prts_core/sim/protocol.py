@@ -130,8 +130,8 @@ def step(
     expert: str = "",
 ) -> Message:
     """`actions`: (K, A) in the suite's convention. `observe`: after the last. `render`: a frame after every n-th
-    step of the episode; 0: none. `expert`: of EXPERT; the reply says what the suite's scripted expert would do, or does,
-    at each step."""
+    step of the episode; 0: none. `expert`: of EXPERT; the reply says what the suite's scripted expert would do, or
+    does, at each step."""
     return {
         "kind": "step",
         "actions": np.ascontiguousarray(actions, np.float32),

@@ -1,4 +1,4 @@
-"""Whole runs in the toy simulator: equal numbers on both sides, the same curve after a kill, faults told, and learning."""
+"""Whole runs in the toy simulator: equal numbers on both sides, one curve despite kills, faults told, and learning."""
 
 from __future__ import annotations
 
