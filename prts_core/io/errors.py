@@ -105,6 +105,7 @@ EXTRA_OF = {
         "train": ("deepspeed", "triton", "huggingface_hub"),
         "lora": ("peft",),
         "nf4": ("bitsandbytes",),
+        "tensorboard": ("tensorboard",),
         "sim": ("metaworld", "mujoco"),
         "serve": ("websockets", "msgpack"),
         "rlds": ("google", "google_crc32c"),

@@ -1,5 +1,6 @@
-"""Improve a policy by what it earns in a simulator: rollouts, advantages, losses, algorithms.
+"""Improve a policy by what it earns in a simulator: rollouts, advantages, updates, evaluations, in iterations.
 
-The maths here knows tensors alone: no policy, no simulator, no process group (a caller hands in the sum over
-processes).
+The room's border: environments and workers are sim's, the densities of actions lie with the heads (models/heads), the
+evaluation is rollout's runner. Here: which episodes are run (episodes.py), how they are collected (collect.py), what
+they are worth (rewards.py, advantages.py), the algorithms (algorithms/, one file each), the learner and the loop.
 """
