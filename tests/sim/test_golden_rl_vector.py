@@ -54,6 +54,7 @@ class Script:
             self.begun.append((slot, message["task"], message["initial_state"]))
         else:
             first, steps = self.taken[slot], len(message["actions"])
+            reply["expert"] = None
             reply["successes"] = self.table[first : first + steps, slot]
             self.taken[slot] += steps
         self.replies.append((slot, reply))
