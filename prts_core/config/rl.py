@@ -35,7 +35,7 @@ class AlgorithmConfig(Strict):
 
     positive_share: recap: the share of decisions, best advantage first, that are called good. drop: how often the word
     is left out in training. expert_share, expert_decay: dagger: the chance that the expert acts in an episode, and by
-    what it is multiplied from iteration to iteration. replay: iterations whose decisions are kept to learn from.
+    what it is multiplied from iteration to iteration.
     """
 
     name: str = "ppo"
@@ -62,13 +62,12 @@ class AlgorithmConfig(Strict):
     drop: float = 0.1
     expert_share: float = 1.0
     expert_decay: float = 0.5
-    replay: int = 1
 
     def __post_init__(self) -> None:
         check_numbers(
             self,
             {
-                "[1, inf)": "group_size replay",
+                "[1, inf)": "group_size",
                 "[0, 1]": "gamma gae_lambda positive_share drop expert_share expert_decay",
                 "[0, inf)": "clip_high value_weight critic_warmup entropy_bonus kl_weight max_staleness",
                 "[0, 1)": "clip_low",

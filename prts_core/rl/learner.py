@@ -16,28 +16,23 @@ from torch import Tensor, nn
 
 from prts_core.config.rl import RlConfig
 from prts_core.io.errors import StageError
-from prts_core.models.tokens import Prefix
-from prts_core.policy.observation import read_observation
 from prts_core.policy.policy import Policy
 from prts_core.rl import algorithms
-from prts_core.rl.actor import action_mask
 from prts_core.rl.algorithms import Evaluated, Samples, Targets
 from prts_core.rl.assemble import DecisionTable, assemble
 from prts_core.rl.collect import EpisodeRecord
 from prts_core.rl.critic import Critic, feature_width
-from prts_core.rl.imitation import imitated, imitation_loss
 from prts_core.rl.losses import Metrics
 from prts_core.rl.means import Totals
 from prts_core.rl.metrics import episode_metrics, pool, rollout_metrics, staleness_metrics
-from prts_core.rl.policies import policy_kind
+from prts_core.rl.rates import rate, steer
 from prts_core.rl.rollouts import Rollouts
 from prts_core.rl.state import Progress
-from prts_core.text.prompt import with_advantage
+from prts_core.rl.terms import Terms
 from prts_core.training.optim import group_of
 
 TRAINS = {"action": ("action",), "language": ("action", "llm"), "all": ("action", "llm", "vision", "merger")}
 MOST_SKIPPED = 3  # updates in a row that were no numbers
-STEER, SLOWEST, FASTEST = 1.3, 1e-3, 1e2  # of the rate that target_kl steers
 
 
 class Learner:
@@ -46,14 +41,9 @@ class Learner:
     def __init__(self, policy: Policy, config: RlConfig, seed: int) -> None:
         self.policy, self.config, self.seed = policy, config, seed
         self.algorithm = algorithms.algorithm(config.algorithm.name)
-        self.width = len(policy.contract.contract.action)
-        self.processor = policy.processor  # without words on advantages: the learner says them itself
-        model = policy.model
         torch.manual_seed(seed)
-        self.kind = policy_kind(model)
-        self.net = self.kind.exploration_net(model, config.exploration)
-        if self.net is not None:
-            self.net.to(policy.device)
+        self.terms = Terms(policy, config, seed)
+        self.net, model = self.terms.net, policy.model
         self.trained = {
             name: parameter
             for name, parameter in model.named_parameters()
@@ -131,14 +121,14 @@ class Learner:
 
         StageError where MOST_SKIPPED updates in a row were no numbers."""
         config = self.config
-        rollouts = assemble(records, config, self.width, None if self.critic is None else self._values)
+        rollouts = assemble(records, config, self.terms.width, None if self.critic is None else self._values)
         targets = self.algorithm.targets(rollouts, config.algorithm)
         metrics = rollout_metrics(rollouts, targets) | episode_metrics(rollouts)
         if config.algorithm.max_staleness:
             metrics |= staleness_metrics(rollouts, iteration + 1, config.algorithm.max_staleness)
         table = DecisionTable(records, targets.mask.any(-1))
         if not targets.informative:  # all episodes of every group alike: told, and no step is taken on nothing
-            return metrics | {"train/actor/no_information": 1.0, "train/actor/lr": self._rate(iteration, progress)}
+            return metrics | {"train/actor/no_information": 1.0, "train/actor/lr": rate(config, iteration, progress)}
         known = self._known(table, rollouts)
         told: dict[str, list[float]] = {}
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + iteration)
@@ -153,13 +143,13 @@ class Learner:
                     told.setdefault(name, []).append(value)
         metrics |= {f"train/{name}": float(np.mean(values)) for name, values in told.items()}
         self._ask_for_good()
-        self._steer(told.get("actor/kl", []), iteration, progress)
+        steer(config, told.get("actor/kl", []), iteration, progress)
         return metrics | {"train/actor/rate": progress.rate}
 
     def _ask_for_good(self) -> None:
         """From the first update on a policy that is taught what good is acts as if asked for it."""
         if self.config.algorithm.name == "recap":
-            self.policy.processor = replace(self.processor, advantage=True)
+            self.policy.processor = replace(self.terms.processor, advantage=True)
 
     def _values(self, features: Tensor) -> Tensor:
         assert self.critic is not None
@@ -195,7 +185,7 @@ class Learner:
     @torch.no_grad()
     def _log_probs(self, table: DecisionTable, chosen: Tensor) -> Tensor:
         parts = chosen.split(self.config.learner.micro_batch)
-        return torch.cat([self._action_terms(table, part)[0].cpu() for part in parts])
+        return torch.cat([self.terms.log_probs(table, part)[0].cpu() for part in parts])
 
     def _samples(
         self,
@@ -249,15 +239,15 @@ class Learner:
                 loss.backward()
             shares.append(metrics)
         told = pool(shares)
-        rate = self._rate(iteration, progress)
+        now = rate(self.config, iteration, progress)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, learner.clip_norm))
-        told |= {"actor/grad_norm": norm, "actor/lr": rate}
+        told |= {"actor/grad_norm": norm, "actor/lr": now}
         self._guard(norm, told["actor/total_loss"])
         told["actor/skipped"] = float(self.skipped > 0)
         if not self.skipped and float(totals.count) > 0:
             for group in self.optimizer.param_groups:
-                group["lr"] = group["peak"] * (rate / learner.learning_rate if group["policy"] else 1.0)
+                group["lr"] = group["peak"] * (now / learner.learning_rate if group["policy"] else 1.0)
             self.optimizer.step()
             progress.updates += 1
         return {name: value for name, value in told.items() if math.isfinite(value)}
@@ -280,70 +270,7 @@ class Learner:
         if self.critic is not None:
             values = self.critic(table.gather(chosen, lambda own, row: own.features[row]).to(self.policy.device))
         if "imitation" in self.algorithm.NEEDS:
-            return Evaluated(None, values=values, imitation=self._imitation(table, chosen, samples))
+            return Evaluated(None, values=values, imitation=self.terms.imitation(table, chosen, samples))
         with torch.set_grad_enabled(not samples.critic_only):
-            log_probs, entropy = self._action_terms(table, chosen)
+            log_probs, entropy = self.terms.log_probs(table, chosen)
         return Evaluated(log_probs, entropy, values)
-
-    def _action_terms(self, table: DecisionTable, chosen: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities and entropy (n, K, A) of the executed actions under the present policy."""
-        prefix = self._prefix(table, *table.seen(chosen))
-        record = {name: tensor.to(self.policy.device) for name, tensor in table.drawn(chosen).items()}
-        with self._arithmetic():
-            mask = action_mask(self.policy, len(chosen))
-            found = self.kind.evaluate(self.policy.model, prefix, record, mask, self.config.exploration, self.net)
-        chunk = table.records[0].successes.shape[1]
-        log_probs, entropy = (None if part is None else part[:, :chunk, : self.width].float() for part in found)
-        assert log_probs is not None
-        return log_probs, entropy
-
-    def _prefix(self, table: DecisionTable, shown: dict[str, np.ndarray], sentences: list[str]) -> Prefix:
-        batch = read_observation(shown, sentences, self.policy.contract.contract)
-        learns = self.config.learner.trains != "action"
-        tokens = self.processor.tokens(batch.images, batch.state, batch.instructions).to(self.policy.device)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and learns), self._arithmetic():
-            return self.policy.model.encode(tokens).prefix()
-
-    def _imitation(self, table: DecisionTable, chosen: Tensor, samples: Samples) -> Tensor:
-        shown, sentences = table.seen(chosen)
-        if samples.good is not None:
-            sentences = self._said(sentences, samples.good, chosen, samples.current_version)
-        actions, silent = imitated(table, chosen, self.policy)
-        prefix = self._prefix(table, shown, sentences)
-        seed = self.seed * 1_000_003 + samples.current_version * 7919 + int(chosen[0])
-        with self._arithmetic():
-            return imitation_loss(self.kind, self.policy, prefix, actions, silent, seed)
-
-    def _said(self, sentences: list[str], good: Tensor, chosen: Tensor, version: int) -> list[str]:
-        """The sentences with a word on how good each decision was, left out now and then, so that the policy can be
-        asked without."""
-        draws = np.random.default_rng([self.seed, version, 1]).random(int(chosen.max()) + 1)[chosen.numpy()]
-        kept = draws >= self.config.algorithm.drop
-        return [
-            with_advantage(text, bool(own)) if keep else text
-            for text, own, keep in zip(sentences, good.tolist(), kept, strict=True)
-        ]
-
-    def _arithmetic(self) -> torch.autocast:
-        return torch.autocast(self.policy.device.type, torch.bfloat16, enabled=self.config.learner.precision == "bf16")
-
-    # ---- rates ---------------------------------------------------------------------------------------------------
-    def _rate(self, iteration: int, progress: Progress) -> float:
-        learner = self.config.learner
-        low = learner.min_learning_rate / learner.learning_rate
-        share = 1.0
-        if learner.schedule == "cosine":
-            share = low + 0.5 * (1 - low) * (1 + math.cos(math.pi * min(1.0, iteration / self.config.iterations)))
-        rising = min(1.0, (progress.updates + 1) / learner.warmup) if learner.warmup else 1.0
-        return learner.learning_rate * share * rising * progress.rate
-
-    def _steer(self, divergences: Sequence[float], iteration: int, progress: Progress) -> None:
-        """Make the next iteration move the policy by about target_kl."""
-        wanted = self.config.learner.target_kl
-        if wanted is None or iteration < self.config.algorithm.critic_warmup or not divergences:
-            return
-        moved = abs(divergences[-1])
-        if moved > 1.5 * wanted:
-            progress.rate = max(SLOWEST, progress.rate / STEER)
-        elif moved < wanted / 1.5:
-            progress.rate = min(FASTEST, progress.rate * STEER)

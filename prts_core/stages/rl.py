@@ -29,7 +29,9 @@ def rl(config: RlConfig, inputs: dict[str, Manifest], context: StageContext) -> 
     with event_log(events, config.tensorboard, context.log) as log, graceful() as stop:
         run = Run(policy, suite, made, settings, context.seed, context.work, log)
         found = run.run(stop)
-    save_policy(context.output, found.weights, policy.model.config, policy.processor)
+    # Weights that never learned what good is are not asked for it.
+    processor = policy.processor if found.chosen else run.learner.terms.processor
+    save_policy(context.output, found.weights, policy.model.config, processor)
     write_json(context.output / "train_config.json", identity(config))
     with Pool(run.launch, 1) as pool:
         evaluation = run.folders.evaluations / f"{found.chosen:06d}"
