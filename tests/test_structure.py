@@ -37,6 +37,7 @@ ROOMS = (
     "training",
     "sim",
     "rollout",
+    "rl",
     "value",
     "tracking",
     "delivery",
