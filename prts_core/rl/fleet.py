@@ -19,39 +19,15 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from prts_core.io.errors import CheckpointError, SimulatorError, StageError, from_plain
 from prts_core.rl.weights import WHOLE, Publisher, WeightDiff
-from prts_core.rl.workers import Backend, Collector, Sign
+from prts_core.rl.workers import Backend, Batch, Lost, Report, Sign
 
 START_ATTEMPTS = 3  # of one worker, in a row
 LOOK_S = 1.0  # between two looks at workers that say nothing
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Records of what was submitted under `number`, in the order of its orders. version: of the weights that they were
-    collected with. rank: who collected. seconds: that it took."""
-
-    number: int
-    records: list[Any]
-    version: int
-    rank: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Lost:
-    """A worker that was lost: which, how, and what it was doing."""
-
-    worker: str
-    why: str
-    doing: str
-
-    def __str__(self) -> str:
-        return f"{self.worker} {self.why}, while {self.doing}"
 
 
 @dataclass
@@ -74,16 +50,6 @@ class _Seat:
     task: _Task | None = None
     failed: int = 0
     to_check: bool = False
-
-
-@dataclass
-class Report:
-    """Of the last `publish`: bytes and seconds of the diff; the slowest worker's seconds to lay it over its model."""
-
-    version: int = 0
-    bytes: int = 0
-    diff_seconds: float = 0.0
-    load_seconds: float = 0.0
 
 
 class Fleet:
@@ -114,6 +80,7 @@ class Fleet:
         self._diff: WeightDiff | None = None
         self._shared: dict[tuple[int, int], Any] = {}  # (base, version) -> what the backend made of it
         self._numbers = 0
+        self._looked = clock()
         for seat in self.seats:
             self._start(seat)
 
@@ -182,7 +149,7 @@ class Fleet:
             seat.task = None
 
     def check(self) -> None:
-        """Compare every worker's weights with what was published last: CheckpointError, naming it, where they differ."""
+        """CheckpointError, naming the worker, where one's weights are not those that were published last."""
         for seat in self.seats:
             seat.to_check = True
         while any(seat.to_check for seat in self.seats):
@@ -196,15 +163,24 @@ class Fleet:
     # ---- one look ------------------------------------------------------------------------------------------------
     def _look(self, left: float | None) -> None:
         """Give idle workers something to do, hear what has come (waiting at most `left` seconds), judge the silent."""
+        away = self.clock() - self._looked
+        for seat in self.seats:  # a time in which nobody listened is nobody's silence
+            seat.heard += away
+        if not all(seat.doing for seat in self.seats):  # who died idle costs no batch
+            self._listen(0.0)
         self._occupy()
         ends = [seat.heard + self._limit(seat) for seat in self.seats if seat.doing]
         pause = min([LOOK_S, *(end - self.clock() for end in ends), *([] if left is None else [left])])
-        for sign in self.backend.wait(max(0.0, pause)):
-            self._hear(sign)
+        self._listen(max(0.0, pause))
         for seat in self.seats:
             if seat.doing and self.clock() - seat.heard >= self._limit(seat):
                 self._lose(seat, f"gave no sign of life for {self._limit(seat):g} s")
         self._occupy()
+        self._looked = self.clock()
+
+    def _listen(self, seconds: float) -> None:
+        for sign in self.backend.wait(seconds):
+            self._hear(sign)
 
     def _limit(self, seat: _Seat) -> float:
         return self.start if seat.doing in ("build", "load") else self.silence
@@ -244,8 +220,11 @@ class Fleet:
             self._lose(seat, "died")
         elif sign.kind == "refused":
             name, doing = self.backend.name(seat.rank), self._doing(seat)
+            building, refused = seat.doing == "build", from_plain(sign.value)
             seat.doing, seat.task, seat.loading, seat.to_check = "", None, None, False
-            refused = from_plain(sign.value)
+            if building:
+                self.backend.kill(seat.rank)
+                self._start(seat)
             refused.add_note(f"(told by {name}, while {doing})")
             raise refused
         elif sign.kind == "reply":
@@ -289,6 +268,13 @@ class Fleet:
         self.log(str(lost))
         seat.failed = seat.failed + 1 if seat.version is None else 0
         seat.doing, seat.task, seat.loading = "", None, None
+        if seat.failed >= START_ATTEMPTS:
+            raise StageError(
+                "A rollout worker cannot be started",
+                field=name,
+                found=f"{seat.failed} in a row were lost before they held weights; the last: {lost}",
+            )
+        self._start(seat)
         if task is not None:
             task.lost += 1
             self.queue.appendleft(task)
@@ -299,49 +285,6 @@ class Fleet:
                     found=f"{task.lost} lost; the last: {lost}",
                     expected="a policy and simulators that survive them",
                 )
-        if seat.failed >= START_ATTEMPTS:
-            raise StageError(
-                "A rollout worker cannot be started",
-                field=name,
-                found=f"{seat.failed} in a row were lost before they held weights; the last: {lost}",
-            )
-        self._start(seat)
-
-
-@dataclass
-class InProcess:
-    """The same for a run in one process, whose collector acts by the learner's own model."""
-
-    collector: Collector
-    version: int = 0
-    lost: list[Lost] = field(default_factory=list)
-    report: Report = field(default_factory=Report)
-
-    def __enter__(self) -> InProcess:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def publish(self) -> WeightDiff:
-        """Count the version; there is nothing to pass on."""
-        self.version += 1
-        self.report = Report(self.version)
-        return WeightDiff(self.version - 1, self.version, {})
-
-    def collect(self, orders: Sequence[Any], batch: int) -> list[Any]:
-        """A record for every order, in their order."""
-        return [
-            record
-            for at in range(0, len(orders), batch)
-            for record in self.collector.collect(list(orders[at : at + batch]))
-        ]
-
-    def check(self) -> None:
-        """Nothing can differ."""
-
-    def close(self) -> None:
-        """There is nobody to end; the collector is its maker's."""
 
 
 def _shown(orders: list[Any]) -> str:

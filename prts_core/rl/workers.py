@@ -87,6 +87,40 @@ class Sign:
     value: Any = None
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Records of what was submitted under `number`, in the order of its orders. version: of the weights that they were
+    collected with. rank: who collected. seconds: that it took."""
+
+    number: int
+    records: list[Any]
+    version: int
+    rank: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A worker that was lost: which, how, and what it was doing."""
+
+    worker: str
+    why: str
+    doing: str
+
+    def __str__(self) -> str:
+        return f"{self.worker} {self.why}, while {self.doing}"
+
+
+@dataclass
+class Report:
+    """Of the last `publish`: bytes and seconds of the diff; the slowest worker's seconds to lay it over its model."""
+
+    version: int = 0
+    bytes: int = 0
+    diff_seconds: float = 0.0
+    load_seconds: float = 0.0
+
+
 class Backend(Protocol):
     """Workers by rank, one call of each under way at a time.
 
