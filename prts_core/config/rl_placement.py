@@ -51,14 +51,14 @@ class PlacementConfig(Strict):
 
     backend: "local" (processes of this machine) or "ray". silence: seconds without a sign of life after which a process
     counts as hung. start: seconds that it is given to load its policy. attempts: processes that the same episodes may
-    cost before they are to blame.
+    cost before they are to blame, and that may fail to start in a row.
     """
 
     components: dict[str, str | int | GroupPlacement] = field(default_factory=dict)
     cluster: dict[str, NodeGroup] = field(default_factory=dict)
     backend: Literal["local", "ray"] = "local"
-    silence: float = 120.0
-    start: float = 600.0
+    silence: float = 600.0
+    start: float = 900.0
     attempts: int = 3
 
     def __post_init__(self) -> None:

@@ -26,7 +26,6 @@ from prts_core.io.errors import CheckpointError, SimulatorError, StageError, fro
 from prts_core.rl.weights import WHOLE, Publisher, WeightDiff
 from prts_core.rl.workers import Backend, Batch, Lost, Report, Sign
 
-START_ATTEMPTS = 3  # of one worker, in a row
 LOOK_S = 1.0  # between two looks at workers that say nothing
 
 
@@ -56,7 +55,8 @@ class Fleet:
     """Workers at the backend's places. `lost`: who was lost so far; told to `log` as well.
 
     silence, start: seconds without a sign of life after which a worker counts as hung, at work and while it builds or
-    loads. attempts: workers that the same batch may cost. clock: seconds.
+    loads. attempts: workers that one batch may cost, and that a place may lose in a row before one holds weights.
+    clock: seconds.
     """
 
     def __init__(
@@ -268,7 +268,7 @@ class Fleet:
         self.log(str(lost))
         seat.failed = seat.failed + 1 if seat.version is None else 0
         seat.doing, seat.task, seat.loading = "", None, None
-        if seat.failed >= START_ATTEMPTS:
+        if seat.failed >= self.attempts:
             raise StageError(
                 "A rollout worker cannot be started",
                 field=name,

@@ -1,7 +1,7 @@
 """Run rollout workers as processes of this machine (rl/worker_process.py); for a fleet (rl/fleet.py).
 
 Calls and records travel as frames on a socket pair, weights as one safetensors file for all workers, in memory where
-the machine has a file system there that has room.
+the machine has a file system there that has room for them.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class _Process:
         self.frames = Frames()
         self.call: Call = "build"
         self.records: list[Any] = []
+        self.leaving = False  # it closed its socket, and will be dead in a moment
         self.log = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - lives as long as the worker
         command = [sys.executable, "-m", "prts_core.rl.worker_process"]
         with theirs:
@@ -62,7 +63,7 @@ class _Process:
     def kill(self) -> str:
         """End it and what it started in its group; how it ended, and the last it wrote."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(0.0)
+            self.process.wait(EXIT_S if self.leaving else 0.0)
         code = self.process.poll()
         with contextlib.suppress(ProcessLookupError):  # nobody of its group is left
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -102,7 +103,8 @@ class LocalBackend:
         self.places, self.settings, self.threads = tuple(places), settings, threads
         self.made_by = call
         in_memory = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= COPIES * room
-        self.folder = Path(tempfile.mkdtemp(prefix="prts-weights-", dir=MEMORY if in_memory else None))
+        self.room = MEMORY if in_memory else Path(tempfile.gettempdir())
+        self.shared: dict[str, int | Path] = {}  # path -> our descriptor of a file without a name, or its folder
         self.selector = selectors.DefaultSelector()
         self.processes: dict[int, _Process] = {}
         self.unheard: list[Sign] = []
@@ -123,7 +125,8 @@ class LocalBackend:
         data = encode({"call": call, "argument": argument})
         try:
             process.socket.sendall(data)
-        except OSError:  # TimeoutError too: a worker that is idle reads at once
+        except OSError as err:
+            process.leaving = not isinstance(err, TimeoutError)  # a worker that is idle reads at once
             self.unheard.append(Sign(rank, "gone"))
 
     def wait(self, seconds: float) -> list[Sign]:
@@ -148,13 +151,30 @@ class LocalBackend:
         return f"rollout worker {rank}" + (f" (process {process.process.pid})" if process else "")
 
     def share(self, diff: WeightDiff) -> Any:
-        """The weights as a file."""
-        path = self.folder / f"{diff.base}-{diff.version}.safetensors"
-        save_tensors(path, diff.tensors, {"base": str(diff.base), "version": str(diff.version)})
+        """The weights as a file. Where /proc shows it to others it has no name, so that it goes with this process."""
+        folder = Path(tempfile.mkdtemp(prefix="prts-weights-", dir=self.room))
+        path = folder / "weights.safetensors"
+        try:
+            save_tensors(path, diff.tensors, {"base": str(diff.base), "version": str(diff.version)})
+            opened = os.open(path, os.O_RDONLY)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        shown = Path(f"/proc/{os.getpid()}/fd/{opened}")
+        if shown.exists():
+            shutil.rmtree(folder)
+            self.shared[str(shown)] = opened
+            return {"path": str(shown)}
+        os.close(opened)
+        self.shared[str(path)] = folder
         return {"path": str(path)}
 
     def drop(self, shared: Any) -> None:
-        Path(shared["path"]).unlink(missing_ok=True)
+        held = self.shared.pop(shared["path"])
+        if isinstance(held, int):
+            os.close(held)
+        else:
+            shutil.rmtree(held, ignore_errors=True)
 
     def close(self) -> None:
         """End every process. One that does not go at once is killed."""
@@ -166,7 +186,8 @@ class LocalBackend:
                 self.processes[rank].process.wait(CLOSE_S / len(self.places))
             self.kill(rank)
         self.selector.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for path in list(self.shared):
+            self.drop({"path": path})
 
     def _place(self, rank: int) -> RolloutPlace:
         return next(place for place in self.places if place.rank == rank)
@@ -186,11 +207,11 @@ class LocalBackend:
         try:
             data = process.socket.recv(PIECE)
             found = process.frames.feed(data)
-        except (OSError, DataError):
+        except (OSError, DataError) as err:
+            process.leaving = isinstance(err, OSError)
             return [Sign(rank, "gone")]
         if not data:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.process.wait(EXIT_S)
+            process.leaving = True
             return [Sign(rank, "gone")]
         signs = []
         for said in found:

@@ -8,6 +8,7 @@ are read-only; tuples come out as lists.
 from __future__ import annotations
 
 import dataclasses
+import math
 import socket
 import struct
 from collections.abc import Mapping
@@ -102,10 +103,14 @@ def _restored(value: Any) -> Any:
         return [_restored(inner) for inner in value]
     if not isinstance(value, dict):
         return value
-    if TENSOR not in value:
-        return {key: _restored(inner) for key, inner in value.items()}
-    dtype, shape, data = _DTYPES.get(value[TENSOR]), value.get("shape"), value.get("data")
-    if dtype is None or not isinstance(shape, list) or not isinstance(data, bytes):
-        raise ServeError("A tensor is malformed", found=f"{value[TENSOR]!r:.40}")
+    return _tensor(value) if TENSOR in value else {key: _restored(inner) for key, inner in value.items()}
+
+
+def _tensor(value: dict[Any, Any]) -> Tensor:
+    name, sizes, data = value[TENSOR], value.get("shape"), value.get("data")
+    dtype = _DTYPES.get(name) if isinstance(name, str) else None
+    shape = sizes if isinstance(sizes, list) and all(type(n) is int and n >= 0 for n in sizes) else None
+    if dtype is None or shape is None or not isinstance(data, bytes) or math.prod(shape) * dtype.itemsize != len(data):
+        raise ServeError("A tensor is malformed", found=f"{name!r:.40}, shape {sizes!r:.60}")
     flat = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
     return flat.reshape(shape)
