@@ -17,7 +17,10 @@ class InProcess:
     collector: Collector
     version: int = 0
     lost: list[Lost] = field(default_factory=list)
-    report: Report = field(default_factory=Report)
+    report: Report = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.report = Report(self.version)
 
     def __enter__(self) -> InProcess:
         return self

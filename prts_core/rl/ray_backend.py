@@ -11,6 +11,8 @@ An actor's work runs in one thread and its counter of signs of life in another, 
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -25,6 +27,23 @@ from prts_core.rl.workers import Call, RolloutWorker, Sign, make_worker
 
 WATCH_S = 2.0  # between two looks at an actor's signs of life
 LAST_WORDS = 4000  # characters of an actor's fault that are told
+
+
+def begin_ray(**options: Any) -> tuple[Any, bool]:
+    """(ray, whether it was started here): joins the cluster of $RAY_ADDRESS, or starts one of this machine.
+
+    options: of `ray.init`. Ray's handler of SIGTERM, which ends the process at once, does not stay: a stop leaves a
+    checkpoint (prts_core.launch.signals).
+    """
+    ray = require("ray", "ray")
+    if ray.is_initialized():
+        return ray, False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    before = signal.getsignal(signal.SIGTERM)
+    ray.init(**{"include_dashboard": False, "log_to_driver": False} | options)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
+    return ray, True
 
 
 class Actor:
@@ -55,7 +74,9 @@ class Actor:
     def _answer(self, call: Call, argument: Any) -> Any:
         if call == "build":
             self.worker = make_worker(argument["call"], argument["settings"], self.place, self.alive)
-            return {"pid": os.getpid()}
+            import ray
+
+            return {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
         assert self.worker is not None, "a worker is built first"
         if call == "load":
             from safetensors.torch import load
@@ -79,16 +100,12 @@ class RayBackend:
         cpus: float = 1.0,
         ready: float = 300.0,
     ) -> None:
-        self.ray = require("ray", "ray")
         self.places, self.settings, self.cpus, self.made_by = tuple(places), dict(settings), cpus, call
-        self.began = not self.ray.is_initialized()
-        if self.began:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            self.ray.init(include_dashboard=False, log_to_driver=False)
+        self.ray, self.began = begin_ray()
         self.nodes = sorted({place.node for place in places})
         self.group = self._reserve(ready)
         self.actors: dict[int, Any] = {}
-        self.pids: dict[int, int] = {}
+        self.built: dict[int, dict[str, Any]] = {}  # rank -> process id and Ray's name of its node
         self.work: dict[Any, int] = {}  # reference of a call under way -> rank
         self.watch: dict[Any, int] = {}
         self.watched: dict[int, tuple[float, int]] = {}  # rank -> (when it was last asked, its count then)
@@ -137,11 +154,11 @@ class RayBackend:
         for pending in (self.work, self.watch):
             for reference in [one for one, of in pending.items() if of == rank]:
                 del pending[reference]
-        self.pids.pop(rank, None)
+        self.built.pop(rank, None)
         return self.last_words.pop(rank, "killed here")
 
     def name(self, rank: int) -> str:
-        process = f", process {self.pids[rank]}" if rank in self.pids else ""
+        process = f", process {self.built[rank]['pid']}" if rank in self.built else ""
         return f"rollout worker {rank} (Ray actor of node {self._place(rank).node}{process})"
 
     def share(self, diff: WeightDiff) -> Any:
@@ -211,6 +228,6 @@ class RayBackend:
             self.watched[rank] = (when, told)
             return Sign(rank, "alive") if told != count else None
         kind, value = told
-        if kind == "reply" and isinstance(value, dict) and "pid" in value:
-            self.pids[rank] = value["pid"]
+        if kind == "reply" and isinstance(value, dict) and "node" in value:
+            self.built[rank] = value
         return Sign(rank, kind, value)

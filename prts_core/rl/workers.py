@@ -130,7 +130,8 @@ class Backend(Protocol):
     `drop`.
     """
 
-    places: Sequence[RolloutPlace]
+    @property
+    def places(self) -> Sequence[RolloutPlace]: ...
 
     def start(self, rank: int) -> None: ...
 

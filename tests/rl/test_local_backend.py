@@ -241,6 +241,17 @@ with Fleet(backend, Publisher(ToyPolicy())) as fleet:
         assert not list(tmp_path.iterdir()), "weights neither"
 
 
+def test_a_lost_worker_takes_its_simulators_along():
+    backend = LocalBackend([RolloutPlace(0, 0, (), (0,), 2)], "tests.fixtures.toy_collector:make_with_simulator", {})
+    with Fleet(backend, Publisher(ToyPolicy()), silence=60.0) as fleet:
+        (before,) = fleet.collect([{}], 1)
+        os.kill(pids(fleet)[0], signal.SIGKILL)
+        (after,) = fleet.collect([{}], 1)
+        assert len(before["simulators"]) == 2 and not set(before["simulators"]) & set(after["simulators"])
+        assert all(map(gone, before["simulators"]))
+    assert all(map(gone, after["simulators"]))
+
+
 def test_weights_lie_in_memory_only_where_there_is_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(local_backend, "MEMORY", tmp_path)
     for room, memory in ((1000, True), (2**60, False)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from prts_core.io.errors import ConfigError, MissingExtraError, SimulatorError
 from prts_core.rl.fleet import Fleet
-from prts_core.rl.ray_backend import RayBackend
+from prts_core.rl.ray_backend import RayBackend, begin_ray
 from prts_core.rl.rollout_places import RolloutPlace
 from prts_core.rl.weights import Publisher
 from tests.fixtures.toy_collector import ToyPolicy, orders, record_of, same, update
@@ -39,18 +40,17 @@ def fleet_of(model: ToyPolicy, *nodes: int, attempts: int = 3, cpus: float = 1.0
 
 def pids(fleet: Fleet) -> dict[int, int]:
     assert isinstance(fleet.backend, RayBackend)
-    return dict(fleet.backend.pids)
+    return {rank: built["pid"] for rank, built in list(fleet.backend.built.items())}
 
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
-    found = pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv(
-            "PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
-        )
-        found.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
+        patch.setenv("PYTHONPATH", os.pathsep.join(part for part in [str(ROOT), *sys.path] if part))
+        found, began = begin_ray(num_cpus=2, object_store_memory=200 * 2**20)
+        assert began
         yield found
         found.shutdown()
 
@@ -67,7 +67,7 @@ def fleet(ray: Any, model: ToyPolicy) -> Iterator[Fleet]:
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r"\[ray\]"):
         RayBackend(places(0), CALL, {})
 
