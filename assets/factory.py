@@ -30,6 +30,7 @@ ROOMS: dict[str, tuple[str, set[str]]] = {
     "pretrain": (TRAINING, {"huggingface", "pytorch"}),
     "sft": (TRAINING, {"huggingface", "pytorch"}),
     "subtask": (TRAINING, {"huggingface", "pytorch"}),
+    "rl": (TRAINING, {"huggingface", "pytorch"}),
     "benchmark": (EVALUATION, {"python", "pytorch"}),
     "value": (EVALUATION, {"matplotlib", "pytorch"}),
     "package": (DELIVERY, {"huggingface"}),

@@ -23,7 +23,7 @@ from assets.recipes import RecipePage
 from prts_core.config.load import RunPlan, load_plan
 from prts_core.config.schema import Recipe
 
-FIXED = ("name", "datasets", "deploy")  # the page's keys and partitions come from them
+FIXED = ("name", "datasets", "deploy", "policy")  # the page's keys, partitions and edges come from them
 SCALARS: dict[Any, Any] = {int: dg.Int, float: dg.Float, str: dg.String, bool: dg.Bool}
 
 

@@ -17,7 +17,7 @@ from prts_core.config.load import RunPlan, load_plan
 from prts_core.config.places import recipe_paths
 from prts_core.delivery.regression import names
 from prts_core.io.errors import ConfigError
-from prts_core.stages.declarations import STAGES, needs_pretrain
+from prts_core.stages.declarations import STAGES, steps
 from prts_core.store.sources import external_source
 from prts_core.store.stage import Stage
 
@@ -53,8 +53,9 @@ class RecipePage:
 
     @property
     def stages(self) -> list[Stage]:
-        """The recipe's stages; without pretrain where every fine-tuning starts from a checkpoint."""
-        return [stage for stage in STAGES.values() if stage.name != "pretrain" or needs_pretrain(self.plan)]
+        """The stages that the recipe goes through."""
+        used = {name for name, _ in steps(self.plan)}
+        return [stage for name, stage in STAGES.items() if name in used]
 
     @cached_property
     def datasets(self) -> dg.StaticPartitionsDefinition:

@@ -46,7 +46,7 @@ def jobs(page: RecipePage) -> Jobs:
         data=job("data", DATA, "One dataset from its source to validated data with statistics."),
         imported=job(
             "import_dataset",
-            [*DATA, "sft"],
+            [name for name in (*DATA, "sft") if name in stages],
             "One dataset from its source to a fine-tuned policy. Pre-training must have run once (job `chain`).",
         ),
         regression=job(

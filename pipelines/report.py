@@ -66,9 +66,10 @@ def write(plan: RunPlan, outputs: Path) -> Path:
     skipped = {f"{s}:{p}" if p else s: str(result) for (s, p), result in found.items() if isinstance(result, Skipped)}
     benchmark = _json(manifests["benchmark", None], outputs)
     value = _json(manifests["value", None], outputs)
-    said = _json(manifests["subtask", None], outputs)["heldout"] or {}
+    taught = manifests.get(("subtask", None))
+    said = {} if taught is None else _json(taught, outputs)["heldout"] or {}
     package, model = manifests["package", None], read_json(registered)
-    seconds = dict.fromkeys(declarations.STAGES, 0.0)
+    seconds = dict.fromkeys((stage for stage, _ in found), 0.0)
     for (stage, _), manifest in manifests.items():
         seconds[stage] += float(load_provenance(outputs, manifest).get("seconds", 0.0))
     gathered = {
@@ -120,8 +121,9 @@ def show(path: Path, console: Console) -> None:
         figures.add_row(f"subtask: {name.replace('_', ' ')}", _number(figure))
     figures.add_section()
     for stage in declarations.STAGES:
-        figures.add_row(f"{stage} [s]", f"{report['seconds'][stage]:.1f}")
-    figures.add_row("all stages [s]", f"{report['seconds_total']:.1f}")
+        if stage in report["seconds"]:
+            figures.add_row(f"{stage}, seconds", f"{report['seconds'][stage]:.1f}")
+    figures.add_row("all stages, seconds", f"{report['seconds_total']:.1f}")
     figures.add_section()
     figures.add_row("model", f"{report['model_uri']} {' '.join('@' + alias for alias in report['aliases'])}")
     figures.add_row("gate", report["verdict"])

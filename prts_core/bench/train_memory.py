@@ -77,7 +77,7 @@ def prompt_row(console: Console, layers: int = 4, samples: int = 2, prompt: int 
     head = MotHead(config, layers=layers, kv_heads=2, head_dim=64, action_dim=8, chunk_length=50)
     cache = [torch.randn(samples, 2, prompt, 64, requires_grad=True) for _ in range(2 * layers)]
     visible = torch.ones(samples, prompt, dtype=torch.bool)
-    prefix = Prefix(cache[:layers], cache[layers:], torch.zeros(samples, prompt, 1), visible, ~visible)
+    prefix = Prefix(cache[:layers], cache[layers:], torch.zeros(samples, prompt, 1), visible, ~visible, visible.sum(1))
     count = samples * draws
     inputs = torch.randn(count, 50, 8), torch.ones(count, 50, 8), torch.rand(count)
     once = kept(lambda: head(*inputs, prefix))

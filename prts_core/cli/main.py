@@ -142,6 +142,7 @@ def stage_examples(name: str, partitioned: bool) -> str:
         "pretrain": "train.steps=50",
         "sft": "train.steps=50",
         "subtask": "train.steps=50",
+        "rl": "iterations=20",
         "benchmark": "episodes=4",
         "value": "episodes=12",
         "package": "name=my-policy",

@@ -15,6 +15,7 @@ from prts_core.config.mapping import Mapping, check_mapping, load_mapping
 from prts_core.config.model import ModelConfig
 from prts_core.config.places import outputs_folder, recipe_path
 from prts_core.config.release_yaml import is_public_release, read_public_release
+from prts_core.config.rl import RlSection
 from prts_core.config.schema import BenchmarkConfig, DatasetConfig, Recipe, RobotConfig, SftSection
 from prts_core.config.sources import ExpertSource, ImageTextSource, LeRobotSource, RecordingSource
 from prts_core.config.subtask_mode import SubtaskMode
@@ -226,6 +227,19 @@ class RunPlan:
             )
         return section
 
+    @cached_property
+    def rl(self) -> RlSection:
+        """The recipe's `rl`, the preset that counts laid over it, and over both what was typed as `--set rl...`.
+
+        It names no presets any more: equal settings are one result, however they were said."""
+        section = self.recipe.rl
+        if section.preset is None:
+            return replace(section, presets={})
+        change = lookup(section.presets, section.preset, "preset of rl", f"add it to `rl.presets` of {self.path}")
+        typed = parse_overrides(self.overrides).get("rl") or {}
+        whole = merge(merge(asdict(section), change), typed) | {"preset": None, "presets": {}}
+        return check(RlSection, whole, f"{self.path}, rl.presets.{section.preset}")
+
     def require_rate(self, section: str) -> None:
         """ConfigError where nobody has said how fast a model of real size learns: TrainConfig's own rate is for a model
         of a few million parameters, and would ruin it."""
@@ -248,7 +262,7 @@ class RunPlan:
 
     def read_all(self) -> None:
         """Read and check every file that the recipe names, so that a fault is told before any work."""
-        _ = self.model
+        _ = self.model, self.rl
         for name in self.datasets:
             self.robot(name)
             self.sft(name)

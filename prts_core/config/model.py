@@ -133,6 +133,19 @@ class MotConfig(Strict):
         check_numbers(self, ranges)
 
 
+@dataclass(frozen=True)
+class TokensConfig(Strict):
+    """An action head that says each number of a chunk as one of `bins` tokens, all of them in one pass (OpenVLA-OFT,
+    arXiv:2502.19645): the language model reads chunk_length * max_action_dim queries behind the prompt, so a model's
+    max_action_dim should be the width of its widest robot. An action lies between -1 and 1 of its normalisation."""
+
+    kind: Literal["tokens"] = "tokens"
+    bins: int = 256
+
+    def __post_init__(self) -> None:
+        check_numbers(self, {"[3, 65536]": "bins"})
+
+
 class _ByKind:
     """Tells pydantic, where it is, to choose the action head's class by `kind` ("mot" where none is said), so that a
     fault is told in the terms of that head alone. An object of pydantic's own would have to be imported here."""
@@ -147,11 +160,12 @@ class _ByKind:
         choices: dict[Hashable, Any] = {
             "mot": handler.generate_schema(MotConfig),
             "dit": handler.generate_schema(DitConfig),
+            "tokens": handler.generate_schema(TokensConfig),
         }
         return core_schema.tagged_union_schema(choices, discriminator=self.kind)
 
 
-ActionHeadConfig = Annotated[MotConfig | DitConfig, _ByKind()]
+ActionHeadConfig = Annotated[MotConfig | DitConfig | TokensConfig, _ByKind()]
 
 
 @dataclass(frozen=True)

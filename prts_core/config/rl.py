@@ -6,7 +6,7 @@ A *decision* is one look of the policy and the chunk of actions that it gives.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from prts_core.config.checks import Strict, check_numbers
@@ -20,8 +20,9 @@ class AlgorithmConfig(Strict):
     """name: a module of prts_core/rl/algorithms. An algorithm reads what it needs of the rest.
 
     group_size: episodes of one initial state, which group-relative advantages compare. gamma, gae_lambda: a step
-    (reward_level "action") or a decision ("chunk", whose reward is the sum over its actions). log_prob_level: what one
-    probability ratio stands for: one number of an action ("token"), an action, or a chunk. filter_returns: groups whose
+    (reward_level "action") or a decision ("chunk", whose reward is the sum over its actions). bootstrap: an episode
+    that was cut at its limit is worth what the critic says of its last observation; false: nothing.
+    log_prob_level: what one probability ratio stands for: one number of an action ("token"), an action, or a chunk. filter_returns: groups whose
     mean return lies outside carry no information and are left out.
 
     clip_low, clip_high: of the ratio, 1 - low to 1 + high. dual_clip: at most this many times a negative advantage;
@@ -41,6 +42,7 @@ class AlgorithmConfig(Strict):
     group_size: int = 1
     gamma: float = 0.99
     gae_lambda: float = 0.95
+    bootstrap: bool = True
     reward_level: Literal["action", "chunk"] = "chunk"
     log_prob_level: Level = "chunk"
     normalize_advantages: bool = True
@@ -131,9 +133,9 @@ class RewardConfig(Strict):
 
 @dataclass(frozen=True)
 class LearnerConfig(Strict):
-    """trains: the action head alone, the action head and the language model, or all. epochs: passes over an iteration's
-    decisions. batch_size: decisions an update; micro_batch: of them at once. target_kl: the rates are steered so that an
-    iteration moves the policy by about that much; none: they stay. warmup: updates over which the rates rise.
+    """trains: the action head alone, the action head and the language model, or all. epochs: passes over the decisions
+    of an iteration. batch_size: decisions an update; micro_batch: of them at once. target_kl: the rates are steered so
+    that an iteration moves the policy by about that much; none: they stay. warmup: updates over which the rates rise.
     """
 
     trains: Literal["action", "language", "all"] = "all"
@@ -172,17 +174,17 @@ class RlSection(Strict):
     package or models:/name@alias.
 
     suite, tasks, perturbation, image_size: as in `benchmark`. iterations: of rollouts and updates. episodes: an
-    iteration, a multiple of algorithm.group_size. execute_steps: rows of a chunk executed before the policy looks again;
-    none: the whole chunk. train_seed: initial states that a simulator draws from a seed are drawn from this one on, of
-    evaluation from the suite's. train_states: [first, one past the last] of the initial states that a task ships, to
+    iteration, a multiple of algorithm.group_size. execute_steps: rows of a chunk executed before the policy looks
+    again; none: the whole chunk. train_seed: initial states that a simulator draws from a seed are drawn from this one
+    on, of evaluation from the suite's. train_states: [first, one past the last] of the initial states that a task ships, to
     learn from; the others are evaluated on. shared_states: evaluation may meet states that were trained on.
 
     eval_every: iterations between two evaluations without noise, before the first and after the last too; 0: those two.
     eval_episodes: a task. keep_best: the weights of the best evaluation are the result, not the last ones.
     presets: name -> changes to all of this; preset: the one that counts.
 
-    workers: simulators; batch: decisions asked at once. stages: parts of the simulators that take turns, so that some
-    work while the policy thinks.
+    workers: simulators, in `stages` equal parts that take turns, so that some work while the policy thinks; a part's
+    decisions are made together. tensorboard: what MLflow gets also as events under outputs/tensorboard/.
     """
 
     start: Literal["sft", "subtask"] = "sft"
@@ -206,21 +208,23 @@ class RlSection(Strict):
     keep_best: bool = True
     preset: str | None = None
     presets: dict[str, dict[str, Any]] = field(default_factory=dict)
-    batch: int = 8
-    workers: int | None = execution(None)
-    stages: int = execution(2)
+    workers: int = 12
+    stages: int = 2
     checkpoint_every: int = execution(1)
+    tensorboard: bool = execution(False)
 
     def __post_init__(self) -> None:
         check_numbers(
             self,
             {
-                "[1, inf)": "iterations episodes execute_steps eval_episodes image_size batch stages checkpoint_every",
+                "[1, inf)": "iterations episodes execute_steps eval_episodes image_size stages checkpoint_every",
                 "[0, inf)": "eval_every",
                 "[0, 4294967295]": "train_seed train_states",
                 "[1, 1024]": "workers",
             },
         )
+        if self.workers % self.stages:
+            raise ValueError(f"workers: {self.workers} do not fall into {self.stages} stages of equal size")
         if self.episodes % self.algorithm.group_size:
             raise ValueError(
                 f"episodes: {self.episodes} do not fall into groups of algorithm.group_size {self.algorithm.group_size}"
@@ -231,3 +235,6 @@ class RlSection(Strict):
 class RlConfig(RlSection):
     dataset: str
     source: Any = None
+
+    def replaced(self, **changes: Any) -> RlConfig:
+        return replace(self, **changes)

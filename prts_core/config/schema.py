@@ -14,11 +14,13 @@ from typing import Any, Literal
 from prts_core.config.checks import Strict, check_names, check_numbers
 from prts_core.config.identity import execution
 from prts_core.config.model import ModelConfig, PolicyDtype
+from prts_core.config.rl import RlSection
 from prts_core.config.sources import ImageTextSource, Source
 from prts_core.config.train import LossWeights, TrainConfig
 from prts_core.contract import Normalization, checked_limits
 
 MixBy = Literal["rows", "samples"]
+PolicyStage = Literal["sft", "subtask", "rl"]  # stages whose output is a policy, in the chain's order
 _SEEDS, _WORKERS = "[0, 4294967295]", "[1, 1024]"
 
 
@@ -420,16 +422,18 @@ class RegressionSection(Strict):
 @dataclass(frozen=True)
 class Recipe(Strict):
     """A whole run: `configs/<name>.yaml`. `deploy` names the dataset whose policy is benchmarked, packaged,
-    registered."""
+    registered; `policy` the stage whose it is: `sft` of that dataset, or `subtask` or `rl`, which go on from it."""
 
     name: str
     datasets: tuple[str, ...]
     deploy: str
     model: str
+    policy: PolicyStage = "sft"
     seed: int = 7
     pretrain: PretrainSection = field(default_factory=PretrainSection)
     sft: SftSection = field(default_factory=SftSection)
     subtask: SubtaskSection = field(default_factory=SubtaskSection)
+    rl: RlSection = field(default_factory=RlSection)
     benchmark: BenchmarkSection = field(default_factory=BenchmarkSection)
     value: ValueSection = field(default_factory=ValueSection)
     package: PackageSection = field(default_factory=PackageSection)

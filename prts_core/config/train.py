@@ -17,7 +17,8 @@ Failures = Literal["leave_out", "negatives", "clone"]
 @dataclass(frozen=True)
 class LossWeights:
     """Weights of the losses. fast: cross-entropy on FAST action tokens; text: on words (image-text data, subtasks);
-    flow: flow matching; contrastive: contrastive RL, 0 in fine-tuning is the behaviour of the public release."""
+    flow: of the action head, flow matching or cross-entropy of its tokens; contrastive: contrastive RL, 0 in
+    fine-tuning is the behaviour of the public release."""
 
     __pydantic_config__ = {"extra": "forbid"}
     fast: float = 1.0

@@ -122,6 +122,7 @@ EXTRA_OF = {
         "train": ("deepspeed", "triton", "huggingface_hub"),
         "lora": ("peft",),
         "nf4": ("bitsandbytes",),
+        "tensorboard": ("tensorboard",),
         "sim": ("metaworld", "mujoco"),
         "ray": ("ray",),
         "serve": ("websockets", "msgpack"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, Cache, DynamicLayer
@@ -72,6 +73,27 @@ class _KeptLayer(DynamicLayer):
 def kept_layers() -> Cache:
     """A cache for one pass over whole sequences; `.layers[i].keys`, `.values` are (B, Hkv, L, d)."""
     return Cache(layer_class_to_replicate=_KeptLayer)
+
+
+class _Behind(DynamicLayer):
+    """Kept keys and values (S, G, P, d), which new ones follow. It keeps none of these."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.keys, self.values, self.is_initialized = keys, values, True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None and self.values is not None
+        return torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)
+
+
+class Behind(Cache):
+    """A cache for one pass behind kept keys and values of every layer; the pass may be repeated with it."""
+
+    repeatable = True
+
+    def __init__(self, keys: list[Tensor], values: list[Tensor]) -> None:
+        super().__init__(layers=[_Behind(*kept) for kept in zip(keys, values, strict=True)])
 
 
 def _no_dense_mask(*args: object, **kwargs: object) -> None:

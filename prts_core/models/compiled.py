@@ -37,7 +37,7 @@ def compile_blocks(model: Any, backend: str | Callable[..., Any] = "inductor") -
         (model.language_model.layers, _text_layer(compiled(_text_qkv), compiled(_text_rest))),
         (model.visual.blocks, _vision_block(compiled(_vision_qkv), compiled(_vision_rest))),
     ]
-    if hasattr(model, "dit_action_head"):
+    if hasattr(getattr(model, "dit_action_head", None), "dit"):  # a tokens head has no blocks of its own
         stack = model.dit_action_head.dit
         blocks = stack.blocks if hasattr(stack, "blocks") else stack.transformer_blocks
         kinds.append((blocks, compiled(type(blocks[0]).forward)))

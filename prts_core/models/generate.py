@@ -73,12 +73,14 @@ def generate(
         state = torch.where(live[:, None], out[:, 0], state)
     image = torch.nn.functional.pad(encoded.image, (0, visible.shape[1] - encoded.image.shape[1]))
     layers: list[Any] = cache.layers
+    spoken = visible.sum(1) - tokens.prompt_end
     prefix = Prefix(
         [layer.keys for layer in layers],
         [layer.values for layer in layers],
         torch.cat(hidden, 1),
         visible,
         image & visible,
+        tokens.positions[0, samples, last] + 1 + spoken,
     )
     return words, prefix
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prts_core.config.model import ActionHeadConfig, Compat, DitConfig, ModelConfig
+from prts_core.config.model import ActionHeadConfig, Compat, DitConfig, ModelConfig, TokensConfig
 from prts_core.io.errors import CheckpointError
 from prts_core.models.attention import kept_layers
 from prts_core.models.backbone import build_backbone, see
@@ -25,6 +25,8 @@ from prts_core.models.heads.dit.module import DitHead
 from prts_core.models.heads.flow.loss import mask_noise
 from prts_core.models.heads.flow.sampler import sample_actions
 from prts_core.models.heads.mot.module import MotHead
+from prts_core.models.heads.tokens.loss import bin_values
+from prts_core.models.heads.tokens.module import TokensHead
 from prts_core.models.tokens import Encoded, Prefix, Tokens
 
 MOST_LOG_SCALE = math.log(100.0)  # of the contrastive scores: CLIP's ceiling
@@ -54,7 +56,7 @@ class PrtsModel(nn.Module):
         self.rope_index: Callable[..., tuple[Tensor, Tensor]] = backbone.get_rope_index
         text = self.language_model.config
         if config.expert is not None:
-            self.dit_action_head = build_action_head(config.expert, config, text)
+            self.dit_action_head: MotHead | DitHead | TokensHead = build_action_head(config.expert, config, text)
         if config.contrastive is not None:
             self.crl_action_encoder = ContrastiveEncoder(config.contrastive, text.hidden_size)
             self.crl_goal_encoder = ContrastiveEncoder(config.contrastive, text.hidden_size)
@@ -121,13 +123,26 @@ class PrtsModel(nn.Module):
 
     def velocity(self, prefix: Prefix, x: Tensor, dof_mask: Tensor, time: Tensor) -> Tensor:
         """Velocity (R*S, T, A) for R noise draws a sample; x is sample-major: s*R .. s*R+R-1 are of sample s."""
-        self._action_head()
-        x = mask_noise(x, dof_mask, self.compat)
-        return self.dit_action_head(x, dof_mask, time, prefix)
+        return self._flow_head()(mask_noise(x, dof_mask, self.compat), dof_mask, time, prefix)
+
+    def velocity_features(self, prefix: Prefix, x: Tensor, dof_mask: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """`velocity`, and what the head decodes it from (R*S, T, F), F its feature_width."""
+        head = self._flow_head()
+        features = head.features(mask_noise(x, dof_mask, self.compat), dof_mask, time, prefix)
+        return head.decode(features), features
+
+    def action_logits(self, prefix: Prefix, dof_mask: Tensor) -> Tensor:
+        """Logits (S, T, A, bins) of a tokens head."""
+        return self.dit_action_head(prefix, dof_mask, self.language_model)
 
     def sample(self, prefix: Prefix, noise: Tensor, dof_mask: Tensor) -> Tensor:
-        """(S, T, A) noise -> normalised action chunk; outside compat "prts" padded dimensions stay 0 throughout."""
+        """(S, T, A) noise -> normalised action chunk; outside compat "prts" padded dimensions stay 0 throughout. A
+        tokens head says its likeliest bins, whatever the noise."""
         expert = self._action_head()
+        if isinstance(expert, TokensConfig):
+            with torch.no_grad():
+                guess = self.action_logits(prefix, dof_mask).argmax(-1)
+            return bin_values(expert.bins, guess.device)[guess] * dof_mask
 
         def velocity(x: Tensor, time: Tensor) -> Tensor:
             return mask_noise(self.velocity(prefix, x, dof_mask, time), dof_mask, self.compat)
@@ -164,6 +179,14 @@ class PrtsModel(nn.Module):
             )
         return self.config.expert
 
+    def _flow_head(self) -> MotHead | DitHead:
+        kind = self._action_head().kind
+        if isinstance(self.dit_action_head, TokensHead):
+            raise CheckpointError(
+                "This model says its actions in tokens and has no velocity", field="expert.kind", found=kind
+            )
+        return self.dit_action_head
+
     def _need_value_heads(self) -> None:
         if self.config.contrastive is None:
             raise CheckpointError(
@@ -185,11 +208,13 @@ class PrtsModel(nn.Module):
         return token_cross_entropy(encoded.hidden.flatten(0, 1)[at], self.language_model.embed_tokens, labels)
 
 
-def build_action_head(head: ActionHeadConfig, config: ModelConfig, text: Any) -> MotHead | DitHead:
+def build_action_head(head: ActionHeadConfig, config: ModelConfig, text: Any) -> MotHead | DitHead | TokensHead:
     """The head described, fresh, for a language model of configuration `text`."""
     sizes = {"action_dim": config.max_action_dim, "chunk_length": config.chunk_length}
     if isinstance(head, DitConfig):
         return DitHead(head, memory_width=text.hidden_size, **sizes)
+    if isinstance(head, TokensConfig):
+        return TokensHead(head, width=text.hidden_size, **sizes)
     return MotHead(
         head, layers=text.num_hidden_layers, kv_heads=text.num_key_value_heads, head_dim=text.head_dim, **sizes
     )

@@ -70,13 +70,15 @@ class Tokens:
 @dataclass
 class Prefix:
     """What an action head may read of each sample: keys and values per layer (S, G, P, d) after rotary embedding,
-    hidden (S, P, H) after the final norm, visible (S, P) bool, image (S, P) bool: which of them are visual tokens."""
+    hidden (S, P, H) after the final norm, visible (S, P) bool, image (S, P) bool: which of them are visual tokens.
+    following (S,) int64: the position of a token that stood right behind it."""
 
     keys: list[Tensor]
     values: list[Tensor]
     hidden: Tensor
     visible: Tensor
     image: Tensor
+    following: Tensor
 
     def map(self, change: Any) -> Prefix:
         """`change` applied to every tensor."""
@@ -86,6 +88,7 @@ class Prefix:
             change(self.hidden),
             change(self.visible),
             change(self.image),
+            change(self.following),
         )
 
 
@@ -114,7 +117,8 @@ class Encoded:
         else:
             keys, values = [k[:, :, :width] for k in self.keys], [v[:, :, :width] for v in self.values]
             hidden, image = self.hidden[:, :width], self.image[:, :width]
-        prefix = Prefix(keys, values, hidden, visible, image & visible)
+        following = tokens.positions[0, tokens.row, tokens.prompt_end - 1] + 1  # text counts alike in all three axes
+        prefix = Prefix(keys, values, hidden, visible, image & visible, following)
         return prefix.map(Tensor.detach) if insulate else prefix
 
 

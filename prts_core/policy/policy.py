@@ -103,7 +103,7 @@ class Policy:
         mask[..., :width] = 1.0
         chunk = self.model.sample(prefix, noise, mask)[..., :width]
         actions = self.processor.unnormalize_actions(chunk.cpu().numpy(), batch.state)
-        values = self._value(encoded, batch, actions) if value else None
+        values = self.value_of(encoded, batch, actions) if value else None
         if batch.single:
             return Answer(actions[0], None if values is None else values[0], said)
         return Answer(actions, values, said)
@@ -121,10 +121,11 @@ class Policy:
                 expected="none",
                 cure="give the instruction alone, or fine-tune the policy by stage subtask",
             )
-        encoded = self._encode(batch, subtasks)
+        encoded = self.encode(batch, subtasks)
         return encoded, encoded.prefix(), None
 
-    def _encode(self, batch: ObservationBatch, subtasks: list[str] | None = None) -> Encoded:
+    def encode(self, batch: ObservationBatch, subtasks: list[str] | None = None) -> Encoded:
+        """The prompts of a batch, looked at once: for whoever reads more than one thing of it."""
         tokens = self.processor.tokens(batch.images, batch.state, batch.instructions, subtasks)
         return self.model.encode(tokens.to(self.device))
 
@@ -144,7 +145,7 @@ class Policy:
         allowed = torch.zeros(rows, dtype=torch.bool, device=self.device)
         allowed[: len(tokenizer)] = torch.from_numpy(tokenizer.ascii_ids.copy())
         allowed[closing[0]] = True
-        encoded = self._encode(batch, [""] * len(batch))
+        encoded = self.encode(batch, [""] * len(batch))
         words, prefix = generate(self.model, encoded, allowed=allowed, closing=closing, max_words=MAX_SUBTASK_TOKENS)
         return encoded, prefix, [tokenizer.decode(own).strip() for own in words]
 
@@ -160,11 +161,11 @@ class Policy:
         """
         batch = read_observation(observation, instruction, self.contract.contract)
         chunks = read_actions(actions, batch)
-        nats = self._value(self._encode(batch), batch, chunks)
+        nats = self.value_of(self.encode(batch), batch, chunks)
         return nats[0] if batch.single else nats
 
-    def _value(self, encoded: Encoded, batch: ObservationBatch, actions: np.ndarray) -> np.ndarray:
-        """(B,) from the encoded prompt and the actions (B, T, A) in robot units: only their tokens are read anew."""
+    def value_of(self, encoded: Encoded, batch: ObservationBatch, actions: np.ndarray) -> np.ndarray:
+        """(B,) nats, from the encoded prompt and actions (B, T, A) in robot units: only their tokens are read anew."""
         suffix = self.processor.value_suffix(batch.state, batch.instructions, actions).to(self.device)
         hidden = read_suffix(self.model, encoded, suffix)
         return self.model.value(hidden, suffix.state_action_index, suffix.goal_index).cpu().numpy()

@@ -42,7 +42,8 @@ FILES = ("policy_contract.json", "norm_stats.json", "tokenizer.json", "fast_toke
 class Processor:
     """contract: what goes in and comes out. statistics_file: the very norm_stats.json the contract names by digest.
 
-    subtasks: the policy says the next subtask before it acts (stage subtask). compat: "prts" for a checkpoint in the
+    subtasks: the policy says the next subtask before it acts (stage subtask). advantage: it was trained with words on
+    how good decisions are, and is asked for good ones (stage rl, recap). compat: "prts" for a checkpoint in the
     released layout (only its loader sets it), whose words and numbers are then those of the public release.
     """
 
@@ -54,6 +55,7 @@ class Processor:
     model: ModelConfig
     compat: Compat = "none"
     subtasks: bool = False
+    advantage: bool = False
 
     def view_size(self, height: int, width: int) -> int | tuple[int, int]:
         """Pixels at which the model sees an image of that size: the side of a square, or (height, width)."""
@@ -134,6 +136,8 @@ class Processor:
     ) -> Tokens:
         """A batch of prompts; with `subtasks` the policy has said them before it acts ("": it is about to)."""
         states = self.builder.encode_states(self.state_bins(state))
+        if self.advantage:
+            instructions = [prompt.with_advantage(text, True) for text in instructions]
         said: list[str] | list[None] = [None] * len(states) if subtasks is None else subtasks
         sequences = [
             self.builder.sequence(Sample(own, text, None, words), response=False, contrastive=False)
@@ -158,15 +162,15 @@ class Processor:
             shutil.copyfile(self.statistics_file, folder / "norm_stats.json")
         self.tokenizer.save(folder / "tokenizer.json")
         self.fast.save(folder / "fast_tokenizer.json")
-        write_json(folder / "processor_config.json", _settings(self.model, self.compat, self.subtasks))
+        write_json(folder / "processor_config.json", _settings(self.model, self.compat, self.subtasks, self.advantage))
 
     @staticmethod
     def load(folder: Path, model: ModelConfig) -> Processor:
         """Read the processor's files and hold the statistics against the contract's digest."""
         compat = load_compat(folder)
         found = read_json(folder / "processor_config.json")
-        subtasks = bool(found.get("subtasks"))
-        expected = _settings(model, compat, subtasks)
+        subtasks, advantage = bool(found.get("subtasks")), bool(found.get("advantage"))
+        expected = _settings(model, compat, subtasks, advantage)
         if found != expected:
             raise CheckpointError(
                 "A processor configuration does not fit its model",
@@ -184,12 +188,14 @@ class Processor:
             model,
             compat,
             subtasks,
+            advantage,
         )
 
 
-def _settings(model: ModelConfig, compat: Compat, subtasks: bool) -> dict[str, Any]:
+def _settings(model: ModelConfig, compat: Compat, subtasks: bool, advantage: bool) -> dict[str, Any]:
     """What processor_config.json holds; image_size follows from the model and must agree with it."""
-    return {"compat": compat, "image_size": model.image_size, "subtasks": subtasks}
+    settings = {"compat": compat, "image_size": model.image_size, "subtasks": subtasks}
+    return settings | ({"advantage": True} if advantage else {})
 
 
 def load_compat(folder: Path) -> Compat:

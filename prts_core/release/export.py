@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from prts_core.config.model import ContrastiveConfig, DitConfig, ModelConfig, MotConfig
+from prts_core.config.model import ContrastiveConfig, DitConfig, ModelConfig, MotConfig, TokensConfig
 from prts_core.contract import Contract
 from prts_core.data.embodiment import camera_label
 from prts_core.data.normalize import ACTION, STATE
@@ -137,7 +137,7 @@ def policy_faults(processor: Processor) -> list[str]:
     if not (processor.model.min_view_tokens and processor.model.max_view_tokens):
         faults.append("views letterboxed into a square (it keeps proportions: min_view_tokens, max_view_tokens)")
     head = processor.model.expert
-    if head is not None and head.noise_scale != 1.0:
+    if isinstance(head, MotConfig | DitConfig) and head.noise_scale != 1.0:
         faults.append(f"expert.noise_scale {head.noise_scale:g} (it samples from noise of scale 1)")
     for camera in processor.contract.contract.cameras:
         said = camera_label(camera.key.split(".")[-1], "prts")
@@ -149,6 +149,14 @@ def policy_faults(processor: Processor) -> list[str]:
 def _refuse(source: Path, config: ModelConfig, processor: Processor | None, overrides: bool) -> None:
     """Everything in the way, and of the options only those that take it out of the way."""
     head, quarter = config.expert, config.text.intermediate_size // 4
+    if isinstance(head, TokensConfig):
+        raise CheckpointError(
+            "The public layout has no action head of tokens",
+            file=source,
+            field="expert.kind",
+            found=head.kind,
+            expected="mot or dit",
+        )
     sizes = [] if overrides else fixed_sizes(config)
     acting = [] if processor is None else policy_faults(processor)
     cures = ["fine-tune from a released checkpoint (sft.checkpoint)"]
@@ -303,13 +311,13 @@ def _head_config(config: ModelConfig) -> dict[str, Any]:
             "dropout": head.dropout,
             "final_dropout": head.final_dropout,
         }
-    elif head is not None:
+    elif isinstance(head, MotConfig):
         found["dit_action_head_config"] = {"use_mot_action_expert": True}  # the public code drops what else it says
         own = {
             "mot_hidden_size": (head.hidden_size, MOT_HIDDEN),
             "mot_num_attention_heads": (head.num_heads, MOT_HEADS),
         }
-    if head is not None:
+    if isinstance(head, MotConfig | DitConfig):
         found["num_denoise_steps"] = head.denoise_steps
     if crl is not None:
         own["crl_hidden_dim"] = (crl.hidden_size, CRL_HIDDEN)
@@ -387,7 +395,9 @@ def _read_back(output: Path, config: ModelConfig, held: Mapping[str, Tensor]) ->
 def _unnamed(config: ModelConfig, headless: bool = False) -> ModelConfig:
     """Without what the layout has no place for, and what trained weights do not depend on."""
     head, crl = None if headless else config.expert, config.contrastive
-    if head is not None:  # the noise's scale is no matter of a start's weights; a policy of another was refused
+    if isinstance(
+        head, MotConfig | DitConfig
+    ):  # the noise's scale is no matter of a start's weights; a policy of another was refused
         head = replace(head, noise_scale=1.0)
     if isinstance(head, MotConfig):
         head = replace(head, dropout=0.0)

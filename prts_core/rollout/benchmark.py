@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
@@ -100,19 +100,7 @@ def benchmark_policy(
 
 def measured(config: BenchmarkConfig) -> tuple[SuiteSpec, SuiteSettings, dict[str, Any]]:
     """(suite, what of it is run, settings of its workers): what the recipe says, else where the dataset comes from."""
-    source, name, tasks, size = config.source, config.suite, config.tasks, config.image_size
-    made: dict[str, Any] = {}
-    if name is None and isinstance(source, ExpertSource):
-        name, made = source.suite, source.settings
-        tasks, size = tasks or source.tasks, size or source.image_size
-    if name is None:
-        raise ConfigError(
-            "Nothing says where this dataset's robot can be simulated",
-            field="benchmark.suite",
-            found=config.dataset,
-            expected="a suite of `prts sim list`",
-        )
-    spec = suite(name, made)
+    spec, tasks, size, made = suite_and_tasks(config)
     count = len(dict.fromkeys(tasks)) or len(spec.tasks)
     each = spec.episodes_per_task if config.episodes is None else config.episodes
     settings = SuiteSettings(
@@ -124,6 +112,39 @@ def measured(config: BenchmarkConfig) -> tuple[SuiteSpec, SuiteSettings, dict[st
         image_size=size,
     )
     return spec, settings, made
+
+
+class NamesSuite(Protocol):
+    """A stage's configuration that may say where the deployed dataset's robot is simulated."""
+
+    @property
+    def dataset(self) -> str: ...
+    @property
+    def source(self) -> Any: ...
+    @property
+    def suite(self) -> str | None: ...
+    @property
+    def tasks(self) -> tuple[str, ...]: ...
+    @property
+    def image_size(self) -> int | None: ...
+
+
+def suite_and_tasks(config: NamesSuite) -> tuple[SuiteSpec, tuple[str, ...], int | None, dict[str, Any]]:
+    """(suite, tasks, picture size, settings of its workers): what the recipe says, else where the dataset was recorded.
+    ConfigError where neither tells."""
+    source, name, tasks, size = config.source, config.suite, config.tasks, config.image_size
+    made: dict[str, Any] = {}
+    if name is None and isinstance(source, ExpertSource):
+        name, made = source.suite, source.settings
+        tasks, size = tasks or source.tasks, size or source.image_size
+    if name is None:
+        raise ConfigError(
+            "Nothing says where this dataset's robot can be simulated",
+            field="suite",
+            found=config.dataset,
+            expected="a suite of `prts sim list`",
+        )
+    return suite(name, made), tasks, size, made
 
 
 class ControlledBenchmark:

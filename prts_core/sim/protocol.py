@@ -8,7 +8,7 @@ lives on. A worker that is at fault itself says nothing; it ends.
     handshake    -> protocol, family, pid
     build        -> {}             settings: the family's own; the environment is built, nothing is simulated
     reset        -> observation?, frame? (H, W, 3) uint8 for people, instruction
-    step         -> rewards (K',), successes (K',), steps = K', observation?, frames (F, H, W, 3)?
+    step         -> rewards (K',), successes (K',), steps = K', observation?, frames (F, H, W, 3)?, expert (K', A)?
                     K' <= K: the chunk ends with its first success unless `ignore_success`
     observe      -> observation    {"observation.state": (S,) float32, "<camera key>": (H, W, 3) uint8, ...}
     state        -> state          (n,) float64
@@ -28,7 +28,7 @@ from prts_core.io.errors import ServeError, SimulatorError
 from prts_core.io.msgpack import Limits, pack, unpack
 from prts_core.sim.suite import EpisodeKey, Perturbation
 
-VERSION = 2
+VERSION = 3
 LENGTH = struct.Struct(">I")
 MAX_ACTIONS = 4096
 REQUEST_LIMITS = Limits(max_bytes=16 * 2**20)
@@ -56,7 +56,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "handshake": {},
     "build": {"settings": dict},
     "reset": _EPISODE | {"observe": bool, "render": bool},
-    "step": {"actions": Array(2, "f"), "observe": bool, "render": int, "ignore_success": bool},
+    "step": {"actions": Array(2, "f"), "observe": bool, "render": int, "ignore_success": bool, "expert": str},
     "observe": {},
     "state": {},
     "demonstrate": _EPISODE | {"noise": float, "noise_seed": int, "max_steps": int, "tail_steps": int, "images": bool},
@@ -71,6 +71,7 @@ REPLIES: dict[str, dict[str, Any]] = {
         "steps": int,
         "observation": (dict, OPTIONAL),
         "frames": (Array(4, "u"), OPTIONAL),
+        "expert": (Array(2, "f"), OPTIONAL),
     },
     "observe": {"observation": dict},
     "state": {"state": Array(1, "f")},
@@ -89,6 +90,8 @@ REPLIES: dict[str, dict[str, Any]] = {
 }
 # Requests that begin an episode of their own: a fresh worker can answer them, whatever came before.
 BEGINS = ("reset", "demonstrate")
+
+EXPERT = ("", "label", "act")  # of a step: not asked; asked, and not obeyed; it acts in the place of `actions`
 
 Message = dict[str, Any]
 
@@ -118,15 +121,24 @@ def reset(
     return {"kind": "reset", **_episode(key, perturbation), "observe": observe, "render": render}
 
 
-def step(actions: np.ndarray, *, observe: bool = True, render: int = 0, ignore_success: bool = False) -> Message:
+def step(
+    actions: np.ndarray,
+    *,
+    observe: bool = True,
+    render: int = 0,
+    ignore_success: bool = False,
+    expert: str = "",
+) -> Message:
     """`actions`: (K, A) in the suite's convention. `observe`: after the last. `render`: a frame after every n-th
-    step of the episode; 0: none."""
+    step of the episode; 0: none. `expert`: of EXPERT; the reply says what the suite's scripted expert would do, or
+    does, at each step."""
     return {
         "kind": "step",
         "actions": np.ascontiguousarray(actions, np.float32),
         "observe": observe,
         "render": int(render),
         "ignore_success": ignore_success,
+        "expert": expert,
     }
 
 

@@ -13,12 +13,13 @@ It knows workers (sim/pool.py, one environment a slot) and no policy. Semantics 
   policy about other environments (sim/pipeline.py).
 - A worker that is lost costs time and nothing else: an episode is a function of its key and its actions, so a fresh
   worker is brought to where the lost one was.
+- Episodes follow `reset_ids`, or come from the caller (`deal`), who then decides which environment runs what.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,7 @@ from prts_core.sim.suites import task_of
 ATTEMPTS = 3  # workers that one chunk may cost before its actions are to blame
 
 Observation = dict[str, np.ndarray]
+Deal = Callable[[int], EpisodeKey | None]  # the next episode of an environment, or none
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class ChunkStep:
     observation: {key: (N, ...)} after the chunk, of the next episode where one ended and the environment resets itself;
     instructions: N sentences that belong to it. rewards (N, K) float32; terminations, truncations, successes, valid
     (N, K) bool. final_observation, ended: of each environment whose episode ended in this chunk, None elsewhere. active
-    (N,) bool: whether an episode is under way now.
+    (N,) bool: whether an episode is under way now. expert: (K', A) of each environment whose expert was asked.
     """
 
     observation: Observation
@@ -93,6 +95,7 @@ class ChunkStep:
     final_observation: list[Observation | None]
     ended: list[EpisodeEnd | None]
     active: np.ndarray
+    expert: list[np.ndarray | None]
 
 
 @dataclass
@@ -112,9 +115,10 @@ class _Episode:
 
 
 class VectorEnv:
-    """`pool.slots` environments of one suite; environment i is in group i // group_size."""
+    """`pool.slots` environments of one suite; environment i is in group i // group_size. deal: which episode each
+    begins next, in place of the settings' order."""
 
-    def __init__(self, pool: Pool, spec: SuiteSpec, settings: VectorSettings) -> None:
+    def __init__(self, pool: Pool, spec: SuiteSpec, settings: VectorSettings, deal: Deal | None = None) -> None:
         if settings.group_size < 1 or pool.slots % settings.group_size:
             raise ConfigError(
                 "Environments do not fall into groups",
@@ -134,8 +138,10 @@ class VectorEnv:
             rank=settings.rank,
             world=settings.world,
         )
+        self.deal = self._by_ids if deal is None else deal
         self.begun = [0] * pool.slots
         self.episodes: list[_Episode | None] = [None] * pool.slots
+        self.experts = [""] * pool.slots
         self.under_way: tuple[int, dict[int, np.ndarray]] | None = None  # K and each slot's actions of a chunk begun
 
     def reset(self, environments: Sequence[int] | None = None) -> tuple[Observation, list[str]]:
@@ -143,15 +149,20 @@ class VectorEnv:
         assert self.under_way is None, "a chunk is under way; `finish` it first"
         keys = {}
         for slot in range(self.pool.slots) if environments is None else environments:
-            reset_id = self.ids(slot // self.settings.group_size, self.begun[slot])
             self.episodes[slot] = None
-            if reset_id != EXHAUSTED:
-                self.begun[slot] += 1
-                keys[slot] = self.ids.key(reset_id, self.seed)
+            if (key := self.deal(slot)) is not None:
+                keys[slot] = key
         for slot, reply in self._exchange({slot: [self._reset(key)] for slot, key in keys.items()}).items():
             limit = self.settings.max_steps or task_of(self.spec, keys[slot].task).max_steps
             self.episodes[slot] = _Episode(keys[slot], limit, reply["observation"], reply["instruction"])
         return self._observation(), self._instructions()
+
+    def _by_ids(self, slot: int) -> EpisodeKey | None:
+        reset_id = self.ids(slot // self.settings.group_size, self.begun[slot])
+        if reset_id == EXHAUSTED:
+            return None
+        self.begun[slot] += 1
+        return self.ids.key(reset_id, self.seed)
 
     def step(self, actions: np.ndarray) -> ChunkStep:
         """`actions` (N, A): chunks of one."""
@@ -165,8 +176,10 @@ class VectorEnv:
         self.start(actions)
         return self.finish()
 
-    def start(self, actions: np.ndarray) -> None:
-        """Give the simulators a chunk (N, K, A) and return while they work; `finish` brings what it did."""
+    def start(self, actions: np.ndarray, experts: Sequence[str] | None = None) -> None:
+        """Give the simulators a chunk (N, K, A) and return while they work; `finish` brings what it did. experts: of
+        each environment, whether its scripted expert is asked, or acts (sim/protocol.py, EXPERT), alike in all of an
+        episode."""
         assert self.under_way is None, "a chunk is under way; `finish` it first"
         actions = np.array(actions, np.float32)  # kept: a lost worker is brought back by what its episode executed
         slots, width = self.pool.slots, len(self.spec.contract.action)
@@ -183,8 +196,9 @@ class VectorEnv:
             if episode is not None and not episode.done
         }
         self.under_way = actions.shape[1], chunks
+        self.experts = list(experts or [""] * slots)
         for slot, chunk in chunks.items():
-            self.pool.send(slot, self._step(chunk))
+            self.pool.send(slot, self._step(chunk, slot))
 
     def finish(self) -> ChunkStep:
         """What the chunk did that `start` began. Raises as `chunk_step` does."""
@@ -196,13 +210,17 @@ class VectorEnv:
         rewards = np.zeros(shape, np.float32)
         final: list[Observation | None] = [None] * slots
         ended: list[EpisodeEnd | None] = [None] * slots
-        for slot, reply in self._collect({slot: [self._step(chunk)] for slot, chunk in chunks.items()}, chunks).items():
+        advice: list[np.ndarray | None] = [None] * slots
+        for slot, reply in self._collect(
+            {slot: [self._step(chunk, slot)] for slot, chunk in chunks.items()}, chunks
+        ).items():
             episode = self.episodes[slot]
             assert episode is not None
             taken = len(chunks[slot])
             out["valid"][slot, :taken] = True
             out["successes"][slot, :taken] = reply["successes"]
             rewards[slot, :taken] = self._reward(episode, reply["successes"])
+            advice[slot] = reply["expert"]
             episode.observation = reply["observation"]
             episode.actions.append(chunks[slot])
             solved = np.zeros(shape[1], bool) if self.settings.ignore_terminations else out["successes"][slot].copy()
@@ -216,7 +234,7 @@ class VectorEnv:
                 final[slot], ended[slot] = episode.observation, self._end(episode)
         if self.settings.auto_reset and (over := [slot for slot in range(slots) if ended[slot] is not None]):
             self.reset(over)
-        active = np.asarray([episode is not None and not episode.done for episode in self.episodes])
+        active = np.asarray([self._active(slot) for slot in range(slots)])
         return ChunkStep(
             self._observation(),
             self._instructions(),
@@ -225,7 +243,16 @@ class VectorEnv:
             final_observation=final,
             ended=ended,
             active=active,
+            expert=advice,
         )
+
+    def _active(self, slot: int) -> bool:
+        episode = self.episodes[slot]
+        return episode is not None and not episode.done
+
+    def active(self) -> bool:
+        """Whether any environment has an episode under way."""
+        return any(self._active(slot) for slot in range(self.pool.slots))
 
     def _reward(self, episode: _Episode, successes: np.ndarray) -> np.ndarray:
         """(K',) rewards of the steps just taken; the episode's books are kept."""
@@ -254,8 +281,8 @@ class VectorEnv:
     def _reset(self, key: EpisodeKey, observe: bool = True) -> Message:
         return protocol.reset(key, perturbation=self.settings.perturbation, observe=observe)
 
-    def _step(self, chunk: np.ndarray, observe: bool = True) -> Message:
-        return protocol.step(chunk, observe=observe, ignore_success=True)
+    def _step(self, chunk: np.ndarray, slot: int, observe: bool = True) -> Message:
+        return protocol.step(chunk, observe=observe, ignore_success=True, expert=self.experts[slot])
 
     def _way(self, slot: int, chunk: np.ndarray) -> list[Message]:
         """The messages that take the chunk in a fresh worker: first those that lead to where it starts."""
@@ -263,8 +290,8 @@ class VectorEnv:
         assert episode is not None
         way = [self._reset(episode.key, observe=False)]
         if episode.actions:
-            way.append(self._step(np.concatenate(episode.actions), observe=False))
-        return [*way, self._step(chunk)]
+            way.append(self._step(np.concatenate(episode.actions), slot, observe=False))
+        return [*way, self._step(chunk, slot)]
 
     def _exchange(self, asked: dict[int, list[Message]]) -> dict[int, Message]:
         """Send each slot its messages one after another, all slots at once; the last reply of each."""

@@ -26,7 +26,7 @@ from prts_core.policy.observation import STATE
 from prts_core.sim import protocol
 from prts_core.sim.expert_episode import run_expert
 from prts_core.sim.protocol import FrameDecoder, Message
-from prts_core.sim.suite import Environment, SuiteSpec, Task
+from prts_core.sim.suite import Environment, Expert, SuiteSpec, Task
 from prts_core.sim.suites import part, suites_of, task_of
 
 WATCH_SECONDS = 2.0
@@ -40,6 +40,8 @@ class Session:
         self.environment: Environment | None = None
         self.suites: dict[str, SuiteSpec] = {}
         self.suite: SuiteSpec | None = None
+        self.task: Task | None = None
+        self.expert: Expert | None = None  # of the episode under way, once it was asked for
         self.steps = 0
 
     def answer(self, request: Message) -> Message:
@@ -74,7 +76,7 @@ class Session:
             raise SimulatorError("A seed is negative", field="seed", found=seed, expected="0 or more")
         chosen = replace(chosen, perturbation={**chosen.perturbation, **perturbation})
         self.environment.reset(spec, chosen, initial_state, seed)
-        self.suite, self.steps = spec, 0
+        self.suite, self.task, self.expert, self.steps = spec, chosen, None, 0
         return chosen
 
     def _episode(self) -> tuple[Environment, SuiteSpec]:
@@ -94,7 +96,9 @@ class Session:
             "instruction": task.instruction,
         }
 
-    def _step(self, actions: np.ndarray, observe: bool, render: int, ignore_success: bool) -> dict[str, Any]:
+    def _step(
+        self, actions: np.ndarray, observe: bool, render: int, ignore_success: bool, expert: str
+    ) -> dict[str, Any]:
         environment, suite = self._episode()
         width = len(suite.contract.action)
         if not 0 < len(actions) <= protocol.MAX_ACTIONS or actions.shape[1] != width or not np.isfinite(actions).all():
@@ -104,9 +108,13 @@ class Session:
                 found=f"shape {actions.shape}" + ("" if np.isfinite(actions).all() else ", not all finite"),
                 expected=f"(1 to {protocol.MAX_ACTIONS}, {width}), finite",
             )
-        rewards, successes, frames = [], [], []
+        if expert not in protocol.EXPERT:
+            raise SimulatorError("No such part of an expert", field="expert", found=expert, expected=protocol.EXPERT)
+        rewards, successes, frames, advice = [], [], [], []
         for action in actions:
-            reward, success = environment.step(action)
+            if expert:
+                advice.append(self._advice(environment, suite))
+            reward, success = environment.step(advice[-1] if expert == "act" else action)
             self.steps += 1
             rewards.append(reward)
             successes.append(success)
@@ -120,7 +128,16 @@ class Session:
             "steps": len(rewards),
             "observation": self._observation() if observe else None,
             "frames": np.stack(frames) if frames else None,
+            "expert": np.stack(advice) if advice else None,
         }
+
+    def _advice(self, environment: Environment, suite: SuiteSpec) -> np.ndarray:
+        """What the scripted expert would do now; it must have been asked from the episode's first step on, if it goes
+        through phases."""
+        if self.expert is None:
+            assert self.task is not None
+            self.expert = part(self.family, "expert").expert(suite, self.task)
+        return np.clip(np.asarray(self.expert.act(environment), np.float32), -1.0, 1.0)
 
     def _observe(self) -> dict[str, Any]:
         return {"observation": self._observation()}

@@ -5,15 +5,14 @@ It imports no stage's code until the stage runs, so that `prts --help` and the s
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prts_core.config.checked_yaml import expand
 from prts_core.config.load import RunPlan, fields_of, image_text_paths
+from prts_core.config.rl import RlConfig
 from prts_core.config.schema import (
     CollectConfig,
     ConvertConfig,
@@ -29,12 +28,20 @@ from prts_core.config.sources import ExpertSource, ImageTextSource, RecordingSou
 from prts_core.contract import record
 from prts_core.io.errors import ConfigError, lookup
 from prts_core.io.files import digest_value
+from prts_core.stages.policies import (
+    checkpoints,
+    chosen_policy,
+    fine_tunes,
+    learns_subtasks,
+    made_by,
+    rl_checkpoint,
+    start_of_rl,
+)
 from prts_core.stages.versions import VERSIONS
 from prts_core.store.manifest import Manifest
-from prts_core.store.stage import Parent, Read, Stage, StageContext, StageResult
+from prts_core.store.stage import Outside, Parent, Read, Stage, StageContext, StageResult
 
 TRAINS: dict[str, Any] = {"seeded": True, "trains": True, "pool": "gpu"}
-CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.txt")  # of a checkpoint's folder: what its readers read
 
 
 def _late(name: str):
@@ -82,30 +89,19 @@ def _subtask_modes(plan: RunPlan, names: Iterable[str]) -> dict[str, bool | str]
     return {name: mode for name, mode in modes.items() if mode is not False}
 
 
-def _pretrain_reads(plan: RunPlan, _: str | None) -> dict[str, Read | str]:
+def _pretrain_reads(plan: RunPlan, _: str | None) -> dict[str, Outside]:
     named = {"model.pretrained": plan.model.pretrained, "pretrain.fast": plan.recipe.pretrain.fast}
-    return _checkpoints(named) | _image_text(plan.image_text)
+    return checkpoints(named) | _image_text(plan.image_text)
 
 
-def _image_text(sources: dict[str, ImageTextSource]) -> dict[str, Read | str]:
-    found: dict[str, Read | str] = {}
+def _image_text(sources: dict[str, ImageTextSource]) -> dict[str, Outside]:
+    found: dict[str, Outside] = {}
     for name, source in sources.items():
         try:
             path, images = image_text_paths(source)
         except ConfigError:  # a variable that is not set: the stage tells of it
             path = images = Path(source.json_path)
         found |= {f"image_text.{name}": Read(str(path)), f"image_text.{name}.images": Read(str(images), (), str(path))}
-    return found
-
-
-def _checkpoints(named: dict[str, str | None]) -> dict[str, Read | str]:
-    """Field -> the checkpoint that it names, if any, environment variables replaced where they are set."""
-    found: dict[str, Read | str] = {}
-    for field, source in named.items():
-        if source is not None:
-            with contextlib.suppress(ConfigError):  # not set: the stage tells of it
-                source = expand(source, field)
-            found[field] = Read(source, CHECKPOINT_FILES)
     return found
 
 
@@ -140,11 +136,10 @@ def _sft_config(plan: RunPlan, partition: str | None) -> SftConfig:
     )
 
 
-def _sft_reads(plan: RunPlan, partition: str | None) -> dict[str, Read | str]:
+def _sft_reads(plan: RunPlan, partition: str | None) -> dict[str, Outside]:
     section = plan.sft(plan.dataset(partition).name)
-    return _checkpoints({"sft.checkpoint": section.checkpoint, "sft.fast": section.fast}) | _image_text(
-        section.image_text
-    )
+    named = {"sft.checkpoint": section.checkpoint, "sft.fast": section.fast}
+    return checkpoints(named) | _image_text(section.image_text)
 
 
 def _sft_parents(plan: RunPlan, partition: str | None) -> list[Parent]:
@@ -158,7 +153,18 @@ def _sft_parents(plan: RunPlan, partition: str | None) -> list[Parent]:
     return [*own, Parent("pretrain", "pretrain", None)]
 
 
-def _simulator_reads(plan: RunPlan, partition: str | None, suite: str | None = None) -> dict[str, Read | str]:
+def _rl_config(plan: RunPlan, _: str | None) -> RlConfig:
+    dataset = plan.dataset(None)
+    return RlConfig(dataset=dataset.name, source=dataset.source, **fields_of(plan.rl))
+
+
+def _benchmark_parents(plan: RunPlan, _: str | None) -> list[Parent]:
+    # Early weights, whose failures the value is judged by, are left by stage sft alone: later policies came from it.
+    early = [made_by(plan, "sft")] if fine_tunes(plan) else []
+    return list(dict.fromkeys([*_deployed(plan, "convert"), *early, chosen_policy(plan)]))
+
+
+def _simulator_reads(plan: RunPlan, partition: str | None, suite: str | None = None) -> dict[str, Outside]:
     """The installed simulator of `suite`, or else of the one whose experts record the dataset; a family of the main
     environment has none."""
     source = plan.dataset(partition).source
@@ -253,10 +259,21 @@ STAGES: dict[str, Stage] = {
             **TRAINS,
         ),
         _stage(
+            "rl",
+            "reinforcement learning in simulation, from the fine-tuned policy or a checkpoint",
+            _rl_config,
+            lambda plan, _: [*_deployed(plan, "convert"), *start_of_rl(plan)],
+            partitioned=False,
+            reads=lambda plan, _: rl_checkpoint(plan) | _simulator_reads(plan, None, plan.rl.suite),
+            seeded=True,
+            pool="gpu",
+            headline=("success_rate",),
+        ),
+        _stage(
             "benchmark",
             "closed loop in simulation on held-out seeds, with ablations and blind replay",
             lambda plan, _: plan.benchmark,
-            lambda plan, _: _deployed(plan, "convert", "sft"),
+            _benchmark_parents,
             partitioned=False,
             reads=lambda plan, _: _simulator_reads(plan, None, plan.recipe.benchmark.suite),
             pool="gpu",
@@ -266,7 +283,11 @@ STAGES: dict[str, Stage] = {
             "value",
             "goal-reachability value along held-out episodes and rollouts, as numbers and as a plot",
             lambda plan, _: ValueConfig(dataset=plan.recipe.deploy, **fields_of(plan.recipe.value)),
-            lambda plan, _: [*_deployed(plan, "convert", "sft"), Parent("benchmark", "benchmark", None)],
+            lambda plan, _: [
+                *_deployed(plan, "convert"),
+                chosen_policy(plan),
+                Parent("benchmark", "benchmark", None),
+            ],
             partitioned=False,
             pool="gpu",
             headline=("spearman", "auroc"),
@@ -276,7 +297,7 @@ STAGES: dict[str, Stage] = {
             "weights, contract, statistics, processor, manifest and model card in one folder",
             lambda plan, _: PackageConfig(dataset=plan.recipe.deploy, **fields_of(plan.recipe.package)),
             lambda plan, _: [
-                *_deployed(plan, "sft"),
+                chosen_policy(plan),
                 Parent("benchmark", "benchmark", None),
                 Parent("value", "value", None),
             ],
@@ -293,13 +314,19 @@ def steps(plan: RunPlan) -> list[tuple[str, str | None]]:
     out += [(stage, name) for name in plan.datasets for stage in own]
     if needs_pretrain(plan):
         out.append(("pretrain", None))
-    out += [("sft", name) for name in plan.datasets]
-    return out + [(stage, None) for stage in ("subtask", "benchmark", "value", "package")]
+    if fine_tunes(plan):
+        out += [("sft", name) for name in plan.datasets]
+    if learns_subtasks(plan):
+        out.append(("subtask", None))
+    if plan.recipe.policy == "rl":
+        out.append(("rl", None))
+    return out + [(stage, None) for stage in ("benchmark", "value", "package")]
 
 
 def needs_pretrain(plan: RunPlan) -> bool:
     """Whether any fine-tuning of the recipe starts from stage pretrain."""
-    return any(parent.stage == "pretrain" for name in plan.datasets for parent in _sft_parents(plan, name))
+    first = [parent.stage for name in plan.datasets for parent in _sft_parents(plan, name)]
+    return fine_tunes(plan) and "pretrain" in first
 
 
 def config_json(name: str, plan: RunPlan, partition: str | None = None) -> dict[str, Any]:

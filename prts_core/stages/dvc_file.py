@@ -38,6 +38,7 @@ RECIPE_KEYS = {
     "pretrain": ("model", "pretrain"),
     "sft": ("sft",),
     "subtask": ("deploy", "subtask"),
+    "rl": ("deploy", "rl"),
     "benchmark": ("deploy", "benchmark"),
     "value": ("deploy", "value"),
     "package": ("deploy", "package"),
@@ -48,6 +49,7 @@ DATASET_KEYS = {
     "convert": ("source", "embodiment_tag", "video", "state_relative"),
     "stats": ("sft",),
     "sft": (),
+    "rl": ("source",),
     "benchmark": ("source",),
 }
 NORMALIZATION = "sft.train.normalization"

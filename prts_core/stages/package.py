@@ -19,11 +19,13 @@ from prts_core.io.files import digest_file, link_or_copy, read_json, write_json,
 from prts_core.io.threads import POLICY_THREADS, torch_threads
 from prts_core.policy.observation import STATE
 from prts_core.policy.policy import Policy, load_policy, policy_digest, policy_files
+from prts_core.stages.policies import policy_of
 from prts_core.store.manifest import Manifest
 from prts_core.store.stage import StageContext, StageResult
 
 RECORDS = ("train_config.json", "benchmark.json", "value.json")
-DESCRIPTION = "Vision-language-action policy with goal reachability, trained by PRTS on demonstrations of {embodiment}."
+DESCRIPTION = "Vision-language-action policy with goal reachability, trained by PRTS on demonstrations of {embodiment}"
+THEN = {"rl": ", then by reinforcement in simulation"}
 PROTOCOL = (
     "held-out episodes; the simulator's own success flag at any step within the task's limit; "
     "the policy sees images, sentence and proprioception only"
@@ -31,7 +33,8 @@ PROTOCOL = (
 
 
 def package(config: PackageConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
-    source = inputs["sft"].folder(context.outputs)
+    made = policy_of(inputs)
+    source = made.folder(context.outputs)
     benchmark = read_json(inputs["benchmark"].folder(context.outputs) / "report.json")
     value = read_json(inputs["value"].folder(context.outputs) / "report.json")
     for name in (*policy_files(source), "train_config.json"):
@@ -59,9 +62,9 @@ def package(config: PackageConfig, inputs: dict[str, Manifest], context: StageCo
         name=config.name,
         version=__version__,
         licence=config.licence,
-        description=DESCRIPTION.format(embodiment=contract.contract.embodiment),
+        description=DESCRIPTION.format(embodiment=contract.contract.embodiment) + THEN.get(made.kind, "") + ".",
         embodiment_tags=(contract.embodiment_tag,),
-        capabilities=("act", "value"),
+        capabilities=("act", "value", *(("subtask",) if policy.processor.subtasks else ())),
         chunk_size=contract.chunk_length,
         n_action_steps=max(1, contract.chunk_length // 2),
         latency_budget=LatencyBudget(per_chunk_ms=config.latency_budget_ms),

@@ -7,7 +7,6 @@ next look (`Trainer.fit`) and one checkpoint.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +18,7 @@ from torch import Tensor
 from prts_core.config.train import LoraConfig, TrainConfig
 from prts_core.data.augment import preview
 from prts_core.io.errors import ConfigError, DataError
-from prts_core.io.files import explain_os_errors, write_json, write_text
+from prts_core.io.files import cut_torn_line, explain_os_errors, write_json, write_text
 from prts_core.io.progress import Bar
 from prts_core.io.tensors import load_tensors, save_tensors
 from prts_core.launch.signals import graceful
@@ -257,12 +256,6 @@ def draw_augmentations(folder: Path, rows: RobotDataset, seed: int) -> None:
 
 def _evaluated(row: dict[str, float]) -> bool:
     return any(name.startswith("eval/") for name in row)
-
-
-def cut_torn_line(path: Path) -> None:
-    """Take away a last line that a kill or a full disk has cut, or the next row would be joined to it."""
-    if path.exists() and not (data := path.read_bytes()).endswith(b"\n"):
-        os.truncate(path, data.rfind(b"\n") + 1)
 
 
 def read_curve(path: Path) -> list[dict[str, float]]:

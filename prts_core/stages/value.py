@@ -14,6 +14,7 @@ from prts_core.io.files import write_json
 from prts_core.io.progress import track
 from prts_core.io.threads import POLICY_THREADS, torch_threads
 from prts_core.policy.policy import Policy, load_policy, policy_digest
+from prts_core.stages.policies import policy_of
 from prts_core.store.manifest import Manifest
 from prts_core.store.stage import StageContext, StageResult
 from prts_core.value import curves as curves_of
@@ -22,7 +23,8 @@ from prts_core.value.plots import plot_curves, plot_ranking
 
 
 def value(config: ValueConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
-    folder = inputs["sft"].folder(context.outputs)
+    judged = policy_of(inputs)
+    folder = judged.folder(context.outputs)
     policy, digest = load_policy(folder, config.dtype), policy_digest(folder)
     dataset = LeRobotDataset.open(inputs["convert"].folder(context.outputs))
     camera = policy.contract.contract.cameras[0].key
@@ -72,7 +74,7 @@ def value(config: ValueConfig, inputs: dict[str, Manifest], context: StageContex
     if ranking.flagged:
         plot_ranking(context.output / "ranking.png", ranking, measured, dataset, camera)
         artifacts.append("ranking.png")
-    return StageResult(defined, dict(inputs["sft"].contracts), tuple(artifacts))
+    return StageResult(defined, dict(judged.contracts), tuple(artifacts))
 
 
 def measure_some(policy: Policy, dataset: LeRobotDataset, count: int) -> list[ranks.Measured]:

@@ -12,6 +12,7 @@ VERSIONS = {
     "pretrain": 4,
     "sft": 4,
     "subtask": 4,
+    "rl": 1,
     "benchmark": 2,
     "value": 2,
     "package": 3,

@@ -79,6 +79,9 @@ def files_read(
     for name, read in stage.reads(plan, partition).items():
         if isinstance(read, str):
             found[name] = read
+        elif not isinstance(read, Read):
+            if told := read(outputs):
+                found[name] = told
         elif (path := Path(read.source).expanduser()).exists():
             cache = cache_of(path, outputs, *read.names, read.pictures_of)
             found[name] = tree_digest(list_files(path, cache, read.names, _only(read, outputs)))

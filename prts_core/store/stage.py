@@ -35,6 +35,11 @@ class Read:
     pictures_of: str = ""
 
 
+# What stands in a key for something outside: files; a text as it is; or the text that a function gives, once it is told
+# where the outputs lie ("" where nobody can tell: the stage does).
+Outside = Read | str | Callable[[Path], str]
+
+
 @dataclass(frozen=True)
 class StageContext:
     """Where a stage works. Everything it writes for keeps goes to `output`; resume state goes to `work`.
@@ -88,8 +93,8 @@ class Stage:
 
     version: behaviour version; raise it when the same inputs give another output. partitioned: one result per dataset.
     seeded: the recipe's seed can change the result. external: the result depends on files from outside, whose listing
-    is part of the key (`prts_core.store.sources`). reads: other files from outside, by the name that they have in the
-    key; a string is taken as it is. trains: it runs the trainer, so that a launcher may spread it over
+    is part of the key (`prts_core.store.sources`). reads: other things from outside, by the name that they have in the
+    key. trains: it runs the trainer, so that a launcher may spread it over
     processes and a stop signal leaves a checkpoint. pool: what it is short of, "cpu" or "gpu". headline: its metrics
     in a table over all stages; none: it has no row there. config and parents are read off the plan.
     """
@@ -103,7 +108,7 @@ class Stage:
     run: Callable[[Any, dict[str, Manifest], StageContext], StageResult]
     seeded: bool = False
     external: bool = False
-    reads: Callable[[RunPlan, str | None], dict[str, Read | str]] = lambda plan, partition: {}
+    reads: Callable[[RunPlan, str | None], dict[str, Outside]] = lambda plan, partition: {}
     trains: bool = False
     pool: str = "cpu"
     headline: tuple[str, ...] = ()

@@ -53,6 +53,11 @@ def clean_instruction(text: str | None, fallback: str | None = None, *, compat: 
     return DEFAULT_INSTRUCTION
 
 
+def with_advantage(text: str, good: bool) -> str:
+    """The instruction with a word on how well it was, or is to be, followed (RECAP, arXiv:2511.14759)."""
+    return f"{text.rstrip('. ')}. advantage {'positive' if good else 'negative'}"
+
+
 def task_id(instruction: str, compat: Compat = "none") -> int:
     """Signed 64-bit id: the first 8 bytes, little endian, of the MD5 of the instruction in lower case, stripped.
 

@@ -16,7 +16,15 @@ from typing import Literal
 
 import torch
 
-from prts_core.config.model import ActionHeadConfig, ContrastiveConfig, DitConfig, ModelConfig, TextConfig, VisionConfig
+from prts_core.config.model import (
+    ActionHeadConfig,
+    ContrastiveConfig,
+    DitConfig,
+    ModelConfig,
+    TextConfig,
+    TokensConfig,
+    VisionConfig,
+)
 from prts_core.models.heads.contrastive.module import LAYERS
 from prts_core.models.heads.dit.module import TIME_CHANNELS
 from prts_core.models.tokens import Tokens
@@ -123,8 +131,14 @@ def _language(t: TextConfig, counts: Counts) -> float:
 
 
 def _action(head: ActionHeadConfig, model: ModelConfig, counts: Counts) -> float:
-    """Velocity of `draws` chunks; keys and values that a DiT makes of a prompt serve all draws of its sample."""
+    """Velocity of `draws` chunks; keys and values that a DiT makes of a prompt serve all draws of its sample. Of a
+    tokens head, which takes no noise, a draw is a sample."""
     steps, actions, memory = model.chunk_length, model.max_action_dim, model.text.hidden_size
+    if isinstance(head, TokensConfig):
+        queries = steps * actions
+        pairs = queries * (counts.prompt + counts.draws * queries)
+        said = 2.0 * counts.draws * queries * memory * head.bins
+        return said + _language(model.text, Counts(tokens=counts.draws * queries, pairs=pairs))
     if isinstance(head, DitConfig):
         width, crossing = head.num_heads * head.head_dim, (head.num_layers + 1) // 2
         own = head.num_layers - crossing

@@ -2,6 +2,8 @@
 
     L = w_fast CE(FAST tokens) + w_text CE(words) + w_flow ||v(x_t, t) - (a - eps)||^2 + w_crl (L_sa->l + L_l->sa)
 
+An action head of tokens has CE(bins) in the place of flow matching, of the same weight.
+
 (PRTS, arXiv:2604.27472; each term in prts_core/models/heads). Every term is a mean over its own items of the whole
 step: all micro-batches of all processes, counted beforehand (counts.py). A micro-batch computes its share: the sum over
 its own items, divided by the step's count. Shares of losses, gradients and metrics alike add up to those of the step.
@@ -16,10 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prts_core.config.model import TokensConfig
 from prts_core.config.train import TrainConfig
+from prts_core.io.errors import ConfigError
 from prts_core.models.heads.contrastive.loss import contrastive_loss
 from prts_core.models.heads.flow.loss import flow_loss, mask_noise, mix_noise
 from prts_core.models.heads.flow.time import draw_time
+from prts_core.models.heads.tokens.loss import bins_loss
 from prts_core.models.prts import PrtsModel
 from prts_core.models.tokens import Encoded
 from prts_core.training.batch import Batch
@@ -61,8 +66,11 @@ def prts_loss(
     total, metrics = token_terms(model, encoded, batch, config, counts)
     total = total + 0.0 * encoded.hidden[:, :1].float().sum()  # an action head alone reads nothing of the last layer
     if weights.flow:
-        flow, parts = flow_term(model, encoded, batch, config, generator, counts)
-        total, metrics = total + weights.flow * flow, metrics | parts
+        if isinstance(model.config.expert, TokensConfig):
+            action, parts = bins_term(model, encoded, batch, config, counts)
+        else:
+            action, parts = flow_term(model, encoded, batch, config, generator, counts)
+        total, metrics = total + weights.flow * action, metrics | parts
     value = total.detach()
     if weights.contrastive:
         phi, psi = contrastive_embeddings(model, encoded, batch)
@@ -150,6 +158,37 @@ def flow_term(
     each = torch.zeros_like(each) if empty else each
     parts = by_dataset("flow_matching", each, dataset, batch.names, draws * counts.by_dataset("flow"))
     return flow, ({"flow_loss": flow.detach()} if counts.total("flow") else {}) | parts
+
+
+def bins_term(
+    model: PrtsModel, encoded: Encoded, batch: Batch, config: TrainConfig, counts: StepCounts
+) -> tuple[Tensor, Metrics]:
+    """Cross-entropy of a tokens head on the samples that have an action (`bins_loss`, `bins_accuracy`,
+    `bins/<dataset>`). ConfigError where the head should send no gradient into the backbone: they are one network."""
+    if config.insulate:
+        raise ConfigError(
+            "An action head of tokens cannot be insulated from the backbone that computes it",
+            field="train.insulate",
+            found=True,
+            expected=False,
+            cure="set train.insulate to false, or take a flow head (expert.kind mot or dit)",
+        )
+    acting = batch.acting
+    empty = len(acting) == 0
+    if empty:  # as in `flow_term`
+        acting = acting.new_zeros(1)
+    prefix = encoded.prefix()
+    if len(acting) < len(batch.has_action):
+        prefix = prefix.map(lambda y: y[acting])
+    actions, dof_mask, is_pad = (x[acting] for x in (batch.actions, batch.dof_mask, batch.is_pad))
+    each, right = (x * (not empty) for x in bins_loss(model.action_logits(prefix, dof_mask), actions, dof_mask, is_pad))
+    count = counts.total("flow")
+    loss = each.sum() / max(1, count)
+    dataset = batch.tokens.dataset[acting]
+    parts = by_dataset("bins", each.detach(), dataset, batch.names, counts.by_dataset("flow"))
+    if count:
+        parts |= {"bins_loss": loss.detach(), "bins_accuracy": right.sum() / count}
+    return loss, parts
 
 
 def contrastive_embeddings(model: PrtsModel, encoded: Encoded, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prts_core.config.model import DitConfig, ModelConfig, MotConfig
+from prts_core.config.model import DitConfig, ModelConfig, MotConfig, TokensConfig
 from prts_core.config.train import TrainConfig
 from prts_core.models.cross_entropy import SLICE
 from prts_core.training.engines import engine_name
@@ -110,6 +110,12 @@ def vision_block(model: ModelConfig) -> float:
 def _head(model: ModelConfig, config: TrainConfig, load: Load, recomputed: bool) -> float:
     """Elements that the action head keeps for all noise draws."""
     head, steps, draws = model.expert, model.chunk_length, load.samples * config.flow_samples
+    if isinstance(head, TokensConfig):
+        text, queries = model.text, load.samples * steps * model.max_action_dim
+        cache = 2 * text.num_kv_heads * text.head_dim
+        seen = 2 * load.samples * load.tokens * cache  # in each layer, the prompt's keys and values once more
+        kept = _stack(queries, text.num_layers, language_layer(model), text.hidden_size + cache, recomputed)
+        return kept + (1 if recomputed else text.num_layers) * seen + queries * head.bins
     prompt = load.tokens / config.flow_samples  # shared by the draws of a sample
     if isinstance(head, MotConfig):
         text = model.text

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from prts_core.config.model import ModelConfig
+from prts_core.config.model import ModelConfig, TokensConfig
 from prts_core.config.train import TrainConfig
 from prts_core.training.batch import Batch
 from prts_core.training.counts import StepCounts
@@ -73,7 +73,8 @@ class Meter:
         self.tokens += int(counts.whole("tokens").sum())
         self.room += int(counts.whole("room").sum())
         self.samples += int(counts.whole("samples").sum())
-        self.work = self.work + counts.flops_counts(self.config.flow_samples)
+        draws = 1 if isinstance(self.model.expert, TokensConfig) else self.config.flow_samples
+        self.work = self.work + counts.flops_counts(draws)
 
     def read(self) -> dict[str, float]:
         """TIMES, of a step in the mean. memory_gb: 10^9 bytes, the most so far, of the GPU's allocator or resident in
@@ -112,6 +113,8 @@ def step_flops(model: ModelConfig, config: TrainConfig, work: Counts, vocabulary
     still = {*config.freeze, *unreached(config)} | ({"llm", "vision", "merger"} if config.lora is not None else set())
     sees, adapted = not {"vision", "merger"} <= still, config.lora is not None
     frozen: set[Part] = {"language", "logits"} if "llm" in still else set()
+    if isinstance(model.expert, TokensConfig) and (adapted or "llm" in still):
+        frozen.add("action")  # the language model's layers, but for a matrix
     # Where nothing that trains lies below or inside, no gradient enters.
     cut: set[Part] = set() if sees else {"vision"}
     if "llm" in still and not (sees or adapted):

@@ -195,3 +195,47 @@ def test_a_fault_in_a_models_defaults_names_its_file(tmp_path):
     with pytest.raises(ConfigError, match="learning_rat") as caught:
         load_plan(large_model(tmp_path, "train: {learning_rat: 1.0e-5}\n"))
     assert caught.value.file == str(tmp_path / "models/large.yaml")
+
+
+# ---- reinforcement learning and whose policy goes on --------------------------------------------------------------
+PRESETS = {
+    "quick": {"iterations": 3, "algorithm": {"name": "grpo", "group_size": 4}},
+    "long": {"iterations": 500},
+    "odd": {"algorithm": {"gama": 0.5}},
+    "uneven": {"episodes": 6, "algorithm": {"group_size": 4}},
+}
+
+
+def rl_of(tmp_path: Path, overrides: list[str] | None = None, **section):
+    return plan_of(tmp_path, overrides=overrides, rl={"iterations": 50, "presets": PRESETS, **section}).rl
+
+
+def test_a_preset_is_laid_over_the_section_and_what_is_typed_over_both(tmp_path: Path):
+    plain = rl_of(tmp_path)
+    assert (plain.iterations, plain.preset, plain.presets) == (50, None, {})
+    quick = rl_of(tmp_path, preset="quick", algorithm={"gamma": 0.9})
+    assert (quick.iterations, quick.algorithm.group_size, quick.algorithm.gamma) == (3, 4, 0.9)
+    assert (quick.preset, quick.presets) == (None, {})
+    typed = rl_of(tmp_path, ["rl.iterations=9", "rl.preset=quick"], preset="long")
+    assert (typed.iterations, typed.algorithm.name) == (9, "grpo")
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"preset": "quik"}, "Unknown preset of rl 'quik'.*did you mean 'quick'"),
+        ({"preset": "odd"}, r"rl\.presets\.odd.*algorithm\.gama: unknown key.*'gamma'"),
+        ({"preset": "uneven"}, r"rl\.presets\.uneven.*groups of algorithm\.group_size 4"),
+        ({"start": "pretrain"}, r"rl\.start"),
+        ({"learner": {"epochs": 0}}, "epochs: 0"),
+    ],
+)
+def test_faults_of_the_rl_section_are_told_before_any_work(tmp_path: Path, section: dict, said: str):
+    with pytest.raises(ConfigError, match=f"(?s){said}"):
+        plan_of(tmp_path, rl={"presets": PRESETS, **section}).read_all()
+
+
+def test_only_a_stage_that_makes_a_policy_can_be_the_recipes(tmp_path: Path):
+    assert plan_of(tmp_path).recipe.policy == "sft"
+    with pytest.raises(ConfigError, match=r"policy.*'pretrain'"):
+        plan_of(tmp_path, policy="pretrain")

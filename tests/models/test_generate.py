@@ -93,6 +93,7 @@ def test_the_prefix_is_the_one_training_shows(model, build, builder, tokenizer, 
             torch.testing.assert_close(value[row][:, seen], value2[0], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(prefix.hidden[row][seen], whole.hidden[0], atol=1e-5, rtol=1e-4)
         assert torch.equal(prefix.image[row][seen], whole.image[0])
+        assert prefix.following[row] == whole.following[0]
 
 
 def test_a_sample_does_not_depend_on_its_neighbours(model, build, builder, prompts, images, allowed):

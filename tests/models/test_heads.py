@@ -39,7 +39,7 @@ def prefix():
     image = torch.zeros(SAMPLES, PROMPT, dtype=torch.bool)
     image[:2, 1:3] = True  # the third sample has no image
     cache = [torch.randn(SAMPLES, 2, PROMPT, 8) for _ in range(4)]
-    return Prefix(cache[:2], cache[2:], torch.randn(SAMPLES, PROMPT, HIDDEN), visible, image)
+    return Prefix(cache[:2], cache[2:], torch.randn(SAMPLES, PROMPT, HIDDEN), visible, image, visible.sum(1))
 
 
 @pytest.fixture
@@ -61,6 +61,7 @@ def test_a_sample_equals_its_row_of_a_batch(head, prefix, chunk):
             prefix.hidden[s : s + 1, :length],
             prefix.visible[s : s + 1, :length],
             prefix.image[s : s + 1, :length],
+            prefix.following[s : s + 1],
         )
         torch.testing.assert_close(head(*(x[s : s + 1] for x in chunk), alone)[0], together[s], atol=1e-5, rtol=1e-4)
 

@@ -45,6 +45,7 @@ REPORTS = {
 FIGURES = {
     "sft": {"loss": 0.25},
     "subtask": {"exact_match": 0.95, "loss": 0.5},
+    "rl": {"success_rate": 0.97, "loss": 0.1},
     "benchmark": {"success_rate": 0.95, "blind_replay_success_rate": 0.1, "success/faucet-open": 0.95},
     "value": {"spearman": 0.97, "auroc": 0.9},
 }

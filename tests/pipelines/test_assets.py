@@ -48,8 +48,8 @@ def present(project, stage: str, partition: str | None) -> Manifest:
 def test_the_whole_chain_runs_once_in_order(project, run_job):
     assert run_job("chain", "metaworld").success
     called = [line.split()[0] for line in project.calls()]
-    assert sorted(called) == sorted([*declarations.STAGES, "register"])
     plan = load_plan(Path("configs/quickstart.yaml"))
+    assert sorted(called) == sorted({stage for stage, _ in declarations.steps(plan)} | {"register"})
     for at, stage in enumerate(called[:-1]):  # siblings may swap
         parents = {p.stage for p in declarations.STAGES[stage].parents(plan, None)}
         assert parents <= set(called[:at]), stage

@@ -42,10 +42,11 @@ def test_the_demo_makes_everything_once_and_reports_it(project, capfd):
         assert made[name] == stub_chain.REPORTS["benchmark"][name]
     assert made["value"] == stub_chain.REPORTS["value"]
     assert made["tasks"] == stub_chain.TASKS
-    assert list(made["seconds"]) == sorted(declarations.STAGES)
+    plan = load_plan(project.folder / "configs/quickstart.yaml")
+    assert list(made["seconds"]) == sorted({stage for stage, _ in declarations.steps(plan)})
     assert made["seconds_total"] == pytest.approx(sum(made["seconds"].values()), abs=0.01)
     assert made["model_uri"] == "models:/prts-stub/1"
-    package = chain.finished("package", load_plan(project.folder / "configs/quickstart.yaml"), None, project.outputs)
+    package = chain.finished("package", plan, None, project.outputs)
     assert made["package_digest"] == package.content_digest
     assert set(made["dataset_digests"]) == {"metaworld", "g1_bottle"}
     assert [(run.job_name, run.status) for run in runs(project)] == [
@@ -150,6 +151,17 @@ def test_an_absent_dataset_that_the_policy_needs_is_told_as_the_cause(project, c
     said = capsys.readouterr().err
     assert "'g1_bottle' needs data that is not here" in said and "has not run yet" not in said
     assert project.calls() == []
+
+
+def test_the_demo_of_a_policy_that_learned_by_reinforcement(project, capfd):
+    path = project.folder / "configs/quickstart.yaml"
+    path.write_text(path.read_text() + "policy: rl\n")
+    assert demo.main([]) == 0
+    called = [line.split()[0] for line in project.calls()]
+    assert "rl" in called and "subtask" not in called
+    made = read_json(project.outputs / "demo" / "report.json")
+    assert "rl" in made["seconds"] and set(made["subtask"].values()) == {None}
+    assert "rl, seconds" in capfd.readouterr()[0]
 
 
 def test_a_mixture_of_datasets_is_imported_before_pretraining(project):

@@ -392,9 +392,14 @@ def own_work(plan: RunPlan) -> dict[tuple[str, str | None], object]:
     return found
 
 
-@pytest.mark.parametrize("name", ["quickstart", "libero_object", "libero_posttraining"])
+RL = {"iterations": 4, "algorithm": {"gamma": 0.9}, "preset": "short", "presets": {"short": {"episodes": 8}}}
+
+
+@pytest.mark.parametrize("name", ["quickstart", "libero_object", "libero_posttraining", "smoke"])
 def test_every_value_that_changes_a_stage_is_watched_by_it_or_by_a_parent(project, name, monkeypatch):
     monkeypatch.delenv("PRTS_CHECKPOINT", raising=False)
+    if name == "smoke":
+        edit("configs/smoke.yaml", lambda recipe: recipe.update(policy="rl", rl=RL))
     plan = plan_of(f"configs/{name}.yaml")
     file = DvcFile(plan, project.outputs)
     declared, before = yaml.safe_load(file.text)["stages"], own_work(plan)
@@ -428,6 +433,31 @@ def test_every_value_that_changes_a_stage_is_watched_by_it_or_by_a_parent(projec
                 break
         Path(path).write_text(text)
     assert seen > 20
+
+
+def test_the_file_of_a_recipe_with_reinforcement_learning(project):
+    path = "configs/smoke.yaml"
+    before = yaml.safe_load(DvcFile(plan_of(path), project.outputs).text)["stages"]
+    edit(path, lambda recipe: recipe.update(policy="rl", rl=RL))
+    file = DvcFile(plan_of(path), project.outputs)
+    stages, runs = yaml.safe_load(file.text)["stages"], "outputs/runs/smoke"
+    assert "rl" not in before and before.keys() - stages.keys() == {"subtask"}
+    assert stages["rl"] == {
+        "cmd": f"prts rl --config {path} --outputs outputs --allow-skip",
+        "wdir": "../../..",
+        "deps": [f"{runs}/{stage}/metaworld_smoke/manifest.json" for stage in ("convert", "sft")],
+        "params": [
+            {"prts_core/stages/versions.py": ["VERSIONS.rl"]},
+            {path: ["seed", "deploy", "rl"]},
+            {"configs/datasets/metaworld_smoke.yaml": ["source"]},
+        ],
+        "outs": [{f"{runs}/rl/{name}": {"persist": True}} for name in ("output", "manifest.json")],
+        "metrics": [{f"{runs}/rl/metrics.json": {"persist": True}}],
+    }
+    assert f"{runs}/rl/manifest.json" in stages["package"]["deps"]
+    edit(path, lambda recipe: recipe["rl"].update(checkpoint="somewhere"))
+    away = yaml.safe_load(DvcFile(plan_of(path), project.outputs).text)["stages"]
+    assert away["rl"]["always_changed"] and not {"pretrain", "sft-metaworld_smoke"} & away.keys()
 
 
 def test_the_committed_file_is_what_the_quickstart_says():

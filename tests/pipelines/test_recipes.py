@@ -48,8 +48,9 @@ def edit(path: Path, **changes) -> None:
 def test_two_recipes_stand_side_by_side(two):
     found = specs(two)
     for recipe in ("quickstart", "smoke"):
-        for stage in (*declarations.STAGES, "register", "regression"):
-            assert f"{recipe}/{stage}" in found
+        stages = {stage for stage, _ in declarations.steps(load_plan(Path(f"configs/{recipe}.yaml")))}
+        made = {name.split("/")[1] for name in found if name.startswith(f"{recipe}/")}
+        assert stages | {"register", "regression"} == made - {"source"}
     assert {"quickstart_chain", "smoke_chain"} <= {job.name for job in two.resolve_all_job_defs()}
     dg.Definitions.validate_loadable(two)
 
@@ -124,6 +125,43 @@ def test_a_recipe_that_starts_from_a_checkpoint_has_no_pretrain(project, monkeyp
     assert "smoke/pretrain" not in {d.asset_key.to_user_string() for d in found["smoke/sft"].deps}
 
 
+# ---- whose policy goes on ----------------------------------------------------------------------------------------
+def edges(defs: dg.Definitions, child: str) -> set[str]:
+    return {dep.asset_key.path[-1] for dep in specs(defs)[child].deps}
+
+
+def test_a_recipe_shows_reinforcement_learning_where_it_asks_for_it(project, run_job, monkeypatch):
+    smoke = project.folder / "configs/smoke.yaml"
+    edit(smoke, policy="rl", rl={"iterations": 2})
+    monkeypatch.setenv("PRTS_RECIPE", TWO)
+    defs = build(recipe_pages(), project.outputs, "inline")
+    assert "quickstart/rl" not in specs(defs) and "smoke/subtask" not in specs(defs)
+    assert specs(defs)["smoke/rl"].code_version == str(declarations.STAGES["rl"].version)
+    assert edges(defs, "smoke/rl") == {"convert", "sft"}
+    assert edges(defs, "smoke/benchmark") == {"convert", "sft", "rl"}
+    assert edges(defs, "smoke/package") == {"rl", "benchmark", "value"}
+    assert upstream(defs, "smoke/rl", "sft", None) == {"metaworld_smoke"}
+    dg.Definitions.validate_loadable(defs)
+    result = run_job("chain", "metaworld_smoke", recipe="smoke")
+    assert result.success and "rl -" in project.calls() and "rl" in materialised(result)
+
+
+def test_a_recipe_whose_reinforcement_learning_starts_elsewhere_fine_tunes_nothing(project, monkeypatch):
+    edit(project.folder / "configs/smoke.yaml", policy="rl", rl={"checkpoint": "somewhere"})
+    monkeypatch.setenv("PRTS_RECIPE", "configs/smoke.yaml")
+    defs = build(recipe_pages(), project.outputs, "inline")
+    assert not {"smoke/pretrain", "smoke/sft", "smoke/subtask"} & specs(defs).keys()
+    assert edges(defs, "smoke/rl") == {"convert"} and edges(defs, "smoke/benchmark") == {"convert", "rl"}
+    dg.Definitions.validate_loadable(defs)
+
+
+def test_the_subtask_policy_goes_on_where_the_recipe_says_so(project, monkeypatch):
+    edit(project.folder / "configs/smoke.yaml", policy="subtask")
+    monkeypatch.setenv("PRTS_RECIPE", "configs/smoke.yaml")
+    defs = build(recipe_pages(), project.outputs, "inline")
+    assert edges(defs, "smoke/package") == {"subtask", "benchmark", "value"}
+
+
 # ---- the launchpad -----------------------------------------------------------------------------------------------
 def changed(**config) -> dict:
     from pipelines.terminal import QUIET
@@ -169,7 +207,7 @@ def test_every_value_of_a_recipe_can_be_typed(project):
     plan = load_plan(Path("configs/quickstart.yaml"))
     (page,) = recipe_pages()
     plain = json.loads(json.dumps(asdict(plan.recipe)))
-    for fixed in ("name", "datasets", "deploy"):
+    for fixed in ("name", "datasets", "deploy", "policy"):
         plain.pop(fixed)
     schema = build([page], project.outputs).resolve_job_def("quickstart_data").resource_defs[page.resource]
     from dagster._config import validate_config
@@ -246,7 +284,7 @@ def test_data_follows_its_source_once_that_is_switched_on(project):
         then = dg.evaluate_automation_conditions(defs, instance, cursor=first.cursor)
         asked = {
             (key.path[-1], partition)
-            for key in (page.key(stage) for stage in declarations.STAGES)
+            for key in (page.key(stage.name) for stage in page.stages)
             for partition in then.get_requested_partitions(key)
         }
         assert asked == {(stage, "g1_bottle") for stage in ("collect", "convert", "validate", "stats")}

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from prts_core.config.model import TokensConfig
 from prts_core.contract import Camera, Contract, Dimension, PolicyContract
 from prts_core.data.normalize import FeatureStats, NormStats
 from prts_core.io.errors import CheckpointError, ConfigError, ContractError, DataError
 from prts_core.io.files import digest_file, read_json, write_json
+from prts_core.models.heads.tokens.loss import bin_values
+from prts_core.models.prts import PrtsModel
 from prts_core.policy.observation import STATE
 from prts_core.policy.policy import (
     Policy,
@@ -24,6 +27,7 @@ from prts_core.policy.policy import (
 from prts_core.policy.processor import FILES, Processor, load_statistics
 from prts_core.rollout.local_policy import LocalPolicy, neighbours_matter
 from prts_core.serving.subtask_cache import SubtaskCache
+from prts_core.text import prompt
 from prts_core.text.collate import collate, patches
 from prts_core.text.sequence import Sample
 
@@ -74,6 +78,25 @@ def test_a_reloaded_policy_acts_alike(folder, model, processor, inputs):
     assert np.array_equal(chunk, theirs.act(*inputs, seeds=[1, 2]))
     value = ours.value(inputs[0], chunk, inputs[1])
     assert value.shape == (2,) and np.array_equal(value, theirs.value(inputs[0], chunk, inputs[1]))
+
+
+def test_a_policy_of_tokens_acts_and_reloads(tmp_path, tiny, tokenizer, processor, inputs):
+    """Its actions are bins of the normalised range, whatever the seed; its value is read as ever."""
+    torch.manual_seed(0)
+    config = replace(tiny, expert=TokensConfig(bins=16))
+    network = PrtsModel(config, len(tokenizer), tokenizer.id(prompt.IMAGE_PAD))
+    processor = replace(processor, model=config)
+    save_policy(tmp_path / "tokens", network.state_dict(), config, processor)
+    ours, theirs = Policy(network, processor), load_policy(tmp_path / "tokens")
+    assert theirs.model.config == config
+    chunk = ours.act(*inputs, seeds=[1, 2])
+    assert chunk.shape == (2, 4, 3) and np.array_equal(chunk, theirs.act(*inputs, seeds=[3, 4]))
+    values = bin_values(16).numpy()
+    assert (np.abs(chunk[..., None] - values).min(-1) < 1e-5).all()  # q01 -1 and q99 1: robot units are normalised ones
+    alone = theirs.act({k: v[:1] for k, v in inputs[0].items()}, inputs[1][:1], seeds=[1])
+    np.testing.assert_allclose(alone[0], chunk[0], atol=1e-5)
+    assert theirs.value(inputs[0], chunk, inputs[1]).shape == (2,)
+    assert np.isfinite(load_policy(tmp_path / "tokens", dtype="bf16").act(*inputs, seeds=[1, 2])).all()
 
 
 def test_noise_comes_from_the_seed_and_a_neighbour_does_not_matter(folder, inputs):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from prts_core.cli import main as cli
-from prts_core.config.model import DitConfig, ModelConfig, MotConfig
+from prts_core.config.model import DitConfig, ModelConfig, MotConfig, TokensConfig
 from prts_core.data.release_statistics import read_statistics
 from prts_core.io.errors import CheckpointError
 from prts_core.io.files import read_json
@@ -154,6 +154,10 @@ def test_what_the_layout_cannot_hold_is_told_at_once(tmp_path: Path) -> None:
         assert fault in str(told.value)
     assert not (tmp_path / "out").exists()
     assert fixed_sizes(replace(MODEL, expert=DitConfig(), contrastive=None)) == []
+    said = write_policy(tmp_path / "said", replace(MODEL, expert=TokensConfig(bins=16)))
+    for kind in ("policy", "start"):
+        with pytest.raises(CheckpointError, match="no action head of tokens"):
+            export_policy(said, tmp_path / "out", start=kind == "start")
 
 
 def options(error: CheckpointError) -> dict[str, bool]:

@@ -3,108 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prts_core.io.errors import CheckpointError, ConfigError, SimulatorError, StageError, to_plain
+from prts_core.io.errors import CheckpointError, ConfigError, SimulatorError, StageError
 from prts_core.rl.fleet import LOOK_S, Fleet
 from prts_core.rl.in_process import InProcess
 from prts_core.rl.rollout_places import RolloutPlace
-from prts_core.rl.weights import Publisher, WeightDiff
-from prts_core.rl.workers import RolloutWorker, Sign
+from prts_core.rl.weights import Publisher
+from prts_core.rl.workers import Sign
+from tests.fixtures.simulated_workers import Fate, Simulated
 from tests.fixtures.toy_collector import ToyCollector, ToyPolicy, orders, record_of, same, update
 
 SILENCE, START = 10.0, 30.0
-
-
-@dataclass
-class Fate:
-    """What becomes of one call. signs: seconds from its beginning -> "alive"; end: how it ends, and when. "hang": it
-    does not."""
-
-    end: str = "reply"
-    seconds: float = 1.0
-    beats: tuple[float, ...] = ()
-
-
-@dataclass
-class Simulated:
-    """A backend whose workers are objects here and whose time passes only while it is waited for."""
-
-    count: int
-    fate: Callable[[int, str], Fate]
-    now: float = 0.0
-    places: list[RolloutPlace] = field(default_factory=list)
-    due: list[tuple[float, Sign]] = field(default_factory=list)
-    workers: dict[int, RolloutWorker] = field(default_factory=dict)
-    shared: dict[int, WeightDiff] = field(default_factory=dict)
-    calls: list[tuple[float, int, str, Any]] = field(default_factory=list)
-    killed: list[tuple[float, int]] = field(default_factory=list)
-    closed: bool = False
-
-    def __post_init__(self) -> None:
-        self.places = [RolloutPlace(rank, 0, (), (rank,), 1) for rank in range(self.count)]
-
-    def clock(self) -> float:
-        return self.now
-
-    def start(self, rank: int) -> None:
-        assert rank not in self.workers
-        self.workers[rank] = RolloutWorker(ToyCollector(self.places[rank], lambda: None))
-        self.call(rank, "build", None)
-
-    def call(self, rank: int, call: Any, argument: Any) -> None:
-        assert not any(sign.rank == rank and sign.kind != "gone" for _, sign in self.due), "one call at a time"
-        self.calls.append((self.now, rank, call, argument))
-        fate = self.fate(rank, call)
-        self.due += [(self.now + beat, Sign(rank, "alive")) for beat in fate.beats]
-        if fate.end == "hang":
-            return
-        value: Any = None
-        if fate.end == "refused":
-            value = to_plain(SimulatorError("The toy cannot be played", field="toy"))
-        elif fate.end == "reply":
-            worker = self.workers[rank]
-            if call == "load":
-                value = worker.load(self.shared[argument]) | {"seconds": fate.seconds}
-            elif call == "collect":
-                value = worker.collect(argument)
-            else:
-                value = worker.ping(call == "ping")
-        self.due.append((self.now + fate.seconds, Sign(rank, fate.end, value)))  # type: ignore[arg-type]
-
-    def wait(self, seconds: float) -> list[Sign]:
-        until = self.now + seconds + (1e-6 if seconds else 0.0)  # no clock stands still while it is waited for
-        if self.due and min(self.due, key=lambda one: one[0])[0] <= until:
-            until = max(self.now, min(self.due, key=lambda one: one[0])[0])
-        self.now = until
-        come = sorted((one for one in self.due if one[0] <= until), key=lambda one: one[0])
-        self.due = [one for one in self.due if one[0] > until]
-        return [sign for _, sign in come if sign.rank in self.workers]
-
-    def kill(self, rank: int) -> str:
-        self.killed.append((self.now, rank))
-        del self.workers[rank]
-        self.due = [one for one in self.due if one[1].rank != rank]
-        return "killed here"
-
-    def name(self, rank: int) -> str:
-        return f"rollout worker {rank}"
-
-    def share(self, diff: WeightDiff) -> int:
-        self.shared[len(self.calls) * 1000 + len(self.shared)] = diff
-        return max(self.shared)
-
-    def drop(self, shared: int) -> None:
-        del self.shared[shared]
-
-    def close(self) -> None:
-        self.closed = True
 
 
 def well(rank: int, call: str) -> Fate:

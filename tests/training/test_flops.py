@@ -9,7 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from prts_core.config.model import DitConfig
+from prts_core.config.model import DitConfig, TokensConfig
 from prts_core.config.train import LoraConfig, LossWeights, TrainConfig
 from prts_core.models.attention import choose_implementation
 from prts_core.training.flops import Counts, counts_of, forward_flops, peak_flops, training_flops
@@ -19,6 +19,7 @@ from tests.training.runs import CONFIG, MODEL, batches, network, text_tokenizer,
 
 FLOW = LossWeights(fast=0.0, text=0.0, flow=1.0, contrastive=0.0)
 DIT = DitConfig(num_layers=3, num_heads=2, head_dim=16, output_dim=24, alternate=False)
+TOKENS = TokensConfig(bins=32)
 
 
 def counted(call) -> float:
@@ -33,10 +34,10 @@ def tokenizer():
     return text_tokenizer()
 
 
-@pytest.mark.parametrize(("head", "draws"), [("mot", 1), ("dit", 1), ("dit", 3)])
+@pytest.mark.parametrize(("head", "draws"), [("mot", 1), ("dit", 1), ("dit", 3), ("tokens", 1)])
 def test_every_part_is_what_torch_counts(tokenizer, head, draws):
     """Of a MoT's draws, which lie side by side behind a mask, torch counts the pairs that are masked, too."""
-    config = MODEL if head == "mot" else replace(MODEL, expert=DIT)
+    config = MODEL if head == "mot" else replace(MODEL, expert=DIT if head == "dit" else TOKENS)
     model = network(tokenizer, config)
     choose_implementation(model.language_model, "reference")
     batch = next(batches([toy(tokenizer)], replace(CONFIG, batch_size=1)).batches({"sample": 0}))
@@ -53,7 +54,10 @@ def test_every_part_is_what_torch_counts(tokenizer, head, draws):
         contrastive = counted(lambda: (model.embed_goals(encoded), model.embed_state_actions(encoded)))
         prefix = encoded.prefix()
         x, time = batch.actions.repeat_interleave(draws, 0), torch.zeros(draws)
-        action = counted(lambda: model.velocity(prefix, x, torch.ones_like(x), time))
+        if head == "tokens":
+            action = counted(lambda: model.action_logits(prefix, torch.ones_like(x)))
+        else:
+            action = counted(lambda: model.velocity(prefix, x, torch.ones_like(x), time))
     assert said["vision"] == vision
     assert said["language"] == whole - vision
     assert said["logits"] == logits and said["contrastive"] == contrastive

@@ -10,6 +10,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from prts_core.cli import main as cli
+from prts_core.config.model import TokensConfig
 from prts_core.config.train import LoraConfig, LossWeights, TrainConfig
 from prts_core.training.losses import prts_loss
 from prts_core.training.memory import Load, activations, estimate
@@ -65,10 +66,11 @@ def test_logits_and_recomputation_by_hand():
     assert activations(MODEL, again, load) == 2 * 200 * (2 * (48 + 2 * 2 * 16) + inside) + 10 * 20_000
 
 
-def test_activations_are_near_what_a_backward_pass_keeps():
+@pytest.mark.parametrize("shapes", [MODEL, replace(MODEL, expert=TokensConfig(bins=32))], ids=["mot", "tokens"])
+def test_activations_are_near_what_a_backward_pass_keeps(shapes):
     config = TrainConfig(batch_size=6, flow_samples=1, weights=LossWeights(contrastive=0.0))
     tokenizer = text_tokenizer()
-    model = network(tokenizer).train()
+    model = network(tokenizer, shapes).train()
     source = batches([toy(tokenizer)], config)
     batch = next(source.batches(source.start()))
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -83,7 +85,7 @@ def test_activations_are_near_what_a_backward_pass_keeps():
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         loss, _ = prts_loss(model, batch, config, torch.Generator().manual_seed(0))
     width, answer = batch.tokens.ids.shape[1], int((batch.tokens.labels != -100).sum()) // 6
-    said = activations(MODEL, config, Load(6, width, 4, answer, len(tokenizer)))
+    said = activations(shapes, config, Load(6, width, 4, answer, len(tokenizer)))
     assert loss.requires_grad and 0.6 < said / sum(kept.values()) < 1.6
 
 

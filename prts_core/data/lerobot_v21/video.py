@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
@@ -49,7 +49,14 @@ def encode(path: Path, frames: np.ndarray, fps: float, config: VideoConfig) -> N
             found=f"{frames.dtype} {frames.shape}",
             expected="uint8 (N > 0, height, width, 3)",
         )
-    height, width = frames.shape[1:3]
+    encode_each(path, frames, frames.shape[1:3], fps, config)
+
+
+def encode_each(
+    path: Path, frames: Iterable[np.ndarray], sides: tuple[int, int], fps: float, config: VideoConfig
+) -> None:
+    """The same of pictures (H, W, 3) uint8 that come one by one, none of which is kept. sides: (height, width)."""
+    height, width = sides
     if "420" in config.pixel_format and (height % 2 or width % 2):
         raise DataError(
             f"{config.pixel_format} video needs even sides",

@@ -189,5 +189,17 @@ class DitHead(nn.Module):
     def forward(self, x_STA: Tensor, dof_mask_STA: Tensor, time_S: Tensor, prefix: Prefix) -> Tensor:
         """x, dof_mask (S*R, T, A), time (S*R,) -> velocity (S*R, T, A). A sample's draws follow one another;
         `prefix` of the S samples."""
+        return self.decode(self.features(x_STA, dof_mask_STA, time_S, prefix))
+
+    @property
+    def feature_width(self) -> int:
+        return self.config.output_dim
+
+    def decode(self, features: Tensor) -> Tensor:
+        """(S*R, T, output_dim) -> velocity (S*R, T, A)."""
+        return self.action_decoder(features)
+
+    def features(self, x_STA: Tensor, dof_mask_STA: Tensor, time_S: Tensor, prefix: Prefix) -> Tensor:
+        """What the velocity is decoded from, (S*R, T, output_dim); the arguments are those of `forward`."""
         x = self.embed_chunk(x_STA, dof_mask_STA, time_S)
-        return self.action_decoder(self.dit(x, self.time_condition(time_S), prefix))
+        return self.dit(x, self.time_condition(time_S), prefix)

@@ -133,6 +133,18 @@ class MotHead(nn.Module):
     def forward(self, x_STA: Tensor, dof_mask_STA: Tensor, time_S: Tensor, prefix: Prefix) -> Tensor:
         """x, dof_mask (S*R, T, A), time (S*R,) -> velocity (S*R, T, A). A sample's draws follow one another;
         `prefix` of the S samples, with keys and values of as many layers as this head has blocks."""
+        return self.decode(self.features(x_STA, dof_mask_STA, time_S, prefix))
+
+    @property
+    def feature_width(self) -> int:
+        return self.config.hidden_size
+
+    def decode(self, features: Tensor) -> Tensor:
+        """(S*R, T, H) -> velocity (S*R, T, A)."""
+        return self.action_out_proj(features)
+
+    def features(self, x_STA: Tensor, dof_mask_STA: Tensor, time_S: Tensor, prefix: Prefix) -> Tensor:
+        """What the velocity is a linear map of, (S*R, T, H); the arguments are those of `forward`."""
         samples, steps = len(prefix.visible), x_STA.shape[1]
         cond = self.time_condition(time_S)
         x = self.embed_chunk(x_STA, dof_mask_STA)
@@ -142,4 +154,4 @@ class MotHead(nn.Module):
         for block, key, value in zip(self.dit.blocks, prefix.keys, prefix.values, strict=True):
             x = block(x, cond, key, value, visible)
         normed, _ = self.dit.final_norm(x, cond)
-        return self.action_out_proj(normed)
+        return normed

@@ -1,0 +1,119 @@
+"""Find an algorithm by its name, and say what every one of them is given and gives.
+
+An algorithm is one module of this folder, found by listing it, with `NEEDS`, `targets` and `loss` as in `Algorithm`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass, field
+from typing import Protocol, cast
+
+from torch import Tensor
+
+from prts_core.config.rl import AlgorithmConfig
+from prts_core.io.errors import lookup
+from prts_core.rl.losses import Metrics
+from prts_core.rl.means import Mean, Totals
+from prts_core.rl.rollouts import Reduce, Rollouts
+
+# What an algorithm may need: a critic's values; episodes in groups of one initial state; an expert's actions at the
+# states that the policy visited; reachability of the goal; the supervised loss of each decision.
+NEEDS = frozenset({"values", "groups", "expert", "reachability", "imitation"})
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What an iteration's rollouts say to learn, once, before its updates.
+
+    advantages (C, B, 1 or K), 0 where nothing counts. returns of a critic, likewise, or none. mask (C, B, 1 or K) bool:
+    what counts. steps_of_episode (C, B) int64: entries of the mask in the decision's whole episode. metrics: numbers
+    for the log, over all processes. good (C, B) bool, or none: decisions to be called good. informative: false where
+    nothing in any process says what to learn; no optimiser step is to be taken then.
+    """
+
+    advantages: Tensor
+    returns: Tensor | None
+    mask: Tensor
+    steps_of_episode: Tensor
+    metrics: dict[str, float] = field(default_factory=dict)
+    good: Tensor | None = None
+    informative: bool = True
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A minibatch of N decisions as they were taken, and what their episodes said of them.
+
+    log_probs (N, K, A), values (N, 1): of the policy that acted. advantages, returns, mask, good, steps_of_episode
+    (N,): rows of `Targets`. executed (N, K) bool: rows of Rollouts.mask; none: all. most_steps: the scale of an
+    episode's weight, most_steps / steps_of_episode: a run's longest episode. version (N,) int64: of the policy that
+    acted; current_version: the one that this iteration makes, one more than the newest rollouts can have. totals:
+    denominators of the whole update, `weighing(samples)` summed over its micro-batches and processes; none: this
+    minibatch is all of it. critic_only: the actor does not learn yet. proximal_log_probs (N, K, A): of the policy that
+    the update starts from, where they were computed.
+    """
+
+    log_probs: Tensor | None
+    advantages: Tensor
+    returns: Tensor | None
+    values: Tensor | None
+    mask: Tensor
+    steps_of_episode: Tensor
+    most_steps: int
+    version: Tensor
+    current_version: int
+    reference_log_probs: Tensor | None = None
+    good: Tensor | None = None
+    executed: Tensor | None = None
+    totals: Totals | None = None
+    critic_only: bool = False
+    proximal_log_probs: Tensor | None = None
+
+    @property
+    def mean(self) -> Mean:
+        """Over what counts, every episode weighing alike."""
+        return Mean.over(self.mask, self.steps_of_episode, self.most_steps, self.executed, self.totals)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What the policy that learns says of the same decisions, with gradients.
+
+    log_probs (N, K, A). entropy (N, 1), (N, K) or (N, K, A), or none. values (N, 1) or none. imitation (N,): supervised
+    loss of each decision, where the algorithm needs "imitation".
+    """
+
+    log_probs: Tensor | None
+    entropy: Tensor | None = None
+    values: Tensor | None = None
+    imitation: Tensor | None = None
+
+
+class Algorithm(Protocol):
+    """NEEDS: of the names above. targets: once an iteration, in every process; reduce: sums over them. loss: a scalar
+    to go down and metrics, 0-d without a graph, of a minibatch; shares of the update's where it is given totals."""
+
+    NEEDS: frozenset[str]
+
+    def targets(self, rollouts: Rollouts, config: AlgorithmConfig, reduce: Reduce | None = None) -> Targets: ...
+
+    def loss(self, now: Evaluated, was: Samples, config: AlgorithmConfig) -> tuple[Tensor, Metrics]: ...
+
+
+def names() -> list[str]:
+    """Of all algorithms; none is imported."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+
+
+def algorithm(name: str) -> Algorithm:
+    """The algorithm of that name; ConfigError lists them and suggests one."""
+    lookup({known: known for known in names()}, name, "algorithm")
+    return cast(Algorithm, importlib.import_module(f"{__name__}.{name}"))
+
+
+def weighing(samples: Samples) -> tuple[Tensor, Tensor]:
+    """(weight, count) of a minibatch: what `Totals` sums over an update."""
+    mean = samples.mean
+    return mean.weights.sum(), mean.mask.sum().float()

@@ -1,0 +1,212 @@
+"""Iterate: run episodes, learn from them, look how good the policy has become; resumable after every iteration."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prts_core.config.rl import RlConfig
+from prts_core.io.errors import Stopped
+from prts_core.io.files import cut_torn_line, explain_os_errors
+from prts_core.io.progress import Bar
+from prts_core.io.threads import torch_threads
+from prts_core.policy.policy import Policy
+from prts_core.rl.actor import Actor
+from prts_core.rl.algorithms import algorithm
+from prts_core.rl.collect import Collected, Collector
+from prts_core.rl.episodes import evaluation_plan, orders, training_plan
+from prts_core.rl.evaluate import Evaluation, evaluate
+from prts_core.rl.imitation import require_same_actions
+from prts_core.rl.learner import Learner
+from prts_core.rl.state import Checkpoints, Progress, read_rows
+from prts_core.rollout.episode_plan import EpisodePlan
+from prts_core.sim.adapter import adapt
+from prts_core.sim.pool import launch_for
+from prts_core.sim.suite import SuiteSpec
+
+ROLLOUT_THREADS = 1  # the simulators need the other cores
+
+
+@dataclass(frozen=True)
+class Folders:
+    """work: resume state. curve: one line an iteration."""
+
+    work: Path
+
+    @property
+    def curve(self) -> Path:
+        return self.work / "curve.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.work / "evaluations"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """weights: of the policy that is the result. evaluations: first to last. chosen: the iteration whose weights they
+    are. rows: the curve. noise_scale: of a flow policy; none: it has action tokens."""
+
+    weights: dict[str, Tensor]
+    evaluations: list[Evaluation]
+    chosen: int
+    rows: list[dict[str, float]]
+    plan: EpisodePlan
+    noise_scale: float | None = None
+
+
+class Run:
+    """One run: the policy learns in place."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        suite: SuiteSpec,
+        worker_settings: dict[str, Any],
+        config: RlConfig,
+        seed: int,
+        work: Path,
+        log: Callable[[dict[str, float], int], None] = lambda metrics, step: None,
+    ) -> None:
+        self.policy, self.config, self.seed, self.log = policy, config, seed, log
+        self.folders = Folders(work)
+        self.plan = training_plan(config, suite, policy.contract.chunk_length)
+        self.held_out = evaluation_plan(config, self.plan)
+        self.adapter = adapt(
+            policy.contract.contract, self.plan.suite.contract, policy_name="the policy", suite_name=suite.name
+        )
+        name = f"{suite.family}:{suite.name}" if "." in suite.family else suite.name
+        if "expert" in algorithm(config.algorithm.name).NEEDS:
+            require_same_actions(self.adapter)
+        self.launch = launch_for(name, settings={**worker_settings, **self.plan.worker_settings})
+        self.learner = Learner(policy, config, seed)
+        reachability = config.reward.shaping > 0 or self.learner.needs_reachability
+        self.actor = Actor(policy, config.exploration, self.learner.net, reachability)
+        self.checkpoints = Checkpoints(work / "checkpoints")
+        self.progress = Progress()
+        self.evaluations: list[Evaluation] = []
+
+    def run(self, stop: Callable[[], bool] = lambda: False) -> Outcome:
+        """To the last iteration. Raises Stopped, after a checkpoint, where `stop` asks for it."""
+        self.folders.work.mkdir(parents=True, exist_ok=True)
+        self._resume()
+        config = self.config
+        with (
+            self._collector() as collector,
+            Bar("reinforcement learning", config.iterations) as bar,
+            explain_os_errors(self.folders.work),
+        ):
+            for iteration in filter(self._due, range(self.progress.iteration)):  # journals hold them: nothing is run
+                self.evaluations.append(self._measured(collector, iteration))
+            for iteration in range(self.progress.iteration, config.iterations):
+                if self._due(iteration):
+                    self._evaluate(collector, iteration)
+                bar.update(iteration, self._note())
+                self._iterate(collector, iteration)
+                if (iteration + 1) % config.checkpoint_every == 0 or iteration + 1 == config.iterations or stop():
+                    self._save()
+                if stop():
+                    raise Stopped(f"stopped after iteration {iteration}; the same command goes on from there")
+            self._evaluate(collector, config.iterations)
+            bar.update(config.iterations, self._note())
+        return self._outcome()
+
+    @contextmanager
+    def _collector(self) -> Iterator[Collector]:
+        with Collector(self.plan, self.adapter, self.launch, self.config.workers, self.config.stages) as made:
+            yield made
+
+    def _due(self, iteration: int) -> bool:
+        every = self.config.eval_every
+        return iteration == 0 or bool(every and iteration % every == 0)
+
+    def _evaluate(self, collector: Collector, iteration: int) -> None:
+        begun = time.perf_counter()
+        found = self._measured(collector, iteration)
+        self.evaluations.append(found)
+        best = self.progress.best
+        if not best or found.successes > best["successes"]:
+            self.checkpoints.save_best(self.learner.weights())
+            self.progress.best = {"iteration": iteration, "successes": found.successes, "n": len(found.outcomes)}
+        self.log({**found.metrics(), "time/evaluation": time.perf_counter() - begun}, iteration)
+
+    def _measured(self, collector: Collector, iteration: int) -> Evaluation:
+        return evaluate(self.policy, self.held_out, collector, self.folders.evaluations, iteration)
+
+    def _iterate(self, collector: Collector, iteration: int) -> None:
+        begun = time.perf_counter()
+        with torch_threads(ROLLOUT_THREADS):
+            wanted = orders(self.config, self.plan, self.seed, iteration, "expert" in self.learner.algorithm.NEEDS)
+            made = collector.collect(self.actor, wanted, iteration)
+        collected = time.perf_counter()
+        with torch_threads(self.config.learner.threads):
+            metrics = self.learner.update(made.records, iteration, self.progress)
+        ended = time.perf_counter()
+        progress = self.progress
+        progress.iteration = iteration + 1
+        progress.episodes += len(made.records)
+        progress.steps += made.steps
+        progress.seconds += ended - begun
+        metrics |= {
+            "env/episodes": float(progress.episodes),
+            "env/steps": float(progress.steps),
+            "env/lost_workers": float(made.lost),
+            **_times(made, collected - begun, ended - collected),
+        }
+        self.log(metrics, iteration)
+        with self.folders.curve.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"iteration": iteration, **metrics}) + "\n")
+
+    def _save(self) -> None:
+        self.checkpoints.save(self.progress, self.learner.state())
+
+    def _resume(self) -> None:
+        cut_torn_line(self.folders.curve)
+        found = self.checkpoints.load()
+        if found is None:
+            return
+        self.progress, tensors = found
+        self.learner.load(tensors)
+
+    def _note(self) -> str:
+        best = self.progress.best
+        last = f"success {self.evaluations[-1].successes}/{best['n']}" if self.evaluations else ""
+        return f"{last}, best {best['successes']} before iteration {best['iteration']}" if best else last
+
+    def _outcome(self) -> Outcome:
+        rows = read_rows(self.folders.curve, self.config.iterations)
+        chosen, weights = self.config.iterations, self.learner.weights()
+        if self.config.keep_best and self.progress.best["iteration"] != chosen:
+            chosen, weights = self.progress.best["iteration"], self.checkpoints.best()
+        whole = {name: tensor.detach().cpu() for name, tensor in self.policy.model.state_dict().items()}
+        noise_scale = getattr(self.policy.model.config.expert, "noise_scale", None)
+        return Outcome(whole | weights, self.evaluations, chosen, rows, self.held_out, noise_scale)
+
+
+def _times(made: Collected, rollout_s: float, learning_s: float) -> dict[str, float]:
+    """time/*: seconds, and what share of a rollout the policy and the simulators took."""
+    whole = rollout_s + learning_s
+    return {
+        "time/step": whole,
+        "time/rollout": rollout_s,
+        "time/actor/run_training": learning_s,
+        "time/rollout/inference": made.deciding_s,
+        "time/env/waiting": made.waiting_s,
+        "time/rollout_share": rollout_s / whole,
+        "time/inference_share": made.deciding_s / rollout_s,
+        "time/waiting_share": made.waiting_s / rollout_s,
+        "time/env_steps_per_s": made.steps / whole,
+    }
+
+
+def seeded(seed: int) -> None:
+    """Give torch's own generator a known state: fresh critics are the same in every run."""
+    torch.manual_seed(seed)

@@ -1,0 +1,218 @@
+"""Whole runs in the toy simulator: equal numbers on both sides, one curve despite kills, faults told, and learning."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from prts_core.config.model import TokensConfig
+from prts_core.config.rl import AlgorithmConfig, ExplorationConfig, LearnerConfig, RewardConfig, RlConfig
+from prts_core.io.errors import ConfigError, DataError, StageError, Stopped
+from prts_core.policy.policy import load_policy
+from prts_core.rl.actor import action_mask
+from prts_core.rl.collect import Collector
+from prts_core.rl.episodes import orders
+from prts_core.rl.run import Run
+from prts_core.rl.state import Progress
+from prts_core.sim.suites import suite
+from tests.fixtures.tiny_network import MODEL
+from tests.fixtures.tiny_policy import write_policy
+
+TOY = suite("tests.fixtures.toy_family:toy")
+DRAWN = {"tasks": ("drawn",), "workers": 4, "stages": 2, "eval_episodes": 4, "eval_every": 0}
+FAR = {"shift": -3.0}  # or whatever pushes at all is there at once
+FLOW = replace(MODEL, expert=replace(MODEL.expert, noise_scale=0.0), image_size=16)
+TOKENS = replace(FLOW, expert=TokensConfig(bins=16))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("policies")
+    return {
+        name: write_policy(folder / name / "policy", model, TOY) for name, model in (("flow", FLOW), ("tokens", TOKENS))
+    }
+
+
+def config(**changes: Any) -> RlConfig:
+    base = RlConfig(
+        dataset="toy",
+        iterations=3,
+        episodes=8,
+        learner=LearnerConfig(batch_size=16, micro_batch=8, learning_rate=1e-4, threads=1),
+        exploration=ExplorationConfig(level=0.7),
+        perturbation=FAR,
+        **DRAWN,
+    )
+    return replace(base, **changes)
+
+
+def make(folder: Path, work: Path, settings: RlConfig, log: Any = None) -> Run:
+    torch.manual_seed(0)
+    return Run(load_policy(folder, "fp32", "cpu"), TOY, {}, settings, 7, work, log or (lambda metrics, step: None))
+
+
+def curve(work: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (work / "curve.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def collected(run: Run, iteration: int = 0) -> Any:
+    with Collector(run.plan, run.adapter, run.launch, run.config.workers, run.config.stages) as collector:
+        return collector.collect(run.actor, orders(run.config, run.plan, run.seed, iteration), iteration)
+
+
+@pytest.mark.parametrize("kind", ["flow", "tokens"])
+def test_the_learner_computes_what_the_rollout_computed(kind: str, folders: dict[str, Path], tmp_path: Path):
+    run = make(folders[kind], tmp_path, config())
+    policy, actor = run.policy, run.actor
+    rng = np.random.default_rng(0)
+    seen = {
+        "observation.state": rng.normal(0, 0.3, (5, 2)).astype(np.float32),
+        "observation.images.eye": rng.integers(0, 255, (5, 8, 8, 3), np.uint8),
+    }
+    decided = actor.decide(seen, ["push it"] * 5, range(5), np.zeros(5, np.float32))
+    from prts_core.policy.observation import read_observation
+
+    prefix = policy.encode(read_observation(seen, ["push it"] * 5, policy.contract.contract)).prefix()
+    again, _ = actor.kind.evaluate(
+        policy.model, prefix, decided.record, action_mask(policy, 5), run.config.exploration, run.learner.net
+    )
+    assert torch.equal(again.detach(), decided.log_probs)  # bit for bit
+    assert again.requires_grad
+
+
+@pytest.mark.parametrize("kind", ["flow", "tokens"])
+def test_the_first_update_starts_at_the_policy_that_acted(kind: str, folders: dict[str, Path], tmp_path: Path):
+    run = make(folders[kind], tmp_path, config(learner=LearnerConfig(batch_size=1000, micro_batch=7, threads=1)))
+    told = run.learner.update(collected(run).records, 0, Progress())
+    assert told["train/actor/ratio"] == pytest.approx(1, abs=1e-5)
+    assert abs(told["train/actor/kl"]) < 1e-6
+    assert told["train/actor/clip_fraction"] == 0
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "recap", "dagger", "decoupled_ppo"])
+def test_a_stopped_run_goes_on_with_the_same_curve(algorithm: str, folders: dict[str, Path], tmp_path: Path):
+    settings = config(algorithm=AlgorithmConfig(name=algorithm, group_size=4 if algorithm == "grpo" else 1))
+    whole = make(folders["flow"], tmp_path / "whole", settings).run()
+    asked = iter([False, True])
+    with pytest.raises(Stopped):
+        make(folders["flow"], tmp_path / "cut", settings).run(lambda: next(asked, True))
+    (tmp_path / "cut" / "curve.jsonl").open("a").write('{"iteration": 1, "torn')
+    resumed = make(folders["flow"], tmp_path / "cut", settings).run()
+    assert resumed.evaluations == whole.evaluations
+    first, second = (
+        {k: v for k, v in r.items() if not k.startswith("time/")} for r in (whole.rows[-1], resumed.rows[-1])
+    )
+    assert first == second
+    assert all(torch.equal(whole.weights[name], resumed.weights[name]) for name in whole.weights)
+
+
+def test_a_lost_simulator_changes_no_bit(folders: dict[str, Path], tmp_path: Path):
+    def run(work: str, perturbation: dict[str, Any]) -> Any:
+        return collected(make(folders["flow"], tmp_path / work, config(perturbation=FAR | perturbation)))
+
+    calm = run("calm", {})
+    killed = run("killed", {"do": "kill", "once": str(tmp_path / "once")})
+    assert killed.lost == 1 and calm.lost == 0
+    for one, other in zip(calm.records, killed.records, strict=True):
+        assert np.array_equal(one.actions, other.actions) and torch.equal(one.log_probs, other.log_probs)
+        assert one.order == other.order and one.solved == other.solved
+
+
+def test_groups_share_their_initial_state_and_not_their_noise(folders: dict[str, Path], tmp_path: Path):
+    run = make(folders["flow"], tmp_path, config(algorithm=AlgorithmConfig(name="grpo", group_size=4)))
+    records = collected(run).records
+    for group in (0, 1):
+        own = [record for record in records if record.order.group == group]
+        first = {record.seen["observation.state"][0].tobytes() for record in own}
+        assert len(own) == 4 and len(first) == 1
+        assert len({record.actions[0].tobytes() for record in own}) == 4
+
+
+def test_groups_that_are_all_alike_teach_nothing_and_it_is_told(folders: dict[str, Path], tmp_path: Path):
+    settings = config(algorithm=AlgorithmConfig(name="grpo", group_size=4))
+    run = make(folders["flow"], tmp_path, settings)
+    records = collected(run).records
+    for record in records:
+        record.successes[:] = False
+        record.solved = False
+    before = run.learner.weights()
+    told = run.learner.update(records, 0, Progress())
+    assert told["train/actor/no_information"] == 1
+    assert all(torch.equal(before[name], value) for name, value in run.learner.weights().items())
+
+
+def test_a_policy_that_answers_with_nan_is_named(folders: dict[str, Path], tmp_path: Path):
+    run = make(folders["flow"], tmp_path, config())
+    with torch.no_grad():
+        next(iter(run.policy.model.dit_action_head.parameters())).fill_(float("nan"))
+    with pytest.raises(DataError, match="no number"):
+        collected(run)
+
+
+def test_updates_that_are_no_numbers_are_left_out_counted_and_then_an_error(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = make(folders["flow"], tmp_path, config(learner=LearnerConfig(batch_size=1000, micro_batch=1000, threads=1)))
+    records = collected(run).records
+    for record in records:
+        record.log_probs[:] = float("nan")
+    before, progress = run.learner.weights(), Progress()
+    assert run.learner.update(records, 0, progress)["train/actor/skipped"] == 1
+    assert progress.updates == 0
+    assert all(torch.equal(before[name], value) for name, value in run.learner.weights().items())
+    run.learner.update(records, 1, progress)
+    with pytest.raises(StageError, match="no numbers"):
+        run.learner.update(records, 2, progress)
+
+
+def test_states_that_are_trained_on_are_not_evaluated(folders: dict[str, Path], tmp_path: Path):
+    with pytest.raises(ConfigError, match="drawn, initial state 0, seed 7"):
+        make(folders["flow"], tmp_path, config(train_seed=5))
+    stored = config(tasks=("push",), eval_episodes=1)
+    with pytest.raises(ConfigError, match="which initial states"):
+        make(folders["flow"], tmp_path, stored)
+    run = make(folders["flow"], tmp_path, replace(stored, train_states=(0, 2)))
+    assert {key.initial_state for key in run.held_out.keys} == {2}
+    met = {o.key.initial_state for i in range(9) for o in orders(run.config, run.plan, 7, i)}
+    assert met == {0, 1}
+
+
+def test_shaping_is_told_beside_what_was_earned(folders: dict[str, Path], tmp_path: Path):
+    run = make(folders["flow"], tmp_path, config(reward=RewardConfig(shaping=0.1)))
+    records = collected(run).records
+    assert all(record.potentials is not None for record in records)
+    told = run.learner.update(records, 0, Progress())
+    assert np.isfinite(told["rollout/rewards"]) and "env/return" in told
+
+
+LEARNS = {
+    "ppo": AlgorithmConfig(name="ppo", critic_warmup=1),
+    "grpo": AlgorithmConfig(name="grpo", group_size=8),
+    "dagger": AlgorithmConfig(name="dagger", expert_decay=0.5),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["flow", "tokens"])
+@pytest.mark.parametrize("algorithm", LEARNS)
+def test_it_learns_to_push(algorithm: str, kind: str, folders: dict[str, Path], tmp_path: Path):
+    settings = config(
+        algorithm=LEARNS[algorithm],
+        iterations=25,
+        episodes=64,
+        eval_episodes=20,
+        exploration=ExplorationConfig(level=0.7, step=-1),
+        learner=LearnerConfig(
+            batch_size=128, micro_batch=128, learning_rate=1e-3, value_lr=3e-3, epochs=2, threads=1, warmup=5
+        ),
+    )
+    found = make(folders[kind], tmp_path, settings).run()
+    before, after = found.evaluations[0].successes, found.evaluations[-1].successes
+    assert after >= before + 8, (before, after, [row["env/success_once"] for row in found.rows])
