@@ -21,9 +21,9 @@ class AlgorithmConfig(Strict):
 
     group_size: episodes of one initial state, which group-relative advantages compare. gamma, gae_lambda: a step
     (reward_level "action") or a decision ("chunk", whose reward is the sum over its actions). bootstrap: an episode
-    that was cut at its limit is worth what the critic says of its last observation; false: nothing.
-    log_prob_level: what one probability ratio stands for: one number of an action ("token"), an action, or a chunk. filter_returns: groups whose
-    mean return lies outside carry no information and are left out.
+    that was cut at its limit is worth what the critic says of its last observation; false: nothing. log_prob_level:
+    what one probability ratio stands for: one number of an action ("token"), an action, or a chunk. filter_returns:
+    groups whose mean return lies outside carry no information and are left out.
 
     clip_low, clip_high: of the ratio, 1 - low to 1 + high. dual_clip: at most this many times a negative advantage;
     none: off. value_clip, huber_delta, value_weight: of the critic. critic_warmup: iterations in which the critic alone
@@ -176,8 +176,8 @@ class RlSection(Strict):
     suite, tasks, perturbation, image_size: as in `benchmark`. iterations: of rollouts and updates. episodes: an
     iteration, a multiple of algorithm.group_size. execute_steps: rows of a chunk executed before the policy looks
     again; none: the whole chunk. train_seed: initial states that a simulator draws from a seed are drawn from this one
-    on, of evaluation from the suite's. train_states: [first, one past the last] of the initial states that a task ships, to
-    learn from; the others are evaluated on. shared_states: evaluation may meet states that were trained on.
+    on, of evaluation from the suite's. train_states: [first, one past the last] of the initial states that a task
+    ships, to learn from; the others are evaluated on. shared_states: evaluation may meet states that were trained on.
 
     eval_every: iterations between two evaluations without noise, before the first and after the last too; 0: those two.
     eval_episodes: a task. keep_best: the weights of the best evaluation are the result, not the last ones.

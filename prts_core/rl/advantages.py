@@ -45,13 +45,19 @@ def gae(
 
 
 def advantages_of_decisions(
-    rollouts: Rollouts, values: Tensor, gamma: float, gae_lambda: float, level: RewardLevel
+    rollouts: Rollouts,
+    values: Tensor,
+    gamma: float,
+    gae_lambda: float,
+    level: RewardLevel,
+    bootstrap: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Generalised (advantages, returns), both (C, B, 1), 0 where there was no decision.
 
     values (C+1, B, 1) as of `Rollouts`. A critic knows the observation of a decision and none between its actions, so
     an advantage is the decision's. level "chunk": its reward is the sum over its actions, and gamma, gae_lambda are a
     decision's. "action": they are a step's, a decision of n steps is discounted by gamma^n, its rewards by their place.
+    bootstrap: an episode that was cut goes on in the value of its final observation; else that is an end as well.
     """
     mask = rollouts.mask
     decided = mask.any(-1)  # (C, B)
@@ -61,7 +67,7 @@ def advantages_of_decisions(
         place = torch.arange(mask.shape[-1], device=mask.device, dtype=rewards.dtype)
         rewards, steps = rewards * torch.pow(gamma, place), mask.sum(-1)
     follows = torch.cat([decided[1:], torch.zeros_like(decided[:1])])
-    over = decided & ~follows & rollouts.terminated
+    over = decided & ~follows & (rollouts.terminated if bootstrap else torch.ones_like(rollouts.terminated))
     now, later = masked(values[:-1, :, 0], decided), masked(values[1:, :, 0], decided & ~over)
     advantages, returns = gae(rewards.sum(-1), now, later, follows, gamma, gae_lambda, steps)
     return masked(advantages, decided)[..., None], masked(returns, decided)[..., None]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from prts_core.config.rl import RlConfig
@@ -22,17 +21,16 @@ from prts_core.policy.policy import Policy
 from prts_core.rl.actor import Actor
 from prts_core.rl.algorithms import algorithm
 from prts_core.rl.collect import Collected, Collector
-from prts_core.rl.episodes import evaluation_plan, orders, training_plan
+from prts_core.rl.episodes import EpisodeOrder, evaluation_plan, orders, training_plan
 from prts_core.rl.evaluate import Evaluation, evaluate
 from prts_core.rl.imitation import require_same_actions
 from prts_core.rl.learner import Learner
+from prts_core.rl.rollout_side import Ahead, OnPolicy, RolloutSide
 from prts_core.rl.state import Checkpoints, Progress, read_rows
 from prts_core.rollout.episode_plan import EpisodePlan
 from prts_core.sim.adapter import adapt
 from prts_core.sim.pool import launch_for
 from prts_core.sim.suite import SuiteSpec
-
-ROLLOUT_THREADS = 1  # the simulators need the other cores
 
 
 @dataclass(frozen=True)
@@ -97,40 +95,45 @@ class Run:
     def run(self, stop: Callable[[], bool] = lambda: False) -> Outcome:
         """To the last iteration. Raises Stopped, after a checkpoint, where `stop` asks for it."""
         self.folders.work.mkdir(parents=True, exist_ok=True)
-        self._resume()
         config = self.config
         with (
-            self._collector() as collector,
+            Collector(self.plan, self.adapter, self.launch, config.workers, config.stages) as collector,
+            closing(self._side(collector)) as side,
             Bar("reinforcement learning", config.iterations) as bar,
             explain_os_errors(self.folders.work),
         ):
+            self._resume(side)
             for iteration in filter(self._due, range(self.progress.iteration)):  # journals hold them: nothing is run
-                self.evaluations.append(self._measured(collector, iteration))
+                self.evaluations.append(self._measured(collector, side, iteration))
             for iteration in range(self.progress.iteration, config.iterations):
                 if self._due(iteration):
-                    self._evaluate(collector, iteration)
+                    self._evaluate(collector, side, iteration)
                 bar.update(iteration, self._note())
-                self._iterate(collector, iteration)
-                if (iteration + 1) % config.checkpoint_every == 0 or iteration + 1 == config.iterations or stop():
-                    self._save()
-                if stop():
+                self._iterate(side, iteration)
+                asked = stop()
+                if (iteration + 1) % config.checkpoint_every == 0 or iteration + 1 == config.iterations or asked:
+                    self.checkpoints.save(self.progress, self.learner.state() | side.state())
+                if asked:
                     raise Stopped(f"stopped after iteration {iteration}; the same command goes on from there")
-            self._evaluate(collector, config.iterations)
+            self._evaluate(collector, side, config.iterations)
             bar.update(config.iterations, self._note())
         return self._outcome()
 
-    @contextmanager
-    def _collector(self) -> Iterator[Collector]:
-        with Collector(self.plan, self.adapter, self.launch, self.config.workers, self.config.stages) as made:
-            yield made
+    def _side(self, collector: Collector) -> RolloutSide:
+        def of(iteration: int) -> list[EpisodeOrder]:
+            return orders(self.config, self.plan, self.seed, iteration, "expert" in self.learner.algorithm.NEEDS)
+
+        if self.config.algorithm.max_staleness:
+            return Ahead(collector, self.actor, of, self.learner, self.config.iterations)
+        return OnPolicy(collector, self.actor, of)
 
     def _due(self, iteration: int) -> bool:
         every = self.config.eval_every
         return iteration == 0 or bool(every and iteration % every == 0)
 
-    def _evaluate(self, collector: Collector, iteration: int) -> None:
+    def _evaluate(self, collector: Collector, side: RolloutSide, iteration: int) -> None:
         begun = time.perf_counter()
-        found = self._measured(collector, iteration)
+        found = self._measured(collector, side, iteration)
         self.evaluations.append(found)
         best = self.progress.best
         if not best or found.successes > best["successes"]:
@@ -138,14 +141,13 @@ class Run:
             self.progress.best = {"iteration": iteration, "successes": found.successes, "n": len(found.outcomes)}
         self.log({**found.metrics(), "time/evaluation": time.perf_counter() - begun}, iteration)
 
-    def _measured(self, collector: Collector, iteration: int) -> Evaluation:
+    def _measured(self, collector: Collector, side: RolloutSide, iteration: int) -> Evaluation:
+        side.settle()  # it needs the simulators
         return evaluate(self.policy, self.held_out, collector, self.folders.evaluations, iteration)
 
-    def _iterate(self, collector: Collector, iteration: int) -> None:
+    def _iterate(self, side: RolloutSide, iteration: int) -> None:
         begun = time.perf_counter()
-        with torch_threads(ROLLOUT_THREADS):
-            wanted = orders(self.config, self.plan, self.seed, iteration, "expert" in self.learner.algorithm.NEEDS)
-            made = collector.collect(self.actor, wanted, iteration)
+        made = side.take(iteration)
         collected = time.perf_counter()
         with torch_threads(self.config.learner.threads):
             metrics = self.learner.update(made.records, iteration, self.progress)
@@ -165,16 +167,14 @@ class Run:
         with self.folders.curve.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"iteration": iteration, **metrics}) + "\n")
 
-    def _save(self) -> None:
-        self.checkpoints.save(self.progress, self.learner.state())
-
-    def _resume(self) -> None:
+    def _resume(self, side: RolloutSide) -> None:
         cut_torn_line(self.folders.curve)
         found = self.checkpoints.load()
         if found is None:
             return
         self.progress, tensors = found
         self.learner.load(tensors)
+        side.load(tensors, self.progress.iteration)
 
     def _note(self) -> str:
         best = self.progress.best
@@ -205,8 +205,3 @@ def _times(made: Collected, rollout_s: float, learning_s: float) -> dict[str, fl
         "time/waiting_share": made.waiting_s / rollout_s,
         "time/env_steps_per_s": made.steps / whole,
     }
-
-
-def seeded(seed: int) -> None:
-    """Give torch's own generator a known state: fresh critics are the same in every run."""
-    torch.manual_seed(seed)

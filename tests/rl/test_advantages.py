@@ -75,6 +75,8 @@ def test_only_a_cut_episode_goes_on_in_its_final_value(seed: int) -> None:
     a, b = (advantages_of_decisions(rollouts, v, 0.9, 0.5, "chunk")[0] for v in (rollouts.values, other))
     moved = (a != b).any(0)[:, 0]
     assert torch.equal(moved, ~rollouts.terminated)
+    a, b = (advantages_of_decisions(rollouts, v, 0.9, 0.5, "chunk", False)[0] for v in (rollouts.values, other))
+    assert torch.equal(a, b)
 
 
 @settings(max_examples=20, deadline=None)

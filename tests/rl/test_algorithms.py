@@ -262,6 +262,9 @@ def test_recap_measures_against_reachability_and_what_was_earned() -> None:
         [rollouts.reachability[int(decided[:, b].sum()), b, 0] * ~rollouts.terminated[b] for b in range(6)]
     )
     torch.testing.assert_close(first, final)
+    unsure = algorithm("recap").targets(rollouts, replace(config, bootstrap=False))
+    assert unsure.returns is not None
+    torch.testing.assert_close(unsure.returns[0, :, 0], rollouts.returns)
     assert 0 < targets.good.sum() <= decided.sum() / 2 and not targets.good[~decided].any()
     was = samples(rollouts, targets)
     loss, metrics = algorithm("recap").loss(evaluated(was, 0), was, config)

@@ -98,7 +98,8 @@ def test_the_first_update_starts_at_the_policy_that_acted(kind: str, folders: di
 
 @pytest.mark.parametrize("algorithm", ["ppo", "grpo", "recap", "dagger", "decoupled_ppo"])
 def test_a_stopped_run_goes_on_with_the_same_curve(algorithm: str, folders: dict[str, Path], tmp_path: Path):
-    settings = config(algorithm=AlgorithmConfig(name=algorithm, group_size=4 if algorithm == "grpo" else 1))
+    more = {"grpo": {"group_size": 4}, "decoupled_ppo": {"max_staleness": 1}}.get(algorithm, {})
+    settings = config(algorithm=AlgorithmConfig(name=algorithm, **more))
     whole = make(folders["flow"], tmp_path / "whole", settings).run()
     asked = iter([False, True])
     with pytest.raises(Stopped):
@@ -190,6 +191,13 @@ def test_shaping_is_told_beside_what_was_earned(folders: dict[str, Path], tmp_pa
     assert all(record.potentials is not None for record in records)
     told = run.learner.update(records, 0, Progress())
     assert np.isfinite(told["rollout/rewards"]) and "env/return" in told
+
+
+def test_rollouts_ahead_are_one_version_behind_and_told(folders: dict[str, Path], tmp_path: Path):
+    settings = config(algorithm=AlgorithmConfig(name="decoupled_ppo", max_staleness=1))
+    rows = make(folders["flow"], tmp_path, settings).run().rows
+    assert [row["rollout/data_staleness_1/ratio"] for row in rows] == [0, 1, 1]
+    assert all(abs(row["train/actor/proximal_ratio"] - 1) < 0.5 for row in rows)
 
 
 LEARNS = {

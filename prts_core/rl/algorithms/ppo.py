@@ -18,7 +18,7 @@ def targets(rollouts: Rollouts, config: AlgorithmConfig, reduce: Reduce | None =
     """Advantages and returns of decisions; the mask is reward_level's, and returns are those before normalising."""
     assert rollouts.values is not None, "a critic's values are among NEEDS"
     advantages, returns = advantages_of_decisions(
-        rollouts, rollouts.values, config.gamma, config.gae_lambda, config.reward_level
+        rollouts, rollouts.values, config.gamma, config.gae_lambda, config.reward_level, config.bootstrap
     )
     mask = rollouts.loss_mask(config.reward_level)
     if config.normalize_advantages:

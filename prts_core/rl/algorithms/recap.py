@@ -33,7 +33,7 @@ def targets(rollouts: Rollouts, config: AlgorithmConfig, reduce: Reduce | None =
         rollouts, values = replace(rollouts, rewards=rollouts.earned), rollouts.reachability
     assert values is not None, "reachability is among NEEDS"
     advantages, returns = advantages_of_decisions(
-        rollouts, values, config.gamma, config.gae_lambda, config.reward_level
+        rollouts, values, config.gamma, config.gae_lambda, config.reward_level, config.bootstrap
     )
     mask = rollouts.loss_mask("chunk")
     limit = threshold(advantages, mask, config.positive_share, reduce)
