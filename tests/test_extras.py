@@ -30,7 +30,17 @@ EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 SCRIPTS = {path.stem for path in (ROOT / "kernels" / "bench").glob("*.py")}  # they import each other
 OURS = {"prts_core", "prts_kernels", "assets", "pipelines", *SCRIPTS}
 # Of simulators' own environments, of peers that a benchmark compares with, and what stands on a GPU machine alone.
-ELSEWHERE = {"libero", "robosuite", "mani_skill", "cv2", "lerobot", "torchvision", "flash_attn", "flash_attn_interface"}
+ELSEWHERE = {
+    "libero",
+    "robosuite",
+    "mani_skill",
+    "cv2",
+    "lerobot",
+    "torchvision",
+    "flash_attn",
+    "flash_attn_interface",
+    "ray",
+}
 
 ABSENT = """
 import contextlib, io, re, sys
@@ -213,8 +223,9 @@ def test_what_an_extra_promises_runs_with_its_packages_alone(extra: str, given: 
 
 
 def test_every_extra_is_tried():
-    # gcsfs: no server of its kind runs here. tensorboard: tests/tracking/test_tensorboard.py reads events where it is.
-    on_a_gpu_alone, ours, not_here = {"gpu", "hopper"}, {"dev"}, {"gcs", "tensorboard"}
+    # gcsfs: no server of its kind runs here. tensorboard, Ray: tests/tracking/test_tensorboard.py, tests/rl/test_ray_*
+    # run where they are.
+    on_a_gpu_alone, ours, not_here = {"gpu", "hopper"}, {"dev"}, {"gcs", "tensorboard", "ray"}
     assert set(ENTRY_POINTS) == {"base", *EXTRAS} - on_a_gpu_alone - ours - not_here
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class PrtsError(ValueError):
@@ -96,6 +97,22 @@ class MissingExtraError(PrtsError):
     """An optional package is not installed."""
 
 
+_FIELDS = ("problem", "file", "field", "found", "expected", "cure")
+
+
+def to_plain(err: PrtsError) -> dict[str, Any]:
+    """An error as plain data, for another process."""
+    said = {name: getattr(err, name) for name in _FIELDS}
+    return {"kind": type(err).__name__} | {k: v if isinstance(v, str | None) else repr(v) for k, v in said.items()}
+
+
+def from_plain(plain: dict[str, Any]) -> PrtsError:
+    """The error that `to_plain` was given; PrtsError itself stands for a kind that another module defines."""
+    kind = globals().get(plain["kind"])
+    made = kind if isinstance(kind, type) and issubclass(kind, PrtsError) else PrtsError
+    return made(plain["problem"], **{name: plain[name] for name in _FIELDS[1:]})
+
+
 # The extra of pyproject.toml that brings a package, by the name it is imported by.
 EXTRA_OF = {
     package: extra
@@ -107,6 +124,7 @@ EXTRA_OF = {
         "nf4": ("bitsandbytes",),
         "tensorboard": ("tensorboard",),
         "sim": ("metaworld", "mujoco"),
+        "ray": ("ray",),
         "serve": ("websockets", "msgpack"),
         "rlds": ("google", "google_crc32c"),
         "mcap": ("mcap", "mcap_ros2", "mcap_protobuf", "zstandard"),

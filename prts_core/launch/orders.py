@@ -12,14 +12,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from prts_core.io import errors
-from prts_core.io.errors import PrtsError
+from prts_core.io.errors import PrtsError, from_plain, to_plain
 from prts_core.io.files import read_json, write_json
 
 ORDER, RESULT, STOP, POINTS = "launch.json", "result.json", "stop", "points.jsonl"
-FIELDS = ("problem", "file", "field", "found", "expected", "cure")
 Log = Callable[[dict[str, float], int], None]
 
 
@@ -27,18 +24,6 @@ def clear(work: Path) -> None:
     """Remove what an earlier launch has left."""
     for path in [*(work / name for name in (ORDER, RESULT, STOP, POINTS)), *work.glob("fault-*.json")]:
         path.unlink(missing_ok=True)
-
-
-def to_plain(err: PrtsError) -> dict[str, Any]:
-    """An error as plain data."""
-    said = {name: getattr(err, name) for name in FIELDS}
-    return {"kind": type(err).__name__} | {k: v if isinstance(v, str | None) else repr(v) for k, v in said.items()}
-
-
-def from_plain(plain: dict[str, Any]) -> PrtsError:
-    """The error that `to_plain` was given; PrtsError itself stands for a kind that another room defines."""
-    kind = getattr(errors, plain["kind"], PrtsError)
-    return kind(plain["problem"], **{name: plain[name] for name in FIELDS[1:]})
 
 
 def write_fault(work: Path, rank: int, err: PrtsError) -> None:
