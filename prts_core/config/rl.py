@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from prts_core.config.checks import Strict, check_numbers
 from prts_core.config.identity import execution
+from prts_core.config.rl_placement import PlacementConfig
 
 Level = Literal["token", "action", "chunk"]
 
@@ -167,6 +168,9 @@ class LearnerConfig(Strict):
         )
 
 
+ONE_PROCESS = PlacementConfig()
+
+
 @dataclass(frozen=True)
 class RlSection(Strict):
     """Reinforcement learning in a simulator, from the policy of stage `start` or from `checkpoint`: a policy folder, a
@@ -182,6 +186,7 @@ class RlSection(Strict):
     eval_episodes: a task. keep_best: the weights of the best evaluation are the result, not the last ones.
     presets: name -> changes to all of this; preset: the one that counts.
 
+    placement: which processes the simulators and the acting policy are, on which machines.
     workers: simulators, in `stages` equal parts that take turns, so that some work while the policy thinks; a part's
     decisions are made together. tensorboard: what MLflow gets also as events under outputs/tensorboard/.
     """
@@ -210,6 +215,7 @@ class RlSection(Strict):
     workers: int = 12
     stages: int = 2
     checkpoint_every: int = execution(1)
+    placement: PlacementConfig = execution(ONE_PROCESS)
     tensorboard: bool = execution(False)
 
     def __post_init__(self) -> None:

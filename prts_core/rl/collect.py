@@ -72,7 +72,8 @@ class _Open:
 @dataclass(frozen=True)
 class Collected:
     """records: in the order of the orders. seconds: wall clock, in all, and while the policy was asked and the
-    simulators were waited for. steps: of the simulators."""
+    simulators were waited for. steps: of the simulators. lost: of them. transfer_s: weights were passed on to other
+    processes."""
 
     records: list[EpisodeRecord]
     seconds: float
@@ -80,6 +81,7 @@ class Collected:
     waiting_s: float
     steps: int
     lost: int
+    transfer_s: float = 0.0
 
 
 class Collector:

@@ -1,7 +1,7 @@
 """Collect in rollout processes what rl/collect.py collects in the process that learns; orders and records travel.
 
     beside the learner                                        in a rollout process
-    RolloutProcesses(fleet).collect(actor, orders, version)   make(...): a policy, an Actor and a Collector of its own
+    RolloutProcesses(begin).collect(actor, orders, version)   make(...): a policy, an Actor and a Collector of its own
 
 `published(actor)` is what a Publisher is given: the names there are those of a rollout process's model.
 """
@@ -106,20 +106,27 @@ class RemoteCollector:
 
 
 class RolloutProcesses:
-    """A fleet whose workers `make` made, in the place of a `Collector`. batch: episodes that a process is given at
-    once, and that its loss costs; none: two rounds of its simulators."""
+    """A fleet whose workers `make` made, in the place of a `Collector`. begin: the fleet, once it is known by whose
+    weights it acts; what they have become is passed on before every collection. batch: episodes that a process is given
+    at once, and that its loss costs; none: two rounds of its simulators."""
 
-    def __init__(self, fleet: Fleet, batch: int | None = None) -> None:
-        self.fleet = fleet
-        self.batch = batch or 2 * min(place.simulators for place in fleet.backend.places)
+    def __init__(self, begin: Callable[[Actor], Fleet], batch: int | None = None) -> None:
+        self.begin, self.batch = begin, batch
+        self.fleet: Fleet | None = None
 
     def collect(self, actor: Actor, orders: Sequence[EpisodeOrder], version: int) -> Collected:
-        """As `Collector.collect`, by the weights that were published last; `actor` is not asked. Times are the mean of
-        the processes; a process that was lost counts as lost, like a simulator."""
-        begun, lost = time.perf_counter(), len(self.fleet.lost)
-        made = self.fleet.collect([asdict(order) for order in orders], self.batch)
+        """As `Collector.collect`, by the weights that `actor` has now. Times are the mean of the processes; a process
+        that was lost counts as lost, like a simulator."""
+        begun = time.perf_counter()
+        if self.fleet is None:
+            self.fleet = self.begin(actor)
+        else:
+            self.fleet.publish()
+        fleet, passed_on = self.fleet, time.perf_counter()
+        lost, count = len(fleet.lost), len(fleet.backend.places)
+        size = self.batch or 2 * min(place.simulators for place in fleet.backend.places)
+        made = fleet.collect([asdict(order) for order in orders], size)
         took = {name: sum(one["took"][name] for one in made) for name in ("deciding_s", "waiting_s", "lost")}
-        count = len(self.fleet.backend.places)
         records = [restored(one["record"], version) for one in made]
         return Collected(
             records,
@@ -127,8 +134,13 @@ class RolloutProcesses:
             took["deciding_s"] / count,
             took["waiting_s"] / count,
             sum(int(record.valid.sum()) for record in records),
-            round(took["lost"]) + len(self.fleet.lost) - lost,
+            round(took["lost"]) + len(fleet.lost) - lost,
+            passed_on - begun,
         )
+
+    def close(self) -> None:
+        if self.fleet is not None:
+            self.fleet.close()
 
 
 def restored(plain: Mapping[str, Any], version: int) -> EpisodeRecord:

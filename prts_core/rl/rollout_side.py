@@ -7,7 +7,7 @@ What is made ahead is one version behind, always: the run is as repeatable as on
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
@@ -17,11 +17,19 @@ from torch import Tensor
 from prts_core.io.threads import torch_threads
 from prts_core.policy.policy import Policy
 from prts_core.rl.actor import Actor
-from prts_core.rl.collect import Collected, Collector
+from prts_core.rl.collect import Collected
 from prts_core.rl.episodes import EpisodeOrder
 from prts_core.rl.learner import Learner
 
 ROLLOUT_THREADS = 1  # of torch: the simulators need the other cores
+
+
+class Collects(Protocol):
+    """Simulators in this process (Collector) or in others (remote_collect.RolloutProcesses)."""
+
+    def collect(self, actor: Actor, orders: Sequence[EpisodeOrder], version: int) -> Collected: ...
+
+
 OrdersOf = Callable[[int], list[EpisodeOrder]]
 
 
@@ -43,7 +51,7 @@ class RolloutSide(Protocol):
 class OnPolicy:
     """Episodes of the very policy that learns from them."""
 
-    def __init__(self, collector: Collector, actor: Actor, orders: OrdersOf) -> None:
+    def __init__(self, collector: Collects, actor: Actor, orders: OrdersOf) -> None:
         self.collector, self.actor, self.orders = collector, actor, orders
 
     def take(self, iteration: int) -> Collected:
@@ -66,7 +74,7 @@ class OnPolicy:
 class Ahead:
     """The next iteration's episodes are run by a copy of the policy while the learner learns from this one's."""
 
-    def __init__(self, collector: Collector, actor: Actor, orders: OrdersOf, learner: Learner, iterations: int) -> None:
+    def __init__(self, collector: Collects, actor: Actor, orders: OrdersOf, learner: Learner, iterations: int) -> None:
         self.collector, self.orders, self.learner, self.iterations = collector, orders, learner, iterations
         policy = Policy(copy.deepcopy(actor.policy.model), actor.policy.processor)
         self.actor = Actor(policy, actor.exploration, copy.deepcopy(actor.net), actor.reachability)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from prts_core.config.rl import RlConfig
@@ -23,9 +24,13 @@ from prts_core.rl.algorithms import algorithm
 from prts_core.rl.collect import Collected, Collector
 from prts_core.rl.episodes import EpisodeOrder, evaluation_plan, orders, training_plan
 from prts_core.rl.evaluate import Evaluation, evaluate
+from prts_core.rl.fleet import Fleet
 from prts_core.rl.imitation import require_same_actions
 from prts_core.rl.learner import Learner
-from prts_core.rl.rollout_side import Ahead, OnPolicy, RolloutSide
+from prts_core.rl.placement import place
+from prts_core.rl.remote_collect import CALL, RolloutProcesses, published, worker_settings
+from prts_core.rl.rollout_side import Ahead, Collects, OnPolicy, RolloutSide
+from prts_core.rl.start import start_rollout
 from prts_core.rl.state import Checkpoints, Progress, read_rows
 from prts_core.rollout.episode_plan import EpisodePlan
 from prts_core.sim.adapter import adapt
@@ -62,7 +67,7 @@ class Outcome:
 
 
 class Run:
-    """One run: the policy learns in place."""
+    """One run: the policy learns in place. folder: where it lies, for rollout processes of its own."""
 
     def __init__(
         self,
@@ -72,9 +77,10 @@ class Run:
         config: RlConfig,
         seed: int,
         work: Path,
+        folder: Path | None = None,
         log: Callable[[dict[str, float], int], None] = lambda metrics, step: None,
     ) -> None:
-        self.policy, self.config, self.seed, self.log = policy, config, seed, log
+        self.policy, self.config, self.seed, self.log, self.folder = policy, config, seed, log, folder
         self.folders = Folders(work)
         self.plan = training_plan(config, suite, policy.contract.chunk_length)
         self.held_out = evaluation_plan(config, self.plan)
@@ -84,6 +90,8 @@ class Run:
         name = f"{suite.family}:{suite.name}" if "." in suite.family else suite.name
         if "expert" in algorithm(config.algorithm.name).NEEDS:
             require_same_actions(self.adapter)
+        self.suite, self.worker_settings = name, worker_settings
+        self.placement = place(config.placement, torch.cuda.device_count())
         self.launch = launch_for(name, settings={**worker_settings, **self.plan.worker_settings})
         self.learner = Learner(policy, config, seed)
         reachability = config.reward.shaping > 0 or self.learner.needs_reachability
@@ -98,10 +106,11 @@ class Run:
         config = self.config
         with (
             Collector(self.plan, self.adapter, self.launch, config.workers, config.stages) as collector,
-            closing(self._side(collector)) as side,
+            ExitStack() as stack,
             Bar("reinforcement learning", config.iterations) as bar,
             explain_os_errors(self.folders.work),
         ):
+            side = self._side(collector, stack)
             self._resume(side)
             for iteration in filter(self._due, range(self.progress.iteration)):  # journals hold them: nothing is run
                 self.evaluations.append(self._measured(collector, side, iteration))
@@ -119,13 +128,33 @@ class Run:
             bar.update(config.iterations, self._note())
         return self._outcome()
 
-    def _side(self, collector: Collector) -> RolloutSide:
+    def _side(self, collector: Collector, stack: ExitStack) -> RolloutSide:
         def of(iteration: int) -> list[EpisodeOrder]:
             return orders(self.config, self.plan, self.seed, iteration, "expert" in self.learner.algorithm.NEEDS)
 
+        collects: Collects = collector
+        if not self.placement.one_process:
+            collects = stack.enter_context(closing(RolloutProcesses(self._begin)))
         if self.config.algorithm.max_staleness:
-            return Ahead(collector, self.actor, of, self.learner, self.config.iterations)
-        return OnPolicy(collector, self.actor, of)
+            ahead = Ahead(collects, self.actor, of, self.learner, self.config.iterations)
+            return stack.enter_context(closing(ahead))
+        return OnPolicy(collects, self.actor, of)
+
+    def _begin(self, actor: Actor) -> Fleet:
+        """Rollout processes where the placement has them."""
+        assert self.folder is not None, "rollout processes load the policy themselves"
+        config = self.config
+        return start_rollout(
+            config.placement,
+            published(actor),
+            CALL,
+            worker_settings(self.folder, self.suite, self.worker_settings, config, actor.reachability),
+            simulators=config.workers,
+            stages=config.stages,
+            group_size=config.algorithm.group_size,
+            episodes=config.episodes,
+            accelerators=torch.cuda.device_count(),
+        )
 
     def _due(self, iteration: int) -> bool:
         every = self.config.eval_every
@@ -199,9 +228,11 @@ def _times(made: Collected, rollout_s: float, learning_s: float) -> dict[str, fl
         "time/rollout": rollout_s,
         "time/actor/run_training": learning_s,
         "time/rollout/inference": made.deciding_s,
+        "time/rollout/sync_weights": made.transfer_s,
         "time/env/waiting": made.waiting_s,
         "time/rollout_share": rollout_s / whole,
         "time/inference_share": made.deciding_s / rollout_s,
         "time/waiting_share": made.waiting_s / rollout_s,
+        "time/sync_weights_share": made.transfer_s / whole,
         "time/env_steps_per_s": made.steps / whole,
     }

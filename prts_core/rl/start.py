@@ -1,10 +1,10 @@
-"""Start the rollout side of a run where its placement says: in this process, in others of this machine, or over Ray.
+"""Start the rollout processes of a run where its placement says: on this machine, or over Ray.
 
-with start_rollout(config.placement, model, "prts_core.rl.collect:make", settings, alone=make, ...) as rollout:
+with start_rollout(config.placement, model, CALL, settings, simulators=24) as fleet:
     for iteration in range(...):
-        records = rollout.collect(orders, batch)
+        records = fleet.collect(orders, batch)
         ...                                         # update `model`
-        rollout.publish()
+        fleet.publish()
 """
 
 from __future__ import annotations
@@ -17,15 +17,12 @@ from torch import nn
 
 from prts_core.config.rl_placement import PlacementConfig
 from prts_core.rl.fleet import Fleet
-from prts_core.rl.in_process import InProcess
 from prts_core.rl.local_backend import LocalBackend
-from prts_core.rl.placement import Placement, place
+from prts_core.rl.placement import place
 from prts_core.rl.ray_backend import RayBackend
-from prts_core.rl.rollout_places import RolloutPlace, rollout_places
+from prts_core.rl.rollout_places import rollout_places
 from prts_core.rl.weights import Publisher
-from prts_core.rl.workers import Backend, Collector
-
-Rollout = Fleet | InProcess
+from prts_core.rl.workers import Backend
 
 
 def start_rollout(
@@ -34,7 +31,6 @@ def start_rollout(
     call: str,
     settings: Mapping[str, Any],
     *,
-    alone: Callable[[RolloutPlace], Collector],
     simulators: int,
     stages: int = 1,
     group_size: int = 1,
@@ -44,22 +40,20 @@ def start_rollout(
     version: int = 0,
     threads: int = 1,
     log: Callable[[str], None] = lambda text: None,
-) -> Rollout:
+) -> Fleet:
     """Workers that collect by `model`, which learns here.
 
-    call, settings: of the function that makes a worker's collector (rl/workers.py). alone: makes the collector of a run
-    in one process, around `model` itself. simulators, stages, group_size, episodes: of the run (rl/rollout_places.py).
-    accelerators: of this machine. dtype, version: of the weights that are passed on (rl/weights.py). threads: of each
+    call, settings: of the function that makes a worker's collector (rl/workers.py). simulators, stages, group_size,
+    episodes: of the run (rl/rollout_places.py). accelerators: of this machine. dtype, version: of the weights that are passed on (rl/weights.py). threads: of each
     worker process. log: told what stands where, and of every worker that is lost.
 
     ConfigError, before anything is started, for a placement that cannot be.
     """
     placement = place(config, accelerators)
-    places = worker_places(config, placement, simulators, stages, group_size, episodes)
+    assert not placement.one_process, "there is nothing to start"
+    places = rollout_places(placement, simulators=simulators, stages=stages, group_size=group_size, episodes=episodes)
     for line in placement.describe():
         log(line)
-    if placement.one_process:
-        return InProcess(alone(places[0]), version)
     publisher = Publisher(model, dtype, version)
     backend: Backend
     if config.backend == "ray":
@@ -67,19 +61,3 @@ def start_rollout(
     else:
         backend = LocalBackend(places, call, settings, threads=threads, room=publisher.whole().bytes)
     return Fleet(backend, publisher, silence=config.silence, start=config.start, attempts=config.attempts, log=log)
-
-
-def worker_places(
-    config: PlacementConfig,
-    placement: Placement,
-    simulators: int,
-    stages: int = 1,
-    group_size: int = 1,
-    episodes: int | None = None,
-) -> tuple[RolloutPlace, ...]:
-    """Where each worker stands. Shares are checked where a placement is described: a run of one process deals episodes
-    out to its simulators as they come."""
-    if not config.components:
-        alone = placement.components["rollout"][0]
-        return (RolloutPlace(0, alone.node, alone.local, (0,), simulators),)
-    return rollout_places(placement, simulators=simulators, stages=stages, group_size=group_size, episodes=episodes)

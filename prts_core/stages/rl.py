@@ -22,12 +22,13 @@ from prts_core.tracking.tensorboard import event_log
 
 
 def rl(config: RlConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
-    policy = load_policy(start_policy(config, inputs, context), "fp32")
+    folder = start_policy(config, inputs, context)
+    policy = load_policy(folder, "fp32")
     suite, tasks, size, made = suite_and_tasks(config)
     settings = config.replaced(tasks=tasks, image_size=size)
     events = context.outputs / "tensorboard" / context.recipe / f"rl-{context.work.parent.name[:12]}"
     with event_log(events, config.tensorboard, context.log) as log, graceful() as stop:
-        run = Run(policy, suite, made, settings, context.seed, context.work, log)
+        run = Run(policy, suite, made, settings, context.seed, context.work, folder, log)
         found = run.run(stop)
     # Weights that never learned what good is are not asked for it.
     processor = policy.processor if found.chosen else run.learner.terms.processor

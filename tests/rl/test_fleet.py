@@ -11,12 +11,10 @@ from hypothesis import strategies as st
 
 from prts_core.io.errors import CheckpointError, ConfigError, SimulatorError, StageError
 from prts_core.rl.fleet import LOOK_S, Fleet
-from prts_core.rl.in_process import InProcess
-from prts_core.rl.rollout_places import RolloutPlace
 from prts_core.rl.weights import Publisher
 from prts_core.rl.workers import Sign
 from tests.fixtures.simulated_workers import Fate, Simulated
-from tests.fixtures.toy_collector import ToyCollector, ToyPolicy, orders, record_of, same, update
+from tests.fixtures.toy_collector import ToyPolicy, orders, record_of, same, update
 
 SILENCE, START = 10.0, 30.0
 
@@ -228,19 +226,6 @@ def test_records_are_the_same_whatever_is_lost(workers: int, batch: int, count: 
         fleet.publish()
     fleet.check()
     assert len(fleet.lost) == len(backend.killed) and not fleet.under_way and not fleet.queue
-
-
-def test_one_process_collects_the_same():
-    model = ToyPolicy()
-    place = RolloutPlace(0, 0, (), (0,), 1)
-    collector = ToyCollector(place, lambda: None)
-    collector.model = model
-    with InProcess(collector) as alone, fleet_of(Simulated(3, well), model) as fleet:
-        for version in range(2):
-            assert same(alone.collect(orders(7), 3), fleet.collect(orders(7), 3))
-            update(model, version)
-            assert alone.publish().version == fleet.publish().version == alone.report.version == version + 1
-            alone.check()
 
 
 def test_a_refusal_to_build_is_raised_at_once():

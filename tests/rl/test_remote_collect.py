@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import closing
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import pytest
 import torch
 
 from prts_core.config.rl import ExplorationConfig, RlConfig
+from prts_core.config.rl_placement import PlacementConfig
 from prts_core.policy.policy import load_policy
+from prts_core.rl.actor import Actor
 from prts_core.rl.collect import Collector, EpisodeRecord
 from prts_core.rl.episodes import orders
 from prts_core.rl.fleet import Fleet
@@ -61,16 +64,20 @@ def test_rollout_processes_collect_the_same(tmp_path: Path):
     places = [RolloutPlace(rank, 0, (), (rank,), CONFIG.workers) for rank in range(2)]
     settings = worker_settings(folder, NAME, {}, CONFIG, run.actor.reachability)
     model = published(run.actor)
+
+    def begin(actor: Actor) -> Fleet:
+        return Fleet(LocalBackend(places, CALL, settings), Publisher(published(actor)), silence=120.0)
+
     with (
         Collector(run.plan, run.adapter, run.launch, CONFIG.workers, CONFIG.stages) as collector,
-        Fleet(LocalBackend(places, CALL, settings), Publisher(model), silence=120.0) as fleet,
+        closing(RolloutProcesses(begin, batch=4)) as processes,
     ):
-        processes = RolloutProcesses(fleet, batch=4)
         for version in range(2):
             asked = orders(CONFIG, run.plan, 7, version)
             alone = [collector.collect(run.actor, asked[at : at + 4], version) for at in (0, 4)]
             if version:
-                assert isinstance(fleet.backend, LocalBackend)
+                fleet = processes.fleet
+                assert fleet is not None and isinstance(fleet.backend, LocalBackend)
                 os.kill(fleet.backend.processes[1].process.pid, signal.SIGKILL)
             found = processes.collect(run.actor, asked, version)
             expected = [record for part in alone for record in part.records]
@@ -78,6 +85,22 @@ def test_rollout_processes_collect_the_same(tmp_path: Path):
             assert found.lost == version and found.steps == sum(part.steps for part in alone)
             assert 0 < found.deciding_s < found.seconds
             update(model, version)
-            assert fleet.publish().bytes > 0
+            assert found.transfer_s > 0
+        assert fleet.report.bytes > 0
+        fleet.publish()
         fleet.check()
-        assert processes.batch == 4 and RolloutProcesses(fleet).batch == 8
+
+
+@pytest.mark.timeout(300)
+def test_a_run_with_processes_of_its_own_learns_the_same(tmp_path: Path):
+    """Whoever is asked first, episodes are dealt out alike where one process has all simulators."""
+    folder = write_policy(tmp_path / "policy", FLOW, suite(NAME))
+
+    def learned(name: str, **changes: Any) -> dict[str, torch.Tensor]:
+        config = replace(CONFIG, iterations=2, eval_every=0, eval_episodes=1, **changes)
+        run = Run(load_policy(folder, "fp32", "cpu"), suite(NAME), {}, config, 7, tmp_path / name, folder)
+        return run.run().weights
+
+    apart = PlacementConfig(components={"actor": 0, "env,rollout": "0:0"})
+    one, other = learned("one"), learned("other", placement=apart)
+    assert all(torch.equal(one[name], other[name]) for name in one)

@@ -9,42 +9,30 @@ import pytest
 from prts_core.config.rl_placement import PlacementConfig
 from prts_core.io.errors import ConfigError
 from prts_core.rl.fleet import Fleet
-from prts_core.rl.in_process import InProcess
 from prts_core.rl.local_backend import LocalBackend
-from prts_core.rl.rollout_places import RolloutPlace
-from prts_core.rl.start import Rollout, start_rollout
-from tests.fixtures.toy_collector import ToyCollector, ToyPolicy, orders, record_of, same, update
+from prts_core.rl.start import start_rollout
+from tests.fixtures.toy_collector import ToyPolicy, orders, record_of, same, update
 
 
-def started(components: dict[str, Any], model: ToyPolicy, told: list[str], **more: Any) -> Rollout:
-    def alone(place: RolloutPlace) -> ToyCollector:
-        collector = ToyCollector(place, lambda: None)
-        collector.model = model
-        return collector
-
+def started(components: dict[str, Any], model: ToyPolicy, told: list[str], **more: Any) -> Fleet:
     config = PlacementConfig(components=components, silence=60.0)
     asked = {"simulators": 4, "log": told.append} | more
-    return start_rollout(config, model, "tests.fixtures.toy_collector:make", {}, alone=alone, **asked)
+    return start_rollout(config, model, "tests.fixtures.toy_collector:make", {}, **asked)
 
 
-@pytest.mark.parametrize(
-    ("components", "kind"),
-    [({}, InProcess), ({"env,rollout,actor": "0"}, InProcess), ({"actor": 0, "env,rollout": "0:0-1"}, Fleet)],
-)
-def test_everywhere_the_same_records(components: dict[str, Any], kind: type):
+def test_processes_give_the_records_that_one_would():
     model, told = ToyPolicy(), []
-    with started(components, model, told, version=5) as rollout:
-        assert isinstance(rollout, kind) and told[0].startswith("placement shared: ")
+    with started({"actor": 0, "env,rollout": "0:0-1"}, model, told, version=5) as fleet:
+        assert told[0].startswith("placement shared: ")
         for version in (5, 6):
-            assert rollout.report.version == version
-            assert same(rollout.collect(orders(6), 2), [record_of(model, order) for order in orders(6)])
+            assert fleet.report.version == version
+            assert same(fleet.collect(orders(6), 2), [record_of(model, order) for order in orders(6)])
             update(model, version)
-            rollout.publish()
-        rollout.check()
-        if isinstance(rollout, Fleet):
-            assert isinstance(rollout.backend, LocalBackend)
-            assert [(place.rank, place.simulators) for place in rollout.backend.places] == [(0, 2), (1, 2)]
-            assert rollout.silence == 60.0 and not rollout.lost
+            fleet.publish()
+        fleet.check()
+        assert isinstance(fleet.backend, LocalBackend)
+        assert [(place.rank, place.simulators) for place in fleet.backend.places] == [(0, 2), (1, 2)]
+        assert fleet.silence == 60.0 and not fleet.lost
 
 
 def test_what_cannot_be_is_refused_before_anything_is_started(monkeypatch: pytest.MonkeyPatch):
@@ -57,4 +45,3 @@ def test_what_cannot_be_is_refused_before_anything_is_started(monkeypatch: pytes
     with pytest.raises(ConfigError, match="no node 1"):
         started({"actor,env,rollout": "0-1"}, ToyPolicy(), told)
     assert not told
-    assert isinstance(started({}, ToyPolicy(), told, simulators=3, group_size=8), InProcess), "dealt out as they come"
