@@ -215,7 +215,7 @@ class RlSection(Strict):
     workers: int = 12
     stages: int = 2
     checkpoint_every: int = execution(1)
-    placement: PlacementConfig = execution(ONE_PROCESS)
+    placement: PlacementConfig = execution(ONE_PROCESS)  # noqa: RUF009 - a frozen record
     tensorboard: bool = execution(False)
 
     def __post_init__(self) -> None:

@@ -44,7 +44,8 @@ def start_rollout(
     """Workers that collect by `model`, which learns here.
 
     call, settings: of the function that makes a worker's collector (rl/workers.py). simulators, stages, group_size,
-    episodes: of the run (rl/rollout_places.py). accelerators: of this machine. dtype, version: of the weights that are passed on (rl/weights.py). threads: of each
+    episodes: of the run (rl/rollout_places.py). accelerators: of this machine. dtype, version: of the weights that are
+    passed on (rl/weights.py). threads: of each
     worker process. log: told what stands where, and of every worker that is lost.
 
     ConfigError, before anything is started, for a placement that cannot be.
