@@ -24,13 +24,13 @@ from prts_core.rl.algorithms import algorithm
 from prts_core.rl.collect import Collected, Collector
 from prts_core.rl.episodes import EpisodeOrder, evaluation_plan, orders, training_plan
 from prts_core.rl.evaluate import Evaluation, evaluate
-from prts_core.rl.fleet import Fleet
 from prts_core.rl.imitation import require_same_actions
 from prts_core.rl.learner import Learner
-from prts_core.rl.placement import place
-from prts_core.rl.remote_collect import CALL, RolloutProcesses, published, worker_settings
+from prts_core.rl.processes.fleet import Fleet
+from prts_core.rl.processes.placement import place
+from prts_core.rl.processes.remote_collect import CALL, RolloutProcesses, published, worker_settings
+from prts_core.rl.processes.start import start_rollout
 from prts_core.rl.rollout_side import Ahead, Collects, OnPolicy, RolloutSide
-from prts_core.rl.start import start_rollout
 from prts_core.rl.state import Checkpoints, Progress, read_rows
 from prts_core.rollout.episode_plan import EpisodePlan
 from prts_core.sim.adapter import adapt

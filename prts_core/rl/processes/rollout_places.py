@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prts_core.io.errors import ConfigError
-from prts_core.rl.placement import Placement, Process
+from prts_core.rl.processes.placement import Placement, Process
 
 
 @dataclass(frozen=True)

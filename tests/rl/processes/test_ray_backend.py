@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from prts_core.io.errors import ConfigError, MissingExtraError, SimulatorError
-from prts_core.rl.fleet import Fleet
-from prts_core.rl.ray_backend import RayBackend, begin_ray
-from prts_core.rl.rollout_places import RolloutPlace
-from prts_core.rl.weights import Publisher
+from prts_core.rl.processes.fleet import Fleet
+from prts_core.rl.processes.ray_backend import RayBackend, begin_ray
+from prts_core.rl.processes.rollout_places import RolloutPlace
+from prts_core.rl.processes.weights import Publisher
 from tests.fixtures.toy_collector import ToyPolicy, orders, record_of, same, update
 
 CALL = "tests.fixtures.toy_collector:make"

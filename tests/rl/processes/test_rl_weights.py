@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from prts_core.io.errors import CheckpointError
-from prts_core.rl.weights import AT, IS, WHOLE, Holder, Publisher, WeightDiff
+from prts_core.rl.processes.weights import AT, IS, WHOLE, Holder, Publisher, WeightDiff
 
 
 class Net(nn.Module):

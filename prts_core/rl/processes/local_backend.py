@@ -1,4 +1,4 @@
-"""Run rollout workers as processes of this machine (rl/worker_process.py); for a fleet (rl/fleet.py).
+"""Run rollout workers as processes of this machine (worker_process.py); for a fleet (fleet.py).
 
 Calls and records travel as frames on a socket pair, weights as one safetensors file for all workers, in memory where
 the machine has a file system there that has room for them.
@@ -23,10 +23,10 @@ from typing import Any
 
 from prts_core.io.errors import ConfigError, DataError
 from prts_core.io.tensors import save_tensors
-from prts_core.rl.rollout_places import RolloutPlace
-from prts_core.rl.weights import WeightDiff
-from prts_core.rl.wire import PIECE, Frames, encode
-from prts_core.rl.workers import Call, Sign, visible_devices
+from prts_core.rl.processes.rollout_places import RolloutPlace
+from prts_core.rl.processes.weights import WeightDiff
+from prts_core.rl.processes.wire import PIECE, Frames, encode
+from prts_core.rl.processes.workers import Call, Sign, visible_devices
 
 MEMORY = Path("/dev/shm")
 COPIES = 3  # of the weights that must find room there: two versions and a fresh worker's
@@ -47,7 +47,7 @@ class _Process:
         self.records: list[Any] = []
         self.leaving = False  # it closed its socket, and will be dead in a moment
         self.log = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - lives as long as the worker
-        command = [sys.executable, "-m", "prts_core.rl.worker_process"]
+        command = [sys.executable, "-m", "prts_core.rl.processes.worker_process"]
         with theirs:
             self.process = subprocess.Popen(
                 [*command, "--socket", str(theirs.fileno()), "--parent", str(os.getpid())],
@@ -81,7 +81,7 @@ class _Process:
 
 class LocalBackend:
     """Workers at `places`, all of this machine. call, settings: of the function that makes their collectors, settings
-    as plain values (rl/workers.py). threads: of torch and BLAS in each. room: bytes of the weights that train."""
+    as plain values (workers.py). threads: of torch and BLAS in each. room: bytes of the weights that train."""
 
     def __init__(
         self,

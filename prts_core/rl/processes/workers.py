@@ -1,8 +1,8 @@
-"""Define what a rollout worker does, and what its fleet (rl/fleet.py) wants of the backend that runs it.
+"""Define what a rollout worker does, and what its fleet (fleet.py) wants of the backend that runs it.
 
 A worker holds a collector: the policy, the simulators, whatever else makes a record of an order. It lays changed
 weights over the collector's model and has it collect; one call at a time. Where it runs (a process of this machine:
-rl/local_backend.py; a Ray actor: rl/ray_backend.py) is not known here.
+local_backend.py; a Ray actor: ray_backend.py) is not known here.
 
 A collector is made by a function that is named, "package.module:function", so that no code travels:
 
@@ -24,8 +24,8 @@ from typing import Any, Literal, Protocol
 from torch import nn
 
 from prts_core.io.errors import DataError
-from prts_core.rl.rollout_places import RolloutPlace
-from prts_core.rl.weights import Holder, WeightDiff
+from prts_core.rl.processes.rollout_places import RolloutPlace
+from prts_core.rl.processes.weights import Holder, WeightDiff
 
 Call = Literal["build", "load", "collect", "ping"]
 

@@ -20,11 +20,11 @@ import torch
 from prts_core.io.errors import CheckpointError, ConfigError, DataError, SimulatorError, StageError
 from prts_core.io.tensors import load_tensors
 from prts_core.rl import local_backend
-from prts_core.rl.fleet import Fleet
-from prts_core.rl.local_backend import LocalBackend
-from prts_core.rl.rollout_places import RolloutPlace
-from prts_core.rl.weights import Publisher
-from prts_core.rl.workers import visible_devices
+from prts_core.rl.processes.fleet import Fleet
+from prts_core.rl.processes.local_backend import LocalBackend
+from prts_core.rl.processes.rollout_places import RolloutPlace
+from prts_core.rl.processes.weights import Publisher
+from prts_core.rl.processes.workers import visible_devices
 from tests.fixtures.toy_collector import ToyPolicy, orders, record_of, same, update
 
 CALL = "tests.fixtures.toy_collector:make"
@@ -207,10 +207,10 @@ import sys, time
 from pathlib import Path
 from prts_core.io.tensors import load_tensors
 from prts_core.rl import local_backend
-from prts_core.rl.fleet import Fleet
-from prts_core.rl.local_backend import LocalBackend
-from prts_core.rl.rollout_places import RolloutPlace
-from prts_core.rl.weights import Publisher
+from prts_core.rl.processes.fleet import Fleet
+from prts_core.rl.processes.local_backend import LocalBackend
+from prts_core.rl.processes.rollout_places import RolloutPlace
+from prts_core.rl.processes.weights import Publisher
 from tests.fixtures.toy_collector import ToyPolicy, orders
 local_backend.MEMORY = Path({str(tmp_path)!r})
 backend = LocalBackend([RolloutPlace(0, 0, (), (0,), 1)], {CALL!r}, {{}})

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from prts_core.config.rl_placement import GroupPlacement, NodeGroup, PlacementConfig
 from prts_core.io.errors import ConfigError
-from prts_core.rl.placement import Placement, place
-from prts_core.rl.rollout_places import rollout_places
+from prts_core.rl.processes.placement import Placement, place
+from prts_core.rl.processes.rollout_places import rollout_places
 
 
 def placed(components: dict, cluster: dict | None = None) -> Placement:

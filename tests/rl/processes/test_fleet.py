@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prts_core.io.errors import CheckpointError, ConfigError, SimulatorError, StageError
-from prts_core.rl.fleet import LOOK_S, Fleet
-from prts_core.rl.weights import Publisher
-from prts_core.rl.workers import Sign
+from prts_core.rl.processes.fleet import LOOK_S, Fleet
+from prts_core.rl.processes.weights import Publisher
+from prts_core.rl.processes.workers import Sign
 from tests.fixtures.simulated_workers import Fate, Simulated
 from tests.fixtures.toy_collector import ToyPolicy, orders, record_of, same, update
 

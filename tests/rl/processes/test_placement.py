@@ -10,8 +10,8 @@ from prts_core.config.checked_yaml import check
 from prts_core.config.rl_placement import GroupPlacement, NodeGroup, PlacementConfig
 from prts_core.io.errors import ConfigError
 from prts_core.io.plain_yaml import parse
-from prts_core.rl.placement import Placement, place
-from prts_core.rl.placement_grammar import Part, Range, format_placement, parse_placement
+from prts_core.rl.processes.placement import Placement, place
+from prts_core.rl.processes.placement_grammar import Part, Range, format_placement, parse_placement
 
 TWO_BY_EIGHT = {"gpu": NodeGroup(2, 8)}
 

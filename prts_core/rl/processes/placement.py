@@ -16,7 +16,7 @@ from typing import Literal
 
 from prts_core.config.rl_placement import GroupPlacement, NodeGroup, PlacementConfig
 from prts_core.io.errors import ConfigError, suggest
-from prts_core.rl.placement_grammar import Part, Range, format_placement, parse_placement
+from prts_core.rl.processes.placement_grammar import Part, Range, format_placement, parse_placement
 
 COMPONENTS = ("env", "rollout", "actor")
 NODE = "node"  # the group whose resources are the nodes of the whole cluster

@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from prts_core.config.rl_placement import PlacementConfig
-from prts_core.rl.fleet import Fleet
-from prts_core.rl.local_backend import LocalBackend
-from prts_core.rl.placement import place
-from prts_core.rl.ray_backend import RayBackend
-from prts_core.rl.rollout_places import rollout_places
-from prts_core.rl.weights import Publisher
-from prts_core.rl.workers import Backend
+from prts_core.rl.processes.fleet import Fleet
+from prts_core.rl.processes.local_backend import LocalBackend
+from prts_core.rl.processes.placement import place
+from prts_core.rl.processes.ray_backend import RayBackend
+from prts_core.rl.processes.rollout_places import rollout_places
+from prts_core.rl.processes.weights import Publisher
+from prts_core.rl.processes.workers import Backend
 
 
 def start_rollout(
@@ -43,9 +43,9 @@ def start_rollout(
 ) -> Fleet:
     """Workers that collect by `model`, which learns here.
 
-    call, settings: of the function that makes a worker's collector (rl/workers.py). simulators, stages, group_size,
-    episodes: of the run (rl/rollout_places.py). accelerators: of this machine. dtype, version: of the weights that are
-    passed on (rl/weights.py). threads: of each
+    call, settings: of the function that makes a worker's collector (workers.py). simulators, stages, group_size,
+    episodes: of the run (rollout_places.py). accelerators: of this machine. dtype, version: of the weights that are
+    passed on (weights.py). threads: of each
     worker process. log: told what stands where, and of every worker that is lost.
 
     ConfigError, before anything is started, for a placement that cannot be.

@@ -24,15 +24,15 @@ from prts_core.policy.policy import load_policy
 from prts_core.rl.actor import Actor, Decisions
 from prts_core.rl.collect import Collected, Collector, EpisodeRecord
 from prts_core.rl.episodes import EpisodeOrder, training_plan
-from prts_core.rl.fleet import Fleet
 from prts_core.rl.policies import policy_kind
-from prts_core.rl.rollout_places import RolloutPlace
+from prts_core.rl.processes.fleet import Fleet
+from prts_core.rl.processes.rollout_places import RolloutPlace
 from prts_core.sim.adapter import adapt
 from prts_core.sim.pool import launch_for
 from prts_core.sim.suite import EpisodeKey
 from prts_core.sim.suites import suite
 
-CALL = "prts_core.rl.remote_collect:make"
+CALL = "prts_core.rl.processes.remote_collect:make"
 THREADS = 1  # of torch: the simulators need the other cores
 
 
@@ -66,7 +66,7 @@ def make(
     config: dict[str, Any],
     reachability: bool,
 ) -> RemoteCollector:
-    """The collector of a rollout process: rl/workers.py."""
+    """The collector of a rollout process: workers.py."""
     settings = check(RlConfig, config, "a rollout process")
     return RemoteCollector(place, alive, Path(policy), suite_name, made, settings, reachability)
 

@@ -1,4 +1,4 @@
-"""Run rollout workers as Ray actors, on one machine or many; for a fleet (rl/fleet.py), which supervises them.
+"""Run rollout workers as Ray actors, on one machine or many; for a fleet (fleet.py), which supervises them.
 
 One placement group holds what the workers need: a bundle a node, on different nodes where there are several
 (STRICT_SPREAD), together otherwise (STRICT_PACK). A bundle reserves the accelerators that its node's workers have, each
@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from prts_core.io.errors import ConfigError, PrtsError, require, to_plain
-from prts_core.rl.rollout_places import RolloutPlace
-from prts_core.rl.weights import WeightDiff
-from prts_core.rl.workers import Call, RolloutWorker, Sign, make_worker
+from prts_core.rl.processes.rollout_places import RolloutPlace
+from prts_core.rl.processes.weights import WeightDiff
+from prts_core.rl.processes.workers import Call, RolloutWorker, Sign, make_worker
 
 WATCH_S = 2.0  # between two looks at an actor's signs of life
 LAST_WORDS = 4000  # characters of an actor's fault that are told
@@ -87,7 +87,7 @@ class Actor:
 
 class RayBackend:
     """Workers at `places` of the cluster that `ray.init` finds or has found (none: one of this machine, ended with the
-    backend). call, settings: of the function that makes their collectors (rl/workers.py). cpus: a worker's, of Ray's
+    backend). call, settings: of the function that makes their collectors (workers.py). cpus: a worker's, of Ray's
     count. ready: seconds that the cluster may take to have what is asked for.
     """
 

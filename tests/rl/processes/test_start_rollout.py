@@ -8,9 +8,9 @@ import pytest
 
 from prts_core.config.rl_placement import PlacementConfig
 from prts_core.io.errors import ConfigError
-from prts_core.rl.fleet import Fleet
-from prts_core.rl.local_backend import LocalBackend
-from prts_core.rl.start import start_rollout
+from prts_core.rl.processes.fleet import Fleet
+from prts_core.rl.processes.local_backend import LocalBackend
+from prts_core.rl.processes.start import start_rollout
 from tests.fixtures.toy_collector import ToyPolicy, orders, record_of, same, update
 
 

@@ -1,6 +1,6 @@
-"""The process of a rollout worker on this machine: `python -m prts_core.rl.worker_process --socket FD --parent PID`.
+"""The process of a rollout worker on this machine: `python -m prts_core.rl.processes.worker_process --socket FD --parent PID`.
 
-rl/local_backend.py starts it and speaks with it, in the frames of rl/wire.py: it asks {call, argument}, one call at a
+local_backend.py starts it and speaks with it, in the frames of wire.py: it asks {call, argument}, one call at a
 time, and hears {kind: "alive"}, {kind: "record", value} and, of every call, {kind: "reply", value} or {kind: "refused",
 value}. What is not refused ends the process, with its traceback as its last words. When its parent is gone, by whatever
 death, so is the worker.
@@ -19,10 +19,10 @@ from typing import Any
 
 from prts_core.io.errors import PrtsError, to_plain
 from prts_core.io.tensors import load_tensors
-from prts_core.rl.rollout_places import RolloutPlace
-from prts_core.rl.weights import WeightDiff
-from prts_core.rl.wire import encode, values
-from prts_core.rl.workers import RolloutWorker, make_worker
+from prts_core.rl.processes.rollout_places import RolloutPlace
+from prts_core.rl.processes.weights import WeightDiff
+from prts_core.rl.processes.wire import encode, values
+from prts_core.rl.processes.workers import RolloutWorker, make_worker
 from prts_core.sim.worker import end_with_parent
 
 BEAT_S = 0.5  # at most so often

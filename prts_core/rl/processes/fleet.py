@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from prts_core.io.errors import CheckpointError, SimulatorError, StageError, from_plain
-from prts_core.rl.weights import WHOLE, Publisher, WeightDiff
-from prts_core.rl.workers import Backend, Batch, Lost, Report, Sign
+from prts_core.rl.processes.weights import WHOLE, Publisher, WeightDiff
+from prts_core.rl.processes.workers import Backend, Batch, Lost, Report, Sign
 
 LOOK_S = 1.0  # between two looks at workers that say nothing
 
