@@ -1,4 +1,4 @@
-"""The process of a rollout worker on this machine: `python -m prts_core.rl.processes.worker_process --socket FD --parent PID`.
+"""The process of a rollout worker: `python -m prts_core.rl.processes.worker_process --socket FD --parent PID`.
 
 local_backend.py starts it and speaks with it, in the frames of wire.py: it asks {call, argument}, one call at a
 time, and hears {kind: "alive"}, {kind: "record", value} and, of every call, {kind: "reply", value} or {kind: "refused",
