@@ -26,6 +26,8 @@ class Renderer:
 
         self.mujoco, self.model, self.size = mujoco, model, size
         model.vis.quality.offsamples = 0
+        if plain:
+            model.vis.quality.shadowsize = 0  # the map of shadows takes 64 MB, whether any is drawn or not
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, size)
         model.vis.global_.offheight = max(model.vis.global_.offheight, size)
         self.gl = _gl_context(size)
