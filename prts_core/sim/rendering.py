@@ -28,8 +28,8 @@ class Renderer:
         model.vis.quality.offsamples = 0
         if plain:
             model.vis.quality.shadowsize = 0  # the map of shadows takes 64 MB, whether any is drawn or not
-        model.vis.global_.offwidth = max(model.vis.global_.offwidth, size)
-        model.vis.global_.offheight = max(model.vis.global_.offheight, size)
+        model.vis.global_.offwidth = size
+        model.vis.global_.offheight = size
         self.gl = _gl_context(size)
         self.gl.make_current()
         self.scene = mujoco.MjvScene(model, maxgeom=MAX_GEOMS)
