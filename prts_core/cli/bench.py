@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+from pathlib import Path
+from typing import Any
 
 from prts_core.cli.main import add_outputs_argument, wide_console
 from prts_core.io.errors import lookup
 
 SESSION = "gpu"  # no comparison with a peer: figures of this machine's GPU, in one go
-BENCHMARKS = ("attention", "backbone", "data", "info_nce", "sequential", "sim", "train")
+BENCHMARKS = ("attention", "backbone", "data", "info_nce", "rl", "sequential", "sim", "train")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     gpu = parser.add_argument_group("gpu: everything that only a GPU can tell, in one session")
     gpu.add_argument("--minutes", type=float, default=12.0, help="for all of it (default: %(default)s)")
     gpu.add_argument("--toy", action="store_true", help="toy sizes, as on a CPU: tries the machinery")
+    rl = parser.add_argument_group("rl: reinforcement learning's rollouts")
+    rl.add_argument("--policy", type=Path, help="folder of a policy that fits Meta-World (default: an untrained one)")
+    rl.add_argument("--quick", action="store_true", help="toy sizes, each thing once: tries the machinery")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -33,6 +38,7 @@ def main(args: argparse.Namespace) -> int:
         return int(any(end["outcome"] != "done" for end in read_json(found)["parts"].values()))
     for name in [args.name] if args.name else BENCHMARKS:
         module = importlib.import_module(lookup({n: f"prts_core.bench.{n}" for n in BENCHMARKS}, name, "benchmark"))
-        path = show(name, module.run(console), args.outputs, console)
+        more: dict[str, Any] = {"policy": args.policy, "quick": args.quick} if name == "rl" else {}
+        path = show(name, module.run(console, **more), args.outputs, console)
         console.print(str(path), highlight=False)
     return 0

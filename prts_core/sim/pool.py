@@ -47,6 +47,7 @@ THREAD_VARIABLES = (
     "MKL_NUM_THREADS",
     "LP_NUM_THREADS",
 )  # LP: Mesa's llvmpipe
+LARGE = 128 * 1024  # bytes: glibc gives blocks from this size on back when they are freed; left alone, it raises that
 
 
 class WorkerLost(SimulatorError):
@@ -106,6 +107,7 @@ class WorkerLaunch:
         threads = {} if self.threads is None else dict.fromkeys(THREAD_VARIABLES, str(self.threads))
         folders = [installations.code_folder(self.python), *self.path]
         return {
+            "MALLOC_MMAP_THRESHOLD_": str(LARGE),
             **os.environ,
             **threads,
             "MUJOCO_GL": self.gl,

@@ -26,8 +26,10 @@ class Renderer:
 
         self.mujoco, self.model, self.size = mujoco, model, size
         model.vis.quality.offsamples = 0
-        model.vis.global_.offwidth = max(model.vis.global_.offwidth, size)
-        model.vis.global_.offheight = max(model.vis.global_.offheight, size)
+        if plain:
+            model.vis.quality.shadowsize = 0  # the map of shadows takes 64 MB, whether any is drawn or not
+        model.vis.global_.offwidth = size
+        model.vis.global_.offheight = size
         self.gl = _gl_context(size)
         self.gl.make_current()
         self.scene = mujoco.MjvScene(model, maxgeom=MAX_GEOMS)

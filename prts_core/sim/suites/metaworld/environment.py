@@ -25,7 +25,8 @@ os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
 warnings.filterwarnings("ignore", message=r"Constant\(s\) may be too high")
 
-KEPT = 6  # scenes; one takes 100 MB and more with its renderers, and half a second to build
+KEPT = 2  # scenes: one takes 20 MB and 0.3 s to build; as tasks are dealt out, a slot comes and goes between two
+RENDERERS = 2  # one takes 40 MB and 0.15 s to make
 RENDER_SIZE = 256
 _HIDDEN_BODIES = (
     "base",
@@ -42,9 +43,9 @@ _HIDDEN_BODIES = (
 
 
 class Scene:
-    """One task's simulation, built once."""
+    """One task's simulation, built once. renderers: (scene, size) -> its renderer; scenes may share them."""
 
-    def __init__(self, task: str) -> None:
+    def __init__(self, task: str, renderers: Renderers | None = None) -> None:
         lookup(PHASES, task, "Meta-World task")
         require("metaworld", "sim")
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
@@ -52,7 +53,7 @@ class Scene:
         # The goal-observable variant only changes what `privileged` holds; the task and its success rule are the same.
         self.env: Any = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f"{task}-v3-goal-observable"](seed=0)  # type: ignore[call-arg]
         self.env._freeze_rand_vec, self.env.seeded_rand_vec, self.env.max_path_length = False, True, 10**9
-        self._renderers: dict[int, Renderer] = {}
+        self.renderers = make_renderers() if renderers is None else renderers
         self.privileged = np.zeros(39)  # object poses and goal included
         model = self.env.model
         model.light_castshadow[:] = 0
@@ -82,13 +83,18 @@ class Scene:
 
     def picture(self, camera: str, size: int) -> np.ndarray:
         """(size, size, 3) uint8."""
-        if size not in self._renderers:
-            self._renderers[size] = Renderer(self.env.model, size, plain=True)
-        return self._renderers[size](self.env.data, self.cameras[camera])[::-1].copy()
+        return self.renderers((self, size))(self.env.data, self.cameras[camera])[::-1].copy()
 
     def close(self) -> None:
-        for renderer in self._renderers.values():
-            renderer.close()
+        for key in [key for key in self.renderers.held if key[0] is self]:
+            self.renderers.held.pop(key).close()
+
+
+Renderers = LruCache[tuple[Scene, int], Renderer]
+
+
+def make_renderers() -> Renderers:
+    return LruCache(lambda key: Renderer(key[0].env.model, key[1], plain=True), RENDERERS, Renderer.close)
 
 
 class MetaworldEnvironment:
@@ -100,7 +106,8 @@ class MetaworldEnvironment:
 
     def __init__(self, start_jitter: int = START_JITTER) -> None:
         self.start_jitter = start_jitter
-        self.scenes = LruCache(Scene, KEPT, Scene.close)
+        renderers = make_renderers()
+        self.scenes: LruCache[str, Scene] = LruCache(lambda task: Scene(task, renderers), KEPT, Scene.close)
         self.current: Scene | None = None
         self.repeat = 1
         self.cameras: dict[str, tuple[str, int]] = {}  # key -> Meta-World's camera, size
