@@ -223,7 +223,8 @@ def test_what_an_extra_promises_runs_with_its_packages_alone(extra: str, given: 
 
 
 def test_every_extra_is_tried():
-    # gcsfs: no server of its kind runs here. tensorboard, Ray: tests/tracking/test_tensorboard.py, tests/rl/processes/test_ray_*
+    # gcsfs: no server of its kind runs here. tensorboard, Ray: tests/tracking/test_tensorboard.py and
+    # tests/rl/processes/test_ray_*
     # run where they are.
     on_a_gpu_alone, ours, not_here = {"gpu", "hopper"}, {"dev"}, {"gcs", "tensorboard", "ray"}
     assert set(ENTRY_POINTS) == {"base", *EXTRAS} - on_a_gpu_alone - ours - not_here
