@@ -100,7 +100,7 @@ def benchmark_policy(
 
 def measured(config: BenchmarkConfig) -> tuple[SuiteSpec, SuiteSettings, dict[str, Any]]:
     """(suite, what of it is run, settings of its workers): what the recipe says, else where the dataset comes from."""
-    spec, tasks, size, made = suite_and_tasks(config)
+    spec, tasks, size, made = suite_and_tasks(config, "benchmark")
     count = len(dict.fromkeys(tasks)) or len(spec.tasks)
     each = spec.episodes_per_task if config.episodes is None else config.episodes
     settings = SuiteSettings(
@@ -129,9 +129,9 @@ class NamesSuite(Protocol):
     def image_size(self) -> int | None: ...
 
 
-def suite_and_tasks(config: NamesSuite) -> tuple[SuiteSpec, tuple[str, ...], int | None, dict[str, Any]]:
-    """(suite, tasks, picture size, settings of its workers): what the recipe says, else where the dataset was recorded.
-    ConfigError where neither tells."""
+def suite_and_tasks(config: NamesSuite, section: str) -> tuple[SuiteSpec, tuple[str, ...], int | None, dict[str, Any]]:
+    """(suite, tasks, picture size, settings of its workers): what the recipe's section says, else where the dataset was
+    recorded. ConfigError where neither tells."""
     source, name, tasks, size = config.source, config.suite, config.tasks, config.image_size
     made: dict[str, Any] = {}
     if name is None and isinstance(source, ExpertSource):
@@ -140,7 +140,7 @@ def suite_and_tasks(config: NamesSuite) -> tuple[SuiteSpec, tuple[str, ...], int
     if name is None:
         raise ConfigError(
             "Nothing says where this dataset's robot can be simulated",
-            field="suite",
+            field=f"{section}.suite",
             found=config.dataset,
             expected="a suite of `prts sim list`",
         )

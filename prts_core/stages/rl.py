@@ -24,7 +24,7 @@ from prts_core.tracking.tensorboard import event_log
 def rl(config: RlConfig, inputs: dict[str, Manifest], context: StageContext) -> StageResult:
     folder = start_policy(config, inputs, context)
     policy = load_policy(folder, "fp32")
-    suite, tasks, size, made = suite_and_tasks(config)
+    suite, tasks, size, made = suite_and_tasks(config, "rl")
     settings = config.replaced(tasks=tasks, image_size=size)
     events = context.outputs / "tensorboard" / context.recipe / f"rl-{context.work.parent.name[:12]}"
     with event_log(events, config.tensorboard, context.log) as log, graceful() as stop:

@@ -237,7 +237,7 @@ def test_a_run_learns_by_it(reinforce: ModuleType, tmp_path: Path):
         algorithm=AlgorithmConfig(name="reinforce"),
         learner=LearnerConfig(batch_size=1000, micro_batch=8, learning_rate=1e-3, threads=1),
         tasks=("drawn",),
-        perturbation={"shift": 0.3},
+        perturbation={"shift": -1.5},  # far enough that some arrive late or never
         iterations=2,
         episodes=8,
         eval_every=0,

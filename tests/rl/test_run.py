@@ -54,7 +54,7 @@ def config(**changes: Any) -> RlConfig:
 
 def make(folder: Path, work: Path, settings: RlConfig, log: Any = None) -> Run:
     torch.manual_seed(0)
-    return Run(load_policy(folder, "fp32", "cpu"), TOY, {}, settings, 7, work, log or (lambda metrics, step: None))
+    return Run(load_policy(folder, "fp32", "cpu"), TOY, {}, settings, 7, work, log=log or (lambda metrics, step: None))
 
 
 def curve(work: Path) -> list[dict[str, float]]:

@@ -111,7 +111,12 @@ def test_what_changes_reinforcement_learning_changes_what_follows(tmp_path: Path
     assert changed(plain, keys(tmp_path, "policy=rl", "rl.algorithm.gamma=0.9")) == after
     assert changed(plain, keys(tmp_path, "policy=rl", "rl.suite=metaworld")) == after
     assert changed(plain, keys(tmp_path, "policy=rl", "seed=8")) == set(plain) - set(DATA)
-    for typed in ("rl.workers=3", "rl.checkpoint_every=9", "rl.learner.micro_batch=4", "rl.presets={a: {episodes: 8}}"):
+    for typed in (
+        "rl.placement.silence=9",
+        "rl.checkpoint_every=9",
+        "rl.learner.micro_batch=4",
+        "rl.presets={a: {episodes: 8}}",
+    ):
         assert keys(tmp_path, "policy=rl", typed) == plain, typed
 
 
