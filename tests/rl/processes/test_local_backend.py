@@ -19,7 +19,7 @@ import torch
 
 from prts_core.io.errors import CheckpointError, ConfigError, DataError, SimulatorError, StageError
 from prts_core.io.tensors import load_tensors
-from prts_core.rl import local_backend
+from prts_core.rl.processes import local_backend
 from prts_core.rl.processes.fleet import Fleet
 from prts_core.rl.processes.local_backend import LocalBackend
 from prts_core.rl.processes.rollout_places import RolloutPlace
@@ -206,7 +206,7 @@ def test_nothing_is_left_behind(tmp_path: Path):
 import sys, time
 from pathlib import Path
 from prts_core.io.tensors import load_tensors
-from prts_core.rl import local_backend
+from prts_core.rl.processes import local_backend
 from prts_core.rl.processes.fleet import Fleet
 from prts_core.rl.processes.local_backend import LocalBackend
 from prts_core.rl.processes.rollout_places import RolloutPlace
