@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -34,6 +32,7 @@ from prts_core.io.threads import torch_threads
 from prts_core.policy.policy import Policy, load_policy
 from prts_core.rl.collect import Collected, Collector
 from prts_core.rl.episodes import EpisodeOrder, orders, training_plan
+from prts_core.rl.processes.weights import Holder, Publisher
 from prts_core.rl.rollout_side import ROLLOUT_THREADS
 from prts_core.rl.run import Run
 from prts_core.rollout.episode_plan import Queue
@@ -222,13 +221,7 @@ def _go_through(pool: Pool, left: dict[int, Iterator[Message]]) -> None:
 def passing_on(policy: Policy) -> Iterator[float]:
     """Seconds, each time, in which a copy of the policy takes over what has changed since the last time."""
     there = copy.deepcopy(policy.model)
-    if find_spec("prts_core.rl.weights") is None:  # all of it, without looking what has changed
-        while True:
-            begin = time.perf_counter()
-            there.load_state_dict({name: tensor.clone() for name, tensor in policy.model.state_dict().items()})
-            yield time.perf_counter() - begin
-    weights = import_module("prts_core.rl.weights")
-    publisher, holder = weights.Publisher(policy.model), weights.Holder(there)
+    publisher, holder = Publisher(policy.model), Holder(there)
     holder.load(publisher.whole())
     while True:
         begin = time.perf_counter()

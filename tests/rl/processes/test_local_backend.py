@@ -223,7 +223,7 @@ with Fleet(backend, Publisher(ToyPolicy())) as fleet:
         sys.exit()
     time.sleep(600)
 """
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     for way in ("close", "kill"):
         with subprocess.Popen(
             [sys.executable, "-c", script], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -22,7 +22,7 @@ from tests.fixtures.toy_collector import ToyPolicy, orders, record_of, same, upd
 
 CALL = "tests.fixtures.toy_collector:make"
 SILENCE = 12.0
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def places(*nodes: int) -> list[RolloutPlace]:

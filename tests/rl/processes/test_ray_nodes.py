@@ -18,7 +18,7 @@ from prts_core.rl.processes.weights import Publisher
 from tests.fixtures.toy_collector import ToyPolicy, orders, record_of, same, update
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
