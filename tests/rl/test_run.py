@@ -208,19 +208,28 @@ LEARNS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["flow", "tokens"])
-@pytest.mark.parametrize("algorithm", LEARNS)
+@pytest.mark.parametrize(("algorithm", "kind"), [("ppo", "flow"), ("grpo", "tokens"), ("dagger", "flow")])
 def test_it_learns_to_push(algorithm: str, kind: str, folders: dict[str, Path], tmp_path: Path):
+    """From a policy that stands still (flow) or pushes aside (tokens), and now and then explores its way there."""
     settings = config(
         algorithm=LEARNS[algorithm],
-        iterations=25,
-        episodes=64,
+        iterations=12,
+        episodes=48,
         eval_episodes=20,
-        exploration=ExplorationConfig(level=0.7, step=-1),
+        perturbation={"shift": 0.0},
+        exploration=ExplorationConfig(level=1.0, step=-1, correlation=0.5),
         learner=LearnerConfig(
-            batch_size=128, micro_batch=128, learning_rate=1e-3, value_lr=3e-3, epochs=2, threads=1, warmup=5
+            batch_size=64, micro_batch=64, learning_rate=1e-3, value_lr=3e-3, epochs=2, threads=1, warmup=5
         ),
     )
-    found = make(folders[kind], tmp_path, settings).run()
-    before, after = found.evaluations[0].successes, found.evaluations[-1].successes
-    assert after >= before + 8, (before, after, [row["env/success_once"] for row in found.rows])
+    run = make(folders[kind], tmp_path, settings)
+    if kind == "flow":
+        with torch.no_grad():
+            for parameter in run.policy.model.dit_action_head.action_out_proj.parameters():
+                parameter.zero_()
+    found = run.run()
+    rates = [row["env/success_once"] for row in found.rows]
+    if kind == "tokens":  # its likeliest tokens get there from the first, what it draws does not
+        assert np.mean(rates[-3:]) >= np.mean(rates[:3]) + 0.15, rates
+    else:
+        assert found.evaluations[-1].successes >= found.evaluations[0].successes + 8, rates
