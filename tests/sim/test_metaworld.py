@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("metaworld", reason="pip install -e '.[sim]'")
 
 from prts_core.sim.suite import Task
-from prts_core.sim.suites.metaworld.environment import MetaworldEnvironment
+from prts_core.sim.suites.metaworld.environment import KEPT, RENDERERS, MetaworldEnvironment
 from prts_core.sim.suites.metaworld.expert import PHASES, expert
 from prts_core.sim.suites.metaworld.spec import suites_for
 
@@ -61,6 +61,15 @@ def test_renderers_do_not_disturb_each_other(env):
     assert np.array_equal(env.images()[TOP], own)
     env.render()
     assert np.array_equal(env.images()[TOP], own)
+
+
+def test_a_worker_keeps_few_scenes_and_makes_them_again_alike(env):
+    own = env.images()[TOP]
+    for task in sorted(PHASES)[:KEPT]:
+        reset(env, 1, task).images()
+        assert len(env.scenes.held) <= KEPT and len(env.scene.renderers.held) <= RENDERERS
+    assert "faucet-open" not in env.scenes.held
+    assert np.array_equal(reset(env, 5).images()[TOP], own)
 
 
 def test_the_pair_shares_its_scene(env):
