@@ -29,7 +29,8 @@ class AlgorithmConfig(Strict):
     clip_low, clip_high: of the ratio, 1 - low to 1 + high. dual_clip: at most this many times a negative advantage;
     none: off. value_clip, huber_delta, value_weight: of the critic. critic_warmup: iterations in which the critic alone
     learns. entropy_bonus: weight of the entropy. kl_weight: weight of the divergence from the policy that the run
-    started from. normalize_advantages: to mean 0 and deviation 1 over all that counts.
+    started from. normalize_advantages: to mean 0 and deviation 1 over all that counts. replay: iterations before the
+    present one whose episodes are learned from again, by algorithms that imitate and by learner.critic_epochs.
 
     max_staleness: of asynchronous rollouts, policy versions that a sample may lie behind; older ones are dropped.
     weight_limit: of a decoupled loss: samples whose proximal-to-behaviour weight exceeds it are left out.
@@ -47,6 +48,7 @@ class AlgorithmConfig(Strict):
     reward_level: Literal["action", "chunk"] = "chunk"
     log_prob_level: Level = "chunk"
     normalize_advantages: bool = True
+    replay: int = 0
     filter_returns: tuple[float, float] | None = None
     clip_low: float = 0.2
     clip_high: float = 0.2
@@ -70,7 +72,7 @@ class AlgorithmConfig(Strict):
             {
                 "[1, inf)": "group_size",
                 "[0, 1]": "gamma gae_lambda positive_share drop expert_share expert_decay",
-                "[0, inf)": "clip_high value_weight critic_warmup entropy_bonus kl_weight max_staleness",
+                "[0, inf)": "replay clip_high value_weight critic_warmup entropy_bonus kl_weight max_staleness",
                 "[0, 1)": "clip_low",
                 "(0, inf)": "value_clip huber_delta weight_limit",
                 "(1, inf)": "dual_clip",
@@ -134,12 +136,15 @@ class RewardConfig(Strict):
 @dataclass(frozen=True)
 class LearnerConfig(Strict):
     """trains: the action head alone, the action head and the language model, or all. epochs: passes over the decisions
-    of an iteration. batch_size: decisions an update; micro_batch: of them at once. target_kl: the rates are steered so
-    that an iteration moves the policy by about that much; none: they stay. warmup: updates over which the rates rise.
+    of an iteration. critic_epochs: more passes of the critic alone, over the features of replayed iterations too, which
+    cost no look at a picture. batch_size: decisions an update; micro_batch: of them at once. target_kl: the rates are
+    steered so that an iteration moves the policy by about that much; none: they stay. warmup: updates over which the
+    rates rise.
     """
 
     trains: Literal["action", "language", "all"] = "all"
     epochs: int = 1
+    critic_epochs: int = 0
     batch_size: int = 512
     micro_batch: int = execution(128)
     learning_rate: float = 1e-5
@@ -161,7 +166,7 @@ class LearnerConfig(Strict):
             {
                 "[1, inf)": "epochs batch_size micro_batch",
                 "(0, inf)": "learning_rate value_lr target_kl adam_eps clip_norm",
-                "[0, inf)": "min_learning_rate warmup weight_decay",
+                "[0, inf)": "critic_epochs min_learning_rate warmup weight_decay",
                 "[0, 1)": "betas",
                 "[1, 1024]": "threads",
             },

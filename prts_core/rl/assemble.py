@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from prts_core.config.rl import RlConfig
-from prts_core.rl.collect import EpisodeRecord
 from prts_core.rl.reachability import calibrated
+from prts_core.rl.records import EpisodeRecord
 from prts_core.rl.rewards import earn, shape
 from prts_core.rl.rollouts import Rollouts, end_at
 
@@ -26,10 +26,10 @@ def assemble(records: Sequence[EpisodeRecord], config: RlConfig, width: int, val
     longest, count, chunk = max(map(len, records)), len(records), records[0].successes.shape[1]
 
     def padded(rows: Callable[[EpisodeRecord], np.ndarray | Tensor]) -> Tensor:
-        first = torch.as_tensor(rows(records[0]))
+        first = _tensor(rows(records[0]))
         out = torch.zeros(longest, count, *first.shape[1:], dtype=first.dtype)
         for at, record in enumerate(records):
-            out[: len(record), at] = torch.as_tensor(rows(record))
+            out[: len(record), at] = _tensor(rows(record))
         return out
 
     ended = padded(lambda record: record.successes)
@@ -75,6 +75,10 @@ def assemble(records: Sequence[EpisodeRecord], config: RlConfig, width: int, val
         torch.tensor([record.version for record in records]).expand(longest, -1),
         None if potential is None else config.reward.success * calibrated(records, potential, terminated),
     )
+
+
+def _tensor(rows: np.ndarray | Tensor | None) -> Tensor:
+    return rows if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows))  # a copy: what travelled is read-only
 
 
 @dataclass(frozen=True)

@@ -15,48 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from prts_core.rl.actor import Actor, Decisions
 from prts_core.rl.episodes import EpisodeOrder
+from prts_core.rl.records import EpisodeRecord
 from prts_core.rollout.episode_plan import EpisodePlan, Queue
 from prts_core.sim.adapter import Adapter
 from prts_core.sim.pipeline import Pipeline
 from prts_core.sim.pool import Pool, WorkerLaunch
 from prts_core.sim.suite import EpisodeKey
 from prts_core.sim.vector import ChunkStep, Observation, VectorSettings
-
-
-@dataclass
-class EpisodeRecord:
-    """One finished episode of n decisions.
-
-    seen: {"observation.state" (n, D), camera (n, H, W, 3)} as the policy saw it. steps (n,): of the simulator before
-    each decision. log_probs (n, T, A), record {name: (n, ...)}, features (n, F), potentials (n,) or none: of
-    `Decisions`. actions (n, T, A) in robot units. successes, valid (n, K) bool: of the executed steps. advice (n, K,
-    A): what the expert would have done, in robot units, where it was asked. last, last_potential: features (F,) and
-    potential of the observation after the last decision, where the episode was cut at its limit.
-    """
-
-    order: EpisodeOrder
-    instruction: str
-    version: int
-    seen: dict[str, np.ndarray]
-    steps: np.ndarray
-    actions: np.ndarray
-    log_probs: Tensor
-    record: dict[str, Tensor]
-    features: Tensor
-    potentials: np.ndarray | None
-    successes: np.ndarray
-    valid: np.ndarray
-    solved: bool
-    advice: np.ndarray | None = None
-    last: Tensor | None = None
-    last_potential: float | None = None
-
-    def __len__(self) -> int:
-        return len(self.steps)
 
 
 @dataclass

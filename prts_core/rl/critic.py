@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from prts_core.models.tokens import Prefix
+from prts_core.rl.losses import value_loss
+from prts_core.rl.means import Mean
 
 HIDDEN = (256, 128)
 
@@ -46,3 +48,31 @@ class Critic(nn.Module):
 
     def forward(self, found: Tensor) -> Tensor:
         return self.out(self.layers(found))
+
+
+def refit(
+    critic: Critic,
+    optimizer: torch.optim.Optimizer,
+    known: tuple[Tensor, Tensor, Tensor],
+    epochs: int,
+    batch_size: int,
+    delta: float,
+    generator: torch.Generator,
+) -> float:
+    """Teach the critic alone, pass after pass; the optimiser's other parameters stay. The last pass's mean loss.
+
+    known: features (N, F), returns (N, 1 or K) and what of them counts, likewise. delta: of Huber's loss.
+    """
+    device = next(critic.parameters()).device
+    losses: list[float] = []
+    for _ in range(epochs):
+        losses = []
+        for part in torch.randperm(len(known[0]), generator=generator).split(batch_size):
+            found, returns, counts = (tensor[part].to(device) for tensor in known)
+            values = critic(found)
+            loss, _ = value_loss(values, values.detach(), returns, Mean.over(counts), torch.inf, delta)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+    return sum(losses) / max(1, len(losses))

@@ -20,12 +20,12 @@ from prts_core.policy.policy import Policy
 from prts_core.rl import algorithms
 from prts_core.rl.algorithms import Evaluated, Samples, Targets
 from prts_core.rl.assemble import DecisionTable, assemble
-from prts_core.rl.collect import EpisodeRecord
-from prts_core.rl.critic import Critic, feature_width
+from prts_core.rl.critic import Critic, feature_width, refit
 from prts_core.rl.losses import Metrics
 from prts_core.rl.means import Totals
 from prts_core.rl.metrics import episode_metrics, pool, rollout_metrics, staleness_metrics
-from prts_core.rl.rates import rate, steer
+from prts_core.rl.rates import optimizer, rate, set_rates, steer
+from prts_core.rl.records import EpisodeRecord
 from prts_core.rl.rollouts import Rollouts
 from prts_core.rl.state import Progress
 from prts_core.rl.terms import Terms
@@ -54,7 +54,7 @@ class Learner:
         self.critic: Critic | None = None
         if "values" in self.algorithm.NEEDS:
             self.critic = Critic(feature_width(model.language_model.config.hidden_size)).to(policy.device)
-        self.optimizer = self._optimizer()
+        self.optimizer = optimizer(config.learner, self.trained, self.net, self.critic)
         wants_reference = config.algorithm.kl_weight > 0
         self.reference = {k: v.detach().clone() for k, v in self.trained.items()} if wants_reference else {}
         self.skipped = 0
@@ -62,27 +62,6 @@ class Learner:
     @property
     def needs_reachability(self) -> bool:
         return "reachability" in self.algorithm.NEEDS
-
-    def _optimizer(self) -> torch.optim.AdamW:
-        learner = self.config.learner
-        matrices = [p for name, p in self.trained.items() if p.ndim >= 2 and "embed" not in name]
-        others = [p for name, p in self.trained.items() if not (p.ndim >= 2 and "embed" not in name)]
-        groups: list[dict[str, Any]] = [
-            {"params": matrices, "peak": learner.learning_rate, "weight_decay": learner.weight_decay, "policy": True},
-            {"params": others, "peak": learner.learning_rate, "weight_decay": 0.0, "policy": True},
-        ]
-        if self.net is not None:
-            groups[1]["params"] = [*others, *self.net.parameters()]
-        if self.critic is not None:
-            groups.append(
-                {
-                    "params": list(self.critic.parameters()),
-                    "peak": learner.value_lr,
-                    "weight_decay": 0.0,
-                    "policy": False,
-                }
-            )
-        return torch.optim.AdamW(groups, lr=learner.learning_rate, betas=learner.betas, eps=learner.adam_eps)
 
     # ---- what a checkpoint holds ---------------------------------------------------------------------------------
     def weights(self) -> dict[str, Tensor]:
@@ -116,24 +95,33 @@ class Learner:
         return {name: m for name, m in (("critic", self.critic), ("exploration", self.net)) if m is not None}
 
     # ---- an iteration --------------------------------------------------------------------------------------------
-    def update(self, records: Sequence[EpisodeRecord], iteration: int, progress: Progress) -> dict[str, float]:
+    def update(
+        self,
+        records: Sequence[EpisodeRecord],
+        iteration: int,
+        progress: Progress,
+        earlier: Sequence[EpisodeRecord] = (),
+    ) -> dict[str, float]:
         """Learn from the episodes; `progress` counts the updates and carries the steered rate. Metrics as documented.
 
-        StageError where MOST_SKIPPED updates in a row were no numbers."""
+        earlier: replayed episodes. StageError where MOST_SKIPPED updates in a row were no numbers."""
         config = self.config
-        rollouts = assemble(records, config, self.terms.width, None if self.critic is None else self._values)
+        metrics = episode_metrics(self._assembled(records))
+        counted = sum(map(len, records))
+        learned = [*earlier, *records] if "imitation" in self.algorithm.NEEDS else records
+        rollouts = self._assembled(learned)
         targets = self.algorithm.targets(rollouts, config.algorithm)
-        metrics = rollout_metrics(rollouts, targets) | episode_metrics(rollouts)
+        metrics |= rollout_metrics(rollouts, targets)
         if config.algorithm.max_staleness:
             metrics |= staleness_metrics(rollouts, iteration + 1, config.algorithm.max_staleness)
-        table = DecisionTable(records, targets.mask.any(-1))
+        table = DecisionTable(learned, targets.mask.any(-1))
         if not targets.informative:  # all episodes of every group alike: told, and no step is taken on nothing
             return metrics | {"train/actor/no_information": 1.0, "train/actor/lr": rate(config, iteration, progress)}
         known = self._known(table, rollouts)
         told: dict[str, list[float]] = {}
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + iteration)
         for _ in range(config.learner.epochs):
-            order = torch.randperm(len(table), generator=generator)
+            order = torch.randperm(len(table), generator=generator)[:counted]  # with replay a pass is no longer
             for part in order.split(config.learner.batch_size):
                 pieces = [
                     self._samples(table, rollouts, targets, known, piece, iteration)
@@ -142,9 +130,34 @@ class Learner:
                 for name, value in self._step(table, pieces, iteration, progress).items():
                     told.setdefault(name, []).append(value)
         metrics |= {f"train/{name}": float(np.mean(values)) for name, values in told.items()}
+        if config.learner.critic_epochs and self.critic is not None:
+            metrics["train/critic/refit_loss"] = self._refit([*earlier, *records], generator)
         self._ask_for_good()
         steer(config, told.get("actor/kl", []), iteration, progress)
         return metrics | {"train/actor/rate": progress.rate}
+
+    def _assembled(self, records: Sequence[EpisodeRecord]) -> Rollouts:
+        return assemble(records, self.config, self.terms.width, None if self.critic is None else self._values)
+
+    def _refit(self, records: Sequence[EpisodeRecord], generator: torch.Generator) -> float:
+        """More passes of the critic alone, towards what it now makes of all these episodes' returns."""
+        learner, algorithm = self.config.learner, self.config.algorithm
+        assert self.critic is not None
+        targets = self.algorithm.targets(self._assembled(records), algorithm)
+        assert targets.returns is not None, "an algorithm that needs values says what they should be"
+        table = DecisionTable(records, targets.mask.any(-1))
+        every = torch.arange(len(table))
+        features = table.gather(every, lambda own, row: own.features[row])
+        known = features, table.take(targets.returns, every), table.take(targets.mask, every)
+        return refit(
+            self.critic,
+            self.optimizer,
+            known,
+            learner.critic_epochs,
+            learner.batch_size,
+            algorithm.huber_delta,
+            generator,
+        )
 
     def _ask_for_good(self) -> None:
         """From the first update on a policy that is taught what good is acts as if asked for it."""
@@ -246,8 +259,7 @@ class Learner:
         self._guard(norm, told["actor/total_loss"])
         told["actor/skipped"] = float(self.skipped > 0)
         if not self.skipped and float(totals.count) > 0:
-            for group in self.optimizer.param_groups:
-                group["lr"] = group["peak"] * (now / learner.learning_rate if group["policy"] else 1.0)
+            set_rates(self.optimizer, now / learner.learning_rate)
             self.optimizer.step()
             progress.updates += 1
         return {name: value for name, value in told.items() if math.isfinite(value)}
@@ -271,6 +283,7 @@ class Learner:
             values = self.critic(table.gather(chosen, lambda own, row: own.features[row]).to(self.policy.device))
         if "imitation" in self.algorithm.NEEDS:
             return Evaluated(None, values=values, imitation=self.terms.imitation(table, chosen, samples))
-        with torch.set_grad_enabled(not samples.critic_only):
-            log_probs, entropy = self.terms.log_probs(table, chosen)
+        if samples.critic_only:  # the policy is as it was when it acted: there is nothing to compute
+            return Evaluated(samples.log_probs, values=values)
+        log_probs, entropy = self.terms.log_probs(table, chosen)
         return Evaluated(log_probs, entropy, values)

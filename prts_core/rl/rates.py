@@ -1,14 +1,47 @@
-"""Set the learner's rates: warm-up, schedule, and a factor that keeps an iteration's divergence near a wanted one."""
+"""Set up the learner's optimiser and its rates: warm-up, schedule, and a factor that keeps an iteration's divergence
+near a wanted one.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from prts_core.config.rl import RlConfig
+import torch
+from torch import nn
+
+from prts_core.config.rl import LearnerConfig, RlConfig
 from prts_core.rl.state import Progress
 
 STEER, SLOWEST, FASTEST = 1.3, 1e-3, 1e2  # of the factor that target_kl steers
+
+
+def optimizer(
+    learner: LearnerConfig, trained: Mapping[str, nn.Parameter], net: nn.Module | None, critic: nn.Module | None
+) -> torch.optim.AdamW:
+    """Groups whose "peak" is their rate and whose "policy" says whether warm-up, schedule and steering move it.
+
+    trained: of the policy, by name; matrices alone decay. net: what exploring is learned by. critic: at its own rate.
+    """
+    matrices = [p for name, p in trained.items() if p.ndim >= 2 and "embed" not in name]
+    others = [p for name, p in trained.items() if not (p.ndim >= 2 and "embed" not in name)]
+    if net is not None:
+        others += net.parameters()
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "peak": learner.learning_rate, "weight_decay": learner.weight_decay, "policy": True},
+        {"params": others, "peak": learner.learning_rate, "weight_decay": 0.0, "policy": True},
+    ]
+    if critic is not None:
+        of_critic = list(critic.parameters())
+        groups.append({"params": of_critic, "peak": learner.value_lr, "weight_decay": 0.0, "policy": False})
+    return torch.optim.AdamW(groups, lr=learner.learning_rate, betas=learner.betas, eps=learner.adam_eps)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, share: float) -> None:
+    """share: of the policy's peak rate; the critic's stays."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * (share if group["policy"] else 1.0)
 
 
 def rate(config: RlConfig, iteration: int, progress: Progress) -> float:

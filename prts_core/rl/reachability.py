@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prts_core.rl.collect import EpisodeRecord
+from prts_core.rl.records import EpisodeRecord
 
 STEPS, RIDGE = 25, 1.0
 

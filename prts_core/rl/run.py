@@ -30,6 +30,7 @@ from prts_core.rl.processes.fleet import Fleet
 from prts_core.rl.processes.placement import place
 from prts_core.rl.processes.remote_collect import CALL, RolloutProcesses, published, worker_settings
 from prts_core.rl.processes.start import start_rollout
+from prts_core.rl.replay import Replay
 from prts_core.rl.rollout_side import Ahead, Collects, OnPolicy, RolloutSide
 from prts_core.rl.state import Checkpoints, Progress, read_rows
 from prts_core.rollout.episode_plan import EpisodePlan
@@ -97,6 +98,8 @@ class Run:
         reachability = config.reward.shaping > 0 or self.learner.needs_reachability
         self.actor = Actor(policy, config.exploration, self.learner.net, reachability)
         self.checkpoints = Checkpoints(work / "checkpoints")
+        imitates = "imitation" in self.learner.algorithm.NEEDS
+        self.replay = Replay(work / "replay", config.algorithm.replay, observations=imitates)
         self.progress = Progress()
         self.evaluations: list[Evaluation] = []
 
@@ -179,7 +182,9 @@ class Run:
         made = side.take(iteration)
         collected = time.perf_counter()
         with torch_threads(self.config.learner.threads):
-            metrics = self.learner.update(made.records, iteration, self.progress)
+            earlier = self.replay.before(iteration)
+            metrics = self.learner.update(made.records, iteration, self.progress, earlier)
+        self.replay.add(iteration, made.records)
         ended = time.perf_counter()
         progress = self.progress
         progress.iteration = iteration + 1

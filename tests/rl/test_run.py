@@ -96,10 +96,19 @@ def test_the_first_update_starts_at_the_policy_that_acted(kind: str, folders: di
     assert told["train/actor/clip_fraction"] == 0
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "recap", "dagger", "decoupled_ppo"])
+STOPPED: dict[str, dict[str, Any]] = {
+    "ppo": {"replay": 1},
+    "grpo": {"group_size": 4},
+    "decoupled_ppo": {"max_staleness": 1},
+    "recap": {},
+    "dagger": {"replay": 2},
+}
+
+
+@pytest.mark.parametrize("algorithm", STOPPED)
 def test_a_stopped_run_goes_on_with_the_same_curve(algorithm: str, folders: dict[str, Path], tmp_path: Path):
-    more = {"grpo": {"group_size": 4}, "decoupled_ppo": {"max_staleness": 1}}.get(algorithm, {})
-    settings = config(algorithm=AlgorithmConfig(name=algorithm, **more))
+    learner = replace(config().learner, critic_epochs=2)
+    settings = config(algorithm=AlgorithmConfig(name=algorithm, **STOPPED[algorithm]), learner=learner)
     whole = make(folders["flow"], tmp_path / "whole", settings).run()
     asked = iter([False, True])
     with pytest.raises(Stopped):
@@ -124,6 +133,52 @@ def test_a_lost_simulator_changes_no_bit(folders: dict[str, Path], tmp_path: Pat
     for one, other in zip(calm.records, killed.records, strict=True):
         assert np.array_equal(one.actions, other.actions) and torch.equal(one.log_probs, other.log_probs)
         assert one.order == other.order and one.solved == other.solved
+
+
+def test_replayed_decisions_are_among_those_learned_from_and_a_pass_is_no_longer(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = make(folders["flow"], tmp_path, config(algorithm=AlgorithmConfig(name="dagger", replay=1)))
+    met: list[list[tuple[int, int]]] = []
+    plain = run.learner.terms.imitation
+
+    def watched(table: Any, chosen: Any, samples: Any) -> Any:
+        met[-1] += [(table.records[table.at[i].episode].version, i) for i in chosen.tolist()]
+        return plain(table, chosen, samples)
+
+    monkeypatch.setattr(run.learner.terms, "imitation", watched)
+    counts = []
+    with Collector(run.plan, run.adapter, run.launch, run.config.workers, run.config.stages) as collector:
+        for iteration in range(3):
+            asked = orders(run.config, run.plan, run.seed, iteration, True)
+            made = collector.collect(run.actor, asked, iteration).records
+            met.append([])
+            run.learner.update(made, iteration, Progress(), run.replay.before(iteration))
+            run.replay.add(iteration, made)
+            counts.append(sum(map(len, made)))
+    assert [len(one) for one in met] == counts  # each decision at most once a pass, as many as there are new ones
+    assert all(len(set(one)) == len(one) for one in met)
+    assert [{version for version, _ in one} for one in met] == [{0}, {0, 1}, {1, 2}]
+    assert len(list((tmp_path / "replay").iterdir())) == 2  # one back, and one more for a checkpoint that lies behind
+
+
+def test_a_refit_teaches_the_critic_and_nothing_else(folders: dict[str, Path], tmp_path: Path):
+    def learned(epochs: int) -> dict[str, float]:
+        learner = replace(config().learner, critic_epochs=epochs)
+        run = make(
+            folders["flow"], tmp_path / str(epochs), config(algorithm=AlgorithmConfig(critic_warmup=1), learner=learner)
+        )
+        before = run.learner.weights()
+        records = collected(run).records
+        for record in records:  # success, where the critic can see it
+            record.features[:] = record.features + 10.0 * (record.order.index % 2)
+            record.successes[-1] = record.valid[-1] & bool(record.order.index % 2)
+        run.learner.update(records, 0, Progress())
+        assert all(torch.equal(before[name], value) for name, value in run.learner.weights().items())
+        return run.learner.update(records, 0, Progress())
+
+    told = {epochs: learned(epochs)["train/critic/value_loss"] for epochs in (0, 20)}
+    assert told[20] < 0.5 * told[0], told
 
 
 def test_groups_share_their_initial_state_and_not_their_noise(folders: dict[str, Path], tmp_path: Path):

@@ -22,14 +22,14 @@ from prts_core.config.rl import RlConfig
 from prts_core.io.threads import torch_threads
 from prts_core.policy.policy import load_policy
 from prts_core.rl.actor import Actor, Decisions
-from prts_core.rl.collect import Collected, Collector, EpisodeRecord
+from prts_core.rl.collect import Collected, Collector
 from prts_core.rl.episodes import EpisodeOrder, training_plan
 from prts_core.rl.policies import policy_kind
 from prts_core.rl.processes.fleet import Fleet
 from prts_core.rl.processes.rollout_places import RolloutPlace
+from prts_core.rl.records import order_of, plain, restored
 from prts_core.sim.adapter import adapt
 from prts_core.sim.pool import launch_for
-from prts_core.sim.suite import EpisodeKey
 from prts_core.sim.suites import suite
 
 CALL = "prts_core.rl.processes.remote_collect:make"
@@ -97,12 +97,12 @@ class RemoteCollector:
 
     def collect(self, orders: list[Any]) -> list[dict[str, Any]]:
         """(record, what it took) of every order."""
-        asked = [_order(order) for order in orders]
+        asked = [order_of(order) for order in orders]
         with torch_threads(THREADS):
             found = self.collector.collect(self.actor, asked, 0)
         took = {"deciding_s": found.deciding_s, "waiting_s": found.waiting_s, "lost": found.lost}
         share = {name: value / len(asked) for name, value in took.items()}
-        return [{"record": _plain(record), "took": share} for record in found.records]
+        return [{"record": plain(record), "took": share} for record in found.records]
 
 
 class RolloutProcesses:
@@ -143,11 +143,6 @@ class RolloutProcesses:
             self.fleet.close()
 
 
-def restored(plain: Mapping[str, Any], version: int) -> EpisodeRecord:
-    """The record that a rollout process sent, collected by the weights of that version."""
-    return EpisodeRecord(**{**plain, "order": _order(plain["order"]), "version": version})
-
-
 class _LivingActor(Actor):
     """An actor that says at every decision that its process is alive."""
 
@@ -160,13 +155,3 @@ class _LivingActor(Actor):
     ) -> Decisions:
         self.alive()
         return super().decide(seen, instructions, seeds, elapsed)
-
-
-def _plain(record: EpisodeRecord) -> dict[str, Any]:
-    """Its fields; of dataclasses in them, theirs."""
-    own = {field.name: getattr(record, field.name) for field in fields(record)}
-    return own | {"order": asdict(record.order)}
-
-
-def _order(plain: Mapping[str, Any]) -> EpisodeOrder:
-    return EpisodeOrder(**{**plain, "key": EpisodeKey(**plain["key"])})

@@ -17,13 +17,14 @@ from prts_core.config.rl import ExplorationConfig, RlConfig
 from prts_core.config.rl_placement import PlacementConfig
 from prts_core.policy.policy import load_policy
 from prts_core.rl.actor import Actor
-from prts_core.rl.collect import Collector, EpisodeRecord
+from prts_core.rl.collect import Collector
 from prts_core.rl.episodes import orders
 from prts_core.rl.processes.fleet import Fleet
 from prts_core.rl.processes.local_backend import LocalBackend
 from prts_core.rl.processes.remote_collect import CALL, RolloutProcesses, published, worker_settings
 from prts_core.rl.processes.rollout_places import RolloutPlace
 from prts_core.rl.processes.weights import Publisher
+from prts_core.rl.records import EpisodeRecord
 from prts_core.rl.run import Run
 from prts_core.sim.suites import suite
 from tests.fixtures.tiny_network import MODEL
