@@ -58,6 +58,7 @@ class Collector:
     def __init__(self, plan: EpisodePlan, adapter: Adapter, launch: WorkerLaunch, workers: int, stages: int) -> None:
         self.plan, self.adapter = plan, adapter
         self.pools = [Pool(launch, workers // stages) for _ in range(stages)]
+        self.prepared: _Run | None = None
 
     def __enter__(self) -> Collector:
         return self
@@ -72,14 +73,33 @@ class Collector:
 
     def collect(self, actor: Actor, orders: Sequence[EpisodeOrder], version: int) -> Collected:
         """Run the orders to their ends. SimulatorError where one costs worker after worker."""
-        return _Run(self, actor, orders, version).run()
+        if self.prepared is None or self.prepared.orders != list(orders):
+            self.settle()
+            self.prepare(orders)
+        run, self.prepared = self.prepared, None
+        assert run is not None
+        return run.run(actor, version)
+
+    def prepare(self, orders: Sequence[EpisodeOrder]) -> None:
+        """Have the first of these episodes begin and return while their simulators are reset: the learner may work."""
+        assert self.prepared is None, "simulators are prepared; `collect` or `settle` first"
+        self.prepared = _Run(self, orders)
+
+    def settle(self) -> None:
+        """Return once no simulator is at work; what was prepared is given up."""
+        if self.prepared is not None:
+            self.prepared.pipeline.reset()
+            self.prepared = None
 
 
 class _Run:
-    """One call of `Collector.collect`."""
+    """The episodes of one call of `Collector.collect`, whose simulators are being reset."""
 
-    def __init__(self, collector: Collector, actor: Actor, orders: Sequence[EpisodeOrder], version: int) -> None:
-        self.collector, self.actor, self.orders, self.version = collector, actor, list(orders), version
+    actor: Actor
+    version: int
+
+    def __init__(self, collector: Collector, orders: Sequence[EpisodeOrder]) -> None:
+        self.collector, self.orders = collector, list(orders)
         plan = collector.plan
         self.execute = plan.execute
         listed = EpisodePlan(
@@ -96,16 +116,19 @@ class _Run:
         self.asked: dict[int, tuple[Observation, Decisions]] = {}
         self.done: dict[int, EpisodeRecord] = {}
         self.cut: list[tuple[EpisodeRecord, dict[str, np.ndarray]]] = []
-        self.deciding = self.waiting = 0.0
+        self.deciding = 0.0
+        self.lost = sum(pool.lost for pool in collector.pools)
+        settings = VectorSettings(perturbation=plan.perturbation)
+        self.pipeline = Pipeline(collector.pools, plan.suite, settings, self._deal)
+        self.pipeline.start_reset()
 
-    def run(self) -> Collected:
-        begun, lost = time.perf_counter(), sum(pool.lost for pool in self.collector.pools)
-        settings = VectorSettings(perturbation=self.collector.plan.perturbation)
-        pipeline = Pipeline(self.collector.pools, self.collector.plan.suite, settings, self._deal)
-        pipeline.reset()
+    def run(self, actor: Actor, version: int) -> Collected:
+        """Once: by this actor, whose weights are of that version."""
+        begun, self.actor, self.version = time.perf_counter(), actor, version
+        self.pipeline.reset()
         self.open, self.dealt = self.dealt, {}
         told = time.perf_counter()
-        for stage, chunk in pipeline.run(self._ask, experts=self._experts if self._asks_expert() else None):
+        for stage, chunk in self.pipeline.run(self._ask, experts=self._experts if self._asks_expert() else None):
             self._took(stage, chunk)
         self._look_at_ends()
         records = [self.done[order.index] for order in self.orders]
@@ -116,7 +139,7 @@ class _Run:
             self.deciding,
             time.perf_counter() - told - self.deciding,
             sum(int(record.valid.sum()) for record in records),
-            sum(pool.lost for pool in self.collector.pools) - lost,
+            sum(pool.lost for pool in self.collector.pools) - self.lost,
         )
 
     def _deal(self, stage: int, slot: int) -> EpisodeKey | None:

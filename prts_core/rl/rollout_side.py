@@ -25,9 +25,14 @@ ROLLOUT_THREADS = 1  # of torch: the simulators need the other cores
 
 
 class Collects(Protocol):
-    """Simulators in this process (Collector) or in others (remote_collect.RolloutProcesses)."""
+    """Simulators in this process (Collector) or in others (remote_collect.RolloutProcesses). prepare: have the episodes
+    of the next call begin; settle: return once no simulator is at work, whatever was prepared."""
 
     def collect(self, actor: Actor, orders: Sequence[EpisodeOrder], version: int) -> Collected: ...
+
+    def prepare(self, orders: Sequence[EpisodeOrder]) -> None: ...
+
+    def settle(self) -> None: ...
 
 
 OrdersOf = Callable[[int], list[EpisodeOrder]]
@@ -49,17 +54,20 @@ class RolloutSide(Protocol):
 
 
 class OnPolicy:
-    """Episodes of the very policy that learns from them."""
+    """Episodes of the very policy that learns from them; while it learns, simulators are reset for the next ones."""
 
-    def __init__(self, collector: Collects, actor: Actor, orders: OrdersOf) -> None:
-        self.collector, self.actor, self.orders = collector, actor, orders
+    def __init__(self, collector: Collects, actor: Actor, orders: OrdersOf, iterations: int) -> None:
+        self.collector, self.actor, self.orders, self.iterations = collector, actor, orders, iterations
 
     def take(self, iteration: int) -> Collected:
         with torch_threads(ROLLOUT_THREADS):
-            return self.collector.collect(self.actor, self.orders(iteration), iteration)
+            made = self.collector.collect(self.actor, self.orders(iteration), iteration)
+        if iteration + 1 < self.iterations:
+            self.collector.prepare(self.orders(iteration + 1))
+        return made
 
     def settle(self) -> None:
-        """Nothing is under way between two iterations."""
+        self.collector.settle()
 
     def state(self) -> dict[str, Tensor]:
         return {}

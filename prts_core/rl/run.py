@@ -141,7 +141,7 @@ class Run:
         if self.config.algorithm.max_staleness:
             ahead = Ahead(collects, self.actor, of, self.learner, self.config.iterations)
             return stack.enter_context(closing(ahead))
-        return OnPolicy(collects, self.actor, of)
+        return OnPolicy(collects, self.actor, of, self.config.iterations)
 
     def _begin(self, actor: Actor) -> Fleet:
         """Rollout processes where the placement has them."""

@@ -47,8 +47,15 @@ class Pipeline:
 
     def reset(self) -> list[tuple[Observation, list[str]]]:
         """Begin the next episode everywhere; what each stage shows."""
-        self.shown = [stage.reset() for stage in self.stages]
+        if self.stages[0].beginning is None:
+            self.start_reset()
+        self.shown = [stage.finish_reset() for stage in self.stages]
         return self.shown
+
+    def start_reset(self) -> None:
+        """Have the next episode begin everywhere and return while the simulators are reset; `reset` waits for them."""
+        for stage in self.stages:
+            stage.start_reset()
 
     def run(
         self, ask: Ask, chunks: int | None = None, experts: Callable[[int], Sequence[str]] | None = None

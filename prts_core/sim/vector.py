@@ -9,8 +9,8 @@ It knows workers (sim/pool.py, one environment a slot) and no policy. Semantics 
 - An episode ends with the chunk in which it was solved (termination) or reached its limit (truncation). Where the
   environment resets itself or ignores terminations both flags stand at the chunk's last step, else where it happened.
 - `ignore_terminations`: being solved ends nothing; episodes run to their limit.
-- `start` and `finish` are the halves of a chunk step: between them the simulators work and the caller may, say, ask the
-  policy about other environments (sim/pipeline.py).
+- `start` and `finish` are the halves of a chunk step, `start_reset` and `finish_reset` of a reset: between them the
+  simulators work and the caller may, say, ask the policy about other environments (sim/pipeline.py), or learn.
 - A worker that is lost costs time and nothing else: an episode is a function of its key and its actions, so a fresh
   worker is brought to where the lost one was.
 - Episodes follow `reset_ids`, or come from the caller (`deal`), who then decides which environment runs what.
@@ -143,16 +143,30 @@ class VectorEnv:
         self.episodes: list[_Episode | None] = [None] * pool.slots
         self.experts = [""] * pool.slots
         self.under_way: tuple[int, dict[int, np.ndarray]] | None = None  # K and each slot's actions of a chunk begun
+        self.beginning: dict[int, EpisodeKey] | None = None  # of a reset begun
 
     def reset(self, environments: Sequence[int] | None = None) -> tuple[Observation, list[str]]:
         """Begin the next episode in these environments (none: in all). (observation {key: (N, ...)}, N sentences)."""
+        self.start_reset(environments)
+        return self.finish_reset()
+
+    def start_reset(self, environments: Sequence[int] | None = None) -> None:
+        """Have the next episode begin in these environments (none: in all) and return while they are reset;
+        `finish_reset` brings what they show."""
         assert self.under_way is None, "a chunk is under way; `finish` it first"
-        keys = {}
+        assert self.beginning is None, "a reset is under way; `finish_reset` it first"
+        self.beginning = {}
         for slot in range(self.pool.slots) if environments is None else environments:
             self.episodes[slot] = None
             if (key := self.deal(slot)) is not None:
-                keys[slot] = key
-        for slot, reply in self._exchange({slot: [self._reset(key)] for slot, key in keys.items()}).items():
+                self.beginning[slot] = key
+                self.pool.send(slot, self._reset(key))
+
+    def finish_reset(self) -> tuple[Observation, list[str]]:
+        """(observation {key: (N, ...)}, N sentences) of all environments, once those of `start_reset` are there."""
+        assert self.beginning is not None, "no reset is under way; `start_reset` one"
+        keys, self.beginning = self.beginning, None
+        for slot, reply in self._collect({slot: [self._reset(key)] for slot, key in keys.items()}).items():
             limit = self.settings.max_steps or task_of(self.spec, keys[slot].task).max_steps
             self.episodes[slot] = _Episode(keys[slot], limit, reply["observation"], reply["instruction"])
         return self._observation(), self._instructions()
@@ -293,16 +307,10 @@ class VectorEnv:
             way.append(self._step(np.concatenate(episode.actions), slot, observe=False))
         return [*way, self._step(chunk, slot)]
 
-    def _exchange(self, asked: dict[int, list[Message]]) -> dict[int, Message]:
-        """Send each slot its messages one after another, all slots at once; the last reply of each."""
-        for slot, messages in asked.items():
-            self.pool.send(slot, messages[0])
-        return self._collect(asked)
-
     def _collect(
         self, asked: dict[int, list[Message]], chunks: dict[int, np.ndarray] | None = None
     ) -> dict[int, Message]:
-        """Wait for the replies, the first message of every slot being under way.
+        """Wait for the last reply of every slot, its first message being under way and the others sent one by one.
 
         chunks: what a fresh worker must be brought to first where one is lost; none: it is asked the same again.
         """

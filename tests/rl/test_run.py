@@ -181,6 +181,28 @@ def test_a_refit_teaches_the_critic_and_nothing_else(folders: dict[str, Path], t
     assert told[20] < 0.5 * told[0], told
 
 
+def test_simulators_are_reset_while_the_learner_learns(folders: dict[str, Path], tmp_path: Path):
+    """What was prepared is what is run; an evaluation or other episodes in between give it up and change nothing."""
+    run = make(folders["flow"], tmp_path, config())
+
+    def of(iteration: int) -> Any:
+        return orders(run.config, run.plan, run.seed, iteration)
+
+    with Collector(run.plan, run.adapter, run.launch, run.config.workers, run.config.stages) as collector:
+        plain = collector.collect(run.actor, of(1), 1).records
+        collector.prepare(of(1))
+        assert collector.prepared is not None
+        assert all(stage.beginning for stage in collector.prepared.pipeline.stages)  # under way, and nobody waits
+        prepared = collector.collect(run.actor, of(1), 1).records
+        collector.prepare(of(2))
+        other = collector.collect(run.actor, of(1), 1).records
+        collector.prepare(of(2))
+        collector.settle()
+        again = collector.collect(run.actor, of(1), 1).records
+    for made in (prepared, other, again):
+        assert all(np.array_equal(a.actions, b.actions) for a, b in zip(plain, made, strict=True))
+
+
 def test_groups_share_their_initial_state_and_not_their_noise(folders: dict[str, Path], tmp_path: Path):
     run = make(folders["flow"], tmp_path, config(algorithm=AlgorithmConfig(name="grpo", group_size=4)))
     records = collected(run).records

@@ -138,6 +138,12 @@ class RolloutProcesses:
             passed_on - begun,
         )
 
+    def prepare(self, orders: Sequence[EpisodeOrder]) -> None:
+        """Nothing: which process runs which episode is decided as they become free."""
+
+    def settle(self) -> None:
+        """Nothing is under way between two calls."""
+
     def close(self) -> None:
         if self.fleet is not None:
             self.fleet.close()
