@@ -34,7 +34,7 @@ for _number in STOPS:  # a shell's background job ignores SIGINT, and so would e
 signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 HEARD = {number: signal.getsignal(number) for number in STOPS}
 
-pytest_plugins = ["tests.fixtures.smoke_run", "tests.fixtures.tiny_network"]
+pytest_plugins = ["tests.fixtures.small_disk", "tests.fixtures.smoke_run", "tests.fixtures.tiny_network"]
 
 
 @pytest.hookimpl(trylast=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,20 @@ def test_groups_that_are_all_alike_teach_nothing_and_it_is_told(folders: dict[st
     told = run.learner.update(records, 0, Progress())
     assert told["train/actor/no_information"] == 1
     assert all(torch.equal(before[name], value) for name, value in run.learner.weights().items())
+
+
+@pytest.mark.parametrize("small_disk", ["2m"], indirect=True)
+def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(
+    small_disk: Path, folders: dict[str, Path], tmp_path: Path
+):
+    whole = make(folders["flow"], tmp_path / "whole", config()).run()
+    (small_disk / "others").write_bytes(b"x" * 1_500_000)
+    with pytest.raises(StageError, match=r"disk is full.*MiB free.*Cure: free some space"):
+        make(folders["flow"], small_disk / "run", config()).run()
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    resumed = make(folders["flow"], small_disk / "run", config()).run()
+    assert all(torch.equal(whole.weights[name], resumed.weights[name]) for name in whole.weights)
+    assert not list(small_disk.rglob("*.partial-*"))
 
 
 def test_a_policy_that_answers_with_nan_is_named(folders: dict[str, Path], tmp_path: Path):
