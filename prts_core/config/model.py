@@ -83,7 +83,7 @@ class DitConfig(Strict):
 
     output_dim: width between transformer and decoder. mlp_ratio: of the feed-forward. alternate: cross-attention takes
     text and visual tokens in turn (text in every `text_every`-th cross block), else all tokens at once.
-    final_dropout: once more on the attention's output. noise_scale: see MotConfig.
+    final_dropout: once more on the attention's output. noise_scale, given_rows: see MotConfig.
     """
 
     kind: Literal["dit"] = "dit"
@@ -98,12 +98,13 @@ class DitConfig(Strict):
     final_dropout: bool = True
     denoise_steps: int = 4
     noise_scale: float = 1.0
+    given_rows: int = 0
 
     def __post_init__(self) -> None:
         ranges = {
             "[1, inf)": "num_layers num_heads head_dim output_dim mlp_ratio text_every denoise_steps",
             "[0, 1)": "dropout",
-            "[0, inf)": "noise_scale",
+            "[0, inf)": "noise_scale given_rows",
         }
         check_numbers(self, ranges)
 
@@ -113,7 +114,8 @@ class MotConfig(Strict):
     """Mixture-of-transformers flow-matching action head: one block per language-model layer.
 
     noise_scale: of the noise that sampling starts from. 1 samples the learned distribution; 0 takes its centre, which
-    is steadier where demonstrations were shaken on purpose.
+    is steadier where demonstrations were shaken on purpose. given_rows: in fine-tuning up to so many first rows of a
+    chunk are given, so that the policy learns to go on from rows that are under way (real-time chunking).
     """
 
     kind: Literal["mot"] = "mot"
@@ -123,12 +125,13 @@ class MotConfig(Strict):
     dropout: float = 0.0
     denoise_steps: int = 4
     noise_scale: float = 1.0
+    given_rows: int = 0
 
     def __post_init__(self) -> None:
         ranges = {
             "[1, inf)": "hidden_size num_heads intermediate_size denoise_steps",
             "[0, 1)": "dropout",
-            "[0, inf)": "noise_scale",
+            "[0, inf)": "noise_scale given_rows",
         }
         check_numbers(self, ranges)
 

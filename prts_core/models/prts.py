@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from prts_core.config.model import ActionHeadConfig, Compat, DitConfig, ModelConfig, TokensConfig
-from prts_core.io.errors import CheckpointError
+from prts_core.io.errors import CheckpointError, ConfigError
 from prts_core.models.attention import kept_layers
 from prts_core.models.backbone import build_backbone, see
 from prts_core.models.cross_entropy import head_logits, token_cross_entropy
 from prts_core.models.heads.contrastive.module import ContrastiveEncoder
 from prts_core.models.heads.dit.module import DitHead
 from prts_core.models.heads.flow.loss import mask_noise
+from prts_core.models.heads.flow.realtime import Committed, sample_guided, sample_trained
 from prts_core.models.heads.flow.sampler import sample_actions
 from prts_core.models.heads.mot.module import MotHead
 from prts_core.models.heads.tokens.loss import bin_values
@@ -122,7 +123,8 @@ class PrtsModel(nn.Module):
         return 0.0 * torch.stack([x.sum() for x in (merged, *deepstack)]).sum()
 
     def velocity(self, prefix: Prefix, x: Tensor, dof_mask: Tensor, time: Tensor) -> Tensor:
-        """Velocity (R*S, T, A) for R noise draws a sample; x is sample-major: s*R .. s*R+R-1 are of sample s."""
+        """Velocity (R*S, T, A) for R noise draws a sample; x is sample-major: s*R .. s*R+R-1 are of sample s. time
+        (R*S,), or (R*S, T) where rows have their own."""
         return self._flow_head()(mask_noise(x, dof_mask, self.compat), dof_mask, time, prefix)
 
     def velocity_features(self, prefix: Prefix, x: Tensor, dof_mask: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,11 +137,22 @@ class PrtsModel(nn.Module):
         """Logits (S, T, A, bins) of a tokens head."""
         return self.dit_action_head(prefix, dof_mask, self.language_model)
 
-    def sample(self, prefix: Prefix, noise: Tensor, dof_mask: Tensor) -> Tensor:
+    def sample(self, prefix: Prefix, noise: Tensor, dof_mask: Tensor, committed: Committed | None = None) -> Tensor:
         """(S, T, A) noise -> normalised action chunk; outside compat "prts" padded dimensions stay 0 throughout. A
-        tokens head says its likeliest bins, whatever the noise."""
+        tokens head says its likeliest bins, whatever the noise.
+
+        committed: rows that the robot executes meanwhile, which the chunk goes on from (real-time chunking): read by a
+        head that was trained with such rows, guided towards otherwise. ConfigError for a head that can do neither."""
         expert = self._action_head()
         if isinstance(expert, TokensConfig):
+            if committed is not None:
+                raise ConfigError(
+                    "Action tokens cannot go on from a chunk under way",
+                    field="expert.kind",
+                    found="tokens",
+                    expected="a flow head",
+                    cure="serve this policy without real-time chunking",
+                )
             with torch.no_grad():
                 guess = self.action_logits(prefix, dof_mask).argmax(-1)
             return bin_values(expert.bins, guess.device)[guess] * dof_mask
@@ -148,7 +161,10 @@ class PrtsModel(nn.Module):
             return mask_noise(self.velocity(prefix, x, dof_mask, time), dof_mask, self.compat)
 
         start = mask_noise(noise * expert.noise_scale, dof_mask, self.compat)
-        return sample_actions(velocity, start, expert.denoise_steps)
+        if committed is None:
+            return sample_actions(velocity, start, expert.denoise_steps)
+        trained = int(committed.delay.max()) <= expert.given_rows
+        return (sample_trained if trained else sample_guided)(velocity, start, expert.denoise_steps, committed)
 
     def embed_state_actions(self, encoded: Encoded) -> Tensor:
         """phi (S, E), read at each sample's `state_action_index`; meaningless where that is -1."""

@@ -27,6 +27,20 @@ class Answer:
     subtask: list[str] | None = None
 
 
+@dataclass(frozen=True)
+class UnderWay:
+    """What robots execute while the policy answers (real-time chunking).
+
+    rows (B, T, A): of the chunk before, in robot units, the first to be executed next; where that chunk has ended, its
+    last row held. delay (B,): rows that will have been executed when the answer arrives. executed (B,): rows of a chunk
+    between two looks. Of a robot that stands still: delay 0, executed T.
+    """
+
+    rows: np.ndarray
+    delay: np.ndarray
+    executed: np.ndarray
+
+
 class Acts(Protocol):
     """What servers, benchmarks and rankings need of a policy (policy.policy.Policy). Arrays are in robot units."""
 

@@ -21,10 +21,19 @@ from prts_core.io.files import digest_file, digest_value, read_json, write_json
 from prts_core.io.tensors import MAX_SHARD_BYTES, load_sharded, load_weights, save_sharded, weight_files
 from prts_core.models.backbone import fill_buffers
 from prts_core.models.generate import generate
+from prts_core.models.heads.flow.realtime import Committed, require_fits
 from prts_core.models.prts import PrtsModel
 from prts_core.models.suffix import read_suffix
 from prts_core.models.tokens import Encoded, Prefix
-from prts_core.policy.observation import Answer, ObservationBatch, read_actions, read_observation, read_seeds, sentences
+from prts_core.policy.observation import (
+    Answer,
+    ObservationBatch,
+    UnderWay,
+    read_actions,
+    read_observation,
+    read_seeds,
+    sentences,
+)
 from prts_core.policy.processor import FILES, Processor
 from prts_core.text import prompt
 from prts_core.text.tokenizer import TextTokenizer
@@ -77,7 +86,6 @@ class Policy:
         assert answer.values is not None
         return answer.actions, answer.values
 
-    @torch.inference_mode()
     def answer(
         self,
         observation: Mapping[str, np.ndarray],
@@ -85,9 +93,24 @@ class Policy:
         seeds: int | Sequence[int],
         subtask: str | Sequence[str] | None = None,
         value: bool = False,
+        under_way: UnderWay | None = None,
     ) -> Answer:
         """All of one request: actions, where asked for their value, and the words of a policy that said some. The
-        arguments are those of `act`."""
+        arguments are those of `act`; under_way: chunks that the answer goes on from, its first `delay` rows theirs.
+        ConfigError where a chunk is too short to bridge the delay."""
+        # Guidance asks the network for gradients, which inference mode has done with for good.
+        with torch.inference_mode() if under_way is None else torch.no_grad():
+            return self._answer(observation, instruction, seeds, subtask, value, under_way)
+
+    def _answer(
+        self,
+        observation: Mapping[str, np.ndarray],
+        instruction: str | Sequence[str],
+        seeds: int | Sequence[int],
+        subtask: str | Sequence[str] | None,
+        value: bool,
+        under_way: UnderWay | None,
+    ) -> Answer:
         batch = read_observation(observation, instruction, self.contract.contract)
         drawn = read_seeds(seeds, batch)
         encoded, prefix, said = self._look(batch, None if subtask is None else sentences(subtask, len(batch)))
@@ -101,12 +124,27 @@ class Policy:
         ).to(self.device)
         mask = torch.zeros_like(noise)
         mask[..., :width] = 1.0
-        chunk = self.model.sample(prefix, noise, mask)[..., :width]
+        committed = None if under_way is None else self._committed(under_way, batch)
+        chunk = self.model.sample(prefix, noise, mask, committed)[..., :width]
         actions = self.processor.unnormalize_actions(chunk.cpu().numpy(), batch.state)
+        if under_way is not None:
+            for own, rows, delay in zip(actions, under_way.rows, under_way.delay.tolist(), strict=True):
+                own[:delay] = rows[:delay]  # to the bit, whatever normalising has rounded
         values = self.value_of(encoded, batch, actions) if value else None
         if batch.single:
             return Answer(actions[0], None if values is None else values[0], said)
         return Answer(actions, values, said)
+
+    def _committed(self, under_way: UnderWay, batch: ObservationBatch) -> Committed:
+        """The rows as the network knows them: normalised, relative ones from where the robot is now."""
+        config, width = self.model.config, len(self.contract.contract.action)
+        rows = read_actions(under_way.rows, batch)
+        for delay, executed in zip(under_way.delay.tolist(), under_way.executed.tolist(), strict=True):
+            require_fits(delay, executed, config.chunk_length)
+        padded = np.zeros((*rows.shape[:2], config.max_action_dim), np.float32)
+        padded[..., :width] = self.processor.normalize_actions(rows, batch.state)
+        found = (torch.from_numpy(array).to(self.device) for array in (padded, under_way.delay, under_way.executed))
+        return Committed(*found)
 
     def _look(self, batch: ObservationBatch, subtasks: list[str] | None) -> tuple[Encoded, Prefix, list[str] | None]:
         """The encoded prompt, what the action head reads of it, and the words that the policy says where it reasons in

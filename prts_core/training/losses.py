@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prts_core.config.model import TokensConfig
+from prts_core.config.model import DitConfig, MotConfig, TokensConfig
 from prts_core.config.train import TrainConfig
 from prts_core.io.errors import ConfigError
 from prts_core.models.heads.contrastive.loss import contrastive_loss
 from prts_core.models.heads.flow.loss import flow_loss, mask_noise, mix_noise
+from prts_core.models.heads.flow.realtime import draw_delays, give_rows
 from prts_core.models.heads.flow.time import draw_time
 from prts_core.models.heads.tokens.loss import bins_loss
 from prts_core.models.prts import PrtsModel
@@ -144,7 +145,14 @@ def flow_term(
     actions, dof_mask, is_pad = (
         x[acting].repeat_interleave(draws, 0) for x in (batch.actions, batch.dof_mask, batch.is_pad)
     )
-    x, target = mix_noise(actions, mask_noise(noise, dof_mask, compat), time)
+    noise = mask_noise(noise, dof_mask, compat)
+    x, target = mix_noise(actions, noise, time)
+    head = model.config.expert
+    if isinstance(head, MotConfig | DitConfig) and head.given_rows:
+        longest, length = head.given_rows, actions.shape[1]
+        delay = draw_delays(batch.joint * draws, longest, length, generator).unflatten(0, (-1, draws))
+        x, time, counted = give_rows(actions, noise, time, delay[at.to(delay.device)].flatten().to(x.device))
+        is_pad = is_pad | ~counted
     prefix = encoded.prefix(config.insulate)
     if len(acting) < len(batch.has_action):
         prefix = prefix.map(lambda y: y[acting])

@@ -31,7 +31,8 @@ def read(name: str) -> Any:
 def test_golden_weights():
     for case in read("weights.json")["rldx"]:
         wanted = torch.tensor(case.get("float64") or case["batched"], dtype=D)
-        found = realtime.prefix_weights(torch.tensor(case["d"]).reshape(-1), case["s"], case["H"])
+        delay = torch.tensor(case["d"]).reshape(-1)
+        found = realtime.prefix_weights(delay, torch.full_like(delay, case["s"]), case["H"])
         assert torch.allclose(found.reshape(wanted.shape), wanted, atol=1e-7), case
 
 
@@ -65,7 +66,8 @@ class Field:
         return torch.tanh(self.k @ x @ self.m) + time * self.c
 
     def committed(self, case: dict[str, Any]) -> Committed:
-        return Committed(self.prev, torch.full((len(self.x0),), case["d"]), case.get("s", 0))
+        delay = torch.full((len(self.x0),), case["d"])
+        return Committed(self.prev, delay, torch.full_like(delay, case.get("s", 0)))
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +123,7 @@ def toy(x: Tensor, time: Tensor) -> Tensor:
 def test_rows_that_are_executed_anyway_come_out_as_given(sample: Any):
     torch.manual_seed(0)
     noise, old = torch.randn(3, 8, 2), torch.randn(3, 8, 2)
-    made = sample(toy, noise, 4, Committed(old, torch.tensor([0, 1, 3]), 3))
+    made = sample(toy, noise, 4, Committed(old, torch.tensor([0, 1, 3]), torch.tensor([3, 3, 3])))
     for at, delay in enumerate((0, 1, 3)):
         assert torch.equal(made[at, :delay], old[at, :delay])
         assert not torch.equal(made[at, delay:], old[at, delay:])
@@ -130,7 +132,7 @@ def test_rows_that_are_executed_anyway_come_out_as_given(sample: Any):
 def test_without_a_delay_or_a_tail_it_is_the_plain_sampler():
     torch.manual_seed(0)
     noise = torch.randn(2, 8, 2)
-    nothing = Committed(torch.zeros_like(noise), torch.zeros(2, dtype=torch.int64), 8)
+    nothing = Committed(torch.zeros_like(noise), torch.tensor([0, 0]), torch.tensor([8, 8]))
     plain = sample_actions(toy, noise, 4)
     assert torch.equal(realtime.sample_trained(toy, noise, 4, nothing), plain)
     assert torch.allclose(realtime.sample_guided(toy, noise, 4, nothing), plain, atol=1e-6)
@@ -139,7 +141,7 @@ def test_without_a_delay_or_a_tail_it_is_the_plain_sampler():
 def test_guidance_brings_the_tail_nearer_to_the_old_chunk():
     torch.manual_seed(0)
     noise, old = torch.randn(64, 8, 2), torch.randn(64, 8, 2)
-    committed = Committed(old, torch.full((64,), 2), 2)
+    committed = Committed(old, torch.full((64,), 2), torch.full((64,), 2))
     tail = slice(2, 5)
     free = (sample_actions(toy, noise, 4) - old)[:, tail].square().mean()
     guided = (realtime.sample_guided(toy, noise, 4, committed) - old)[:, tail].square().mean()

@@ -15,7 +15,7 @@ from prts_core.io.errors import CheckpointError, ConfigError, ContractError, Dat
 from prts_core.io.files import digest_file, read_json, write_json
 from prts_core.models.heads.tokens.loss import bin_values
 from prts_core.models.prts import PrtsModel
-from prts_core.policy.observation import STATE
+from prts_core.policy.observation import STATE, UnderWay
 from prts_core.policy.policy import (
     Policy,
     load_policy,
@@ -404,3 +404,24 @@ def test_words_are_kept_for_some_looks(speaking, inputs, monkeypatch):
     np.testing.assert_allclose(values, order.values, atol=1e-5)
     with pytest.raises(ConfigError, match="no subtasks to keep"):
         SubtaskCache(Policy(speaking.model, replace(speaking.processor, subtasks=False)), 2)
+
+
+def under_way(rows: np.ndarray, delay: list[int], executed: list[int]) -> UnderWay:
+    return UnderWay(rows, np.array(delay), np.array(executed))
+
+
+@pytest.mark.parametrize("given_rows", [0, 2])  # guided; trained
+def test_an_answer_goes_on_from_the_chunk_under_way(given_rows: int, folder, model, processor, inputs):
+    """Rows that are executed meanwhile come back to the bit; a robot that stands still gets what it always gets."""
+    model.config = replace(model.config, expert=replace(model.config.expert, given_rows=given_rows))
+    policy = Policy(model, processor)
+    plain = policy.act(*inputs, seeds=[1, 2])
+    old = np.random.default_rng(1).uniform(-0.5, 0.5, plain.shape).astype(np.float32)
+    made = policy.answer(*inputs, seeds=[1, 2], under_way=under_way(old, [2, 0], [2, 4])).actions
+    assert np.array_equal(made[0, :2], old[0, :2])
+    assert not np.allclose(made[0, 2:], plain[0, 2:], atol=1e-5)
+    assert np.allclose(made[1], plain[1], atol=1e-5)
+    again = policy.answer(*inputs, seeds=[1, 2], under_way=under_way(old, [2, 0], [2, 4])).actions
+    assert np.array_equal(made, again)
+    with pytest.raises(ConfigError, match="too short for real-time chunking"):
+        policy.answer(*inputs, seeds=[1, 2], under_way=under_way(old, [3, 0], [3, 4]))

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prts_core.config.model import DitConfig
-from prts_core.models.heads.flow.time import sinusoid, time_bucket
+from prts_core.models.heads.flow.time import rows, sinusoid, time_bucket
 from prts_core.models.tokens import Prefix
 
 POSITIONS = 256  # rows of the learned position table, or the chunk length where that is more
@@ -24,7 +24,7 @@ TIME_CHANNELS = 256
 
 
 class TimestepEncoder(nn.Module):
-    """(S,) time in [0, 1] -> (S, W): sinusoidal code of the time bucket, then a two-layer SiLU MLP."""
+    """(S,) time in [0, 1] -> (S, W), or (S, T) -> (S, T, W): a sinusoidal code of its bucket, a two-layer SiLU MLP."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class AdaptiveLayerNorm(nn.Module):
         self.linear = nn.Linear(width, 2 * width)
 
     def forward(self, x_STW: Tensor, cond_SW: Tensor) -> Tensor:
-        scale, shift = self.linear(F.silu(cond_SW))[:, None].chunk(2, dim=-1)
+        scale, shift = rows(self.linear(F.silu(cond_SW))).chunk(2, dim=-1)
         return F.layer_norm(x_STW, x_STW.shape[-1:], eps=1e-5) * (1 + scale) + shift
 
 
@@ -134,13 +134,13 @@ class DitStack(nn.Module):
             crosses = index % 2 == 0
             memory, visible = (prefix.hidden, self.visible(index, prefix)) if crosses else (None, None)
             x_STW = block(x_STW, cond_SW, memory, visible)
-        shift, scale = self.proj_out_1(F.silu(cond_SW))[:, None].chunk(2, dim=-1)
+        shift, scale = rows(self.proj_out_1(F.silu(cond_SW))).chunk(2, dim=-1)
         normed = F.layer_norm(x_STW, x_STW.shape[-1:], eps=1e-6)
         return self.proj_out_2(normed * (1 + scale) + shift)
 
 
 class ActionEncoder(nn.Module):
-    """[x_t, mask] (S, T, 2A) and time (S,) -> (S, T, W)."""
+    """[x_t, mask] (S, T, 2A) and time (S,) or (S, T) -> (S, T, W)."""
 
     def __init__(self, action_dim: int, width: int) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class ActionEncoder(nn.Module):
 
     def forward(self, x: Tensor, time_S: Tensor) -> Tensor:
         x = self.layer1(x.to(self.layer1.weight.dtype))
-        code = sinusoid(time_bucket(time_S), x.shape[-1]).to(x.dtype)[:, None].expand_as(x)
+        code = rows(sinusoid(time_bucket(time_S), x.shape[-1]).to(x.dtype)).expand_as(x)
         return self.layer3(F.silu(self.layer2(torch.cat([x, code], dim=-1))))
 
 
@@ -187,8 +187,8 @@ class DitHead(nn.Module):
         return tokens + self.position_embedding.weight[: x_STA.shape[1]]
 
     def forward(self, x_STA: Tensor, dof_mask_STA: Tensor, time_S: Tensor, prefix: Prefix) -> Tensor:
-        """x, dof_mask (S*R, T, A), time (S*R,) -> velocity (S*R, T, A). A sample's draws follow one another;
-        `prefix` of the S samples."""
+        """x, dof_mask (S*R, T, A), time (S*R,) or (S*R, T) -> velocity (S*R, T, A). A sample's draws follow one
+        another; `prefix` of the S samples."""
         return self.decode(self.features(x_STA, dof_mask_STA, time_S, prefix))
 
     @property

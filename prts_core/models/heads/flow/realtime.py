@@ -31,13 +31,13 @@ class Committed:
     """What a robot is executing while the policy looks.
 
     rows (S, T, A): normalised, the first being the next to be executed; where the old chunk has ended, its last row
-    held. delay (S,) int64: rows that will have been executed when the new chunk arrives. executed: rows of a chunk
-    between two looks. 0 <= delay <= executed <= T - delay.
+    held. delay (S,) int64: rows that will have been executed when the new chunk arrives. executed (S,) int64: rows of
+    a chunk between two looks. 0 <= delay <= executed <= T - delay; without an old chunk 0 and T.
     """
 
     rows: Tensor
     delay: Tensor
-    executed: int
+    executed: Tensor
 
 
 def require_fits(delay: int, executed: int, length: int) -> None:
@@ -52,12 +52,12 @@ def require_fits(delay: int, executed: int, length: int) -> None:
         )
 
 
-def prefix_weights(delay: Tensor, executed: int, length: int) -> Tensor:
+def prefix_weights(delay: Tensor, executed: Tensor, length: int) -> Tensor:
     """How firmly each row holds to the old chunk, (S, T) float64: 1 for rows executed anyway, falling to 0 where the
     old chunk ends."""
     row = torch.arange(length, dtype=torch.float64, device=delay.device)
     own = delay.double()[:, None]
-    end = length - executed
+    end = length - executed.double()[:, None]
     left = (end - row) / (end - own + 1)
     ramp = left * torch.expm1(left) / (math.e - 1)
     return torch.where(row < own, 1.0, torch.where(row < end, ramp, 0.0))
@@ -126,7 +126,7 @@ def draw_delays(count: int, longest: int, length: int, generator: torch.Generato
     """(count,) int64 rows to be given in training, alike likely from 0 to `longest`, which is less than `length`."""
     if not 0 <= longest < length:
         raise ConfigError("A chunk cannot be given whole", field="delay", found=longest, expected=f"0 to {length - 1}")
-    return torch.randint(0, longest + 1, (count,), generator=generator)
+    return torch.randint(0, longest + 1, (count,), generator=generator, device=generator.device)
 
 
 def give_rows(actions: Tensor, noise: Tensor, time: Tensor, delay: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -32,9 +32,14 @@ def time_bucket(time: Tensor) -> Tensor:
     return (time * BUCKETS).long()
 
 
+def rows(condition: Tensor) -> Tensor:
+    """A sample's condition (S, H) as that of each of its rows (S, 1, H); one a row (S, T, H) stays."""
+    return condition[:, None] if condition.ndim == 2 else condition
+
+
 def sinusoid(position: Tensor, width: int) -> Tensor:
-    """(N,) positions -> (N, width) float32: width / 2 sines, then cosines, at rates from 1 down towards 1 / 10000."""
+    """(...) positions -> (..., width) float32: width / 2 sines, then cosines, at rates from 1 down to 1 / 10000."""
     half = width // 2
     rate = torch.exp(torch.arange(half, device=position.device) * (-math.log(PERIOD) / half))
-    angle = position.float()[:, None] * rate[None]
+    angle = position.float()[..., None] * rate
     return torch.cat([angle.sin(), angle.cos()], dim=-1)

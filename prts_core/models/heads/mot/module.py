@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prts_core.config.model import MotConfig
-from prts_core.models.heads.flow.time import sinusoid, time_bucket
+from prts_core.models.heads.flow.time import rows, sinusoid, time_bucket
 from prts_core.models.tokens import Prefix
 
 POSITIONS = 256  # rows of the learned position table, or the chunk length where that is more
@@ -33,7 +33,7 @@ class AdaptiveRMSNorm(nn.Module):
         nn.init.zeros_(self.modulation.bias)
 
     def forward(self, x_STH: Tensor, cond_SH: Tensor) -> tuple[Tensor, Tensor]:
-        scale, shift, gate = self.modulation(cond_SH)[:, None].chunk(3, dim=-1)
+        scale, shift, gate = rows(self.modulation(cond_SH)).chunk(3, dim=-1)
         normed = F.rms_norm(x_STH, x_STH.shape[-1:], eps=self.eps)
         return normed * (1 + scale) + shift, gate
 
@@ -120,7 +120,8 @@ class MotHead(nn.Module):
         self.dit = MotStack(config, layers, kv_heads, head_dim)
 
     def time_condition(self, time_S: Tensor) -> Tensor:
-        """(S,) time in [0, 1] -> (S, H): sinusoidal code of the time bucket, then a two-layer SiLU MLP."""
+        """(S,) time in [0, 1] -> (S, H): sinusoidal code of the time bucket, then a two-layer SiLU MLP.
+        (S, T), a time for each row, -> (S, T, H)."""
         weight = self.time_mlp_1.weight
         code = sinusoid(time_bucket(time_S), weight.shape[1]).to(weight.dtype)
         return F.silu(self.time_mlp_2(F.silu(self.time_mlp_1(code))))
@@ -131,8 +132,8 @@ class MotHead(nn.Module):
         return tokens + self.position_embedding.weight[: x_STA.shape[1]]
 
     def forward(self, x_STA: Tensor, dof_mask_STA: Tensor, time_S: Tensor, prefix: Prefix) -> Tensor:
-        """x, dof_mask (S*R, T, A), time (S*R,) -> velocity (S*R, T, A). A sample's draws follow one another;
-        `prefix` of the S samples, with keys and values of as many layers as this head has blocks."""
+        """x, dof_mask (S*R, T, A), time (S*R,) or (S*R, T) -> velocity (S*R, T, A). A sample's draws follow one
+        another; `prefix` of the S samples, with keys and values of as many layers as this head has blocks."""
         return self.decode(self.features(x_STA, dof_mask_STA, time_S, prefix))
 
     @property
