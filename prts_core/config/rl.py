@@ -28,9 +28,11 @@ class AlgorithmConfig(Strict):
 
     clip_low, clip_high: of the ratio, 1 - low to 1 + high. dual_clip: at most this many times a negative advantage;
     none: off. value_clip, huber_delta, value_weight: of the critic. critic_warmup: iterations in which the critic alone
-    learns. entropy_bonus: weight of the entropy. kl_weight: weight of the divergence from the policy that the run
-    started from. normalize_advantages: to mean 0 and deviation 1 over all that counts. replay: iterations before the
-    present one whose episodes are learned from again, by algorithms that imitate and by learner.critic_epochs.
+    learns. weigh: in the policy's loss decisions weigh alike, as the expected return's gradient has it, or episodes
+    do, so that a short one's decisions count more. entropy_bonus: weight of the entropy. kl_weight: of the divergence
+    from the policy that the run started from. normalize_advantages: to mean 0 and deviation 1 over all that counts.
+    replay: iterations before the present one whose episodes are learned from again, by algorithms that imitate and by
+    learner.critic_epochs.
 
     max_staleness: of asynchronous rollouts, policy versions that a sample may lie behind; older ones are dropped.
     weight_limit: of a decoupled loss: samples whose proximal-to-behaviour weight exceeds it are left out.
@@ -48,6 +50,7 @@ class AlgorithmConfig(Strict):
     reward_level: Literal["action", "chunk"] = "chunk"
     log_prob_level: Level = "chunk"
     normalize_advantages: bool = True
+    weigh: Literal["decisions", "episodes"] = "decisions"
     replay: int = 0
     filter_returns: tuple[float, float] | None = None
     clip_low: float = 0.2

@@ -21,7 +21,7 @@ from prts_core.rl import algorithms
 from prts_core.rl.algorithms import Evaluated, Samples, Targets
 from prts_core.rl.assemble import DecisionTable, assemble
 from prts_core.rl.critic import Critic, feature_width, refit
-from prts_core.rl.losses import Metrics
+from prts_core.rl.losses import Metrics, log_ratio
 from prts_core.rl.means import Totals
 from prts_core.rl.metrics import episode_metrics, pool, rollout_metrics, staleness_metrics
 from prts_core.rl.rates import optimizer, rate, set_rates, steer
@@ -122,7 +122,7 @@ class Learner:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + iteration)
         for _ in range(config.learner.epochs):
             order = torch.randperm(len(table), generator=generator)[:counted]  # with replay a pass is no longer
-            for part in order.split(config.learner.batch_size):
+            for part in order.tensor_split(math.ceil(len(order) / config.learner.batch_size)):  # none is a crumb
                 pieces = [
                     self._samples(table, rollouts, targets, known, piece, iteration)
                     for piece in part.split(config.learner.micro_batch)
@@ -133,8 +133,19 @@ class Learner:
         if config.learner.critic_epochs and self.critic is not None:
             metrics["train/critic/refit_loss"] = self._refit([*earlier, *records], generator)
         self._ask_for_good()
-        steer(config, told.get("actor/kl", []), iteration, progress)
+        if config.learner.target_kl is not None and "imitation" not in self.algorithm.NEEDS:
+            part = torch.randperm(len(table), generator=generator)[: config.learner.batch_size]
+            moved = self._moved(table, known["log_probs"], targets, part)
+            metrics["train/actor/kl_moved"] = moved
+            steer(config, moved, iteration, progress)
         return metrics | {"train/actor/rate": progress.rate}
+
+    def _moved(self, table: DecisionTable, was: Tensor, targets: Targets, part: Tensor) -> float:
+        """Divergence of the policy from the one that acted, after the iteration's last update, on some decisions."""
+        now = self._log_probs(table, part)
+        counts = table.take(targets.mask, part)
+        ratio = log_ratio(now, was[part], counts, self.config.algorithm.log_prob_level)
+        return float((ratio.exp() - 1 - ratio).mean())
 
     def _assembled(self, records: Sequence[EpisodeRecord]) -> Rollouts:
         return assemble(records, self.config, self.terms.width, None if self.critic is None else self._values)
@@ -217,15 +228,16 @@ class Learner:
         executed = table.take(rollouts.mask, part).to(self.policy.device)
         own: dict[str, Any] = {name: tensor[part].to(self.policy.device) for name, tensor in known.items()}
         advantages, mask = taken(targets.advantages), taken(targets.mask)
-        counted, version = taken(targets.steps_of_episode), taken(rollouts.version)
-        assert advantages is not None and mask is not None and counted is not None and version is not None
+        version = taken(rollouts.version)
+        assert advantages is not None and mask is not None and version is not None
+        if self.config.algorithm.weigh == "episodes":
+            own["steps_of_episode"] = taken(targets.steps_of_episode)
+            own["most_steps"] = int(targets.steps_of_episode.max())
         return part, Samples(
             advantages=advantages,
             returns=taken(targets.returns),
             values=taken(None if rollouts.values is None else rollouts.values[:-1]),
             mask=mask,
-            steps_of_episode=counted,
-            most_steps=int(targets.steps_of_episode.max()),
             version=version,
             current_version=iteration + 1,
             good=taken(targets.good),
@@ -261,7 +273,7 @@ class Learner:
         if not self.skipped and float(totals.count) > 0:
             set_rates(self.optimizer, now / learner.learning_rate)
             self.optimizer.step()
-            progress.updates += 1
+            progress.updates += not pieces[0][1].critic_only  # the policy's warm-up begins once it learns
         return {name: value for name, value in told.items() if math.isfinite(value)}
 
     def _guard(self, norm: float, loss: float) -> None:

@@ -5,7 +5,7 @@ near a wanted one.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -55,12 +55,11 @@ def rate(config: RlConfig, iteration: int, progress: Progress) -> float:
     return learner.learning_rate * share * rising * progress.rate
 
 
-def steer(config: RlConfig, divergences: Sequence[float], iteration: int, progress: Progress) -> None:
-    """Make the next iteration move the policy by about target_kl, from the divergence of each update of this one."""
+def steer(config: RlConfig, moved: float, iteration: int, progress: Progress) -> None:
+    """Make the next iteration move the policy by about target_kl; `moved`: by how much this one did."""
     wanted = config.learner.target_kl
-    if wanted is None or iteration < config.algorithm.critic_warmup or not divergences:
+    if wanted is None or iteration < config.algorithm.critic_warmup or not math.isfinite(moved):
         return
-    moved = abs(divergences[-1])
     if moved > 1.5 * wanted:
         progress.rate = max(SLOWEST, progress.rate / STEER)
     elif moved < wanted / 1.5:

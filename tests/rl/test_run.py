@@ -91,7 +91,9 @@ def test_the_learner_computes_what_the_rollout_computed(kind: str, folders: dict
 @pytest.mark.parametrize("kind", ["flow", "tokens"])
 def test_the_first_update_starts_at_the_policy_that_acted(kind: str, folders: dict[str, Path], tmp_path: Path):
     run = make(folders[kind], tmp_path, config(learner=LearnerConfig(batch_size=1000, micro_batch=7, threads=1)))
-    told = run.learner.update(collected(run).records, 0, Progress())
+    records = collected(run).records
+    records[0].successes[-1, -1] = True  # or nothing tells good from bad, and nothing is learned
+    told = run.learner.update(records, 0, Progress())
     assert told["train/actor/ratio"] == pytest.approx(1, abs=1e-5)
     assert abs(told["train/actor/kl"]) < 1e-6
     assert told["train/actor/clip_fraction"] == 0
@@ -179,7 +181,7 @@ def test_a_refit_teaches_the_critic_and_nothing_else(folders: dict[str, Path], t
         return run.learner.update(records, 0, Progress())
 
     told = {epochs: learned(epochs)["train/critic/value_loss"] for epochs in (0, 20)}
-    assert told[20] < 0.5 * told[0], told
+    assert told[20] < 0.8 * told[0], told
 
 
 def test_simulators_are_reset_while_the_learner_learns(folders: dict[str, Path], tmp_path: Path):
@@ -212,6 +214,47 @@ def test_groups_share_their_initial_state_and_not_their_noise(folders: dict[str,
         first = {record.seen["observation.state"][0].tobytes() for record in own}
         assert len(own) == 4 and len(first) == 1
         assert len({record.actions[0].tobytes() for record in own}) == 4
+
+
+def test_a_critic_that_errs_is_no_information_where_nothing_was_earned(folders: dict[str, Path], tmp_path: Path):
+    run = make(folders["flow"], tmp_path, config())
+    records = collected(run).records
+    for record in records:
+        record.successes[:] = False
+    assert run.learner.critic is not None
+    torch.nn.init.normal_(run.learner.critic.out.weight, std=1e-3)
+    before = run.learner.weights()
+    assert run.learner.update(records, 0, Progress())["train/actor/no_information"] == 1
+    assert all(torch.equal(before[name], value) for name, value in run.learner.weights().items())
+
+
+def test_the_rate_is_steered_by_how_far_the_last_update_moved(folders: dict[str, Path], tmp_path: Path):
+    """One update an iteration: before it nothing has moved, and after it something has."""
+    learner = LearnerConfig(batch_size=1000, micro_batch=1000, learning_rate=1e-3, target_kl=1e-6, threads=1)
+    run, progress = make(folders["flow"], tmp_path, config(learner=learner)), Progress()
+    records = collected(run).records
+    records[0].successes[-1, -1] = True
+    told = run.learner.update(records, 0, progress)
+    assert told["train/actor/kl"] == pytest.approx(0, abs=1e-6) and told["train/actor/kl_moved"] > 1e-6
+    assert progress.rate < 1
+
+
+def test_updates_are_of_about_equal_size(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One decision more than fits is no update of its own."""
+    run = make(folders["flow"], tmp_path, config())
+    records = collected(run).records
+    records[0].successes[-1, -1] = True
+    decisions, sizes = sum(map(len, records)), []
+    run.learner.config = replace(run.config, learner=replace(run.config.learner, batch_size=decisions - 1))
+    plain = run.learner._step
+
+    def watched(table: Any, pieces: Any, *more: Any) -> Any:
+        sizes.append(sum(len(chosen) for chosen, _ in pieces))
+        return plain(table, pieces, *more)
+
+    monkeypatch.setattr(run.learner, "_step", watched)
+    run.learner.update(records, 0, Progress())
+    assert len(sizes) == 2 and max(sizes) - min(sizes) <= 1 and sum(sizes) <= decisions
 
 
 def test_groups_that_are_all_alike_teach_nothing_and_it_is_told(folders: dict[str, Path], tmp_path: Path):

@@ -46,13 +46,13 @@ class Targets:
 class Samples:
     """A minibatch of N decisions as they were taken, and what their episodes said of them.
 
-    log_probs (N, K, A), values (N, 1): of the policy that acted. advantages, returns, mask, good, steps_of_episode
-    (N,): rows of `Targets`. executed (N, K) bool: rows of Rollouts.mask; none: all. most_steps: the scale of an
-    episode's weight, most_steps / steps_of_episode: a run's longest episode. version (N,) int64: of the policy that
-    acted; current_version: the one that this iteration makes, one more than the newest rollouts can have. totals:
-    denominators of the whole update, `weighing(samples)` summed over its micro-batches and processes; none: this
-    minibatch is all of it. critic_only: the actor does not learn yet. proximal_log_probs (N, K, A): of the policy that
-    the update starts from, where they were computed.
+    log_probs (N, K, A), values (N, 1): of the policy that acted. advantages, returns, mask, good: rows of `Targets`.
+    executed (N, K) bool: rows of Rollouts.mask; none: all. steps_of_episode (N,): where episodes weigh alike, by
+    most_steps / steps_of_episode, most_steps being a run's longest; none: decisions do. version (N,) int64: of the
+    policy that acted; current_version: the one that this iteration makes, one more than the newest rollouts can have.
+    totals: denominators of the whole update, `weighing(samples)` summed over its micro-batches and processes; none:
+    this minibatch is all of it. critic_only: the actor does not learn yet. proximal_log_probs (N, K, A): of the
+    policy that the update starts from, where they were computed.
     """
 
     log_probs: Tensor | None
@@ -60,10 +60,10 @@ class Samples:
     returns: Tensor | None
     values: Tensor | None
     mask: Tensor
-    steps_of_episode: Tensor
-    most_steps: int
     version: Tensor
     current_version: int
+    steps_of_episode: Tensor | None = None
+    most_steps: int = 1
     reference_log_probs: Tensor | None = None
     good: Tensor | None = None
     executed: Tensor | None = None
@@ -73,8 +73,14 @@ class Samples:
 
     @property
     def mean(self) -> Mean:
-        """Over what counts, every episode weighing alike."""
+        """Over what counts, as the policy's loss weighs it."""
         return Mean.over(self.mask, self.steps_of_episode, self.most_steps, self.executed, self.totals)
+
+    @property
+    def even(self) -> Mean:
+        """Over what counts, every decision weighing alike: a value is of states, however long their episode was."""
+        totals = None if self.totals is None else Totals(self.totals.count, self.totals.count)
+        return Mean.over(self.mask, executed=self.executed, totals=totals)
 
 
 @dataclass(frozen=True)

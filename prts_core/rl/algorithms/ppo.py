@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from prts_core.config.rl import AlgorithmConfig
-from prts_core.rl.advantages import advantages_of_decisions, count, normalise
+from prts_core.rl.advantages import advantages_of_decisions, moments, normalise
 from prts_core.rl.algorithms import Evaluated, Samples, Targets
 from prts_core.rl.losses import Clip, Metrics, entropy_loss, kl_loss, policy_loss, value_loss
 from prts_core.rl.rollouts import Reduce, Rollouts, entries_of_episode
@@ -23,7 +23,9 @@ def targets(rollouts: Rollouts, config: AlgorithmConfig, reduce: Reduce | None =
     mask = rollouts.loss_mask(config.reward_level)
     if config.normalize_advantages:
         advantages = normalise(advantages, mask, reduce)
-    return Targets(advantages, returns, mask, entries_of_episode(mask), informative=count(mask, reduce) > 0)
+    # Where every step earned the same, as where nothing was, advantages are the critic's errors and nothing else.
+    _, _, spread = moments(rollouts.rewards, rollouts.mask, reduce)
+    return Targets(advantages, returns, mask, entries_of_episode(mask), informative=float(spread) > 0)
 
 
 def loss(now: Evaluated, was: Samples, config: AlgorithmConfig) -> tuple[Tensor, Metrics]:
@@ -43,7 +45,7 @@ def total(
     loss = weight * actor
     if now.values is not None:
         assert was.values is not None and was.returns is not None
-        critic, more = value_loss(now.values, was.values, was.returns, mean, config.value_clip, config.huber_delta)
+        critic, more = value_loss(now.values, was.values, was.returns, was.even, config.value_clip, config.huber_delta)
         loss, metrics = loss + config.value_weight * critic, metrics | more
     if now.entropy is not None:
         entropy, more = entropy_loss(now.entropy, mean)

@@ -15,7 +15,6 @@ from prts_core.config.rl import AlgorithmConfig
 from prts_core.rl.advantages import advantages_of_decisions, count, moments
 from prts_core.rl.algorithms import Evaluated, Samples, Targets
 from prts_core.rl.losses import Metrics
-from prts_core.rl.means import Mean, Totals
 from prts_core.rl.rollouts import Reduce, Rollouts, entries_of_episode, masked
 
 NEEDS = frozenset({"reachability", "imitation"})
@@ -77,7 +76,5 @@ def loss(now: Evaluated, was: Samples, config: AlgorithmConfig) -> tuple[Tensor,
 def imitation(now: Evaluated, was: Samples) -> tuple[Tensor, Metrics]:
     """The mean supervised loss of the decisions that count, every decision alike."""
     assert now.imitation is not None, "the supervised loss is among NEEDS"
-    totals = None if was.totals is None else Totals(was.totals.count, was.totals.count)
-    mean = Mean.over(was.mask, totals=totals)
-    loss = mean.loss(masked(now.imitation[:, None], was.mask))
+    loss = was.even.loss(masked(now.imitation[:, None], was.mask))
     return loss, {"actor/imitation_loss": loss.detach(), "actor/total_loss": loss.detach()}
