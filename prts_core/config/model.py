@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from prts_core.config.checks import Strict, check_numbers
+from prts_core.config.identity import execution
 
 # "prts": what the public release computes, defects included, for its checkpoints only. One value, kept in the
 # processor's configuration; "none" is everybody else.
@@ -98,7 +99,7 @@ class DitConfig(Strict):
     final_dropout: bool = True
     denoise_steps: int = 4
     noise_scale: float = 1.0
-    given_rows: int = 0
+    given_rows: int = execution(0, lambda config: config.given_rows or None)  # 0, of earlier results, leaves no trace
 
     def __post_init__(self) -> None:
         ranges = {
@@ -125,7 +126,7 @@ class MotConfig(Strict):
     dropout: float = 0.0
     denoise_steps: int = 4
     noise_scale: float = 1.0
-    given_rows: int = 0
+    given_rows: int = execution(0, lambda config: config.given_rows or None)  # 0, of earlier results, leaves no trace
 
     def __post_init__(self) -> None:
         ranges = {

@@ -238,6 +238,12 @@ class RlSection(Strict):
         )
         if self.workers % self.stages:
             raise ValueError(f"workers: {self.workers} do not fall into {self.stages} stages of equal size")
+        if self.algorithm.name == "grpo" and self.algorithm.group_size < 2:
+            raise ValueError("algorithm.group_size: grpo compares episodes of one initial state; say how many, as 8")
+        if self.algorithm.name == "grpo" and self.algorithm.critic_warmup:
+            raise ValueError("algorithm.critic_warmup: grpo has no critic, and would wait for nothing; leave it out")
+        if self.algorithm.max_staleness > 1:
+            raise ValueError("algorithm.max_staleness: rollouts are made one version ahead, 0 or 1")
         if self.episodes % self.algorithm.group_size:
             raise ValueError(
                 f"episodes: {self.episodes} do not fall into groups of algorithm.group_size {self.algorithm.group_size}"

@@ -113,7 +113,7 @@ class Policy:
     ) -> Answer:
         batch = read_observation(observation, instruction, self.contract.contract)
         drawn = read_seeds(seeds, batch)
-        encoded, prefix, said = self._look(batch, None if subtask is None else sentences(subtask, len(batch)))
+        encoded, prefix, said = self.look(batch, None if subtask is None else sentences(subtask, len(batch)))
         config = self.model.config
         width = len(self.contract.contract.action)
         noise = torch.stack(
@@ -146,7 +146,9 @@ class Policy:
         found = (torch.from_numpy(array).to(self.device) for array in (padded, under_way.delay, under_way.executed))
         return Committed(*found)
 
-    def _look(self, batch: ObservationBatch, subtasks: list[str] | None) -> tuple[Encoded, Prefix, list[str] | None]:
+    def look(
+        self, batch: ObservationBatch, subtasks: list[str] | None = None
+    ) -> tuple[Encoded, Prefix, list[str] | None]:
         """The encoded prompt, what the action head reads of it, and the words that the policy says where it reasons in
         subtasks and was given none."""
         if self.processor.subtasks and subtasks is None:

@@ -23,18 +23,20 @@ from prts_core.rl.policies import policy_kind
 class Decisions:
     """What N observations were answered with. actions (N, T, A) in robot units. log_probs (N, T, A), of padded width.
     record: tensors (N, ...) that the learner computes the log-probabilities from again. features (N, F): the critic's.
-    potentials (N,): goal reachability in nats, where asked for."""
+    potentials (N,): goal reachability in nats of each observation, where asked for.
+    words: of a policy that says its subtask before it acts."""
 
     actions: np.ndarray
     log_probs: Tensor
     record: dict[str, Tensor]
     features: Tensor
     potentials: np.ndarray | None
+    words: list[str] | None = None
 
 
 class Actor:
-    """A policy that explores. net: what of exploring is learned, if anything. reachability: value of what it is about
-    to do, too."""
+    """A policy that explores. net: what of exploring is learned, if anything. reachability: how near the goal is,
+    too."""
 
     def __init__(
         self, policy: Policy, exploration: ExplorationConfig, net: nn.Module | None = None, reachability: bool = False
@@ -54,8 +56,10 @@ class Actor:
         (N,): share of the episode that is over. DataError where the policy answers with what is not finite."""
         policy = self.policy
         batch = read_observation(seen, instructions, policy.contract.contract)
-        encoded = policy.encode(batch)
-        prefix = encoded.prefix()
+        encoded, prefix, words = policy.look(batch)
+        if words is not None:  # as the learner will read them: from text, whatever tokens they were said in
+            encoded = policy.encode(batch, words)
+            prefix = encoded.prefix()
         noise, step = self._noise(seeds)
         mask = action_mask(policy, len(batch))
         drawn = self.kind.draw(policy.model, prefix, mask, noise, step, self.exploration, self.net)
@@ -67,12 +71,15 @@ class Actor:
                 field="action",
                 found="NaN or infinity",
                 expected="finite actions",
-                cure="go on from an earlier iteration, with a lower learning rate",
+                cure="run it again with a lower rl.learner.learning_rate, or with rl.learner.target_kl",
             )
         actions = policy.processor.unnormalize_actions(chunk, batch.state)
         potentials = None
         if self.reachability:
-            potentials = policy.value_of(encoded, batch, actions)
+            # Of what the policy would do without noise: a potential must be of the state alone, or the action that was
+            # drawn would be paid for by the way.
+            calm = policy.model.sample(prefix, torch.zeros_like(mask), mask)[..., :width].float().cpu().numpy()
+            potentials = policy.value_of(encoded, batch, policy.processor.unnormalize_actions(calm, batch.state))
         time = torch.from_numpy(np.asarray(elapsed, np.float32)).to(policy.device)
         return Decisions(
             actions,
@@ -80,6 +87,7 @@ class Actor:
             {name: tensor.cpu() for name, tensor in drawn.record.items()},
             features(prefix, time).cpu(),
             potentials,
+            words,
         )
 
     def _noise(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -117,6 +117,13 @@ class DecisionTable:
         names = self.records[0].record
         return {n: torch.stack([self.records[d.episode].record[n][d.row] for d in picked]) for n in names}
 
+    def words(self, chosen: Tensor) -> list[str] | None:
+        """The subtasks that the policy said before the chosen decisions, where it does."""
+        if self.records[0].words is None:
+            return None
+        own = [(self.records[d.episode].words, d.row) for d in (self.at[i] for i in chosen.tolist())]
+        return [words[row] for words, row in own if words is not None]
+
     def seen(self, chosen: Tensor) -> tuple[dict[str, np.ndarray], list[str]]:
         """(observations, sentences) of the chosen decisions."""
         picked = [self.at[i] for i in chosen.tolist()]

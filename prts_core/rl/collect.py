@@ -193,6 +193,7 @@ class _Run:
                     "potential": None if decided.potentials is None else decided.potentials[slot],
                     "successes": chunk.successes[slot],
                     "valid": chunk.valid[slot],
+                    "words": None if decided.words is None else decided.words[slot],
                     "advice": _padded(chunk.expert[slot], chunk.valid.shape[1]),
                 }
             )
@@ -221,6 +222,7 @@ class _Run:
             valid,
             bool((successes & valid).any()),
             None if rows[0]["advice"] is None else np.stack([row["advice"] for row in rows]),
+            None if rows[0]["words"] is None else [row["words"] for row in rows],
         )
         self.done[one.order.index] = record
         if not record.solved and final is not None:

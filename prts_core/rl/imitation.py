@@ -6,6 +6,7 @@ loss is the head's own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from prts_core.sim.adapter import Adapter
 
 def imitated(table: DecisionTable, chosen: Tensor, policy: Policy) -> tuple[Tensor, Tensor]:
     """(normalised chunks (n, T, A), rows that say nothing (n, T) bool) of what teaches the decisions: the expert's
-    advice where it was asked, else what the policy did itself. Rows that were not executed say nothing."""
+    advice where it was asked, else what the policy did itself. Rows that were not executed, or came after the task was
+    solved, say nothing."""
     records = [(table.records[d.episode], d.row) for d in (table.at[i] for i in chosen.tolist())]
     config, width = policy.model.config, len(policy.contract.contract.action)
     chunk = records[0][0].valid.shape[1]
@@ -35,14 +37,21 @@ def imitated(table: DecisionTable, chosen: Tensor, policy: Policy) -> tuple[Tens
     padded = np.zeros((len(records), config.chunk_length, config.max_action_dim), np.float32)
     padded[..., :width] = made
     silent = np.ones(padded.shape[:2], bool)
-    silent[:, :chunk] = ~np.stack([own.valid[row] for own, row in records])
+    silent[:, :chunk] = ~np.stack([own.valid[row] & _until_solved(own.successes[row]) for own, row in records])
     return torch.from_numpy(padded).to(policy.device), torch.from_numpy(silent).to(policy.device)
 
 
-def imitation_loss(kind: Any, policy: Policy, prefix: Prefix, actions: Tensor, silent: Tensor, seed: int) -> Tensor:
-    """(n,) supervised loss of each decision. seed: of what the loss draws."""
-    generator = torch.Generator().manual_seed(seed)
-    return kind.imitation(policy.model, prefix, actions, action_mask(policy, len(actions)), silent, generator)
+def _until_solved(successes: np.ndarray) -> np.ndarray:
+    """(K,) bool: steps up to the first that solved the task, this one included."""
+    return np.cumsum(successes) - successes == 0
+
+
+def imitation_loss(
+    kind: Any, policy: Policy, prefix: Prefix, actions: Tensor, silent: Tensor, seeds: Sequence[int]
+) -> Tensor:
+    """(n,) supervised loss of each decision. seeds: of what the loss draws for each, whatever it is computed with."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return kind.imitation(policy.model, prefix, actions, action_mask(policy, len(actions)), silent, generators)
 
 
 def require_same_actions(adapter: Adapter) -> None:

@@ -106,7 +106,9 @@ class Learner:
 
         earlier: replayed episodes. StageError where MOST_SKIPPED updates in a row were no numbers."""
         config = self.config
-        metrics = episode_metrics(self._assembled(records))
+        own = [record for record in records if record.order.expert != "act"]  # the expert's success is not the policy's
+        metrics = {"env/expert_episodes": 1.0 - len(own) / len(records)} if "expert" in self.algorithm.NEEDS else {}
+        metrics |= episode_metrics(self._assembled(own)) if own else {}
         counted = sum(map(len, records))
         learned = [*earlier, *records] if "imitation" in self.algorithm.NEEDS else records
         rollouts = self._assembled(learned)
@@ -124,7 +126,7 @@ class Learner:
             order = torch.randperm(len(table), generator=generator)[:counted]  # with replay a pass is no longer
             for part in order.tensor_split(math.ceil(len(order) / config.learner.batch_size)):  # none is a crumb
                 pieces = [
-                    self._samples(table, rollouts, targets, known, piece, iteration)
+                    self._samples(table, rollouts, targets, known, piece, iteration, progress.updates)
                     for piece in part.split(config.learner.micro_batch)
                 ]
                 for name, value in self._step(table, pieces, iteration, progress).items():
@@ -219,6 +221,7 @@ class Learner:
         known: dict[str, Tensor],
         part: Tensor,
         iteration: int,
+        update: int,
     ) -> tuple[Tensor, Samples]:
         """(the decisions, what is known of them) of a micro-batch."""
 
@@ -243,6 +246,7 @@ class Learner:
             good=taken(targets.good),
             executed=executed,
             critic_only=iteration < self.config.algorithm.critic_warmup,
+            update=update,
             **own,
         )
 

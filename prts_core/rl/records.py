@@ -20,7 +20,8 @@ class EpisodeRecord:
     seen: {"observation.state" (n, D), camera (n, H, W, 3)} as the policy saw it. steps (n,): of the simulator before
     each decision. log_probs (n, T, A), record {name: (n, ...)}, features (n, F), potentials (n,) or none: of
     `Decisions`. actions (n, T, A) in robot units. successes, valid (n, K) bool: of the executed steps. advice (n, K,
-    A): what the expert would have done, in robot units, where it was asked. last, last_potential: features (F,) and
+    A): what the expert would have done, in robot units, where it was asked. words: n subtasks that the policy said
+    before it acted, where it does. last, last_potential: features (F,) and
     potential of the observation after the last decision, where the episode was cut at its limit.
     """
 
@@ -38,6 +39,7 @@ class EpisodeRecord:
     valid: np.ndarray
     solved: bool
     advice: np.ndarray | None = None
+    words: list[str] | None = None
     last: Tensor | None = None
     last_potential: float | None = None
 

@@ -27,7 +27,7 @@ class Replay:
         return [record for at in wanted for record in self.held[at]]
 
     def add(self, iteration: int, records: Sequence[EpisodeRecord]) -> None:
-        """Keep these; those of iterations that are too old go."""
+        """Keep these, until `forget`."""
         if not self.keep:
             return
         slim = [record if self.observations else replace(record, seen={}, record={}, advice=None) for record in records]
@@ -36,9 +36,11 @@ class Replay:
             for record in slim:
                 file.write(encode(plain(record)))
         self.held[iteration] = slim
-        # One more stays than is learned from: a checkpoint may lie an iteration back.
+
+    def forget(self, resumable: int) -> None:
+        """Remove what no run can want any more that goes on from iteration `resumable` or later."""
         for path in self.folder.glob("[0-9]*.frames"):
-            if int(path.stem) < iteration - self.keep:
+            if int(path.stem) < resumable - self.keep:
                 path.unlink()
 
     def _read(self, iteration: int) -> list[EpisodeRecord]:

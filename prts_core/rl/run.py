@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from prts_core.config.rl import RlConfig
-from prts_core.io.errors import Stopped
+from prts_core.io.errors import ConfigError, Stopped
 from prts_core.io.files import cut_torn_line, explain_os_errors
 from prts_core.io.progress import Bar
 from prts_core.io.threads import torch_threads
@@ -23,9 +23,10 @@ from prts_core.rl.actor import Actor
 from prts_core.rl.algorithms import algorithm
 from prts_core.rl.collect import Collected, Collector
 from prts_core.rl.episodes import EpisodeOrder, evaluation_plan, orders, training_plan
-from prts_core.rl.evaluate import Evaluation, evaluate
+from prts_core.rl.evaluate import Evaluation, evaluate, finished
 from prts_core.rl.imitation import require_same_actions
 from prts_core.rl.learner import Learner
+from prts_core.rl.policies import policy_kind
 from prts_core.rl.processes.fleet import Fleet
 from prts_core.rl.processes.placement import place
 from prts_core.rl.processes.remote_collect import CALL, RolloutProcesses, published, worker_settings
@@ -91,8 +92,17 @@ class Run:
         name = f"{suite.family}:{suite.name}" if "." in suite.family else suite.name
         if "expert" in algorithm(config.algorithm.name).NEEDS:
             require_same_actions(self.adapter)
+        policy_kind(policy.model).require_density(policy.model, config.exploration, self.plan.execute)
         self.suite, self.worker_settings = name, worker_settings
         self.placement = place(config.placement, torch.cuda.device_count())
+        if config.algorithm.name == "recap" and not self.placement.one_process:
+            raise ConfigError(
+                "Rollout processes do not ask for good decisions as the learner's policy does",
+                field="rl.placement",
+                found=self.placement.mode,
+                expected="one process, with rl.algorithm.name recap",
+                cure="leave rl.placement out, or choose another algorithm",
+            )
         self.launch = launch_for(name, settings={**worker_settings, **self.plan.worker_settings})
         self.learner = Learner(policy, config, seed)
         reachability = config.reward.shaping > 0 or self.learner.needs_reachability
@@ -115,8 +125,8 @@ class Run:
         ):
             side = self._side(collector, stack)
             self._resume(side)
-            for iteration in filter(self._due, range(self.progress.iteration)):  # journals hold them: nothing is run
-                self.evaluations.append(self._measured(collector, side, iteration))
+            before = filter(self._due, range(self.progress.iteration))
+            self.evaluations = [finished(self.folders.evaluations, iteration) for iteration in before]
             for iteration in range(self.progress.iteration, config.iterations):
                 if self._due(iteration):
                     self._evaluate(collector, side, iteration)
@@ -124,7 +134,7 @@ class Run:
                 self._iterate(side, iteration)
                 asked = stop()
                 if (iteration + 1) % config.checkpoint_every == 0 or iteration + 1 == config.iterations or asked:
-                    self.checkpoints.save(self.progress, self.learner.state() | side.state())
+                    self.replay.forget(self.checkpoints.save(self.progress, self.learner.state() | side.state()))
                 if asked:
                     raise Stopped(f"stopped after iteration {iteration}; the same command goes on from there")
             self._evaluate(collector, side, config.iterations)

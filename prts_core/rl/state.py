@@ -61,15 +61,18 @@ class Checkpoints:
             ) from err
         return progress, load_tensors(found[-1] / TENSORS)[0]
 
-    def save(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
+    def save(self, progress: Progress, tensors: Mapping[str, Tensor]) -> int:
+        """The iteration of the oldest checkpoint that is kept."""
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self.folder / f"{progress.iteration:06d}"
         if not target.exists():
             with new_folder(target) as partial:
                 write_json(partial / PROGRESS, asdict(progress))
                 save_tensors(partial / TENSORS, tensors)
-        for old in self._found()[:-KEEP]:
+        found = self._found()
+        for old in found[:-KEEP]:
             shutil.rmtree(old)
+        return int(found[-KEEP:][0].name)
 
     def save_best(self, weights: Mapping[str, Tensor]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

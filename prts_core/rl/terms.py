@@ -32,7 +32,7 @@ class Terms:
 
     def log_probs(self, table: DecisionTable, chosen: Tensor) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities and entropy (n, K, A) of the executed actions under the present policy."""
-        prefix = self._prefix(table, *table.seen(chosen))
+        prefix = self._prefix(*table.seen(chosen), table.words(chosen))
         record = {name: tensor.to(self.policy.device) for name, tensor in table.drawn(chosen).items()}
         with self._arithmetic():
             mask = action_mask(self.policy, len(chosen))
@@ -42,10 +42,10 @@ class Terms:
         assert log_probs is not None
         return log_probs, entropy
 
-    def _prefix(self, table: DecisionTable, shown: dict[str, np.ndarray], sentences: list[str]) -> Prefix:
+    def _prefix(self, shown: dict[str, np.ndarray], sentences: list[str], words: list[str] | None) -> Prefix:
         batch = read_observation(shown, sentences, self.policy.contract.contract)
         learns = self.config.learner.trains != "action"
-        tokens = self.processor.tokens(batch.images, batch.state, batch.instructions).to(self.policy.device)
+        tokens = self.processor.tokens(batch.images, batch.state, batch.instructions, words).to(self.policy.device)
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns), self._arithmetic():
             return self.policy.model.encode(tokens).prefix()
 
@@ -55,10 +55,10 @@ class Terms:
         if samples.good is not None:
             sentences = self._said(sentences, samples.good, chosen, samples.current_version)
         actions, silent = imitated(table, chosen, self.policy)
-        prefix = self._prefix(table, shown, sentences)
-        seed = self.seed * 1_000_003 + samples.current_version * 7919 + int(chosen[0])
+        prefix = self._prefix(shown, sentences, table.words(chosen))
+        seeds = np.random.SeedSequence([self.seed, samples.update]).generate_state(int(chosen.max()) + 1, np.uint32)
         with self._arithmetic():
-            return imitation_loss(self.kind, self.policy, prefix, actions, silent, seed)
+            return imitation_loss(self.kind, self.policy, prefix, actions, silent, seeds[chosen.numpy()].tolist())
 
     def _said(self, sentences: list[str], good: Tensor, chosen: Tensor, version: int) -> list[str]:
         """The sentences with a word on how good each decision was, left out now and then, so that the policy can be

@@ -17,8 +17,11 @@ from prts_core.config.rl import AlgorithmConfig, ExplorationConfig, LearnerConfi
 from prts_core.io.errors import ConfigError, DataError, StageError, Stopped
 from prts_core.policy.policy import load_policy
 from prts_core.rl.actor import action_mask
+from prts_core.rl.assemble import DecisionTable
 from prts_core.rl.collect import Collector
 from prts_core.rl.episodes import orders
+from prts_core.rl.evaluate import digest_weights
+from prts_core.rl.imitation import imitated
 from prts_core.rl.run import Run
 from prts_core.rl.state import Progress
 from prts_core.sim.suites import suite
@@ -108,6 +111,16 @@ STOPPED: dict[str, dict[str, Any]] = {
 }
 
 
+def test_a_policy_that_says_its_subtask_learns_with_what_it_said(folders: dict[str, Path], tmp_path: Path):
+    run = make(folders["flow"], tmp_path, config(learner=LearnerConfig(batch_size=1000, micro_batch=7, threads=1)))
+    run.policy.processor = run.learner.terms.processor = replace(run.policy.processor, subtasks=True)
+    records = collected(run).records
+    assert all(len(record.words or []) == len(record) for record in records)
+    records[0].successes[-1, -1] = True
+    told = run.learner.update(records, 0, Progress())
+    assert told["train/actor/ratio"] == pytest.approx(1, abs=1e-5)
+
+
 @pytest.mark.parametrize("algorithm", STOPPED)
 def test_a_stopped_run_goes_on_with_the_same_curve(algorithm: str, folders: dict[str, Path], tmp_path: Path):
     learner = replace(config().learner, critic_epochs=2)
@@ -158,6 +171,7 @@ def test_replayed_decisions_are_among_those_learned_from_and_a_pass_is_no_longer
             met.append([])
             run.learner.update(made, iteration, Progress(), run.replay.before(iteration))
             run.replay.add(iteration, made)
+            run.replay.forget(iteration)
             counts.append(sum(map(len, made)))
     assert [len(one) for one in met] == counts  # each decision at most once a pass, as many as there are new ones
     assert all(len(set(one)) == len(one) for one in met)
@@ -255,6 +269,110 @@ def test_updates_are_of_about_equal_size(folders: dict[str, Path], tmp_path: Pat
     monkeypatch.setattr(run.learner, "_step", watched)
     run.learner.update(records, 0, Progress())
     assert len(sizes) == 2 and max(sizes) - min(sizes) <= 1 and sum(sizes) <= decisions
+
+
+def test_the_potential_is_of_the_state_and_not_of_the_action_that_was_drawn(folders: dict[str, Path], tmp_path: Path):
+    run = make(
+        folders["flow"], tmp_path, config(reward=RewardConfig(shaping=0.1), exploration=ExplorationConfig(level=1))
+    )
+    seen = {
+        "observation.state": np.zeros((2, 2), np.float32),
+        "observation.images.eye": np.zeros((2, 8, 8, 3), np.uint8),
+    }
+    decided = run.actor.decide(seen, ["push it"] * 2, [1, 2], np.zeros(2, np.float32))
+    assert decided.potentials is not None and not np.array_equal(decided.actions[0], decided.actions[1])
+    assert decided.potentials[0] == pytest.approx(decided.potentials[1], abs=1e-5)
+
+
+def test_an_expert_that_acts_is_no_success_of_the_policy(folders: dict[str, Path], tmp_path: Path):
+    settings = config(algorithm=AlgorithmConfig(name="dagger", expert_share=1.0, expert_decay=0.0))
+    run = make(folders["flow"], tmp_path, settings)
+    with Collector(run.plan, run.adapter, run.launch, run.config.workers, run.config.stages) as collector:
+        records = [collector.collect(run.actor, orders(run.config, run.plan, 7, i, True), i).records for i in (0, 1)]
+    told = [run.learner.update(made, i, Progress()) for i, made in enumerate(records)]
+    assert told[0]["env/expert_episodes"] == 1 and "env/success_once" not in told[0]
+    assert told[1]["env/expert_episodes"] == 0 and "env/success_once" in told[1]
+
+
+def test_nothing_is_imitated_after_the_task_is_solved(folders: dict[str, Path], tmp_path: Path):
+    run = make(folders["flow"], tmp_path, config(algorithm=AlgorithmConfig(name="recap")))
+    record = collected(run).records[0]
+    record.successes[0] = [False, True, False, False][: record.successes.shape[1]]
+    record.valid[0] = True
+    table = DecisionTable([record], torch.ones(len(record), 1, dtype=torch.bool))
+    _, silent = imitated(table, torch.tensor([0]), run.policy)
+    assert silent[0].tolist()[:3] == [False, False, True]
+
+
+@pytest.mark.parametrize("kind", ["flow", "tokens"])
+def test_the_size_of_micro_batches_changes_nothing_that_is_drawn(kind: str, folders: dict[str, Path], tmp_path: Path):
+    def learned(size: int) -> dict[str, torch.Tensor]:
+        learner = LearnerConfig(batch_size=64, micro_batch=size, learning_rate=1e-4, threads=1)
+        run = make(
+            folders[kind], tmp_path / str(size), config(algorithm=AlgorithmConfig(name="dagger"), learner=learner)
+        )
+        with Collector(run.plan, run.adapter, run.launch, run.config.workers, run.config.stages) as collector:
+            records = collector.collect(run.actor, orders(run.config, run.plan, 7, 0, True), 0).records
+        run.learner.update(records, 0, Progress())
+        return run.learner.weights()
+
+    one, other = learned(64), learned(5)
+    assert all(torch.allclose(one[name], other[name], atol=2e-6) for name in one)
+
+
+def test_a_run_that_is_checkpointed_seldom_finds_the_episodes_it_replays(folders: dict[str, Path], tmp_path: Path):
+    settings = config(iterations=7, checkpoint_every=3, algorithm=AlgorithmConfig(name="dagger", replay=2))
+    whole = make(folders["flow"], tmp_path / "whole", settings).run()
+    run = make(folders["flow"], tmp_path / "cut", settings)
+    plain, done = run._iterate, []
+
+    def dies(side: Any, iteration: int) -> None:
+        if len(done) == 5:
+            raise KeyboardInterrupt
+        done.append(iteration)
+        plain(side, iteration)
+
+    run._iterate = dies  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    resumed = make(folders["flow"], tmp_path / "cut", settings).run()
+    assert all(torch.equal(whole.weights[name], resumed.weights[name]) for name in whole.weights)
+    kept = sorted(int(path.stem) for path in (tmp_path / "cut" / "replay").iterdir())
+    assert kept == [4, 5, 6]  # of checkpoints 6 and 7, two iterations before the elder on
+
+
+def test_outcomes_belong_to_the_weights_that_acted(folders: dict[str, Path], tmp_path: Path):
+    run = make(folders["flow"], tmp_path, config())
+    first = digest_weights(run.policy.model)
+    assert first == digest_weights(make(folders["flow"], tmp_path, config()).policy.model)
+    with torch.no_grad():
+        next(iter(run.policy.model.dit_action_head.parameters())).add_(1e-3)
+    assert digest_weights(run.policy.model) != first
+
+
+def test_what_cannot_work_is_refused_before_it_begins(folders: dict[str, Path], tmp_path: Path):
+    with pytest.raises(ValueError, match="grpo compares episodes"):
+        config(algorithm=AlgorithmConfig(name="grpo"))
+    with pytest.raises(ValueError, match="grpo has no critic"):
+        config(algorithm=AlgorithmConfig(name="grpo", group_size=4, critic_warmup=1))
+    with pytest.raises(ConfigError, match="density of a part"):
+        make(folders["flow"], tmp_path, config(execute_steps=2))
+    make(folders["flow"], tmp_path, config(execute_steps=2, exploration=ExplorationConfig(step=-1)))
+    make(folders["tokens"], tmp_path, config(execute_steps=2))
+
+
+def test_the_rate_rises_from_the_first_update_of_the_policy_on(folders: dict[str, Path], tmp_path: Path):
+    learner = replace(config().learner, warmup=100)
+    run, progress = (
+        make(folders["flow"], tmp_path, config(algorithm=AlgorithmConfig(critic_warmup=1), learner=learner)),
+        Progress(),
+    )
+    records = collected(run).records
+    records[0].successes[-1, -1] = True
+    run.learner.update(records, 0, progress)
+    assert progress.updates == 0
+    run.learner.update(records, 1, progress)
+    assert progress.updates > 0
 
 
 def test_groups_that_are_all_alike_teach_nothing_and_it_is_told(folders: dict[str, Path], tmp_path: Path):

@@ -51,8 +51,8 @@ class Samples:
     most_steps / steps_of_episode, most_steps being a run's longest; none: decisions do. version (N,) int64: of the
     policy that acted; current_version: the one that this iteration makes, one more than the newest rollouts can have.
     totals: denominators of the whole update, `weighing(samples)` summed over its micro-batches and processes; none:
-    this minibatch is all of it. critic_only: the actor does not learn yet. proximal_log_probs (N, K, A): of the
-    policy that the update starts from, where they were computed.
+    this minibatch is all of it. critic_only: the actor does not learn yet. update: its number in the run.
+    proximal_log_probs (N, K, A): of the policy that the update starts from, where they were computed.
     """
 
     log_probs: Tensor | None
@@ -69,6 +69,7 @@ class Samples:
     executed: Tensor | None = None
     totals: Totals | None = None
     critic_only: bool = False
+    update: int = 0
     proximal_log_probs: Tensor | None = None
 
     @property

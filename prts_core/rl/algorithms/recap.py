@@ -22,18 +22,14 @@ HALVINGS, ROUNDING = 64, 1e-6
 
 
 def targets(rollouts: Rollouts, config: AlgorithmConfig, reduce: Reduce | None = None) -> Targets:
-    """Advantages over the reachability of the goal (a critic's value where there is one); lambda 1: returns less it.
+    """Advantages: what was earned from a decision on, undiscounted, less the goal's reachability before it.
 
-    Reachability is the value of what is earned; rewards that it has shaped are a critic's matter.
     good: at most positive_share of all decisions, best advantage first; alike ones are all in or all out.
     """
-    values = rollouts.values
-    if values is None:
-        rollouts, values = replace(rollouts, rewards=rollouts.earned), rollouts.reachability
+    rollouts, values = replace(rollouts, rewards=rollouts.earned), rollouts.reachability
     assert values is not None, "reachability is among NEEDS"
-    advantages, returns = advantages_of_decisions(
-        rollouts, values, config.gamma, config.gae_lambda, config.reward_level, config.bootstrap
-    )
+    # Reachability is the chance of success, however late: gamma and lambda 1 give what came of it, less that chance.
+    advantages, returns = advantages_of_decisions(rollouts, values, 1.0, 1.0, "chunk", config.bootstrap)
     mask = rollouts.loss_mask("chunk")
     limit = threshold(advantages, mask, config.positive_share, reduce)
     good = mask & (advantages.double() > limit)

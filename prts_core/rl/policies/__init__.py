@@ -1,11 +1,12 @@
 """Draw and evaluate actions of whatever head a policy has: one small module a kind of head, all with these functions.
 
     exploration_net(model, exploration)                         what learns to explore, or none
+    require_density(model, exploration, execute)                of the first `execute` rows of a chunk, or a ConfigError
     noise_shape(model, exploration)                             of one sample's noise
     draw_noise(model, exploration, generator)                   -> noise, step of one sample
     draw(model, prefix, mask, noise, step, exploration, net)    -> Drawn
     evaluate(model, prefix, record, mask, exploration, net)     -> log_probs, entropy
-    imitation(model, prefix, actions, mask, silent, generator)  -> supervised loss of each sample
+    imitation(model, prefix, actions, mask, silent, generators) -> supervised loss of each sample
 
 With the network and the batch that drew, `evaluate` gives the log-probabilities of `draw` again, bit for bit in fp32.
 """

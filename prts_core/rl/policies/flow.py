@@ -5,11 +5,14 @@ Shape legend: S samples, N denoise steps, T chunk length, A padded action width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from prts_core.config.model import DitConfig, MotConfig
 from prts_core.config.rl import ExplorationConfig
+from prts_core.io.errors import ConfigError
 from prts_core.models.heads.dit.module import DitHead
 from prts_core.models.heads.flow.density import (
     Field,
@@ -39,6 +42,20 @@ def exploration_net(model: PrtsModel, exploration: ExplorationConfig) -> FlowNoi
     assert isinstance(model.dit_action_head, MotHead | DitHead)
     width = model.dit_action_head.feature_width
     return FlowNoiseNet(width, model.config.max_action_dim, exploration.noise_range)
+
+
+def require_density(model: PrtsModel, exploration: ExplorationConfig, execute: int) -> None:
+    """ConfigError where rows that are not executed have a part in those that are: behind a random step every later one
+    mixes the rows of a chunk, so that only the last leaves a density of the first rows alone."""
+    last = _head(model).denoise_steps - 1
+    if execute < model.config.chunk_length and (exploration.joint or exploration.step not in (-1, last)):
+        raise ConfigError(
+            "The density of a part of a chunk is known only where the last step is the random one",
+            field="rl.exploration.step",
+            found="joint" if exploration.joint else exploration.step,
+            expected=f"-1 or {last}, as rl.execute_steps {execute} of {model.config.chunk_length} rows are executed",
+            cure="rl.exploration.step: -1, or leave rl.execute_steps out",
+        )
 
 
 def noise_shape(model: PrtsModel, exploration: ExplorationConfig) -> tuple[int, int, int]:
@@ -98,13 +115,18 @@ def evaluate(
 
 
 def imitation(
-    model: PrtsModel, prefix: Prefix, actions: Tensor, mask: Tensor, silent: Tensor, generator: torch.Generator
+    model: PrtsModel,
+    prefix: Prefix,
+    actions: Tensor,
+    mask: Tensor,
+    silent: Tensor,
+    generators: Sequence[torch.Generator],
 ) -> Tensor:
     """Flow matching of normalised chunks (S, T, A), DRAWS draws each: the mean (S,) over real dimensions and rows that
     are not `silent` (S, T)."""
-    shape = (DRAWS, *actions.shape)
-    noise = torch.randn(shape, generator=generator).to(actions).transpose(0, 1).flatten(0, 1)
-    time = draw_time(DRAWS * len(actions), generator).to(actions)
+    shape = (DRAWS, *actions.shape[1:])
+    noise = torch.cat([torch.randn(shape, generator=own) for own in generators]).to(actions)
+    time = torch.cat([draw_time(DRAWS, own) for own in generators]).to(actions)
     many, real = (x.repeat_interleave(DRAWS, 0) for x in (actions, mask))
     x, target = mix_noise(many, mask_noise(noise, real, model.compat), time)
     velocity = mask_noise(model.velocity(prefix, x, real, time), real, model.compat)

@@ -7,6 +7,8 @@ Shape legend: S samples, T chunk length, A padded action width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,10 @@ from prts_core.rl.policies.drawn import Drawn
 
 def exploration_net(model: PrtsModel, exploration: ExplorationConfig) -> None:
     """None: how far a tokens head explores lies in its logits."""
+
+
+def require_density(model: PrtsModel, exploration: ExplorationConfig, execute: int) -> None:
+    """Always known: every number is drawn by itself."""
 
 
 def noise_shape(model: PrtsModel, exploration: ExplorationConfig) -> tuple[int, int]:
@@ -64,7 +70,12 @@ def evaluate(
 
 
 def imitation(
-    model: PrtsModel, prefix: Prefix, actions: Tensor, mask: Tensor, silent: Tensor, generator: torch.Generator
+    model: PrtsModel,
+    prefix: Prefix,
+    actions: Tensor,
+    mask: Tensor,
+    silent: Tensor,
+    generators: Sequence[torch.Generator],
 ) -> Tensor:
     """Cross-entropy (S,) of the bins of normalised chunks (S, T, A), over rows that are not `silent` (S, T)."""
     return bins_loss(model.action_logits(prefix, mask), actions, mask, silent)[0]
