@@ -256,13 +256,32 @@ class RunPlan:
 
     @property
     def benchmark(self) -> BenchmarkConfig:
-        """What stage benchmark is told: the recipe's section, and the dataset that its policy was trained on."""
+        """What stage benchmark is told: the recipe's section, and the dataset that its policy was trained on.
+
+        ConfigError where it would meet states that reinforcement learning has used."""
+        if self.recipe.policy == "rl":
+            self._require_fresh_states()
         dataset = self.dataset(None)
         return BenchmarkConfig(dataset=dataset.name, source=dataset.source, **fields_of(self.recipe.benchmark))
 
+    def _require_fresh_states(self) -> None:
+        rl, skipped = self.rl, self.recipe.benchmark.skip_states
+        first, end = rl.train_states or (0, 0)
+        chosen = [state for state in range(end + rl.eval_episodes) if not first <= state < end][: rl.eval_episodes]
+        used = max(end, chosen[-1] + 1)
+        if skipped < used and not rl.shared_states:
+            raise ConfigError(
+                "The benchmark would meet initial states that stage rl has learned on or chosen its policy by",
+                file=self.path,
+                field="benchmark.skip_states",
+                found=skipped,
+                expected=f"{used} or more: rl.train_states {rl.train_states}, rl.eval_episodes {rl.eval_episodes}",
+                cure=f"benchmark: {{skip_states: {used}}}",
+            )
+
     def read_all(self) -> None:
         """Read and check every file that the recipe names, so that a fault is told before any work."""
-        _ = self.model, self.rl
+        _ = self.model, self.rl, self.benchmark
         for name in self.datasets:
             self.robot(name)
             self.sft(name)

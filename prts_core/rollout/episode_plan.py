@@ -27,7 +27,8 @@ class SuiteSettings:
 
     episodes: in all, spread over the tasks; none: as many as the suite's protocol says. tasks: some of the suite's, or
     none for all. seed: none for the suite's. execute: actions before the next look. perturbation: laid over every
-    task's own. image_size: pixels of the pictures that the simulator renders, none for the suite's; for a policy
+    task's own. skip_states: of each task, from the first on: initial states that are left out. image_size: pixels of
+    the pictures that the simulator renders, none for the suite's; for a policy
     trained on smaller ones, which a picture made smaller afterwards does not equal.
     """
 
@@ -37,6 +38,7 @@ class SuiteSettings:
     execute: int | None = None
     perturbation: Mapping[str, Any] = field(default_factory=dict)
     image_size: int | None = None
+    skip_states: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,16 @@ def make_plan(suite: SuiteSpec, chunk_length: int, settings: SuiteSettings) -> E
     for index in range(episodes):
         task, turn = tasks[index % len(tasks)], index // len(tasks)
         # Beyond the initial states a task ships, the next seed begins with the first of them again.
-        again, state = divmod(turn, task.initial_states) if task.initial_states else (0, turn)
-        keys.append(EpisodeKey(suite.name, task.name, state, seed + again))
+        left = task.initial_states - settings.skip_states
+        if task.initial_states and left < 1:
+            raise ConfigError(
+                f"No initial state of {task.name!r} is left",
+                field="benchmark.skip_states",
+                found=settings.skip_states,
+                expected=f"less than the {task.initial_states} that it ships",
+            )
+        again, state = divmod(turn, left) if task.initial_states else (0, turn)
+        keys.append(EpisodeKey(suite.name, task.name, settings.skip_states + state, seed + again))
     sized, make = rendered_at(suite, settings.image_size)
     return EpisodePlan(sized, tasks, tuple(keys), execute, dict(settings.perturbation), seed, make)
 
