@@ -16,6 +16,7 @@ import numpy as np
 
 from prts_core.config.rl import ExplorationConfig, RlConfig
 from prts_core.io.files import write_text
+from prts_core.rl.algorithms import unread
 from prts_core.rl.episodes import training_states
 from prts_core.rl.evaluate import Evaluation, paired
 from prts_core.rollout.episode_plan import EpisodePlan
@@ -194,6 +195,8 @@ def _exploring(exploration: ExplorationConfig, noise_scale: float | None) -> str
 def notes(config: RlConfig, outcome: Outcome) -> list[str]:
     """What the headline alone would hide."""
     told = []
+    if idle := unread(config):
+        told.append(f"{config.algorithm.name} does not read {', '.join(f'rl.{name}' for name in idle)}.")
     count = len(outcome.evaluations)
     if config.keep_best and count > 1:
         last = outcome.evaluations[-1]
@@ -208,9 +211,9 @@ def notes(config: RlConfig, outcome: Outcome) -> list[str]:
         )
     if outcome.chosen == outcome.evaluations[0].iteration:
         told.append("No evaluation was better than the first: the result is the policy that the run began with.")
-    idle = sum(row.get("train/actor/no_information", 0.0) == 1.0 for row in outcome.rows)
-    if idle:
-        told.append(f"In {idle} of {len(outcome.rows)} iterations nothing told a good decision from a bad one.")
+    nothing = sum(row.get("train/actor/no_information", 0.0) == 1.0 for row in outcome.rows)
+    if nothing:
+        told.append(f"In {nothing} of {len(outcome.rows)} iterations nothing told a good decision from a bad one.")
     skipped = sum(row.get("train/actor/skipped", 0.0) > 0.0 for row in outcome.rows)
     if skipped:
         told.append(f"In {skipped} of {len(outcome.rows)} iterations an update was no number and was left out.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -20,7 +21,7 @@ from prts_core.io.progress import Bar
 from prts_core.io.threads import torch_threads
 from prts_core.policy.policy import Policy
 from prts_core.rl.actor import Actor
-from prts_core.rl.algorithms import algorithm
+from prts_core.rl.algorithms import algorithm, unread
 from prts_core.rl.collect import Collected, Collector
 from prts_core.rl.episodes import EpisodeOrder, evaluation_plan, orders, training_plan
 from prts_core.rl.evaluate import Evaluation, evaluate, finished
@@ -38,6 +39,8 @@ from prts_core.rollout.episode_plan import EpisodePlan
 from prts_core.sim.adapter import adapt
 from prts_core.sim.pool import launch_for
 from prts_core.sim.suite import SuiteSpec
+
+logger = logging.getLogger("prts.rl")
 
 
 @dataclass(frozen=True)
@@ -105,12 +108,17 @@ class Run:
             )
         self.launch = launch_for(name, settings={**worker_settings, **self.plan.worker_settings})
         self.learner = Learner(policy, config, seed)
-        reachability = config.reward.shaping > 0 or self.learner.needs_reachability
-        self.actor = Actor(policy, config.exploration, self.learner.net, reachability)
+        shaped = config.reward.shaping > 0 and self.learner.critic is not None
+        self.actor = Actor(policy, config.exploration, self.learner.net, shaped or self.learner.needs_reachability)
+        if idle := unread(config):
+            logger.warning(
+                "%s does not read rl.%s: what is said there changes nothing", config.algorithm.name, ", rl.".join(idle)
+            )
         self.checkpoints = Checkpoints(work / "checkpoints")
         imitates = "imitation" in self.learner.algorithm.NEEDS
         self.replay = Replay(work / "replay", config.algorithm.replay, observations=imitates)
         self.progress = Progress()
+        self.spent = ""  # where the last iteration's time went
         self.evaluations: list[Evaluation] = []
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> Outcome:
@@ -167,6 +175,7 @@ class Run:
             group_size=config.algorithm.group_size,
             episodes=config.episodes,
             accelerators=torch.cuda.device_count(),
+            log=logger.warning,
         )
 
     def _due(self, iteration: int) -> bool:
@@ -207,6 +216,8 @@ class Run:
             "env/lost_workers": float(made.lost),
             **_times(made, collected - begun, ended - collected),
         }
+        rollout, policy = metrics["time/rollout_share"], metrics["time/inference_share"]
+        self.spent = f", {metrics['time/step']:.0f} s: rollouts {rollout:.0%} (policy {policy:.0%} of them)"
         self.log(metrics, iteration)
         with self.folders.curve.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"iteration": iteration, **metrics}) + "\n")
@@ -223,7 +234,8 @@ class Run:
     def _note(self) -> str:
         best = self.progress.best
         last = f"success {self.evaluations[-1].successes}/{best['n']}" if self.evaluations else ""
-        return f"{last}, best {best['successes']} before iteration {best['iteration']}" if best else last
+        best_of = f", best {best['successes']} before iteration {best['iteration']}" if best else ""
+        return f"{last}{best_of}{self.spent}"
 
     def _outcome(self) -> Outcome:
         rows = read_rows(self.folders.curve, self.config.iterations)

@@ -18,6 +18,7 @@ It knows workers (sim/pool.py, one environment a slot) and no policy. Semantics 
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ from prts_core.sim.reset_ids import EXHAUSTED, Order, reset_ids
 from prts_core.sim.suite import EpisodeKey, SuiteSpec
 from prts_core.sim.suites import task_of
 
+logger = logging.getLogger("prts.sim")
 ATTEMPTS = 3  # workers that one chunk may cost before its actions are to blame
 
 Observation = dict[str, np.ndarray]
@@ -322,6 +324,7 @@ class VectorEnv:
             assert answered is not None, "no time limit was given"
             slot, reply = answered
             if isinstance(reply, WorkerLost):
+                logger.warning("environment %d: %s", slot, reply)
                 lost[slot] += 1
                 if lost[slot] >= ATTEMPTS:
                     raise SimulatorError(

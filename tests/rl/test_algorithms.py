@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prts_core.config.rl import AlgorithmConfig
+from prts_core.config.rl import AlgorithmConfig, LearnerConfig, RlConfig
 from prts_core.io.errors import ConfigError
-from prts_core.rl.algorithms import NEEDS, Evaluated, Samples, algorithm, names, weighing
+from prts_core.rl.algorithms import NEEDS, Evaluated, Samples, algorithm, names, unread, weighing
 from prts_core.rl.algorithms.recap import threshold
 from prts_core.rl.means import Totals
 from prts_core.rl.metrics import pool
@@ -154,6 +154,23 @@ def test_micro_batches_add_up(name: str, data: st.DataObject, seed: int, cut: in
 
 def rows_of(x: Samples | Evaluated, rows: slice):
     return replace(x, **{k: v[rows] for k, v in vars(x).items() if isinstance(v, Tensor)})
+
+
+def test_settings_that_an_algorithm_does_not_read_are_named() -> None:
+    def idle(name: str, **changes) -> list[str]:
+        made = AlgorithmConfig(name=name, group_size=8, **changes)
+        return unread(RlConfig(dataset="toy", algorithm=made, learner=LearnerConfig(target_kl=0.1, critic_epochs=3)))
+
+    assert idle("ppo", gamma=0.9, replay=2, filter_returns=(0.1, 0.9)) == ["algorithm.filter_returns"]
+    assert idle("grpo", gamma=0.9, replay=2) == ["algorithm.gamma", "algorithm.replay", "learner.critic_epochs"]
+    assert idle("dagger", replay=2, clip_low=0.1) == [
+        "algorithm.clip_low",
+        "learner.critic_epochs",
+        "learner.target_kl",
+    ]
+    assert idle("recap", positive_share=0.5, weight_limit=2.0)[0] == "algorithm.weight_limit"
+    for name in ALL:  # every setting is somebody's
+        assert not any(unread(RlConfig(dataset="toy", algorithm=AlgorithmConfig(name=name, group_size=8))))
 
 
 @pytest.mark.parametrize("level", ["action", "chunk"])

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Protocol, cast
 
 from torch import Tensor
 
-from prts_core.config.rl import AlgorithmConfig
+from prts_core.config.rl import AlgorithmConfig, RlConfig
 from prts_core.io.errors import lookup
 from prts_core.rl.losses import Metrics
 from prts_core.rl.means import Mean, Totals
@@ -107,6 +107,35 @@ class Algorithm(Protocol):
     def targets(self, rollouts: Rollouts, config: AlgorithmConfig, reduce: Reduce | None = None) -> Targets: ...
 
     def loss(self, now: Evaluated, was: Samples, config: AlgorithmConfig) -> tuple[Tensor, Metrics]: ...
+
+
+# Settings that are read because of what an algorithm needs; "" of those that do not imitate. Others are read by all.
+READ_FOR = {
+    "": "log_prob_level weigh clip_low clip_high dual_clip entropy_bonus kl_weight",
+    "values": "gamma gae_lambda normalize_advantages value_clip huber_delta value_weight critic_warmup",
+    "groups": "filter_returns",
+    "expert": "expert_share expert_decay",
+    "reachability": "positive_share drop",
+}
+
+
+def unread(config: RlConfig) -> list[str]:
+    """Settings that were changed and that the run's algorithm does not read, as `rl.` would name them."""
+    chosen, needs = config.algorithm, algorithm(config.algorithm.name).NEEDS
+    given = needs if "imitation" in needs else needs | {""}
+    idle = {name for need, names in READ_FOR.items() if need not in given for name in names.split()}
+    if not needs & {"values", "imitation"}:
+        idle.add("replay")
+    if chosen.name != "decoupled_ppo":
+        idle.add("weight_limit")
+    found = [f"algorithm.{f.name}" for f in fields(chosen) if f.name in idle and getattr(chosen, f.name) != f.default]
+    if config.learner.critic_epochs and "values" not in needs:
+        found.append("learner.critic_epochs")
+    if config.learner.target_kl is not None and "imitation" in needs:
+        found.append("learner.target_kl")
+    if config.reward.shaping and "values" not in needs:
+        found.append("reward.shaping")
+    return found
 
 
 def names() -> list[str]:

@@ -45,8 +45,8 @@ def start_rollout(
 
     call, settings: of the function that makes a worker's collector (workers.py). simulators, stages, group_size,
     episodes: of the run (rollout_places.py). accelerators: of this machine. dtype, version: of the weights that are
-    passed on (weights.py). threads: of each
-    worker process. log: told what stands where, and of every worker that is lost.
+    passed on (weights.py). threads: of each worker process. log: told what stands where, and of every worker that is
+    lost.
 
     ConfigError, before anything is started, for a placement that cannot be.
     """
