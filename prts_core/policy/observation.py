@@ -64,17 +64,54 @@ class Acts(Protocol):
         """The actions of `act` and the value of them."""
 
 
+class Answers(Protocol):
+    """What a server needs of a policy: all of a request at once."""
+
+    @property
+    def contract(self) -> PolicyContract: ...
+
+    @property
+    def speaks(self) -> bool:
+        """Whether it says its subtask before it acts."""
+
+    def answer(
+        self,
+        observation: Mapping[str, np.ndarray],
+        instruction: Sequence[str],
+        seeds: Sequence[int],
+        subtask: Sequence[str] | None = None,
+        value: bool = False,
+        under_way: UnderWay | None = None,
+    ) -> Answer:
+        """policy.Policy.answer."""
+
+
 class TwoSteps:
-    """`act_and_value` of a policy in which the two have nothing in common."""
+    """`act_and_value` and `answer` of a policy in which action and value have nothing in common; one that cannot go on
+    from a chunk under way gives a fresh one."""
 
     act: Any
     value: Any
+    speaks = False
 
     def act_and_value(
         self, observation: Mapping[str, np.ndarray], instruction: Sequence[str], seeds: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray]:
         actions = self.act(observation, instruction, seeds)
         return actions, self.value(observation, actions, instruction)
+
+    def answer(
+        self,
+        observation: Mapping[str, np.ndarray],
+        instruction: Sequence[str],
+        seeds: Sequence[int],
+        subtask: Sequence[str] | None = None,
+        value: bool = False,
+        under_way: UnderWay | None = None,
+    ) -> Answer:
+        if value:
+            return Answer(*self.act_and_value(observation, instruction, seeds))
+        return Answer(self.act(observation, instruction, seeds))
 
 
 @dataclass(frozen=True)

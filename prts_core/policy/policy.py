@@ -54,6 +54,11 @@ class Policy:
         return self.processor.contract
 
     @property
+    def speaks(self) -> bool:
+        """Whether it says its subtask before it acts."""
+        return self.processor.subtasks
+
+    @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 

@@ -1,0 +1,271 @@
+"""The policy's own thread: requests of several clients are answered together, and the event loop never waits for them.
+
+While one batch is computed the next requests gather; nothing waits for company. Requests of one version of the policy
+make a batch; versions take turns by whose request is eldest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from prts_core.io.errors import CheckpointError, ConfigError, ServeError
+from prts_core.policy.observation import STATE, Answer, Answers, UnderWay
+from prts_core.serving.observations import Observation
+from prts_core.serving.sessions import Session
+from prts_core.serving.telemetry import Telemetry
+from prts_core.serving.versions import Version
+
+logger = logging.getLogger("prts.serve")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """max_batch: requests answered together. max_waiting: requests that wait at once; one more is told that the server
+    is busy. always_value: the value is told with every reply. subtask_looks: chunks that a policy which reasons in
+    subtasks makes with the same words. stuck_s: a batch that takes longer makes the server unwell."""
+
+    max_batch: int = 8
+    max_waiting: int = 256
+    always_value: bool = False
+    subtask_looks: int = 1
+    stuck_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """actions (chunk, A) float32; the seed they were drawn with; the value where asked for; the subtask that the policy
+    is at, where it says any. version: of the policy. held: first rows that are of the chunk under way. milliseconds
+    spent; batch: requests that were answered together."""
+
+    actions: np.ndarray
+    seed: int
+    value: float | None
+    queue_ms: float
+    infer_ms: float
+    version: str = ""
+    subtask: str | None = None
+    held: int = 0
+    batch: int = 1
+
+
+@dataclass
+class _Request:
+    observation: Observation
+    session: Session
+    seed: int
+    future: asyncio.Future[Reply]
+    asked_at: float
+
+
+class Engine:
+    """Answers observations in batches, one batch at a time, in one worker thread."""
+
+    def __init__(self, limits: Limits, telemetry: Telemetry | None = None) -> None:
+        self.limits, self.telemetry = limits, telemetry or Telemetry()
+        self._queue: deque[_Request] = deque()
+        self._arrived = asyncio.Event()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="prts-policy")
+        self._busy_since: float | None = None
+
+    async def ask(self, observation: Observation, session: Session) -> Reply:
+        """Wait for the answer. Raises ServeError when the policy fails or too many wait; a cancelled wait is not
+        computed any more."""
+        if len(self._queue) >= self.limits.max_waiting:
+            self.telemetry.refused("busy")
+            raise ServeError(
+                "The server is busy",
+                found=f"{len(self._queue)} requests wait",
+                expected=f"fewer than {self.limits.max_waiting}",
+                cure="ask again in a moment, with fewer clients, or serve on a faster device",
+            )
+        seed = secrets.randbits(31) if observation.seed is None else observation.seed
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Request(observation, session, seed, future, time.monotonic()))
+        self.telemetry.waiting(len(self._queue))
+        self._arrived.set()
+        return await future
+
+    async def run(self) -> None:
+        """Serve the queue until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._arrived.wait()
+            batch = self._gather()
+            if not batch:
+                self._arrived.clear()
+                continue
+            self._busy_since = time.monotonic()
+            try:
+                answers = await loop.run_in_executor(self._worker, self._answer_all, batch)
+            finally:
+                self._busy_since = None
+            for request, answer in zip(batch, answers, strict=True):
+                if request.future.done():
+                    continue
+                if isinstance(answer, Reply):
+                    request.session.answered(answer.actions)
+                    self.telemetry.answered(answer, time.monotonic() - request.asked_at)
+                    request.future.set_result(answer)
+                else:
+                    self.telemetry.refused("failed")
+                    request.future.set_exception(answer)
+
+    def _gather(self) -> list[_Request]:
+        """The next batch: the eldest request and those behind it of the same version, but one a session at a time."""
+        batch: list[_Request] = []
+        waits: deque[_Request] = deque()
+        while self._queue:
+            request = self._queue.popleft()
+            if request.future.done():
+                continue
+            alike = not batch or request.session.version is batch[0].session.version
+            alone = all(request.session is not other.session for other in batch)
+            (batch if alike and alone and len(batch) < self.limits.max_batch else waits).append(request)
+        self._queue = waits
+        self.telemetry.waiting(len(waits))
+        return batch
+
+    @property
+    def stuck_s(self) -> float:
+        """Seconds that the batch under way has taken beyond what is allowed; 0 while all is well."""
+        since = self._busy_since
+        return 0.0 if since is None else max(0.0, time.monotonic() - since - self.limits.stuck_s)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._queue) + (self._busy_since is not None)
+
+    def close(self) -> None:
+        self._worker.shutdown(wait=True, cancel_futures=True)
+
+    async def prepare(self, version: Version) -> float:
+        """`warm_up` in the worker thread, between two batches: robots are answered all the while."""
+        return await asyncio.get_running_loop().run_in_executor(self._worker, warm_up, version, self.limits)
+
+    # ---- in the worker thread -------------------------------------------------------------------------------------
+    def _answer_all(self, batch: list[_Request]) -> list[Reply | ServeError]:
+        """One answer or one error for each request; a request that fails does not take the others with it."""
+        started = time.monotonic()
+        try:
+            found, held = answer(batch[0].session.version.policy, batch, self.limits)
+        except Exception as err:
+            if isinstance(err, ConfigError):
+                err = ServeError(str(err))
+            elif not isinstance(err, ServeError):
+                logger.exception("the policy failed on a batch of %d", len(batch))
+                err = ServeError(
+                    "The policy failed on this request",
+                    found=type(err).__name__,
+                    cure="the server's log has the details; send the request again or restart the server",
+                )
+            return [err] if len(batch) == 1 else [one for request in batch for one in self._answer_all([request])]
+        infer_ms = (time.monotonic() - started) * 1e3
+        return [
+            Reply(
+                found.actions[i],
+                request.seed,
+                None if found.values is None or not self._tells_value(request) else float(found.values[i]),
+                (started - request.asked_at) * 1e3,
+                infer_ms,
+                request.session.version.name,
+                request.session.words,
+                held[i],
+                len(batch),
+            )
+            for i, request in enumerate(batch)
+        ]
+
+    def _tells_value(self, request: _Request) -> bool:
+        return self.limits.always_value or request.observation.value
+
+
+def answer(policy: Answers, batch: list[_Request], limits: Limits) -> tuple[Answer, list[int]]:
+    """(what the policy says, rows of each chunk that are of the one before); ServeError for what it must not say."""
+    contract = policy.contract
+    seen = {c.key: np.stack([r.observation.images[c.key] for r in batch]) for c in contract.contract.cameras}
+    seen[STATE] = np.stack([r.observation.state for r in batch])
+    value = limits.always_value or any(r.observation.value for r in batch)
+    under_way, held = _under_way(contract.chunk_length, len(contract.contract.action), batch)
+    found = _spoken(policy, seen, batch, value, under_way, limits.subtask_looks)
+    actions = np.asarray(found.actions, dtype=np.float32)
+    expected = (len(batch), contract.chunk_length, len(contract.contract.action))
+    if actions.shape != expected:
+        raise ServeError("The policy returned actions of a wrong shape", found=actions.shape, expected=expected)
+    if not np.isfinite(actions).all():
+        raise ServeError("The policy returned actions that are not finite; none are sent", expected="finite actions")
+    return Answer(actions, found.values, found.subtask), held
+
+
+def _under_way(length: int, width: int, batch: list[_Request]) -> tuple[UnderWay | None, list[int]]:
+    """What robots execute meanwhile, of those that asked to go on from it, and how many rows each is held to."""
+    rows, delays, executed = [], [], []
+    for request in batch:
+        left = None if request.observation.delay is None else request.session.left(length)
+        rows.append(np.zeros((length, width), np.float32) if left is None else left[0])
+        delays.append(0 if left is None else request.observation.delay or 0)
+        executed.append(length if left is None else left[1])
+    if all(own == length for own in executed):
+        return None, delays
+    return UnderWay(np.stack(rows), np.array(delays), np.array(executed)), delays
+
+
+def _spoken(
+    policy: Answers,
+    seen: dict[str, np.ndarray],
+    batch: list[_Request],
+    value: bool,
+    under_way: UnderWay | None,
+    looks: int,
+) -> Answer:
+    """The answer of a policy; one that reasons in subtasks keeps its words for `looks` chunks of a session."""
+    prompts, seeds = [r.observation.prompt for r in batch], [r.seed for r in batch]
+    if not policy.speaks:
+        return policy.answer(seen, prompts, seeds, value=value, under_way=under_way)
+    silent = [i for i, r in enumerate(batch) if r.session.looks_left > 0]
+    parts: list[tuple[list[int], Answer]] = []
+    for rows in (silent, [i for i in range(len(batch)) if i not in silent]):
+        if not rows:
+            continue
+        own = [batch[i].session for i in rows]
+        words = [session.words or "" for session in own] if rows is silent else None
+        part = None
+        if under_way is not None:
+            part = UnderWay(under_way.rows[rows], under_way.delay[rows], under_way.executed[rows])
+        some = {key: array[rows] for key, array in seen.items()}
+        found = policy.answer(some, [prompts[i] for i in rows], [seeds[i] for i in rows], words, value, part)
+        for at, session in enumerate(own):
+            if found.subtask is not None:
+                session.words, session.looks_left = found.subtask[at], looks
+            session.looks_left -= 1
+        parts.append((rows, found))
+    order = np.argsort([i for rows, _ in parts for i in rows])
+    values = [found.values for _, found in parts if found.values is not None]
+    actions = np.concatenate([found.actions for _, found in parts])[order]
+    return Answer(actions, np.concatenate(values)[order] if values else None)
+
+
+def warm_up(version: Version, limits: Limits) -> float:
+    """Ask for zeros before any client does: milliseconds of a second call. CheckpointError on bad output."""
+    contract = version.policy.contract
+    images = {c.key: np.zeros((c.height, c.width, 3), np.uint8) for c in contract.contract.cameras}
+    state = np.zeros(len(contract.contract.state), np.float32)
+    blank = Observation(images, state, "warm up", 0, limits.always_value)
+    loop = asyncio.new_event_loop()
+    try:
+        for _ in range(2):
+            request = _Request(blank, Session("warm up", version), 0, loop.create_future(), 0.0)
+            started = time.monotonic()
+            answer(version.policy, [request], limits)
+        return (time.monotonic() - started) * 1e3
+    except ServeError as err:
+        raise CheckpointError("The policy does not do what its contract says", found=str(err)) from err
+    finally:
+        loop.close()

@@ -1,0 +1,49 @@
+"""Follow a model in the registry: when its alias moves, load the new version beside the one that is served, and swap.
+
+Robots notice nothing: sessions that are open finish on the version they began with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from prts_core.io.errors import PrtsError
+from prts_core.serving.engine import Engine
+from prts_core.serving.versions import Version, Versions
+
+logger = logging.getLogger("prts.serve")
+
+Newest = Callable[[], str]  # the version that the alias names now
+Load = Callable[[str], Version]  # that version, loaded
+
+
+async def follow(
+    engine: Engine, versions: Versions, newest: Newest, load: Load, every_s: float, share: float = 1.0
+) -> None:
+    """Look every `every_s` seconds until cancelled. share: of new sessions that a new version gets.
+
+    A version that cannot be loaded, means other numbers or answers what it must not is told once and left alone.
+    """
+    refused: set[str] = set()
+    while True:
+        await asyncio.sleep(every_s)
+        try:
+            name = await asyncio.to_thread(newest)
+            if name in refused or any(version.name == name for version in versions.held()):
+                if name == getattr(versions.previous, "name", None) and versions.candidate is None:
+                    versions.roll_back()
+                    logger.warning("the alias went back to version %s, and so do new sessions", name)
+                continue
+            refused.add(name)  # until it serves
+            loaded = await asyncio.to_thread(load, name)
+            warm_ms = await engine.prepare(loaded)
+            versions.offer(loaded, share)
+            refused.discard(name)
+            whom = "new sessions" if share == 1 else f"{share:.0%} of new sessions"
+            logger.warning("version %s is served to %s (%.0f ms a chunk)", name, whom, warm_ms)
+        except PrtsError as err:
+            logger.error("the present version goes on: %s", err)
+        except Exception:
+            logger.exception("the present version goes on")
