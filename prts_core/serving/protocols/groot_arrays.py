@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from typing import Any
 
@@ -20,7 +21,6 @@ import numpy as np
 
 from prts_core.io.errors import ServeError
 from prts_core.io.msgpack import KINDS, LIMITS, Limits, pack, read_array, require_kind, unpack
-from prts_core.serving.protocols.groot_modality import ModalityConfig
 
 NPY_MARK, NPY_DATA = "__ndarray_class__", "as_npy"
 ND, COMPLEX = b"nd", b"complex"
@@ -42,6 +42,34 @@ class Dialect(Enum):
     def kinds(self) -> str:
         """Of dtypes: those its own serializer writes, less objects and structures."""
         return KINDS + "c" if self is Dialect.NPY else KINDS.replace("m", "").replace("M", "") + "c"
+
+
+@dataclass(frozen=True)
+class ModalityConfig:
+    """GR00T's record of one modality: time steps relative to now, and keys. action_configs: one map a key, or none."""
+
+    delta_indices: list[int]
+    modality_keys: list[str]
+    sin_cos_embedding_keys: list[str] | None = None
+    mean_std_embedding_keys: list[str] | None = None
+    action_configs: list[dict[str, Any]] | None = None
+
+    def to_plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_plain(raw: Any) -> ModalityConfig:
+        """ServeError unless `raw` is what `to_plain` gives, as far as a client may rely on it."""
+        known = [field.name for field in fields(ModalityConfig)]
+        if not isinstance(raw, dict) or not set(known[:2]) <= set(raw) <= set(known):
+            found = ", ".join(map(str, raw)) if isinstance(raw, dict) else type(raw).__name__
+            raise ServeError("A modality config is malformed", found=found[:200], expected=", ".join(known))
+        for name, kind in (("delta_indices", int), ("modality_keys", str)):
+            if not isinstance(raw[name], list) or not all(type(item) is kind for item in raw[name]):
+                raise ServeError(
+                    "A modality config is malformed", field=name, found=f"{raw[name]!r:.80}", expected=f"{kind}s"
+                )
+        return ModalityConfig(**raw)
 
 
 def encode(value: Any, dialect: Dialect | None = None) -> bytes:

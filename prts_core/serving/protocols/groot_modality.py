@@ -8,7 +8,7 @@ maps, or flat, as the simulators' clients send it: "state.<key>", "video.<key>" 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from prts_core.serving.observations import (
     require_finite,
     short_name,
 )
+from prts_core.serving.protocols.groot_arrays import ModalityConfig
 
 KINDS = ("video", "state", "language")
 # The first is what we tell clients; the others are what GR00T's embodiments and simulators call it.
@@ -34,34 +35,6 @@ LANGUAGE_KEYS = (
     "annotation.human.task_description",
     "task",
 )
-
-
-@dataclass(frozen=True)
-class ModalityConfig:
-    """GR00T's record of one modality: time steps relative to now, and keys. action_configs: one map a key, or none."""
-
-    delta_indices: list[int]
-    modality_keys: list[str]
-    sin_cos_embedding_keys: list[str] | None = None
-    mean_std_embedding_keys: list[str] | None = None
-    action_configs: list[dict[str, Any]] | None = None
-
-    def to_plain(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_plain(raw: Any) -> ModalityConfig:
-        """ServeError unless `raw` is what `to_plain` gives, as far as a client may rely on it."""
-        known = [field.name for field in fields(ModalityConfig)]
-        if not isinstance(raw, dict) or not set(known[:2]) <= set(raw) <= set(known):
-            found = ", ".join(map(str, raw)) if isinstance(raw, dict) else type(raw).__name__
-            raise ServeError("A modality config is malformed", found=found[:200], expected=", ".join(known))
-        for name, kind in (("delta_indices", int), ("modality_keys", str)):
-            if not isinstance(raw[name], list) or not all(type(item) is kind for item in raw[name]):
-                raise ServeError(
-                    "A modality config is malformed", field=name, found=f"{raw[name]!r:.80}", expected=f"{kind}s"
-                )
-        return ModalityConfig(**raw)
 
 
 @dataclass(frozen=True)
@@ -206,7 +179,7 @@ def _places(kind: str, dimensions: Sequence[Dimension], groups: Mapping[str, Seq
                 )
             group_of[name] = group
         found[group] = [names.index(name) for name in members]
-    ordered = {}
+    ordered: dict[str, list[int]] = {}
     for place, name in enumerate(names):
         key = group_of.get(name, name)
         if name not in group_of and key in found:
