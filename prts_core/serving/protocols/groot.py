@@ -12,7 +12,7 @@ import contextlib
 import logging
 import socket as addresses
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from prts_core.serving.service import GROOT, PolicyService, cannot_listen
 logger = logging.getLogger("prts.serve")
 
 PROTOCOL_VERSION = 1
+ENVELOPE = 2  # levels that a request puts around what openpi sends: data, and observation or options
 PENDING = 4  # messages of one client that are held; a client of the protocol has one
 QUEUED = 4  # messages of one connection that ZeroMQ holds before we take them, and answers that it holds after
 LINGER_MS = 500  # how long the last answers may take to leave when the server ends
@@ -49,6 +50,8 @@ class GrootServer:
     def __init__(self, service: PolicyService) -> None:
         self.service, self.config = service, service.config
         self.modality = Modality.of(service.contract, service.config.groot_keys, service.config.aliases)
+        limits = service.config.limits
+        self._limits = replace(limits, max_depth=limits.max_depth + ENVELOPE)
         self._clients: dict[tuple[bytes, ...], _Client] = {}
         # An endpoint, and the keys of `data` that it takes; none: it does not look at `data`.
         self._endpoints: dict[str, tuple[Handler, tuple[str, ...] | None]] = {
@@ -154,7 +157,7 @@ class GrootServer:
         """The answer, and whether it is the last one of this server. Raises PrtsError."""
         if len(parts) != 1:
             raise ServeError("A request is one part", found=f"{len(parts)} parts", expected="one MessagePack map")
-        request, dialect = decode(parts[0], self.config.limits)
+        request, dialect = decode(parts[0], self._limits)
         if not isinstance(request, dict):
             raise ServeError("A request is a mapping", found=type(request).__name__, expected="endpoint, data")
         token = request.get("api_token")
