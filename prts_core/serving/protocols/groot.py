@@ -86,7 +86,8 @@ class GrootServer:
         host, port = self.config.host, self.config.groot_port
         socket.setsockopt(zmq.RCVHWM, QUEUED)
         socket.setsockopt(zmq.SNDHWM, QUEUED)
-        # What is somewhat too large is read and answered with the limit; beyond, ZeroMQ drops the connection.
+        # A part that is somewhat too large is read and answered with the limit; beyond, ZeroMQ drops the connection.
+        # ZeroMQ has no bound for the number of parts: it holds a message of a peer that never says the last one.
         socket.setsockopt(zmq.MAXMSGSIZE, 2 * self.config.limits.max_bytes)
         for option, value in ((zmq.TCP_KEEPALIVE, 1), (zmq.TCP_KEEPALIVE_IDLE, 60), (zmq.TCP_KEEPALIVE_INTVL, 10)):
             socket.setsockopt(option, value)
