@@ -83,7 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="environment variable that holds the key clients must send (default: %(default)s; unset: no key)",
     )
-    parser.add_argument("--max-clients", type=int, default=8, help="connections at once (default: %(default)s)")
+    parser.add_argument(
+        "--max-clients", type=int, default=8, help="clients at once, of both protocols (default: %(default)s)"
+    )
     parser.add_argument("--max-batch", type=int, default=8, help="requests answered together (default: %(default)s)")
     parser.add_argument("--max-message-mb", type=float, default=16.0, help="largest request (default: %(default)s)")
     parser.add_argument(

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from prts_core.config.places import shared_folder
-from prts_core.serving.protocols.groot_arrays import ModalityConfig
+from prts_core.serving.protocols.groot_arrays import Dialect, ModalityConfig
 
 OTHERS = {
     "complex": 1 + 2j,
@@ -28,6 +28,17 @@ OTHERS = {
 
 def wire_folder() -> Path:
     return shared_folder() / "golden" / "wire"
+
+
+def folders() -> list[str]:
+    """Those with frames; the one that the README names first where there are none."""
+    found = sorted(path.name for path in wire_folder().glob("*/") if any(path.glob("*.bin")))
+    return found or ["openpi"]
+
+
+def dialect_of(name: str) -> Dialect:
+    """Of a folder or transcript of GR00T's protocol."""
+    return Dialect.MSGPACK_NUMPY if "msgpack_numpy" in name else Dialect.NPY
 
 
 def names(folder: str) -> list[str]:

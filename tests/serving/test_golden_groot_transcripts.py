@@ -21,9 +21,9 @@ from prts_core.serving.protocols.groot_modality import Modality
 from prts_core.serving.server import PolicyServer
 from prts_core.serving.service import GROOT, ServerConfig
 from tests.fixtures.running_server import running
-from tests.serving.golden_wire import transcript, wire_folder
+from tests.serving.golden_wire import dialect_of, names, transcript, wire_folder
 
-SERVERS = ("gr00t_n1_6_server", "gr00t_npy_server", "gr00t_msgpack_numpy_server", "rldx_server")
+SERVERS = [name for name in names("transcripts") if name.endswith("_server") and "openpi" not in name] or ["absent"]
 KEY = "right-enough"
 X = Contract("toy", 20.0, state=(Dimension("x"),), action=(Dimension("x"),), cameras=())
 DUMMY = PolicyContract("toy", X, 16, "QUANTILE", "sha256:00")
@@ -81,7 +81,7 @@ def sent(case: dict[str, Any]) -> list[bytes]:
 
 @pytest.mark.parametrize("name", SERVERS)
 def test_answers_have_the_form_of_the_references(name: str, server: str, keyed: str):
-    dialect = Dialect.MSGPACK_NUMPY if "msgpack_numpy" in name else Dialect.NPY
+    dialect = dialect_of(name)
     cases = [case for case in transcript(name) if "sent" in case]
     assert len(cases) > 40
     for case in cases:

@@ -11,18 +11,17 @@ import pytest
 
 from prts_core.io.errors import ServeError
 from prts_core.io.msgpack import pack, unpack
-from prts_core.serving.protocols.groot_arrays import Dialect, decode, encode
-from tests.serving.golden_wire import equal, load, names, transcript
+from prts_core.serving.protocols.groot_arrays import decode, encode
+from tests.serving.golden_wire import dialect_of, equal, folders, load, names, transcript
 
-DIALECTS = {"gr00t_npy": Dialect.NPY, "rldx": Dialect.NPY, "gr00t_msgpack_numpy": Dialect.MSGPACK_NUMPY}
-CASES = [(folder, name) for folder in ("openpi", *DIALECTS) for name in names(folder)]
+CASES = [(folder, name) for folder in folders() for name in names(folder)]
 
 
 def forms(folder: str) -> tuple[Callable[[bytes], Any], Callable[[Any], bytes]]:
     """How frames of a folder are read and written."""
     if folder == "openpi":
         return unpack, pack
-    return lambda data: decode(data)[0], lambda value: encode(value, DIALECTS[folder])
+    return lambda data: decode(data)[0], lambda value: encode(value, dialect_of(folder))
 
 
 @pytest.mark.parametrize("folder, name", CASES)
@@ -53,7 +52,7 @@ def test_a_frame_is_read_and_written_as_by_its_reference(folder: str, name: str)
     assert b"<f16" in case.frame or write(case.decoded) == case.frame  # six bytes of a long double mean nothing
 
 
-@pytest.mark.parametrize("folder", DIALECTS)
+@pytest.mark.parametrize("folder", [folder for folder in folders() if folder != "openpi"])
 def test_the_dialect_of_a_frame_is_told_where_it_shows(folder: str):
     shown = set()
     for name in names(folder):
@@ -61,9 +60,9 @@ def test_the_dialect_of_a_frame_is_told_where_it_shows(folder: str):
         if case.frame is None or "decode_error" in case.told or case.structured:
             continue
         dialect = decode(case.frame)[1]
-        assert dialect in (None, DIALECTS[folder]), name
+        assert dialect in (None, dialect_of(folder)), name
         shown.add(dialect)
-    assert shown == {None, DIALECTS[folder]}
+    assert shown == {None, dialect_of(folder)}
 
 
 def test_tensors_arrive_without_torch():
