@@ -111,18 +111,22 @@ assert acted.shape == shape and np.isfinite(acted).all() and np.isfinite(loaded.
 import asyncio
 import prts_core.cli.serve, prts_core.delivery.resolve
 from prts_core.policy.client import PolicyClient
+from prts_core.serving.protocols.groot_client import GrootClient
 from prts_core.serving.server import PolicyServer, ServerConfig
 
-def ask(port):
+def ask(port, groot_port):
+    with GrootClient(f"tcp://127.0.0.1:{groot_port}") as client:
+        assert len(client.get_modality_config()["action"].delta_indices) == loaded.contract.chunk_length
     with PolicyClient(f"ws://127.0.0.1:{port}", contract=loaded.contract) as client:
         named = {key.replace("observation.images.", "observation/"): value for key, value in seen.items()}
         named["observation/state"] = named.pop("observation.state")
         return client.infer(named | {"prompt": "open the faucet"})["actions"]
 
 async def serve():
-    stop, port = asyncio.Event(), asyncio.get_running_loop().create_future()
-    running = asyncio.create_task(PolicyServer(loaded, ServerConfig(port=0)).run(stop, port.set_result))
-    acted = await asyncio.to_thread(ask, await port)
+    stop, ports = asyncio.Event(), asyncio.get_running_loop().create_future()
+    config = ServerConfig(port=0, groot_port=0, protocols=("openpi", "groot"))
+    running = asyncio.create_task(PolicyServer(loaded, config).run(stop, lambda *found: ports.set_result(found)))
+    acted = await asyncio.to_thread(ask, *await ports)
     stop.set()
     await running
     return acted

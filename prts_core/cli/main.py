@@ -42,7 +42,7 @@ TOOLS = {
     "dryrun": "count a recipe's parameters and estimate its memory on each GPU, without data or weights",
     "import-policy": "turn a checkpoint of the public release into a policy folder",
     "export-policy": "write a policy in the layout of the public release",
-    "serve": "serve a policy over openpi's websocket protocol",
+    "serve": "serve a policy over openpi's or GR00T's protocol",
     "lineage": "print the path from a registered model back to the raw files",
     "history": "print and draw a registered model's success over its versions, and the trail of its aliases",
     "bench": "run a benchmark: ours beside a peer's, or what this machine's GPU does",

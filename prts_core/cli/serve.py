@@ -1,4 +1,4 @@
-"""`prts serve`: a package or registered model behind openpi's websocket protocol, until SIGTERM or Ctrl-C."""
+"""`prts serve`: a package or registered model behind openpi's or GR00T's protocol, or both, until SIGTERM or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -27,8 +27,14 @@ examples
   prts serve --model models:/prts-quickstart@champion
   prts serve --model outputs/runs/quickstart/package/output --port 8001 --value
   PRTS_API_KEY=... prts serve --model models:/prts-quickstart/3 --host 0.0.0.0
+  prts serve --model models:/prts-quickstart@champion --protocol both     # websocket 8000, ZeroMQ 5555
 
-a client (pip install openpi-client, or prts_core.policy.client.PolicyClient)
+protocols
+  openpi   a websocket; a connection is one robot. Images as they are (H, W, 3), one state vector.
+  groot    ZeroMQ, as GR00T N1.6/N1.7 and RLDX-1 serve; every array has batch and time axes, state and action are maps.
+  both     the two over one policy: requests of all clients are answered together, --max-clients counts them together.
+
+openpi: a client (pip install openpi-client, or prts_core.policy.client.PolicyClient)
   from openpi_client.websocket_client_policy import WebsocketClientPolicy
   policy = WebsocketClientPolicy("127.0.0.1", 8000)
   policy.get_server_metadata()["policy_contract"]     # what every number means
@@ -37,6 +43,18 @@ a client (pip install openpi-client, or prts_core.policy.client.PolicyClient)
   A request may also hold  seed (the flow's noise: same seed, same actions),  value: true (how near the goal is),
   policy_contract or contract_fingerprint (the server then refuses a client that means other numbers).
   GET /healthz answers OK.
+
+groot: a client (GR00T's or RLDX-1's own, or prts_core.serving.protocols.groot_client.GrootClient)
+  policy = GrootClient("tcp://127.0.0.1:5555")
+  policy.get_modality_config()                        # the keys of video, state, action, language
+  actions, info = policy.get_action({
+      "video": {"top": image[None, None], ...}, "state": {"hand_x": np.float32([[[x]]]), ...},
+      "language": {"annotation.human.action.task_description": [["open the faucet"]]},
+  })                                                  # {"hand_dx": (1, chunk, 1), ...}
+
+  The flat form of simulators is read too: video.top, state.hand_x and one list of sentences; action.hand_dx comes back.
+  Each number of the contract is a key of its own; --groot-key state.gripper=finger_left,finger_right makes one of two.
+  The endpoint kill needs an API key (api_token).
 """
 
 
@@ -47,14 +65,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; others than this machine's own need an API key"
     )
-    parser.add_argument("--port", type=int, default=8000, help="0 takes any free one (default: %(default)s)")
+    parser.add_argument(
+        "--protocol",
+        choices=("openpi", "groot", "both"),
+        default="openpi",
+        help="what clients speak; see below (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--port",
+        type=int,
+        help="where to listen; 0 takes any free one (default: 8000 for openpi, 5555 for groot; with both, of openpi)",
+    )
+    parser.add_argument("--groot-port", type=int, metavar="PORT", help="the same for groot (default: 5555)")
     parser.add_argument(
         "--api-key-env",
         default="PRTS_API_KEY",
         metavar="NAME",
         help="environment variable that holds the key clients must send (default: %(default)s; unset: no key)",
     )
-    parser.add_argument("--max-clients", type=int, default=8, help="connections at once (default: %(default)s)")
+    parser.add_argument(
+        "--max-clients", type=int, default=8, help="clients at once, of both protocols (default: %(default)s)"
+    )
     parser.add_argument("--max-batch", type=int, default=8, help="requests answered together (default: %(default)s)")
     parser.add_argument("--max-message-mb", type=float, default=16.0, help="largest request (default: %(default)s)")
     parser.add_argument(
@@ -77,32 +108,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CLIENT_KEY=CAMERA",
         help="accept another name for a camera, such as observation/image=observation.images.top; may be repeated",
     )
+    parser.add_argument(
+        "--groot-key",
+        action="append",
+        default=[],
+        metavar="KEY=NAMES",
+        help="put numbers under one key for groot's clients, such as state.arm=joint_1,joint_2; may be repeated",
+    )
     add_dtype_argument(parser)
     add_outputs_argument(parser, "whose registry models:/ means")
     parser.add_argument("--verbose", action="store_true", help="log every client")
 
 
 def main(args: argparse.Namespace) -> int:
-    require("websockets", "serve")
     require("msgpack", "serve")
     from prts_core.delivery.resolve import resolve
     from prts_core.io.msgpack import LIMITS
     from prts_core.serving.batcher import DynamicBatcher
-    from prts_core.serving.server import PolicyServer, ServerConfig
+    from prts_core.serving.server import PolicyServer
+    from prts_core.serving.service import OPENPI, ServerConfig
 
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(name)s: %(message)s")
     logging.getLogger("websockets.server").setLevel(logging.WARNING)
     console = Console(width=None if sys.stdout.isatty() else 140)
     config = ServerConfig(  # before any weights are loaded: a wrong setting is told at once
         host=args.host,
-        port=args.port,
+        **_protocols(args),
         api_key=os.environ.get(args.api_key_env) or None,
         max_clients=args.max_clients,
         max_batch=args.max_batch,
         request_timeout_s=args.request_timeout,
         always_value=args.value,
         limits=replace(LIMITS, max_bytes=int(args.max_message_mb * 2**20)),
-        aliases=_aliases(args.camera),
+        aliases=_pairs("--camera client_key=camera", args.camera, "observation/image=observation.images.top"),
+        groot_keys={
+            key: tuple(names.split(","))
+            for key, names in _pairs("--groot-key key=names", args.groot_key, "state.arm=joint_1,joint_2").items()
+        },
     )
     model = resolve(args.model, args.outputs)
     from prts_core.policy.policy import load_policy
@@ -120,14 +162,14 @@ def main(args: argparse.Namespace) -> int:
         )
     )
 
-    def ready(port: int) -> None:
+    def ready(*ports: int) -> None:
         host = f"[{args.host}]" if ":" in args.host else args.host
         key = f"API key from ${args.api_key_env}" if config.api_key else "no API key"
-        console.print(
-            f"serving on ws://{host}:{port}  ({key}; health: http://{host}:{port}/healthz)",
-            highlight=False,
-            markup=False,
-        )
+        for protocol, port in zip(config.protocols, ports, strict=True):
+            told = f"tcp://{host}:{port}  (GR00T's protocol over ZeroMQ; {key})"
+            if protocol == OPENPI:
+                told = f"ws://{host}:{port}  ({key}; health: http://{host}:{port}/healthz)"
+            console.print(f"serving on {told}", highlight=False, markup=False, soft_wrap=True)
 
     asyncio.run(_until_told(server, ready))
     console.print("stopped")
@@ -141,14 +183,30 @@ async def _until_told(server: Any, ready: Any) -> None:
     await server.run(stop, ready)
 
 
-def _aliases(pairs: list[str]) -> dict[str, str]:
+def _protocols(args: argparse.Namespace) -> dict[str, Any]:
+    """The protocols and their ports: --port is of the one that is served, and of openpi where both are."""
+    from prts_core.serving.service import GROOT, OPENPI
+
+    names = (OPENPI, GROOT) if args.protocol == "both" else (args.protocol,)
+    if args.groot_port is not None and (GROOT not in names or (args.port is not None and OPENPI not in names)):
+        raise ServeError(
+            "A port is given for a protocol that is not served",
+            field="--port, --groot-port",
+            found=f"--protocol {args.protocol}",
+            cure="leave out one of the two, or serve with --protocol both",
+        )
+    alone = names == (GROOT,) and args.groot_port is None
+    ports = {"port": args.port, "groot_port": args.port if alone else args.groot_port}
+    return {"protocols": names} | {name: port for name, port in ports.items() if port is not None}
+
+
+def _pairs(form: str, given: list[str], example: str) -> dict[str, str]:
+    """name=value arguments. form: "--flag name=value", to say what was wanted."""
     out = {}
-    for pair in pairs:
+    for pair in given:
         name, sign, key = pair.partition("=")
         if not sign or not name or not key:
-            raise ServeError(
-                "--camera takes client_key=camera", found=pair, expected="observation/image=observation.images.top"
-            )
+            raise ServeError(" takes ".join(form.split()), found=pair, expected=example)
         out[name] = key
     return out
 

@@ -1,14 +1,16 @@
 """Bytes on the wire: MessagePack with openpi's form of arrays. No pickle; nothing is built but plain values and arrays.
 
 An array is {b"__ndarray__": true, b"data": bytes, b"dtype": "<f4", b"shape": [..]} in C order, a numpy scalar is
-{b"__npgeneric__": true, b"data": value, b"dtype": "<f4"}. Object, void and complex dtypes are refused both ways.
+{b"__npgeneric__": true, b"data": value, b"dtype": "<f4"}. Object, void and complex dtypes are refused both ways. Other
+forms of arrays are two functions handed to `pack` and `unpack` (serving/protocols/groot_arrays.py has two of them).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgpack
 import numpy as np
@@ -16,7 +18,7 @@ import numpy as np
 from prts_core.io.errors import ServeError
 
 ARRAY, SCALAR = b"__ndarray__", b"__npgeneric__"
-REFUSED_KINDS = "VOc"
+KINDS = "biufSUmM"  # of numpy dtypes: what neither points into memory nor has parts
 
 
 @dataclass(frozen=True)
@@ -33,16 +35,10 @@ class Limits:
 LIMITS = Limits()
 
 
-def pack(value: Any) -> bytes:
-    """One message. Raises ServeError for what openpi's clients could not read."""
-    return msgpack.packb(value, default=_pack_numpy)
-
-
-def _pack_numpy(value: Any) -> Any:
-    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in REFUSED_KINDS:
-        raise ServeError(
-            "This dtype is not sent", found=str(value.dtype), expected="bool, integer, float or text arrays"
-        )
+def pack_openpi(value: Any) -> Any:
+    """What stands for `value`, which MessagePack has no form for. Raises ServeError for what openpi could not read."""
+    if isinstance(value, np.ndarray | np.generic):
+        require_kind(value.dtype)
     if isinstance(value, np.ndarray):
         return {ARRAY: True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
     if isinstance(value, np.generic):
@@ -50,14 +46,44 @@ def _pack_numpy(value: Any) -> Any:
     raise ServeError("This type is not sent", found=type(value).__name__, expected="plain values and numpy arrays")
 
 
-def unpack(data: bytes, limits: Limits = LIMITS) -> Any:
-    """The message in `data`; arrays are read-only views of it. ServeError for anything malformed or too large."""
+def pack(value: Any, form: Callable[[Any], Any] = pack_openpi) -> bytes:
+    """One message. form: what stands for a value that MessagePack does not know. ServeError for what cannot be sent."""
+    try:
+        return msgpack.packb(value, default=form)
+    except ServeError:
+        raise
+    except (TypeError, ValueError, OverflowError) as err:  # integers beyond 64 bits, and what nests too deep
+        raise ServeError(
+            "This value is not sent", found=f"{type(err).__name__}: {err}"[:160], expected="plain values and arrays"
+        ) from err
+
+
+def unpack_openpi(item: dict[Any, Any], limits: Limits) -> Any:
+    """The array or scalar that a map stands for in openpi's form, or the map itself."""
+    if ARRAY in item:
+        return read_array(item.get(b"dtype"), item.get(b"shape"), item.get(b"data"), limits)
+    if SCALAR in item:
+        dtype, raw = read_dtype(item.get(b"dtype")), item.get(b"data")
+        if not isinstance(raw, bool | int | float | str | bytes):
+            raise ServeError("A scalar has no plain value", field="data", found=type(raw).__name__)
+        try:
+            return dtype.type(raw)
+        except (ValueError, TypeError, OverflowError) as err:
+            raise ServeError("A scalar does not fit its dtype", found=f"{raw!r:.60}", expected=str(dtype)) from err
+    return item
+
+
+def unpack(data: bytes, limits: Limits = LIMITS, form: Callable[[dict[Any, Any], Limits], Any] = unpack_openpi) -> Any:
+    """The message in `data`; arrays are read-only views of it. ServeError for anything malformed or too large.
+
+    form: called with every map, innermost first; what it returns stands in the map's place.
+    """
     if len(data) > limits.max_bytes:
         raise ServeError("A message is too large", found=f"{len(data)} bytes", expected=f"at most {limits.max_bytes}")
     try:
         value = msgpack.unpackb(
             data,
-            object_hook=lambda item: _unpack_numpy(item, limits),
+            object_hook=lambda item: form(item, limits),
             ext_hook=_refuse_extension,
             max_str_len=limits.max_text,
             max_array_len=limits.max_items,
@@ -71,7 +97,7 @@ def unpack(data: bytes, limits: Limits = LIMITS) -> Any:
         raise ServeError(
             "A message is not readable MessagePack",
             found=f"{type(err).__name__}: {str(err)[:120]}",
-            expected=f"openpi's form, containers of at most {limits.max_items} entries",
+            expected=f"one value, containers of at most {limits.max_items} entries",
         ) from err
     _check_depth(value, limits)
     return value
@@ -95,22 +121,14 @@ def _check_depth(value: Any, limits: Limits) -> None:
         depth += 1
 
 
-def _unpack_numpy(item: dict[Any, Any], limits: Limits) -> Any:
-    if ARRAY in item:
-        return _array(item, limits)
-    if SCALAR in item:
-        dtype, raw = _dtype(item), item.get(b"data")
-        if not isinstance(raw, bool | int | float | str | bytes):
-            raise ServeError("A scalar has no plain value", field="data", found=type(raw).__name__)
-        try:
-            return dtype.type(raw)
-        except (ValueError, TypeError, OverflowError) as err:
-            raise ServeError("A scalar does not fit its dtype", found=f"{raw!r:.60}", expected=str(dtype)) from err
-    return item
+def read_array(
+    dtype: Any, shape: Any, data: Any, limits: Limits, kinds: str = KINDS, order: Literal["C", "F"] = "C"
+) -> np.ndarray:
+    """An array as a message gives it: the name of a dtype, a list of sizes, bytes. ServeError unless they fit exactly.
 
-
-def _array(item: dict[Any, Any], limits: Limits) -> np.ndarray:
-    dtype, shape, data = _dtype(item), item.get(b"shape"), item.get(b"data")
+    The dtype is judged before anything is read: numpy would follow bytes as pointers where they are said to be objects.
+    """
+    made = read_dtype(dtype, kinds)
     if not isinstance(shape, list) or len(shape) > limits.max_ndim or any(type(n) is not int or n < 0 for n in shape):
         raise ServeError(
             "An array has no usable shape",
@@ -118,20 +136,20 @@ def _array(item: dict[Any, Any], limits: Limits) -> np.ndarray:
             found=f"{shape!r:.80}",
             expected=f"at most {limits.max_ndim} sizes, none negative",
         )
-    if not isinstance(data, bytes):
+    if not isinstance(data, bytes | memoryview):
         raise ServeError("An array has no data", field="data", found=type(data).__name__, expected="bytes")
-    if dtype.itemsize == 0 or math.prod(shape) * dtype.itemsize != len(data):
+    if made.itemsize == 0 or math.prod(shape) * made.itemsize != len(data):
         raise ServeError(
             "An array's data do not fill its shape",
             field="data",
             found=f"{len(data)} bytes",
-            expected=f"{math.prod(shape)} values of {dtype.str}",
+            expected=f"{math.prod(shape)} values of {made.str}",
         )
-    return np.frombuffer(data, dtype).reshape(shape)
+    return np.frombuffer(data, made).reshape(shape, order=order)
 
 
-def _dtype(item: dict[Any, Any]) -> np.dtype:
-    text = item.get(b"dtype")
+def read_dtype(text: Any, kinds: str = KINDS) -> np.dtype:
+    """The dtype of that name. ServeError unless its kind is one of `kinds`."""
     if isinstance(text, bytes):
         text = text.decode("ascii", "replace")
     if not isinstance(text, str) or len(text) > 12:
@@ -140,6 +158,13 @@ def _dtype(item: dict[Any, Any]) -> np.dtype:
         dtype = np.dtype(text)
     except (TypeError, ValueError, SyntaxError) as err:
         raise ServeError("An array has an unknown dtype", field="dtype", found=text) from err
-    if dtype.kind in REFUSED_KINDS:
-        raise ServeError("This dtype is not read", field="dtype", found=text, expected="bool, integer, float or text")
+    return require_kind(dtype, kinds)
+
+
+def require_kind(dtype: np.dtype, kinds: str = KINDS) -> np.dtype:
+    """`dtype`, or ServeError unless its kind is one of `kinds`."""
+    if dtype.kind not in kinds:
+        raise ServeError(
+            "This dtype is not read or sent", field="dtype", found=str(dtype), expected="bool, numbers or text"
+        )
     return dtype

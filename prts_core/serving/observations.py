@@ -39,7 +39,7 @@ def camera_names(contract: PolicyContract, aliases: dict[str, str] | None = None
     """
     claims: dict[str, list[Camera]] = {}
     for camera in contract.contract.cameras:
-        short = _short(camera)
+        short = short_name(camera)
         for name in dict.fromkeys((camera.key, f"observation/{short}", camera.key.replace(".", "/"), short)):
             claims.setdefault(name, []).append(camera)
     names = {name: cameras[0] for name, cameras in claims.items() if len(cameras) == 1 and name not in STATE_KEYS}
@@ -56,13 +56,14 @@ def camera_names(contract: PolicyContract, aliases: dict[str, str] | None = None
     return names
 
 
-def _short(camera: Camera) -> str:
+def short_name(camera: Camera) -> str:
+    """The last part of a camera's key."""
     return camera.key.rsplit(".", 1)[-1].rsplit("/", 1)[-1]
 
 
 def _shown(camera: Camera, names: dict[str, Camera]) -> str:
     """The name to tell a client: openpi's form where it is the camera's own."""
-    openpi = f"observation/{_short(camera)}"
+    openpi = f"observation/{short_name(camera)}"
     return openpi if openpi in names else camera.key
 
 
@@ -100,7 +101,7 @@ def parse_request(raw: Any, contract: PolicyContract, aliases: dict[str, str] | 
                 expected=", ".join(wanted(contract)),
                 cure="send an image of every camera the policy was trained with",
             )
-    return Observation(images, _state(raw, contract), _prompt(raw), _seed(raw), _flag(raw))
+    return Observation(images, _state(raw, contract), _prompt(raw), read_seed(raw.get("seed")), read_flag(raw))
 
 
 def wanted(contract: PolicyContract) -> list[str]:
@@ -178,16 +179,21 @@ def _state(raw: dict[str, Any], contract: PolicyContract) -> np.ndarray:
         )
     with np.errstate(over="ignore"):
         out = state.astype(np.float32)
+    require_finite(out, state, names, given[0])
+    return out
+
+
+def require_finite(out: np.ndarray, came: np.ndarray, names: list[str], field: str) -> None:
+    """Refuse a state (D,) that is not finite as float32; `came` is what the client sent."""
     if not np.isfinite(out).all():
-        bad = [f"{name} = {value}" for name, value in zip(names, state.tolist(), strict=True) if not np.isfinite(value)]
+        bad = [f"{name} = {value}" for name, value in zip(names, came.tolist(), strict=True) if not np.isfinite(value)]
         raise ServeError(
             "A state holds numbers that are not finite",
-            field=given[0],
+            field=field,
             found=", ".join(bad) or "too large for float32",
             expected="finite numbers",
             cure="check the robot's sensors before asking for actions",
         )
-    return out
 
 
 def _prompt(raw: dict[str, Any]) -> str:
@@ -202,8 +208,8 @@ def _prompt(raw: dict[str, Any]) -> str:
     return str(prompt)
 
 
-def _seed(raw: dict[str, Any]) -> int | None:
-    seed = raw.get("seed")
+def read_seed(seed: Any) -> int | None:
+    """A client's `seed`: none, or a whole number."""
     if seed is None:
         return None
     if isinstance(seed, bool | np.bool_) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
@@ -211,7 +217,8 @@ def _seed(raw: dict[str, Any]) -> int | None:
     return int(seed)
 
 
-def _flag(raw: dict[str, Any]) -> bool:
+def read_flag(raw: dict[str, Any]) -> bool:
+    """Whether a client asks for the value."""
     value = raw.get("value", False)
     if not isinstance(value, bool | np.bool_):
         raise ServeError(

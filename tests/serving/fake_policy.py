@@ -58,6 +58,19 @@ class FakePolicy(TwoSteps):
         return actions.mean(axis=(1, 2)) + observation[STATE].sum(axis=1)
 
 
+class Held(FakePolicy):
+    """thinks: it was asked. go_on: it answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thinks, self.go_on = threading.Event(), threading.Event()
+
+    def act(self, *asked) -> np.ndarray:
+        self.thinks.set()
+        assert self.go_on.wait(120)
+        return super().act(*asked)
+
+
 def observation(**changes) -> dict:
     """A good request; `changes` replace or (None) remove keys, "__" standing for "/"."""
     good = {
@@ -68,3 +81,16 @@ def observation(**changes) -> dict:
     }
     good |= {key.replace("__", "/"): value for key, value in changes.items()}
     return {key: value for key, value in good.items() if value is not None}
+
+
+def groot_observation(batch: int = 1, prompt: str = "open the faucet", flat: bool = False) -> dict:
+    """The same request in GR00T's terms; sample i has i added to x."""
+    video = {name: np.full((batch, 1, 8, 8, 3), value, np.uint8) for name, value in (("top", 3), ("wrist", 4))}
+    numbers = {"x": 0.1 + np.arange(batch), "y": np.full(batch, 0.2), "gripper": np.full(batch, 0.3)}
+    state = {name: np.asarray(value, np.float32).reshape(batch, 1, 1) for name, value in numbers.items()}
+    if not flat:
+        return {"video": video, "state": state, "language": {"task": [[prompt] for _ in range(batch)]}}
+    named = {
+        f"{kind}.{key}": array for kind, part in (("video", video), ("state", state)) for key, array in part.items()
+    }
+    return named | {"annotation.human.action.task_description": [prompt] * batch}

@@ -10,14 +10,16 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from prts_core.cli.main import main
 from prts_core.delivery.resolve import resolve
 from prts_core.io.errors import CheckpointError
 from prts_core.policy.client import PolicyClient
+from prts_core.serving.protocols.groot_client import GrootClient
 from tests.fixtures.toy_package import CONTRACT, make, named, outcomes, register, write_package
-from tests.serving.fake_policy import observation
+from tests.serving.fake_policy import groot_observation, observation
 
 # Only what reads the weights is replaced; the command, verification, server and sockets are real.
 SERVE = """
@@ -47,7 +49,7 @@ def serve(*args: str):
     said = []
     for line in process.stdout:
         said.append(line)
-        if found := re.search(r"serving on (ws://\S+)", line):
+        if found := re.search(r"serving on ((?:ws|tcp)://\S+)", line):
             return process, found[1], "".join(said)
     raise AssertionError(f"the server ended with {process.wait()}: {''.join(said)}")
 
@@ -72,6 +74,34 @@ def test_a_folder_is_served_until_sigterm(package):
     finally:
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and "stopped" in out
+
+
+def test_both_protocols_are_served_by_one_command(package):
+    words = ("--protocol", "both", "--groot-port", "0", "--groot-key", "state.hand=x,y")
+    process, url, said = serve("--model", str(package), *words)
+    try:
+        address = re.search(r"serving on (tcp://\S+)", said + process.stdout.readline())[1]
+        with GrootClient(address) as client, PolicyClient(url) as robot:
+            assert client.get_modality_config()["state"].modality_keys == ["hand", "gripper"]
+            told = groot_observation()
+            told["state"]["hand"] = np.concatenate([told["state"].pop("x"), told["state"].pop("y")], 2)
+            actions, _ = client.get_action(told, {"seed": 5})
+            np.testing.assert_array_equal(actions["x"][0, :, 0], robot.infer(observation(), seed=5)["actions"][:, 0])
+    finally:
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and "stopped" in out
+
+
+def test_groot_alone_takes_the_port_and_ends_by_a_key(package, monkeypatch):
+    monkeypatch.setenv("PRTS_API_KEY", "a-real-key")
+    process, address, said = serve("--model", str(package), "--protocol", "groot")
+    assert address.startswith("tcp://127.0.0.1:") and "ws://" not in said and "PRTS_API_KEY" in said
+    with GrootClient(address, api_key="a-real-key") as client:
+        client.get_action(groot_observation())
+        client._ask("kill")
+    out, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and "stopped" in out
 
 
@@ -110,8 +140,12 @@ def test_faults_are_told_before_weights_are_read(package, capsys, monkeypatch):
     assert "no PRTS package" in refused("--model", str(package.parent))
     assert "client_key=camera" in refused("--model", str(package), "--camera", "image")
     assert "positive" in refused("--model", str(package), "--max-clients", "0")
+    assert "key=names" in refused("--model", str(package), "--groot-key", "state.arm")
+    for words in (("--groot-port", "1"), ("--protocol", "groot", "--port", "1", "--groot-port", "2")):
+        assert "not served" in refused("--model", str(package), *words)
     (package / "model.safetensors").write_text("edited")
     assert "model.safetensors" in refused("--model", str(package))
     with pytest.raises(SystemExit):
         main(["serve", "--help"])
-    assert "openpi_client" in capsys.readouterr().out
+    helped = capsys.readouterr().out
+    assert "openpi_client" in helped and "GrootClient" in helped and "5555" in helped

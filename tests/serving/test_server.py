@@ -26,7 +26,7 @@ from prts_core.policy.observation import STATE
 from prts_core.serving.batcher import DynamicBatcher
 from prts_core.serving.server import PolicyServer, ServerConfig
 from tests.fixtures.running_server import running
-from tests.serving.fake_policy import CONTRACT, FakePolicy, observation
+from tests.serving.fake_policy import CONTRACT, FakePolicy, Held, observation
 
 OTHER = replace(
     CONTRACT,
@@ -44,19 +44,6 @@ def policy():
 def url(policy):
     with running(PolicyServer(policy, ServerConfig(port=0, about={"model": "toy"}))) as address:
         yield address
-
-
-class Held(FakePolicy):
-    """thinks: it was asked. go_on: it answers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.thinks, self.go_on = threading.Event(), threading.Event()
-
-    def act(self, *asked) -> np.ndarray:
-        self.thinks.set()
-        assert self.go_on.wait(120)
-        return super().act(*asked)
 
 
 # ---- what works ----------------------------------------------------------------------------------------------------

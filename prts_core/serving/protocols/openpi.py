@@ -1,0 +1,129 @@
+"""Serve a policy by openpi's websocket protocol: metadata at the handshake, one MessagePack answer for each request.
+
+GET /healthz says "OK". A fault is one paragraph in a text frame, then close code 1011; a client's traceback or ours is
+never sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http
+import logging
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+from prts_core.io.errors import ContractError, PrtsError, ServeError
+from prts_core.io.msgpack import pack, unpack
+from prts_core.serving.observations import check_contract, parse_request, wanted
+from prts_core.serving.service import OPENPI, PolicyService, cannot_listen
+
+logger = logging.getLogger("prts.serve")
+
+PROTOCOL_VERSION = 1
+FINGERPRINT_HEADER, FINGERPRINT_QUERY = "X-PRTS-Contract-Fingerprint", "contract_fingerprint"
+INTERNAL_ERROR, TRY_AGAIN_LATER = 1011, 1013
+
+
+class OpenpiServer:
+    """The websocket side of a service."""
+
+    def __init__(self, service: PolicyService) -> None:
+        self.service, self.config, self.contract = service, service.config, service.contract
+        self.metadata = service.metadata(OPENPI, PROTOCOL_VERSION) | {"keys": wanted(self.contract)}
+
+    @contextlib.asynccontextmanager
+    async def listening(self, stop: asyncio.Event) -> AsyncIterator[int]:
+        """Serve while the context is open; gives the port. Raises ServeError when the address cannot be used."""
+        config = self.config
+        try:
+            server = await serve(
+                self._client,
+                config.host,
+                config.port,
+                process_request=self._admit,
+                compression=None,
+                max_size=config.limits.max_bytes,
+                origins=[None],  # robots send no Origin; a web page in someone's browser does, and is refused
+                close_timeout=3,
+            )
+        except OSError as err:
+            raise cannot_listen(config.host, config.port, err.strerror or err) from err
+        async with server:
+            yield next(iter(server.sockets)).getsockname()[1]
+
+    # ---- the handshake --------------------------------------------------------------------------------------------
+    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Answer health checks; refuse wrong keys, wrong contracts and one client too many, before any message."""
+        parts = urlsplit(request.path)
+        if parts.path == "/healthz":
+            return connection.respond(http.HTTPStatus.OK, "OK\n")
+        given = request.headers.get_all("Authorization")
+        scheme, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+        if not self.service.key_fits(key.encode("utf-8", "replace") if scheme == "Api-Key" else b""):
+            return connection.respond(
+                http.HTTPStatus.UNAUTHORIZED,
+                "The API key is missing or wrong. Send 'Authorization: Api-Key <key>'.\n",
+            )
+        asked = request.headers.get_all(FINGERPRINT_HEADER) or parse_qs(parts.query).get(FINGERPRINT_QUERY, [])
+        for fingerprint in asked:
+            try:
+                check_contract(None, fingerprint, self.contract)
+            except PrtsError as err:
+                return connection.respond(http.HTTPStatus.CONFLICT, f"{err}\n")
+        if full := self.service.full:
+            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, full + "\n")
+        return None
+
+    # ---- one client -----------------------------------------------------------------------------------------------
+    async def _client(self, connection: ServerConnection) -> None:
+        if full := self.service.full:  # several handshakes may have passed `_admit` at the same moment
+            await connection.close(TRY_AGAIN_LATER, full)
+            return
+        with self.service.place():
+            try:
+                await self._converse(connection)
+            except ConnectionClosed as err:
+                logger.info("client %s is gone: %s", connection.remote_address, err)
+
+    async def _converse(self, connection: ServerConnection) -> None:
+        await connection.send(pack(self.metadata))
+        previous_ms: float | None = None
+        async for message in connection:
+            started = time.monotonic()
+            try:
+                reply = await self._reply(message, previous_ms)
+            except PrtsError as err:
+                logger.info("refused %s: %s", connection.remote_address, err)
+                await connection.send(str(err))
+                what = "contract" if isinstance(err, ContractError) else "request"
+                await connection.close(INTERNAL_ERROR, f"{what} refused; the text frame says why")
+                return
+            await connection.send(reply)
+            previous_ms = (time.monotonic() - started) * 1e3
+
+    async def _reply(self, message: str | bytes, previous_ms: float | None) -> bytes:
+        started = time.monotonic()
+        if isinstance(message, str):
+            raise ServeError("A request came as text", found=f"{message:.40}", expected="a binary MessagePack message")
+        raw = unpack(message, self.config.limits)
+        observation = parse_request(raw, self.contract, self.config.aliases)
+        answer = await self.service.ask(observation)
+        timing = {"infer_ms": (time.monotonic() - started) * 1e3, "queue_ms": answer.queue_ms}
+        if previous_ms is not None:
+            timing["prev_total_ms"] = previous_ms
+        reply: dict[str, Any] = {
+            "actions": answer.actions,
+            "server_timing": timing,
+            "policy_timing": {"infer_ms": answer.infer_ms},
+            "seed": answer.seed,
+        }
+        if answer.value is not None:
+            reply["value"] = answer.value
+        return pack(reply)
