@@ -14,7 +14,8 @@ from prts_core.contract import Camera, PolicyContract, require_equal
 from prts_core.io.errors import DataError, ServeError, suggest
 
 STATE_KEYS = ("observation/state", "observation.state", "state")
-OPTIONS = ("prompt", "seed", "value", "contract_fingerprint", "policy_contract")
+OPTIONS = ("prompt", "seed", "value", "step", "delay", "reset", "contract_fingerprint", "policy_contract")
+MOST_STEPS = 2**31
 MAX_PROMPT = 2000
 
 
@@ -22,7 +23,9 @@ MAX_PROMPT = 2000
 class Observation:
     """One checked request.
 
-    images: camera key -> (H, W, 3) uint8. state: (D,) float32. seed none: the server draws one. value: asked for.
+    images: camera key -> (H, W, 3) uint8. state: (D,) float32. seed none: the server draws one. value: asked for. step:
+    control steps that the robot has executed in this session. delay: those that it will execute until the answer
+    arrives; the chunk then goes on from the one under way (real-time chunking). reset: another task begins.
     """
 
     images: dict[str, np.ndarray]
@@ -30,6 +33,9 @@ class Observation:
     prompt: str
     seed: int | None = None
     value: bool = False
+    step: int | None = None
+    delay: int | None = None
+    reset: bool = False
 
 
 def camera_names(contract: PolicyContract, aliases: dict[str, str] | None = None) -> dict[str, Camera]:
@@ -101,7 +107,17 @@ def parse_request(raw: Any, contract: PolicyContract, aliases: dict[str, str] | 
                 expected=", ".join(wanted(contract)),
                 cure="send an image of every camera the policy was trained with",
             )
-    return Observation(images, _state(raw, contract), _prompt(raw), read_seed(raw.get("seed")), read_flag(raw))
+    step, delay = read_steps(raw)
+    return Observation(
+        images,
+        _state(raw, contract),
+        _prompt(raw),
+        read_seed(raw.get("seed")),
+        read_flag(raw),
+        step,
+        delay,
+        read_flag(raw, "reset"),
+    )
 
 
 def wanted(contract: PolicyContract) -> list[str]:
@@ -217,11 +233,31 @@ def read_seed(seed: Any) -> int | None:
     return int(seed)
 
 
-def read_flag(raw: dict[str, Any]) -> bool:
-    """Whether a client asks for the value."""
-    value = raw.get("value", False)
+def read_flag(raw: dict[str, Any], name: str = "value") -> bool:
+    """Whether a client asks for the value, or begins another task (`reset`)."""
+    value = raw.get(name, False)
     if not isinstance(value, bool | np.bool_):
-        raise ServeError(
-            "`value` asks for the policy's value", field="value", found=f"{value!r:.40}", expected="true or false"
-        )
+        raise ServeError(f"`{name}` is yes or no", field=name, found=f"{value!r:.40}", expected="true or false")
     return bool(value)
+
+
+def read_steps(raw: dict[str, Any]) -> tuple[int | None, int | None]:
+    """(`step`, `delay`) of a client that counts its control steps; a delay needs the step."""
+    found = []
+    for name in ("step", "delay"):
+        value = raw.get(name)
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool | np.bool_)
+        if value is not None and not (whole and 0 <= value < MOST_STEPS):
+            raise ServeError(
+                f"`{name}` counts control steps", field=name, found=f"{value!r:.40}", expected="0, or a number above"
+            )
+        found.append(None if value is None else int(value))
+    step, delay = found
+    if delay is not None and step is None:
+        raise ServeError(
+            "A delay says nothing without the step that it begins at",
+            field="delay",
+            found=delay,
+            expected="`step` with it: control steps executed so far in this session",
+        )
+    return step, delay

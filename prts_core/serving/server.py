@@ -7,14 +7,15 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from prts_core.io.errors import require
-from prts_core.policy.observation import Acts
+from prts_core.policy.observation import Answers
 from prts_core.serving.service import OPENPI, Listens, PolicyService, ServerConfig
+from prts_core.serving.versions import Version
 
 
 class PolicyServer:
     """Serves one policy until it is told to stop."""
 
-    def __init__(self, policy: Acts, config: ServerConfig) -> None:
+    def __init__(self, policy: Answers | Version, config: ServerConfig) -> None:
         self.config, self.service = config, PolicyService(policy, config)
         self.protocols = [_protocol(name, self.service) for name in config.protocols]
 

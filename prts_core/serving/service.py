@@ -7,31 +7,40 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import ipaddress
+import logging
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from prts_core import __version__
 from prts_core.io.errors import ServeError
 from prts_core.io.msgpack import LIMITS, Limits
-from prts_core.policy.observation import Acts
-from prts_core.serving.batcher import DynamicBatcher, Reply
+from prts_core.policy.observation import Answers
+from prts_core.serving.engine import Engine, Reply
+from prts_core.serving.engine import Limits as EngineLimits
+from prts_core.serving.keys import Keys
 from prts_core.serving.observations import Observation, camera_names
+from prts_core.serving.sessions import Sessions
+from prts_core.serving.telemetry import Telemetry
+from prts_core.serving.versions import Version, Versions
 
 OPENPI, GROOT = "openpi", "groot"
+logger = logging.getLogger("prts.serve")
 
 
 @dataclass(frozen=True)
 class ServerConfig:
     """Where and under which limits a policy is served.
 
-    host: anything but this machine needs an api_key. port, groot_port: where each of `protocols` listens; 0: any free
-    one. max_clients: at once, over all protocols. max_batch: requests answered together, and samples of one request.
-    aliases: further client key -> camera key. groot_keys: "state.NAME" or "action.NAME" -> dimensions that GR00T's
-    clients hold under that key. about: more metadata for clients.
+    host: anything but this machine needs an api_key or key_file (keys.py). port, groot_port: where each of `protocols`
+    listens; 0: any free one. max_clients: at once, over all protocols; as many sessions are remembered. max_batch:
+    requests answered together, and samples of one request. max_waiting, subtask_looks, stuck_s: engine.Limits.
+    budget_ms: a chunk's, by the package. drain_s: how long requests that are under way may take when the server is told
+    to stop. aliases: further client key -> camera key. groot_keys: "state.NAME" or "action.NAME" -> dimensions that
+    GR00T's clients hold under that key. about: more metadata for clients.
     """
 
     host: str = "127.0.0.1"
@@ -39,8 +48,14 @@ class ServerConfig:
     groot_port: int = 5555
     protocols: tuple[str, ...] = (OPENPI,)
     api_key: str | None = field(default=None, repr=False)
+    key_file: Path | None = None
     max_clients: int = 8
     max_batch: int = 8
+    max_waiting: int = 256
+    subtask_looks: int = 1
+    stuck_s: float = 60.0
+    budget_ms: float | None = None
+    drain_s: float = 10.0
     request_timeout_s: float = 30.0
     always_value: bool = False
     limits: Limits = LIMITS
@@ -49,7 +64,7 @@ class ServerConfig:
     about: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not is_loopback(self.host) and not self.api_key:
+        if not is_loopback(self.host) and not self.api_key and self.key_file is None:
             raise ServeError(
                 "A policy is not offered to the network without an API key",
                 field="--host",
@@ -57,14 +72,14 @@ class ServerConfig:
                 expected="127.0.0.1, or an API key",
                 cure="export PRTS_API_KEY=$(openssl rand -hex 16) on server and client, or serve on 127.0.0.1",
             )
-        if self.api_key is not None and (len(self.api_key) < 8 or not self.api_key.isascii()):
-            raise ServeError("An API key is too short", field="api_key", expected="at least 8 ASCII characters")
-        if self.max_clients < 1 or self.max_batch < 1 or self.request_timeout_s <= 0:
-            raise ServeError(
-                "A server limit must be positive",
-                field="max_clients, max_batch, request_timeout_s",
-                found=(self.max_clients, self.max_batch, self.request_timeout_s),
-            )
+        Keys(self.api_key, self.key_file)  # a wrong one is told before any weights are loaded
+        positive = {
+            name: getattr(self, name)
+            for name in ("max_clients", "max_batch", "max_waiting", "subtask_looks", "request_timeout_s", "stuck_s")
+        }
+        for name, value in positive.items():
+            if value <= 0:
+                raise ServeError("A server limit must be positive", field=name, found=value, expected="above 0")
         if not self.protocols or not set(self.protocols) <= {OPENPI, GROOT}:
             raise ServeError("Unknown protocol", field="protocols", found=self.protocols, expected=f"{OPENPI}, {GROOT}")
 
@@ -98,43 +113,75 @@ class Listens(Protocol):
 
 
 class PolicyService:
-    """One policy under one config. clients: places taken at present."""
+    """A policy, in one version or several, under one config. clients: places taken at present. draining: what is under
+    way is answered, and nobody new comes in."""
 
-    def __init__(self, policy: Acts, config: ServerConfig) -> None:
-        self.policy, self.config, self.contract = policy, config, policy.contract
+    def __init__(self, policy: Answers | Version, config: ServerConfig) -> None:
+        first = policy if isinstance(policy, Version) else Version(str(config.about.get("model_version", "")), policy)
+        self.config, self.contract, self.versions = config, first.policy.contract, Versions(first)
         camera_names(
             self.contract, config.aliases
         )  # an alias that names no camera is told now, not to the first client
-        self.clients = 0
+        self.keys = Keys(config.api_key, config.key_file)
+        self.telemetry = Telemetry(None if config.budget_ms is None else config.budget_ms / 1e3)
+        self.sessions = Sessions(config.max_clients)
+        limits = EngineLimits(
+            config.max_batch, config.max_waiting, config.always_value, config.subtask_looks, config.stuck_s
+        )
+        self.engine = Engine(limits, self.telemetry)
+        self.clients, self.draining = 0, False
 
     @contextlib.asynccontextmanager
     async def working(self) -> AsyncIterator[asyncio.Task[None]]:
         """The engine at work; its task never ends by itself unless it failed."""
-        self.engine = DynamicBatcher(self.policy, self.config.max_batch, self.config.always_value)
         worker = asyncio.create_task(self.engine.run())
         try:
             yield worker
+            self.draining = True
+            async with asyncio.timeout(self.config.drain_s):
+                while self.engine.waiting and not worker.done():
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            logger.warning("%d requests were not answered in %g s", self.engine.waiting, self.config.drain_s)
         finally:
             worker.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await worker
             self.engine.close()
 
-    async def ask(self, observation: Observation) -> Reply:
-        """The policy's answer. Raises ServeError where it fails or takes longer than the config allows."""
+    async def ask(self, observation: Observation, session: str) -> Reply:
+        """The policy's answer, in the session of that name. Raises ServeError where it fails or takes longer than the
+        config allows."""
+        own = self.sessions.get(session, self.versions.of(session))
+        if observation.reset:
+            own.reset()
+        own.told(observation.step)
         try:
-            return await asyncio.wait_for(self.engine.ask(observation), self.config.request_timeout_s)
+            return await asyncio.wait_for(self.engine.ask(observation, own), self.config.request_timeout_s)
         except TimeoutError as err:
+            self.telemetry.refused("timeout")
             raise ServeError(
                 "The policy did not answer in time",
                 expected=f"an answer within {self.config.request_timeout_s:g} s",
                 cure="serve with a faster device, fewer clients or a larger --request-timeout",
             ) from err
 
-    def key_fits(self, given: bytes) -> bool:
-        """Whether a client may speak: it has the key, or there is none."""
-        key = self.config.api_key
-        return key is None or hmac.compare_digest(given, key.encode())
+    @property
+    def unwell(self) -> str | None:
+        """What keeps the server from answering, in a sentence; none while all is well."""
+        if late := self.engine.stuck_s:
+            return f"The policy has not answered a batch for {late + self.config.stuck_s:.0f} s."
+        return None
+
+    @property
+    def unready(self) -> str | None:
+        """Why nobody new should come; none while there is room."""
+        return "The server is about to end." if self.draining else self.unwell or self.full
+
+    def metrics(self) -> bytes:
+        held = self.versions.held()
+        self.telemetry.sessions({version.name: version.sessions for version in held}, self.versions.current.name)
+        return self.telemetry.page()
 
     @property
     def full(self) -> str | None:

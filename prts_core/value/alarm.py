@@ -3,8 +3,9 @@
 Conformal prediction over time: from the value curves of successful rollouts a band is made whose lower edge depends on
 the control step; an episode's score is how far, at worst, it has been below the band's middle in units of the band's
 width, and the alarm's threshold is a quantile of such scores over other successful rollouts. Where later episodes that
-succeed are like those, at most `rate` of them ever raise an alarm, whatever the values' distribution (Vovk et al. 2005;
-functional conformal bands, Diquigiovanni et al. 2022). Of failures nothing is promised; how many it catches is measured.
+succeed are like those, at most `rate` of them ever raise an alarm, whatever the values' distribution (Vovk et al.
+2005; functional conformal bands, Diquigiovanni et al. 2022). Of failures nothing is promised; how many are caught is
+measured.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import socket as addresses
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,7 +21,7 @@ import zmq
 import zmq.asyncio
 
 from prts_core.io.errors import PrtsError, ServeError
-from prts_core.serving.batcher import Reply
+from prts_core.serving.engine import Reply
 from prts_core.serving.protocols.groot_arrays import decode, encode
 from prts_core.serving.protocols.groot_modality import Modality
 from prts_core.serving.service import GROOT, PolicyService, cannot_listen
@@ -162,7 +163,7 @@ class GrootServer:
         if not isinstance(request, dict):
             raise ServeError("A request is a mapping", found=type(request).__name__, expected="endpoint, data")
         token = request.get("api_token")
-        if not self.service.key_fits(token.encode("utf-8", "replace") if isinstance(token, str) else b""):
+        if not self.service.keys.admits(token.encode("utf-8", "replace") if isinstance(token, str) else b""):
             raise ServeError("Unauthorized: Invalid API token", cure="send the server's key as `api_token`")
         endpoint = request.get("endpoint", "get_action")
         if not isinstance(endpoint, str) or endpoint not in self._endpoints:
@@ -183,7 +184,7 @@ class GrootServer:
         return {"status": "ok", "message": "Server is running"}
 
     async def _kill(self, data: dict[str, Any]) -> None:
-        if self.config.api_key is None:
+        if not self.service.keys:
             raise ServeError(
                 "Nobody without a key ends this server",
                 field="endpoint",
@@ -200,7 +201,7 @@ class GrootServer:
         return self.service.metadata(GROOT, PROTOCOL_VERSION)
 
     async def _reset(self, data: dict[str, Any]) -> dict[str, list[str]]:
-        """The policy keeps nothing between two requests, so there is nothing to clear."""
+        """Forget sessions: those that are named, which are answered; what has no name is not remembered at all."""
         options = data.get("options")
         sessions = options.get("session_ids") if isinstance(options, dict) else None
         if not isinstance(options, dict | None) or not isinstance(sessions, list | None):
@@ -210,12 +211,16 @@ class GrootServer:
                 found=f"{options!r:.80}",
                 expected="none, or a map with a list session_ids",
             )
-        return {"cleared_sessions": []}
+        known = [name for name in sessions or () if f"{GROOT}:{name}" in self.service.sessions.open]
+        for name in known:
+            self.service.sessions.close(f"{GROOT}:{name}")
+        return {"cleared_sessions": known}
 
     async def _get_action(self, data: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         if "observation" not in data:
             raise ServeError("get_action needs an observation", field="data", found=", ".join(data) or "nothing")
-        observations, nested = self.modality.read(data["observation"], data.get("options"))
+        observations, nested, named = self.modality.read(data["observation"], data.get("options"))
+        names = [f"{GROOT}:{name}" for name in named] or [uuid.uuid4().hex for _ in observations]
         if len(observations) > self.config.max_batch:
             raise ServeError(
                 "A request has too many samples",
@@ -225,7 +230,9 @@ class GrootServer:
                 cure="ask in parts, or serve with a larger --max-batch",
             )
         with self.service.place():
-            found = await asyncio.gather(*map(self.service.ask, observations), return_exceptions=True)
+            found = await asyncio.gather(*map(self.service.ask, observations, names), return_exceptions=True)
+            for name in names if not named else ():
+                self.service.sessions.close(name)
         replies: list[Reply] = []
         for reply in found:  # only now: none is left behind in the engine
             if isinstance(reply, BaseException):

@@ -82,13 +82,13 @@ class Modality:
         }
         return {name: config for name, config in found.items() if config.modality_keys}  # N1.7 refuses empty ones
 
-    def read(self, raw: Any, options: Any = None) -> tuple[list[Observation], bool]:
-        """The samples of an observation, and whether it came nested. Keys that are not the policy's are ignored.
+    def read(self, raw: Any, options: Any = None) -> tuple[list[Observation], bool, list[str]]:
+        """(samples of an observation, whether it came nested, their sessions where those have names). Keys that are not
+        the policy's are ignored.
 
         options: none, or a map with `seed` (a whole number a sample), `value`, `contract_fingerprint`,
-        `policy_contract`, and RLDX-1's session_ids and reset_memory, which are checked and change nothing here: the
-        policy keeps nothing between two requests. Raises ServeError; ContractError where the client states another
-        contract.
+        `policy_contract`, and RLDX-1's session_ids and reset_memory, one a sample. Raises ServeError; ContractError
+        where the client states another contract.
         """
         if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
             raise ServeError("An observation is a mapping with text keys", field="observation", found=_kind(raw))
@@ -119,7 +119,13 @@ class Modality:
             require_finite(row, row, dimensions, "state")
         seeds, value = self._options(options, len(prompts))
         seen = [{key: image[i] for key, image in images.items()} for i in range(len(prompts))]
-        return [Observation(*sample, value) for sample in zip(seen, rows, prompts, seeds, strict=True)], nested
+        options = options or {}
+        fresh = options.get("reset_memory") or [False] * len(prompts)
+        found = [
+            Observation(pictures, row, prompt, seed, value, reset=again)
+            for pictures, row, prompt, seed, again in zip(seen, rows, prompts, seeds, fresh, strict=True)
+        ]
+        return found, nested, list(options.get("session_ids") or ())
 
     def _options(self, options: Any, batch: int) -> tuple[list[int | None], bool]:
         options = {} if options is None else options

@@ -1,7 +1,8 @@
 """Serve a policy by openpi's websocket protocol: metadata at the handshake, one MessagePack answer for each request.
 
-GET /healthz says "OK". A fault is one paragraph in a text frame, then close code 1011; a client's traceback or ours is
-never sent.
+GET /healthz says "OK" (503 where the policy hangs), /readyz whether new clients may come, /metrics what Prometheus
+wants, with the key where there is one. A connection is a session. A fault is one paragraph in a text frame, then close
+code 1011; a client's traceback or ours is never sent.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from prts_core.io.errors import ContractError, PrtsError, ServeError
 from prts_core.io.msgpack import pack, unpack
 from prts_core.serving.observations import check_contract, parse_request, wanted
 from prts_core.serving.service import OPENPI, PolicyService, cannot_listen
+from prts_core.serving.telemetry import CONTENT_TYPE
 
 logger = logging.getLogger("prts.serve")
 
@@ -62,23 +64,29 @@ class OpenpiServer:
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """Answer health checks; refuse wrong keys, wrong contracts and one client too many, before any message."""
         parts = urlsplit(request.path)
-        if parts.path == "/healthz":
-            return connection.respond(http.HTTPStatus.OK, "OK\n")
+        if parts.path in ("/healthz", "/readyz"):
+            wrong = self.service.unwell if parts.path == "/healthz" else self.service.unready
+            status = http.HTTPStatus.SERVICE_UNAVAILABLE if wrong else http.HTTPStatus.OK
+            return connection.respond(status, f"{wrong or 'OK'}\n")
         given = request.headers.get_all("Authorization")
         scheme, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
-        if not self.service.key_fits(key.encode("utf-8", "replace") if scheme == "Api-Key" else b""):
+        if not self.service.keys.admits(key.encode("utf-8", "replace") if scheme == "Api-Key" else b""):
             return connection.respond(
                 http.HTTPStatus.UNAUTHORIZED,
                 "The API key is missing or wrong. Send 'Authorization: Api-Key <key>'.\n",
             )
+        if parts.path == "/metrics":
+            response = connection.respond(http.HTTPStatus.OK, self.service.metrics().decode())
+            response.headers["Content-Type"] = CONTENT_TYPE
+            return response
         asked = request.headers.get_all(FINGERPRINT_HEADER) or parse_qs(parts.query).get(FINGERPRINT_QUERY, [])
         for fingerprint in asked:
             try:
                 check_contract(None, fingerprint, self.contract)
             except PrtsError as err:
                 return connection.respond(http.HTTPStatus.CONFLICT, f"{err}\n")
-        if full := self.service.full:
-            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, full + "\n")
+        if wrong := self.service.unready:
+            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, wrong + "\n")
         return None
 
     # ---- one client -----------------------------------------------------------------------------------------------
@@ -91,6 +99,8 @@ class OpenpiServer:
                 await self._converse(connection)
             except ConnectionClosed as err:
                 logger.info("client %s is gone: %s", connection.remote_address, err)
+            finally:
+                self.service.sessions.close(connection.id.hex)
 
     async def _converse(self, connection: ServerConnection) -> None:
         await connection.send(pack(self.metadata))
@@ -98,7 +108,7 @@ class OpenpiServer:
         async for message in connection:
             started = time.monotonic()
             try:
-                reply = await self._reply(message, previous_ms)
+                reply = await self._reply(message, connection.id.hex, previous_ms)
             except PrtsError as err:
                 logger.info("refused %s: %s", connection.remote_address, err)
                 await connection.send(str(err))
@@ -108,13 +118,13 @@ class OpenpiServer:
             await connection.send(reply)
             previous_ms = (time.monotonic() - started) * 1e3
 
-    async def _reply(self, message: str | bytes, previous_ms: float | None) -> bytes:
+    async def _reply(self, message: str | bytes, session: str, previous_ms: float | None) -> bytes:
         started = time.monotonic()
         if isinstance(message, str):
             raise ServeError("A request came as text", found=f"{message:.40}", expected="a binary MessagePack message")
         raw = unpack(message, self.config.limits)
         observation = parse_request(raw, self.contract, self.config.aliases)
-        answer = await self.service.ask(observation)
+        answer = await self.service.ask(observation, session)
         timing = {"infer_ms": (time.monotonic() - started) * 1e3, "queue_ms": answer.queue_ms}
         if previous_ms is not None:
             timing["prev_total_ms"] = previous_ms
@@ -124,6 +134,5 @@ class OpenpiServer:
             "policy_timing": {"infer_ms": answer.infer_ms},
             "seed": answer.seed,
         }
-        if answer.value is not None:
-            reply["value"] = answer.value
-        return pack(reply)
+        told = {"value": answer.value, "subtask": answer.subtask, "held": answer.held, "version": answer.version}
+        return pack(reply | {name: one for name, one in told.items() if one})
