@@ -44,8 +44,11 @@ def read_yaml(path: Path, what: str = "configuration file") -> dict[str, Any]:
     return raw
 
 
-def check(kind: type[T], raw: Any, where: object) -> T:
-    """Validate plain data against a frozen dataclass; every fault of the file in one error."""
+CURE = "correct what is named above; `prts config show` prints a recipe with every default"
+
+
+def check(kind: type[T], raw: Any, where: object, *, what: str = "configuration", cure: str = CURE) -> T:
+    """Validate plain data against a frozen dataclass; every fault of the file in one error. what: the file is."""
     try:
         return TypeAdapter(kind).validate_python(raw)
     except ValidationError as err:
@@ -65,12 +68,12 @@ def check(kind: type[T], raw: Any, where: object) -> T:
             else:
                 faults.append(f"{loc}: {fault['msg']} (found {fault.get('input')!r:.80})")
         raise ConfigError(
-            "A configuration does not fit",
+            f"A {what} does not fit",
             file=where,
             field=", ".join(fields_) or None,
             found="; ".join(faults),
             expected=expected,
-            cure="correct what is named above; `prts config show` prints a recipe with every default",
+            cure=cure,
         ) from err
 
 
@@ -80,6 +83,8 @@ def _allowed(kind: Any, loc: tuple) -> set[str]:
 
     tagged: dict[Any, list] = {}  # after a field whose class is chosen by `kind`, pydantic names the kind in the path
     for part in loc:
+        if isinstance(part, int):  # an entry of a list, whose class is chosen already
+            continue
         if not is_dataclass(kind):
             break
         hint = typing.get_type_hints(kind).get(str(part))
