@@ -66,7 +66,9 @@ def check(kind: type[T], raw: Any, where: object, *, what: str = "configuration"
             elif fault["type"] == "union_tag_invalid":
                 faults.append(f"{loc}.kind: {fault['ctx']['tag']!r:.40} is none of {fault['ctx']['expected_tags']}")
             else:
-                faults.append(f"{loc}: {fault['msg']} (found {fault.get('input')!r:.80})")
+                choices = re.findall(r"'([^']+)'", fault["ctx"]["expected"]) if fault["type"] == "literal_error" else ()
+                near = suggest(str(fault.get("input"))[:80], choices)
+                faults.append(f"{loc}: {fault['msg']} (found {fault.get('input')!r:.80}{near})")
         raise ConfigError(
             f"A {what} does not fit",
             file=where,
