@@ -76,13 +76,14 @@ def find(reference: str, home: Path | None = None) -> Installed:
     short = [record for name, record in known.items() if wanted in (name, *_short(name))]
     if wanted in known or len(short) == 1:
         return known.get(wanted) or short[0]
-    problem = "Several skills have this name" if short else f"No skill {wanted!r} is installed{suggest(wanted, known)}"
+    near = suggest(wanted, [*known, *(word for name in known for word in _short(name))])
+    problem = "Several skills have this name" if short else f"No skill {wanted!r} is installed{near}"
     raise ConfigError(
         problem,
         field="skill",
         found=reference,
         expected=", ".join(record.name for record in short or known.values()) or "no skill is installed",
-        cure="name the owner too" if short else f"`prts skill install {reference}`, or a folder",
+        cure="name the owner too" if short else "`prts skill list` shows what is installed; or give a folder",
     )
 
 

@@ -92,4 +92,4 @@ def _records(package: Path) -> Check:
 
 
 def _told(err: PrtsError) -> str:
-    return err.problem + (f": {err.found}" if err.found is not None else "") + (f". {err.cure}" if err.cure else "")
+    return "; ".join(str(part) for part in (err.problem, err.found, err.cure) if part is not None)

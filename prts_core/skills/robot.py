@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from prts_core.config.checked_yaml import check, read_yaml
 from prts_core.config.checks import Lenient
@@ -155,4 +155,9 @@ class Robot(Lenient):
 
 def read_robot(path: Path) -> Robot:
     """A robot description; ConfigError with every fault of the file."""
-    return check(Robot, read_yaml(path, "robot description"), path, what="robot description", cure=CURE)
+    return check_robot(read_yaml(path, "robot description"), path)
+
+
+def check_robot(raw: dict[str, Any], where: object) -> Robot:
+    """The same of plain data that came from `where`."""
+    return check(Robot, raw, where, what="robot description", cure=CURE)

@@ -39,7 +39,7 @@ class Found:
 
 def search(words: Sequence[str], packages: Iterable[Path], robots: Sequence[Robot] = ()) -> Found:
     """Skills whose texts hold every word, in any order and case, and that fit all of these robots. Templates are
-    offered to nobody."""
+    offered to nobody; of two packages with one manifest, the first counts."""
     fit: list[tuple[Manifest, Path]] = []
     unread = []
     for package in packages:
@@ -51,6 +51,7 @@ def search(words: Sequence[str], packages: Iterable[Path], robots: Sequence[Robo
         text = _text(skill)
         if (
             not skill.is_template
+            and all(skill != other for other, _ in fit)
             and all(word.lower() in text for word in words)
             and all(compatibility(skill, robot).ok for robot in robots)
         ):
