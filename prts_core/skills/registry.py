@@ -23,7 +23,7 @@ from prts_core.io.files import explain_os_errors, link_or_copy, new_folder, read
 from prts_core.io.hub import split_hub_id
 from prts_core.io.locks import locked
 from prts_core.skills.admission import Request, admit
-from prts_core.skills.evaluations import package_digest, package_files, read_evaluations
+from prts_core.skills.evaluations import FOLDER, package_digest, package_files, read_evaluations, verify_evaluation
 from prts_core.skills.manifest import manifest_path, read_manifest
 from prts_core.skills.weights import hub_folder, weights_folder
 
@@ -126,10 +126,13 @@ def install(
     package = first if repository is None else hub_folder(repository, revision)
     if read_manifest(package) != manifest:
         raise DataError("A package changed while it was installed", file=package, cure="install it again")
-    read_evaluations(package)
+    records = read_evaluations(package)
     weights_folder(manifest, package)
     with explain_os_errors(home):
         digest = package_digest(package)
+    for stem, one in records.items():
+        if one.is_bound:
+            verify_evaluation(one, digest, package / FOLDER / f"{stem}.json")
     record = Installed(
         name=manifest.name,
         version=manifest.version,

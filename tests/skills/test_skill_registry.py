@@ -13,10 +13,12 @@ from prts_core.io.errors import ConfigError, DataError, PrtsError, StageError
 from prts_core.io.files import write_text
 from prts_core.skills import registry
 from prts_core.skills.admission import SIGNED
+from prts_core.skills.evaluations import package_digest, write_evaluation
 from prts_core.skills.licence import ALLOW
 from prts_core.skills.registry import find, install, installed, remove
 from prts_core.skills.template import write_template
 from tests.skills.made_packages import NAME, write_package
+from tests.skills.test_skill_evaluations import MEASURED
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +136,11 @@ def test_a_record_of_an_evaluation_that_is_not_sound_is_refused(tmp_path: Path):
     write_text(package / "eval" / "x.json", '{"results": []}')
     with pytest.raises(ConfigError, match=r"record of an evaluation.*results"):
         install(str(package))
+    write_evaluation(package, "x", **MEASURED)
+    with pytest.raises(DataError, match="belongs to another package"):
+        install(str(package))
+    write_evaluation(package, "x", **MEASURED | {"package_digest": package_digest(package)})
+    assert install(str(package))[0].digest == package_digest(package)
 
 
 # ---- what goes wrong -------------------------------------------------------------------------------------------------
