@@ -39,6 +39,7 @@ ROOMS = (
     "rollout",
     "rl",
     "value",
+    "skills",
     "tracking",
     "delivery",
     "serving",

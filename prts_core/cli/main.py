@@ -47,6 +47,7 @@ TOOLS = {
     "history": "print and draw a registered model's success over its versions, and the trail of its aliases",
     "bench": "run a benchmark: ours beside a peer's, or what this machine's GPU does",
     "sim": "list, install, check or remove the simulators that benchmarks run in",
+    "skill": "check, install, list, search or begin skill packages, and hold them against robots",
 }
 STAGE_TOOLS = (
     "convert",

@@ -44,8 +44,11 @@ def read_yaml(path: Path, what: str = "configuration file") -> dict[str, Any]:
     return raw
 
 
-def check(kind: type[T], raw: Any, where: object) -> T:
-    """Validate plain data against a frozen dataclass; every fault of the file in one error."""
+CURE = "correct what is named above; `prts config show` prints a recipe with every default"
+
+
+def check(kind: type[T], raw: Any, where: object, *, what: str = "configuration", cure: str = CURE) -> T:
+    """Validate plain data against a frozen dataclass; every fault of the file in one error. what: the file is."""
     try:
         return TypeAdapter(kind).validate_python(raw)
     except ValidationError as err:
@@ -63,14 +66,16 @@ def check(kind: type[T], raw: Any, where: object) -> T:
             elif fault["type"] == "union_tag_invalid":
                 faults.append(f"{loc}.kind: {fault['ctx']['tag']!r:.40} is none of {fault['ctx']['expected_tags']}")
             else:
-                faults.append(f"{loc}: {fault['msg']} (found {fault.get('input')!r:.80})")
+                choices = re.findall(r"'([^']+)'", fault["ctx"]["expected"]) if fault["type"] == "literal_error" else ()
+                near = suggest(str(fault.get("input"))[:80], choices)
+                faults.append(f"{loc}: {fault['msg']} (found {fault.get('input')!r:.80}{near})")
         raise ConfigError(
-            "A configuration does not fit",
+            f"A {what} does not fit",
             file=where,
             field=", ".join(fields_) or None,
             found="; ".join(faults),
             expected=expected,
-            cure="correct what is named above; `prts config show` prints a recipe with every default",
+            cure=cure,
         ) from err
 
 
@@ -80,6 +85,8 @@ def _allowed(kind: Any, loc: tuple) -> set[str]:
 
     tagged: dict[Any, list] = {}  # after a field whose class is chosen by `kind`, pydantic names the kind in the path
     for part in loc:
+        if isinstance(part, int):  # an entry of a list, whose class is chosen already
+            continue
         if not is_dataclass(kind):
             break
         hint = typing.get_type_hints(kind).get(str(part))

@@ -18,6 +18,12 @@ class Strict:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
 
+class Lenient:
+    """A part of a file of others: of what it says we read what we know, and pass over the rest."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "ignore"}
+
+
 def check_numbers(config: Any, ranges: dict[str, str]) -> None:
     """Hold fields against ranges: `{"[1, inf)": "steps batch_size"}`. ValueError names every field outside.
 

@@ -1,0 +1,56 @@
+"""Find the weights that a manifest names: in a repository of the hub, or in the package's own folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prts_core.io.errors import CheckpointError
+from prts_core.io.hub import local_folder
+from prts_core.skills.manifest import FILE, Manifest
+from prts_core.skills.manifest.weights import hub_parts
+
+LOCAL = "local://"
+BRANCH = "main"  # of the hub, where a URI names no revision
+
+
+def hub_folder(repository: str, revision: str | None, *, only_manifest: bool = False) -> Path:
+    """A repository of the hub, or its manifest alone, in the user's cache. CheckpointError where it cannot be had."""
+    # With its revision, so that no folder of this name in the working directory is taken for it.
+    folder = local_folder(f"{repository}@{revision or BRANCH}", [FILE] if only_manifest else ["*"])
+    if only_manifest and not (folder / FILE).is_file():
+        raise CheckpointError(
+            "This repository of the hub is no skill package",
+            file=repository,
+            found=f"no {FILE} at {revision or BRANCH}",
+            expected=f"a repository with {FILE}",
+        )
+    return folder
+
+
+def weights_folder(manifest: Manifest, package: Path) -> Path | None:
+    """The folder or file of the weights, fetched where they lie on the hub; none for a kind that has no weights.
+
+    local:// is a path inside the package; what ends in the package's own name is the package itself, as packages from a
+    tree of packages say it. CheckpointError for a path that leaves the package or is not there.
+    """
+    uri = manifest.weights_uri
+    if uri is None:
+        return None
+    named = hub_parts(uri)
+    if named is not None:
+        return hub_folder(*named)
+    inside = uri.removeprefix(LOCAL)
+    found = (package / inside).resolve()
+    if found.is_relative_to(package.resolve()):
+        if found.exists():
+            return found
+        if Path(inside).name in (package.name, manifest.name.split("/")[1].removeprefix("rskill-")):
+            return package
+    raise CheckpointError(
+        "A skill's weights are not in its package",
+        file=package / FILE,
+        field="weights_uri",
+        found=uri,
+        expected="a path inside the package, or hf://owner/repository@revision",
+        cure="put the weights into the package's folder, and `local://` and their name there into weights_uri",
+    )
