@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -41,8 +43,10 @@ openpi: a client (pip install openpi-client, or prts_core.policy.client.PolicyCl
   policy.infer({"observation/state": state, "observation/top": image, ..., "prompt": "open the faucet"})["actions"]
 
   A request may also hold  seed (the flow's noise: same seed, same actions),  value: true (how near the goal is),
-  policy_contract or contract_fingerprint (the server then refuses a client that means other numbers).
-  GET /healthz answers OK.
+  policy_contract or contract_fingerprint (the server then refuses a client that means other numbers),
+  step and delay (control steps executed so far, and those until the answer arrives: the chunk goes on from the one that
+  is under way, its first `delay` rows the old ones),  reset: true (another task begins).
+  GET /healthz answers OK, or 503 where the policy hangs; /readyz whether new clients may come; /metrics is Prometheus'.
 
 groot: a client (GR00T's or RLDX-1's own, or prts_core.serving.protocols.groot_client.GrootClient)
   policy = GrootClient("tcp://127.0.0.1:5555")
@@ -60,7 +64,9 @@ groot: a client (GR00T's or RLDX-1's own, or prts_core.serving.protocols.groot_c
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", required=True, help="a package folder, models:/<name>@<alias> or models:/<name>/<version>"
+        "--model",
+        required=True,
+        help="a package or policy folder, models:/<name>@<alias> or models:/<name>/<version>",
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; others than this machine's own need an API key"
@@ -82,6 +88,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="PRTS_API_KEY",
         metavar="NAME",
         help="environment variable that holds the key clients must send (default: %(default)s; unset: no key)",
+    )
+    parser.add_argument(
+        "--keys",
+        type=Path,
+        metavar="FILE",
+        help="more keys, a line each: NAME sha256:DIGEST; read again when it changes, so that one can be revoked",
+    )
+    parser.add_argument(
+        "--follow",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="of models:/<name>@<alias>: look every S seconds whether the alias has moved, and serve the new version "
+        "to new sessions (default: never)",
+    )
+    parser.add_argument(
+        "--canary",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="with --follow: the share of new sessions that a new version gets (default: all)",
     )
     parser.add_argument(
         "--max-clients", type=int, default=8, help="clients at once, of both protocols (default: %(default)s)"
@@ -122,11 +149,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     require("msgpack", "serve")
-    from prts_core.delivery.resolve import resolve
+    from prts_core.delivery.resolve import resolve, version_of
     from prts_core.io.msgpack import LIMITS
-    from prts_core.serving.batcher import DynamicBatcher
+    from prts_core.serving.engine import warm_up
+    from prts_core.serving.follow import follow
     from prts_core.serving.server import PolicyServer
     from prts_core.serving.service import OPENPI, ServerConfig
+    from prts_core.serving.versions import Version
 
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(name)s: %(message)s")
     logging.getLogger("websockets.server").setLevel(logging.WARNING)
@@ -135,10 +164,12 @@ def main(args: argparse.Namespace) -> int:
         host=args.host,
         **_protocols(args),
         api_key=os.environ.get(args.api_key_env) or None,
+        key_file=args.keys,
         max_clients=args.max_clients,
         max_batch=args.max_batch,
         request_timeout_s=args.request_timeout,
         always_value=args.value,
+        subtask_looks=args.subtask_looks,
         limits=replace(LIMITS, max_bytes=int(args.max_message_mb * 2**20)),
         aliases=_pairs("--camera client_key=camera", args.camera, "observation/image=observation.images.top"),
         groot_keys={
@@ -146,21 +177,34 @@ def main(args: argparse.Namespace) -> int:
             for key, names in _pairs("--groot-key key=names", args.groot_key, "state.arm=joint_1,joint_2").items()
         },
     )
-    model = resolve(args.model, args.outputs)
-    from prts_core.policy.policy import load_policy
-    from prts_core.serving.subtask_cache import SubtaskCache
-
-    loaded = load_policy(model.folder, args.dtype)
-    about = {"model": args.model, "model_version": model.version, "package_digest": model.package_digest}
-    config = replace(config, about=about | {"dtype": loaded.dtype})
-    policy = loaded if args.subtask_looks == 1 else SubtaskCache(loaded, args.subtask_looks)
-    server = PolicyServer(policy, config)
-    warm_ms = DynamicBatcher(policy, 1, args.value).warm_up()
-    console.print(
-        summary(
-            model.reference, model.version, model.package_digest, policy.contract, model.manifest, loaded.dtype, warm_ms
+    if args.follow and not args.model.startswith("models:/"):
+        raise ServeError(
+            "Only a model of the registry can be followed",
+            field="--follow",
+            found=args.model,
+            expected="--model models:/<name>@<alias>",
         )
-    )
+    from prts_core.delivery.package_manifest import FILE as PACKAGE_FILE
+    from prts_core.policy.policy import load_policy
+
+    def load(reference: str) -> tuple[Version, PackageManifest | None]:
+        folder = Path(reference).expanduser()
+        if (folder / "policy_contract.json").is_file() and not (folder / PACKAGE_FILE).exists():  # no package: a policy
+            from prts_core.policy.policy import policy_digest
+
+            digest = policy_digest(folder)
+            return Version(digest[7:19], load_policy(folder, args.dtype), digest), None
+        found = resolve(reference, args.outputs)
+        policy = load_policy(found.folder, args.dtype)
+        return Version(found.version or found.package_digest[7:19], policy, found.package_digest), found.manifest
+
+    version, manifest = load(args.model)
+    dtype = getattr(version.policy, "dtype", args.dtype)
+    about = {"model": args.model, "model_version": version.name, "package_digest": version.digest, "dtype": dtype}
+    budget = None if manifest is None else manifest.latency_budget.per_chunk_ms
+    server = PolicyServer(version, replace(config, about=about, budget_ms=budget))
+    warm_ms = warm_up(version, server.service.engine.limits)
+    console.print(summary(args.model, version.name, version.digest, version.policy.contract, budget, dtype, warm_ms))
 
     def ready(*ports: int) -> None:
         host = f"[{args.host}]" if ":" in args.host else args.host
@@ -171,16 +215,30 @@ def main(args: argparse.Namespace) -> int:
                 told = f"ws://{host}:{port}  ({key}; health: http://{host}:{port}/healthz)"
             console.print(f"serving on {told}", highlight=False, markup=False, soft_wrap=True)
 
-    asyncio.run(_until_told(server, ready))
+    async def live() -> None:
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        async with asyncio.TaskGroup() as tasks:
+            followed = None
+            if args.follow:
+                newest, name = partial(version_of, args.model, args.outputs), args.model.partition("@")[0]
+                following = follow(
+                    server.service.engine,
+                    server.service.versions,
+                    newest,
+                    lambda number: load(f"{name}/{number}")[0],
+                    args.follow,
+                    args.canary,
+                )
+                followed = tasks.create_task(following)
+            await server.run(stop, ready)
+            if followed is not None:
+                followed.cancel()
+
+    asyncio.run(live())
     console.print("stopped")
     return 0
-
-
-async def _until_told(server: Any, ready: Any) -> None:
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    await server.run(stop, ready)
 
 
 def _protocols(args: argparse.Namespace) -> dict[str, Any]:
@@ -213,16 +271,16 @@ def _pairs(form: str, given: list[str], example: str) -> dict[str, str]:
 
 def summary(
     reference: str,
-    version: str | None,
+    version: str,
     digest: str,
     contract: PolicyContract,
-    manifest: PackageManifest,
+    budget: float | None,
     dtype: str,
     warm_ms: float,
 ) -> Table:
-    """What is served, as a table: the contract's meaning in words, and latency beside the package's budget."""
+    """What is served, as a table: the contract's meaning in words, and latency beside the package's budget, if any."""
     own = contract.contract
-    table = Table(title=Text(reference + (f" (version {version})" if version else "")), show_header=False)
+    table = Table(title=Text(f"{reference} (version {version})"), show_header=False)
     relative = [d.name for d in own.action if d.relative]
     rows = [
         (
@@ -236,13 +294,14 @@ def summary(
         ("normalisation", f"{contract.normalization}, statistics {contract.statistics_digest[:19]}"),
         ("contract", contract.fingerprint),
         ("package", digest),
-        ("latency", f"{_latency(manifest, warm_ms)}, in {dtype}"),
+        ("latency", f"{_latency(budget, warm_ms)}, in {dtype}"),
     ]
     for row in rows:
         table.add_row(*map(Text, row))  # units in brackets are no markup
     return table
 
 
-def _latency(manifest: PackageManifest, warm_ms: float) -> str:
-    budget = manifest.latency_budget.per_chunk_ms
+def _latency(budget: float | None, warm_ms: float) -> str:
+    if budget is None:
+        return f"{warm_ms:.0f} ms a chunk here; a policy folder has no budget"
     return f"{warm_ms:.0f} ms a chunk here; budget {budget:g} ms" + ("" if warm_ms <= budget else ", EXCEEDED")

@@ -58,6 +58,14 @@ def resolve(reference: str, outputs: Path = Path("outputs")) -> ResolvedModel:
     return ResolvedModel(reference, folder, digest, manifest, str(version.version))
 
 
+def version_of(reference: str, outputs: Path = Path("outputs")) -> str:
+    """The version that `models:/<name>@<alias>` means now, nothing of it read. StageError for an unknown name."""
+    from prts_core.delivery import registry
+    from prts_core.tracking.store import client
+
+    return str(registry.resolve_version(client(outputs), reference).version)
+
+
 def policy_folder(reference: str, outputs: Path = Path("outputs")) -> Path:
     """The folder to load a policy from: a policy folder as it is, a package or a registered model once verified."""
     from prts_core.delivery.package_manifest import FILE

@@ -89,8 +89,21 @@ class PolicyClient:
             require_equal(own, theirs, left_name="the client", right_name="the server")
         return theirs
 
-    def infer(self, observation: dict[str, Any], *, seed: int | None = None, value: bool = False) -> dict[str, Any]:
+    def infer(
+        self,
+        observation: dict[str, Any],
+        *,
+        seed: int | None = None,
+        value: bool = False,
+        step: int | None = None,
+        delay: int | None = None,
+        reset: bool = False,
+    ) -> dict[str, Any]:
         """Ask for one chunk: {"actions": (chunk, A) float32, "seed", "server_timing", "policy_timing", ["value"]}.
+
+        step: control steps that the robot has executed since it connected; delay: those that it will execute until the
+        answer is here. The chunk, whose row 0 is for `step`, then goes on from the one before: "held" of its rows are
+        the old ones. reset: another task begins.
 
         observation: the keys of `metadata["keys"]`: `observation/state` (D,), `observation/<camera>` (H, W, 3) uint8,
         `prompt`. Raises ServeError with the server's own paragraph when it refuses; the connection is closed then.
@@ -98,8 +111,8 @@ class PolicyClient:
         request = dict(observation)
         if seed is not None:
             request["seed"] = seed
-        if value:
-            request["value"] = True
+        options = {"value": value or None, "step": step, "delay": delay, "reset": reset or None}
+        request |= {name: given for name, given in options.items() if given is not None}
         try:
             self._connection.send(pack(request))
         except ConnectionClosed as err:

@@ -74,6 +74,9 @@ class Answers(Protocol):
     def speaks(self) -> bool:
         """Whether it says its subtask before it acts."""
 
+    def drift(self, state: np.ndarray) -> np.ndarray:
+        """(B, D) states -> (B,): how far they lie outside what training saw; 0 inside."""
+
     def answer(
         self,
         observation: Mapping[str, np.ndarray],
@@ -93,6 +96,9 @@ class TwoSteps:
     act: Any
     value: Any
     speaks = False
+
+    def drift(self, state: np.ndarray) -> np.ndarray:
+        return np.zeros(len(state))
 
     def act_and_value(
         self, observation: Mapping[str, np.ndarray], instruction: Sequence[str], seeds: Sequence[int]

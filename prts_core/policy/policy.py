@@ -58,6 +58,13 @@ class Policy:
         """Whether it says its subtask before it acts."""
         return self.processor.subtasks
 
+    def drift(self, state: np.ndarray) -> np.ndarray:
+        """(B, D) states in robot units -> (B,): how far they lie outside the training data's 1 to 99 % range, in widths
+        of it, the mean over dimensions; 0 inside."""
+        seen = self.processor.statistics.state
+        width = np.maximum(seen.q99 - seen.q01, 1e-6)
+        return (np.maximum(np.maximum(seen.q01 - state, state - seen.q99), 0.0) / width).mean(-1)
+
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device

@@ -43,7 +43,7 @@ class Limits:
 class Reply:
     """actions (chunk, A) float32; the seed they were drawn with; the value where asked for; the subtask that the policy
     is at, where it says any. version: of the policy. held: first rows that are of the chunk under way. milliseconds
-    spent; batch: requests that were answered together."""
+    spent; batch: requests that were answered together; drift: how far its state lay outside what training saw."""
 
     actions: np.ndarray
     seed: int
@@ -54,6 +54,7 @@ class Reply:
     subtask: str | None = None
     held: int = 0
     batch: int = 1
+    drift: float = 0.0
 
 
 @dataclass
@@ -168,6 +169,7 @@ class Engine:
                 )
             return [err] if len(batch) == 1 else [one for request in batch for one in self._answer_all([request])]
         infer_ms = (time.monotonic() - started) * 1e3
+        drifts = batch[0].session.version.policy.drift(np.stack([request.observation.state for request in batch]))
         return [
             Reply(
                 found.actions[i],
@@ -179,6 +181,7 @@ class Engine:
                 request.session.words,
                 held[i],
                 len(batch),
+                float(drifts[i]),
             )
             for i, request in enumerate(batch)
         ]

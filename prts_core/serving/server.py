@@ -36,6 +36,7 @@ class PolicyServer:
             stopped.cancel()
             if worker.done():
                 worker.result()  # the engine's task never ends by itself: say why it did
+            await self.service.drain()
 
 
 def _protocol(name: str, service: PolicyService) -> Listens:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -114,7 +115,7 @@ class Listens(Protocol):
 
 class PolicyService:
     """A policy, in one version or several, under one config. clients: places taken at present. draining: what is under
-    way is answered, and nobody new comes in."""
+    way is answered, and nobody new comes in. under_way: requests whose answers have not been sent."""
 
     def __init__(self, policy: Answers | Version, config: ServerConfig) -> None:
         first = policy if isinstance(policy, Version) else Version(str(config.about.get("model_version", "")), policy)
@@ -129,7 +130,7 @@ class PolicyService:
             config.max_batch, config.max_waiting, config.always_value, config.subtask_looks, config.stuck_s
         )
         self.engine = Engine(limits, self.telemetry)
-        self.clients, self.draining = 0, False
+        self.clients, self.under_way, self.draining = 0, 0, False
 
     @contextlib.asynccontextmanager
     async def working(self) -> AsyncIterator[asyncio.Task[None]]:
@@ -137,17 +138,29 @@ class PolicyService:
         worker = asyncio.create_task(self.engine.run())
         try:
             yield worker
-            self.draining = True
-            async with asyncio.timeout(self.config.drain_s):
-                while self.engine.waiting and not worker.done():
-                    await asyncio.sleep(0.02)
-        except TimeoutError:
-            logger.warning("%d requests were not answered in %g s", self.engine.waiting, self.config.drain_s)
         finally:
             worker.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await worker
             self.engine.close()
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """A request is under way, until its answer has been sent."""
+        self.under_way += 1
+        try:
+            yield
+        finally:
+            self.under_way -= 1
+
+    async def drain(self) -> None:
+        """Let nobody new in, and return once what is under way has been answered, or after config.drain_s."""
+        self.draining = True
+        until = time.monotonic() + self.config.drain_s
+        while self.under_way and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+        if self.under_way:
+            logger.warning("%d requests were not answered in %g s", self.under_way, self.config.drain_s)
 
     async def ask(self, observation: Observation, session: str) -> Reply:
         """The policy's answer, in the session of that name. Raises ServeError where it fails or takes longer than the

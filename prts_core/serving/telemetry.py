@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
@@ -39,7 +38,7 @@ class Telemetry:
         self._over = made(Counter, "prts_budget_violations", "Answers that took longer than the package's budget")
         self._value = made(Histogram, "prts_value_nats", "Goal reachability", "version", buckets=NATS)
         self._held = made(Counter, "prts_continued_chunks", "Chunks that went on from the one under way")
-        self._drift = made(Gauge, "prts_input_drift", "Running mean distance of the state from training, deviations")
+        self._drift = made(Gauge, "prts_input_drift", "How far states lie outside the training range, in widths of it")
         self._queue = made(Gauge, "prts_waiting", "Requests that wait")
         self._sessions = made(Gauge, "prts_sessions", "Sessions, by version", "version")
         self._serving = made(Gauge, "prts_serving", "1 for the version that new sessions get", "version")
@@ -56,6 +55,9 @@ class Telemetry:
             self._value.labels(reply.version).observe(reply.value)
         if reply.held:
             self._held.inc()
+        # A running mean over about a hundred looks.
+        self._drifted += 0.01 * (reply.drift - self._drifted)
+        self._drift.set(self._drifted)
 
     def refused(self, why: str) -> None:
         self._refused.labels(why).inc()
@@ -67,13 +69,6 @@ class Telemetry:
         for name, count in by_version.items():
             self._sessions.labels(name).set(count)
             self._serving.labels(name).set(float(name == serving))
-
-    def saw(self, normalised: np.ndarray) -> None:
-        """normalised (D,): the state as the policy reads it, in which training lay between -1 and 1 or had deviation 1.
-        Drift is how far beyond that states lie: a running mean over about a hundred looks."""
-        beyond = float(np.maximum(np.abs(normalised) - 1.0, 0.0).mean())
-        self._drifted += 0.01 * (beyond - self._drifted)
-        self._drift.set(self._drifted)
 
     def page(self) -> bytes:
         """In Prometheus' text format."""

@@ -26,7 +26,6 @@ from prts_core.policy.policy import (
 )
 from prts_core.policy.processor import FILES, Processor, load_statistics
 from prts_core.rollout.local_policy import LocalPolicy, neighbours_matter
-from prts_core.serving.subtask_cache import SubtaskCache
 from prts_core.text import prompt
 from prts_core.text.collate import collate, patches
 from prts_core.text.sequence import Sample
@@ -379,31 +378,6 @@ def test_a_policy_without_subtasks_says_so(folder, inputs, speaking, tmp_path, t
         silent.act(*inputs, seeds=[1, 2], subtask="press the button")
     save_policy(tmp_path / "speaking", speaking.model.state_dict(), tiny, speaking.processor)
     assert load_policy(tmp_path / "speaking").subtask(*inputs) == speaking.subtask(*inputs)
-
-
-def test_words_are_kept_for_some_looks(speaking, inputs, monkeypatch):
-    asked: list[tuple[list[str], list[str] | None]] = []
-    answer = Policy.answer
-
-    def counted(self, observation, instruction, seeds, subtask, value):
-        asked.append((list(instruction), subtask))
-        return answer(self, observation, instruction, seeds, subtask, value)
-
-    monkeypatch.setattr(Policy, "answer", counted)
-    cache = SubtaskCache(speaking, looks=2)
-    seen, texts = inputs
-    said = speaking.subtask(seen, texts)
-    for _ in range(3):
-        cache.act(seen, texts, [1, 2])
-    cache.act(seen, [texts[1], "press the button"], [1, 2])
-    chunks, values = cache.act_and_value(seen, ["press the button", texts[0]], [1, 2])
-    assert asked[:3] == [(texts, None), (texts, said), (texts, None)]
-    assert asked[3] == ([texts[1]], [said[1]]) and asked[4] == (["press the button"], None)
-    order = answer(speaking, seen, ["press the button", texts[0]], [1, 2], [asked[5][1][0], said[0]], True)
-    np.testing.assert_allclose(chunks, order.actions, atol=1e-5)
-    np.testing.assert_allclose(values, order.values, atol=1e-5)
-    with pytest.raises(ConfigError, match="no subtasks to keep"):
-        SubtaskCache(Policy(speaking.model, replace(speaking.processor, subtasks=False)), 2)
 
 
 def under_way(rows: np.ndarray, delay: list[int], executed: list[int]) -> UnderWay:

@@ -202,7 +202,7 @@ def test_observations_are_checked_as_strictly(case: dict[str, Any] | None):
     nested_to_flat = case["check"].startswith("Gr00tSim") and "video" in observation  # ours reads both forms
     told = why_ours_refuses(case["given"]) if case["accepted"] else "Field"
     if nested_to_flat or told is None:
-        samples, nested = MODALITY.read(observation)
+        samples, nested, _ = MODALITY.read(observation)
         assert nested is ("video" in observation)
         assert all(sample.state.shape == (3,) and len(sample.images) == 2 for sample in samples)
         return

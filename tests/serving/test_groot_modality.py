@@ -53,7 +53,7 @@ def test_every_number_has_one_place(made: tuple[PolicyContract, dict[str, Any]],
         told |= {f"state.{key}": array for key, array in state.items()}
     else:
         told["state"] = state
-    samples, nested = modality.read(told)
+    samples, nested, _ = modality.read(told)
     assert nested is not flat
     np.testing.assert_array_equal(np.stack([sample.state for sample in samples]), rows[:, 0])
     actions = np.random.default_rng(0).normal(size=(batch, contract.chunk_length, len(order["action"])))
@@ -74,7 +74,7 @@ def test_language_is_read_under_each_of_its_names(key: str, flat: bool):
         told[key] = ["one", "two"]
     else:
         told["language"] = {key: [["one"], ["two"]], "other": 3}
-    samples, _ = Modality.of(CONTRACT).read(told)
+    samples, *_ = Modality.of(CONTRACT).read(told)
     assert [sample.prompt for sample in samples] == ["one", "two"]
 
 

@@ -143,6 +143,7 @@ def test_good_options_are_read(address):
     with GrootClient(address) as client:
         client.get_action(groot_observation(), options | {"policy_contract": CONTRACT.to_json()})
         client.get_action(groot_observation(), {"contract_fingerprint": CONTRACT.fingerprint})
+        assert client.reset({"session_ids": ["a", "b"]}) == {"cleared_sessions": ["a"]}
         assert client.reset({"session_ids": ["a"]}) == {"cleared_sessions": []}
         with pytest.raises(ServeError, match="options of reset"):
             client.reset({"session_ids": "a"})

@@ -23,8 +23,10 @@ from prts_core.io.errors import CheckpointError, ContractError, ServeError
 from prts_core.io.msgpack import Limits, pack, unpack
 from prts_core.policy.client import PolicyClient
 from prts_core.policy.observation import STATE
-from prts_core.serving.batcher import DynamicBatcher
+from prts_core.serving.engine import Limits as EngineLimits
+from prts_core.serving.engine import warm_up
 from prts_core.serving.server import PolicyServer, ServerConfig
+from prts_core.serving.versions import Version
 from tests.fixtures.running_server import running
 from tests.serving.fake_policy import CONTRACT, FakePolicy, Held, observation
 
@@ -290,9 +292,9 @@ def test_a_policy_that_breaks_its_contract_is_found_before_the_first_client():
         def act(self, observation, instruction, seeds):
             return super().act(observation, instruction, seeds)[:, :3]
 
-    assert DynamicBatcher(FakePolicy(), 1).warm_up() >= 0
+    assert warm_up(Version("1", FakePolicy()), EngineLimits()) >= 0
     with pytest.raises(CheckpointError, match="does not do what its contract says"):
-        DynamicBatcher(Short(), 1).warm_up()
+        warm_up(Version("1", Short()), EngineLimits())
 
 
 # ---- many at once --------------------------------------------------------------------------------------------------

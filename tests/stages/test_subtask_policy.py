@@ -14,7 +14,6 @@ from prts_core.delivery.resolve import resolve
 from prts_core.io.files import read_json
 from prts_core.policy.observation import STATE
 from prts_core.policy.policy import load_policy
-from prts_core.serving.subtask_cache import SubtaskCache
 from prts_core.stages import chain, declarations
 from tests.fixtures.smoke_run import RECIPE
 
@@ -51,5 +50,3 @@ def test_the_subtask_policy_goes_on_to_the_package(smoke_outputs: Path, tmp_path
     answer = policy.answer(seen, ["open the faucet"], [0], value=True)
     assert answer.subtask is not None and answer.values is not None
     assert np.isfinite(answer.actions).all() and np.isfinite(answer.values).all()
-    served = SubtaskCache(policy, 2)  # `prts serve --subtask-looks 2`
-    assert np.array_equal(served.act(seen, ["open the faucet"], [0]), answer.actions)

@@ -125,15 +125,16 @@ class GrootServer:
         start = frames.index(b"", 1)
         address, parts = frames[:start], frames[start + 1 :]
         last = False
-        try:
-            answer, last = await self._in_turn(tuple(address), parts)
-        except PrtsError as err:
-            logger.info("refused %r: %s", address[0], err)
-            answer = encode({"error": str(err)[:MAX_ERROR]})
-        except Exception:
-            logger.exception("a message of %d parts could not be answered", len(parts))
-            answer = encode({"error": "The server failed on this message. Its log has the details."})
-        await socket.send_multipart([*address, b"", answer])
+        with self.service.answering():
+            try:
+                answer, last = await self._in_turn(tuple(address), parts)
+            except PrtsError as err:
+                logger.info("refused %r: %s", address[0], err)
+                answer = encode({"error": str(err)[:MAX_ERROR]})
+            except Exception:
+                logger.exception("a message of %d parts could not be answered", len(parts))
+                answer = encode({"error": "The server failed on this message. Its log has the details."})
+            await socket.send_multipart([*address, b"", answer])
         if last:
             self._stop.set()
 

@@ -107,15 +107,16 @@ class OpenpiServer:
         previous_ms: float | None = None
         async for message in connection:
             started = time.monotonic()
-            try:
-                reply = await self._reply(message, connection.id.hex, previous_ms)
-            except PrtsError as err:
-                logger.info("refused %s: %s", connection.remote_address, err)
-                await connection.send(str(err))
-                what = "contract" if isinstance(err, ContractError) else "request"
-                await connection.close(INTERNAL_ERROR, f"{what} refused; the text frame says why")
-                return
-            await connection.send(reply)
+            with self.service.answering():
+                try:
+                    reply = await self._reply(message, connection.id.hex, previous_ms)
+                except PrtsError as err:
+                    logger.info("refused %s: %s", connection.remote_address, err)
+                    await connection.send(str(err))
+                    what = "contract" if isinstance(err, ContractError) else "request"
+                    await connection.close(INTERNAL_ERROR, f"{what} refused; the text frame says why")
+                    return
+                await connection.send(reply)
             previous_ms = (time.monotonic() - started) * 1e3
 
     async def _reply(self, message: str | bytes, session: str, previous_ms: float | None) -> bytes:
