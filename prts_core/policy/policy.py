@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from prts_core.config.checked_yaml import check
+from prts_core.config.identity import identity
 from prts_core.config.model import Compat, ModelConfig, PolicyDtype
 from prts_core.contract import PolicyContract
 from prts_core.io.errors import CheckpointError, DataError
@@ -231,10 +232,8 @@ def save_policy(
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write a policy folder (the files of `policy_files`)."""
-    from dataclasses import asdict
-
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", {"model_type": MODEL_TYPE, **asdict(config)})
+    write_json(folder / "config.json", {"model_type": MODEL_TYPE, **identity(config)})
     processor.save(folder)
     save_sharded(folder, weights, max_bytes=max_shard_bytes)
 

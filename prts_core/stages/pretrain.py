@@ -6,7 +6,7 @@ of PRTS. The output is a base to fine-tune, not yet a policy.
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +77,7 @@ def pretrain(config: PretrainConfig, inputs: dict[str, Manifest], context: Stage
     with torch_threads(config.train.threads):
         ema, metrics, _ = train(model, sets, weights, config, context, held_out=held_out)
 
-    write_json(context.output / "config.json", {"model_type": MODEL_TYPE, **asdict(config.model)})
+    write_json(context.output / "config.json", {"model_type": MODEL_TYPE, **identity(config.model)})
     write_json(context.output / "train_config.json", identity(config.train))
     tokenizer.save(context.output / "tokenizer.json")
     fast.save(context.output / "fast_tokenizer.json")

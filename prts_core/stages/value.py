@@ -10,6 +10,7 @@ import polars as pl
 
 from prts_core.config.schema import ValueConfig
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
+from prts_core.io.errors import DataError
 from prts_core.io.files import write_json
 from prts_core.io.progress import track
 from prts_core.io.threads import POLICY_THREADS, torch_threads
@@ -19,6 +20,7 @@ from prts_core.store.manifest import Manifest
 from prts_core.store.stage import StageContext, StageResult
 from prts_core.value import curves as curves_of
 from prts_core.value import ranking as ranks
+from prts_core.value.alarm import Alarm, calibrate
 from prts_core.value.plots import plot_curves, plot_ranking
 
 
@@ -33,10 +35,17 @@ def value(config: ValueConfig, inputs: dict[str, Manifest], context: StageContex
         measured = measure_some(policy, dataset, config.rank_episodes)
     ranking = ranks.rank(measured)
     episodes = pl.read_parquet(inputs["benchmark"].folder(context.outputs) / "episodes.parquet")
-    figures = figures_of(curves, episodes) | {
-        "ranked": len(ranking.verdicts),
-        "flagged": len(ranking.flagged),
-    }
+    alarm, alarms = alarm_of(episodes)
+    if alarm is not None:
+        write_json(context.output / "alarm.json", alarm.to_json())
+    figures = (
+        figures_of(curves, episodes)
+        | alarms
+        | {
+            "ranked": len(ranking.verdicts),
+            "flagged": len(ranking.flagged),
+        }
+    )
     # Without a failed or without a successful rollout there is no AUROC: null in the report, no metric.
     defined = {name: figure for name, figure in figures.items() if np.isfinite(figure)}
     write_json(
@@ -75,6 +84,28 @@ def value(config: ValueConfig, inputs: dict[str, Manifest], context: StageContex
         plot_ranking(context.output / "ranking.png", ranking, measured, dataset, camera)
         artifacts.append("ranking.png")
     return StageResult(defined, dict(judged.contracts), tuple(artifacts))
+
+
+def alarm_of(episodes: pl.DataFrame) -> tuple[Alarm | None, dict[str, float]]:
+    """(an alarm calibrated on two thirds of the policy's successful rollouts; how often it is raised in the others, and
+    in rollouts that failed, of any condition). None where there are too few."""
+    scored = episodes.filter(pl.col("values").list.len() > 0)
+    told: dict[bool, list[tuple[np.ndarray, np.ndarray]]] = {True: [], False: []}
+    for row in scored.iter_rows(named=True):
+        if row["condition"] == "policy" or not row["success"]:
+            told[bool(row["success"])].append((np.array(row["value_rows"]), np.array(row["values"])))
+    order = np.random.default_rng(0).permutation(len(told[True]))
+    cut = 2 * len(order) // 3
+    try:
+        alarm = calibrate([told[True][i] for i in order[:cut]])
+    except DataError:
+        return None, {"alarm_false": float("nan"), "alarm_caught": float("nan")}
+
+    def raised(rollouts: list[tuple[np.ndarray, np.ndarray]]) -> float:
+        return float(np.mean([alarm.state(alarm.score(*one)) == "failing" for one in rollouts])) if rollouts else np.nan
+
+    rest = [told[True][i] for i in order[cut:]]
+    return alarm, {"alarm_false": raised(rest), "alarm_caught": raised(told[False])}
 
 
 def measure_some(policy: Policy, dataset: LeRobotDataset, count: int) -> list[ranks.Measured]:

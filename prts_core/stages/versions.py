@@ -12,8 +12,8 @@ VERSIONS = {
     "pretrain": 4,
     "sft": 4,
     "subtask": 4,
-    "rl": 1,
+    "rl": 2,
     "benchmark": 2,
-    "value": 2,
+    "value": 3,
     "package": 3,
 }
