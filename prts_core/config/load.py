@@ -259,16 +259,18 @@ class RunPlan:
         """What stage benchmark is told: the recipe's section, and the dataset that its policy was trained on.
 
         ConfigError where it would meet states that reinforcement learning has used."""
+        dataset, section = self.dataset(None), self.recipe.benchmark
         if self.recipe.policy == "rl":
-            self._require_fresh_states()
-        dataset = self.dataset(None)
-        return BenchmarkConfig(dataset=dataset.name, source=dataset.source, **fields_of(self.recipe.benchmark))
+            section = replace(section, skip_states=self._fresh_states())
+        return BenchmarkConfig(dataset=dataset.name, source=dataset.source, **fields_of(section))
 
-    def _require_fresh_states(self) -> None:
+    def _fresh_states(self) -> int | None:
         rl, skipped = self.rl, self.recipe.benchmark.skip_states
         first, end = rl.train_states or (0, 0)
         chosen = [state for state in range(end + rl.eval_episodes) if not first <= state < end][: rl.eval_episodes]
         used = max(end, chosen[-1] + 1)
+        if skipped is None:
+            return None if rl.shared_states else used
         if skipped < used and not rl.shared_states:
             raise ConfigError(
                 "The benchmark would meet initial states that stage rl has learned on or chosen its policy by",
@@ -276,8 +278,9 @@ class RunPlan:
                 field="benchmark.skip_states",
                 found=skipped,
                 expected=f"{used} or more: rl.train_states {rl.train_states}, rl.eval_episodes {rl.eval_episodes}",
-                cure=f"benchmark: {{skip_states: {used}}}",
+                cure=f"benchmark: {{skip_states: {used}}}, or leave it out",
             )
+        return skipped
 
     def read_all(self) -> None:
         """Read and check every file that the recipe names, so that a fault is told before any work."""

@@ -257,9 +257,9 @@ class BenchmarkSection(Strict):
     tasks: some of the suite's, or none for all. episodes: a task; none: as many as the suite's protocol says. seed:
     none for the suite's. perturbation: laid over every task's own. image_size: pixels that the simulator renders, none
     for the suite's (or those of the dataset). execute_steps: rows of a chunk executed before the policy looks again.
-    skip_states: initial states of each task, from the first on, that are left out: where the policy comes of stage rl,
-    those that it learned on or was chosen by. controls: which are run beside the policy. swap_pair: two tasks whose
-    sentences are exchanged for `swapped`.
+    skip_states: initial states of each task, from the first on, that are left out; none: those that a policy of stage
+    rl learned on or was chosen by. controls: which are run beside the policy. swap_pair: two tasks whose sentences are
+    exchanged for `swapped`.
 
     workers: simulators at once; none: one a core, at most 8. batch: samples the policy is asked at once, no more
     than workers. failures_wanted: in all, for the value's AUROC; action_noise: standard deviations added to actions to
@@ -275,7 +275,7 @@ class BenchmarkSection(Strict):
     perturbation: dict[str, Any] = field(default_factory=dict)
     image_size: int | None = None
     execute_steps: int = 2
-    skip_states: int = execution(0, lambda config: config.skip_states or None)  # 0, of earlier results, leaves no trace
+    skip_states: int | None = execution(None, lambda config: config.skip_states or None)  # 0 leaves no trace
     controls: tuple[str, ...] = CONTROLS
     swap_pair: tuple[str, str] | None = None
     videos_per_task: int = 1

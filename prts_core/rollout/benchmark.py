@@ -110,7 +110,7 @@ def measured(config: BenchmarkConfig) -> tuple[SuiteSpec, SuiteSettings, dict[st
         execute=config.execute_steps,
         perturbation=dict(config.perturbation),
         image_size=size,
-        skip_states=config.skip_states,
+        skip_states=config.skip_states or 0,
     )
     return spec, settings, made
 

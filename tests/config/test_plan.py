@@ -239,3 +239,18 @@ def test_only_a_stage_that_makes_a_policy_can_be_the_recipes(tmp_path: Path):
     assert plan_of(tmp_path).recipe.policy == "sft"
     with pytest.raises(ConfigError, match=r"policy.*'pretrain'"):
         plan_of(tmp_path, policy="pretrain")
+
+
+def test_a_policy_of_stage_rl_is_benchmarked_on_states_that_it_has_not_met(tmp_path: Path):
+    def skipped(rl: dict, benchmark: dict | None = None) -> int | None:
+        return plan_of(tmp_path, policy="rl", rl=rl, benchmark=benchmark or {}).benchmark.skip_states
+
+    assert skipped({"eval_episodes": 50}) == 50  # drawn: evaluations meet the first
+    assert skipped({"train_states": [0, 20], "eval_episodes": 10}) == 30
+    assert skipped({"train_states": [10, 20], "eval_episodes": 15}) == 25
+    assert skipped({"train_states": [20, 30], "eval_episodes": 15}) == 30
+    assert skipped({"shared_states": True}) is None
+    assert skipped({"eval_episodes": 5}, {"skip_states": 9}) == 9
+    with pytest.raises(ConfigError, match=r"skip_states.*Cure: benchmark: {skip_states: 5}, or leave it out"):
+        skipped({"eval_episodes": 5}, {"skip_states": 4})
+    assert plan_of(tmp_path).benchmark.skip_states is None
