@@ -4,7 +4,7 @@ placement:
   cluster: {gpu: {nodes: 2, accelerators: 8}, cpu: {nodes: 4}}
   components:
     env,rollout: 0-11
-    actor: 12-15
+    actor: 12
 """
 
 from __future__ import annotations

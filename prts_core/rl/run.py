@@ -98,6 +98,14 @@ class Run:
         policy_kind(policy.model).require_density(policy.model, config.exploration, self.plan.execute)
         self.suite, self.worker_settings = name, worker_settings
         self.placement = place(config.placement, torch.cuda.device_count())
+        if (learners := len(self.placement.components["actor"])) > 1:
+            raise ConfigError(
+                "The learner is one process",
+                field="rl.placement.components.actor",
+                found=f"{learners} processes",
+                expected="one resource, such as actor: 0",
+                cure="place env and rollout on the others",
+            )
         if config.algorithm.name == "recap" and not self.placement.one_process:
             raise ConfigError(
                 "Rollout processes do not ask for good decisions as the learner's policy does",

@@ -14,6 +14,7 @@ import torch
 
 from prts_core.config.model import TokensConfig
 from prts_core.config.rl import AlgorithmConfig, ExplorationConfig, LearnerConfig, RewardConfig, RlConfig
+from prts_core.config.rl_placement import NodeGroup, PlacementConfig
 from prts_core.io.errors import ConfigError, DataError, StageError, Stopped
 from prts_core.policy.policy import load_policy
 from prts_core.rl.actor import action_mask
@@ -351,6 +352,13 @@ def test_outcomes_belong_to_the_weights_that_acted(folders: dict[str, Path], tmp
 
 
 def test_what_cannot_work_is_refused_before_it_begins(folders: dict[str, Path], tmp_path: Path):
+    cluster = {"all": NodeGroup(nodes=4, accelerators=0)}
+    several = PlacementConfig(components={"env,rollout": "0-1", "actor": "2-3"}, cluster=cluster)
+    with pytest.raises(ConfigError, match="learner is one process"):
+        make(folders["flow"], tmp_path, config(placement=several))
+    apart = replace(several, components={"env,rollout": "0-1", "actor": "2"})
+    with pytest.raises(ConfigError, match="do not ask for good decisions"):
+        make(folders["flow"], tmp_path, config(placement=apart, algorithm=AlgorithmConfig(name="recap")))
     with pytest.raises(ValueError, match="grpo compares episodes"):
         config(algorithm=AlgorithmConfig(name="grpo"))
     with pytest.raises(ValueError, match="grpo has no critic"):
