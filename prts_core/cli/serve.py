@@ -177,7 +177,14 @@ def main(args: argparse.Namespace) -> int:
             for key, names in _pairs("--groot-key key=names", args.groot_key, "state.arm=joint_1,joint_2").items()
         },
     )
-    if args.follow and not args.model.startswith("models:/"):
+    if args.follow < 0 or not 0 < args.canary <= 1:
+        raise ServeError(
+            "Versions cannot be followed so",
+            field="--follow, --canary",
+            found=f"{args.follow:g} s, a share of {args.canary:g}",
+            expected="seconds above 0, and a share above 0 and at most 1",
+        )
+    if args.follow and not (args.model.startswith("models:/") and "@" in args.model):
         raise ServeError(
             "Only a model of the registry can be followed",
             field="--follow",
@@ -209,6 +216,7 @@ def main(args: argparse.Namespace) -> int:
     def ready(*ports: int) -> None:
         host = f"[{args.host}]" if ":" in args.host else args.host
         key = f"API key from ${args.api_key_env}" if config.api_key else "no API key"
+        key = f"API keys of {args.keys}" if args.keys else key
         for protocol, port in zip(config.protocols, ports, strict=True):
             told = f"tcp://{host}:{port}  (GR00T's protocol over ZeroMQ; {key})"
             if protocol == OPENPI:
@@ -219,20 +227,21 @@ def main(args: argparse.Namespace) -> int:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        async with asyncio.TaskGroup() as tasks:
-            followed = None
-            if args.follow:
-                newest, name = partial(version_of, args.model, args.outputs), args.model.partition("@")[0]
-                following = follow(
-                    server.service.engine,
-                    server.service.versions,
-                    newest,
-                    lambda number: load(f"{name}/{number}")[0],
-                    args.follow,
-                    args.canary,
-                )
-                followed = tasks.create_task(following)
+        followed = None
+        if args.follow:
+            newest, name = partial(version_of, args.model, args.outputs), args.model.partition("@")[0]
+            following = follow(
+                server.service.engine,
+                server.service.versions,
+                newest,
+                lambda number: load(f"{name}/{number}")[0],
+                args.follow,
+                args.canary,
+            )
+            followed = asyncio.create_task(following)
+        try:
             await server.run(stop, ready)
+        finally:
             if followed is not None:
                 followed.cancel()
 

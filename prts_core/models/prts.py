@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -163,8 +164,16 @@ class PrtsModel(nn.Module):
         start = mask_noise(noise * expert.noise_scale, dof_mask, self.compat)
         if committed is None:
             return sample_actions(velocity, start, expert.denoise_steps)
-        trained = int(committed.delay.max()) <= expert.given_rows
-        return (sample_trained if trained else sample_guided)(velocity, start, expert.denoise_steps, committed)
+        # Each sample by itself: whom it is answered together with must not matter.
+        trained = (committed.delay <= expert.given_rows) & (expert.given_rows > 0)
+        if trained.all():
+            return sample_trained(velocity, start, expert.denoise_steps, committed)
+        guided = sample_guided(velocity, start, expert.denoise_steps, committed)
+        if not trained.any():
+            return guided
+        given = replace(committed, delay=committed.delay * trained)
+        learned = sample_trained(velocity, start, expert.denoise_steps, given)
+        return torch.where(trained[:, None, None], learned, guided)
 
     def embed_state_actions(self, encoded: Encoded) -> Tensor:
         """phi (S, E), read at each sample's `state_action_index`; meaningless where that is -1."""

@@ -112,7 +112,8 @@ class Engine:
                 if request.future.done():
                     continue
                 if isinstance(answer, Reply):
-                    request.session.answered(answer.actions)
+                    looks = self.limits.subtask_looks
+                    request.session.answered(request.observation, answer.actions, answer.subtask, looks)
                     self.telemetry.answered(answer, time.monotonic() - request.asked_at)
                     request.future.set_result(answer)
                 else:
@@ -145,10 +146,11 @@ class Engine:
         return len(self._queue) + (self._busy_since is not None)
 
     def close(self) -> None:
-        self._worker.shutdown(wait=True, cancel_futures=True)
+        """Without waiting for a policy that hangs: its thread ends with the process."""
+        self._worker.shutdown(wait=self._busy_since is None, cancel_futures=True)
 
     async def prepare(self, version: Version) -> float:
-        """`warm_up` in the worker thread, between two batches: robots are answered all the while."""
+        """`warm_up` in the worker thread, between two batches, which wait for it."""
         return await asyncio.get_running_loop().run_in_executor(self._worker, warm_up, version, self.limits)
 
     # ---- in the worker thread -------------------------------------------------------------------------------------
@@ -156,7 +158,9 @@ class Engine:
         """One answer or one error for each request; a request that fails does not take the others with it."""
         started = time.monotonic()
         try:
-            found, held = answer(batch[0].session.version.policy, batch, self.limits)
+            policy = batch[0].session.version.policy
+            found, held = answer(policy, batch, self.limits)
+            drifts = [float(drift) for drift in policy.drift(np.stack([r.observation.state for r in batch]))]
         except Exception as err:
             if isinstance(err, ConfigError):
                 err = ServeError(str(err))
@@ -169,7 +173,6 @@ class Engine:
                 )
             return [err] if len(batch) == 1 else [one for request in batch for one in self._answer_all([request])]
         infer_ms = (time.monotonic() - started) * 1e3
-        drifts = batch[0].session.version.policy.drift(np.stack([request.observation.state for request in batch]))
         return [
             Reply(
                 found.actions[i],
@@ -178,10 +181,10 @@ class Engine:
                 (started - request.asked_at) * 1e3,
                 infer_ms,
                 request.session.version.name,
-                request.session.words,
+                None if found.subtask is None else found.subtask[i],
                 held[i],
                 len(batch),
-                float(drifts[i]),
+                drifts[i],
             )
             for i, request in enumerate(batch)
         ]
@@ -197,7 +200,7 @@ def answer(policy: Answers, batch: list[_Request], limits: Limits) -> tuple[Answ
     seen[STATE] = np.stack([r.observation.state for r in batch])
     value = limits.always_value or any(r.observation.value for r in batch)
     under_way, held = _under_way(contract.chunk_length, len(contract.contract.action), batch)
-    found = _spoken(policy, seen, batch, value, under_way, limits.subtask_looks)
+    found = _spoken(policy, seen, batch, value, under_way)
     actions = np.asarray(found.actions, dtype=np.float32)
     expected = (len(batch), contract.chunk_length, len(contract.contract.action))
     if actions.shape != expected:
@@ -211,7 +214,7 @@ def _under_way(length: int, width: int, batch: list[_Request]) -> tuple[UnderWay
     """What robots execute meanwhile, of those that asked to go on from it, and how many rows each is held to."""
     rows, delays, executed = [], [], []
     for request in batch:
-        left = None if request.observation.delay is None else request.session.left(length)
+        left = request.session.left(request.observation.step, request.observation.delay, length)
         rows.append(np.zeros((length, width), np.float32) if left is None else left[0])
         delays.append(0 if left is None else request.observation.delay or 0)
         executed.append(length if left is None else left[1])
@@ -226,33 +229,32 @@ def _spoken(
     batch: list[_Request],
     value: bool,
     under_way: UnderWay | None,
-    looks: int,
 ) -> Answer:
-    """The answer of a policy; one that reasons in subtasks keeps its words for `looks` chunks of a session."""
+    """The answer of a policy, with the words of every request where it reasons in subtasks: those that its session
+    keeps, or new ones."""
     prompts, seeds = [r.observation.prompt for r in batch], [r.seed for r in batch]
     if not policy.speaks:
         return policy.answer(seen, prompts, seeds, value=value, under_way=under_way)
-    silent = [i for i, r in enumerate(batch) if r.session.looks_left > 0]
+    kept = [r.session.words_for(r.observation.prompt) for r in batch]
+    silent = [i for i, words in enumerate(kept) if words is not None]
+    said = [words or "" for words in kept]
     parts: list[tuple[list[int], Answer]] = []
     for rows in (silent, [i for i in range(len(batch)) if i not in silent]):
         if not rows:
             continue
-        own = [batch[i].session for i in rows]
-        words = [session.words or "" for session in own] if rows is silent else None
+        words = [said[i] for i in rows] if rows is silent else None
         part = None
         if under_way is not None:
             part = UnderWay(under_way.rows[rows], under_way.delay[rows], under_way.executed[rows])
         some = {key: array[rows] for key, array in seen.items()}
         found = policy.answer(some, [prompts[i] for i in rows], [seeds[i] for i in rows], words, value, part)
-        for at, session in enumerate(own):
-            if found.subtask is not None:
-                session.words, session.looks_left = found.subtask[at], looks
-            session.looks_left -= 1
+        for i, own in zip(rows, found.subtask or (), strict=False):
+            said[i] = own
         parts.append((rows, found))
     order = np.argsort([i for rows, _ in parts for i in rows])
     values = [found.values for _, found in parts if found.values is not None]
     actions = np.concatenate([found.actions for _, found in parts])[order]
-    return Answer(actions, np.concatenate(values)[order] if values else None)
+    return Answer(actions, np.concatenate(values)[order] if values else None, said)
 
 
 def warm_up(version: Version, limits: Limits) -> float:
@@ -267,6 +269,7 @@ def warm_up(version: Version, limits: Limits) -> float:
             request = _Request(blank, Session("warm up", version), 0, loop.create_future(), 0.0)
             started = time.monotonic()
             answer(version.policy, [request], limits)
+            version.policy.drift(state[None])
         return (time.monotonic() - started) * 1e3
     except ServeError as err:
         raise CheckpointError("The policy does not do what its contract says", found=str(err)) from err

@@ -31,9 +31,10 @@ async def follow(
         await asyncio.sleep(every_s)
         try:
             name = await asyncio.to_thread(newest)
-            if name in refused or any(version.name == name for version in versions.held()):
-                if name == getattr(versions.previous, "name", None) and versions.candidate is None:
-                    versions.roll_back()
+            if name in refused or name == getattr(versions.candidate, "name", None):
+                continue
+            if (known := next((v for v in versions.held() if v.name == name), None)) is not None:
+                if versions.go_back_to(known):
                     logger.warning("the alias went back to version %s, and so do new sessions", name)
                 continue
             refused.add(name)  # until it serves

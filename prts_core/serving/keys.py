@@ -38,7 +38,8 @@ class Keys:
         self._filed: dict[str, str] = {}
         self._stamp: tuple[int, int] | None = None
         if file is not None:
-            self._filed, self._stamp = read_keys(file), _stamp(file)
+            self._filed = read_keys(file)
+            self._stamp = _stamp(file)
 
     def __bool__(self) -> bool:
         return bool(self._given) or self.file is not None
@@ -75,8 +76,9 @@ def read_keys(file: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError as err:
-        raise ServeError("The file of API keys cannot be read", file=file, found=err.strerror or str(err)) from err
+    except (OSError, UnicodeDecodeError) as err:
+        told = getattr(err, "strerror", None) or str(err)
+        raise ServeError("The file of API keys cannot be read", file=file, found=told) from err
     for number, line in enumerate(lines, 1):
         said = line.split("#", 1)[0].strip()
         if not said:

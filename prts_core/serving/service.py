@@ -10,11 +10,11 @@ import contextlib
 import ipaddress
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from prts_core import __version__
 from prts_core.io.errors import ServeError
@@ -29,6 +29,9 @@ from prts_core.serving.telemetry import Telemetry
 from prts_core.serving.versions import Version, Versions
 
 OPENPI, GROOT = "openpi", "groot"
+T = TypeVar("T")
+LARGE = 1 << 16  # bytes of a message
+MOST_SESSIONS = 1024  # remembered at once; each is a chunk and a few words
 logger = logging.getLogger("prts.serve")
 
 
@@ -37,7 +40,7 @@ class ServerConfig:
     """Where and under which limits a policy is served.
 
     host: anything but this machine needs an api_key or key_file (keys.py). port, groot_port: where each of `protocols`
-    listens; 0: any free one. max_clients: at once, over all protocols; as many sessions are remembered. max_batch:
+    listens; 0: any free one. max_clients: at once, over all protocols. max_batch:
     requests answered together, and samples of one request. max_waiting, subtask_looks, stuck_s: engine.Limits.
     budget_ms: a chunk's, by the package. drain_s: how long requests that are under way may take when the server is told
     to stop. aliases: further client key -> camera key. groot_keys: "state.NAME" or "action.NAME" -> dimensions that
@@ -103,6 +106,11 @@ def cannot_listen(host: str, port: int, why: object) -> ServeError:
     )
 
 
+async def off_the_loop(decode: Callable[..., T], message: bytes, *more: Any) -> T:
+    """`decode(message, *more)`, in a thread where the message is large: robots are answered meanwhile."""
+    return decode(message, *more) if len(message) < LARGE else await asyncio.to_thread(decode, message, *more)
+
+
 class Listens(Protocol):
     """A protocol's server."""
 
@@ -125,7 +133,7 @@ class PolicyService:
         )  # an alias that names no camera is told now, not to the first client
         self.keys = Keys(config.api_key, config.key_file)
         self.telemetry = Telemetry(None if config.budget_ms is None else config.budget_ms / 1e3)
-        self.sessions = Sessions(config.max_clients)
+        self.sessions = Sessions(max(MOST_SESSIONS, 4 * config.max_clients))
         limits = EngineLimits(
             config.max_batch, config.max_waiting, config.always_value, config.subtask_looks, config.stuck_s
         )
@@ -165,10 +173,13 @@ class PolicyService:
     async def ask(self, observation: Observation, session: str) -> Reply:
         """The policy's answer, in the session of that name. Raises ServeError where it fails or takes longer than the
         config allows."""
-        own = self.sessions.get(session, self.versions.of(session))
+        if self.draining:
+            raise ServeError("The server is about to end", cure="ask another one, or this one again once it is back")
         if observation.reset:
-            own.reset()
+            self.sessions.renew(session)
+        own = self.sessions.get(session, self.versions.of(session))
         own.told(observation.step)
+        own.left(observation.step, observation.delay, self.contract.chunk_length)  # refused before anybody waits for it
         try:
             return await asyncio.wait_for(self.engine.ask(observation, own), self.config.request_timeout_s)
         except TimeoutError as err:
@@ -214,16 +225,19 @@ class PolicyService:
         finally:
             self.clients -= 1
 
-    def metadata(self, protocol: str, version: int) -> dict[str, Any]:
-        """What clients are told of the policy."""
+    def metadata(self, protocol: str, version: int, served: Version) -> dict[str, Any]:
+        """What clients are told of the policy that is `served` to them."""
+        contract = served.policy.contract
         return {
             **self.config.about,
+            "model_version": served.name,
+            "package_digest": served.digest,
             "server": f"prts {__version__}",
             "protocol": protocol,
             "protocol_version": version,
-            "policy_contract": self.contract.to_json(),
-            "contract_fingerprint": self.contract.fingerprint,
-            "action_horizon": self.contract.chunk_length,
-            "action_dim": len(self.contract.contract.action),
-            "control_hz": self.contract.contract.control_hz,
+            "policy_contract": contract.to_json(),
+            "contract_fingerprint": contract.fingerprint,
+            "action_horizon": contract.chunk_length,
+            "action_dim": len(contract.contract.action),
+            "control_hz": contract.contract.control_hz,
         }

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from prts_core.io.errors import ServeError
+from prts_core.serving.observations import Observation
 from prts_core.serving.versions import Version
 
 IDLE_S = 600.0  # a session that says nothing for so long may be forgotten for another
@@ -20,23 +21,23 @@ IDLE_S = 600.0  # a session that says nothing for so long may be forgotten for a
 
 @dataclass
 class Session:
-    """version: whose answers it gets, to its end. words, looks_left: the subtask that it is at and how many more chunks
-    it is for. chunk (T, A), chunk_step: what it executes and the control step that it was asked for at. step: the last
-    one told."""
+    """version: whose answers it gets, to its end. connected: it ends with its connection and is not forgotten before.
+
+    words, looks_left: the subtask that the policy is at for `prompt`, and how many more chunks it is for. chunk (T, A),
+    chunk_step: what the robot executes and the control step that it was asked for at. step: the last one told. Only the
+    event loop writes here.
+    """
 
     name: str
     version: Version
+    connected: bool = False
+    prompt: str = ""
     words: str | None = None
     looks_left: int = 0
     chunk: np.ndarray | None = None
     chunk_step: int | None = None
     step: int | None = None
-    looks: int = 0
     last: float = field(default_factory=time.monotonic)
-
-    def reset(self) -> None:
-        """Begin another task: nothing of the one before counts."""
-        self.words, self.looks_left, self.chunk, self.chunk_step, self.step, self.looks = None, 0, None, None, None, 0
 
     def told(self, step: int | None) -> None:
         """The client has executed `step` control steps. ServeError where time runs backwards."""
@@ -49,20 +50,40 @@ class Session:
             )
         self.step = step
 
-    def left(self, length: int) -> tuple[np.ndarray, int] | None:
-        """(rows (length, A) of the chunk under way from now on, its last row held; rows executed since it was asked
-        for), or none where the client does not count steps or has nothing left to execute."""
-        if self.chunk is None or self.chunk_step is None or self.step is None:
+    def left(self, step: int | None, delay: int | None, length: int) -> tuple[np.ndarray, int] | None:
+        """(rows (length, A) of the chunk under way from `step` on, its last row held; rows executed between two looks),
+        or none where the client does not ask to go on from it or has nothing left to execute.
+
+        ServeError where a chunk is too short to bridge the delay.
+        """
+        if self.chunk is None or self.chunk_step is None or step is None or delay is None:
             return None
-        executed = self.step - self.chunk_step
-        rows = self.chunk[executed:]
-        if executed < 1 or not len(rows):
+        since = step - self.chunk_step
+        rows = self.chunk[since:]
+        if not len(rows) or (since == 0 and delay == 0):
             return None
+        executed = max(since, delay)  # asked again before anything was executed: by the answer, `delay` rows are
+        if executed > length - delay:
+            raise ServeError(
+                "A chunk is too short for real-time chunking at this delay",
+                field="delay",
+                found=f"delay {delay}, {executed} rows between two looks, chunk {length}",
+                expected="delay + rows between two looks at most the chunk",
+                cure="look again sooner, serve the policy faster, or leave `delay` out",
+            )
         return np.concatenate([rows, np.repeat(rows[-1:], length - len(rows), axis=0)]), executed
 
-    def answered(self, chunk: np.ndarray) -> None:
-        self.chunk, self.chunk_step = chunk, self.step
-        self.looks += 1
+    def words_for(self, prompt: str) -> str | None:
+        """The subtask that still serves for this prompt, or none."""
+        return self.words if self.looks_left > 0 and prompt == self.prompt else None
+
+    def answered(self, observation: Observation, chunk: np.ndarray, words: str | None, looks: int) -> None:
+        """An answer has been given. looks: chunks that words serve for."""
+        if words is not None:
+            kept = words == self.words_for(observation.prompt)
+            self.looks_left = (self.looks_left if kept else looks) - 1
+            self.prompt, self.words = observation.prompt, words
+        self.chunk, self.chunk_step = chunk, observation.step
 
 
 class Sessions:
@@ -72,26 +93,36 @@ class Sessions:
         self.most = most
         self.open: OrderedDict[str, Session] = OrderedDict()
 
-    def get(self, name: str, version: Version) -> Session:
+    def get(self, name: str, version: Version, connected: bool = False) -> Session:
         """The session of that name; a new one is of `version`. ServeError where there is no room."""
         if name not in self.open:
             if len(self.open) >= self.most:
-                eldest = next(iter(self.open.values()))
-                if time.monotonic() - eldest.last < IDLE_S:
-                    raise ServeError(
-                        "There are too many sessions",
-                        found=len(self.open),
-                        expected=f"at most {self.most}",
-                        cure="close some, or serve with a larger --max-clients",
-                    )
-                self.close(eldest.name)
-            self.open[name] = Session(name, version)
+                self._make_room()
+            self.open[name] = Session(name, version, connected)
             version.sessions += 1
         self.open.move_to_end(name)
         session = self.open[name]
         session.last = time.monotonic()
         return session
 
+    def renew(self, name: str) -> None:
+        """Begin another task: nothing of the one before counts, an answer to it that is under way included."""
+        if (old := self.open.get(name)) is not None:
+            self.open[name] = Session(name, old.version, old.connected)
+
     def close(self, name: str) -> None:
         if (session := self.open.pop(name, None)) is not None:
             session.version.sessions -= 1
+
+    def _make_room(self) -> None:
+        idle = time.monotonic() - IDLE_S
+        for name, session in self.open.items():  # the eldest first
+            if not session.connected and session.last < idle:
+                self.close(name)
+                return
+        raise ServeError(
+            "There are too many sessions",
+            found=len(self.open),
+            expected=f"at most {self.most}",
+            cure="reset those that are over, or use a robot's name again instead of one for each episode",
+        )

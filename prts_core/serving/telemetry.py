@@ -66,6 +66,8 @@ class Telemetry:
         self._queue.set(count)
 
     def sessions(self, by_version: dict[str, int], serving: str) -> None:
+        self._sessions.clear()  # versions that were let go
+        self._serving.clear()
         for name, count in by_version.items():
             self._sessions.labels(name).set(count)
             self._serving.labels(name).set(float(name == serving))

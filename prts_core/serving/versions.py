@@ -69,6 +69,17 @@ class Versions:
         self._release(self.previous, keep=version)
         self.previous, self.current = self.current, version
 
+    def go_back_to(self, version: Version) -> bool:
+        """Every new session gets `version`, which is held. Whether that changes anything."""
+        if version is self.current and self.candidate is None:
+            return False
+        if self.candidate is not None:
+            self._release(self.candidate, keep=version)
+            self.candidate, self.share = None, 0.0
+        if version is not self.current:
+            self.offer(version)
+        return True
+
     def roll_back(self) -> Version:
         """New sessions get the version before. ServeError where there is none."""
         if self.candidate is not None:

@@ -1,7 +1,8 @@
 """Tell while a robot acts whether it is still on course, by how its value runs against that of episodes that succeeded.
 
 Conformal prediction over time: from the value curves of successful rollouts a band is made whose lower edge depends on
-the control step; an episode's score is how far, at worst, it has been below the band's middle in units of the band's
+the control step, each curve counted from its first value: values have no common zero, and one constant an
+instruction. An episode's score is how far, at worst, it has been below the band's middle in units of the band's
 width, and the alarm's threshold is a quantile of such scores over other successful rollouts. Where later episodes that
 succeed are like those, at most `rate` of them ever raise an alarm, whatever the values' distribution (Vovk et al.
 2005; functional conformal bands, Diquigiovanni et al. 2022). Of failures nothing is promised; how many are caught is
@@ -26,8 +27,9 @@ NARROWEST = 1e-3  # nats: a band where all values were alike
 
 @dataclass(frozen=True)
 class Alarm:
-    """middle, width (T,): of the value at each control step. failing, unsure: thresholds of the score. rates: the false
-    alarms that they stand for. episodes: that they were made of."""
+    """middle, width (T,): of the value at each control step, less the first. failing, unsure: thresholds of the score.
+    rates: the false alarms that they stand for. episodes: that they were made of. every: control steps between two
+    looks of those; looking more often would find a worse one more often."""
 
     middle: tuple[float, ...]
     width: tuple[float, ...]
@@ -35,12 +37,16 @@ class Alarm:
     unsure: float
     rates: tuple[float, float] = RATES
     episodes: int = 0
+    every: int = 1
 
     def score(self, steps: np.ndarray, values: np.ndarray) -> float:
-        """How far below the middle an episode has been at worst. steps, values (N,): of its looks so far."""
+        """How far below the middle an episode has been at worst. steps, values (N,): of its looks so far, the first one
+        included, `every` steps apart or more."""
+        if not len(values):
+            return -math.inf
         at = np.clip(np.asarray(steps, np.int64), 0, len(self.middle) - 1)
-        below = (np.asarray(self.middle)[at] - np.asarray(values, np.float64)) / np.asarray(self.width)[at]
-        return float(below.max()) if len(below) else -math.inf
+        risen = np.asarray(values, np.float64) - values[0]
+        return float(((np.asarray(self.middle)[at] - risen) / np.asarray(self.width)[at]).max())
 
     def state(self, score: float) -> State:
         if score > self.failing:
@@ -55,6 +61,7 @@ class Alarm:
             "unsure": self.unsure,
             "rates": list(self.rates),
             "episodes": self.episodes,
+            "every": self.every,
         }
 
     @staticmethod
@@ -67,6 +74,7 @@ class Alarm:
                 float(raw["unsure"]),
                 (float(raw["rates"][0]), float(raw["rates"][1])),
                 int(raw["episodes"]),
+                int(raw["every"]),
             )
         except (KeyError, IndexError, TypeError, ValueError) as err:
             raise DataError("An alarm's record is malformed", file=where, found=f"{type(err).__name__}: {err}") from err
@@ -83,11 +91,18 @@ class Watch:
     def __init__(self, alarm: Alarm) -> None:
         self.alarm = alarm
         self.worst = -math.inf
+        self.first: float | None = None
+        self.looked = 0
 
     def saw(self, step: int, value: float) -> State:
         """The state after a look at `step` whose value is `value` nats. What is no number is failing."""
-        own = self.alarm.score(np.array([step]), np.array([value])) if math.isfinite(value) else math.inf
-        self.worst = max(self.worst, own)
+        if not math.isfinite(value):
+            self.worst = math.inf
+        elif self.first is None:
+            self.first, self.looked = value, step
+        elif step - self.looked >= self.alarm.every:
+            self.looked = step
+            self.worst = max(self.worst, self.alarm.score(np.array([0, step]), np.array([self.first, value])))
         return self.alarm.state(self.worst)
 
 
@@ -104,12 +119,13 @@ def calibrate(
             expected=f"{needed} or more, for a false-alarm rate of {min(rates):g}",
             cure="benchmark more episodes with their values, or ask for a higher rate",
         )
+    every = int(np.median(np.concatenate([np.diff(steps) for steps, _ in curves if len(steps) > 1] or [np.ones(1)])))
     order = np.random.default_rng(seed).permutation(len(curves))
     half = len(curves) // 2
     band = Alarm(*_band([curves[i] for i in order[:half]]), 0.0, 0.0)
     scores = np.sort([band.score(*curves[i]) for i in order[half:]])
     failing, unsure = (_quantile(scores, rate) for rate in rates)
-    return Alarm(band.middle, band.width, failing, unsure, rates, len(curves))
+    return Alarm(band.middle, band.width, failing, unsure, rates, len(curves), max(1, every))
 
 
 def _band(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -117,7 +133,7 @@ def _band(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[tuple[float,
     its last value stands: it has succeeded, and stays so."""
     length = max(int(steps.max()) for steps, _ in curves) + 1
     grid = np.arange(length)
-    laid = np.stack([np.interp(grid, steps, values) for steps, values in curves])
+    laid = np.stack([np.interp(grid, steps, np.asarray(values) - values[0]) for steps, values in curves])
     return tuple(laid.mean(0).tolist()), tuple(np.maximum(laid.std(0), NARROWEST).tolist())
 
 

@@ -399,3 +399,17 @@ def test_an_answer_goes_on_from_the_chunk_under_way(given_rows: int, folder, mod
     assert np.array_equal(made, again)
     with pytest.raises(ConfigError, match="too short for real-time chunking"):
         policy.answer(*inputs, seeds=[1, 2], under_way=under_way(old, [3, 0], [3, 4]))
+
+
+def test_whom_one_is_answered_together_with_does_not_matter(model, processor, inputs):
+    """A robot whose rows were trained for, one whose delay is beyond them, in one batch and alone."""
+    model.config = replace(model.config, expert=replace(model.config.expert, given_rows=1))
+    policy = Policy(model, processor)
+    old = np.random.default_rng(1).uniform(-0.5, 0.5, (2, 4, 3)).astype(np.float32)
+    both = policy.answer(*inputs, seeds=[1, 2], under_way=under_way(old, [1, 2], [1, 2])).actions
+    for row, delay in ((0, 1), (1, 2)):
+        seen = {key: array[row : row + 1] for key, array in inputs[0].items()}
+        alone = policy.answer(
+            seen, [inputs[1][row]], [row + 1], under_way=under_way(old[row : row + 1], [delay], [delay])
+        ).actions
+        np.testing.assert_allclose(both[row], alone[0], atol=1e-5)

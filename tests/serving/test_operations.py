@@ -50,10 +50,13 @@ def test_keys_have_names_and_are_revoked_while_the_server_runs(tmp_path: Path):
                 client.infer(observation())
         with pytest.raises(ServeError, match="HTTP 401"):
             PolicyClient(url, api_key="nobodys-key")
+        open_one = PolicyClient(url, api_key="labs-own-key")
         file.write_text(line("arm", "arms-own-key"))
         with pytest.raises(ServeError, match="HTTP 401"):
             PolicyClient(url, api_key="labs-own-key")
-        file.write_text("no key at all\n")  # a slip of the editor locks nobody out, and lets nobody in
+        with pytest.raises(ServeError, match="not valid any more"):  # and whoever is connected already
+            open_one.infer(observation())
+        file.write_bytes(b"\xff no key at all\n")  # a slip of the editor locks nobody out, and lets nobody in
         with PolicyClient(url, api_key="arms-own-key") as client:
             client.infer(observation())
         with pytest.raises(ServeError, match="HTTP 401"):
@@ -119,6 +122,25 @@ def test_metrics_count_what_was_done():
         assert wanted in told, (wanted, told)
 
 
+def test_a_client_is_told_of_the_version_that_answers_it():
+    server = PolicyServer(Version("1", FakePolicy(), "sha256:one"), ServerConfig(port=0))
+    with running(server) as url, PolicyClient(url) as old:
+        server.service.versions.offer(Version("2", FakePolicy(), "sha256:two"))
+        with PolicyClient(url) as new:
+            for client, name, digest in ((old, "1", "sha256:one"), (new, "2", "sha256:two")):
+                assert (client.metadata["model_version"], client.metadata["package_digest"]) == (name, digest)
+                assert client.infer(observation())["version"] == name
+
+
+def test_a_policy_that_hangs_does_not_keep_the_server_from_ending():
+    policy = Held()
+    server = PolicyServer(policy, ServerConfig(port=0, drain_s=0.1, request_timeout_s=0.3, stuck_s=0.1))
+    with running(server) as url:
+        with PolicyClient(url) as client, pytest.raises(ServeError, match="did not answer in time"):
+            client.infer(observation())
+    policy.go_on.set()  # only now: the server has ended before
+
+
 # ---- the end, and another version ------------------------------------------------------------------------------------
 def test_what_is_under_way_is_answered_before_the_server_ends():
     policy = Held()
@@ -171,19 +193,20 @@ def test_a_hot_swap_under_load_fails_no_request():
         assert loop is not None
         following = threading.Thread(
             target=lambda: asyncio.run(
-                _for_a_while(follow(server.service.engine, server.service.versions, lambda: named[0], load, 0.02), 6.0)
+                _for_a_while(follow(server.service.engine, server.service.versions, lambda: named[0], load, 0.02), 8.0)
             ),
             daemon=True,
         )
         following.start()
         done = 0
         with ThreadPoolExecutor(4) as pool:
-            for name in ("1", "2", "3", "1"):
+            for name in ("1", "2", "3", "1", "2", "1"):
                 named[0] = name
                 time.sleep(0.3)
                 done += sum(pool.map(robot, [url] * 8))
+                assert server.service.versions.current.name == ("2" if name == "3" else name)
         following.join()
-    assert done == 4 * 8 * 12 and met == {"1", "2"}
+    assert done == 6 * 8 * 12 and met == {"1", "2"}
     assert loaded == ["2", "3"]  # the broken one once, and the first one was still here
     assert server.service.versions.current.name == "1"
 

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import socket as addresses
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,7 +23,7 @@ from prts_core.io.errors import PrtsError, ServeError
 from prts_core.serving.engine import Reply
 from prts_core.serving.protocols.groot_arrays import decode, encode
 from prts_core.serving.protocols.groot_modality import Modality
-from prts_core.serving.service import GROOT, PolicyService, cannot_listen
+from prts_core.serving.service import GROOT, PolicyService, cannot_listen, off_the_loop
 
 logger = logging.getLogger("prts.serve")
 
@@ -34,7 +33,7 @@ PENDING = 4  # messages of one client that are held; a client of the protocol ha
 QUEUED = 4  # messages of one connection that ZeroMQ holds before we take them, and answers that it holds after
 LINGER_MS = 500  # how long the last answers may take to leave when the server ends
 MAX_ERROR = 2000  # characters of an error that are sent
-Handler = Callable[[dict[str, Any]], Awaitable[Any]]
+Handler = Callable[[dict[str, Any], str], Awaitable[Any]]  # (data, the session of who has not named one)
 
 
 @dataclass
@@ -150,17 +149,17 @@ class GrootServer:
         client.pending += 1
         try:
             async with client.turn:
-                return await self._reply(parts)
+                return await self._reply(parts, f"{GROOT}@{b'/'.join(address).hex()}")
         finally:
             client.pending -= 1
             if not client.pending:
                 self._clients.pop(address, None)
 
-    async def _reply(self, parts: list[bytes]) -> tuple[bytes, bool]:
+    async def _reply(self, parts: list[bytes], unnamed: str) -> tuple[bytes, bool]:
         """The answer, and whether it is the last one of this server. Raises PrtsError."""
         if len(parts) != 1:
             raise ServeError("A request is one part", found=f"{len(parts)} parts", expected="one MessagePack map")
-        request, dialect = decode(parts[0], self._limits)
+        request, dialect = await off_the_loop(decode, parts[0], self._limits)
         if not isinstance(request, dict):
             raise ServeError("A request is a mapping", found=type(request).__name__, expected="endpoint, data")
         token = request.get("api_token")
@@ -178,13 +177,13 @@ class GrootServer:
                 found=", ".join(map(str, data))[:200] if isinstance(data, dict) else type(data).__name__,
                 expected="a map of " + ", ".join(taken or ()),
             )
-        return encode(await handler(data), dialect), endpoint == "kill"
+        return encode(await handler(data, unnamed), dialect), endpoint == "kill"
 
     # ---- endpoints ------------------------------------------------------------------------------------------------
-    async def _ping(self, data: dict[str, Any]) -> dict[str, str]:
+    async def _ping(self, data: dict[str, Any], unnamed: str) -> dict[str, str]:
         return {"status": "ok", "message": "Server is running"}
 
-    async def _kill(self, data: dict[str, Any]) -> None:
+    async def _kill(self, data: dict[str, Any], unnamed: str) -> None:
         if not self.service.keys:
             raise ServeError(
                 "Nobody without a key ends this server",
@@ -194,15 +193,15 @@ class GrootServer:
             )
         logger.warning("a client ended the server")
 
-    async def _get_modality_config(self, data: dict[str, Any]) -> dict[str, Any]:
+    async def _get_modality_config(self, data: dict[str, Any], unnamed: str) -> dict[str, Any]:
         return dict(self.modality.configs())
 
-    async def _get_policy_contract(self, data: dict[str, Any]) -> dict[str, Any]:
+    async def _get_policy_contract(self, data: dict[str, Any], unnamed: str) -> dict[str, Any]:
         """Ours: what the numbers mean, as openpi's clients are told at the handshake."""
-        return self.service.metadata(GROOT, PROTOCOL_VERSION)
+        return self.service.metadata(GROOT, PROTOCOL_VERSION, self.service.versions.of(unnamed))
 
-    async def _reset(self, data: dict[str, Any]) -> dict[str, list[str]]:
-        """Forget sessions: those that are named, which are answered; what has no name is not remembered at all."""
+    async def _reset(self, data: dict[str, Any], unnamed: str) -> dict[str, list[str]]:
+        """Forget sessions: those that are named, which are answered, or those of a client that names none."""
         options = data.get("options")
         sessions = options.get("session_ids") if isinstance(options, dict) else None
         if not isinstance(options, dict | None) or not isinstance(sessions, list | None):
@@ -213,15 +212,16 @@ class GrootServer:
                 expected="none, or a map with a list session_ids",
             )
         known = [name for name in sessions or () if f"{GROOT}:{name}" in self.service.sessions.open]
-        for name in known:
-            self.service.sessions.close(f"{GROOT}:{name}")
+        mine = [name for name in self.service.sessions.open if sessions is None and name.startswith(f"{unnamed}/")]
+        for name in [*mine, *(f"{GROOT}:{name}" for name in known)]:
+            self.service.sessions.close(name)
         return {"cleared_sessions": known}
 
-    async def _get_action(self, data: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    async def _get_action(self, data: dict[str, Any], unnamed: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         if "observation" not in data:
             raise ServeError("get_action needs an observation", field="data", found=", ".join(data) or "nothing")
         observations, nested, named = self.modality.read(data["observation"], data.get("options"))
-        names = [f"{GROOT}:{name}" for name in named] or [uuid.uuid4().hex for _ in observations]
+        names = [f"{GROOT}:{name}" for name in named] or [f"{unnamed}/{at}" for at in range(len(observations))]
         if len(observations) > self.config.max_batch:
             raise ServeError(
                 "A request has too many samples",
@@ -232,8 +232,6 @@ class GrootServer:
             )
         with self.service.place():
             found = await asyncio.gather(*map(self.service.ask, observations, names), return_exceptions=True)
-            for name in names if not named else ():
-                self.service.sessions.close(name)
         replies: list[Reply] = []
         for reply in found:  # only now: none is left behind in the engine
             if isinstance(reply, BaseException):

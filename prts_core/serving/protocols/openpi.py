@@ -23,7 +23,7 @@ from websockets.http11 import Request, Response
 from prts_core.io.errors import ContractError, PrtsError, ServeError
 from prts_core.io.msgpack import pack, unpack
 from prts_core.serving.observations import check_contract, parse_request, wanted
-from prts_core.serving.service import OPENPI, PolicyService, cannot_listen
+from prts_core.serving.service import OPENPI, PolicyService, cannot_listen, off_the_loop
 from prts_core.serving.telemetry import CONTENT_TYPE
 
 logger = logging.getLogger("prts.serve")
@@ -38,7 +38,6 @@ class OpenpiServer:
 
     def __init__(self, service: PolicyService) -> None:
         self.service, self.config, self.contract = service, service.config, service.contract
-        self.metadata = service.metadata(OPENPI, PROTOCOL_VERSION) | {"keys": wanted(self.contract)}
 
     @contextlib.asynccontextmanager
     async def listening(self, stop: asyncio.Event) -> AsyncIterator[int]:
@@ -54,6 +53,7 @@ class OpenpiServer:
                 max_size=config.limits.max_bytes,
                 origins=[None],  # robots send no Origin; a web page in someone's browser does, and is refused
                 close_timeout=3,
+                max_queue=1,  # messages of a client that are held: it has one request under way
             )
         except OSError as err:
             raise cannot_listen(config.host, config.port, err.strerror or err) from err
@@ -68,9 +68,7 @@ class OpenpiServer:
             wrong = self.service.unwell if parts.path == "/healthz" else self.service.unready
             status = http.HTTPStatus.SERVICE_UNAVAILABLE if wrong else http.HTTPStatus.OK
             return connection.respond(status, f"{wrong or 'OK'}\n")
-        given = request.headers.get_all("Authorization")
-        scheme, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
-        if not self.service.keys.admits(key.encode("utf-8", "replace") if scheme == "Api-Key" else b""):
+        if not self.service.keys.admits(_key(request)):
             return connection.respond(
                 http.HTTPStatus.UNAUTHORIZED,
                 "The API key is missing or wrong. Send 'Authorization: Api-Key <key>'.\n",
@@ -103,13 +101,16 @@ class OpenpiServer:
                 self.service.sessions.close(connection.id.hex)
 
     async def _converse(self, connection: ServerConnection) -> None:
-        await connection.send(pack(self.metadata))
+        session = connection.id.hex
+        served = self.service.sessions.get(session, self.service.versions.of(session), connected=True).version
+        keys = {"keys": wanted(self.contract)}
+        await connection.send(pack(self.service.metadata(OPENPI, PROTOCOL_VERSION, served) | keys))
         previous_ms: float | None = None
         async for message in connection:
             started = time.monotonic()
             with self.service.answering():
                 try:
-                    reply = await self._reply(message, connection.id.hex, previous_ms)
+                    reply = await self._reply(message, connection.request, session, previous_ms)
                 except PrtsError as err:
                     logger.info("refused %s: %s", connection.remote_address, err)
                     await connection.send(str(err))
@@ -119,11 +120,15 @@ class OpenpiServer:
                 await connection.send(reply)
             previous_ms = (time.monotonic() - started) * 1e3
 
-    async def _reply(self, message: str | bytes, session: str, previous_ms: float | None) -> bytes:
+    async def _reply(
+        self, message: str | bytes, request: Request | None, session: str, previous_ms: float | None
+    ) -> bytes:
         started = time.monotonic()
         if isinstance(message, str):
             raise ServeError("A request came as text", found=f"{message:.40}", expected="a binary MessagePack message")
-        raw = unpack(message, self.config.limits)
+        if request is None or not self.service.keys.admits(_key(request)):  # it may have been revoked
+            raise ServeError("The API key is not valid any more", cure="connect again with one that is")
+        raw = await off_the_loop(unpack, message, self.config.limits)
         observation = parse_request(raw, self.contract, self.config.aliases)
         answer = await self.service.ask(observation, session)
         timing = {"infer_ms": (time.monotonic() - started) * 1e3, "queue_ms": answer.queue_ms}
@@ -135,5 +140,17 @@ class OpenpiServer:
             "policy_timing": {"infer_ms": answer.infer_ms},
             "seed": answer.seed,
         }
-        told = {"value": answer.value, "subtask": answer.subtask, "held": answer.held, "version": answer.version}
-        return pack(reply | {name: one for name, one in told.items() if one})
+        told = {
+            "value": answer.value,
+            "subtask": answer.subtask,
+            "held": answer.held or None,
+            "version": answer.version,
+        }
+        return pack(reply | {name: one for name, one in told.items() if one is not None})
+
+
+def _key(request: Request) -> bytes:
+    """What a client says its key is; nothing where it says none, or several."""
+    given = request.headers.get_all("Authorization")
+    scheme, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+    return key.encode("utf-8", "replace") if scheme == "Api-Key" else b""
