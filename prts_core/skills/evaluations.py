@@ -205,9 +205,14 @@ def package_files(package: Path) -> list[Path]:
 
 
 def package_digest(package: Path) -> str:
-    """The digest of what a package is: every file but the records in eval/, which are made of it afterwards."""
-    files = {path.relative_to(package).as_posix(): path for path in package_files(package)}
-    return digest_value({name: digest_file(path) for name, path in files.items() if not name.startswith(f"{FOLDER}/")})
+    """The digest of what a package is: every file but the records eval/*.json, which are made of it afterwards."""
+    files = {path.relative_to(package): path for path in package_files(package)}
+    return digest_value({name.as_posix(): digest_file(path) for name, path in files.items() if not is_record(name)})
+
+
+def is_record(name: Path) -> bool:
+    """Whether a file of a package, by its name in it, is a record of an evaluation."""
+    return name.parent == Path(FOLDER) and name.suffix == ".json"
 
 
 def _digest(document: dict[str, Any]) -> str:

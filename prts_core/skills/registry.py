@@ -19,7 +19,7 @@ from typing import Any
 from prts_core.config.checked_yaml import check
 from prts_core.config.checks import Lenient
 from prts_core.io.errors import ConfigError, DataError, PrtsError, suggest
-from prts_core.io.files import explain_os_errors, link_or_copy, new_folder, read_json, write_json
+from prts_core.io.files import digest_file, explain_os_errors, link_or_copy, new_folder, read_json, write_json
 from prts_core.io.hub import split_hub_id
 from prts_core.io.locks import locked
 from prts_core.skills.admission import Request, admit
@@ -154,10 +154,18 @@ def _put(record: Installed, package: Path, home: Path, *, linked: bool) -> None:
     place = _place(record.name, home)
     target = place / record.folder
     with locked(_lock(record.name, home)):
-        if not (target.is_dir() and package_digest(target) == record.digest):
+        if not (target.is_dir() and _listing(target) == _listing(package)):  # its records may be newer
             shutil.rmtree(target, ignore_errors=True)  # damaged
             with new_folder(target) as partial:
                 for path in package_files(package):
+                    if not linked and not path.resolve().is_relative_to(package.resolve()):
+                        raise DataError(
+                            "A package holds a link to what is not in it",
+                            file=path,
+                            found=str(path.readlink()) if path.is_symlink() else str(path.resolve()),
+                            expected="files of its own",
+                            cure="put the file itself there",
+                        )
                     copy = partial / path.relative_to(package)
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     (link_or_copy if linked else shutil.copy2)(path.resolve(), copy)
@@ -167,6 +175,10 @@ def _put(record: Installed, package: Path, home: Path, *, linked: bool) -> None:
         for other in place.iterdir():
             if other.is_dir() and other != target:
                 shutil.rmtree(other)
+
+
+def _listing(package: Path) -> dict[str, str]:
+    return {path.relative_to(package).as_posix(): digest_file(path) for path in package_files(package)}
 
 
 def _hub(source: str) -> tuple[str | None, str | None]:

@@ -15,8 +15,10 @@ from prts_core.skills import registry
 from prts_core.skills.admission import SIGNED
 from prts_core.skills.evaluations import package_digest, write_evaluation
 from prts_core.skills.licence import ALLOW
+from prts_core.skills.manifest import read_manifest
 from prts_core.skills.registry import find, install, installed, remove
 from prts_core.skills.template import write_template
+from prts_core.skills.weights import weights_folder
 from tests.skills.made_packages import NAME, write_package
 from tests.skills.test_skill_evaluations import MEASURED
 
@@ -64,6 +66,35 @@ def test_a_damaged_package_is_noticed_and_installed_again(tmp_path: Path, capsys
     assert main(["skill", "check", NAME]) == 1 and "install the skill again" in capsys.readouterr().out
     again, _ = install(str(tmp_path / "mine"))
     assert files(again.package()) == files(tmp_path / "mine") and main(["skill", "check", NAME]) == 0
+
+
+def test_newer_records_of_the_same_package_are_installed(tmp_path: Path):
+    package = write_package(tmp_path / "mine")
+    first, _ = install(str(package))
+    write_evaluation(package, "libero_object", **MEASURED | {"package_digest": package_digest(package)})
+    again, _ = install(str(package))
+    assert again.folder == first.folder and files(again.package()) == files(package)
+
+
+def test_a_link_to_what_is_not_in_the_package_is_refused(tmp_path: Path):
+    package = write_package(tmp_path / "mine")
+    (tmp_path / "secret").write_text("mine alone")
+    (package / "notes.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(DataError, match=r"link to what is not in it.*put the file itself there"):
+        install(str(package))
+    (package / "notes.txt").unlink()
+    (package / "notes.txt").write_text("anybody's")
+    install(str(package))
+
+
+def test_a_package_of_links_as_the_hub_keeps_them_has_its_weights(tmp_path: Path):
+    package = write_package(tmp_path / "mine")
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    for at, path in enumerate(sorted(path for path in package.rglob("*") if path.is_file())):
+        path.rename(blobs / str(at))
+        path.symlink_to(blobs / str(at))
+    assert weights_folder(read_manifest(package), package) is not None
 
 
 def test_skills_of_two_owners(tmp_path: Path):
