@@ -1,7 +1,7 @@
 """Hold the versions of a policy that are served side by side: the present one, a candidate, one to fall back to.
 
-A session keeps the version that it began with. The one before the present is kept; elder ones are let go once no session
-holds them.
+A session keeps the version that it began with. The one before the present is kept; elder ones are let go once no
+session holds them.
 """
 
 from __future__ import annotations
