@@ -126,7 +126,8 @@ class PolicyService:
     way is answered, and nobody new comes in. under_way: requests whose answers have not been sent."""
 
     def __init__(self, policy: Answers | Version, config: ServerConfig) -> None:
-        first = policy if isinstance(policy, Version) else Version(str(config.about.get("model_version", "")), policy)
+        told = (str(config.about.get(name) or "") for name in ("model_version", "package_digest"))
+        first = policy if isinstance(policy, Version) else Version(next(told), policy, next(told))
         self.config, self.contract, self.versions = config, first.policy.contract, Versions(first)
         camera_names(
             self.contract, config.aliases
