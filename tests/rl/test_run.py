@@ -489,7 +489,7 @@ def test_it_learns_to_push(algorithm: str, kind: str, folders: dict[str, Path], 
             for parameter in run.policy.model.dit_action_head.action_out_proj.parameters():
                 parameter.zero_()
     found = run.run()
-    rates = [row["env/success_once"] for row in found.rows]
+    rates = [row.get("env/success_once", np.nan) for row in found.rows]  # none where the expert acted in all of them
     if kind == "tokens":  # its likeliest tokens get there from the first, what it draws does not
         assert np.mean(rates[-3:]) >= np.mean(rates[:3]) + 0.15, rates
     else:
