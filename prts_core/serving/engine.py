@@ -141,10 +141,6 @@ class Engine:
         since = self._busy_since
         return 0.0 if since is None else max(0.0, time.monotonic() - since - self.limits.stuck_s)
 
-    @property
-    def waiting(self) -> int:
-        return len(self._queue) + (self._busy_since is not None)
-
     def close(self) -> None:
         """Without waiting for a policy that hangs: its thread ends with the process."""
         self._worker.shutdown(wait=self._busy_since is None, cancel_futures=True)

@@ -40,11 +40,11 @@ class ServerConfig:
     """Where and under which limits a policy is served.
 
     host: anything but this machine needs an api_key or key_file (keys.py). port, groot_port: where each of `protocols`
-    listens; 0: any free one. max_clients: at once, over all protocols. max_batch:
-    requests answered together, and samples of one request. max_waiting, subtask_looks, stuck_s: engine.Limits.
-    budget_ms: a chunk's, by the package. drain_s: how long requests that are under way may take when the server is told
-    to stop. aliases: further client key -> camera key. groot_keys: "state.NAME" or "action.NAME" -> dimensions that
-    GR00T's clients hold under that key. about: more metadata for clients.
+    listens; 0: any free one. max_clients: at once, over all protocols. max_batch: requests answered together, and
+    samples of one request. max_waiting, subtask_looks, stuck_s: engine.Limits. budget_ms: a chunk's, by the package.
+    drain_s: how long requests that are under way may take when the server is told to stop. aliases: further client key
+    -> camera key. groot_keys: "state.NAME" or "action.NAME" -> dimensions that GR00T's clients hold under that key.
+    about: more metadata for clients.
     """
 
     host: str = "127.0.0.1"

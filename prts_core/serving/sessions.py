@@ -6,17 +6,14 @@ time: row j of the chunk that was asked for at step s is for step s + j.
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from prts_core.io.errors import ServeError
 from prts_core.serving.observations import Observation
 from prts_core.serving.versions import Version
-
-IDLE_S = 600.0  # a session that says nothing for so long may be forgotten for another
 
 
 @dataclass
@@ -37,7 +34,6 @@ class Session:
     chunk: np.ndarray | None = None
     chunk_step: int | None = None
     step: int | None = None
-    last: float = field(default_factory=time.monotonic)
 
     def told(self, step: int | None) -> None:
         """The client has executed `step` control steps. ServeError where time runs backwards."""
@@ -87,7 +83,8 @@ class Session:
 
 
 class Sessions:
-    """Those that are open, by name; at most `most`: one more takes the place of the one idle for longest, if any is."""
+    """Those that are open, by name; at most `most`: one more takes the place of the one that was asked for longest ago
+    and is no connection."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -101,9 +98,7 @@ class Sessions:
             self.open[name] = Session(name, version, connected)
             version.sessions += 1
         self.open.move_to_end(name)
-        session = self.open[name]
-        session.last = time.monotonic()
-        return session
+        return self.open[name]
 
     def renew(self, name: str) -> None:
         """Begin another task: nothing of the one before counts, an answer to it that is under way included."""
@@ -115,14 +110,13 @@ class Sessions:
             session.version.sessions -= 1
 
     def _make_room(self) -> None:
-        idle = time.monotonic() - IDLE_S
         for name, session in self.open.items():  # the eldest first
-            if not session.connected and session.last < idle:
+            if not session.connected:
                 self.close(name)
                 return
         raise ServeError(
             "There are too many sessions",
             found=len(self.open),
             expected=f"at most {self.most}",
-            cure="reset those that are over, or use a robot's name again instead of one for each episode",
+            cure="close connections that are over, or serve with a larger --max-clients",
         )

@@ -35,8 +35,8 @@ class Versions:
     draining: list[Version] = field(default_factory=list)
 
     def of(self, session: str) -> Version:
-        """Which version a new session gets: a share of the names, not of the moments, so that a client that comes back
-        meets the same one."""
+        """Which version a new session gets: a share of the names, so that one that is opened again by its name meets
+        the same version. A connection has a new name each time."""
         if self.candidate is None:
             return self.current
         draw = int.from_bytes(hashlib.sha256(session.encode()).digest()[:8], "big") / 2**64
@@ -80,18 +80,6 @@ class Versions:
         if version is not self.current:
             self.offer(version)
         return True
-
-    def roll_back(self) -> Version:
-        """New sessions get the version before. ServeError where there is none."""
-        if self.candidate is not None:
-            self._release(self.candidate)
-            self.candidate, self.share = None, 0.0
-            return self.current
-        if self.previous is None:
-            raise ServeError("There is no version to fall back to", found=self.current.name)
-        self._release(self.current)
-        self.current, self.previous = self.previous, None
-        return self.current
 
     def held(self) -> list[Version]:
         """Every version that is kept in memory; those that drained are let go."""
