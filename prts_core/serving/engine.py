@@ -12,7 +12,7 @@ import secrets
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from prts_core.serving.observations import Observation
 from prts_core.serving.sessions import Session
 from prts_core.serving.telemetry import Telemetry
 from prts_core.serving.versions import Version
+from prts_core.value.alarm import State
 
 logger = logging.getLogger("prts.serve")
 
@@ -30,20 +31,23 @@ logger = logging.getLogger("prts.serve")
 class Limits:
     """max_batch: requests answered together. max_waiting: requests that wait at once; one more is told that the server
     is busy. always_value: the value is told with every reply. subtask_looks: chunks that a policy which reasons in
-    subtasks makes with the same words. stuck_s: a batch that takes longer makes the server unwell."""
+    subtasks makes with the same words. stuck_s: a batch that takes longer makes the server unwell. best_of: chunks that
+    are drawn for every answer, of which the one of the highest value is given."""
 
     max_batch: int = 8
     max_waiting: int = 256
     always_value: bool = False
     subtask_looks: int = 1
     stuck_s: float = 60.0
+    best_of: int = 1
 
 
 @dataclass(frozen=True)
 class Reply:
     """actions (chunk, A) float32; the seed they were drawn with; the value where asked for; the subtask that the policy
     is at, where it says any. version: of the policy. held: first rows that are of the chunk under way. milliseconds
-    spent; batch: requests that were answered together; drift: how far its state lay outside what training saw."""
+    spent; batch: requests that were answered together; drift: how far its state lay outside what training saw; alarm:
+    how the task goes, where the version brings an alarm and the client counts its control steps."""
 
     actions: np.ndarray
     seed: int
@@ -55,6 +59,7 @@ class Reply:
     held: int = 0
     batch: int = 1
     drift: float = 0.0
+    alarm: State | None = None
 
 
 @dataclass
@@ -112,8 +117,9 @@ class Engine:
                 if request.future.done():
                     continue
                 if isinstance(answer, Reply):
-                    looks = self.limits.subtask_looks
-                    request.session.answered(request.observation, answer.actions, answer.subtask, looks)
+                    seen, session = request.observation, request.session
+                    session.answered(seen, answer.actions, answer.subtask, self.limits.subtask_looks)
+                    answer = replace(answer, alarm=session.saw(seen.prompt, seen.step, answer.value))
                     self.telemetry.answered(answer, time.monotonic() - request.asked_at)
                     request.future.set_result(answer)
                 else:
@@ -173,7 +179,7 @@ class Engine:
             Reply(
                 found.actions[i],
                 request.seed,
-                None if found.values is None or not self._tells_value(request) else float(found.values[i]),
+                None if found.values is None or not wants_value(request, self.limits) else float(found.values[i]),
                 (started - request.asked_at) * 1e3,
                 infer_ms,
                 request.session.version.name,
@@ -185,8 +191,11 @@ class Engine:
             for i, request in enumerate(batch)
         ]
 
-    def _tells_value(self, request: _Request) -> bool:
-        return self.limits.always_value or request.observation.value
+
+def wants_value(request: _Request, limits: Limits) -> bool:
+    """Whether the value is told: where it was asked for, and where an alarm or the choice of a chunk needs it."""
+    asked = limits.always_value or request.observation.value or limits.best_of > 1
+    return asked or (request.session.has_alarm and request.observation.step is not None)
 
 
 def answer(policy: Answers, batch: list[_Request], limits: Limits) -> tuple[Answer, list[int]]:
@@ -194,9 +203,9 @@ def answer(policy: Answers, batch: list[_Request], limits: Limits) -> tuple[Answ
     contract = policy.contract
     seen = {c.key: np.stack([r.observation.images[c.key] for r in batch]) for c in contract.contract.cameras}
     seen[STATE] = np.stack([r.observation.state for r in batch])
-    value = limits.always_value or any(r.observation.value for r in batch)
+    value = any(wants_value(request, limits) for request in batch)
     under_way, held = _under_way(contract.chunk_length, len(contract.contract.action), batch)
-    found = _spoken(policy, seen, batch, value, under_way)
+    found = _spoken(policy, seen, batch, value, under_way, limits.best_of)
     actions = np.asarray(found.actions, dtype=np.float32)
     expected = (len(batch), contract.chunk_length, len(contract.contract.action))
     if actions.shape != expected:
@@ -225,12 +234,13 @@ def _spoken(
     batch: list[_Request],
     value: bool,
     under_way: UnderWay | None,
+    draws: int,
 ) -> Answer:
     """The answer of a policy, with the words of every request where it reasons in subtasks: those that its session
     keeps, or new ones."""
     prompts, seeds = [r.observation.prompt for r in batch], [r.seed for r in batch]
     if not policy.speaks:
-        return policy.answer(seen, prompts, seeds, value=value, under_way=under_way)
+        return policy.answer(seen, prompts, seeds, value=value, under_way=under_way, draws=draws)
     kept = [r.session.words_for(r.observation.prompt) for r in batch]
     silent = [i for i, words in enumerate(kept) if words is not None]
     said = [words or "" for words in kept]
@@ -243,7 +253,7 @@ def _spoken(
         if under_way is not None:
             part = UnderWay(under_way.rows[rows], under_way.delay[rows], under_way.executed[rows])
         some = {key: array[rows] for key, array in seen.items()}
-        found = policy.answer(some, [prompts[i] for i in rows], [seeds[i] for i in rows], words, value, part)
+        found = policy.answer(some, [prompts[i] for i in rows], [seeds[i] for i in rows], words, value, part, draws)
         for i, own in zip(rows, found.subtask or (), strict=False):
             said[i] = own
         parts.append((rows, found))

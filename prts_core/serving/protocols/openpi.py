@@ -139,12 +139,14 @@ class OpenpiServer:
             "server_timing": timing,
             "policy_timing": {"infer_ms": answer.infer_ms},
             "seed": answer.seed,
+            "drift": answer.drift,
         }
         told = {
             "value": answer.value,
             "subtask": answer.subtask,
             "held": answer.held or None,
             "version": answer.version,
+            "alarm": answer.alarm,
         }
         return pack(reply | {name: one for name, one in told.items() if one is not None})
 
