@@ -123,8 +123,8 @@ class Modality:
         options = options or {}
         fresh = options.get("reset_memory") or [False] * len(prompts)
         found = [
-            Observation(pictures, row, prompt, seed, value, *counted, reset=again)
-            for pictures, row, prompt, seed, counted, again in zip(
+            Observation(pictures, row, prompt, seed, value, step, delay, again)
+            for pictures, row, prompt, seed, (step, delay), again in zip(
                 seen, rows, prompts, seeds, steps, fresh, strict=True
             )
         ]
