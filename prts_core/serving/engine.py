@@ -1,12 +1,14 @@
 """The policy's own thread: requests of several clients are answered together, and the event loop never waits for them.
 
-While one batch is computed the next requests gather; nothing waits for company. Requests of one version of the policy
-make a batch; versions take turns by whose request is eldest.
+While one batch is computed the next requests gather. Robots that ask again as soon as they are answered would come
+just too late for the next batch: those of the last two are waited for, a quarter of what a batch takes and never longer
+than a bound. Requests of one version of the policy make a batch; versions take turns by whose request is eldest.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -32,7 +34,8 @@ class Limits:
     """max_batch: requests answered together. max_waiting: requests that wait at once; one more is told that the server
     is busy. always_value: the value is told with every reply. subtask_looks: chunks that a policy which reasons in
     subtasks makes with the same words. stuck_s: a batch that takes longer makes the server unwell. best_of: chunks that
-    are drawn for every answer, of which the one of the highest value is given."""
+    are drawn for every answer, of which the one of the highest value is given. gather_s: how long a request waits at
+    most for others to be answered with."""
 
     max_batch: int = 8
     max_waiting: int = 256
@@ -40,6 +43,7 @@ class Limits:
     subtask_looks: int = 1
     stuck_s: float = 60.0
     best_of: int = 1
+    gather_s: float = 0.01
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ class Engine:
         self._arrived = asyncio.Event()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="prts-policy")
         self._busy_since: float | None = None
+        self._last: deque[tuple[float, float, set[str]]] = deque(maxlen=2)  # batches: ended at, seconds, whose
 
     async def ask(self, observation: Observation, session: Session) -> Reply:
         """Wait for the answer. Raises ServeError when the policy fails or too many wait; a cancelled wait is not
@@ -104,15 +109,18 @@ class Engine:
         loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()
+            await self._company()
             batch = self._gather()
             if not batch:
                 self._arrived.clear()
                 continue
-            self._busy_since = time.monotonic()
+            begun = self._busy_since = time.monotonic()
             try:
                 answers = await loop.run_in_executor(self._worker, self._answer_all, batch)
             finally:
                 self._busy_since = None
+            ended = time.monotonic()
+            self._last.append((ended, ended - begun, {request.session.name for request in batch}))
             for request, answer in zip(batch, answers, strict=True):
                 if request.future.done():
                     continue
@@ -125,6 +133,20 @@ class Engine:
                 else:
                     self.telemetry.refused("failed")
                     request.future.set_exception(answer)
+
+    async def _company(self) -> None:
+        """Wait for those who were answered a moment ago, if they are more than those who ask now."""
+        now = time.monotonic()
+        recent = [(seconds, whose) for ended, seconds, whose in self._last if now - ended < 2 * seconds]
+        if not recent:
+            return
+        wanted = min(len(set().union(*(whose for _, whose in recent))), self.limits.max_batch)
+        until = now + min(self.limits.gather_s, recent[-1][0] / 4)
+        while len(self._queue) < wanted and (left := until - time.monotonic()) > 0:
+            self._arrived.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._arrived.wait(), left)
+        self._arrived.set()
 
     def _gather(self) -> list[_Request]:
         """The next batch: the eldest request and those behind it of the same version, but one a session at a time."""
