@@ -20,6 +20,7 @@ from rich.console import Console
 
 from prts_core.bench.made_policy import make_policy
 from prts_core.bench.report import Row
+from prts_core.bench.serve_delay import delay_rows
 from prts_core.bench.serve_harm import malformed
 from prts_core.bench.serve_parts import QUICK, Size, ask_for, request, served, threads_of, timed
 from prts_core.bench.serve_process import STAND_IN_S
@@ -35,8 +36,8 @@ CLIENTS, SOAKING = 8, 16
 
 
 def run(console: Console, policy: Path | None = None, quick: bool = False, soak_s: float = 120.0) -> list[Row]:
-    """policy: a folder of one that fits Meta-World; none: an untrained one of configs/models/tiny.yaml. soak_s: how
-    long clients come and go."""
+    """policy: a folder of one that fits Meta-World; none: an untrained one of configs/models/tiny.yaml, which delays
+    are not measured with. soak_s: how long clients come and go."""
     size = QUICK if quick else Size()
     with tempfile.TemporaryDirectory() as work:
         folder = policy
@@ -44,6 +45,8 @@ def run(console: Console, policy: Path | None = None, quick: bool = False, soak_
             folder = Path(work) / "policy"
             make_policy(folder, TINY, suite("metaworld"))
         rows = overhead(console, size, folder)
+        if policy is not None:
+            rows += delay_rows(console, size, folder, load_policy(folder).contract)
     rows += together(console, size) + malformed(console, size) + swaps(console, size)
     return rows + soak(console, soak_s)
 

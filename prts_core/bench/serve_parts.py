@@ -26,16 +26,17 @@ from prts_core.serving.observations import short_name
 @dataclass(frozen=True)
 class Size:
     """calls: timed ones. each: requests of every one of eight clients. malformed, cut: frames, and connections that
-    break off, of each protocol. swapped: requests while versions change."""
+    break off, of each protocol. swapped: requests while versions change. delayed: episodes a task."""
 
     calls: int = 300
     each: int = 100
     malformed: int = 10_000
     cut: int = 200
     swapped: int = 10_000
+    delayed: int = 20
 
 
-QUICK = Size(calls=10, each=5, malformed=60, cut=6, swapped=60)
+QUICK = Size(calls=10, each=5, malformed=60, cut=6, swapped=60, delayed=1)
 
 
 @dataclass(frozen=True)
