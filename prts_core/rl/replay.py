@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prts_core.io.errors import CheckpointError, DataError
 from prts_core.io.files import atomic_path
-from prts_core.rl.processes.wire import Frames, encode
+from prts_core.io.wire import Frames, encode
 from prts_core.rl.records import EpisodeRecord, plain, restored
 
 

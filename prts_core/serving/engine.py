@@ -1,4 +1,4 @@
-"""The policy's own thread: requests of several clients are answered together, and the event loop never waits for them.
+"""The policy's own threads: requests of several clients are answered together, and the event loop never waits for them.
 
 While one batch is computed the next requests gather. Robots that ask again as soon as they are answered would come
 just too late for the next batch: those of the last two are waited for, a quarter of what a batch takes and never longer
@@ -76,14 +76,15 @@ class _Request:
 
 
 class Engine:
-    """Answers observations in batches, one batch at a time, in one worker thread."""
+    """Answers observations in batches: one at a time by the policy, and one by each of `replicas`, in a thread each."""
 
-    def __init__(self, limits: Limits, telemetry: Telemetry | None = None) -> None:
+    def __init__(self, limits: Limits, telemetry: Telemetry | None = None, replicas: int = 0) -> None:
         self.limits, self.telemetry = limits, telemetry or Telemetry()
         self._queue: deque[_Request] = deque()
         self._arrived = asyncio.Event()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="prts-policy")
-        self._busy_since: float | None = None
+        self._workers = [ThreadPoolExecutor(1, thread_name_prefix=f"prts-policy-{at}") for at in range(1 + replicas)]
+        self._busy_since: dict[int, float] = {}
+        self._asked: set[int] = set()  # sessions (by id) whose answers are being computed
         self._last: deque[tuple[float, float, set[str]]] = deque(maxlen=2)  # batches: ended at, seconds, whose
 
     async def ask(self, observation: Observation, session: Session) -> Reply:
@@ -106,6 +107,12 @@ class Engine:
 
     async def run(self) -> None:
         """Serve the queue until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for at in range(len(self._workers)):
+                group.create_task(self._work(at))
+
+    async def _work(self, at: int) -> None:
+        """Batch after batch by the policy (0) or one of its replicas."""
         loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()
@@ -114,11 +121,15 @@ class Engine:
             if not batch:
                 self._arrived.clear()
                 continue
-            begun = self._busy_since = time.monotonic()
+            begun = self._busy_since[at] = time.monotonic()
+            whose = {id(request.session) for request in batch}
+            self._asked |= whose
             try:
-                answers = await loop.run_in_executor(self._worker, self._answer_all, batch)
+                answers = await loop.run_in_executor(self._workers[at], self._answer_all, batch, at)
             finally:
-                self._busy_since = None
+                del self._busy_since[at]
+                self._asked -= whose
+                self._arrived.set()  # for requests of those sessions, which another worker left alone
             ended = time.monotonic()
             self._last.append((ended, ended - begun, {request.session.name for request in batch}))
             for request, answer in zip(batch, answers, strict=True):
@@ -140,7 +151,7 @@ class Engine:
         recent = [(seconds, whose) for ended, seconds, whose in self._last if now - ended < 2 * seconds]
         if not recent:
             return
-        wanted = min(len(set().union(*(whose for _, whose in recent))), self.limits.max_batch)
+        wanted = self._share(len(set().union(*(whose for _, whose in recent))))
         until = now + min(self.limits.gather_s, recent[-1][0] / 4)
         while len(self._queue) < wanted and (left := until - time.monotonic()) > 0:
             self._arrived.clear()
@@ -148,17 +159,24 @@ class Engine:
                 await asyncio.wait_for(self._arrived.wait(), left)
         self._arrived.set()
 
+    def _share(self, requests: int) -> int:
+        """How many of so many a worker takes at once: it leaves some for the others that are idle."""
+        idle = max(1, len(self._workers) - len(self._busy_since))
+        return min(self.limits.max_batch, -(-requests // idle))
+
     def _gather(self) -> list[_Request]:
         """The next batch: the eldest request and those behind it of the same version, but one a session at a time."""
         batch: list[_Request] = []
         waits: deque[_Request] = deque()
+        room = self._share(len(self._queue))
         while self._queue:
             request = self._queue.popleft()
             if request.future.done():
                 continue
             alike = not batch or request.session.version is batch[0].session.version
             alone = all(request.session is not other.session for other in batch)
-            (batch if alike and alone and len(batch) < self.limits.max_batch else waits).append(request)
+            alone = alone and id(request.session) not in self._asked
+            (batch if alike and alone and len(batch) < room else waits).append(request)
         self._queue = waits
         self.telemetry.waiting(len(waits))
         return batch
@@ -166,23 +184,25 @@ class Engine:
     @property
     def stuck_s(self) -> float:
         """Seconds that the batch under way has taken beyond what is allowed; 0 while all is well."""
-        since = self._busy_since
+        since = min(self._busy_since.values(), default=None)
         return 0.0 if since is None else max(0.0, time.monotonic() - since - self.limits.stuck_s)
 
     def close(self) -> None:
         """Without waiting for a policy that hangs: its thread ends with the process."""
-        self._worker.shutdown(wait=self._busy_since is None, cancel_futures=True)
+        for at, worker in enumerate(self._workers):
+            worker.shutdown(wait=at not in self._busy_since, cancel_futures=True)
 
     async def prepare(self, version: Version) -> float:
-        """`warm_up` in the worker thread, between two batches, which wait for it."""
-        return await asyncio.get_running_loop().run_in_executor(self._worker, warm_up, version, self.limits)
+        """`warm_up` in the policy's thread, between two batches, which wait for it."""
+        return await asyncio.get_running_loop().run_in_executor(self._workers[0], warm_up, version, self.limits)
 
-    # ---- in the worker thread -------------------------------------------------------------------------------------
-    def _answer_all(self, batch: list[_Request]) -> list[Reply | ServeError]:
+    # ---- in the policy's thread, or a replica's -------------------------------------------------------------------
+    def _answer_all(self, batch: list[_Request], at: int) -> list[Reply | ServeError]:
         """One answer or one error for each request; a request that fails does not take the others with it."""
         started = time.monotonic()
         try:
-            policy = batch[0].session.version.policy
+            version = batch[0].session.version
+            policy = version.replicas[at - 1] if at else version.policy
             found, held = answer(policy, batch, self.limits)
             drifts = [float(drift) for drift in policy.drift(np.stack([r.observation.state for r in batch]))]
         except Exception as err:
@@ -195,7 +215,7 @@ class Engine:
                     found=type(err).__name__,
                     cure="the server's log has the details; send the request again or restart the server",
                 )
-            return [err] if len(batch) == 1 else [one for request in batch for one in self._answer_all([request])]
+            return [err] if len(batch) == 1 else [one for request in batch for one in self._answer_all([request], at)]
         infer_ms = (time.monotonic() - started) * 1e3
         return [
             Reply(
@@ -286,19 +306,23 @@ def _spoken(
 
 
 def warm_up(version: Version, limits: Limits) -> float:
-    """Ask for zeros before any client does: milliseconds of a second call. CheckpointError on bad output."""
+    """Ask for zeros before any client does: milliseconds of a second call, of the slowest of its processes.
+    CheckpointError on bad output."""
     contract = version.policy.contract
     images = {c.key: np.zeros((c.height, c.width, 3), np.uint8) for c in contract.contract.cameras}
     state = np.zeros(len(contract.contract.state), np.float32)
     blank = Observation(images, state, "warm up", 0, limits.always_value)
     loop = asyncio.new_event_loop()
     try:
-        for _ in range(2):
-            request = _Request(blank, Session("warm up", version), 0, loop.create_future(), 0.0)
-            started = time.monotonic()
-            answer(version.policy, [request], limits)
-            version.policy.drift(state[None])
-        return (time.monotonic() - started) * 1e3
+        slowest = 0.0
+        for policy in (version.policy, *version.replicas):
+            for _ in range(2):
+                request = _Request(blank, Session("warm up", version), 0, loop.create_future(), 0.0)
+                started = time.monotonic()
+                answer(policy, [request], limits)
+                policy.drift(state[None])
+            slowest = max(slowest, (time.monotonic() - started) * 1e3)
+        return slowest
     except ServeError as err:
         raise CheckpointError("The policy does not do what its contract says", found=str(err)) from err
     finally:

@@ -17,13 +17,14 @@ from prts_core.value.alarm import Alarm
 
 @dataclass(eq=False)
 class Version:
-    """name: of the registry, or a folder's. digest: of the package. alarm: that it brings, if any. sessions: that hold
-    it."""
+    """name: of the registry, or a folder's. digest: of the package. alarm: that it brings, if any. replicas: of the
+    policy, in other processes. sessions: that hold it."""
 
     name: str
     policy: Answers
     digest: str = ""
     alarm: Alarm | None = None
+    replicas: tuple[Answers, ...] = ()
     sessions: int = 0
 
 
