@@ -245,7 +245,7 @@ def tell_report(report: dict[str, Any], as_json: bool, folder: Path) -> None:
     from prts_core.rollout.replay_page import rows_shown
 
     places = rows_shown(report)
-    ahead = [f"{report['rows'][place]['seconds']:.2f} s" for place in places]
+    ahead = [f"at +{report['rows'][place]['seconds']:.2f} s" for place in places]
     figures, told = ("mean |error|", "RMSE", "largest", "spread"), f"{report['looks']} chunks compared"
     shown = table("dimension", "unit", *figures, *ahead, right=(*figures, *ahead), title=told)
     for one in report["dimensions"]:

@@ -44,9 +44,10 @@ class ServedPolicy(Protocol):
 
 @dataclass(frozen=True)
 class _Look:
-    """One question under way. step: when it was asked."""
+    """One question under way. step: when it was asked. told: the delay that the server was told."""
 
     step: int
+    told: int | None
     answer: Future[tuple[np.ndarray, bool]]
 
 
@@ -118,7 +119,8 @@ class ActionQueue:
             self._delays.append(max(1, math.ceil((self.clock() - asked) * self.control_hz)))
 
     def next(self, observe: Observe) -> np.ndarray:
-        """The action (A,) of this control step. observe: called only where the next chunk is asked for now.
+        """The action (A,) of this control step. observe: called only where the next chunk is asked for now; its arrays
+        are read by another thread afterwards, so that they must not be written to again.
 
         Raises what the policy raised (a refusal; ServerGone once its patience is over), or Starved.
         """
@@ -186,7 +188,7 @@ class ActionQueue:
             chunk = self.policy.chunk(observation, step=step, delay=delay, reset=False)
             return chunk, lost != self.policy.connection.lost
 
-        self._look = _Look(step, self._thread.submit(ask))
+        self._look = _Look(step, delay if self.policy.bridges else None, self._thread.submit(ask))
 
     def _take(self) -> None:
         """Go over to the chunk that was asked for, if it is here.
@@ -203,7 +205,7 @@ class ActionQueue:
             return
         delay = self.step - look.step
         self._delays.append(delay)
-        self.cadence.arrived(delay)
+        self.cadence.arrived(delay, look.told)
         self._chunk, self._chunk_step = self._checked(chunk), look.step
 
     def _checked(self, chunk: np.ndarray) -> np.ndarray:

@@ -14,7 +14,8 @@ class Cadence:
     planned_s: the control period. late: steps that began more than half a period after they were due, counted from the
     step before. starved: steps for which no chunk had a row. looks: chunks that arrived. discarded: chunks that were
     not executed, because the connection had been lost while they were asked for. unbridged: looks that asked for no
-    continuation, because the chunk is too short for the delay. longest_delay: control steps that a look took at most.
+    continuation, because the chunk is too short for the delay. overrun: looks that took longer than the delay told, so
+    that the robot may have jumped where their chunk began. longest_delay: control steps that a look took at most.
     """
 
     planned_s: float
@@ -24,6 +25,7 @@ class Cadence:
     looks: int = 0
     discarded: int = 0
     unbridged: int = 0
+    overrun: int = 0
     longest_s: float = 0.0
     _sum_s: float = 0.0
     _intervals: int = 0
@@ -46,9 +48,10 @@ class Cadence:
         """The loop stands still on purpose, as between two tasks: the gap is no step."""
         self._before = None
 
-    def arrived(self, delay: int) -> None:
-        """A chunk is here, `delay` control steps after it was asked for."""
+    def arrived(self, delay: int, told: int | None = None) -> None:
+        """A chunk is here, `delay` control steps after it was asked for; the server was told to expect `told`."""
         self.looks += 1
+        self.overrun += told is not None and delay > told
         self._delay_sum += delay
         self.longest_delay = max(self.longest_delay, delay)
 
@@ -75,5 +78,6 @@ class Cadence:
             f"{self.looks} looks that took {self.mean_delay:.1f} steps (longest {self.longest_delay})",
         ]
         told += [f"{self.discarded} chunks discarded after a lost connection"] * bool(self.discarded)
+        told += [f"{self.overrun} looks longer than told"] * bool(self.overrun)
         told += [f"{self.unbridged} looks too slow for real-time chunking"] * bool(self.unbridged)
         return "; ".join(told)

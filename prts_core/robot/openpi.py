@@ -68,7 +68,11 @@ class PolicyClient:
                     "The server refused the connection", found=f"HTTP {err.response.status_code}: {said[:1000]}"
                 ) from err
             except (OSError, WebSocketException) as err:
-                raise ServerGone("No connection to the policy server", found=f"{self.url}: {err}") from err
+                raise ServerGone(
+                    "No connection to the policy server",
+                    found=f"{self.url}: {err}",
+                    cure="check host, port and network; the address is ws://host:port",
+                ) from err
 
     def _agree(self, own: PolicyContract | None) -> PolicyContract | None:
         raw = self.metadata.get("policy_contract")
@@ -113,7 +117,7 @@ class PolicyClient:
         try:
             self._connection.send(pack(request))
         except ConnectionClosed as err:
-            raise ServerGone("The server closed the connection", found=str(err)) from err
+            raise _closed(err) from err
         reply = self._receive()
         if not isinstance(reply.get("actions"), np.ndarray):
             raise ServeError(
@@ -126,9 +130,13 @@ class PolicyClient:
         try:
             message = self._connection.recv(self.timeout_s)
         except TimeoutError as err:
-            raise ServerGone("The server does not answer", expected=f"an answer within {self.timeout_s:g} s") from err
+            raise ServerGone(
+                "The server does not answer",
+                expected=f"an answer within {self.timeout_s:g} s",
+                cure="wait longer (timeout_s), or see on the server whether it hangs: GET /healthz",
+            ) from err
         except ConnectionClosed as err:
-            raise ServerGone("The server closed the connection", found=str(err)) from err
+            raise _closed(err) from err
         if isinstance(message, str):
             raise ServeError(f"The server refused. {message}")
         reply = unpack(message)
@@ -144,6 +152,11 @@ class PolicyClient:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _closed(err: ConnectionClosed) -> ServerGone:
+    cure = "connect again; where it goes on, the server's own words say why (`prts serve --verbose`)"
+    return ServerGone("The server closed the connection", found=str(err), cure=cure)
 
 
 class OpenpiPolicy:

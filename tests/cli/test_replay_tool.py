@@ -21,6 +21,7 @@ from prts_core.serving.server import PolicyServer, ServerConfig
 from prts_core.training.batch import chunk_windows
 from tests.fixtures.reaching import CAMERA, reaching_processor, write_reaching
 from tests.fixtures.running_server import running
+from tests.fixtures.smoke_run import RECIPE
 
 
 @pytest.fixture(scope="module")
@@ -184,3 +185,15 @@ def test_a_dataset_of_other_numbers_is_refused(asked, data, policy, tmp_path, ca
     shutil.rmtree(copied / "data")
     assert main(["replay", str(copied), *asked[2:]]) == 1
     assert "parquet" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_dataset_of_the_recipe_by_its_name(smoke_outputs, tmp_path, capsys):
+    """The converted dataset that the recipe means now; its own policy fits it."""
+    config = ["--config", str(RECIPE), "--outputs", str(smoke_outputs), "--output", str(tmp_path / "kept")]
+    fine_tuned = next((smoke_outputs / "runs" / "smoke" / "sft").glob("*/output"))
+    assert main(["replay", "metaworld_smoke", "--policy", str(fine_tuned), *config, "--split", "train"]) == 0
+    report = read_json(tmp_path / "kept" / "report.json")
+    assert report["looks"] > 0 and [one["unit"] for one in report["dimensions"]]
+    assert main(["replay", "metaworld_smoke", "--policy", str(fine_tuned), *config, "--seed", "1"]) == 1
+    assert "choose another --output" in capsys.readouterr().err

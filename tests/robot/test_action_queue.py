@@ -98,6 +98,7 @@ def test_a_chunk_is_placed_in_time_and_the_delay_told_is_the_longest_measured():
     assert steps(queue, 1) == [[4, 9]]
     cadence = queue.cadence
     assert (cadence.looks, cadence.longest_delay, cadence.starved, cadence.steps) == (2, 2, 0, 10)
+    assert cadence.overrun == 1, "the first look was expected to take one step, and took two"
     queue.close()
 
 
