@@ -21,6 +21,7 @@ from prts_core.cli.main import add_dtype_argument, add_plan_arguments, plain_con
 from prts_core.io.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from prts_core.contract import Contract
     from prts_core.data.lerobot_v21.reader import LeRobotDataset
     from prts_core.rollout.local_policy import PolicyUnderTest
 
@@ -64,6 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--split", metavar="NAME", help="episodes of this split (default: heldout, or all)")
     which.add_argument("--every", type=int, metavar="K", help="rows between two looks (default: a chunk)")
     which.add_argument("--seed", type=int, default=0, help="of the policy's noise (default: %(default)s)")
+    which.add_argument(
+        "--contract",
+        metavar="C",
+        help="what the numbers of an openpi server mean that does not say so: dataset (as the dataset's own), a "
+        "policy's folder, or a contract's file",
+    )
     which.add_argument("--batch", type=int, metavar="N", help="looks asked at once (default: 1; 8 on a GPU)")
     beside = parser.add_argument_group("beside a robot")
     beside.add_argument("--shadow", metavar="URL", help="the server that the robot is driven by, ws://host:port")
@@ -109,7 +116,7 @@ def main(args: argparse.Namespace) -> int:
     policy: PolicyUnderTest | None = None
     try:
         if args.policy.startswith(SERVERS):
-            policy = opened(args)
+            policy = opened(args, stated_contract(args.contract, dataset))
             identity, contract = policy.identity, policy.contract
         else:
             identity, contract = identify(args.policy, outputs=args.outputs, dtype=args.dtype)
@@ -120,12 +127,12 @@ def main(args: argparse.Namespace) -> int:
         folder = args.output or args.outputs / "replay" / digest_value(header).removeprefix("sha256:")[:16]
         report = finished(folder, header)
         if report is None:
-            policy = policy or opened(args)
+            policy = policy or opened(args, stated_contract(args.contract, dataset))
             report = replay(policy, dataset, header, folder)
         else:
             note.print("found finished; nothing was asked")
         if not (folder / "page.html").is_file():
-            known = ", ".join(f"{key} {value}" for key, value in sorted(identity.items()))
+            known = ", ".join(f"{key} {value}" for key, value in sorted(identity.items()) if value)
             write_page(folder, report, f"Replay of {name}", [f"policy: {known}", f"dataset: {header['dataset']}"])
     finally:
         if policy is not None:
@@ -166,7 +173,16 @@ def chosen_episodes(dataset: LeRobotDataset, args: argparse.Namespace) -> list[i
     return heldout or dataset.episodes()
 
 
-def opened(args: argparse.Namespace) -> PolicyUnderTest:
+def stated_contract(reference: str | None, dataset: LeRobotDataset) -> Contract | None:
+    """What the user says the numbers of a server mean."""
+    from prts_core.rollout.remote_policy import named_contract
+
+    if reference is None:
+        return None
+    return dataset.contract if reference == "dataset" else named_contract(reference, dataset.contract)
+
+
+def opened(args: argparse.Namespace, contract: Contract | None = None) -> PolicyUnderTest:
     from prts_core.delivery.open_policy import open_policy
 
     return open_policy(
@@ -177,6 +193,7 @@ def opened(args: argparse.Namespace) -> PolicyUnderTest:
         api_key=os.environ.get(args.api_key_env) or None,
         outputs=args.outputs,
         dtype=args.dtype,
+        contract=contract,
     )
 
 

@@ -76,7 +76,7 @@ class RemotePolicy:
                 "The server does not say what its numbers mean",
                 found=self.url,
                 expected="a policy_contract",
-                cure="serve the policy with `prts serve`, or say it yourself: --contract suite, or a contract's file",
+                cure="serve the policy with `prts serve`, or say it yourself: --contract, with a contract's file",
             )
         self.identity |= {"contract": contract.fingerprint}
         seen = {c.key: np.zeros((1, c.height, c.width, 3), np.uint8) for c in contract.cameras}

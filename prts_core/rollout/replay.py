@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from prts_core.policy.observation import STATE
 from prts_core.rollout.action_errors import ActionErrors
 from prts_core.rollout.local_policy import PolicyUnderTest, ask_filled
 from prts_core.training.batch import chunk_windows
+from prts_core.training.episodes import EpisodeReader
 
 VERSION = 1  # of what is measured: another one is another key
-REPORT, JOURNAL = "report.json", "episodes.jsonl"
+REPORT, JOURNAL, PAGE = "report.json", "episodes.jsonl", "page.html"
 
 
 def replay_header(
@@ -92,7 +94,13 @@ def episodes_digest(dataset: LeRobotDataset, episodes: Sequence[int]) -> str:
 
 
 def finished(folder: Path, header: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The report that stands in `folder`, if it is that of `header`."""
+    """The report that stands in `folder`, if it is that of `header`.
+
+    A server that does not say which policy it is may be another one today: what it has answered before is removed.
+    """
+    if not (header["policy"].get("policy_digest") or header["policy"].get("package_digest")):
+        for name in (REPORT, JOURNAL, PAGE):
+            (folder / name).unlink(missing_ok=True)
     if not (folder / REPORT).is_file():
         return None
     report: dict[str, Any] = read_json(folder / REPORT)
@@ -107,11 +115,11 @@ def replay(policy: PolicyUnderTest, dataset: LeRobotDataset, header: dict[str, A
     contract, rows = policy.contract.contract, policy.contract.chunk_length
     with Journal(folder / JOURNAL, header, ("episode",)) as journal:
         left = [episode for episode in header["episodes"] if (episode,) not in journal.rows]
-        for episode in track(left, what="replaying"):
-            found = _episode(policy, dataset, episode, header)
-            journal.add(
-                {"episode": episode, "instruction": dataset.instruction(episode), "errors": found.to_json()},
-            )
+        with closing(EpisodeReader(dataset)) as reader:
+            for episode in track(left, what="replaying"):
+                found = _episode(policy, reader, episode, header)
+                told = {"episode": episode, "instruction": dataset.instruction(episode)}
+                journal.add(told | {"errors": found.to_json()})
         measured = [journal.rows[(episode,)] for episode in header["episodes"]]
     total = ActionErrors.empty(rows, len(contract.action))
     errors = [ActionErrors.from_json(row["errors"]) for row in measured]
@@ -135,17 +143,19 @@ def replay(policy: PolicyUnderTest, dataset: LeRobotDataset, header: dict[str, A
     return report
 
 
-def _episode(policy: PolicyUnderTest, dataset: LeRobotDataset, episode: int, header: Mapping[str, Any]) -> ActionErrors:
+def _episode(policy: PolicyUnderTest, reader: EpisodeReader, episode: int, header: Mapping[str, Any]) -> ActionErrors:
     contract, rows = policy.contract.contract, policy.contract.chunk_length
-    states, actions = dataset.states(episode), dataset.actions(episode)
+    states, actions = reader.numbers(episode)
     recorded, clamped = chunk_windows(actions, rows)
-    sentences = [one.instruction for one in stretches(dataset, episode) for _ in range(one.start, one.end)]
+    sentences = [one.instruction for one in stretches(reader.dataset, episode) for _ in range(one.start, one.end)]
     looks = list(range(0, len(actions), header["every"]))
     found = ActionErrors.empty(rows, len(contract.action))
     for start in range(0, len(looks), policy.batch):
         at = looks[start : start + policy.batch]
-        frames = {camera.key: dataset.frames(episode, camera.key, at) for camera in contract.cameras}
-        seen = [{STATE: states[row], **{key: own[i] for key, own in frames.items()}} for i, row in enumerate(at)]
+        seen = [
+            {STATE: states[row]} | {camera.key: reader.rgb(episode, camera.key, row) for camera in contract.cameras}
+            for row in at
+        ]
         seeds = [look_seed(header["seed"], episode, row) for row in at]
         chunks = ask_filled(policy, seen, [sentences[row] for row in at], seeds).chunks
         found.add(chunks, recorded[at], ~clamped[at])

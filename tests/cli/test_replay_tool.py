@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.server import serve
 
 from prts_core.cli.main import main
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.io.files import read_json, write_json
+from prts_core.io.msgpack import pack, unpack
 from prts_core.policy.observation import STATE
 from prts_core.policy.policy import load_policy, save_policy
 from prts_core.rollout import replay as replaying
@@ -118,11 +123,11 @@ def test_changed_data_and_changed_weights_are_measured_again(asked, policy, data
 def test_an_interrupted_replay_goes_on(asked, tmp_path, monkeypatch, capsys):
     measure, seen = replaying._episode, []
 
-    def interrupted(policy, dataset, episode, header):
+    def interrupted(policy, reader, episode, header):
         if len(seen) == 2:
             raise KeyboardInterrupt
         seen.append(episode)
-        return measure(policy, dataset, episode, header)
+        return measure(policy, reader, episode, header)
 
     monkeypatch.setattr(replaying, "_episode", interrupted)
     assert main(asked) == 130
@@ -143,6 +148,34 @@ def test_a_served_policy_gives_the_same_errors(asked, policy, tmp_path, capsys):
     assert there["header"]["policy"]["package_digest"] == "sha256:p"
     for ours, theirs in zip(here["dimensions"], there["dimensions"], strict=True):
         np.testing.assert_allclose(theirs["by_row"], ours["by_row"], rtol=1e-4)
+
+
+def test_a_server_that_does_not_say_who_it_is_is_asked_again(asked, policy, data, tmp_path, capsys):
+    """Of openpi's own servers nobody knows whether they still serve the same."""
+    loaded, seen = load_policy(policy), []
+
+    def serve_one(connection) -> None:
+        connection.send(pack({}))
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                seen.append(unpack(connection.recv()))
+                connection.send(pack({"actions": np.zeros((loaded.contract.chunk_length, 3), np.float32)}))
+
+    with serve(serve_one, "127.0.0.1", 0, compression=None) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        url = f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
+        words = ["replay", str(data.root), "--policy", url, *asked[4:], "--episode", "3"]
+        assert main(words) == 1 and "--contract" in capsys.readouterr().err
+        for _ in range(2):
+            before = len(seen)
+            assert main([*words, "--contract", "dataset"]) == 0
+            assert len(seen) - before > 2 and "found finished" not in capsys.readouterr().err
+        server.shutdown()
+        thread.join(60)
+    assert set(seen[-1]) == {"observation/state", "observation/top", "prompt"}
+    report = report_of(tmp_path)
+    assert "unverified" in report["header"]["policy"] and report["dimensions"][0]["mean"] > 0
 
 
 @pytest.mark.parametrize(

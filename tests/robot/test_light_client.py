@@ -29,7 +29,7 @@ PROJECT = tomllib.loads((FOLDER / "pyproject.toml").read_text())
 HEAVY = ("torch", "pydantic", "polars", "transformers", "prts_core", "yaml", "rich", "zmq", "rclpy")
 
 ASK = """
-import sys
+import sys, threading
 from pathlib import Path
 import numpy as np
 from prts_client.robot.action_queue import ActionQueue
@@ -39,11 +39,16 @@ policy = OpenpiPolicy(sys.argv[1])
 contract = policy.contract.contract
 seen = {"observation/state": np.zeros(len(contract.state), np.float32), "prompt": "open the faucet"}
 seen |= {camera.key: np.zeros((camera.height, camera.width, 3), np.uint8) for camera in contract.cameras}
-done = []
+done, stop = [], threading.Event()
+
+def act(action):
+    done.append(action)
+    if queue.cadence.looks >= 2 and len(done) >= policy.contract.chunk_length:
+        stop.set()
+
 with ActionQueue(policy, contract.control_hz) as queue:
-    print(queue.run(lambda: seen, done.append, steps=3 * policy.contract.chunk_length))
-assert np.isfinite(done).all() and np.shape(done) == (3 * policy.contract.chunk_length, len(contract.action))
-assert queue.cadence.looks >= 1
+    print(queue.run(lambda: seen, act, stop=stop))
+assert np.isfinite(done).all() and np.shape(done)[1] == len(contract.action)
 if len(sys.argv) > 2:
     from prts_client.robot.groot import GrootPolicy
     groot = GrootPolicy(sys.argv[2])
@@ -139,7 +144,7 @@ def test_an_empty_environment_installs_it_and_drives_a_real_server(tmp_path: Pat
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"{FOLDER}[groot]"]
     made = subprocess.run(install, env=environment, capture_output=True, text=True)
-    if made.returncode and re.search(r"No matching distribution|Connection|Temporary failure|timed out", made.stderr):
+    if made.returncode and re.search(r"ConnectionError|Temporary failure|timed out", made.stderr):
         pytest.skip("no package index here")
     assert made.returncode == 0, made.stderr[-2000:]
     listed = subprocess.run([python, "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True).stdout

@@ -95,7 +95,8 @@ def test_patience_ends_with_what_to_do(port: int):
 def test_a_server_that_hangs_runs_into_the_time_out():
     thinking = Held()
     with running(PolicyServer(thinking, ServerConfig(port=0))) as url:
-        policy = OpenpiPolicy(url, patience_s=0.2, timeout_s=0.3)
+        policy = OpenpiPolicy(url, patience_s=0.2)
+        policy.connection.client().timeout_s = 0.3
         with pytest.raises(ServerGone, match=r"stayed away.*does not answer.*within 0\.3 s"):
             policy.chunk(observation(), step=0, delay=None, reset=False)
         assert thinking.thinks.is_set() and policy.connection.lost >= 1
@@ -109,9 +110,10 @@ def test_a_hanging_server_ends_no_control_loop_before_its_patience():
     thinking.go_on.set()
     with (
         running(PolicyServer(thinking, ServerConfig(port=0))) as url,
-        ActionQueue(OpenpiPolicy(url, patience_s=0.2, timeout_s=0.5), 20.0, look_every=1) as queue,
+        ActionQueue(OpenpiPolicy(url, patience_s=0.2), 20.0, look_every=1) as queue,
     ):
         queue.start(observation())
+        queue.policy.connection.client().timeout_s = 0.5
         thinking.go_on.clear()
         with pytest.raises(ServerGone, match="stayed away"):
             until(lambda: False, queue)
@@ -161,13 +163,15 @@ def test_waiting_grows_up_to_a_limit(monkeypatch: pytest.MonkeyPatch):
 def test_groots_policy_gives_one_robots_actions_side_by_side_over_restarts():
     config = ServerConfig(protocols=(GROOT,), groot_port=0)
     with running(PolicyServer(FakePolicy(), config)) as address:
-        policy = GrootPolicy(address, timeout_s=0.5, patience_s=60)
+        policy = GrootPolicy(address, patience_s=60)
         assert policy.keys == ["x", "y"]
         for flat in (False, True):
             chunk = policy.chunk(groot_observation(flat=flat), step=0, delay=None, reset=not flat)
             assert chunk.shape == (4, 2) and chunk.dtype == np.float32
         with pytest.raises(ServeError, match=r"not those of one robot.*\(1, chunk, width\) under x, y"):
             policy.chunk(groot_observation(batch=2), step=0, delay=None, reset=False)
+        policy.chunk(groot_observation(), step=0, delay=None, reset=False)
+    policy.connection.client().timeout_s = 1.0
     again = replace(config, groot_port=int(address.rpartition(":")[2]))
     with running(PolicyServer(FakePolicy(), again)), ActionQueue(policy, 20.0) as queue:
         queue.start(groot_observation())

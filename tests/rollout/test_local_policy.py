@@ -141,7 +141,7 @@ def foreign(seen: list, reply=None, metadata=None, port: int = 0):
 def test_a_server_that_says_nothing_is_asked_once_its_contract_is_named():
     seen: list = []
     with foreign(seen) as url:
-        with pytest.raises(ServeError, match=r"does not say what its numbers mean.*--contract suite"):
+        with pytest.raises(ServeError, match=r"does not say what its numbers mean.*--contract, with a"):
             RemotePolicy(url)
         policy = open_policy(url, contract=CONTRACT)
         assert policy.contract.chunk_length == 6 and policy.contract.contract == CONTRACT
