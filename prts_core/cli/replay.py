@@ -74,7 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--batch", type=int, metavar="N", help="looks asked at once (default: 1; 8 on a GPU)")
     beside = parser.add_argument_group("beside a robot")
     beside.add_argument("--shadow", metavar="URL", help="the server that the robot is driven by, ws://host:port")
-    beside.add_argument("--host", default="127.0.0.1", help="where the robot's client connects (default: %(default)s)")
+    beside.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="to listen on; other than this machine's own needs a key there (%(default)s)",
+    )
     beside.add_argument("--port", type=int, default=8100, help="0 takes any free one (default: %(default)s)")
     beside.add_argument(
         "--camera",
@@ -83,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CLIENT_KEY=CAMERA",
         help="another name for a camera, as given to the live server; may be repeated",
     )
+    beside.add_argument("--live-key-env", metavar="NAME", help="variable with its key (default: as --api-key-env)")
     add_dtype_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: a folder below <outputs>/replay")
@@ -201,8 +206,7 @@ def opened(args: argparse.Namespace, contract: Contract | None = None) -> Policy
 def accompany(args: argparse.Namespace) -> int:
     from prts_core.cli.serve import _pairs
     from prts_core.io.files import write_json
-    from prts_core.robot.openpi import PolicyClient
-    from prts_core.serving.shadow import Shadow, proxy, require_comparable
+    from prts_core.serving.shadow import Shadow, live_metadata, proxy, require_comparable
 
     if not args.shadow.startswith(SERVERS):
         raise ConfigError(
@@ -217,8 +221,8 @@ def accompany(args: argparse.Namespace) -> int:
     args.batch = 1
     policy = opened(args)
     try:
-        with PolicyClient(args.shadow, api_key=os.environ.get(args.api_key_env) or None) as client:
-            live = client.metadata
+        key = os.environ.get(args.live_key_env or args.api_key_env) or None
+        live = live_metadata(args.shadow, key, args.host)
         require_comparable(live, policy.contract, args.shadow)
         with Shadow(policy, aliases) as shadow:
 

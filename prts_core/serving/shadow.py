@@ -30,10 +30,12 @@ from prts_core.contract import PolicyContract, require_equal
 from prts_core.io.errors import DataError, PrtsError, ServeError
 from prts_core.io.msgpack import LIMITS, Limits, unpack
 from prts_core.policy.observation import STATE
+from prts_core.robot.connection import ServerGone
+from prts_core.robot.openpi import PolicyClient
 from prts_core.rollout.action_errors import ActionErrors
 from prts_core.rollout.local_policy import PolicyUnderTest, ask_filled
 from prts_core.serving.observations import parse_request
-from prts_core.serving.service import cannot_listen
+from prts_core.serving.service import cannot_listen, is_loopback
 
 logger = logging.getLogger("prts.shadow")
 
@@ -245,6 +247,30 @@ def _fetched(live: str, request: Request) -> Response:
         status, kind, body = 502, "text/plain", f"The live server is not reached: {err}\n".encode()
     headers = Headers([("Content-Type", kind), ("Content-Length", str(len(body))), ("Connection", "close")])
     return Response(status, http.HTTPStatus(status).phrase, headers, body)
+
+
+def live_metadata(url: str, api_key: str | None, host: str) -> dict[str, Any]:
+    """What the live server says of itself. host: where the proxy will listen.
+
+    ServeError where the proxy would let in from the network whom the live server does not: everybody, if it has no key.
+    """
+    if not is_loopback(host):
+        try:
+            PolicyClient(url).close()
+        except ServerGone:
+            raise
+        except ServeError:
+            pass  # refused without a key, as it should be
+        else:
+            raise ServeError(
+                "A robot's server that asks for no API key is not passed on to the network",
+                field="--host",
+                found=host,
+                expected="127.0.0.1, or a live server with a key",
+                cure="serve the live policy with PRTS_API_KEY set, or let the proxy listen on 127.0.0.1",
+            )
+    with PolicyClient(url, api_key=api_key) as client:
+        return client.metadata
 
 
 def require_comparable(live: dict[str, Any], contract: PolicyContract, url: str) -> None:

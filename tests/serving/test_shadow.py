@@ -29,7 +29,7 @@ from prts_core.io.msgpack import pack
 from prts_core.robot.openpi import PolicyClient
 from prts_core.rollout.local_policy import LocalPolicy
 from prts_core.serving.server import PolicyServer, ServerConfig
-from prts_core.serving.shadow import Shadow, proxy, require_comparable
+from prts_core.serving.shadow import Shadow, live_metadata, proxy, require_comparable
 from tests.fixtures.running_server import running
 from tests.serving.fake_policy import CONTRACT, FakePolicy, Held, observation
 
@@ -209,6 +209,15 @@ def test_chunks_of_other_lengths_and_committed_rows_are_compared_where_both_spea
     assert shadow.errors.count.tolist() == [1, 2, 1, 1]
     with pytest.raises(ServeError, match="no actions of these dimensions"):
         shadow._compare(request, pack(live | {"actions": np.zeros((2, 3), np.float32)}))
+
+
+def test_a_server_without_a_key_is_not_passed_on_to_the_network():
+    with running(PolicyServer(FakePolicy(), ServerConfig(port=0, about={"model": "m"}))) as live:
+        with pytest.raises(ServeError, match=r"asks for no API key.*Found: 0\.0\.0\.0.*Cure: serve the live policy"):
+            live_metadata(live, None, "0.0.0.0")
+        assert live_metadata(live, None, "127.0.0.1")["model"] == "m"
+    with running(PolicyServer(FakePolicy(), ServerConfig(port=0, api_key="a-long-enough-key"))) as live:
+        assert "policy_contract" in live_metadata(live, "a-long-enough-key", "0.0.0.0")
 
 
 def test_policies_of_other_numbers_are_refused():
