@@ -92,11 +92,6 @@ class RemotePolicy:
             )
         return PolicyContract(contract.embodiment, contract, len(chunk), "QUANTILE", "unknown")
 
-    @property
-    def lost(self) -> int:
-        """Connections that ended before they were closed."""
-        return sum(connection.lost for connection in self.connections)
-
     def _connect(self) -> PolicyClient:
         """A connection, once it is known to be the same policy."""
         from prts_core.robot.openpi import PolicyClient
