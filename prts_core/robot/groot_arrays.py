@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from prts_core.io.errors import ServeError
-from prts_core.io.msgpack import KINDS, LIMITS, Limits, pack, read_array, require_kind, unpack
+from ..io.errors import ServeError
+from ..io.msgpack import KINDS, LIMITS, Limits, pack, read_array, require_kind, unpack
 
 NPY_MARK, NPY_DATA = "__ndarray_class__", "as_npy"
 ND, COMPLEX = b"nd", b"complex"
