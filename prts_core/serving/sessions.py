@@ -51,7 +51,7 @@ class Session:
         if alarm is None or step is None or value is None:
             return None
         if self.watch is None or prompt != self.watched:
-            self.watch, self.watched, self.watched_from = Watch(alarm), prompt, step
+            self.watch, self.watched, self.watched_from = Watch(alarm, prompt), prompt, step
         return self.watch.saw(step - self.watched_from, value)
 
     def told(self, step: int | None) -> None:

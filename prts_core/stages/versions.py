@@ -14,6 +14,6 @@ VERSIONS = {
     "subtask": 4,
     "rl": 2,
     "benchmark": 2,
-    "value": 3,
+    "value": 4,
     "package": 3,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +18,7 @@ from prts_core.serving.engine import Engine, Limits, Reply
 from prts_core.serving.observations import Observation
 from prts_core.serving.sessions import Session, Sessions
 from prts_core.serving.versions import Version, Versions
-from prts_core.value.alarm import Alarm
+from prts_core.value.alarm import Alarm, Course, Scores
 from tests.serving.fake_policy import CONTRACT, FakePolicy
 
 
@@ -239,7 +240,8 @@ def test_the_session_asked_for_longest_ago_makes_room_and_no_connection_does():
 
 def test_an_alarm_follows_the_value_of_one_task():
     """By control steps from the task's first look on; without them, or without an alarm, nothing is said of it."""
-    alarm = Alarm(tuple(float(step) for step in range(10)), (1.0,) * 10, failing=3.0, unsure=1.5, every=1)
+    course = Course(tuple(float(step) for step in range(10)), (1.0,) * 10, steps=4.0)
+    alarm = Alarm({"": course}, failing=Scores(math.inf, 0.9), unsure=Scores(math.inf, 0.45))
     policy = Values([0.0, 1.0, 0.2, 0.3, 0.3, 5.0, 5.0])
     session, engine = Session("robot", Version("1", policy, alarm=alarm)), Engine(Limits())
 
