@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from prts_core.cli import serve_operations
 from prts_core.cli.main import add_dtype_argument, add_outputs_argument
 from prts_core.io.errors import ServeError, require
 
@@ -142,6 +143,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=NAMES",
         help="put numbers under one key for groot's clients, such as state.arm=joint_1,joint_2; may be repeated",
     )
+    serve_operations.add_arguments(parser)
     add_dtype_argument(parser)
     add_outputs_argument(parser, "whose registry models:/ means")
     parser.add_argument("--verbose", action="store_true", help="log every client")
@@ -171,6 +173,7 @@ def main(args: argparse.Namespace) -> int:
         always_value=args.value,
         subtask_looks=args.subtask_looks,
         limits=replace(LIMITS, max_bytes=int(args.max_message_mb * 2**20)),
+        **serve_operations.settings(args),
         aliases=_pairs("--camera client_key=camera", args.camera, "observation/image=observation.images.top"),
         groot_keys={
             key: tuple(names.split(","))
@@ -218,10 +221,14 @@ def main(args: argparse.Namespace) -> int:
         key = f"API key from ${args.api_key_env}" if config.api_key else "no API key"
         key = f"API keys of {args.keys}" if args.keys else key
         for protocol, port in zip(config.protocols, ports, strict=True):
-            told = f"tcp://{host}:{port}  (GR00T's protocol over ZeroMQ; {key})"
+            curve = "" if config.curve is None else "; CURVE key " + config.curve.keys()[0].decode()
+            told = f"tcp://{host}:{port}  (GR00T's protocol over ZeroMQ; {key}{curve})"
             if protocol == OPENPI:
-                told = f"ws://{host}:{port}  ({key}; health: http://{host}:{port}/healthz)"
+                s = "" if config.tls is None else "s"
+                told = f"ws{s}://{host}:{port}  ({key}; health: http{s}://{host}:{port}/healthz)"
             console.print(f"serving on {told}", highlight=False, markup=False, soft_wrap=True)
+        if readable := serve_operations.open_to_readers(config):
+            console.print(readable, highlight=False, markup=False, soft_wrap=True)
 
     async def live() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()

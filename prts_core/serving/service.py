@@ -20,6 +20,8 @@ from prts_core import __version__
 from prts_core.io.errors import ServeError
 from prts_core.io.msgpack import LIMITS, Limits
 from prts_core.policy.observation import Answers
+from prts_core.serving.admission import Admission, Guards
+from prts_core.serving.encryption import Curve, Tls
 from prts_core.serving.engine import Engine, Reply
 from prts_core.serving.engine import Limits as EngineLimits
 from prts_core.serving.keys import Keys
@@ -44,7 +46,8 @@ class ServerConfig:
     samples of one request. max_waiting, subtask_looks, stuck_s: engine.Limits. budget_ms: a chunk's, by the package.
     drain_s: how long requests that are under way may take when the server is told to stop. aliases: further client key
     -> camera key. groot_keys: "state.NAME" or "action.NAME" -> dimensions that GR00T's clients hold under that key.
-    about: more metadata for clients.
+    about: more metadata for clients. guards: what clients may ask for. tls: of the websocket; curve: of ZeroMQ; without
+    them nothing is encrypted.
     """
 
     host: str = "127.0.0.1"
@@ -66,6 +69,9 @@ class ServerConfig:
     aliases: dict[str, str] = field(default_factory=dict)
     groot_keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
+    guards: Guards = field(default_factory=Guards)
+    tls: Tls | None = None
+    curve: Curve | None = None
 
     def __post_init__(self) -> None:
         if not is_loopback(self.host) and not self.api_key and self.key_file is None:
@@ -76,7 +82,21 @@ class ServerConfig:
                 expected="127.0.0.1, or an API key",
                 cure="export PRTS_API_KEY=$(openssl rand -hex 16) on server and client, or serve on 127.0.0.1",
             )
-        Keys(self.api_key, self.key_file)  # a wrong one is told before any weights are loaded
+        # What is wrong is told before any weights are loaded.
+        Keys(self.api_key, self.key_file)
+        for given, protocol, flag in ((self.tls, OPENPI, "--tls-cert"), (self.curve, GROOT, "--curve-key")):
+            if given is not None and protocol not in self.protocols:
+                raise ServeError(
+                    "This encrypts a protocol that is not served",
+                    field=flag,
+                    found=", ".join(self.protocols),
+                    expected=protocol,
+                    cure="--tls-cert and --tls-key are the websocket's, --curve-key is ZeroMQ's",
+                )
+        if self.tls is not None:
+            self.tls.context()
+        if self.curve is not None:
+            self.curve.keys()
         positive = {
             name: getattr(self, name)
             for name in ("max_clients", "max_batch", "max_waiting", "subtask_looks", "request_timeout_s", "stuck_s")
@@ -134,6 +154,7 @@ class PolicyService:
         )  # an alias that names no camera is told now, not to the first client
         self.keys = Keys(config.api_key, config.key_file)
         self.telemetry = Telemetry(None if config.budget_ms is None else config.budget_ms / 1e3)
+        self.admission = Admission(config.guards, self.telemetry)
         self.sessions = Sessions(max(MOST_SESSIONS, 4 * config.max_clients))
         limits = EngineLimits(
             config.max_batch, config.max_waiting, config.always_value, config.subtask_looks, config.stuck_s

@@ -40,6 +40,7 @@ class Telemetry:
         self._held = made(Counter, "prts_continued_chunks", "Chunks that went on from the one under way")
         self._drift = made(Gauge, "prts_input_drift", "How far states lie outside the training range, in widths of it")
         self._queue = made(Gauge, "prts_waiting", "Requests that wait")
+        self._queued = made(Gauge, "prts_queued_bytes", "Bytes of messages that are here and not answered")
         self._sessions = made(Gauge, "prts_sessions", "Sessions, by version", "version")
         self._serving = made(Gauge, "prts_serving", "1 for the version that new sessions get", "version")
         self._drifted = 0.0
@@ -64,6 +65,9 @@ class Telemetry:
 
     def waiting(self, count: int) -> None:
         self._queue.set(count)
+
+    def queued(self, count: int) -> None:
+        self._queued.set(count)
 
     def sessions(self, by_version: dict[str, int], serving: str) -> None:
         self._sessions.clear()  # versions that were let go

@@ -21,7 +21,7 @@ import zmq.asyncio
 
 from prts_core.io.errors import PrtsError, ServeError
 from prts_core.serving.engine import Reply
-from prts_core.serving.protocols.groot_arrays import decode, encode
+from prts_core.serving.protocols.groot_arrays import decode, encode, token_of
 from prts_core.serving.protocols.groot_modality import Modality
 from prts_core.serving.service import GROOT, PolicyService, cannot_listen, off_the_loop
 
@@ -70,15 +70,17 @@ class GrootServer:
         context = zmq.asyncio.Context()
         try:
             socket = context.socket(zmq.ROUTER)
-            port = await self._bind(socket)
-            serving = asyncio.create_task(self._serve(socket))
-            serving.add_done_callback(lambda task: stop.set())
-            try:
-                yield port
-            finally:
-                serving.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await serving
+            curve = self.config.curve
+            with contextlib.nullcontext() if curve is None else curve.guarding(context, socket):
+                port = await self._bind(socket)
+                serving = asyncio.create_task(self._serve(socket))
+                serving.add_done_callback(lambda task: stop.set())
+                try:
+                    yield port
+                finally:
+                    serving.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await serving
         finally:
             context.destroy(linger=LINGER_MS)
 
@@ -89,6 +91,10 @@ class GrootServer:
         # A part that is somewhat too large is read and answered with the limit; beyond, ZeroMQ drops the connection.
         # ZeroMQ has no bound for the number of parts: it holds a message of a peer that never says the last one.
         socket.setsockopt(zmq.MAXMSGSIZE, 2 * self.config.limits.max_bytes)
+        # A peer that is half-way through a message does not answer a heartbeat, and loses its connection.
+        silent_ms = int(self.config.guards.message_s * 1e3)
+        for option, value in ((zmq.HEARTBEAT_IVL, max(1, silent_ms // 2)), (zmq.HEARTBEAT_TIMEOUT, silent_ms)):
+            socket.setsockopt(option, value)
         for option, value in ((zmq.TCP_KEEPALIVE, 1), (zmq.TCP_KEEPALIVE_IDLE, 60), (zmq.TCP_KEEPALIVE_INTVL, 10)):
             socket.setsockopt(option, value)
         try:
@@ -125,8 +131,10 @@ class GrootServer:
         address, parts = frames[:start], frames[start + 1 :]
         last = False
         with self.service.answering():
+            client = f"{GROOT}@{b'/'.join(address).hex()}"
             try:
-                answer, last = await self._in_turn(tuple(address), parts)
+                with self.service.admission.message(client, sum(map(len, parts))):
+                    answer, last = await self._in_turn(tuple(address), parts, client)
             except PrtsError as err:
                 logger.info("refused %r: %s", address[0], err)
                 answer = encode({"error": str(err)[:MAX_ERROR]})
@@ -137,7 +145,7 @@ class GrootServer:
         if last:
             self._stop.set()
 
-    async def _in_turn(self, address: tuple[bytes, ...], parts: list[bytes]) -> tuple[bytes, bool]:
+    async def _in_turn(self, address: tuple[bytes, ...], parts: list[bytes], unnamed: str) -> tuple[bytes, bool]:
         client = self._clients.setdefault(address, _Client())
         if client.pending >= PENDING:
             raise ServeError(
@@ -149,7 +157,7 @@ class GrootServer:
         client.pending += 1
         try:
             async with client.turn:
-                return await self._reply(parts, f"{GROOT}@{b'/'.join(address).hex()}")
+                return await self._reply(parts, unnamed)
         finally:
             client.pending -= 1
             if not client.pending:
@@ -159,12 +167,12 @@ class GrootServer:
         """The answer, and whether it is the last one of this server. Raises PrtsError."""
         if len(parts) != 1:
             raise ServeError("A request is one part", found=f"{len(parts)} parts", expected="one MessagePack map")
+        if self.service.keys and not self.service.keys.admits(await off_the_loop(token_of, parts[0])):
+            self.service.telemetry.refused("key")
+            raise ServeError("Unauthorized: Invalid API token", cure="send the server's key as `api_token`")
         request, dialect = await off_the_loop(decode, parts[0], self._limits)
         if not isinstance(request, dict):
             raise ServeError("A request is a mapping", found=type(request).__name__, expected="endpoint, data")
-        token = request.get("api_token")
-        if not self.service.keys.admits(token.encode("utf-8", "replace") if isinstance(token, str) else b""):
-            raise ServeError("Unauthorized: Invalid API token", cure="send the server's key as `api_token`")
         endpoint = request.get("endpoint", "get_action")
         if not isinstance(endpoint, str) or endpoint not in self._endpoints:
             raise ServeError(f"Unknown endpoint: {endpoint!s:.40}", expected=", ".join(self._endpoints))

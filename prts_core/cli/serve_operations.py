@@ -1,0 +1,89 @@
+"""`prts serve`'s arguments for operators: encryption, limits."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prts_core.io.errors import ServeError
+
+if TYPE_CHECKING:
+    from prts_core.serving.service import ServerConfig
+
+MIB = 2**20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    secret = parser.add_argument_group("encryption", "Without these nothing is encrypted, keys included.")
+    secret.add_argument(
+        "--tls-cert", type=Path, metavar="PEM", help="certificate: the websocket becomes wss, and https"
+    )
+    secret.add_argument("--tls-key", type=Path, metavar="PEM", help="its private key")
+    secret.add_argument(
+        "--curve-key",
+        type=Path,
+        metavar="FILE",
+        help="ZeroMQ's CURVE: the server's *.key_secret of zmq.auth.create_certificates. GR00T's own clients do not "
+        "speak it; ours does, and others behind a tunnel may",
+    )
+    secret.add_argument(
+        "--curve-clients",
+        type=Path,
+        metavar="FOLDER",
+        help="clients' public keys (*.key): nobody else gets past ZeroMQ's handshake (default: who knows the server's)",
+    )
+    bounds = parser.add_argument_group("limits", "A client is a connection, of ZeroMQ a socket.")
+    bounds.add_argument(
+        "--max-rate", type=float, default=0.0, metavar="N", help="requests a second of one client (default: any)"
+    )
+    bounds.add_argument(
+        "--max-queued-mb",
+        type=float,
+        default=512.0,
+        metavar="MB",
+        help="of messages that are here, over all clients (default: %(default)s)",
+    )
+    bounds.add_argument(
+        "--idle-timeout",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="close a websocket on which nothing came for so long (default: never)",
+    )
+    bounds.add_argument(
+        "--message-timeout",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="a message that has begun must be whole within so long (default: %(default)s)",
+    )
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What the arguments say, as fields of ServerConfig. ServeError for those that do not go together."""
+    from prts_core.serving.admission import Guards
+    from prts_core.serving.encryption import Curve, Tls
+
+    if (args.tls_cert is None) != (args.tls_key is None):
+        raise ServeError("TLS needs a certificate and its key", field="--tls-cert, --tls-key", expected="both, or none")
+    if args.curve_clients is not None and args.curve_key is None:
+        raise ServeError("CURVE needs the server's own key", field="--curve-key", expected="a *.key_secret file")
+    return {
+        "tls": None if args.tls_cert is None else Tls(args.tls_cert, args.tls_key),
+        "curve": None if args.curve_key is None else Curve(args.curve_key, args.curve_clients),
+        "guards": Guards(args.max_rate, int(args.max_queued_mb * MIB), args.idle_timeout, args.message_timeout),
+    }
+
+
+def open_to_readers(config: ServerConfig) -> str | None:
+    """One line on what others on the network can read; none where there is nothing to say."""
+    from prts_core.serving.service import GROOT, OPENPI, is_loopback
+
+    plain = {OPENPI: ("the websocket", config.tls), GROOT: ("ZeroMQ", config.curve)}
+    named = [plain[protocol][0] for protocol in config.protocols if plain[protocol][1] is None]
+    if is_loopback(config.host) or not named:
+        return None
+    return (
+        f"not encrypted: {' and '.join(named)}; who is on the way reads pictures and API keys (--tls-cert, --curve-key)"
+    )
