@@ -26,7 +26,9 @@ from prts_core.serving.engine import Engine, Reply
 from prts_core.serving.engine import Limits as EngineLimits
 from prts_core.serving.keys import Keys
 from prts_core.serving.observations import Observation, camera_names
-from prts_core.serving.sessions import Sessions
+from prts_core.serving.onlookers import Onlooker
+from prts_core.serving.recorder import Recorder, RecordSettings
+from prts_core.serving.sessions import Session, Sessions
 from prts_core.serving.telemetry import Telemetry
 from prts_core.serving.versions import Version, Versions
 
@@ -47,7 +49,7 @@ class ServerConfig:
     drain_s: how long requests that are under way may take when the server is told to stop. aliases: further client key
     -> camera key. groot_keys: "state.NAME" or "action.NAME" -> dimensions that GR00T's clients hold under that key.
     about: more metadata for clients. guards: what clients may ask for. tls: of the websocket; curve: of ZeroMQ; without
-    them nothing is encrypted.
+    them nothing is encrypted. record: what was served is kept there as episodes.
     """
 
     host: str = "127.0.0.1"
@@ -72,6 +74,7 @@ class ServerConfig:
     guards: Guards = field(default_factory=Guards)
     tls: Tls | None = None
     curve: Curve | None = None
+    record: RecordSettings | None = None
 
     def __post_init__(self) -> None:
         if not is_loopback(self.host) and not self.api_key and self.key_file is None:
@@ -155,7 +158,10 @@ class PolicyService:
         self.keys = Keys(config.api_key, config.key_file)
         self.telemetry = Telemetry(None if config.budget_ms is None else config.budget_ms / 1e3)
         self.admission = Admission(config.guards, self.telemetry)
-        self.sessions = Sessions(max(MOST_SESSIONS, 4 * config.max_clients))
+        self.onlookers: list[Onlooker] = []
+        if config.record is not None:
+            self.onlookers.append(Recorder(config.record, self.contract, self.telemetry))
+        self.sessions = Sessions(max(MOST_SESSIONS, 4 * config.max_clients), self._ended)
         limits = EngineLimits(
             config.max_batch, config.max_waiting, config.always_value, config.subtask_looks, config.stuck_s
         )
@@ -173,6 +179,12 @@ class PolicyService:
             with contextlib.suppress(asyncio.CancelledError):
                 await worker
             self.engine.close()
+            for onlooker in self.onlookers:
+                await asyncio.to_thread(onlooker.close)
+
+    def _ended(self, session: Session) -> None:
+        for onlooker in self.onlookers:
+            onlooker.ended(session)
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[None]:
@@ -203,7 +215,7 @@ class PolicyService:
         own.told(observation.step)
         own.left(observation.step, observation.delay, self.contract.chunk_length)  # refused before anybody waits for it
         try:
-            return await asyncio.wait_for(self.engine.ask(observation, own), self.config.request_timeout_s)
+            reply = await asyncio.wait_for(self.engine.ask(observation, own), self.config.request_timeout_s)
         except TimeoutError as err:
             self.telemetry.refused("timeout")
             raise ServeError(
@@ -211,6 +223,9 @@ class PolicyService:
                 expected=f"an answer within {self.config.request_timeout_s:g} s",
                 cure="serve with a faster device, fewer clients or a larger --request-timeout",
             ) from err
+        for onlooker in self.onlookers:
+            onlooker.looked(own, observation, reply)
+        return reply
 
     @property
     def unwell(self) -> str | None:

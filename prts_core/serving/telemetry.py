@@ -41,6 +41,7 @@ class Telemetry:
         self._drift = made(Gauge, "prts_input_drift", "How far states lie outside the training range, in widths of it")
         self._queue = made(Gauge, "prts_waiting", "Requests that wait")
         self._queued = made(Gauge, "prts_queued_bytes", "Bytes of messages that are here and not answered")
+        self._recorded = made(Counter, "prts_recorded", "What was recorded: episodes, looks; looks dropped", "what")
         self._sessions = made(Gauge, "prts_sessions", "Sessions, by version", "version")
         self._serving = made(Gauge, "prts_serving", "1 for the version that new sessions get", "version")
         self._drifted = 0.0
@@ -68,6 +69,9 @@ class Telemetry:
 
     def queued(self, count: int) -> None:
         self._queued.set(count)
+
+    def recorded(self, what: str) -> None:
+        self._recorded.labels(what).inc()
 
     def sessions(self, by_version: dict[str, int], serving: str) -> None:
         self._sessions.clear()  # versions that were let go
