@@ -1,4 +1,4 @@
-"""`prts serve`'s arguments for operators: encryption, limits."""
+"""`prts serve`'s arguments for operators: encryption, recording, limits."""
 
 from __future__ import annotations
 
@@ -33,6 +33,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="clients' public keys (*.key): nobody else gets past ZeroMQ's handshake (default: who knows the server's)",
     )
+    kept = parser.add_argument_group("recording")
+    kept.add_argument(
+        "--record",
+        type=Path,
+        metavar="FOLDER",
+        help="keep every session as an episode of a LeRobot v2.1 dataset: FOLDER/steps where the client counts its "
+        "control steps, else FOLDER/looks_<rate>hz (needs the extra data)",
+    )
+    kept.add_argument(
+        "--record-max-gb",
+        type=float,
+        default=20.0,
+        metavar="GB",
+        help="recording stops there, with a warning; what is there stays (default: %(default)s)",
+    )
     bounds = parser.add_argument_group("limits", "A client is a connection, of ZeroMQ a socket.")
     bounds.add_argument(
         "--max-rate", type=float, default=0.0, metavar="N", help="requests a second of one client (default: any)"
@@ -64,12 +79,15 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     """What the arguments say, as fields of ServerConfig. ServeError for those that do not go together."""
     from prts_core.serving.admission import Guards
     from prts_core.serving.encryption import Curve, Tls
+    from prts_core.serving.recorder import RecordSettings
 
     if (args.tls_cert is None) != (args.tls_key is None):
         raise ServeError("TLS needs a certificate and its key", field="--tls-cert, --tls-key", expected="both, or none")
     if args.curve_clients is not None and args.curve_key is None:
         raise ServeError("CURVE needs the server's own key", field="--curve-key", expected="a *.key_secret file")
+    record = None if args.record is None else RecordSettings(args.record, int(args.record_max_gb * 1e9))
     return {
+        "record": record,
         "tls": None if args.tls_cert is None else Tls(args.tls_cert, args.tls_key),
         "curve": None if args.curve_key is None else Curve(args.curve_key, args.curve_clients),
         "guards": Guards(args.max_rate, int(args.max_queued_mb * MIB), args.idle_timeout, args.message_timeout),

@@ -131,9 +131,8 @@ class OpenEpisode:
     def rate(self) -> int:
         """Looks a second, rounded: what one row's time is, where a row is a look."""
         between = np.diff([look.at for look in self._looks])
-        return (
-            int(np.clip(round(1 / max(float(np.median(between)), 1 / MOST_RATE)), 1, MOST_RATE)) if len(between) else 1
-        )
+        seconds = float(np.median(between)) if len(between) else 1.0
+        return int(np.clip(round(1 / max(seconds, 1 / MOST_RATE)), 1, MOST_RATE))
 
     def _since(self, look: Look) -> int:
         """Rows that the last chunk gives until this look."""
@@ -149,5 +148,5 @@ class OpenEpisode:
         self.last = without_pictures(look)
         self._looks.append(self.last)
         for key, file in self._files.items():
-            file.write(np.ascontiguousarray(look.observation.images[key]))
+            file.write(look.observation.images[key].tobytes())
             self.size += look.observation.images[key].nbytes

@@ -223,8 +223,9 @@ class PolicyService:
                 expected=f"an answer within {self.config.request_timeout_s:g} s",
                 cure="serve with a faster device, fewer clients or a larger --request-timeout",
             ) from err
-        for onlooker in self.onlookers:
-            onlooker.looked(own, observation, reply)
+        if self.sessions.open.get(session) is own:  # else it has ended meanwhile
+            for onlooker in self.onlookers:
+                onlooker.looked(own, observation, reply)
         return reply
 
     @property
