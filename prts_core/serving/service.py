@@ -31,6 +31,7 @@ from prts_core.serving.recorder import Recorder, RecordSettings
 from prts_core.serving.sessions import Session, Sessions
 from prts_core.serving.telemetry import Telemetry
 from prts_core.serving.versions import Version, Versions
+from prts_core.serving.watch import Watch
 
 OPENPI, GROOT = "openpi", "groot"
 T = TypeVar("T")
@@ -158,9 +159,9 @@ class PolicyService:
         self.keys = Keys(config.api_key, config.key_file)
         self.telemetry = Telemetry(None if config.budget_ms is None else config.budget_ms / 1e3)
         self.admission = Admission(config.guards, self.telemetry)
-        self.onlookers: list[Onlooker] = []
-        if config.record is not None:
-            self.onlookers.append(Recorder(config.record, self.contract, self.telemetry))
+        self.watch = Watch(self)
+        self.recorder = None if config.record is None else Recorder(config.record, self.contract, self.telemetry)
+        self.onlookers: list[Onlooker] = [one for one in (self.watch, self.recorder) if one is not None]
         self.sessions = Sessions(max(MOST_SESSIONS, 4 * config.max_clients), self._ended)
         limits = EngineLimits(
             config.max_batch, config.max_waiting, config.always_value, config.subtask_looks, config.stuck_s
@@ -194,6 +195,17 @@ class PolicyService:
             yield
         finally:
             self.under_way -= 1
+
+    def took(self, phase: str, seconds: float) -> None:
+        """A phase of an answer that the engine does not see: decode, encode, all."""
+        self.watch.took(phase, seconds)
+        if phase != "all":  # the engine's own, from asking to answering
+            self.telemetry.took(phase, seconds)
+
+    @property
+    def recording(self) -> str | None:
+        """Whether sessions are recorded, in a word or two; none where nobody asked for it."""
+        return None if self.recorder is None else self.recorder.stopped or "on"
 
     async def drain(self) -> None:
         """Let nobody new in, and return once what is under way has been answered, or after config.drain_s."""

@@ -31,9 +31,7 @@ class Telemetry:
 
         self._requests = made(Counter, "prts_requests", "Requests that were answered, by version", "version")
         self._refused = made(Counter, "prts_refused", "Requests that were not answered, by why", "why")
-        self._seconds = made(
-            Histogram, "prts_seconds", "Seconds of an answer, by phase: queue, policy, all", "phase", buckets=SECONDS
-        )
+        self._seconds = made(Histogram, "prts_seconds", "Seconds of an answer, by phase", "phase", buckets=SECONDS)
         self._batch = made(Histogram, "prts_batch", "Requests that were answered together", buckets=BATCHES)
         self._over = made(Counter, "prts_budget_violations", "Answers that took longer than the package's budget")
         self._value = made(Histogram, "prts_value_nats", "Goal reachability", "version", buckets=NATS)
@@ -60,6 +58,9 @@ class Telemetry:
         # A running mean over about a hundred looks.
         self._drifted += 0.01 * (reply.drift - self._drifted)
         self._drift.set(self._drifted)
+
+    def took(self, phase: str, seconds: float) -> None:
+        self._seconds.labels(phase).observe(seconds)
 
     def refused(self, why: str) -> None:
         self._refused.labels(why).inc()

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import socket as addresses
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -129,14 +130,14 @@ class GrootServer:
             return
         start = frames.index(b"", 1)
         address, parts = frames[:start], frames[start + 1 :]
-        last = False
+        client, last = f"{GROOT}@{b'/'.join(address).hex()}", False
         with self.service.answering():
-            client = f"{GROOT}@{b'/'.join(address).hex()}"
             try:
                 with self.service.admission.message(client, sum(map(len, parts))):
                     answer, last = await self._in_turn(tuple(address), parts, client)
             except PrtsError as err:
                 logger.info("refused %r: %s", address[0], err)
+                self.service.watch.failed(client, str(err))
                 answer = encode({"error": str(err)[:MAX_ERROR]})
             except Exception:
                 logger.exception("a message of %d parts could not be answered", len(parts))
@@ -170,7 +171,9 @@ class GrootServer:
         if self.service.keys and not self.service.keys.admits(await off_the_loop(token_of, parts[0])):
             self.service.telemetry.refused("key")
             raise ServeError("Unauthorized: Invalid API token", cure="send the server's key as `api_token`")
+        started = time.monotonic()
         request, dialect = await off_the_loop(decode, parts[0], self._limits)
+        decoded = time.monotonic()
         if not isinstance(request, dict):
             raise ServeError("A request is a mapping", found=type(request).__name__, expected="endpoint, data")
         endpoint = request.get("endpoint", "get_action")
@@ -185,7 +188,14 @@ class GrootServer:
                 found=", ".join(map(str, data))[:200] if isinstance(data, dict) else type(data).__name__,
                 expected="a map of " + ", ".join(taken or ()),
             )
-        return encode(await handler(data, unnamed), dialect), endpoint == "kill"
+        found = await handler(data, unnamed)
+        answered = time.monotonic()
+        packed = encode(found, dialect)
+        if endpoint == "get_action":
+            now = time.monotonic()
+            for phase, spent in (("decode", decoded - started), ("encode", now - answered), ("all", now - started)):
+                self.service.took(phase, spent)
+        return packed, endpoint == "kill"
 
     # ---- endpoints ------------------------------------------------------------------------------------------------
     async def _ping(self, data: dict[str, Any], unnamed: str) -> dict[str, str]:

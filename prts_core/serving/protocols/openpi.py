@@ -1,8 +1,7 @@
 """Serve a policy by openpi's websocket protocol: metadata at the handshake, one MessagePack answer for each request.
 
-GET /healthz says "OK" (503 where the policy hangs), /readyz whether new clients may come, /metrics what Prometheus
-wants, with the key where there is one. A connection is a session. A fault is one paragraph in a text frame, then close
-code 1011; a client's traceback or ours is never sent.
+GET / is a page for a person; what else is told without a websocket is in prts_core/serving/web.py. A connection is a
+session. A fault is one paragraph in a text frame, then close code 1011; a client's traceback or ours is never sent.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from prts_core.io.errors import ContractError, PrtsError, ServeError
 from prts_core.io.msgpack import pack, unpack
 from prts_core.serving.observations import check_contract, parse_request, wanted
 from prts_core.serving.service import OPENPI, PolicyService, cannot_listen, off_the_loop
-from prts_core.serving.telemetry import CONTENT_TYPE
+from prts_core.serving.web import Web
 
 logger = logging.getLogger("prts.serve")
 
@@ -40,6 +39,7 @@ class OpenpiServer:
 
     def __init__(self, service: PolicyService) -> None:
         self.service, self.config, self.contract = service, service.config, service.contract
+        self.web = Web(service)
 
     @contextlib.asynccontextmanager
     async def listening(self, stop: asyncio.Event) -> AsyncIterator[int]:
@@ -65,23 +65,18 @@ class OpenpiServer:
             yield next(iter(server.sockets)).getsockname()[1]
 
     # ---- the handshake --------------------------------------------------------------------------------------------
-    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
-        """Answer health checks; refuse wrong keys, wrong contracts and one client too many, before any message."""
+    async def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Answer what is no websocket; refuse wrong keys, wrong contracts and one client too many, before any
+        message."""
+        if (page := await self.web.answer(connection, request, _key(request))) is not None:
+            return page
         parts = urlsplit(request.path)
-        if parts.path in ("/healthz", "/readyz"):
-            wrong = self.service.unwell if parts.path == "/healthz" else self.service.unready
-            status = http.HTTPStatus.SERVICE_UNAVAILABLE if wrong else http.HTTPStatus.OK
-            return connection.respond(status, f"{wrong or 'OK'}\n")
         if not self.service.keys.admits(_key(request)):
             self.service.telemetry.refused("key")
             return connection.respond(
                 http.HTTPStatus.UNAUTHORIZED,
                 "The API key is missing or wrong. Send 'Authorization: Api-Key <key>'.\n",
             )
-        if parts.path == "/metrics":
-            response = connection.respond(http.HTTPStatus.OK, self.service.metrics().decode())
-            response.headers["Content-Type"] = CONTENT_TYPE
-            return response
         asked = request.headers.get_all(FINGERPRINT_HEADER) or parse_qs(parts.query).get(FINGERPRINT_QUERY, [])
         for fingerprint in asked:
             try:
@@ -122,6 +117,7 @@ class OpenpiServer:
                         reply = await self._reply(message, connection.request, session, previous_ms)
                 except PrtsError as err:
                     logger.info("refused %s: %s", connection.remote_address, err)
+                    self.service.watch.failed(f"{OPENPI}@{_shown(connection)}", str(err))
                     await connection.send(str(err))
                     what = "contract" if isinstance(err, ContractError) else "request"
                     await connection.close(INTERNAL_ERROR, f"{what} refused; the text frame says why")
@@ -152,6 +148,7 @@ class OpenpiServer:
     async def _let_go(self, connection: _Connection, why: str, told: str) -> None:
         self.service.telemetry.refused(why)
         logger.info("let go of %s: %s", connection.remote_address, told)
+        self.service.watch.failed(f"{OPENPI}@{_shown(connection)}", told)
         await connection.close(TRY_AGAIN_LATER, told)
 
     async def _reply(
@@ -165,6 +162,7 @@ class OpenpiServer:
             raise ServeError("The API key is not valid any more", cure="connect again with one that is")
         raw = await off_the_loop(unpack, message, self.config.limits)
         observation = parse_request(raw, self.contract, self.config.aliases)
+        self.service.took("decode", time.monotonic() - started)
         answer = await self.service.ask(observation, session)
         timing = {"infer_ms": (time.monotonic() - started) * 1e3, "queue_ms": answer.queue_ms}
         if previous_ms is not None:
@@ -181,7 +179,11 @@ class OpenpiServer:
             "held": answer.held or None,
             "version": answer.version,
         }
-        return pack(reply | {name: one for name, one in told.items() if one is not None})
+        answered = time.monotonic()
+        packed = pack(reply | {name: one for name, one in told.items() if one is not None})
+        self.service.took("encode", time.monotonic() - answered)
+        self.service.took("all", time.monotonic() - started)
+        return packed
 
 
 class _Connection(ServerConnection):
@@ -202,6 +204,12 @@ class _Connection(ServerConnection):
         if isinstance(event, Frame) and event.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
             self._fragments = not event.fin
         super().process_event(event)
+
+
+def _shown(connection: ServerConnection) -> str:
+    """Where a client is, as an operator would write it."""
+    host, port = connection.remote_address[:2]
+    return f"{host}:{port}"
 
 
 def _key(request: Request) -> bytes:
