@@ -35,10 +35,11 @@ PHASES = ("decode", "queue", "policy", "encode", "all")
 
 @dataclass
 class _Seen:
-    """One session. executed: rows that the robot has executed, as far as anybody knows; counted: its client says so by
-    counting its steps, else it is the first row of each chunk."""
+    """One session. who: its client, where that says more than the name. executed: rows that the robot has executed
+    where its client counts its steps; else the first row of each chunk."""
 
     name: str
+    who: str
     version: str
     began: float
     heard: float = 0.0
@@ -61,11 +62,16 @@ class Watch:
         self.service, self.began = service, time.time()
         self._seen: OrderedDict[int, _Seen] = OrderedDict()
         self._times: dict[str, deque[float]] = {phase: deque(maxlen=MOST_TIMES) for phase in PHASES}
+        self._who: dict[str, str] = {}
         self._errors: deque[dict[str, Any]] = deque(maxlen=MOST_ERRORS)
 
+    def met(self, session: str, who: str) -> None:
+        """Which client the session of that name is of; forgotten when it ends."""
+        self._who[session] = who
+
     def looked(self, session: Session, observation: Observation, reply: Reply) -> None:
-        now = time.time()
-        seen = self._seen.setdefault(id(session), _Seen(session.name, reply.version, now))
+        now, who = time.time(), self._who.get(session.name, "")
+        seen = self._seen.setdefault(id(session), _Seen(session.name, who, reply.version, now))
         self._seen.move_to_end(id(session))
         if len(self._seen) > MOST_SHOWN:
             self._seen.popitem(last=False)
@@ -84,6 +90,8 @@ class Watch:
 
     def ended(self, session: Session) -> None:
         self._seen.pop(id(session), None)
+        if session.name not in self.service.sessions.open:  # else it has another task
+            self._who.pop(session.name, None)
 
     def close(self) -> None:
         pass

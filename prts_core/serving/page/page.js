@@ -87,9 +87,9 @@ function show(session, state) {
   const silent = state.now - session.heard > SILENT_S;
   parts.root.classList.toggle("alarm", session.alarm === true);
   parts.root.classList.toggle("silent", silent);
-  parts.name.textContent = shortened(session.name);
+  parts.name.textContent = session.who || shortened(session.name);
   parts.name.title = session.name;
-  const said = silent ? `silent for ${lasted(state.now - session.heard)}` : `${session.looks} looks`;
+  const said = silent ? `silent for ${lasted(state.now - session.heard)}` : session.looks === 1 ? "1 look" : `${session.looks} looks`;
   parts.state.textContent = (session.alarm === true ? "alarm · " : "") + `version ${session.version || "–"} · ${said}`;
   parts.words.replaceChildren(session.prompt, ...(session.subtask ? [made("i", "", ` · ${session.subtask}`)] : []));
   parts.words.title = session.prompt;
@@ -108,7 +108,9 @@ function show(session, state) {
     parts.value.replaceChildren(label(`value ${last}`, range), box);
   } else parts.value.replaceChildren();
   if (session.chunk.length && session.chunk[0].length) {
-    const how = session.step === null ? "first rows of chunks" : `executed, at step ${session.step}`;
+    const past = session.executed.length;
+    const step = session.step === null ? "" : `, at step ${session.step}`;
+    const how = !past ? `asked first${step}` : session.step === null ? "first rows of chunks" : `executed${step}`;
     const held = session.held ? `, ${session.held} held` : "";
     parts.chunk.replaceChildren(label(how, `last chunk, ${session.chunk.length} rows${held}`), chunkChart(session));
     if (!parts.legend.childElementCount) {
@@ -151,7 +153,7 @@ function draw(state) {
     [`${state.clients} of ${state.max_clients}`, "clients"],
     [state.open_sessions, "sessions"],
     [state.under_way, "requests under way"],
-    [`${(state.queued_bytes / 2 ** 20).toFixed(1)} MiB`, "wait"],
+    [`${(state.queued_bytes / 2 ** 20).toFixed(1)} MiB`, "of requests"],
     [all ? ms(all.p50_ms) : "–", "median answer"],
     [lasted(state.now - state.began), "up"],
   ];

@@ -22,6 +22,7 @@ from websockets.http11 import Request, Response
 
 from prts_core.io.errors import ContractError, PrtsError, ServeError
 from prts_core.io.msgpack import pack, unpack
+from prts_core.serving.keys import ONLY
 from prts_core.serving.observations import check_contract, parse_request, wanted
 from prts_core.serving.service import OPENPI, PolicyService, cannot_listen, off_the_loop
 from prts_core.serving.web import Web
@@ -106,6 +107,8 @@ class OpenpiServer:
     async def _converse(self, connection: _Connection) -> None:
         session = connection.id.hex
         served = self.service.sessions.get(session, self.service.versions.of(session), connected=True).version
+        named = self.service.keys.name_of(_key(connection.request)) if connection.request else None
+        self.service.watch.met(session, " ".join(filter(None, (named if named != ONLY else "", _shown(connection)))))
         keys = {"keys": wanted(self.contract)}
         await connection.send(pack(self.service.metadata(OPENPI, PROTOCOL_VERSION, served) | keys))
         previous_ms: float | None = None
