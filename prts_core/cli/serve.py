@@ -155,11 +155,12 @@ def main(args: argparse.Namespace) -> int:
     from prts_core.io.msgpack import LIMITS
     from prts_core.serving.engine import warm_up
     from prts_core.serving.follow import follow
+    from prts_core.serving.logs import handler
     from prts_core.serving.server import PolicyServer
     from prts_core.serving.service import OPENPI, ServerConfig
     from prts_core.serving.versions import Version
 
-    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(name)s: %(message)s")
+    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, handlers=[handler(args.log_json)])
     logging.getLogger("websockets.server").setLevel(logging.WARNING)
     console = Console(width=None if sys.stdout.isatty() else 140)
     config = ServerConfig(  # before any weights are loaded: a wrong setting is told at once

@@ -1,8 +1,9 @@
-"""`prts serve`'s arguments for operators: encryption, recording, limits."""
+"""`prts serve`'s arguments for operators: encryption, recording, traces and logs, files for a deployment, limits."""
 
 from __future__ import annotations
 
 import argparse
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,19 @@ if TYPE_CHECKING:
     from prts_core.serving.service import ServerConfig
 
 MIB = 2**20
+
+
+class Print(argparse.Action):
+    """Print a file that comes with the package, as --version prints, whatever else is asked for."""
+
+    def __init__(self, option_strings: list[str], dest: str, file: str, help: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=help)
+        self.file = file
+
+    def __call__(self, parser: argparse.ArgumentParser, *asked: Any) -> None:
+        text = files("prts_core.serving").joinpath("deploy", self.file).read_text(encoding="utf-8")
+        print(text, end="")
+        parser.exit()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +62,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="GB",
         help="recording stops there, with a warning; what is there stays (default: %(default)s)",
     )
+    seen = parser.add_argument_group("observation")
+    seen.add_argument(
+        "--otel",
+        action="store_true",
+        help="send traces to an OpenTelemetry collector over HTTP, as OTEL_EXPORTER_OTLP_ENDPOINT says (extra otel)",
+    )
+    seen.add_argument("--log-json", action="store_true", help="the log as JSON, a line an event")
+    deploy = parser.add_argument_group("deployment")
+    deploy.add_argument("--print-unit", action=Print, file="prts-serve.service", help="print a unit for systemd")
+    deploy.add_argument("--print-containerfile", action=Print, file="Containerfile", help="print a Containerfile")
     bounds = parser.add_argument_group("limits", "A client is a connection, of ZeroMQ a socket.")
     bounds.add_argument(
         "--max-rate", type=float, default=0.0, metavar="N", help="requests a second of one client (default: any)"
@@ -80,6 +104,7 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     from prts_core.serving.admission import Guards
     from prts_core.serving.encryption import Curve, Tls
     from prts_core.serving.recorder import RecordSettings
+    from prts_core.serving.tracing import Tracing
 
     if (args.tls_cert is None) != (args.tls_key is None):
         raise ServeError("TLS needs a certificate and its key", field="--tls-cert, --tls-key", expected="both, or none")
@@ -88,6 +113,7 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     record = None if args.record is None else RecordSettings(args.record, int(args.record_max_gb * 1e9))
     return {
         "record": record,
+        "tracing": Tracing.to_collector() if args.otel else None,
         "tls": None if args.tls_cert is None else Tls(args.tls_cert, args.tls_key),
         "curve": None if args.curve_key is None else Curve(args.curve_key, args.curve_clients),
         "guards": Guards(args.max_rate, int(args.max_queued_mb * MIB), args.idle_timeout, args.message_timeout),

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from prts_core import __version__
-from prts_core.io.errors import ServeError
+from prts_core.io.errors import PrtsError, ServeError
 from prts_core.io.msgpack import LIMITS, Limits
 from prts_core.policy.observation import Answers
 from prts_core.serving.admission import Admission, Guards
@@ -30,6 +30,8 @@ from prts_core.serving.onlookers import Onlooker
 from prts_core.serving.recorder import Recorder, RecordSettings
 from prts_core.serving.sessions import Session, Sessions
 from prts_core.serving.telemetry import Telemetry
+from prts_core.serving.timeline import Timeline
+from prts_core.serving.tracing import Tracing
 from prts_core.serving.versions import Version, Versions
 from prts_core.serving.watch import Watch
 
@@ -50,7 +52,8 @@ class ServerConfig:
     drain_s: how long requests that are under way may take when the server is told to stop. aliases: further client key
     -> camera key. groot_keys: "state.NAME" or "action.NAME" -> dimensions that GR00T's clients hold under that key.
     about: more metadata for clients. guards: what clients may ask for. tls: of the websocket; curve: of ZeroMQ; without
-    them nothing is encrypted. record: what was served is kept there as episodes.
+    them nothing is encrypted. record: what was served is kept there as episodes. tracing: who is told of
+    every request.
     """
 
     host: str = "127.0.0.1"
@@ -76,6 +79,7 @@ class ServerConfig:
     tls: Tls | None = None
     curve: Curve | None = None
     record: RecordSettings | None = None
+    tracing: Tracing | None = None
 
     def __post_init__(self) -> None:
         if not is_loopback(self.host) and not self.api_key and self.key_file is None:
@@ -182,6 +186,8 @@ class PolicyService:
             self.engine.close()
             for onlooker in self.onlookers:
                 await asyncio.to_thread(onlooker.close)
+            if self.config.tracing is not None:
+                await asyncio.to_thread(self.config.tracing.close)
 
     def _ended(self, session: Session) -> None:
         for onlooker in self.onlookers:
@@ -196,11 +202,35 @@ class PolicyService:
         finally:
             self.under_way -= 1
 
-    def took(self, phase: str, seconds: float) -> None:
-        """A phase of an answer that the engine does not see: decode, encode, all."""
-        self.watch.took(phase, seconds)
-        if phase != "all":  # the engine's own, from asking to answering
-            self.telemetry.took(phase, seconds)
+    @contextlib.contextmanager
+    def request(self, protocol: str, client: str) -> Iterator[Timeline]:
+        """A request, from its message to its answer; what came of it is told when the context ends."""
+        told = Timeline(protocol, client)
+        try:
+            yield told
+        except PrtsError as err:
+            told.error = str(err)
+            logger.info("refused: %s", err, extra={"client": client})
+            self.watch.failed(client, told.error)
+            raise
+        finally:
+            told.ended = time.monotonic()
+            if told.replies and told.error is None:
+                self._answered(told)
+            if self.config.tracing is not None:
+                self.config.tracing.report(told)
+
+    def _answered(self, told: Timeline) -> None:
+        self.watch.took("all", told.ended - told.began)
+        for name, since, until in told.phases:
+            self.watch.took(name, until - since)
+            if name in ("decode", "encode"):  # the engine tells of its own
+                self.telemetry.took(name, until - since)
+        if logger.isEnabledFor(logging.INFO):
+            spent = {f"{name}_ms": round((until - since) * 1e3, 3) for name, since, until in told.phases}
+            spent["all_ms"] = round((told.ended - told.began) * 1e3, 3)
+            known = {"client": told.client, "version": told.replies[0].version} | spent
+            logger.info("answered %s in %.1f ms", told.client, spent["all_ms"], extra=known)
 
     @property
     def recording(self) -> str | None:

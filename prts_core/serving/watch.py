@@ -85,8 +85,6 @@ class Watch:
         if reply.value is not None:
             seen.values.append((now, reply.value))
         seen.pictures = {key: smaller(picture) for key, picture in observation.images.items()}
-        self.took("queue", reply.queue_ms / 1e3)
-        self.took("policy", reply.infer_ms / 1e3)
 
     def ended(self, session: Session) -> None:
         self._seen.pop(id(session), None)

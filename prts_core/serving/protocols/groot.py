@@ -25,6 +25,7 @@ from prts_core.serving.engine import Reply
 from prts_core.serving.protocols.groot_arrays import decode, encode, token_of
 from prts_core.serving.protocols.groot_modality import Modality
 from prts_core.serving.service import GROOT, PolicyService, cannot_listen, off_the_loop
+from prts_core.serving.timeline import Timeline
 
 logger = logging.getLogger("prts.serve")
 
@@ -34,7 +35,7 @@ PENDING = 4  # messages of one client that are held; a client of the protocol ha
 QUEUED = 4  # messages of one connection that ZeroMQ holds before we take them, and answers that it holds after
 LINGER_MS = 500  # how long the last answers may take to leave when the server ends
 MAX_ERROR = 2000  # characters of an error that are sent
-Handler = Callable[[dict[str, Any], str], Awaitable[Any]]  # (data, the session of who has not named one)
+Handler = Callable[[dict[str, Any], Timeline], Awaitable[Any]]  # its client is the session of who names none
 
 
 @dataclass
@@ -133,11 +134,12 @@ class GrootServer:
         client, last = f"{GROOT}@{b'/'.join(address).hex()}", False
         with self.service.answering():
             try:
-                with self.service.admission.message(client, sum(map(len, parts))):
-                    answer, last = await self._in_turn(tuple(address), parts, client)
+                with (
+                    self.service.request(GROOT, client) as told,
+                    self.service.admission.message(client, sum(map(len, parts))),
+                ):
+                    answer, last = await self._in_turn(tuple(address), parts, told)
             except PrtsError as err:
-                logger.info("refused %r: %s", address[0], err)
-                self.service.watch.failed(client, str(err))
                 answer = encode({"error": str(err)[:MAX_ERROR]})
             except Exception:
                 logger.exception("a message of %d parts could not be answered", len(parts))
@@ -146,7 +148,7 @@ class GrootServer:
         if last:
             self._stop.set()
 
-    async def _in_turn(self, address: tuple[bytes, ...], parts: list[bytes], unnamed: str) -> tuple[bytes, bool]:
+    async def _in_turn(self, address: tuple[bytes, ...], parts: list[bytes], told: Timeline) -> tuple[bytes, bool]:
         client = self._clients.setdefault(address, _Client())
         if client.pending >= PENDING:
             raise ServeError(
@@ -158,22 +160,21 @@ class GrootServer:
         client.pending += 1
         try:
             async with client.turn:
-                return await self._reply(parts, unnamed)
+                return await self._reply(parts, told)
         finally:
             client.pending -= 1
             if not client.pending:
                 self._clients.pop(address, None)
 
-    async def _reply(self, parts: list[bytes], unnamed: str) -> tuple[bytes, bool]:
+    async def _reply(self, parts: list[bytes], told: Timeline) -> tuple[bytes, bool]:
         """The answer, and whether it is the last one of this server. Raises PrtsError."""
         if len(parts) != 1:
             raise ServeError("A request is one part", found=f"{len(parts)} parts", expected="one MessagePack map")
         if self.service.keys and not self.service.keys.admits(await off_the_loop(token_of, parts[0])):
             self.service.telemetry.refused("key")
             raise ServeError("Unauthorized: Invalid API token", cure="send the server's key as `api_token`")
-        started = time.monotonic()
-        request, dialect = await off_the_loop(decode, parts[0], self._limits)
-        decoded = time.monotonic()
+        with told.phase("decode"):
+            request, dialect = await off_the_loop(decode, parts[0], self._limits)
         if not isinstance(request, dict):
             raise ServeError("A request is a mapping", found=type(request).__name__, expected="endpoint, data")
         endpoint = request.get("endpoint", "get_action")
@@ -188,20 +189,15 @@ class GrootServer:
                 found=", ".join(map(str, data))[:200] if isinstance(data, dict) else type(data).__name__,
                 expected="a map of " + ", ".join(taken or ()),
             )
-        found = await handler(data, unnamed)
-        answered = time.monotonic()
-        packed = encode(found, dialect)
-        if endpoint == "get_action":
-            now = time.monotonic()
-            for phase, spent in (("decode", decoded - started), ("encode", now - answered), ("all", now - started)):
-                self.service.took(phase, spent)
-        return packed, endpoint == "kill"
+        found = await handler(data, told)
+        with told.phase("encode"):
+            return encode(found, dialect), endpoint == "kill"
 
     # ---- endpoints ------------------------------------------------------------------------------------------------
-    async def _ping(self, data: dict[str, Any], unnamed: str) -> dict[str, str]:
+    async def _ping(self, data: dict[str, Any], told: Timeline) -> dict[str, str]:
         return {"status": "ok", "message": "Server is running"}
 
-    async def _kill(self, data: dict[str, Any], unnamed: str) -> None:
+    async def _kill(self, data: dict[str, Any], told: Timeline) -> None:
         if not self.service.keys:
             raise ServeError(
                 "Nobody without a key ends this server",
@@ -211,14 +207,14 @@ class GrootServer:
             )
         logger.warning("a client ended the server")
 
-    async def _get_modality_config(self, data: dict[str, Any], unnamed: str) -> dict[str, Any]:
+    async def _get_modality_config(self, data: dict[str, Any], told: Timeline) -> dict[str, Any]:
         return dict(self.modality.configs())
 
-    async def _get_policy_contract(self, data: dict[str, Any], unnamed: str) -> dict[str, Any]:
+    async def _get_policy_contract(self, data: dict[str, Any], told: Timeline) -> dict[str, Any]:
         """Ours: what the numbers mean, as openpi's clients are told at the handshake."""
-        return self.service.metadata(GROOT, PROTOCOL_VERSION, self.service.versions.of(unnamed))
+        return self.service.metadata(GROOT, PROTOCOL_VERSION, self.service.versions.of(told.client))
 
-    async def _reset(self, data: dict[str, Any], unnamed: str) -> dict[str, list[str]]:
+    async def _reset(self, data: dict[str, Any], told: Timeline) -> dict[str, list[str]]:
         """Forget sessions: those that are named, which are answered, or those of a client that names none."""
         options = data.get("options")
         sessions = options.get("session_ids") if isinstance(options, dict) else None
@@ -230,16 +226,16 @@ class GrootServer:
                 expected="none, or a map with a list session_ids",
             )
         known = [name for name in sessions or () if f"{GROOT}:{name}" in self.service.sessions.open]
-        mine = [name for name in self.service.sessions.open if sessions is None and name.startswith(f"{unnamed}/")]
+        mine = [name for name in self.service.sessions.open if sessions is None and name.startswith(f"{told.client}/")]
         for name in [*mine, *(f"{GROOT}:{name}" for name in known)]:
             self.service.sessions.close(name)
         return {"cleared_sessions": known}
 
-    async def _get_action(self, data: dict[str, Any], unnamed: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    async def _get_action(self, data: dict[str, Any], told: Timeline) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         if "observation" not in data:
             raise ServeError("get_action needs an observation", field="data", found=", ".join(data) or "nothing")
         observations, nested, named = self.modality.read(data["observation"], data.get("options"))
-        names = [f"{GROOT}:{name}" for name in named] or [f"{unnamed}/{at}" for at in range(len(observations))]
+        names = [f"{GROOT}:{name}" for name in named] or [f"{told.client}/{at}" for at in range(len(observations))]
         if len(observations) > self.config.max_batch:
             raise ServeError(
                 "A request has too many samples",
@@ -248,6 +244,7 @@ class GrootServer:
                 expected=f"at most {self.config.max_batch}",
                 cure="ask in parts, or serve with a larger --max-batch",
             )
+        told.parent, asked = next((one.traceparent for one in observations), None), time.monotonic()
         with self.service.place():
             found = await asyncio.gather(*map(self.service.ask, observations, names), return_exceptions=True)
         replies: list[Reply] = []
@@ -255,6 +252,7 @@ class GrootServer:
             if isinstance(reply, BaseException):
                 raise reply
             replies.append(reply)
+        told.answered(asked, replies)
         contract = self.service.contract
         actions = np.zeros((len(replies), contract.chunk_length, len(contract.contract.action)), np.float32)
         for row, reply in zip(actions, replies, strict=True):

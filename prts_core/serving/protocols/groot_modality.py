@@ -22,6 +22,7 @@ from prts_core.serving.observations import (
     check_contract,
     read_flag,
     read_seed,
+    read_traceparent,
     require_finite,
     short_name,
 )
@@ -87,8 +88,8 @@ class Modality:
         the policy's are ignored.
 
         options: none, or a map with `seed` (a whole number a sample), `value`, `contract_fingerprint`,
-        `policy_contract`, and RLDX-1's session_ids and reset_memory, one a sample. Raises ServeError; ContractError
-        where the client states another contract.
+        `policy_contract`, `traceparent`, and RLDX-1's session_ids and reset_memory, one a sample. Raises ServeError;
+        ContractError where the client states another contract.
         """
         if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
             raise ServeError("An observation is a mapping with text keys", field="observation", found=_kind(raw))
@@ -120,9 +121,10 @@ class Modality:
         seeds, value = self._options(options, len(prompts))
         seen = [{key: image[i] for key, image in images.items()} for i in range(len(prompts))]
         options = options or {}
+        parent = read_traceparent(options.get("traceparent"))
         fresh = options.get("reset_memory") or [False] * len(prompts)
         found = [
-            Observation(pictures, row, prompt, seed, value, reset=again)
+            Observation(pictures, row, prompt, seed, value, reset=again, traceparent=parent)
             for pictures, row, prompt, seed, again in zip(seen, rows, prompts, seeds, fresh, strict=True)
         ]
         return found, nested, list(options.get("session_ids") or ())

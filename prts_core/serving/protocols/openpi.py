@@ -25,6 +25,7 @@ from prts_core.io.msgpack import pack, unpack
 from prts_core.serving.keys import ONLY
 from prts_core.serving.observations import check_contract, parse_request, wanted
 from prts_core.serving.service import OPENPI, PolicyService, cannot_listen, off_the_loop
+from prts_core.serving.timeline import Timeline
 from prts_core.serving.web import Web
 
 logger = logging.getLogger("prts.serve")
@@ -116,11 +117,12 @@ class OpenpiServer:
             started = time.monotonic()
             with self.service.answering():
                 try:
-                    with self.service.admission.message(session, len(message)):
-                        reply = await self._reply(message, connection.request, session, previous_ms)
+                    with (
+                        self.service.request(OPENPI, f"{OPENPI}@{_shown(connection)}") as told,
+                        self.service.admission.message(session, len(message)),
+                    ):
+                        reply = await self._reply(message, connection.request, session, previous_ms, told)
                 except PrtsError as err:
-                    logger.info("refused %s: %s", connection.remote_address, err)
-                    self.service.watch.failed(f"{OPENPI}@{_shown(connection)}", str(err))
                     await connection.send(str(err))
                     what = "contract" if isinstance(err, ContractError) else "request"
                     await connection.close(INTERNAL_ERROR, f"{what} refused; the text frame says why")
@@ -155,19 +157,25 @@ class OpenpiServer:
         await connection.close(TRY_AGAIN_LATER, told)
 
     async def _reply(
-        self, message: str | bytes, request: Request | None, session: str, previous_ms: float | None
+        self,
+        message: str | bytes,
+        request: Request | None,
+        session: str,
+        previous_ms: float | None,
+        told: Timeline,
     ) -> bytes:
-        started = time.monotonic()
         if isinstance(message, str):
             raise ServeError("A request came as text", found=f"{message:.40}", expected="a binary MessagePack message")
         if request is None or not self.service.keys.admits(_key(request)):  # it may have been revoked
             self.service.telemetry.refused("key")
             raise ServeError("The API key is not valid any more", cure="connect again with one that is")
-        raw = await off_the_loop(unpack, message, self.config.limits)
-        observation = parse_request(raw, self.contract, self.config.aliases)
-        self.service.took("decode", time.monotonic() - started)
+        with told.phase("decode"):
+            raw = await off_the_loop(unpack, message, self.config.limits)
+            observation = parse_request(raw, self.contract, self.config.aliases)
+        told.parent, asked = observation.traceparent, time.monotonic()
         answer = await self.service.ask(observation, session)
-        timing = {"infer_ms": (time.monotonic() - started) * 1e3, "queue_ms": answer.queue_ms}
+        told.answered(asked, [answer])
+        timing = {"infer_ms": (time.monotonic() - told.began) * 1e3, "queue_ms": answer.queue_ms}
         if previous_ms is not None:
             timing["prev_total_ms"] = previous_ms
         reply: dict[str, Any] = {
@@ -176,17 +184,14 @@ class OpenpiServer:
             "policy_timing": {"infer_ms": answer.infer_ms},
             "seed": answer.seed,
         }
-        told = {
+        optional = {
             "value": answer.value,
             "subtask": answer.subtask,
             "held": answer.held or None,
             "version": answer.version,
         }
-        answered = time.monotonic()
-        packed = pack(reply | {name: one for name, one in told.items() if one is not None})
-        self.service.took("encode", time.monotonic() - answered)
-        self.service.took("all", time.monotonic() - started)
-        return packed
+        with told.phase("encode"):
+            return pack(reply | {name: one for name, one in optional.items() if one is not None})
 
 
 class _Connection(ServerConnection):
