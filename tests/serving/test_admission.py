@@ -182,7 +182,9 @@ def test_a_token_is_found_behind_anything_and_nothing_is_built_of_that():
     assert token_of(encode({"data": data})) == b""
     assert token_of(b"") == token_of(b"\xdf\xff\xff\xff\xff") == token_of(b"\x91" * 5000) == b""
     assert token_of(b"\x82\xa1a" + b"\x91" * 5000 + msgpack.packb("api_token")) == b""
-    assert token_of(msgpack.packb({"api_token": b"bytes are no text"}) + b"trailing") == b"bytes are no text"
+    assert token_of(msgpack.packb({"api_token": b"bytes are no text"})) == b""
+    assert token_of(msgpack.packb({"a": {"b": [1] * 5000}, "api_token": "found"}) + b"more") == b"found"
+    assert token_of(b"\x82\x91\x01\x01" + msgpack.packb("api_token") + msgpack.packb("a list is no key")) == b""
 
 
 def test_limits_that_are_none_are_told():

@@ -174,7 +174,7 @@ def test_a_thread_that_is_too_slow_loses_looks_and_no_request(tmp_path: Path, mo
         count = next(line for line in told.splitlines() if 'what="dropped_looks"' in line)
         assert float(count.split()[-1]) >= 15
         until = time.monotonic() + 60
-        while serving.service.onlookers[0]._waiting.bytes and time.monotonic() < until:
+        while serving.service.recorder._waiting.bytes and time.monotonic() < until:
             time.sleep(0.02)
         for step in (20, 21):
             robot.infer(seen(step), step=step)

@@ -122,13 +122,14 @@ def decode(data: bytes, limits: Limits = LIMITS) -> tuple[Any, Dialect | None]:
 def token_of(data: bytes) -> bytes:
     """The `api_token` of a request, without building anything else of it; b"" where it has none that is a text. What
     stands before the token is stepped over, so that who has no key costs no decoding."""
-    reader = msgpack.Unpacker(max_buffer_size=len(data) or 1, raw=True, max_ext_len=0)
+    plain = {"max_array_len": 0, "max_map_len": 0, "max_ext_len": 0}  # of what is read; what is stepped over may be any
+    reader = msgpack.Unpacker(max_buffer_size=len(data) or 1, **plain)
     reader.feed(data)
     try:
         for _ in range(reader.read_map_header()):
-            if reader.unpack() in ("api_token", b"api_token"):
+            if reader.unpack() == "api_token":
                 token = reader.unpack()
-                return token if isinstance(token, bytes) else b""
+                return token.encode() if isinstance(token, str) else b""
             reader.skip()
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException):
         pass  # no readable request: nobody's
