@@ -32,7 +32,8 @@ logger = logging.getLogger("prts.serve")
 PROTOCOL_VERSION = 1
 ENVELOPE = 2  # levels that a request puts around what openpi sends: data, and observation or options
 PENDING = 4  # messages of one client that are held; a client of the protocol has one
-QUEUED = 4  # messages of one connection that ZeroMQ holds before we take them, and answers that it holds after
+QUEUED = 4  # messages of one connection that ZeroMQ holds before we take them
+ANSWERS = 4 * PENDING  # that ZeroMQ holds after; it drops one more, and counts those that have left late
 LINGER_MS = 500  # how long the last answers may take to leave when the server ends
 MAX_ERROR = 2000  # characters of an error that are sent
 Handler = Callable[[dict[str, Any], Timeline], Awaitable[Any]]  # its client is the session of who names none
@@ -89,7 +90,7 @@ class GrootServer:
     async def _bind(self, socket: zmq.asyncio.Socket) -> int:
         host, port = self.config.host, self.config.groot_port
         socket.setsockopt(zmq.RCVHWM, QUEUED)
-        socket.setsockopt(zmq.SNDHWM, QUEUED)
+        socket.setsockopt(zmq.SNDHWM, ANSWERS)
         # A part that is somewhat too large is read and answered with the limit; beyond, ZeroMQ drops the connection.
         # ZeroMQ has no bound for the number of parts: it holds a message of a peer that never says the last one.
         socket.setsockopt(zmq.MAXMSGSIZE, 2 * self.config.limits.max_bytes)
