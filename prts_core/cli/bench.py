@@ -10,8 +10,9 @@ from typing import Any
 from prts_core.cli.main import add_outputs_argument, wide_console
 from prts_core.io.errors import lookup
 
+QUICK_SOAK_S = 4.0
 SESSION = "gpu"  # no comparison with a peer: figures of this machine's GPU, in one go
-BENCHMARKS = ("attention", "backbone", "data", "info_nce", "rl", "sequential", "sim", "train")
+BENCHMARKS = ("attention", "backbone", "data", "info_nce", "rl", "sequential", "serve", "sim", "train")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,9 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     gpu = parser.add_argument_group("gpu: everything that only a GPU can tell, in one session")
     gpu.add_argument("--minutes", type=float, default=12.0, help="for all of it (default: %(default)s)")
     gpu.add_argument("--toy", action="store_true", help="toy sizes, as on a CPU: tries the machinery")
-    rl = parser.add_argument_group("rl: reinforcement learning's rollouts")
-    rl.add_argument("--policy", type=Path, help="folder of a policy that fits Meta-World (default: an untrained one)")
-    rl.add_argument("--quick", action="store_true", help="toy sizes, each thing once: tries the machinery")
+    some = parser.add_argument_group("rl: reinforcement learning's rollouts; serve: the policy server")
+    some.add_argument("--policy", type=Path, help="folder of a policy that fits Meta-World (default: an untrained one)")
+    some.add_argument("--quick", action="store_true", help="toy sizes, each thing once: tries the machinery")
+    some.add_argument("--soak-minutes", type=float, default=2.0, help="of serve's last part (default: %(default)s)")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -38,7 +40,9 @@ def main(args: argparse.Namespace) -> int:
         return int(any(end["outcome"] != "done" for end in read_json(found)["parts"].values()))
     for name in [args.name] if args.name else BENCHMARKS:
         module = importlib.import_module(lookup({n: f"prts_core.bench.{n}" for n in BENCHMARKS}, name, "benchmark"))
-        more: dict[str, Any] = {"policy": args.policy, "quick": args.quick} if name == "rl" else {}
+        more: dict[str, Any] = {"policy": args.policy, "quick": args.quick} if name in ("rl", "serve") else {}
+        if name == "serve":
+            more["soak_s"] = QUICK_SOAK_S if args.quick else 60 * args.soak_minutes
         path = show(name, module.run(console, **more), args.outputs, console)
         console.print(str(path), highlight=False)
     return 0

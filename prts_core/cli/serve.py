@@ -47,6 +47,8 @@ openpi: a client (pip install openpi-client, or prts_core.policy.client.PolicyCl
   policy_contract or contract_fingerprint (the server then refuses a client that means other numbers),
   step and delay (control steps executed so far, and those until the answer arrives: the chunk goes on from the one that
   is under way, its first `delay` rows the old ones),  reset: true (another task begins).
+  A reply also holds  drift (how far the state lies outside what training saw) and, to a client that tells its step,
+  where the package brings an alarm,  alarm (how the task goes: on_course, unsure or failing).
   GET /healthz answers OK, or 503 where the policy hangs; /readyz whether new clients may come; /metrics is Prometheus'.
 
 groot: a client (GR00T's or RLDX-1's own, or prts_core.serving.protocols.groot_client.GrootClient)
@@ -123,6 +125,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--value", action="store_true", help="send the value with every reply, not only where asked for"
     )
     parser.add_argument(
+        "--no-alarm",
+        dest="alarm",
+        action="store_false",
+        help="do not watch how tasks go, where the package brings an alarm and clients count their steps: it costs the "
+        "value of every answer",
+    )
+    parser.add_argument(
+        "--best-of",
+        type=int,
+        default=1,
+        metavar="N",
+        help="draw N chunks for every answer and give the one of the highest value (default: %(default)s)",
+    )
+    parser.add_argument(
         "--subtask-looks",
         type=int,
         default=1,
@@ -159,6 +175,7 @@ def main(args: argparse.Namespace) -> int:
     from prts_core.serving.server import PolicyServer
     from prts_core.serving.service import OPENPI, ServerConfig
     from prts_core.serving.versions import Version
+    from prts_core.value.alarm import read_alarm
 
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, handlers=[handler(args.log_json)])
     logging.getLogger("websockets.server").setLevel(logging.WARNING)
@@ -173,6 +190,7 @@ def main(args: argparse.Namespace) -> int:
         request_timeout_s=args.request_timeout,
         always_value=args.value,
         subtask_looks=args.subtask_looks,
+        best_of=args.best_of,
         limits=replace(LIMITS, max_bytes=int(args.max_message_mb * 2**20)),
         **serve_operations.settings(args),
         aliases=_pairs("--camera client_key=camera", args.camera, "observation/image=observation.images.top"),
@@ -198,16 +216,19 @@ def main(args: argparse.Namespace) -> int:
     from prts_core.delivery.package_manifest import FILE as PACKAGE_FILE
     from prts_core.policy.policy import load_policy
 
+    alarm_of = read_alarm if args.alarm else lambda folder: None
+
     def load(reference: str) -> tuple[Version, PackageManifest | None]:
         folder = Path(reference).expanduser()
         if (folder / "policy_contract.json").is_file() and not (folder / PACKAGE_FILE).exists():  # no package: a policy
             from prts_core.policy.policy import policy_digest
 
             digest = policy_digest(folder)
-            return Version(digest[7:19], load_policy(folder, args.dtype), digest), None
+            return Version(digest[7:19], load_policy(folder, args.dtype), digest, alarm_of(folder)), None
         found = resolve(reference, args.outputs)
         policy = load_policy(found.folder, args.dtype)
-        return Version(found.version or found.package_digest[7:19], policy, found.package_digest), found.manifest
+        name = found.version or found.package_digest[7:19]
+        return Version(name, policy, found.package_digest, alarm_of(found.folder)), found.manifest
 
     version, manifest = load(args.model)
     dtype = getattr(version.policy, "dtype", args.dtype)

@@ -31,8 +31,9 @@ class AlgorithmConfig(Strict):
     learns. weigh: in the policy's loss decisions weigh alike, as the expected return's gradient has it, or episodes
     do, so that a short one's decisions count more. entropy_bonus: weight of the entropy. kl_weight: of the divergence
     from the policy that the run started from. normalize_advantages: to mean 0 and deviation 1 over all that counts.
-    replay: iterations before the present one whose episodes are learned from again, by algorithms that imitate and by
-    learner.critic_epochs.
+    replay: iterations before the present one whose episodes are learned from again, by algorithms that imitate, by
+    self_imitation and by learner.critic_epochs. self_imitation: weight of the supervised loss on episodes that were
+    solved, each decision by how little the critic expected that (arXiv:1806.05635); it is added to the policy's loss.
 
     max_staleness: of asynchronous rollouts, policy versions that a sample may lie behind; older ones are dropped.
     weight_limit: of a decoupled loss: samples whose proximal-to-behaviour weight exceeds it are left out.
@@ -52,6 +53,7 @@ class AlgorithmConfig(Strict):
     normalize_advantages: bool = True
     weigh: Literal["decisions", "episodes"] = "decisions"
     replay: int = 0
+    self_imitation: float = execution(0.0, lambda algorithm: algorithm.self_imitation or None)
     filter_returns: tuple[float, float] | None = None
     clip_low: float = 0.2
     clip_high: float = 0.2
@@ -75,7 +77,8 @@ class AlgorithmConfig(Strict):
             {
                 "[1, inf)": "group_size",
                 "[0, 1]": "gamma gae_lambda positive_share drop expert_share expert_decay",
-                "[0, inf)": "replay clip_high value_weight critic_warmup entropy_bonus kl_weight max_staleness",
+                "[0, inf)": "replay self_imitation clip_high value_weight critic_warmup entropy_bonus kl_weight "
+                "max_staleness",
                 "[0, 1)": "clip_low",
                 "(0, inf)": "value_clip huber_delta weight_limit",
                 "(1, inf)": "dual_clip",

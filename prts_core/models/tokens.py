@@ -91,6 +91,10 @@ class Prefix:
             change(self.following),
         )
 
+    def repeated(self, times: int) -> Prefix:
+        """Every sample `times` times over, side by side."""
+        return self.map(lambda tensor: tensor.repeat_interleave(times, 0))
+
 
 @dataclass
 class Encoded:
@@ -101,6 +105,13 @@ class Encoded:
     keys: list[Tensor]
     values: list[Tensor]
     image: Tensor  # (B, L) bool
+
+    def repeated(self, times: int) -> Encoded:
+        """What was kept of every row `times` times over, side by side: for suffixes to be read behind, which look at
+        no `tokens`. Not of packed rows."""
+        kept = [[one.repeat_interleave(times, 0) for one in layers] for layers in (self.keys, self.values)]
+        hidden, image = (one.repeat_interleave(times, 0) for one in (self.hidden, self.image))
+        return Encoded(self.tokens, hidden, kept[0], kept[1], image)
 
     def prefix(self, insulate: bool = False) -> Prefix:
         """The prompts, one sample a row. insulate: cut gradients, so that an action head cannot move the backbone

@@ -40,6 +40,10 @@ class UnderWay:
     delay: np.ndarray
     executed: np.ndarray
 
+    def repeated(self, times: int) -> UnderWay:
+        """Every robot's row `times` times over, side by side."""
+        return UnderWay(*(array.repeat(times, axis=0) for array in (self.rows, self.delay, self.executed)))
+
 
 class Acts(Protocol):
     """What servers, benchmarks and rankings need of a policy (policy.policy.Policy). Arrays are in robot units."""
@@ -85,6 +89,7 @@ class Answers(Protocol):
         subtask: Sequence[str] | None = None,
         value: bool = False,
         under_way: UnderWay | None = None,
+        draws: int = 1,
     ) -> Answer:
         """policy.Policy.answer."""
 
@@ -114,6 +119,7 @@ class TwoSteps:
         subtask: Sequence[str] | None = None,
         value: bool = False,
         under_way: UnderWay | None = None,
+        draws: int = 1,
     ) -> Answer:
         if value:
             return Answer(*self.act_and_value(observation, instruction, seeds))
@@ -132,6 +138,15 @@ class ObservationBatch:
 
     def __len__(self) -> int:
         return len(self.state)
+
+    def repeated(self, times: int) -> ObservationBatch:
+        """Every sample `times` times over, side by side."""
+        return ObservationBatch(
+            {key: images.repeat(times, axis=0) for key, images in self.images.items()},
+            self.state.repeat(times, axis=0),
+            [text for text in self.instructions for _ in range(times)],
+            False,
+        )
 
 
 def read_observation(

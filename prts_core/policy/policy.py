@@ -17,7 +17,7 @@ from prts_core.config.checked_yaml import check
 from prts_core.config.identity import identity
 from prts_core.config.model import Compat, ModelConfig, PolicyDtype
 from prts_core.contract import PolicyContract
-from prts_core.io.errors import CheckpointError, DataError
+from prts_core.io.errors import CheckpointError, ConfigError, DataError
 from prts_core.io.files import digest_file, digest_value, read_json, write_json
 from prts_core.io.tensors import MAX_SHARD_BYTES, load_sharded, load_weights, save_sharded, weight_files
 from prts_core.models.backbone import fill_buffers
@@ -107,13 +107,15 @@ class Policy:
         subtask: str | Sequence[str] | None = None,
         value: bool = False,
         under_way: UnderWay | None = None,
+        draws: int = 1,
     ) -> Answer:
         """All of one request: actions, where asked for their value, and the words of a policy that said some. The
         arguments are those of `act`; under_way: chunks that the answer goes on from, its first `delay` rows theirs.
-        ConfigError where a chunk is too short to bridge the delay."""
+        draws: of this many chunks the one of the highest value is the answer; the pictures are looked at once.
+        ConfigError where a chunk is too short to bridge the delay, or all draws would be alike."""
         # Guidance asks the network for gradients, which inference mode has done with for good.
         with torch.inference_mode() if under_way is None else torch.no_grad():
-            return self._answer(observation, instruction, seeds, subtask, value, under_way)
+            return self._answer(observation, instruction, seeds, subtask, value, under_way, draws)
 
     def _answer(
         self,
@@ -123,18 +125,20 @@ class Policy:
         subtask: str | Sequence[str] | None,
         value: bool,
         under_way: UnderWay | None,
+        draws: int,
     ) -> Answer:
         batch = read_observation(observation, instruction, self.contract.contract)
-        drawn = read_seeds(seeds, batch)
+        drawn, single = read_seeds(seeds, batch), batch.single
         encoded, prefix, said = self.look(batch, None if subtask is None else sentences(subtask, len(batch)))
         config = self.model.config
         width = len(self.contract.contract.action)
-        noise = torch.stack(
-            [
-                torch.randn(config.chunk_length, config.max_action_dim, generator=torch.Generator().manual_seed(seed))
-                for seed in drawn
-            ]
-        ).to(self.device)
+        if draws > 1:
+            self._require_chance()
+            batch, encoded, prefix = batch.repeated(draws), encoded.repeated(draws), prefix.repeated(draws)
+            under_way = None if under_way is None else under_way.repeated(draws)
+        shape = (draws, config.chunk_length, config.max_action_dim)
+        noise = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in drawn])
+        noise = noise.to(self.device)
         mask = torch.zeros_like(noise)
         mask[..., :width] = 1.0
         committed = None if under_way is None else self._committed(under_way, batch)
@@ -143,10 +147,25 @@ class Policy:
         if under_way is not None:
             for own, rows, delay in zip(actions, under_way.rows, under_way.delay.tolist(), strict=True):
                 own[:delay] = rows[:delay]  # to the bit, whatever normalising has rounded
-        values = self.value_of(encoded, batch, actions) if value else None
-        if batch.single:
+        values = self.value_of(encoded, batch, actions) if value or draws > 1 else None
+        if draws > 1:
+            assert values is not None
+            best = values.reshape(-1, draws).argmax(1) + np.arange(0, len(values), draws)
+            actions, values = actions[best], values[best]
+        if single:
             return Answer(actions[0], None if values is None else values[0], said)
         return Answer(actions, values, said)
+
+    def _require_chance(self) -> None:
+        """ConfigError where a policy answers alike whatever the seed."""
+        if getattr(self.model.config.expert, "noise_scale", 0.0) == 0:
+            raise ConfigError(
+                "This policy answers one observation alike at every draw: there is nothing to choose from",
+                field="draws",
+                found="an action head without noise",
+                expected="a flow head with expert.noise_scale above 0",
+                cure="serve it without --best-of, or fine-tune with expert.noise_scale: 1",
+            )
 
     def _committed(self, under_way: UnderWay, batch: ObservationBatch) -> Committed:
         """The rows as the network knows them: normalised, relative ones from where the robot is now."""

@@ -27,6 +27,7 @@ from prts_core.rl.metrics import episode_metrics, pool, rollout_metrics, stalene
 from prts_core.rl.rates import optimizer, rate, set_rates, steer
 from prts_core.rl.records import EpisodeRecord
 from prts_core.rl.rollouts import Rollouts
+from prts_core.rl.self_imitation import SolvedEpisodes
 from prts_core.rl.state import Progress
 from prts_core.rl.terms import Terms
 from prts_core.training.optim import group_of
@@ -120,6 +121,9 @@ class Learner:
         if not targets.informative:  # all episodes of every group alike: told, and no step is taken on nothing
             return metrics | {"train/actor/no_information": 1.0, "train/actor/lr": rate(config, iteration, progress)}
         known = self._known(table, rollouts)
+        again = None
+        if config.algorithm.self_imitation and iteration >= config.algorithm.critic_warmup:
+            again = SolvedEpisodes([*earlier, *records], self.terms, config, self._values if self.critic else None)
         told: dict[str, list[float]] = {}
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + iteration)
         for _ in range(config.learner.epochs):
@@ -129,7 +133,7 @@ class Learner:
                     self._samples(table, rollouts, targets, known, piece, iteration, progress.updates)
                     for piece in part.split(config.learner.micro_batch)
                 ]
-                for name, value in self._step(table, pieces, iteration, progress).items():
+                for name, value in self._step(table, pieces, iteration, progress, generator, again).items():
                     told.setdefault(name, []).append(value)
         metrics |= {f"train/{name}": float(np.mean(values)) for name, values in told.items()}
         if config.learner.critic_epochs and self.critic is not None:
@@ -252,9 +256,16 @@ class Learner:
 
     # ---- an update -----------------------------------------------------------------------------------------------
     def _step(
-        self, table: DecisionTable, pieces: Sequence[tuple[Tensor, Samples]], iteration: int, progress: Progress
+        self,
+        table: DecisionTable,
+        pieces: Sequence[tuple[Tensor, Samples]],
+        iteration: int,
+        progress: Progress,
+        generator: torch.Generator,
+        again: SolvedEpisodes | None,
     ) -> dict[str, float]:
-        """One update of the policy and the critic from micro-batches, whose losses are shares of the whole one's."""
+        """One update of the policy and the critic from micro-batches, whose losses are shares of the whole one's.
+        again: what is imitated beside."""
         learner, config = self.config.learner, self.config.algorithm
         self.optimizer.zero_grad(set_to_none=True)
         weights, counts = zip(*(algorithms.weighing(samples) for _, samples in pieces), strict=True)
@@ -268,6 +279,8 @@ class Learner:
                 loss.backward()
             shares.append(metrics)
         told = pool(shares)
+        if again is not None:
+            told |= again.backward(generator, progress.updates)
         now = rate(self.config, iteration, progress)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, learner.clip_norm))
@@ -298,7 +311,8 @@ class Learner:
         if self.critic is not None:
             values = self.critic(table.gather(chosen, lambda own, row: own.features[row]).to(self.policy.device))
         if "imitation" in self.algorithm.NEEDS:
-            return Evaluated(None, values=values, imitation=self.terms.imitation(table, chosen, samples))
+            loss = self.terms.imitation(table, chosen, samples.update, samples.good, samples.current_version)
+            return Evaluated(None, values=values, imitation=loss)
         if samples.critic_only:  # the policy is as it was when it acted: there is nothing to compute
             return Evaluated(samples.log_probs, values=values)
         log_probs, entropy = self.terms.log_probs(table, chosen)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from prts_core.io.errors import CheckpointError, DataError
 from prts_core.io.files import atomic_path
-from prts_core.rl.processes.wire import Frames, encode
+from prts_core.io.wire import Frames, encode
 from prts_core.rl.records import EpisodeRecord, plain, restored
 
 
 class Replay:
-    """Of `keep` iterations; 0: nothing is kept. observations: what the policy saw, too, which algorithms that imitate
-    need and a critic, which reads features, does not. A file an iteration under `folder`: one frame an episode."""
+    """Of `keep` iterations; 0: nothing is kept. whole: of which episodes what the policy saw is kept: those that are
+    imitated; a critic reads features. A file an iteration under `folder`: one frame an episode."""
 
-    def __init__(self, folder: Path, keep: int, observations: bool) -> None:
-        self.folder, self.keep, self.observations = folder, keep, observations
+    def __init__(self, folder: Path, keep: int, whole: Callable[[EpisodeRecord], bool]) -> None:
+        self.folder, self.keep, self.whole = folder, keep, whole
         self.held: dict[int, list[EpisodeRecord]] = {}
 
     def before(self, iteration: int) -> list[EpisodeRecord]:
@@ -30,7 +30,9 @@ class Replay:
         """Keep these, until `forget`."""
         if not self.keep:
             return
-        slim = [record if self.observations else replace(record, seen={}, record={}, advice=None) for record in records]
+        slim = [
+            record if self.whole(record) else replace(record, seen={}, record={}, advice=None) for record in records
+        ]
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(self._path(iteration)) as partial, partial.open("wb") as file:
             for record in slim:

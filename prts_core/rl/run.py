@@ -124,7 +124,10 @@ class Run:
             )
         self.checkpoints = Checkpoints(work / "checkpoints")
         imitates = "imitation" in self.learner.algorithm.NEEDS
-        self.replay = Replay(work / "replay", config.algorithm.replay, observations=imitates)
+        again = config.algorithm.self_imitation > 0
+        self.replay = Replay(
+            work / "replay", config.algorithm.replay, whole=lambda record: imitates or (again and record.solved)
+        )
         self.progress = Progress()
         self.spent = ""  # where the last iteration's time went
         self.evaluations: list[Evaluation] = []

@@ -11,7 +11,6 @@ from prts_core.models.tokens import Prefix
 from prts_core.policy.observation import read_observation
 from prts_core.policy.policy import Policy
 from prts_core.rl.actor import action_mask
-from prts_core.rl.algorithms import Samples
 from prts_core.rl.assemble import DecisionTable
 from prts_core.rl.imitation import imitated, imitation_loss
 from prts_core.rl.policies import policy_kind
@@ -49,14 +48,17 @@ class Terms:
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns), self._arithmetic():
             return self.policy.model.encode(tokens).prefix()
 
-    def imitation(self, table: DecisionTable, chosen: Tensor, samples: Samples) -> Tensor:
-        """(n,) supervised loss of each decision, the prompt saying which are good where that is known."""
+    def imitation(
+        self, table: DecisionTable, chosen: Tensor, update: int, good: Tensor | None = None, version: int = 0
+    ) -> Tensor:
+        """(n,) supervised loss of each decision. update: its number, which the draws are made by. good (n,) bool: those
+        that the prompt calls so, in the iteration that makes `version`."""
         shown, sentences = table.seen(chosen)
-        if samples.good is not None:
-            sentences = self._said(sentences, samples.good, chosen, samples.current_version)
+        if good is not None:
+            sentences = self._said(sentences, good, chosen, version)
         actions, silent = imitated(table, chosen, self.policy)
         prefix = self._prefix(shown, sentences, table.words(chosen))
-        seeds = np.random.SeedSequence([self.seed, samples.update]).generate_state(int(chosen.max()) + 1, np.uint32)
+        seeds = np.random.SeedSequence([self.seed, update]).generate_state(int(chosen.max()) + 1, np.uint32)
         with self._arithmetic():
             return imitation_loss(self.kind, self.policy, prefix, actions, silent, seeds[chosen.numpy()].tolist())
 

@@ -1,18 +1,20 @@
-"""The policy's own thread: requests of several clients are answered together, and the event loop never waits for them.
+"""The policy's own threads: requests of several clients are answered together, and the event loop never waits for them.
 
-While one batch is computed the next requests gather; nothing waits for company. Requests of one version of the policy
-make a batch; versions take turns by whose request is eldest.
+While one batch is computed the next requests gather. Robots that ask again as soon as they are answered would come
+just too late for the next batch: those of the last two are waited for, a quarter of what a batch takes and never longer
+than a bound. Requests of one version of the policy make a batch; versions take turns by whose request is eldest.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,6 +24,7 @@ from prts_core.serving.observations import Observation
 from prts_core.serving.sessions import Session
 from prts_core.serving.telemetry import Telemetry
 from prts_core.serving.versions import Version
+from prts_core.value.alarm import State
 
 logger = logging.getLogger("prts.serve")
 
@@ -30,20 +33,25 @@ logger = logging.getLogger("prts.serve")
 class Limits:
     """max_batch: requests answered together. max_waiting: requests that wait at once; one more is told that the server
     is busy. always_value: the value is told with every reply. subtask_looks: chunks that a policy which reasons in
-    subtasks makes with the same words. stuck_s: a batch that takes longer makes the server unwell."""
+    subtasks makes with the same words. stuck_s: a batch that takes longer makes the server unwell. best_of: chunks that
+    are drawn for every answer, of which the one of the highest value is given. gather_s: how long a request waits at
+    most for others to be answered with."""
 
     max_batch: int = 8
     max_waiting: int = 256
     always_value: bool = False
     subtask_looks: int = 1
     stuck_s: float = 60.0
+    best_of: int = 1
+    gather_s: float = 0.01
 
 
 @dataclass(frozen=True)
 class Reply:
     """actions (chunk, A) float32; the seed they were drawn with; the value where asked for; the subtask that the policy
     is at, where it says any. version: of the policy. held: first rows that are of the chunk under way. milliseconds
-    spent; batch: requests that were answered together; drift: how far its state lay outside what training saw."""
+    spent; batch: requests that were answered together; drift: how far its state lay outside what training saw; alarm:
+    how the task goes, where the version brings an alarm and the client counts its control steps."""
 
     actions: np.ndarray
     seed: int
@@ -55,6 +63,7 @@ class Reply:
     held: int = 0
     batch: int = 1
     drift: float = 0.0
+    alarm: State | None = None
 
 
 @dataclass
@@ -67,14 +76,16 @@ class _Request:
 
 
 class Engine:
-    """Answers observations in batches, one batch at a time, in one worker thread."""
+    """Answers observations in batches: one at a time by the policy, and one by each of `replicas`, in a thread each."""
 
-    def __init__(self, limits: Limits, telemetry: Telemetry | None = None) -> None:
+    def __init__(self, limits: Limits, telemetry: Telemetry | None = None, replicas: int = 0) -> None:
         self.limits, self.telemetry = limits, telemetry or Telemetry()
         self._queue: deque[_Request] = deque()
         self._arrived = asyncio.Event()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="prts-policy")
-        self._busy_since: float | None = None
+        self._workers = [ThreadPoolExecutor(1, thread_name_prefix=f"prts-policy-{at}") for at in range(1 + replicas)]
+        self._busy_since: dict[int, float] = {}
+        self._asked: set[int] = set()  # sessions (by id) whose answers are being computed
+        self._last: deque[tuple[float, float, set[str]]] = deque(maxlen=2)  # batches: ended at, seconds, whose
 
     async def ask(self, observation: Observation, session: Session) -> Reply:
         """Wait for the answer. Raises ServeError when the policy fails or too many wait; a cancelled wait is not
@@ -96,41 +107,76 @@ class Engine:
 
     async def run(self) -> None:
         """Serve the queue until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for at in range(len(self._workers)):
+                group.create_task(self._work(at))
+
+    async def _work(self, at: int) -> None:
+        """Batch after batch by the policy (0) or one of its replicas."""
         loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()
+            await self._company()
             batch = self._gather()
             if not batch:
                 self._arrived.clear()
                 continue
-            self._busy_since = time.monotonic()
+            begun = self._busy_since[at] = time.monotonic()
+            whose = {id(request.session) for request in batch}
+            self._asked |= whose
             try:
-                answers = await loop.run_in_executor(self._worker, self._answer_all, batch)
+                answers = await loop.run_in_executor(self._workers[at], self._answer_all, batch, at)
             finally:
-                self._busy_since = None
+                del self._busy_since[at]
+                self._asked -= whose
+                self._arrived.set()  # for requests of those sessions, which another worker left alone
+            ended = time.monotonic()
+            self._last.append((ended, ended - begun, {request.session.name for request in batch}))
             for request, answer in zip(batch, answers, strict=True):
                 if request.future.done():
                     continue
                 if isinstance(answer, Reply):
-                    looks = self.limits.subtask_looks
-                    request.session.answered(request.observation, answer.actions, answer.subtask, looks)
+                    seen, session = request.observation, request.session
+                    session.answered(seen, answer.actions, answer.subtask, self.limits.subtask_looks)
+                    answer = replace(answer, alarm=session.saw(seen.prompt, seen.step, answer.value))
                     self.telemetry.answered(answer, time.monotonic() - request.asked_at)
                     request.future.set_result(answer)
                 else:
                     self.telemetry.refused("failed")
                     request.future.set_exception(answer)
 
+    async def _company(self) -> None:
+        """Wait for those who were answered a moment ago, if they are more than those who ask now."""
+        now = time.monotonic()
+        recent = [(seconds, whose) for ended, seconds, whose in self._last if now - ended < 2 * seconds]
+        if not recent:
+            return
+        wanted = self._share(len(set().union(*(whose for _, whose in recent))))
+        until = now + min(self.limits.gather_s, recent[-1][0] / 4)
+        while len(self._queue) < wanted and (left := until - time.monotonic()) > 0:
+            self._arrived.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._arrived.wait(), left)
+        self._arrived.set()
+
+    def _share(self, requests: int) -> int:
+        """How many of so many a worker takes at once: it leaves some for the others that are idle."""
+        idle = max(1, len(self._workers) - len(self._busy_since))
+        return min(self.limits.max_batch, -(-requests // idle))
+
     def _gather(self) -> list[_Request]:
         """The next batch: the eldest request and those behind it of the same version, but one a session at a time."""
         batch: list[_Request] = []
         waits: deque[_Request] = deque()
+        room = self._share(len(self._queue))
         while self._queue:
             request = self._queue.popleft()
             if request.future.done():
                 continue
             alike = not batch or request.session.version is batch[0].session.version
             alone = all(request.session is not other.session for other in batch)
-            (batch if alike and alone and len(batch) < self.limits.max_batch else waits).append(request)
+            alone = alone and id(request.session) not in self._asked
+            (batch if alike and alone and len(batch) < room else waits).append(request)
         self._queue = waits
         self.telemetry.waiting(len(waits))
         return batch
@@ -138,23 +184,25 @@ class Engine:
     @property
     def stuck_s(self) -> float:
         """Seconds that the batch under way has taken beyond what is allowed; 0 while all is well."""
-        since = self._busy_since
+        since = min(self._busy_since.values(), default=None)
         return 0.0 if since is None else max(0.0, time.monotonic() - since - self.limits.stuck_s)
 
     def close(self) -> None:
         """Without waiting for a policy that hangs: its thread ends with the process."""
-        self._worker.shutdown(wait=self._busy_since is None, cancel_futures=True)
+        for at, worker in enumerate(self._workers):
+            worker.shutdown(wait=at not in self._busy_since, cancel_futures=True)
 
     async def prepare(self, version: Version) -> float:
-        """`warm_up` in the worker thread, between two batches, which wait for it."""
-        return await asyncio.get_running_loop().run_in_executor(self._worker, warm_up, version, self.limits)
+        """`warm_up` in the policy's thread, between two batches, which wait for it."""
+        return await asyncio.get_running_loop().run_in_executor(self._workers[0], warm_up, version, self.limits)
 
-    # ---- in the worker thread -------------------------------------------------------------------------------------
-    def _answer_all(self, batch: list[_Request]) -> list[Reply | ServeError]:
+    # ---- in the policy's thread, or a replica's -------------------------------------------------------------------
+    def _answer_all(self, batch: list[_Request], at: int) -> list[Reply | ServeError]:
         """One answer or one error for each request; a request that fails does not take the others with it."""
         started = time.monotonic()
         try:
-            policy = batch[0].session.version.policy
+            version = batch[0].session.version
+            policy = version.replicas[at - 1] if at else version.policy
             found, held = answer(policy, batch, self.limits)
             drifts = [float(drift) for drift in policy.drift(np.stack([r.observation.state for r in batch]))]
         except Exception as err:
@@ -167,13 +215,13 @@ class Engine:
                     found=type(err).__name__,
                     cure="the server's log has the details; send the request again or restart the server",
                 )
-            return [err] if len(batch) == 1 else [one for request in batch for one in self._answer_all([request])]
+            return [err] if len(batch) == 1 else [one for request in batch for one in self._answer_all([request], at)]
         infer_ms = (time.monotonic() - started) * 1e3
         return [
             Reply(
                 found.actions[i],
                 request.seed,
-                None if found.values is None or not self._tells_value(request) else float(found.values[i]),
+                None if found.values is None or not wants_value(request, self.limits) else float(found.values[i]),
                 (started - request.asked_at) * 1e3,
                 infer_ms,
                 request.session.version.name,
@@ -185,8 +233,11 @@ class Engine:
             for i, request in enumerate(batch)
         ]
 
-    def _tells_value(self, request: _Request) -> bool:
-        return self.limits.always_value or request.observation.value
+
+def wants_value(request: _Request, limits: Limits) -> bool:
+    """Whether the value is told: where it was asked for, and where an alarm or the choice of a chunk needs it."""
+    asked = limits.always_value or request.observation.value or limits.best_of > 1
+    return asked or (request.session.has_alarm and request.observation.step is not None)
 
 
 def answer(policy: Answers, batch: list[_Request], limits: Limits) -> tuple[Answer, list[int]]:
@@ -194,9 +245,9 @@ def answer(policy: Answers, batch: list[_Request], limits: Limits) -> tuple[Answ
     contract = policy.contract
     seen = {c.key: np.stack([r.observation.images[c.key] for r in batch]) for c in contract.contract.cameras}
     seen[STATE] = np.stack([r.observation.state for r in batch])
-    value = limits.always_value or any(r.observation.value for r in batch)
+    value = any(wants_value(request, limits) for request in batch)
     under_way, held = _under_way(contract.chunk_length, len(contract.contract.action), batch)
-    found = _spoken(policy, seen, batch, value, under_way)
+    found = _spoken(policy, seen, batch, value, under_way, limits.best_of)
     actions = np.asarray(found.actions, dtype=np.float32)
     expected = (len(batch), contract.chunk_length, len(contract.contract.action))
     if actions.shape != expected:
@@ -225,12 +276,13 @@ def _spoken(
     batch: list[_Request],
     value: bool,
     under_way: UnderWay | None,
+    draws: int,
 ) -> Answer:
     """The answer of a policy, with the words of every request where it reasons in subtasks: those that its session
     keeps, or new ones."""
     prompts, seeds = [r.observation.prompt for r in batch], [r.seed for r in batch]
     if not policy.speaks:
-        return policy.answer(seen, prompts, seeds, value=value, under_way=under_way)
+        return policy.answer(seen, prompts, seeds, value=value, under_way=under_way, draws=draws)
     kept = [r.session.words_for(r.observation.prompt) for r in batch]
     silent = [i for i, words in enumerate(kept) if words is not None]
     said = [words or "" for words in kept]
@@ -243,7 +295,7 @@ def _spoken(
         if under_way is not None:
             part = UnderWay(under_way.rows[rows], under_way.delay[rows], under_way.executed[rows])
         some = {key: array[rows] for key, array in seen.items()}
-        found = policy.answer(some, [prompts[i] for i in rows], [seeds[i] for i in rows], words, value, part)
+        found = policy.answer(some, [prompts[i] for i in rows], [seeds[i] for i in rows], words, value, part, draws)
         for i, own in zip(rows, found.subtask or (), strict=False):
             said[i] = own
         parts.append((rows, found))
@@ -254,19 +306,23 @@ def _spoken(
 
 
 def warm_up(version: Version, limits: Limits) -> float:
-    """Ask for zeros before any client does: milliseconds of a second call. CheckpointError on bad output."""
+    """Ask for zeros before any client does: milliseconds of a second call, of the slowest of its processes.
+    CheckpointError on bad output."""
     contract = version.policy.contract
     images = {c.key: np.zeros((c.height, c.width, 3), np.uint8) for c in contract.contract.cameras}
     state = np.zeros(len(contract.contract.state), np.float32)
     blank = Observation(images, state, "warm up", 0, limits.always_value)
     loop = asyncio.new_event_loop()
     try:
-        for _ in range(2):
-            request = _Request(blank, Session("warm up", version), 0, loop.create_future(), 0.0)
-            started = time.monotonic()
-            answer(version.policy, [request], limits)
-            version.policy.drift(state[None])
-        return (time.monotonic() - started) * 1e3
+        slowest = 0.0
+        for policy in (version.policy, *version.replicas):
+            for _ in range(2):
+                request = _Request(blank, Session("warm up", version), 0, loop.create_future(), 0.0)
+                started = time.monotonic()
+                answer(policy, [request], limits)
+                policy.drift(state[None])
+            slowest = max(slowest, (time.monotonic() - started) * 1e3)
+        return slowest
     except ServeError as err:
         raise CheckpointError("The policy does not do what its contract says", found=str(err)) from err
     finally:

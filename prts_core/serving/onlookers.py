@@ -20,10 +20,3 @@ class Onlooker(Protocol):
 
     def close(self) -> None:
         """The server has ended. It may take its time."""
-
-
-def alarm_of(session: Session, reply: Reply) -> bool | None:
-    """Whether the alarm on the value is raised; none where the server has none."""
-    said = getattr(reply, "alarm", None)
-    said = getattr(session, "alarm", None) if said is None else said
-    return None if said is None else bool(said)

@@ -24,7 +24,6 @@ from prts_core.io.files import explain_os_errors
 from prts_core.io.locks import take
 from prts_core.serving.engine import Reply
 from prts_core.serving.observations import Observation
-from prts_core.serving.onlookers import alarm_of
 from prts_core.serving.served_episode import Look, OpenEpisode
 from prts_core.serving.sessions import Session
 from prts_core.serving.telemetry import Telemetry
@@ -102,7 +101,7 @@ class Recorder:
         number = id(session)
         self._known[number] = session
         told = (reply.version, session.version.digest, monotonic(), observation, reply.actions, reply.value)
-        look = Look(number, session.name, *told, alarm_of(session, reply))
+        look = Look(number, session.name, *told, reply.alarm)
         if self._waiting.add(look.size) > self.settings.held_bytes:
             self._waiting.add(-look.size)
             self._holes.add(number)

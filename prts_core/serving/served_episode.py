@@ -11,13 +11,15 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from prts_core.contract import PolicyContract
 from prts_core.serving.observations import Observation
+from prts_core.value.alarm import State
 
+ALARMS = get_args(State)  # 0, 1, 2 of the column `alarm`; -1: none was told
 MOST_LOOKS = 1000  # of an episode; what comes after begins another
 MOST_RATE = 1000  # looks a second that are told apart
 
@@ -34,7 +36,7 @@ class Look:
     observation: Observation
     actions: np.ndarray
     value: float | None
-    alarm: bool | None
+    alarm: State | None
 
     @property
     def size(self) -> int:
@@ -111,7 +113,7 @@ class OpenEpisode:
             "action": actions.astype(np.float32),
             "value": np.array([value or 0.0 for value in told], np.float32),
             "value_told": np.array([value is not None for value in told], np.int64),
-            "alarm": np.array([-1 if look.alarm is None else look.alarm for look in looks], np.int64),
+            "alarm": np.array([ALARMS.index(look.alarm) if look.alarm else -1 for look in looks], np.int64),
             "observed": np.concatenate([[1], np.diff(at) > 0]).astype(np.int64),
             "look_time": np.array([look.at - self.first.at for look in looks], np.float32),
         }

@@ -48,12 +48,12 @@ class ServerConfig:
 
     host: anything but this machine needs an api_key or key_file (keys.py). port, groot_port: where each of `protocols`
     listens; 0: any free one. max_clients: at once, over all protocols. max_batch: requests answered together, and
-    samples of one request. max_waiting, subtask_looks, stuck_s: engine.Limits. budget_ms: a chunk's, by the package.
-    drain_s: how long requests that are under way may take when the server is told to stop. aliases: further client key
-    -> camera key. groot_keys: "state.NAME" or "action.NAME" -> dimensions that GR00T's clients hold under that key.
-    about: more metadata for clients. guards: what clients may ask for. tls: of the websocket; curve: of ZeroMQ; without
-    them nothing is encrypted. record: what was served is kept there as episodes. tracing: who is told of
-    every request.
+    samples of one request. max_waiting, subtask_looks, stuck_s, best_of: engine.Limits. budget_ms: a chunk's, by the
+    package. drain_s: how long requests that are under way may take when the server is told to stop. aliases: further
+    client key -> camera key. groot_keys: "state.NAME" or "action.NAME" -> dimensions that GR00T's clients hold under
+    that key. about: more metadata for clients. guards: what clients may ask for. tls: of the websocket; curve: of
+    ZeroMQ; without them nothing is encrypted. record: what was served is kept there as episodes. tracing: who is told
+    of every request.
     """
 
     host: str = "127.0.0.1"
@@ -67,6 +67,7 @@ class ServerConfig:
     max_waiting: int = 256
     subtask_looks: int = 1
     stuck_s: float = 60.0
+    best_of: int = 1
     budget_ms: float | None = None
     drain_s: float = 10.0
     request_timeout_s: float = 30.0
@@ -107,7 +108,15 @@ class ServerConfig:
             self.curve.keys()
         positive = {
             name: getattr(self, name)
-            for name in ("max_clients", "max_batch", "max_waiting", "subtask_looks", "request_timeout_s", "stuck_s")
+            for name in (
+                "max_clients",
+                "max_batch",
+                "max_waiting",
+                "subtask_looks",
+                "request_timeout_s",
+                "stuck_s",
+                "best_of",
+            )
         }
         for name, value in positive.items():
             if value <= 0:
@@ -168,7 +177,12 @@ class PolicyService:
         self.onlookers: list[Onlooker] = [one for one in (self.watch, self.recorder) if one is not None]
         self.sessions = Sessions(max(MOST_SESSIONS, 4 * config.max_clients), self._ended)
         limits = EngineLimits(
-            config.max_batch, config.max_waiting, config.always_value, config.subtask_looks, config.stuck_s
+            config.max_batch,
+            config.max_waiting,
+            config.always_value,
+            config.subtask_looks,
+            config.stuck_s,
+            config.best_of,
         )
         self.engine = Engine(limits, self.telemetry)
         self.clients, self.under_way, self.draining = 0, 0, False

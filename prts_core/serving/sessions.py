@@ -15,6 +15,7 @@ import numpy as np
 from prts_core.io.errors import ServeError
 from prts_core.serving.observations import Observation
 from prts_core.serving.versions import Version
+from prts_core.value.alarm import State, Watch
 
 
 @dataclass
@@ -22,8 +23,9 @@ class Session:
     """version: whose answers it gets, to its end. connected: it ends with its connection and is not forgotten before.
 
     words, looks_left: the subtask that the policy is at for `prompt`, and how many more chunks it is for. chunk (T, A),
-    chunk_step: what the robot executes and the control step that it was asked for at. step: the last one told. Only the
-    event loop writes here.
+    chunk_step: what the robot executes and the control step that it was asked for at. step: the last one told. watch:
+    over the value since `watched` was first asked for, where the version brings an alarm. Only the event loop writes
+    here.
     """
 
     name: str
@@ -35,6 +37,23 @@ class Session:
     chunk: np.ndarray | None = None
     chunk_step: int | None = None
     step: int | None = None
+    watch: Watch | None = None
+    watched: str = ""
+    watched_from: int = 0
+
+    @property
+    def has_alarm(self) -> bool:
+        return self.version.alarm is not None
+
+    def saw(self, prompt: str, step: int | None, value: float | None) -> State | None:
+        """How the task goes after a look at a control step; none without an alarm, a value or a client's count of its
+        steps, by which the alarm was calibrated. Another sentence is another task."""
+        alarm = self.version.alarm
+        if alarm is None or step is None or value is None:
+            return None
+        if self.watch is None or prompt != self.watched:
+            self.watch, self.watched, self.watched_from = Watch(alarm), prompt, step
+        return self.watch.saw(step - self.watched_from, value)
 
     def told(self, step: int | None) -> None:
         """The client has executed `step` control steps. ServeError where time runs backwards."""

@@ -42,6 +42,7 @@ class Telemetry:
         self._recorded = made(Counter, "prts_recorded", "What was recorded: episodes, looks; looks dropped", "what")
         self._sessions = made(Gauge, "prts_sessions", "Sessions, by version", "version")
         self._serving = made(Gauge, "prts_serving", "1 for the version that new sessions get", "version")
+        self._alarms = made(Counter, "prts_alarms", "Looks at which a task was found so", "version", "state")
         self._drifted = 0.0
 
     def answered(self, reply: Reply, seconds: float) -> None:
@@ -53,6 +54,8 @@ class Telemetry:
             self._over.inc()
         if reply.value is not None:
             self._value.labels(reply.version).observe(reply.value)
+        if reply.alarm is not None:
+            self._alarms.labels(reply.version, reply.alarm).inc()
         if reply.held:
             self._held.inc()
         # A running mean over about a hundred looks.

@@ -12,15 +12,19 @@ from dataclasses import dataclass, field
 from prts_core.contract import require_equal
 from prts_core.io.errors import ContractError, ServeError
 from prts_core.policy.observation import Answers
+from prts_core.value.alarm import Alarm
 
 
 @dataclass(eq=False)
 class Version:
-    """name: of the registry, or a folder's. digest: of the package. sessions: that hold it."""
+    """name: of the registry, or a folder's. digest: of the package. alarm: that it brings, if any. replicas: of the
+    policy, in other processes. sessions: that hold it."""
 
     name: str
     policy: Answers
     digest: str = ""
+    alarm: Alarm | None = None
+    replicas: tuple[Answers, ...] = ()
     sessions: int = 0
 
 

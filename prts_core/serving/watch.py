@@ -19,8 +19,8 @@ import numpy as np
 from prts_core import __version__
 from prts_core.serving.engine import Reply
 from prts_core.serving.observations import Observation, short_name
-from prts_core.serving.onlookers import alarm_of
 from prts_core.serving.sessions import Session
+from prts_core.value.alarm import State
 
 if TYPE_CHECKING:
     from prts_core.serving.service import PolicyService
@@ -48,7 +48,7 @@ class _Seen:
     subtask: str | None = None
     step: int | None = None
     values: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=MOST_VALUES))
-    alarm: bool | None = None
+    alarm: State | None = None
     chunk: np.ndarray | None = None
     held: int = 0
     executed: deque[np.ndarray] = field(default_factory=lambda: deque(maxlen=MOST_EXECUTED))
@@ -80,7 +80,7 @@ class Watch:
             since = (observation.step or 0) - (seen.step or 0) if counted else 1
             seen.executed.extend(seen.chunk[:since])
         seen.heard, seen.looks, seen.step = now, seen.looks + 1, observation.step
-        seen.prompt, seen.subtask, seen.alarm = observation.prompt, reply.subtask, alarm_of(session, reply)
+        seen.prompt, seen.subtask, seen.alarm = observation.prompt, reply.subtask, reply.alarm
         seen.chunk, seen.held = reply.actions[:, :MOST_DIMENSIONS], reply.held
         if reply.value is not None:
             seen.values.append((now, reply.value))

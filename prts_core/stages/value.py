@@ -20,6 +20,7 @@ from prts_core.store.manifest import Manifest
 from prts_core.store.stage import StageContext, StageResult
 from prts_core.value import curves as curves_of
 from prts_core.value import ranking as ranks
+from prts_core.value.alarm import FILE as ALARM
 from prts_core.value.alarm import Alarm, calibrate
 from prts_core.value.plots import plot_curves, plot_ranking
 
@@ -37,7 +38,7 @@ def value(config: ValueConfig, inputs: dict[str, Manifest], context: StageContex
     episodes = pl.read_parquet(inputs["benchmark"].folder(context.outputs) / "episodes.parquet")
     alarm, alarms = alarm_of(episodes)
     if alarm is not None:
-        write_json(context.output / "alarm.json", alarm.to_json())
+        write_json(context.output / ALARM, alarm.to_json())
     figures = (
         figures_of(curves, episodes)
         | alarms

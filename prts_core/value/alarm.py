@@ -14,12 +14,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from prts_core.io.errors import DataError
+from prts_core.io.files import read_json
 
+FILE = "alarm.json"  # beside a policy that has one
 State = Literal["on_course", "unsure", "failing"]
 RATES = (0.05, 0.2)  # of successful episodes that are ever called failing; unsure
 NARROWEST = 1e-3  # nats: a band where all values were alike
@@ -83,6 +86,12 @@ class Alarm:
                 "An alarm's band is none", file=where, found=f"{len(made.middle)} and {len(made.width)} steps"
             )
         return made
+
+
+def read_alarm(folder: Path) -> Alarm | None:
+    """The alarm of a package or of stage value's result; none where it has none. DataError where it is malformed."""
+    path = folder / FILE
+    return Alarm.from_json(read_json(path), path) if path.is_file() else None
 
 
 class Watch:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from prts_core.config.model import TokensConfig
+from prts_core.config.model import MotConfig, TokensConfig
 from prts_core.contract import Camera, Contract, Dimension, PolicyContract
 from prts_core.data.normalize import FeatureStats, NormStats
 from prts_core.io.errors import CheckpointError, ConfigError, ContractError, DataError
@@ -77,6 +77,29 @@ def test_a_reloaded_policy_acts_alike(folder, model, processor, inputs):
     assert np.array_equal(chunk, theirs.act(*inputs, seeds=[1, 2]))
     value = ours.value(inputs[0], chunk, inputs[1])
     assert value.shape == (2,) and np.array_equal(value, theirs.value(inputs[0], chunk, inputs[1]))
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_of_several_draws_the_one_of_the_highest_value_is_given(model, processor, inputs, single):
+    """Each draw is what the network makes of that noise, and its value what `value` says of it."""
+    policy, (observation, texts) = Policy(model, processor), inputs
+    if single:
+        observation, texts = {key: array[0] for key, array in observation.items()}, texts[0]
+    seeds = 1 if single else [1, 2]
+    answer = policy.answer(observation, texts, seeds, draws=6)
+    one = policy.answer(observation, texts, seeds, value=True)
+    assert answer.actions.shape == one.actions.shape and answer.values is not None and one.values is not None
+    assert not np.array_equal(answer.actions, one.actions)
+    np.testing.assert_allclose(answer.values, policy.value(observation, answer.actions, texts), atol=1e-5)
+    many = [policy.answer(observation, texts, seed if single else [seed] * 2, value=True).values for seed in range(30)]
+    assert (answer.values > np.median(many, axis=0)).all()
+
+
+def test_a_policy_without_chance_has_nothing_to_choose_from(tiny, processor, model, inputs):
+    assert isinstance(tiny.expert, MotConfig)
+    model.config = replace(tiny, expert=replace(tiny.expert, noise_scale=0.0))
+    with pytest.raises(ConfigError, match="alike at every draw"):
+        Policy(model, processor).answer(*inputs, seeds=[1, 2], draws=2)
 
 
 def test_a_policy_of_tokens_acts_and_reloads(tmp_path, tiny, tokenizer, processor, inputs):

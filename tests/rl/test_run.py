@@ -24,6 +24,7 @@ from prts_core.rl.episodes import orders
 from prts_core.rl.evaluate import digest_weights
 from prts_core.rl.imitation import imitated
 from prts_core.rl.run import Run
+from prts_core.rl.self_imitation import SolvedEpisodes
 from prts_core.rl.state import Progress
 from prts_core.sim.suites import suite
 from tests.fixtures.tiny_network import MODEL
@@ -104,7 +105,7 @@ def test_the_first_update_starts_at_the_policy_that_acted(kind: str, folders: di
 
 
 STOPPED: dict[str, dict[str, Any]] = {
-    "ppo": {"replay": 1},
+    "ppo": {"replay": 1, "self_imitation": 0.5},
     "grpo": {"group_size": 4},
     "decoupled_ppo": {"max_staleness": 1},
     "recap": {},
@@ -159,9 +160,9 @@ def test_replayed_decisions_are_among_those_learned_from_and_a_pass_is_no_longer
     met: list[list[tuple[int, int]]] = []
     plain = run.learner.terms.imitation
 
-    def watched(table: Any, chosen: Any, samples: Any) -> Any:
+    def watched(table: Any, chosen: Any, *more: Any) -> Any:
         met[-1] += [(table.records[table.at[i].episode].version, i) for i in chosen.tolist()]
-        return plain(table, chosen, samples)
+        return plain(table, chosen, *more)
 
     monkeypatch.setattr(run.learner.terms, "imitation", watched)
     counts = []
@@ -252,6 +253,39 @@ def test_the_rate_is_steered_by_how_far_the_last_update_moved(folders: dict[str,
     told = run.learner.update(records, 0, progress)
     assert told["train/actor/kl"] == pytest.approx(0, abs=1e-6) and told["train/actor/kl_moved"] > 1e-6
     assert progress.rate < 1
+
+
+def test_solved_episodes_are_imitated_by_how_little_the_critic_expected_them(folders: dict[str, Path], tmp_path: Path):
+    settings = config(algorithm=AlgorithmConfig(self_imitation=1.0, gamma=0.5), learner=LearnerConfig(threads=1))
+    run = make(folders["flow"], tmp_path, settings)
+    records = collected(run).records
+    for at, record in enumerate(records):
+        record.successes[:], record.solved = False, at == 1
+    records[1].successes[-1, -1] = True
+    count, generator = len(records[1]), torch.Generator().manual_seed(0)
+    again = SolvedEpisodes(records, run.learner.terms, settings, lambda features: torch.full((len(features), 1), 0.3))
+    wanted = [max(0.0, 0.5 ** (count - 1 - row) - 0.3) for row in range(count)]
+    assert again.weights.tolist() == pytest.approx(wanted)
+    told = [again.backward(generator, update) for update in range(2)]
+    assert all(one["actor/self_imitation_loss"] > 0 for one in told)
+    assert any(p.grad is not None and bool(p.grad.any()) for p in run.learner.trained.values())
+    nothing = SolvedEpisodes([records[0]], run.learner.terms, settings, None)
+    assert nothing.backward(generator, 0) == {}
+
+
+def test_an_iteration_that_imitates_comes_closer_to_what_solved_the_task(folders: dict[str, Path], tmp_path: Path):
+    algorithm = AlgorithmConfig(name="grpo", group_size=4, self_imitation=1.0)
+    settings = config(algorithm=algorithm, learner=LearnerConfig(learning_rate=1e-3, batch_size=4, threads=1))
+    run = make(folders["flow"], tmp_path, settings)
+    records = collected(run).records
+    for record in records:
+        record.successes[:], record.solved = False, False
+    records[1].successes[-1, -1], records[1].solved = True, True
+    losses = []
+    for iteration in range(6):
+        told = run.learner.update(records, iteration, Progress())
+        losses.append(told["train/actor/self_imitation_loss"])
+    assert losses[-1] < losses[0]
 
 
 def test_updates_are_of_about_equal_size(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

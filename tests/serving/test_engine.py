@@ -12,11 +12,12 @@ import pytest
 
 from prts_core.contract import PolicyContract
 from prts_core.io.errors import ContractError, ServeError
-from prts_core.policy.observation import STATE, Answer, UnderWay
+from prts_core.policy.observation import STATE, Answer, TwoSteps, UnderWay
 from prts_core.serving.engine import Engine, Limits, Reply
 from prts_core.serving.observations import Observation
 from prts_core.serving.sessions import Session, Sessions
 from prts_core.serving.versions import Version, Versions
+from prts_core.value.alarm import Alarm
 from tests.serving.fake_policy import CONTRACT, FakePolicy
 
 
@@ -33,7 +34,7 @@ class Speaks:
 
     met: list[UnderWay | None] = field(default_factory=list)
 
-    def answer(self, observation, instruction, seeds, subtask=None, value=False, under_way=None) -> Answer:
+    def answer(self, observation, instruction, seeds, subtask=None, value=False, under_way=None, draws=1) -> Answer:
         self.met.append(under_way)
         said = None
         if subtask is None:
@@ -234,3 +235,37 @@ def test_the_session_asked_for_longest_ago_makes_room_and_no_connection_does():
         sessions.get("e", version)
     sessions.close("a")
     sessions.get("e", version)
+
+
+def test_an_alarm_follows_the_value_of_one_task():
+    """By control steps from the task's first look on; without them, or without an alarm, nothing is said of it."""
+    alarm = Alarm(tuple(float(step) for step in range(10)), (1.0,) * 10, failing=3.0, unsure=1.5, every=1)
+    policy = Values([0.0, 1.0, 0.2, 0.3, 0.3, 5.0, 5.0])
+    session, engine = Session("robot", Version("1", policy, alarm=alarm)), Engine(Limits())
+
+    async def act() -> list[Reply]:
+        steps = [("open", 10), ("open", 11), ("open", 12), ("open", 14), ("open", None), ("close", 15), ("close", 16)]
+        return [await engine.ask(seen(prompt, step=step), session) for prompt, step in steps]
+
+    replies = live(engine, act())
+    states = ["on_course", "on_course", "unsure", "failing", None, "on_course", "on_course"]
+    assert [reply.alarm for reply in replies] == states
+    assert [reply.value is None for reply in replies] == [False] * 4 + [True] + [False] * 2  # told where it was needed
+    page = engine.telemetry.page().decode()
+    assert 'prts_alarms_total{state="failing",version="1"} 1.0' in page
+
+
+class Values(TwoSteps):
+    """Answers with the values that it was given, one after the other."""
+
+    contract = CONTRACT
+
+    def __init__(self, values: list[float]) -> None:
+        self.values = iter(values)
+
+    def act(self, observation, instruction, seeds) -> np.ndarray:
+        self.told = next(self.values)
+        return np.zeros((len(instruction), 4, 2), np.float32)
+
+    def value(self, observation, actions, instruction) -> np.ndarray:
+        return np.full(len(instruction), self.told)

@@ -189,8 +189,6 @@ def test_a_hot_swap_under_load_fails_no_request():
         return 12
 
     with running(server) as url:
-        loop = server.service.engine._worker  # the engine's own thread is up
-        assert loop is not None
         following = threading.Thread(
             target=lambda: asyncio.run(
                 _for_a_while(follow(server.service.engine, server.service.versions, lambda: named[0], load, 0.02), 8.0)

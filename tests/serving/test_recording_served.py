@@ -27,6 +27,8 @@ from prts_core.serving.recorder import Recorder, RecordSettings
 from prts_core.serving.server import PolicyServer
 from prts_core.serving.service import ServerConfig
 from prts_core.serving.telemetry import Telemetry
+from prts_core.serving.versions import Version
+from prts_core.value.alarm import Alarm
 from tests.fixtures.running_server import running
 from tests.serving.fake_policy import CONTRACT, FakePolicy, groot_observation, observation
 from tests.serving.groot_sockets import server
@@ -76,6 +78,17 @@ def test_a_client_that_counts_its_steps_gives_rows_at_the_control_rate(tmp_path:
     shown = dataset.frames(0, "observation.images.top", range(9)).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(shown, [10, 10, 10, 90, 90, 90, 90, 200, 30], atol=4)
     assert dataset.rows[0].policy_version == "7" and not (tmp_path / ".open" / "1").exists()
+
+
+def test_how_the_task_goes_is_recorded_where_the_version_brings_an_alarm(tmp_path: Path):
+    alarm = Alarm((0.0,), (1.0,), failing=-1.0, unsure=-2.0)  # failing from the second look on
+    version = Version("8", FakePolicy(), alarm=alarm)
+    config = ServerConfig(port=0, record=RecordSettings(tmp_path))
+    with running(PolicyServer(version, config)) as url, PolicyClient(url) as robot:
+        for step in (0, 1):
+            robot.infer(seen(1), step=step)
+    dataset = sound(tmp_path / "steps")
+    assert column(dataset, 0, "alarm").tolist() == [0, 2] and column(dataset, 0, "value_told").tolist() == [1, 1]
 
 
 def test_of_any_other_client_a_row_is_a_look(tmp_path: Path):

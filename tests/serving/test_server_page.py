@@ -22,6 +22,8 @@ from prts_core.serving import watch
 from prts_core.serving.protocols.groot_client import GrootClient
 from prts_core.serving.server import PolicyServer
 from prts_core.serving.service import GROOT, OPENPI, ServerConfig
+from prts_core.serving.versions import Version
+from prts_core.value.alarm import Alarm
 from tests.fixtures.browser import browser
 from tests.fixtures.running_server import addresses, running
 from tests.serving.fake_policy import CONTRACT, FakePolicy, groot_observation, observation
@@ -72,15 +74,6 @@ def test_the_state_tells_of_sessions_times_versions_and_errors():
     assert {one["phase"] for one in told["latency"]} == set(watch.PHASES)
     assert told["versions"][0]["role"] == "serving" and told["versions"][0]["sessions"] == 2
     assert "lacks a key" in told["errors"][0]["what"] and told["errors"][0]["who"].startswith("groot@")
-
-
-def test_an_alarm_is_told_where_the_session_or_the_reply_has_one():
-    server = PolicyServer(FakePolicy(), ServerConfig(port=0))
-    with running(server) as url, PolicyClient(url) as robot:
-        robot.infer(observation())
-        next(iter(server.service.sessions.open.values())).alarm = True
-        robot.infer(observation())
-        assert state(url)["sessions"][0]["alarm"] is True
 
 
 def test_sessions_that_are_over_are_forgotten_and_no_more_than_sixteen_are_held(monkeypatch):
@@ -155,7 +148,9 @@ def served() -> tuple[PolicyServer, list[str]]:
     config = ServerConfig(
         port=0, api_key=KEY, max_clients=16, budget_ms=80.0, about={"model": "models:/prts-quickstart@champion"}
     )
-    return PolicyServer(Moving(contract), config), ["open the faucet", "close the window", "press the walled button"]
+    alarm = Alarm((0.0,) * 100, (1.0,) * 100, failing=2.0, unsure=0.6)
+    version = Version("7", Moving(contract), "sha256:3f1c", alarm=alarm)
+    return PolicyServer(version, config), ["open the faucet", "close the window", "press the walled button"]
 
 
 def test_a_person_sees_what_real_clients_do(tmp_path: Path):
@@ -179,12 +174,15 @@ def test_a_person_sees_what_real_clients_do(tmp_path: Path):
                     "prompt": sentences[number % 3],
                 }
                 robot.infer(asked, step=4 * look, value=True)
-        next(one for one in server.service.sessions.open.values() if one.step == 76).alarm = True
-        robots[0].infer(asked, step=80, value=True)
+        for number, x in enumerate((-5, -1.2)):  # far below, and somewhat below where they began
+            state = np.array([x, 0, 0], np.float32)
+            robots[number].infer(asked | {"observation/state": state, "prompt": sentences[number]}, step=80)
         with pytest.raises(ServeError):
             robots[15].infer(asked | {"observation/top": np.zeros((4, 4, 3), np.uint8)})
         tab.until("document.querySelectorAll('.session').length === 15")
-        tab.until("document.querySelectorAll('.session.alarm').length === 1")
+        for state, kind in (("failing", "alarm"), ("unsure", "unsure")):
+            tab.until(f"document.querySelectorAll('.session.{kind}').length === 1")
+            assert state in tab.js(f"document.querySelector('.session.{kind} .state').textContent")
         tab.until("document.querySelectorAll('#errors li').length === 1")
         assert tab.js("[...document.images].every(one => one.complete && one.naturalWidth === 96)")
         assert tab.js("document.querySelectorAll('svg.chunk').length") == 15

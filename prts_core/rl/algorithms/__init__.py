@@ -111,7 +111,7 @@ class Algorithm(Protocol):
 
 # Settings that are read because of what an algorithm needs; "" of those that do not imitate. Others are read by all.
 READ_FOR = {
-    "": "log_prob_level weigh clip_low clip_high dual_clip entropy_bonus kl_weight",
+    "": "self_imitation log_prob_level weigh clip_low clip_high dual_clip entropy_bonus kl_weight",
     "values": "gamma gae_lambda normalize_advantages value_clip huber_delta value_weight critic_warmup",
     "groups": "filter_returns",
     "expert": "expert_share expert_decay",
@@ -124,7 +124,7 @@ def unread(config: RlConfig) -> list[str]:
     chosen, needs = config.algorithm, algorithm(config.algorithm.name).NEEDS
     given = needs if "imitation" in needs else needs | {""}
     idle = {name for need, names in READ_FOR.items() if need not in given for name in names.split()}
-    if not needs & {"values", "imitation"}:
+    if not needs & {"values", "imitation"} and not chosen.self_imitation:
         idle.add("replay")
     if chosen.name != "decoupled_ppo":
         idle.add("weight_limit")

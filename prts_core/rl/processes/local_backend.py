@@ -23,9 +23,9 @@ from typing import Any
 
 from prts_core.io.errors import ConfigError, DataError
 from prts_core.io.tensors import save_tensors
+from prts_core.io.wire import PIECE, Frames, encode
 from prts_core.rl.processes.rollout_places import RolloutPlace
 from prts_core.rl.processes.weights import WeightDiff
-from prts_core.rl.processes.wire import PIECE, Frames, encode
 from prts_core.rl.processes.workers import Call, Sign, visible_devices
 
 MEMORY = Path("/dev/shm")

@@ -1,6 +1,6 @@
 """The process of a rollout worker: `python -m prts_core.rl.processes.worker_process --socket FD --parent PID`.
 
-local_backend.py starts it and speaks with it, in the frames of wire.py: it asks {call, argument}, one call at a
+local_backend.py starts it and speaks with it, in the frames of io/wire.py: it asks {call, argument}, one call at a
 time, and hears {kind: "alive"}, {kind: "record", value} and, of every call, {kind: "reply", value} or {kind: "refused",
 value}. What is not refused ends the process, with its traceback as its last words. When its parent is gone, by whatever
 death, so is the worker.
@@ -19,9 +19,9 @@ from typing import Any
 
 from prts_core.io.errors import PrtsError, to_plain
 from prts_core.io.tensors import load_tensors
+from prts_core.io.wire import encode, values
 from prts_core.rl.processes.rollout_places import RolloutPlace
 from prts_core.rl.processes.weights import WeightDiff
-from prts_core.rl.processes.wire import encode, values
 from prts_core.rl.processes.workers import RolloutWorker, make_worker
 from prts_core.sim.worker import end_with_parent
 

@@ -85,12 +85,14 @@ function show(session, state) {
   const id = `${session.name} ${session.began}`, parts = cards.get(id) || card(id);
   cards.set(id, parts);
   const silent = state.now - session.heard > SILENT_S;
-  parts.root.classList.toggle("alarm", session.alarm === true);
+  const worry = { unsure: "unsure · ", failing: "failing · " }[session.alarm] || "";
+  parts.root.classList.toggle("alarm", session.alarm === "failing");
+  parts.root.classList.toggle("unsure", session.alarm === "unsure");
   parts.root.classList.toggle("silent", silent);
   parts.name.textContent = session.who || shortened(session.name);
   parts.name.title = session.name;
   const said = silent ? `silent for ${lasted(state.now - session.heard)}` : session.looks === 1 ? "1 look" : `${session.looks} looks`;
-  parts.state.textContent = (session.alarm === true ? "alarm · " : "") + `version ${session.version || "–"} · ${said}`;
+  parts.state.textContent = worry + `version ${session.version || "–"} · ${said}`;
   parts.words.replaceChildren(session.prompt, ...(session.subtask ? [made("i", "", ` · ${session.subtask}`)] : []));
   parts.words.title = session.prompt;
   for (const [key, source] of Object.entries(session.pictures)) {

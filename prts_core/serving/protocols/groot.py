@@ -260,6 +260,11 @@ class GrootServer:
             row[:] = reply.actions
         info: dict[str, Any] = {"seed": [reply.seed for reply in replies]}
         info |= {name: max((getattr(r, name) for r in replies), default=0.0) for name in ("queue_ms", "infer_ms")}
-        if values := [reply.value for reply in replies if reply.value is not None]:
-            info["value"] = values
+        info["drift"] = [reply.drift for reply in replies]
+        for name in ("value", "alarm"):
+            said = [getattr(reply, name) for reply in replies]
+            if any(one is not None for one in said):
+                info[name] = said
+        if any(reply.held for reply in replies):
+            info["held"] = [reply.held for reply in replies]
         return self.modality.answer(actions, nested), info

@@ -22,6 +22,7 @@ from prts_core.serving.observations import (
     check_contract,
     read_flag,
     read_seed,
+    read_steps,
     read_traceparent,
     require_finite,
     short_name,
@@ -87,9 +88,9 @@ class Modality:
         """(samples of an observation, whether it came nested, their sessions where those have names). Keys that are not
         the policy's are ignored.
 
-        options: none, or a map with `seed` (a whole number a sample), `value`, `contract_fingerprint`,
-        `policy_contract`, `traceparent`, and RLDX-1's session_ids and reset_memory, one a sample. Raises ServeError;
-        ContractError where the client states another contract.
+        options: none, or a map with `seed`, `step` and `delay` (whole numbers, one a sample), `value`, `traceparent`,
+        `contract_fingerprint`, `policy_contract`, and RLDX-1's session_ids and reset_memory, one a sample. Raises
+        ServeError; ContractError where the client states another contract.
         """
         if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
             raise ServeError("An observation is a mapping with text keys", field="observation", found=_kind(raw))
@@ -118,18 +119,21 @@ class Modality:
             rows[:, place] = column
         for row in rows:
             require_finite(row, row, dimensions, "state")
-        seeds, value = self._options(options, len(prompts))
+        seeds, steps, value = self._options(options, len(prompts))
         seen = [{key: image[i] for key, image in images.items()} for i in range(len(prompts))]
         options = options or {}
         parent = read_traceparent(options.get("traceparent"))
         fresh = options.get("reset_memory") or [False] * len(prompts)
         found = [
-            Observation(pictures, row, prompt, seed, value, reset=again, traceparent=parent)
-            for pictures, row, prompt, seed, again in zip(seen, rows, prompts, seeds, fresh, strict=True)
+            Observation(pictures, row, prompt, seed, value, step, delay, again, parent)
+            for pictures, row, prompt, seed, (step, delay), again in zip(
+                seen, rows, prompts, seeds, steps, fresh, strict=True
+            )
         ]
         return found, nested, list(options.get("session_ids") or ())
 
-    def _options(self, options: Any, batch: int) -> tuple[list[int | None], bool]:
+    def _options(self, options: Any, batch: int) -> tuple[list[int | None], list[tuple[int | None, int | None]], bool]:
+        """(seeds, (step, delay) of every sample, whether the value is asked for)."""
         options = {} if options is None else options
         if not isinstance(options, dict):
             raise ServeError("Options are a mapping", field="options", found=_kind(options))
@@ -152,16 +156,24 @@ class Modality:
                 expected="no prefix",
                 cure="leave them out; the answer would not continue the prefix",
             )
-        seeds = options.get("seed")
-        seeds = seeds if isinstance(seeds, list) else [seeds] * (batch if seeds is None else 1)
-        if len(seeds) != batch:
+        numbers = {name: self._numbers(name, options.get(name), batch) for name in ("seed", "step", "delay")}
+        steps = [
+            read_steps({"step": step, "delay": delay})
+            for step, delay in zip(numbers["step"], numbers["delay"], strict=True)
+        ]
+        return [read_seed(seed) for seed in numbers["seed"]], steps, read_flag(options)
+
+    def _numbers(self, name: str, given: Any, batch: int) -> list[Any]:
+        """One for each sample; none where the option is left out. One alone does for a batch of one."""
+        found = given if isinstance(given, list) else [given] * (batch if given is None else 1)
+        if len(found) != batch:
             raise ServeError(
-                "There is not one seed for each sample",
-                field="options.seed",
-                found=f"{len(seeds)} seeds",
+                f"There is not one {name} for each sample",
+                field=f"options.{name}",
+                found=f"{len(found)} of them",
                 expected=f"a list of {batch} whole numbers",
             )
-        return [read_seed(seed) for seed in seeds], read_flag(options)
+        return found
 
     def answer(self, actions: np.ndarray, nested: bool) -> dict[str, np.ndarray]:
         """(B, chunk, A) float32 -> {key: (B, chunk, width) float32}; "action.<key>" where the observation was flat."""

@@ -183,12 +183,14 @@ class OpenpiServer:
             "server_timing": timing,
             "policy_timing": {"infer_ms": answer.infer_ms},
             "seed": answer.seed,
+            "drift": answer.drift,
         }
         optional = {
             "value": answer.value,
             "subtask": answer.subtask,
             "held": answer.held or None,
             "version": answer.version,
+            "alarm": answer.alarm,
         }
         with told.phase("encode"):
             return pack(reply | {name: one for name, one in optional.items() if one is not None})

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from prts_core.io.errors import DataError
-from prts_core.rl.processes.wire import LENGTH, Frames, encode, values
+from prts_core.io.wire import LENGTH, Frames, encode, values
 from tests.fixtures.toy_collector import same
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool]

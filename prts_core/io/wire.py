@@ -1,4 +1,4 @@
-"""Carry orders and records between our own processes: MessagePack frames on a stream socket, no pickle.
+"""Carry values between our own processes: MessagePack frames on a stream socket, no pickle.
 
 A frame is its length (4 bytes, big endian) and one value in the form of io/msgpack.py, in which a torch tensor is
 {"__tensor__": "bfloat16", "shape": [..], "data": bytes} and a dataclass the mapping of its fields. Arrays that come out
