@@ -29,7 +29,7 @@ EPILOG = """\
 examples
   prts serve --model models:/prts-quickstart@champion
   prts serve --model outputs/runs/quickstart/package/output --port 8001 --value
-  PRTS_API_KEY=... prts serve --model models:/prts-quickstart/3 --host 0.0.0.0
+  PRTS_API_KEY=... prts serve --model models:/prts-quickstart/3 --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem
   prts serve --model models:/prts-quickstart@champion --protocol both     # websocket 8000, ZeroMQ 5555
 
 protocols
@@ -50,6 +50,8 @@ openpi: a client (pip install openpi-client, or prts_core.policy.client.PolicyCl
   A reply also holds  drift (how far the state lies outside what training saw) and, to a client that tells its step,
   where the package brings an alarm,  alarm (how the task goes: on_course, unsure or failing).
   GET /healthz answers OK, or 503 where the policy hangs; /readyz whether new clients may come; /metrics is Prometheus'.
+  http://127.0.0.1:8000/ in a browser shows cameras, values, chunks, latency and errors of all sessions.
+  A request may hold traceparent (W3C): with --otel it becomes part of the client's own trace.
 
 groot: a client (GR00T's or RLDX-1's own, or prts_core.serving.protocols.groot_client.GrootClient)
   policy = GrootClient("tcp://127.0.0.1:5555")

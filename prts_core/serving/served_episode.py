@@ -7,6 +7,7 @@ its action is the first one of the chunk that was answered.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -107,7 +108,7 @@ class OpenEpisode:
         at = np.array([number for number, _, _ in self._rows])
         looks, actions = [look for _, look, _ in self._rows], np.stack([action for _, _, action in self._rows])
         states = np.stack([look.observation.state for look in looks])
-        told = [look.value for look in looks]
+        told = [look.value if look.value is not None and math.isfinite(look.value) else None for look in looks]
         columns = {
             "observation.state": states,
             "action": actions.astype(np.float32),

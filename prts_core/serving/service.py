@@ -312,6 +312,7 @@ class PolicyService:
     def place(self) -> Iterator[None]:
         """A client's place. Raises ServeError where there is no room."""
         if full := self.full:
+            self.telemetry.refused("full")
             raise ServeError(full, cure="ask again in a moment, or serve with a larger --max-clients")
         self.clients += 1
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
@@ -82,7 +83,7 @@ class Watch:
         seen.heard, seen.looks, seen.step = now, seen.looks + 1, observation.step
         seen.prompt, seen.subtask, seen.alarm = observation.prompt, reply.subtask, reply.alarm
         seen.chunk, seen.held = reply.actions[:, :MOST_DIMENSIONS], reply.held
-        if reply.value is not None:
+        if reply.value is not None and math.isfinite(reply.value):
             seen.values.append((now, reply.value))
         seen.pictures = {key: smaller(picture) for key, picture in observation.images.items()}
 
