@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from prts_core.io.errors import ContractError, DataError
-from prts_core.io.files import digest_value, read_json, write_json
+from .io.errors import ContractError, DataError
+from .io.files import digest_value, read_json, write_json
 
 Normalization = Literal["QUANTILE", "MEAN_STD", "MIN_MAX"]
 

@@ -29,7 +29,8 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 SCRIPTS = {path.stem for path in (ROOT / "kernels" / "bench").glob("*.py")}  # they import each other
 OURS = {"prts_core", "prts_kernels", "assets", "pipelines", *SCRIPTS}
-# Of simulators' own environments, of peers that a benchmark compares with, and what stands on a GPU machine alone.
+# Of simulators' own environments, of a robot's ROS 2, of peers that a benchmark compares with, and what stands on a GPU
+# machine alone.
 ELSEWHERE = {
     "libero",
     "robosuite",
@@ -40,6 +41,9 @@ ELSEWHERE = {
     "flash_attn",
     "flash_attn_interface",
     "ray",
+    "rclpy",
+    "sensor_msgs",
+    "std_msgs",
 }
 
 ABSENT = """
@@ -110,8 +114,8 @@ assert acted.shape == shape and np.isfinite(acted).all() and np.isfinite(loaded.
     + """
 import asyncio
 import prts_core.cli.serve, prts_core.delivery.resolve
-from prts_core.policy.client import PolicyClient
-from prts_core.serving.protocols.groot_client import GrootClient
+from prts_core.robot.openpi import PolicyClient
+from prts_core.robot.groot import GrootClient
 from prts_core.serving.server import PolicyServer, ServerConfig
 
 def ask(port, groot_port):

@@ -26,6 +26,7 @@ FLOORS = ("kernels", "prts_core", "assets", "pipelines")  # each may import thos
 ROOMS = (
     "io",
     "contract",
+    "robot",
     "statistics",
     "config",
     "models",
@@ -104,8 +105,8 @@ def imports(path: Path, top_level_only: bool = False) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name_of(path)}: relative import"
-            yield str(node.module)
+            package = path.relative_to(ROOT).parts[: -node.level] if node.level else ()
+            yield ".".join([*package, *([node.module] if node.module else [])])
         lazy = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         typing_only = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         if not (top_level_only and (lazy or typing_only)):
@@ -145,6 +146,32 @@ def test_no_room_of_the_library_imports_one_above_it():
             room = name.split(".")[1] if name.startswith("prts_core.") else None
             if room in ROOMS and own in ROOMS and ROOMS.index(room) > ROOMS.index(own):
                 wrong.append(f"{name_of(path)} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_only_the_files_of_the_light_client_import_each_other_relatively():
+    """prts-client is these files under another name (prts_core/robot/pyproject.toml): they need no others of ours."""
+    folder = ROOT / "prts_core" / "robot"
+    wheel = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    light = {(folder / name).resolve() for name in wheel["force-include"] if name.endswith(".py")}
+    assert set(folder.glob("*.py")) <= light
+    for name, inside in wheel["force-include"].items():
+        if name.endswith(".py"):
+            assert (folder / name).resolve().relative_to(ROOT / "prts_core").as_posix() == inside.partition("/")[2]
+    wrong = []
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text(), feature_version=(3, 10) if path in light else None)):
+            if isinstance(node, ast.Import | ast.ImportFrom) and path not in light:
+                wrong += [f"{name_of(path)}: a relative import"] * bool(getattr(node, "level", 0))
+        if path in light:
+            modules = {name_of(one).removesuffix(".py").replace("/", ".") for one in light}
+            ours = [name for name in imports(path) if name.split(".")[0] in (*PACKAGES.values(),)]
+            wrong += [f"{name_of(path)} imports {name}" for name in ours if name not in modules]
+            wrong += [
+                f"{name_of(path)} imports {node.module} by its full name"
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.ImportFrom) and not node.level and str(node.module).startswith("prts_core")
+            ]
     assert not wrong, "\n".join(wrong)
 
 

@@ -26,8 +26,8 @@ from prts_core.bench.serve_parts import QUICK, Size, ask_for, request, served, t
 from prts_core.bench.serve_process import STAND_IN_S
 from prts_core.config.model import ModelConfig, MotConfig
 from prts_core.io.errors import PrtsError
-from prts_core.policy.client import PolicyClient
 from prts_core.policy.policy import Policy, load_policy
+from prts_core.robot.openpi import PolicyClient
 from prts_core.serving.observations import short_name
 from prts_core.sim.suites import suite
 

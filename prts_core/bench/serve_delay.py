@@ -19,7 +19,7 @@ from prts_core.bench.report import Row
 from prts_core.bench.serve_parts import Size, served, threads_of
 from prts_core.contract import PolicyContract
 from prts_core.io.errors import SimulatorError
-from prts_core.policy.client import PolicyClient
+from prts_core.robot.openpi import PolicyClient
 from prts_core.rollout.episode_plan import EpisodePlan, SuiteSettings, make_plan
 from prts_core.serving.observations import short_name
 from prts_core.sim import protocol

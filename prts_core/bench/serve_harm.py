@@ -17,9 +17,9 @@ from prts_core.bench.report import Row
 from prts_core.bench.serve_parts import Served, Size, ask_for, request, served, threads_of, timed
 from prts_core.bench.serve_process import STAND_IN_S
 from prts_core.io.msgpack import pack
-from prts_core.policy.client import PolicyClient
-from prts_core.serving.protocols.groot_arrays import Dialect, encode
-from prts_core.serving.protocols.groot_client import GrootClient
+from prts_core.robot.groot import GrootClient
+from prts_core.robot.groot_arrays import Dialect, encode
+from prts_core.robot.openpi import PolicyClient
 
 PACE_S = 0.005  # between two malformed frames: they are to do harm by what they are, not by their number
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from prts_core.contract import PolicyContract
 from prts_core.io.errors import UnavailableError
-from prts_core.policy.client import PolicyClient
+from prts_core.robot.openpi import PolicyClient
 from prts_core.serving.observations import short_name
 
 

@@ -43,6 +43,7 @@ TOOLS = {
     "import-policy": "turn a checkpoint of the public release into a policy folder",
     "export-policy": "write a policy in the layout of the public release",
     "serve": "serve a policy over openpi's or GR00T's protocol",
+    "replay": "send recorded episodes, or what a robot asks its server, through a policy and compare the actions",
     "lineage": "print the path from a registered model back to the raw files",
     "history": "print and draw a registered model's success over its versions, and the trail of its aliases",
     "bench": "run a benchmark: ours beside a peer's, or what this machine's GPU does",

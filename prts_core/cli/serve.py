@@ -37,7 +37,7 @@ protocols
   groot    ZeroMQ, as GR00T N1.6/N1.7 and RLDX-1 serve; every array has batch and time axes, state and action are maps.
   both     the two over one policy: requests of all clients are answered together, --max-clients counts them together.
 
-openpi: a client (pip install openpi-client, or prts_core.policy.client.PolicyClient)
+openpi: a client (pip install openpi-client, or prts-client: docs/how-to/run-a-robot.md)
   from openpi_client.websocket_client_policy import WebsocketClientPolicy
   policy = WebsocketClientPolicy("127.0.0.1", 8000)
   policy.get_server_metadata()["policy_contract"]     # what every number means
@@ -53,7 +53,8 @@ openpi: a client (pip install openpi-client, or prts_core.policy.client.PolicyCl
   http://127.0.0.1:8000/ in a browser shows cameras, values, chunks, latency and errors of all sessions.
   A request may hold traceparent (W3C): with --otel it becomes part of the client's own trace.
 
-groot: a client (GR00T's or RLDX-1's own, or prts_core.serving.protocols.groot_client.GrootClient)
+groot: a client (GR00T's or RLDX-1's own, or prts-client's)
+  from prts_client.robot.groot import GrootClient
   policy = GrootClient("tcp://127.0.0.1:5555")
   policy.get_modality_config()                        # the keys of video, state, action, language
   actions, info = policy.get_action({

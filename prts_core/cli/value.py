@@ -18,6 +18,7 @@ from prts_core.io.errors import ConfigError, DataError, suggest
 
 if TYPE_CHECKING:
     from prts_core.config.model import PolicyDtype
+    from prts_core.contract import PolicyContract
     from prts_core.data.lerobot_v21.reader import LeRobotDataset
     from prts_core.policy.policy import Policy
     from prts_core.value.ranking import Measured, Ranking, RankingVerdict
@@ -87,7 +88,7 @@ def main(args: argparse.Namespace) -> int:
     dataset = LeRobotDataset.open(args.data)
     episodes = choose_episodes(dataset, args.episodes, args.rank)
     folder, policy = open_policy(args.policy, args.outputs, args.dtype)
-    require_fits(dataset, policy, args.data, console)
+    require_fits(dataset, policy.contract, args.data, console)
     cameras = [camera.key for camera in policy.contract.contract.cameras]
     camera = args.camera or cameras[0]
     if camera not in dataset.camera_keys:
@@ -146,14 +147,14 @@ def choose_sentences(dataset: LeRobotDataset, named: list[str] | None, rank: boo
     return list(dict.fromkeys([*(text for text, _ in common), *(named or [])]))
 
 
-def require_fits(dataset: LeRobotDataset, policy: Policy, path: Path, console: Console) -> None:
+def require_fits(dataset: LeRobotDataset, contract: PolicyContract, path: object, console: Console) -> None:
     """The dataset's contract is the policy's; a dataset that was never imported has none, and is told so."""
     from prts_core.contract import require_equal
 
     if (dataset.root / "meta" / "contract.json").exists():
-        require_equal(dataset.contract, policy.contract.contract, left_name=f"dataset {path}", right_name="policy")
+        require_equal(dataset.contract, contract.contract, left_name=f"dataset {path}", right_name="policy")
         return
-    lacking = [c.key for c in policy.contract.contract.cameras if c.key not in dataset.camera_keys]
+    lacking = [c.key for c in contract.contract.cameras if c.key not in dataset.camera_keys]
     if lacking:
         raise DataError(
             "The dataset lacks a camera of the policy",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prts_core.config.model import PolicyDtype
-from prts_core.contract import Contract
+from prts_core.contract import Contract, PolicyContract
 from prts_core.delivery.resolve import policy_folder
 from prts_core.io.errors import ConfigError
 from prts_core.rollout.local_policy import LocalPolicy, PolicyUnderTest, local_identity
@@ -61,3 +63,23 @@ def open_policy(
     policy = load_policy(folder, dtype)
     identity = local_identity(policy, policy_digest(folder))
     return LocalPolicy(policy, identity, batch=batch, values=values, fill=policy.device.type == "cpu")
+
+
+@dataclass(frozen=True)
+class _Known:
+    contract: PolicyContract
+    dtype: str
+
+
+def identify(
+    reference: str, *, outputs: Path = Path("outputs"), dtype: PolicyDtype = "auto"
+) -> tuple[dict[str, Any], PolicyContract]:
+    """(identity, contract) that `open_policy` would give for a policy that is loaded here; its weights are not loaded.
+
+    Raises as `open_policy` does.
+    """
+    from prts_core.policy.policy import policy_digest, resolve_dtype
+
+    folder = policy_folder(reference, outputs)
+    contract = PolicyContract.load(folder / "policy_contract.json")
+    return local_identity(_Known(contract, resolve_dtype(dtype)), policy_digest(folder)), contract

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prts_core.io.errors import ConfigError, DataError, StageError
+from .errors import ConfigError, DataError, StageError
 
 
 @contextmanager

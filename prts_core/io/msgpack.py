@@ -2,7 +2,7 @@
 
 An array is {b"__ndarray__": true, b"data": bytes, b"dtype": "<f4", b"shape": [..]} in C order, a numpy scalar is
 {b"__npgeneric__": true, b"data": value, b"dtype": "<f4"}. Object, void and complex dtypes are refused both ways. Other
-forms of arrays are two functions handed to `pack` and `unpack` (serving/protocols/groot_arrays.py has two of them).
+forms of arrays are two functions handed to `pack` and `unpack` (robot/groot_arrays.py has two of them).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Literal
 import msgpack
 import numpy as np
 
-from prts_core.io.errors import ServeError
+from .errors import ServeError
 
 ARRAY, SCALAR = b"__ndarray__", b"__npgeneric__"
 KINDS = "biufSUmM"  # of numpy dtypes: what neither points into memory nor has parts

@@ -8,7 +8,7 @@ bit, however fast the simulators are and whichever of them was lost on the way.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from prts_core.io.errors import Stopped
 from prts_core.rl.actor import Actor, Decisions
 from prts_core.rl.episodes import EpisodeOrder
 from prts_core.rl.records import EpisodeRecord
@@ -53,10 +54,19 @@ class Collected:
 
 
 class Collector:
-    """Simulators of one suite, kept between iterations, and how a policy is asked in them."""
+    """Simulators of one suite, kept between iterations, and how a policy is asked in them. stop: asked at every
+    decision; where it says so, the episodes under way are given up."""
 
-    def __init__(self, plan: EpisodePlan, adapter: Adapter, launch: WorkerLaunch, workers: int, stages: int) -> None:
-        self.plan, self.adapter = plan, adapter
+    def __init__(
+        self,
+        plan: EpisodePlan,
+        adapter: Adapter,
+        launch: WorkerLaunch,
+        workers: int,
+        stages: int,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.plan, self.adapter, self.stop = plan, adapter, stop
         self.pools = [Pool(launch, workers // stages) for _ in range(stages)]
         self.prepared: _Run | None = None
 
@@ -72,7 +82,8 @@ class Collector:
                 stack.callback(pool.close)
 
     def collect(self, actor: Actor, orders: Sequence[EpisodeOrder], version: int) -> Collected:
-        """Run the orders to their ends. SimulatorError where one costs worker after worker."""
+        """Run the orders to their ends. SimulatorError where one costs worker after worker; Stopped where `stop` asks
+        for it."""
         if self.prepared is None or self.prepared.orders != list(orders):
             self.settle()
             self.prepare(orders)
@@ -130,6 +141,8 @@ class _Run:
         told = time.perf_counter()
         for stage, chunk in self.pipeline.run(self._ask, experts=self._experts if self._asks_expert() else None):
             self._took(stage, chunk)
+            if self.collector.stop():
+                raise Stopped("stopped while episodes were under way")
         self._look_at_ends()
         records = [self.done[order.index] for order in self.orders]
         seconds = time.perf_counter() - begun

@@ -83,13 +83,14 @@ class Learner:
                 parameter.copy_(tensors[f"policy.{name}"])
         for part, module in self._beside().items():
             module.load_state_dict({name: tensors[f"{part}.{name}"] for name in module.state_dict()})
-        self._ask_for_good()
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("optimizer."):
                 _, at, slot = name.split(".")
                 state.setdefault(int(at), {})[slot] = value
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        if state:  # something has been learned
+            self._ask_for_good()
 
     def _beside(self) -> dict[str, nn.Module]:
         """What learns beside the policy and is no part of it."""

@@ -137,7 +137,7 @@ class Run:
         self.folders.work.mkdir(parents=True, exist_ok=True)
         config = self.config
         with (
-            Collector(self.plan, self.adapter, self.launch, config.workers, config.stages) as collector,
+            Collector(self.plan, self.adapter, self.launch, config.workers, config.stages, stop) as collector,
             ExitStack() as stack,
             Bar("reinforcement learning", config.iterations) as bar,
             explain_os_errors(self.folders.work),
@@ -150,15 +150,22 @@ class Run:
                 if self._due(iteration):
                     self._evaluate(collector, side, iteration)
                 bar.update(iteration, self._note())
-                self._iterate(side, iteration)
+                try:
+                    self._iterate(side, iteration)
+                except Stopped as err:  # while episodes were under way: nothing has been learned from them
+                    self._save(side)
+                    raise Stopped(f"stopped in iteration {iteration}; the same command begins it again") from err
                 asked = stop()
                 if (iteration + 1) % config.checkpoint_every == 0 or iteration + 1 == config.iterations or asked:
-                    self.replay.forget(self.checkpoints.save(self.progress, self.learner.state() | side.state()))
+                    self._save(side)
                 if asked:
                     raise Stopped(f"stopped after iteration {iteration}; the same command goes on from there")
             self._evaluate(collector, side, config.iterations)
             bar.update(config.iterations, self._note())
         return self._outcome()
+
+    def _save(self, side: RolloutSide) -> None:
+        self.replay.forget(self.checkpoints.save(self.progress, self.learner.state() | side.state()))
 
     def _side(self, collector: Collector, stack: ExitStack) -> RolloutSide:
         def of(iteration: int) -> list[EpisodeOrder]:

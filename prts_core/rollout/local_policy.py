@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,9 +16,6 @@ from prts_core.contract import PolicyContract
 from prts_core.io.errors import DataError
 from prts_core.io.threads import torch_threads
 from prts_core.policy.observation import STATE, Acts
-
-if TYPE_CHECKING:
-    from prts_core.policy.policy import Policy
 
 PROBE_SEED = 20_211
 
@@ -49,7 +46,17 @@ class PolicyUnderTest(Protocol):
         """Let go; whoever is being asked answers or fails soon."""
 
 
-def local_identity(policy: Policy, digest: str) -> dict[str, Any]:
+class Described(Protocol):
+    """What a policy is known by beside its digest."""
+
+    @property
+    def contract(self) -> PolicyContract: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+
+def local_identity(policy: Described, digest: str) -> dict[str, Any]:
     """What a policy in this process is known by; its precision is part of it, since the numbers are."""
     identity = {"policy_digest": digest, "contract": policy.contract.fingerprint}
     return identity if policy.dtype == "fp32" else identity | {"dtype": policy.dtype}  # as before there was a choice

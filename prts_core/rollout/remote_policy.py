@@ -1,6 +1,6 @@
 """Asks a policy behind a server: patience while it is away, proof that it is still the same one.
 
-It knows the wire (policy/client.py) and what may be said of a server that says nothing of itself; no simulators and no
+It knows the wire (robot/openpi.py) and what may be said of a server that says nothing of itself; no simulators and no
 episodes.
 """
 
@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,7 +21,9 @@ from prts_core.io.files import read_json
 from prts_core.policy.observation import STATE
 from prts_core.rollout.local_policy import PROBE_SEED, PolicyOutput
 
-BACKOFF_S, LONGEST_WAIT_S = 0.5, 15.0
+if TYPE_CHECKING:
+    from prts_core.robot.openpi import PolicyClient
+
 UNVERIFIED = (
     "the server says neither which policy it is nor what its numbers mean: contract by the user's word, noise "
     "its own, so that another run gives other rows"
@@ -50,14 +51,15 @@ class RemotePolicy:
         api_key: str | None = None,
         contract: Contract | None = None,
     ) -> None:
-        self.url, self.batch, self.values, self.patience_s, self.api_key = url, batch, values, patience_s, api_key
-        self.clients: list[Any] = [None] * batch
-        self.threads = ThreadPoolExecutor(batch, thread_name_prefix="prts-ask")
+        from prts_core.robot.connection import LastingConnection
+
+        self.url, self.batch, self.values, self.api_key = url, batch, values, api_key
         self.closing = threading.Event()
+        self.connections = [LastingConnection(self._connect, patience_s, self.closing) for _ in range(batch)]
+        self.threads = ThreadPoolExecutor(batch, thread_name_prefix="prts-ask")
         self.identity: dict[str, Any] = {}
-        self.lost = 0
         try:
-            stated: PolicyContract | None = self._connect(0).contract
+            stated: PolicyContract | None = self.connections[0].client().contract
             self.foreign = stated is None
             self.contract = self._learnt(contract) if stated is None else stated
             if stated is not None and contract is not None:
@@ -74,7 +76,7 @@ class RemotePolicy:
                 "The server does not say what its numbers mean",
                 found=self.url,
                 expected="a policy_contract",
-                cure="serve the policy with `prts serve`, or say it yourself: --contract suite, or a contract's file",
+                cure="serve the policy with `prts serve`, or say it yourself: --contract, with a contract's file",
             )
         self.identity |= {"contract": contract.fingerprint}
         seen = {c.key: np.zeros((1, c.height, c.width, 3), np.uint8) for c in contract.cameras}
@@ -90,24 +92,22 @@ class RemotePolicy:
             )
         return PolicyContract(contract.embodiment, contract, len(chunk), "QUANTILE", "unknown")
 
-    def _connect(self, at: int) -> Any:
-        """Connection number `at`, once it is known to be the same policy."""
-        from prts_core.policy.client import PolicyClient
+    def _connect(self) -> PolicyClient:
+        """A connection, once it is known to be the same policy."""
+        from prts_core.robot.openpi import PolicyClient
 
-        if self.clients[at] is None:
-            client = PolicyClient(self.url, api_key=self.api_key)
-            found = _served_identity(client.metadata, self.url)
-            self.identity = self.identity or found
-            if found != {name: self.identity.get(name) for name in found}:
-                client.close()
-                raise ServeError(
-                    "Another policy is served now; its episodes do not mix with those before",
-                    found=str(found),
-                    expected=str(self.identity),
-                    cure="serve the policy that the benchmark began with",
-                )
-            self.clients[at] = client
-        return self.clients[at]
+        client = PolicyClient(self.url, api_key=self.api_key)
+        found = _served_identity(client.metadata, self.url)
+        self.identity = self.identity or found
+        if found != {name: self.identity.get(name) for name in found}:
+            client.close()
+            raise ServeError(
+                "Another policy is served now; its episodes do not mix with those before",
+                found=str(found),
+                expected=str(self.identity),
+                cure="serve the policy that the benchmark began with",
+            )
+        return client
 
     def ask(
         self, observation: Mapping[str, np.ndarray], instructions: Sequence[str], seeds: Sequence[int]
@@ -144,43 +144,24 @@ class RemotePolicy:
         return np.asarray(actions, np.float32)
 
     def _one(self, at: int, request: dict[str, Any], seed: int) -> dict[str, Any]:
-        from prts_core.policy.client import ServerGone
+        from prts_core.robot.connection import ServerGone
 
-        until, pause = time.monotonic() + self.patience_s, BACKOFF_S
-        while True:
-            try:
-                client = self._connect(at)
-                if self.foreign:
-                    return client.infer(request)
-                return client.infer(request, seed=seed, value=self.values)
-            except ServerGone as err:
-                self._drop(at)
-                if time.monotonic() + pause > until or self.closing.is_set():
-                    raise ServeError(
-                        "The policy server stayed away",
-                        found=str(err),
-                        expected=f"an answer within {self.patience_s:g} s",
-                        cure="start it again, then run the same command: finished episodes are kept",
-                    ) from err
-                self.closing.wait(pause)
-                pause = min(2 * pause, LONGEST_WAIT_S)
-            except ServeError:
-                self._drop(at)  # a refusal closes the connection
-                raise
+        told = {} if self.foreign else {"seed": seed, "value": self.values}
 
-    def _drop(self, at: int) -> None:
-        client, self.clients[at] = self.clients[at], None
-        if client is not None:
-            self.lost += 1
-            client.close()
+        def ask(client: PolicyClient) -> dict[str, Any]:
+            return client.infer(request, **told)  # type: ignore[arg-type]
+
+        try:
+            return self.connections[at].ask(ask)
+        except ServerGone as err:
+            err.set_cure("start it again, then run the same command: finished episodes are kept")
+            raise
 
     def close(self) -> None:
         """Gives up waiting for a server that is gone; may be called twice."""
         self.closing.set()
-        for at in range(self.batch):
-            client, self.clients[at] = self.clients[at], None
-            if client is not None:
-                client.close()
+        for connection in self.connections:
+            connection.close()
         self.threads.shutdown(wait=True)
 
 

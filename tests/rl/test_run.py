@@ -128,9 +128,9 @@ def test_a_stopped_run_goes_on_with_the_same_curve(algorithm: str, folders: dict
     learner = replace(config().learner, critic_epochs=2)
     settings = config(algorithm=AlgorithmConfig(name=algorithm, **STOPPED[algorithm]), learner=learner)
     whole = make(folders["flow"], tmp_path / "whole", settings).run()
-    asked = iter([False, True])
-    with pytest.raises(Stopped):
-        make(folders["flow"], tmp_path / "cut", settings).run(lambda: next(asked, True))
+    stopped = make(folders["flow"], tmp_path / "cut", settings)
+    with pytest.raises(Stopped, match="after iteration 1"):
+        stopped.run(lambda: stopped.progress.iteration == 2)
     (tmp_path / "cut" / "curve.jsonl").open("a").write('{"iteration": 1, "torn')
     resumed = make(folders["flow"], tmp_path / "cut", settings).run()
     assert resumed.evaluations == whole.evaluations
@@ -139,6 +139,29 @@ def test_a_stopped_run_goes_on_with_the_same_curve(algorithm: str, folders: dict
     )
     assert first == second
     assert all(torch.equal(whole.weights[name], resumed.weights[name]) for name in whole.weights)
+
+
+@pytest.mark.parametrize(("algorithm", "at"), [("ppo", 1), ("decoupled_ppo", 1), ("recap", 0)])
+def test_a_run_stopped_in_the_middle_of_its_episodes_begins_them_again(
+    algorithm: str, at: int, folders: dict[str, Path], tmp_path: Path
+):
+    """Also where the last checkpoint lies an iteration back: what has been learned since is kept."""
+    settings = config(algorithm=AlgorithmConfig(name=algorithm, **STOPPED[algorithm]), checkpoint_every=9)
+    whole = make(folders["flow"], tmp_path / "whole", settings).run()
+    run = make(folders["flow"], tmp_path / "cut", settings)
+    seen: list[int] = []
+
+    def stop() -> bool:
+        seen.append(run.progress.iteration)
+        return seen.count(at) > 3  # in the midst of it
+
+    with pytest.raises(Stopped, match=f"iteration {at}"):
+        run.run(stop)
+    resumed = make(folders["flow"], tmp_path / "cut", settings)
+    done = resumed.run()
+    assert len(curve(tmp_path / "cut")) == 3  # what was finished was not run again
+    assert done.evaluations == whole.evaluations
+    assert all(torch.equal(whole.weights[name], done.weights[name]) for name in whole.weights)
 
 
 def test_a_lost_simulator_changes_no_bit(folders: dict[str, Path], tmp_path: Path):

@@ -141,7 +141,7 @@ def foreign(seen: list, reply=None, metadata=None, port: int = 0):
 def test_a_server_that_says_nothing_is_asked_once_its_contract_is_named():
     seen: list = []
     with foreign(seen) as url:
-        with pytest.raises(ServeError, match=r"does not say what its numbers mean.*--contract suite"):
+        with pytest.raises(ServeError, match=r"does not say what its numbers mean.*--contract, with a"):
             RemotePolicy(url)
         policy = open_policy(url, contract=CONTRACT)
         assert policy.contract.chunk_length == 6 and policy.contract.contract == CONTRACT
@@ -157,7 +157,7 @@ def test_a_server_that_says_nothing_is_asked_once_its_contract_is_named():
 def test_another_foreign_server_is_refused(port):
     with foreign([], port=port) as url:
         policy = RemotePolicy(url, contract=CONTRACT, patience_s=20)
-        policy.clients[0].close()
+        policy.connections[0].client().close()
     with foreign([], metadata={"config": "another"}, port=port):
         with pytest.raises(ServeError, match="Another policy is served now"):
             policy.ask(observation(1), TEXTS[:1], SEEDS[:1])

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from prts_core.config.places import shared_folder
-from prts_core.serving.protocols.groot_arrays import Dialect, ModalityConfig
+from prts_core.robot.groot_arrays import Dialect, ModalityConfig
 
 OTHERS = {
     "complex": 1 + 2j,

@@ -10,7 +10,7 @@ import numpy as np
 import zmq
 
 from prts_core.policy.observation import STATE
-from prts_core.serving.protocols.groot_arrays import decode
+from prts_core.robot.groot_arrays import decode
 from prts_core.serving.server import PolicyServer
 from prts_core.serving.service import GROOT, ServerConfig
 from tests.serving.fake_policy import FakePolicy, groot_observation

@@ -14,11 +14,12 @@ from websockets.sync.client import connect
 
 from prts_core.io.errors import ServeError
 from prts_core.io.msgpack import pack
-from prts_core.policy.client import PolicyClient, ServerGone
+from prts_core.robot.groot import GrootClient
+from prts_core.robot.groot_arrays import encode
+from prts_core.robot.openpi import PolicyClient, ServerGone
 from prts_core.serving.admission import Admission, Guards
 from prts_core.serving.protocols import groot
-from prts_core.serving.protocols.groot_arrays import encode, token_of
-from prts_core.serving.protocols.groot_client import GrootClient
+from prts_core.serving.protocols.groot_token import token_of
 from prts_core.serving.server import PolicyServer
 from prts_core.serving.service import ServerConfig
 from prts_core.serving.telemetry import Telemetry

@@ -17,9 +17,9 @@ import zmq.auth
 
 from prts_core.cli import serve_operations
 from prts_core.io.errors import ServeError
-from prts_core.policy.client import PolicyClient, ServerGone
+from prts_core.robot.groot import GrootClient
+from prts_core.robot.openpi import PolicyClient, ServerGone
 from prts_core.serving.encryption import MAKE_KEYS, Curve, Tls
-from prts_core.serving.protocols.groot_client import GrootClient
 from prts_core.serving.server import PolicyServer
 from prts_core.serving.service import GROOT, OPENPI, ServerConfig
 from tests.fixtures.running_server import running

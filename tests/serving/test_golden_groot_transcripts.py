@@ -15,8 +15,8 @@ import zmq
 from prts_core.contract import Camera, Contract, Dimension, PolicyContract
 from prts_core.io.errors import ServeError
 from prts_core.policy.observation import STATE, TwoSteps
-from prts_core.serving.protocols.groot_arrays import Dialect, ModalityConfig, decode, encode
-from prts_core.serving.protocols.groot_client import GrootClient
+from prts_core.robot.groot import GrootClient
+from prts_core.robot.groot_arrays import Dialect, ModalityConfig, decode, encode
 from prts_core.serving.protocols.groot_modality import Modality
 from prts_core.serving.server import PolicyServer
 from prts_core.serving.service import GROOT, ServerConfig

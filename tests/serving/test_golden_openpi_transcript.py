@@ -13,8 +13,8 @@ from websockets.sync.client import connect
 from prts_core.contract import Contract, Dimension, PolicyContract
 from prts_core.io.errors import ServeError
 from prts_core.io.msgpack import pack, unpack
-from prts_core.policy.client import PolicyClient
 from prts_core.policy.observation import STATE, TwoSteps
+from prts_core.robot.openpi import PolicyClient
 from prts_core.serving.server import PolicyServer
 from prts_core.serving.service import ServerConfig
 from tests.fixtures.running_server import running

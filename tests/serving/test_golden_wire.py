@@ -11,7 +11,7 @@ import pytest
 
 from prts_core.io.errors import ServeError
 from prts_core.io.msgpack import pack, unpack
-from prts_core.serving.protocols.groot_arrays import decode, encode
+from prts_core.robot.groot_arrays import decode, encode
 from tests.serving.golden_wire import dialect_of, equal, folders, load, names, transcript
 
 CASES = [(folder, name) for folder in folders() for name in names(folder)]

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as npst
 
 from prts_core.io.errors import ServeError
 from prts_core.io.msgpack import Limits
-from prts_core.serving.protocols.groot_arrays import Dialect, ModalityConfig, decode, encode
+from prts_core.robot.groot_arrays import Dialect, ModalityConfig, decode, encode
 
 DIALECTS = st.sampled_from(list(Dialect))
 DTYPES = st.one_of(
@@ -179,5 +179,5 @@ def test_any_bytes_in_place_of_an_array_give_one_clear_error(data: bytes):
 def test_torch_is_not_imported():
     import subprocess
 
-    code = "import sys; from prts_core.serving.protocols import groot, groot_client; sys.exit('torch' in sys.modules)"
+    code = "import sys, prts_core.serving.protocols.groot, prts_core.robot.groot; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

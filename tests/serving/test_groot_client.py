@@ -13,9 +13,9 @@ import pytest
 import zmq
 
 from prts_core.io.errors import ServeError
-from prts_core.policy.client import ServerGone
-from prts_core.serving.protocols.groot_arrays import Dialect, ModalityConfig, decode, encode
-from prts_core.serving.protocols.groot_client import GrootClient
+from prts_core.robot.groot import GrootClient
+from prts_core.robot.groot_arrays import Dialect, ModalityConfig, decode, encode
+from prts_core.robot.openpi import ServerGone
 
 CONFIGS = {"state": ModalityConfig([0], ["x"])}
 

@@ -14,10 +14,10 @@ import pytest
 
 from prts_core.io.errors import ServeError
 from prts_core.io.msgpack import Limits
-from prts_core.policy.client import PolicyClient, ServerGone
+from prts_core.robot.groot import GrootClient
+from prts_core.robot.groot_arrays import Dialect, decode, encode
+from prts_core.robot.openpi import PolicyClient, ServerGone
 from prts_core.serving.protocols.groot import PENDING
-from prts_core.serving.protocols.groot_arrays import Dialect, decode, encode
-from prts_core.serving.protocols.groot_client import GrootClient
 from prts_core.serving.service import GROOT, OPENPI
 from tests.fixtures.running_server import addresses, running
 from tests.serving.fake_policy import Held, groot_observation

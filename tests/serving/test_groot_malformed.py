@@ -12,8 +12,8 @@ import pytest
 import zmq
 
 from prts_core.io.errors import ServeError
-from prts_core.serving.protocols.groot_arrays import Dialect, decode, encode
-from prts_core.serving.protocols.groot_client import GrootClient
+from prts_core.robot.groot import GrootClient
+from prts_core.robot.groot_arrays import Dialect, decode, encode
 from prts_core.serving.server import PolicyServer
 from prts_core.serving.service import GROOT, ServerConfig
 from tests.fixtures.running_server import running

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from prts_core.io.errors import ServeError
-from prts_core.policy.client import PolicyClient
-from prts_core.serving.protocols.groot_arrays import Dialect, encode
-from prts_core.serving.protocols.groot_client import GrootClient
+from prts_core.robot.groot import GrootClient
+from prts_core.robot.groot_arrays import Dialect, encode
+from prts_core.robot.openpi import PolicyClient
 from prts_core.serving.service import GROOT, OPENPI
 from tests.fixtures.running_server import addresses, running
 from tests.serving.fake_policy import CONTRACT, FakePolicy, groot_observation, observation

@@ -11,9 +11,9 @@ import sys
 import pytest
 
 from prts_core.io.errors import ServeError
-from prts_core.policy.client import PolicyClient
+from prts_core.robot.groot import GrootClient
+from prts_core.robot.openpi import PolicyClient
 from prts_core.serving.logs import JsonFormatter, handler
-from prts_core.serving.protocols.groot_client import GrootClient
 from prts_core.serving.server import PolicyServer
 from prts_core.serving.service import GROOT, OPENPI, ServerConfig
 from prts_core.serving.tracing import Tracing

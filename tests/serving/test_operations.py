@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from prts_core.io.errors import ServeError
-from prts_core.policy.client import PolicyClient
+from prts_core.robot.openpi import PolicyClient
 from prts_core.serving.follow import follow
 from prts_core.serving.keys import Keys
 from prts_core.serving.server import PolicyServer, ServerConfig

@@ -20,9 +20,9 @@ from prts_core.contract import Contract
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.data.validation import validate_dataset
 from prts_core.io.errors import ContractError, ServeError
-from prts_core.policy.client import PolicyClient
+from prts_core.robot.groot import GrootClient
+from prts_core.robot.openpi import PolicyClient
 from prts_core.serving import recorder, served_dataset
-from prts_core.serving.protocols.groot_client import GrootClient
 from prts_core.serving.recorder import Recorder, RecordSettings
 from prts_core.serving.server import PolicyServer
 from prts_core.serving.service import ServerConfig

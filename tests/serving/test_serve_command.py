@@ -17,8 +17,8 @@ from prts_core.cli.main import main
 from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.delivery.resolve import resolve
 from prts_core.io.errors import CheckpointError, ServeError
-from prts_core.policy.client import PolicyClient
-from prts_core.serving.protocols.groot_client import GrootClient
+from prts_core.robot.groot import GrootClient
+from prts_core.robot.openpi import PolicyClient
 from tests.fixtures.toy_package import CONTRACT, make, named, outcomes, register, write_package
 from tests.serving.fake_policy import groot_observation, observation
 

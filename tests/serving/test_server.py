@@ -21,8 +21,8 @@ from websockets.sync.client import connect
 from prts_core.contract import Dimension
 from prts_core.io.errors import CheckpointError, ContractError, ServeError
 from prts_core.io.msgpack import Limits, pack, unpack
-from prts_core.policy.client import PolicyClient
 from prts_core.policy.observation import STATE
+from prts_core.robot.openpi import PolicyClient
 from prts_core.serving.engine import Limits as EngineLimits
 from prts_core.serving.engine import warm_up
 from prts_core.serving.server import PolicyServer, ServerConfig

@@ -21,9 +21,10 @@ import zmq
 import zmq.asyncio
 
 from prts_core.io.errors import PrtsError, ServeError
+from prts_core.robot.groot_arrays import decode, encode
 from prts_core.serving.engine import Reply
-from prts_core.serving.protocols.groot_arrays import decode, encode, token_of
 from prts_core.serving.protocols.groot_modality import Modality
+from prts_core.serving.protocols.groot_token import token_of
 from prts_core.serving.service import GROOT, PolicyService, cannot_listen, off_the_loop
 from prts_core.serving.timeline import Timeline
 

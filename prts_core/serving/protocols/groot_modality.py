@@ -15,6 +15,7 @@ import numpy as np
 
 from prts_core.contract import Camera, Dimension, PolicyContract
 from prts_core.io.errors import ServeError, suggest
+from prts_core.robot.groot_arrays import ModalityConfig
 from prts_core.serving.observations import (
     MAX_PROMPT,
     Observation,
@@ -27,7 +28,6 @@ from prts_core.serving.observations import (
     require_finite,
     short_name,
 )
-from prts_core.serving.protocols.groot_arrays import ModalityConfig
 
 KINDS = ("video", "state", "language")
 # The first is what we tell clients; the others are what GR00T's embodiments and simulators call it.

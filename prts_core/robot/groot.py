@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import zmq
 
-from prts_core.io.errors import ServeError
-from prts_core.io.msgpack import LIMITS, Limits
-from prts_core.policy.client import ServerGone
-from prts_core.serving.protocols.groot_arrays import Dialect, decode, encode
-from prts_core.serving.protocols.groot_modality import ModalityConfig
+from ..io.errors import ServeError
+from ..io.msgpack import LIMITS, Limits
+from .connection import LastingConnection, ServerGone
+from .groot_arrays import Dialect, ModalityConfig, decode, encode
 
 
 class GrootClient:
@@ -138,3 +137,51 @@ class GrootClient:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+class GrootPolicy:
+    """A served policy for `ActionQueue`: one robot, its actions side by side in the order of `keys`.
+
+    keys: of the actions, as the server's modality config has them. patience_s: how long a question waits for a server
+    that is gone; timeout_s: for one that is silent. Raises ServerGone where nobody answers at the start.
+    """
+
+    bridges = False  # the protocol's own real-time chunking is not served
+    contract = None
+
+    def __init__(
+        self,
+        address: str = "tcp://127.0.0.1:5555",
+        *,
+        api_key: str | None = None,
+        patience_s: float = 60.0,
+        timeout_s: float = 10.0,
+        dialect: Dialect | None = None,
+    ) -> None:
+        def open_client() -> GrootClient:
+            return GrootClient(address, api_key=api_key, timeout_s=timeout_s, dialect=dialect)
+
+        self.connection = LastingConnection(open_client, patience_s)
+        self.keys = self.connection.client().get_modality_config()["action"].modality_keys
+
+    def chunk(self, observation: dict[str, Any], *, step: int, delay: int | None, reset: bool) -> np.ndarray:
+        """(chunk, A): row j is for control step `step` + j. observation: GR00T's, nested or flat, of one sample."""
+
+        def ask(client: GrootClient) -> np.ndarray:
+            if reset:
+                client.reset()
+            actions, _ = client.get_action(observation)
+            parts = [actions.get(key, actions.get(f"action.{key}")) for key in self.keys]
+            found = {key: array.shape for key, array in actions.items()}
+            if any(part is None or part.ndim != 3 or len(part) != 1 for part in parts):
+                raise ServeError(
+                    "The server's actions are not those of one robot",
+                    found=str(found),
+                    expected=f"(1, chunk, width) under {', '.join(self.keys)}",
+                )
+            return np.concatenate([part[0] for part in parts if part is not None], axis=1)
+
+        return self.connection.ask(ask)
+
+    def close(self) -> None:
+        self.connection.close()

@@ -17,11 +17,10 @@ from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from typing import Any
 
-import msgpack
 import numpy as np
 
-from prts_core.io.errors import ServeError
-from prts_core.io.msgpack import KINDS, LIMITS, Limits, pack, read_array, require_kind, unpack
+from ..io.errors import ServeError
+from ..io.msgpack import KINDS, LIMITS, Limits, pack, read_array, require_kind, unpack
 
 NPY_MARK, NPY_DATA = "__ndarray_class__", "as_npy"
 ND, COMPLEX = b"nd", b"complex"
@@ -117,23 +116,6 @@ def decode(data: bytes, limits: Limits = LIMITS) -> tuple[Any, Dialect | None]:
 
     value = unpack(data, limits, form)
     return value, seen[0] if seen else None
-
-
-def token_of(data: bytes) -> bytes:
-    """The `api_token` of a request, without building anything else of it; b"" where it has none that is a text. What
-    stands before the token is stepped over, so that who has no key costs no decoding."""
-    plain = {"max_array_len": 0, "max_map_len": 0, "max_ext_len": 0}  # of what is read; what is stepped over may be any
-    reader = msgpack.Unpacker(max_buffer_size=len(data) or 1, **plain)
-    reader.feed(data)
-    try:
-        for _ in range(reader.read_map_header()):
-            if reader.unpack() == "api_token":
-                token = reader.unpack()
-                return token.encode() if isinstance(token, str) else b""
-            reader.skip()
-    except (ValueError, TypeError, RecursionError, msgpack.UnpackException):
-        pass  # no readable request: nobody's
-    return b""
 
 
 def _read(item: dict[Any, Any], limits: Limits) -> tuple[Any, Dialect] | None:

@@ -1,4 +1,4 @@
-"""A small client for robots and tests: connect, compare contracts, ask for action chunks. Blocking, one thread.
+"""Ask a server of openpi's websocket protocol: connect, compare contracts, ask for action chunks. Blocking, one thread.
 
 It knows the protocol and the PolicyContract, and neither models nor torch.
 """
@@ -12,15 +12,12 @@ import numpy as np
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from prts_core.contract import PolicyContract, require_equal
-from prts_core.io.errors import DataError, ServeError
-from prts_core.io.msgpack import pack, unpack
+from ..contract import PolicyContract, require_equal
+from ..io.errors import DataError, ServeError
+from ..io.msgpack import pack, unpack
+from .connection import LastingConnection, ServerGone
 
 BUSY = 503  # HTTP: as many clients as the server takes
-
-
-class ServerGone(ServeError):
-    """Nobody answers: asking again, over a new connection, may help."""
 
 
 class PolicyClient:
@@ -71,7 +68,11 @@ class PolicyClient:
                     "The server refused the connection", found=f"HTTP {err.response.status_code}: {said[:1000]}"
                 ) from err
             except (OSError, WebSocketException) as err:
-                raise ServerGone("No connection to the policy server", found=f"{self.url}: {err}") from err
+                raise ServerGone(
+                    "No connection to the policy server",
+                    found=f"{self.url}: {err}",
+                    cure="check host, port and network; the address is ws://host:port",
+                ) from err
 
     def _agree(self, own: PolicyContract | None) -> PolicyContract | None:
         raw = self.metadata.get("policy_contract")
@@ -116,7 +117,7 @@ class PolicyClient:
         try:
             self._connection.send(pack(request))
         except ConnectionClosed as err:
-            raise ServerGone("The server closed the connection", found=str(err)) from err
+            raise _closed(err) from err
         reply = self._receive()
         if not isinstance(reply.get("actions"), np.ndarray):
             raise ServeError(
@@ -129,9 +130,13 @@ class PolicyClient:
         try:
             message = self._connection.recv(self.timeout_s)
         except TimeoutError as err:
-            raise ServerGone("The server does not answer", expected=f"an answer within {self.timeout_s:g} s") from err
+            raise ServerGone(
+                "The server does not answer",
+                expected=f"an answer within {self.timeout_s:g} s",
+                cure="wait longer (timeout_s), or see on the server whether it hangs: GET /healthz",
+            ) from err
         except ConnectionClosed as err:
-            raise ServerGone("The server closed the connection", found=str(err)) from err
+            raise _closed(err) from err
         if isinstance(message, str):
             raise ServeError(f"The server refused. {message}")
         reply = unpack(message)
@@ -147,3 +152,50 @@ class PolicyClient:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _closed(err: ConnectionClosed) -> ServerGone:
+    cure = "connect again; where it goes on, the server's own words say why (`prts serve --verbose`)"
+    return ServerGone("The server closed the connection", found=str(err), cure=cure)
+
+
+class OpenpiPolicy:
+    """A served policy for `ActionQueue`, over a connection that comes back.
+
+    contract: what this side means by its numbers; none: whatever the server states first. A server that states another
+    one after a restart is refused. patience_s: how long a question waits for a server that is gone; timeout_s: for one
+    that is silent. Raises ServerGone where nobody listens at the start.
+    """
+
+    def __init__(
+        self,
+        url: str = "ws://127.0.0.1:8000",
+        *,
+        api_key: str | None = None,
+        contract: PolicyContract | None = None,
+        patience_s: float = 60.0,
+        timeout_s: float = 10.0,
+    ) -> None:
+        self.url, self.api_key, self.timeout_s, self.contract = url, api_key, timeout_s, contract
+        self.connection = LastingConnection(self._open, patience_s)
+        self.contract = self.connection.client().contract
+        self.bridges = self.contract is not None  # plain openpi knows neither `step` nor `delay`
+
+    def _open(self) -> PolicyClient:
+        return PolicyClient(self.url, api_key=self.api_key, contract=self.contract, timeout_s=self.timeout_s)
+
+    def chunk(self, observation: dict[str, Any], *, step: int, delay: int | None, reset: bool) -> np.ndarray:
+        """(chunk, A): row j is for control step `step` + j. Arguments and errors as those of PolicyClient.infer."""
+
+        def ask(client: PolicyClient) -> np.ndarray:
+            if self.bridges:
+                reply = client.infer(observation, step=step, delay=delay, reset=reset)
+            else:
+                reply = client.infer(observation)
+            actions: np.ndarray = reply["actions"]
+            return actions
+
+        return self.connection.ask(ask)
+
+    def close(self) -> None:
+        self.connection.close()
