@@ -143,7 +143,8 @@ class GrootPolicy:
     """A served policy for `ActionQueue`: one robot, its actions side by side in the order of `keys`.
 
     keys: of the actions, as the server's modality config has them. patience_s: how long a question waits for a server
-    that is gone; timeout_s: for one that is silent. Raises ServerGone where nobody answers at the start.
+    that is gone; timeout_s: for one that is silent. server_key, key_pair: as GrootClient's. Raises ServerGone where
+    nobody answers at the start.
     """
 
     bridges = False  # the protocol's own real-time chunking is not served
@@ -157,9 +158,13 @@ class GrootPolicy:
         patience_s: float = 60.0,
         timeout_s: float = 10.0,
         dialect: Dialect | None = None,
+        server_key: bytes | None = None,
+        key_pair: tuple[bytes, bytes] | None = None,
     ) -> None:
+        curve: dict[str, Any] = {"server_key": server_key, "key_pair": key_pair}
+
         def open_client() -> GrootClient:
-            return GrootClient(address, api_key=api_key, timeout_s=timeout_s, dialect=dialect)
+            return GrootClient(address, api_key=api_key, timeout_s=timeout_s, dialect=dialect, **curve)
 
         self.connection = LastingConnection(open_client, patience_s)
         self.keys = self.connection.client().get_modality_config()["action"].modality_keys

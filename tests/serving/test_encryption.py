@@ -17,7 +17,7 @@ import zmq.auth
 
 from prts_core.cli import serve_operations
 from prts_core.io.errors import ServeError
-from prts_core.robot.groot import GrootClient
+from prts_core.robot.groot import GrootClient, GrootPolicy
 from prts_core.robot.openpi import PolicyClient, ServerGone
 from prts_core.serving.encryption import MAKE_KEYS, Curve, Tls
 from prts_core.serving.server import PolicyServer
@@ -139,6 +139,9 @@ def test_only_clients_whose_key_is_in_the_folder_are_served_and_it_is_read_at_ea
         with GrootClient(address, server_key=key, key_pair=arm, api_key=KEY) as client:
             actions, _ = client.get_action(groot_observation(), {"seed": 5})
             assert np.concatenate(list(actions.values()), 2).shape == (1, 4, 2)
+        robot = GrootPolicy(address, api_key=KEY, server_key=key, key_pair=arm)
+        assert robot.chunk(groot_observation(), step=0, delay=None, reset=True).shape == (4, 2)
+        robot.close()
         with (
             GrootClient(address, server_key=key, key_pair=arm, api_key="a-wrong-key") as client,
             pytest.raises(ServeError, match="Unauthorized"),
