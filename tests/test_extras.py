@@ -137,6 +137,12 @@ async def serve():
 
 assert asyncio.run(serve()).shape == shape
 """,
+    "otel": """
+import os
+os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://127.0.0.1:9"
+from prts_core.serving.tracing import Tracing
+Tracing.to_collector().close()
+""",
     "train": """
 words = ["--config", work + "/configs/toy.yaml", "--outputs", work + "/outputs"]
 assert main(["chain", *words, "--until", "sft"]) == 0

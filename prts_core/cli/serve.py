@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from prts_core.cli import serve_operations
 from prts_core.cli.main import add_dtype_argument, add_outputs_argument
 from prts_core.io.errors import ServeError, require
 
@@ -28,7 +29,7 @@ EPILOG = """\
 examples
   prts serve --model models:/prts-quickstart@champion
   prts serve --model outputs/runs/quickstart/package/output --port 8001 --value
-  PRTS_API_KEY=... prts serve --model models:/prts-quickstart/3 --host 0.0.0.0
+  PRTS_API_KEY=... prts serve --model models:/prts-quickstart/3 --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem
   prts serve --model models:/prts-quickstart@champion --protocol both     # websocket 8000, ZeroMQ 5555
 
 protocols
@@ -49,6 +50,8 @@ openpi: a client (pip install openpi-client, or prts-client: docs/how-to/run-a-r
   A reply also holds  drift (how far the state lies outside what training saw) and, to a client that tells its step,
   where the package brings an alarm,  alarm (how the task goes: on_course, unsure or failing).
   GET /healthz answers OK, or 503 where the policy hangs; /readyz whether new clients may come; /metrics is Prometheus'.
+  http://127.0.0.1:8000/ in a browser shows cameras, values, chunks, latency and errors of all sessions.
+  A request may hold traceparent (W3C): with --otel it becomes part of the client's own trace.
 
 groot: a client (GR00T's or RLDX-1's own, or prts-client's)
   from prts_client.robot.groot import GrootClient
@@ -159,6 +162,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=NAMES",
         help="put numbers under one key for groot's clients, such as state.arm=joint_1,joint_2; may be repeated",
     )
+    serve_operations.add_arguments(parser)
     add_dtype_argument(parser)
     add_outputs_argument(parser, "whose registry models:/ means")
     parser.add_argument("--verbose", action="store_true", help="log every client")
@@ -170,12 +174,13 @@ def main(args: argparse.Namespace) -> int:
     from prts_core.io.msgpack import LIMITS
     from prts_core.serving.engine import warm_up
     from prts_core.serving.follow import follow
+    from prts_core.serving.logs import handler
     from prts_core.serving.server import PolicyServer
     from prts_core.serving.service import OPENPI, ServerConfig
     from prts_core.serving.versions import Version
     from prts_core.value.alarm import read_alarm
 
-    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(name)s: %(message)s")
+    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, handlers=[handler(args.log_json)])
     logging.getLogger("websockets.server").setLevel(logging.WARNING)
     console = Console(width=None if sys.stdout.isatty() else 140)
     config = ServerConfig(  # before any weights are loaded: a wrong setting is told at once
@@ -190,6 +195,7 @@ def main(args: argparse.Namespace) -> int:
         subtask_looks=args.subtask_looks,
         best_of=args.best_of,
         limits=replace(LIMITS, max_bytes=int(args.max_message_mb * 2**20)),
+        **serve_operations.settings(args),
         aliases=_pairs("--camera client_key=camera", args.camera, "observation/image=observation.images.top"),
         groot_keys={
             key: tuple(names.split(","))
@@ -240,10 +246,14 @@ def main(args: argparse.Namespace) -> int:
         key = f"API key from ${args.api_key_env}" if config.api_key else "no API key"
         key = f"API keys of {args.keys}" if args.keys else key
         for protocol, port in zip(config.protocols, ports, strict=True):
-            told = f"tcp://{host}:{port}  (GR00T's protocol over ZeroMQ; {key})"
+            curve = "" if config.curve is None else "; CURVE key " + config.curve.keys()[0].decode()
+            told = f"tcp://{host}:{port}  (GR00T's protocol over ZeroMQ; {key}{curve})"
             if protocol == OPENPI:
-                told = f"ws://{host}:{port}  ({key}; health: http://{host}:{port}/healthz)"
+                s = "" if config.tls is None else "s"
+                told = f"ws{s}://{host}:{port}  ({key}; health: http{s}://{host}:{port}/healthz)"
             console.print(f"serving on {told}", highlight=False, markup=False, soft_wrap=True)
+        if readable := serve_operations.open_to_readers(config):
+            console.print(readable, highlight=False, markup=False, soft_wrap=True)
 
     async def live() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()

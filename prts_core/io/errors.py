@@ -125,6 +125,7 @@ EXTRA_OF = {
         "tensorboard": ("tensorboard",),
         "sim": ("metaworld", "mujoco"),
         "ray": ("ray",),
+        "otel": ("opentelemetry",),
         "serve": ("websockets", "msgpack", "zmq", "prometheus_client"),
         "rlds": ("google", "google_crc32c"),
         "mcap": ("mcap", "mcap_ros2", "mcap_protobuf", "zstandard"),

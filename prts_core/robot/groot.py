@@ -21,6 +21,8 @@ class GrootClient:
     """A connection to a policy server. Use it with `with`, or call `close`.
 
     address: tcp://host:port. dialect: the form of arrays that the server reads; left out, its modality configs tell.
+    server_key: the server's public CURVE key (Z85): the connection is encrypted. key_pair: (public, secret) CURVE keys
+    of this client, as zmq.auth.load_certificate reads them; left out, new ones.
     """
 
     def __init__(
@@ -31,9 +33,11 @@ class GrootClient:
         timeout_s: float = 60.0,
         dialect: Dialect | None = None,
         limits: Limits = LIMITS,
+        server_key: bytes | None = None,
+        key_pair: tuple[bytes, bytes] | None = None,
     ) -> None:
         self.address, self.timeout_s, self.dialect, self.limits = address, timeout_s, dialect, limits
-        self._api_key = api_key
+        self._api_key, self._server_key, self._key_pair = api_key, server_key, key_pair
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
 
@@ -106,6 +110,10 @@ class GrootClient:
             self._socket.setsockopt(zmq.LINGER, 0)
             self._socket.setsockopt(zmq.IPV6, 1)
             self._socket.setsockopt(zmq.MAXMSGSIZE, self.limits.max_bytes)
+            if self._server_key is not None:
+                pair = self._key_pair or zmq.curve_keypair()
+                self._socket.curve_serverkey = self._server_key
+                self._socket.curve_publickey, self._socket.curve_secretkey = pair
             try:
                 self._socket.connect(self.address)
             except zmq.ZMQError as err:
@@ -135,7 +143,8 @@ class GrootPolicy:
     """A served policy for `ActionQueue`: one robot, its actions side by side in the order of `keys`.
 
     keys: of the actions, as the server's modality config has them. patience_s: how long a question waits for a server
-    that is gone; timeout_s: for one that is silent. Raises ServerGone where nobody answers at the start.
+    that is gone; timeout_s: for one that is silent. server_key, key_pair: as GrootClient's. Raises ServerGone where
+    nobody answers at the start.
     """
 
     bridges = False  # the protocol's own real-time chunking is not served
@@ -149,9 +158,13 @@ class GrootPolicy:
         patience_s: float = 60.0,
         timeout_s: float = 10.0,
         dialect: Dialect | None = None,
+        server_key: bytes | None = None,
+        key_pair: tuple[bytes, bytes] | None = None,
     ) -> None:
+        curve: dict[str, Any] = {"server_key": server_key, "key_pair": key_pair}
+
         def open_client() -> GrootClient:
-            return GrootClient(address, api_key=api_key, timeout_s=timeout_s, dialect=dialect)
+            return GrootClient(address, api_key=api_key, timeout_s=timeout_s, dialect=dialect, **curve)
 
         self.connection = LastingConnection(open_client, patience_s)
         self.keys = self.connection.client().get_modality_config()["action"].modality_keys

@@ -5,6 +5,7 @@ It knows the PolicyContract and nothing of sockets or weights. Every fault names
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,18 @@ from prts_core.contract import Camera, PolicyContract, require_equal
 from prts_core.io.errors import DataError, ServeError, suggest
 
 STATE_KEYS = ("observation/state", "observation.state", "state")
-OPTIONS = ("prompt", "seed", "value", "step", "delay", "reset", "contract_fingerprint", "policy_contract")
+OPTIONS = (
+    "prompt",
+    "seed",
+    "value",
+    "step",
+    "delay",
+    "reset",
+    "contract_fingerprint",
+    "policy_contract",
+    "traceparent",
+)
+TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 MOST_STEPS = 2**31
 MAX_PROMPT = 2000
 
@@ -26,6 +38,7 @@ class Observation:
     images: camera key -> (H, W, 3) uint8. state: (D,) float32. seed none: the server draws one. value: asked for. step:
     control steps that the robot has executed in this session. delay: those that it will execute until the answer
     arrives; the chunk then goes on from the one under way (real-time chunking). reset: another task begins.
+    traceparent: the client's span, in W3C's form.
     """
 
     images: dict[str, np.ndarray]
@@ -36,6 +49,7 @@ class Observation:
     step: int | None = None
     delay: int | None = None
     reset: bool = False
+    traceparent: str | None = None
 
 
 def camera_names(contract: PolicyContract, aliases: dict[str, str] | None = None) -> dict[str, Camera]:
@@ -117,6 +131,7 @@ def parse_request(raw: Any, contract: PolicyContract, aliases: dict[str, str] | 
         step,
         delay,
         read_flag(raw, "reset"),
+        read_traceparent(raw.get("traceparent")),
     )
 
 
@@ -239,6 +254,18 @@ def read_flag(raw: dict[str, Any], name: str = "value") -> bool:
     if not isinstance(value, bool | np.bool_):
         raise ServeError(f"`{name}` is yes or no", field=name, found=f"{value!r:.40}", expected="true or false")
     return bool(value)
+
+
+def read_traceparent(given: Any) -> str | None:
+    """A client's `traceparent`: none, or a span as W3C's Trace Context writes it."""
+    if given is not None and not (isinstance(given, str) and TRACEPARENT.fullmatch(given)):
+        raise ServeError(
+            "A trace's parent has W3C's form",
+            field="traceparent",
+            found=f"{given!r:.80}",
+            expected="00-<32 hexadecimal digits>-<16>-<2>",
+        )
+    return given
 
 
 def read_steps(raw: dict[str, Any]) -> tuple[int | None, int | None]:

@@ -17,16 +17,23 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from prts_core import __version__
-from prts_core.io.errors import ServeError
+from prts_core.io.errors import PrtsError, ServeError
 from prts_core.io.msgpack import LIMITS, Limits
 from prts_core.policy.observation import Answers
+from prts_core.serving.admission import Admission, Guards
+from prts_core.serving.encryption import Curve, Tls
 from prts_core.serving.engine import Engine, Reply
 from prts_core.serving.engine import Limits as EngineLimits
 from prts_core.serving.keys import Keys
 from prts_core.serving.observations import Observation, camera_names
-from prts_core.serving.sessions import Sessions
+from prts_core.serving.onlookers import Onlooker
+from prts_core.serving.recorder import Recorder, RecordSettings
+from prts_core.serving.sessions import Session, Sessions
 from prts_core.serving.telemetry import Telemetry
+from prts_core.serving.timeline import Timeline
+from prts_core.serving.tracing import Tracing
 from prts_core.serving.versions import Version, Versions
+from prts_core.serving.watch import Watch
 
 OPENPI, GROOT = "openpi", "groot"
 T = TypeVar("T")
@@ -44,7 +51,9 @@ class ServerConfig:
     samples of one request. max_waiting, subtask_looks, stuck_s, best_of: engine.Limits. budget_ms: a chunk's, by the
     package. drain_s: how long requests that are under way may take when the server is told to stop. aliases: further
     client key -> camera key. groot_keys: "state.NAME" or "action.NAME" -> dimensions that GR00T's clients hold under
-    that key. about: more metadata for clients.
+    that key. about: more metadata for clients. guards: what clients may ask for. tls: of the websocket; curve: of
+    ZeroMQ; without them nothing is encrypted. record: what was served is kept there as episodes. tracing: who is told
+    of every request.
     """
 
     host: str = "127.0.0.1"
@@ -67,6 +76,11 @@ class ServerConfig:
     aliases: dict[str, str] = field(default_factory=dict)
     groot_keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
+    guards: Guards = field(default_factory=Guards)
+    tls: Tls | None = None
+    curve: Curve | None = None
+    record: RecordSettings | None = None
+    tracing: Tracing | None = None
 
     def __post_init__(self) -> None:
         if not is_loopback(self.host) and not self.api_key and self.key_file is None:
@@ -77,7 +91,21 @@ class ServerConfig:
                 expected="127.0.0.1, or an API key",
                 cure="export PRTS_API_KEY=$(openssl rand -hex 16) on server and client, or serve on 127.0.0.1",
             )
-        Keys(self.api_key, self.key_file)  # a wrong one is told before any weights are loaded
+        # What is wrong is told before any weights are loaded.
+        Keys(self.api_key, self.key_file)
+        for given, protocol, flag in ((self.tls, OPENPI, "--tls-cert"), (self.curve, GROOT, "--curve-key")):
+            if given is not None and protocol not in self.protocols:
+                raise ServeError(
+                    "This encrypts a protocol that is not served",
+                    field=flag,
+                    found=", ".join(self.protocols),
+                    expected=protocol,
+                    cure="--tls-cert and --tls-key are the websocket's, --curve-key is ZeroMQ's",
+                )
+        if self.tls is not None:
+            self.tls.context()
+        if self.curve is not None:
+            self.curve.keys()
         positive = {
             name: getattr(self, name)
             for name in (
@@ -143,7 +171,11 @@ class PolicyService:
         )  # an alias that names no camera is told now, not to the first client
         self.keys = Keys(config.api_key, config.key_file)
         self.telemetry = Telemetry(None if config.budget_ms is None else config.budget_ms / 1e3)
-        self.sessions = Sessions(max(MOST_SESSIONS, 4 * config.max_clients))
+        self.admission = Admission(config.guards, self.telemetry)
+        self.watch = Watch(self)
+        self.recorder = None if config.record is None else Recorder(config.record, self.contract, self.telemetry)
+        self.onlookers: list[Onlooker] = [one for one in (self.watch, self.recorder) if one is not None]
+        self.sessions = Sessions(max(MOST_SESSIONS, 4 * config.max_clients), self._ended)
         limits = EngineLimits(
             config.max_batch,
             config.max_waiting,
@@ -166,6 +198,14 @@ class PolicyService:
             with contextlib.suppress(asyncio.CancelledError):
                 await worker
             self.engine.close()
+            for onlooker in self.onlookers:
+                await asyncio.to_thread(onlooker.close)
+            if self.config.tracing is not None:
+                await asyncio.to_thread(self.config.tracing.close)
+
+    def _ended(self, session: Session) -> None:
+        for onlooker in self.onlookers:
+            onlooker.ended(session)
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[None]:
@@ -175,6 +215,41 @@ class PolicyService:
             yield
         finally:
             self.under_way -= 1
+
+    @contextlib.contextmanager
+    def request(self, protocol: str, client: str) -> Iterator[Timeline]:
+        """A request, from its message to its answer; what came of it is told when the context ends."""
+        told = Timeline(protocol, client)
+        try:
+            yield told
+        except PrtsError as err:
+            told.error = str(err)
+            logger.info("refused: %s", err, extra={"client": client})
+            self.watch.failed(client, told.error)
+            raise
+        finally:
+            told.ended = time.monotonic()
+            if told.replies and told.error is None:
+                self._answered(told)
+            if self.config.tracing is not None:
+                self.config.tracing.report(told)
+
+    def _answered(self, told: Timeline) -> None:
+        self.watch.took("all", told.ended - told.began)
+        for name, since, until in told.phases:
+            self.watch.took(name, until - since)
+            if name in ("decode", "encode"):  # the engine tells of its own
+                self.telemetry.took(name, until - since)
+        if logger.isEnabledFor(logging.INFO):
+            spent = {f"{name}_ms": round((until - since) * 1e3, 3) for name, since, until in told.phases}
+            spent["all_ms"] = round((told.ended - told.began) * 1e3, 3)
+            known = {"client": told.client, "version": told.replies[0].version} | spent
+            logger.info("answered %s in %.1f ms", told.client, spent["all_ms"], extra=known)
+
+    @property
+    def recording(self) -> str | None:
+        """Whether sessions are recorded, in a word or two; none where nobody asked for it."""
+        return None if self.recorder is None else self.recorder.stopped or "on"
 
     async def drain(self) -> None:
         """Let nobody new in, and return once what is under way has been answered, or after config.drain_s."""
@@ -196,7 +271,7 @@ class PolicyService:
         own.told(observation.step)
         own.left(observation.step, observation.delay, self.contract.chunk_length)  # refused before anybody waits for it
         try:
-            return await asyncio.wait_for(self.engine.ask(observation, own), self.config.request_timeout_s)
+            reply = await asyncio.wait_for(self.engine.ask(observation, own), self.config.request_timeout_s)
         except TimeoutError as err:
             self.telemetry.refused("timeout")
             raise ServeError(
@@ -204,6 +279,10 @@ class PolicyService:
                 expected=f"an answer within {self.config.request_timeout_s:g} s",
                 cure="serve with a faster device, fewer clients or a larger --request-timeout",
             ) from err
+        if self.sessions.open.get(session) is own:  # else it has ended meanwhile
+            for onlooker in self.onlookers:
+                onlooker.looked(own, observation, reply)
+        return reply
 
     @property
     def unwell(self) -> str | None:
@@ -233,6 +312,7 @@ class PolicyService:
     def place(self) -> Iterator[None]:
         """A client's place. Raises ServeError where there is no room."""
         if full := self.full:
+            self.telemetry.refused("full")
             raise ServeError(full, cure="ask again in a moment, or serve with a larger --max-clients")
         self.clients += 1
         try:

@@ -7,6 +7,7 @@ time: row j of the chunk that was asked for at step s is for step s + j.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,10 +104,10 @@ class Session:
 
 class Sessions:
     """Those that are open, by name; at most `most`: one more takes the place of the one that was asked for longest ago
-    and is no connection."""
+    and is no connection. ended: called with each one that is over."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, most: int, ended: Callable[[Session], None] = lambda session: None) -> None:
+        self.most, self.ended = most, ended
         self.open: OrderedDict[str, Session] = OrderedDict()
 
     def get(self, name: str, version: Version, connected: bool = False) -> Session:
@@ -123,10 +124,12 @@ class Sessions:
         """Begin another task: nothing of the one before counts, an answer to it that is under way included."""
         if (old := self.open.get(name)) is not None:
             self.open[name] = Session(name, old.version, old.connected)
+            self.ended(old)
 
     def close(self, name: str) -> None:
         if (session := self.open.pop(name, None)) is not None:
             session.version.sessions -= 1
+            self.ended(session)
 
     def _make_room(self) -> None:
         for name, session in self.open.items():  # the eldest first

@@ -31,15 +31,15 @@ class Telemetry:
 
         self._requests = made(Counter, "prts_requests", "Requests that were answered, by version", "version")
         self._refused = made(Counter, "prts_refused", "Requests that were not answered, by why", "why")
-        self._seconds = made(
-            Histogram, "prts_seconds", "Seconds of an answer, by phase: queue, policy, all", "phase", buckets=SECONDS
-        )
+        self._seconds = made(Histogram, "prts_seconds", "Seconds of an answer, by phase", "phase", buckets=SECONDS)
         self._batch = made(Histogram, "prts_batch", "Requests that were answered together", buckets=BATCHES)
         self._over = made(Counter, "prts_budget_violations", "Answers that took longer than the package's budget")
         self._value = made(Histogram, "prts_value_nats", "Goal reachability", "version", buckets=NATS)
         self._held = made(Counter, "prts_continued_chunks", "Chunks that went on from the one under way")
         self._drift = made(Gauge, "prts_input_drift", "How far states lie outside the training range, in widths of it")
         self._queue = made(Gauge, "prts_waiting", "Requests that wait")
+        self._queued = made(Gauge, "prts_queued_bytes", "Bytes of messages that are here and not answered")
+        self._recorded = made(Counter, "prts_recorded", "What was recorded: episodes, looks; looks dropped", "what")
         self._sessions = made(Gauge, "prts_sessions", "Sessions, by version", "version")
         self._serving = made(Gauge, "prts_serving", "1 for the version that new sessions get", "version")
         self._alarms = made(Counter, "prts_alarms", "Looks at which a task was found so", "version", "state")
@@ -62,11 +62,20 @@ class Telemetry:
         self._drifted += 0.01 * (reply.drift - self._drifted)
         self._drift.set(self._drifted)
 
+    def took(self, phase: str, seconds: float) -> None:
+        self._seconds.labels(phase).observe(seconds)
+
     def refused(self, why: str) -> None:
         self._refused.labels(why).inc()
 
     def waiting(self, count: int) -> None:
         self._queue.set(count)
+
+    def queued(self, count: int) -> None:
+        self._queued.set(count)
+
+    def recorded(self, what: str) -> None:
+        self._recorded.labels(what).inc()
 
     def sessions(self, by_version: dict[str, int], serving: str) -> None:
         self._sessions.clear()  # versions that were let go

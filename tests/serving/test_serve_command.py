@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from prts_core.cli.main import main
+from prts_core.data.lerobot_v21.reader import LeRobotDataset
 from prts_core.delivery.resolve import resolve
-from prts_core.io.errors import CheckpointError
+from prts_core.io.errors import CheckpointError, ServeError
 from prts_core.robot.groot import GrootClient
 from prts_core.robot.openpi import PolicyClient
 from tests.fixtures.toy_package import CONTRACT, make, named, outcomes, register, write_package
@@ -49,7 +50,7 @@ def serve(*args: str):
     said = []
     for line in process.stdout:
         said.append(line)
-        if found := re.search(r"serving on ((?:ws|tcp)://\S+)", line):
+        if found := re.search(r"serving on ((?:wss?|tcp)://\S+)", line):
             return process, found[1], "".join(said)
     raise AssertionError(f"the server ended with {process.wait()}: {''.join(said)}")
 
@@ -92,6 +93,39 @@ def test_both_protocols_are_served_by_one_command(package):
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and "stopped" in out
+
+
+def test_an_operators_flags_do_what_they_say(package, tmp_path, monkeypatch):
+    from tests.serving.test_encryption import certificate
+
+    tls, record = certificate(tmp_path), tmp_path / "served"
+    monkeypatch.setenv("SSL_CERT_FILE", str(tls.cert))
+    words = ["--tls-cert", str(tls.cert), "--tls-key", str(tls.key), "--record", str(record), "--max-rate", "2"]
+    process, url, _ = serve("--model", str(package), *words, "--log-json", "--verbose")
+    try:
+        assert url.startswith("wss://")
+        with PolicyClient(url) as client:
+            for step in (0, 1):
+                client.infer(observation(), step=step)
+            with pytest.raises(ServeError, match="asks too often"):
+                for _ in range(50):
+                    client.infer(observation(), step=2)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert len(LeRobotDataset.open(record / "steps").rows) == 1
+
+
+def test_flags_that_do_not_go_together_are_told(package, capsys):
+    for words, told in (
+        (["--tls-cert", "cert.pem"], "TLS needs a certificate and its key"),
+        (["--curve-clients", "clients"], "CURVE needs the server's own key"),
+        (["--record", "served", "--record-max-gb", "0"], "--record-max-gb"),
+        (["--max-rate", "-1"], "--max-rate"),
+    ):
+        assert main(["serve", "--model", str(package), *words]) == 1
+        assert told in " ".join(capsys.readouterr().err.split())
 
 
 def test_groot_alone_takes_the_port_and_ends_by_a_key(package, monkeypatch):

@@ -50,7 +50,9 @@ def seal(root: Path, workers: int = 2, known: Mapping[str, str] | None = None) -
     with explain_os_errors(root):
         names, digests = files_of(root), dict(known or {})
         others = [name for name in names if name not in digests]
-        read = track(_digests(root, others, workers), total=len(others), what="sealing")
+        read = _digests(root, others, workers)
+        if known is None:  # else little is left to read
+            read = track(read, total=len(others), what="sealing")
         digests |= zip(others, read, strict=True)
         rows = [{"path": name, "size": (root / name).stat().st_size, "sha256": digests[name]} for name in names]
         write_json(root / SEAL, {"version": _VERSION, "files": rows, "digest": digest_value(rows)})

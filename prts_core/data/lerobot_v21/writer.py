@@ -10,7 +10,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -264,9 +264,14 @@ def _thin(images: np.ndarray) -> np.ndarray:
 
 
 def finish(
-    layout: Layout, records: Sequence[dict[str, Any]], splits: dict[str, range], contract: Contract | None
+    layout: Layout,
+    records: Sequence[dict[str, Any]],
+    splits: dict[str, range],
+    contract: Contract | None,
+    known: Mapping[str, str] | None = None,
 ) -> None:
-    """Write meta/ from the records of all episodes, in order, and remove what an interrupted run left behind."""
+    """Write meta/ from the records of all episodes, in order, and remove what an interrupted run left behind. known:
+    SHA-256 of files that need not be read again, by their paths."""
     tasks = {record["task_index"]: record["row"]["tasks"][0] for record in records}
     remove_strays(layout.root, [file for episode in range(len(records)) for file in layout.files(episode)])
     info = {
@@ -282,7 +287,7 @@ def finish(
     }
     stats = [{"episode_index": index, "stats": record["stats"]} for index, record in enumerate(records)]
     rows = [record["row"] for record in records]
-    write_meta(layout.root, info, rows, tasks, stats, contract)
+    write_meta(layout.root, info, rows, tasks, stats, contract, known)
 
 
 def write_meta(
@@ -292,6 +297,7 @@ def write_meta(
     tasks: dict[int, str],
     stats: list[dict[str, Any]],
     contract: Contract | None,
+    known: Mapping[str, str] | None = None,
 ) -> None:
     """meta/: info.json in lerobot's own spelling, the three line files, the Contract, and at last the seal: whatever
     else belongs to the dataset must be written before."""
@@ -303,7 +309,7 @@ def write_meta(
     if contract is not None:  # a dataset of others, repaired
         contract.save(meta / "contract.json")
     write_text(meta / "info.json", json.dumps(info, indent=4, ensure_ascii=False, allow_nan=False))
-    seal(root)
+    seal(root, known=known)
 
 
 def numbered(table: pa.Table, counters: dict[str, np.ndarray]) -> pa.Table:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import socket as addresses
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,17 +24,20 @@ from prts_core.io.errors import PrtsError, ServeError
 from prts_core.robot.groot_arrays import decode, encode
 from prts_core.serving.engine import Reply
 from prts_core.serving.protocols.groot_modality import Modality
+from prts_core.serving.protocols.groot_token import token_of
 from prts_core.serving.service import GROOT, PolicyService, cannot_listen, off_the_loop
+from prts_core.serving.timeline import Timeline
 
 logger = logging.getLogger("prts.serve")
 
 PROTOCOL_VERSION = 1
 ENVELOPE = 2  # levels that a request puts around what openpi sends: data, and observation or options
 PENDING = 4  # messages of one client that are held; a client of the protocol has one
-QUEUED = 4  # messages of one connection that ZeroMQ holds before we take them, and answers that it holds after
+QUEUED = 4  # messages of one connection that ZeroMQ holds before we take them
+ANSWERS = 4 * PENDING  # that ZeroMQ holds after; it drops one more, and counts those that have left late
 LINGER_MS = 500  # how long the last answers may take to leave when the server ends
 MAX_ERROR = 2000  # characters of an error that are sent
-Handler = Callable[[dict[str, Any], str], Awaitable[Any]]  # (data, the session of who has not named one)
+Handler = Callable[[dict[str, Any], Timeline], Awaitable[Any]]  # its client is the session of who names none
 
 
 @dataclass
@@ -70,25 +74,31 @@ class GrootServer:
         context = zmq.asyncio.Context()
         try:
             socket = context.socket(zmq.ROUTER)
-            port = await self._bind(socket)
-            serving = asyncio.create_task(self._serve(socket))
-            serving.add_done_callback(lambda task: stop.set())
-            try:
-                yield port
-            finally:
-                serving.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await serving
+            curve = self.config.curve
+            with contextlib.nullcontext() if curve is None else curve.guarding(context, socket):
+                port = await self._bind(socket)
+                serving = asyncio.create_task(self._serve(socket))
+                serving.add_done_callback(lambda task: stop.set())
+                try:
+                    yield port
+                finally:
+                    serving.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await serving
         finally:
             context.destroy(linger=LINGER_MS)
 
     async def _bind(self, socket: zmq.asyncio.Socket) -> int:
         host, port = self.config.host, self.config.groot_port
         socket.setsockopt(zmq.RCVHWM, QUEUED)
-        socket.setsockopt(zmq.SNDHWM, QUEUED)
+        socket.setsockopt(zmq.SNDHWM, ANSWERS)
         # A part that is somewhat too large is read and answered with the limit; beyond, ZeroMQ drops the connection.
         # ZeroMQ has no bound for the number of parts: it holds a message of a peer that never says the last one.
         socket.setsockopt(zmq.MAXMSGSIZE, 2 * self.config.limits.max_bytes)
+        # A peer that is half-way through a message does not answer a heartbeat, and loses its connection.
+        silent_ms = int(self.config.guards.message_s * 1e3)
+        for option, value in ((zmq.HEARTBEAT_IVL, max(1, silent_ms // 2)), (zmq.HEARTBEAT_TIMEOUT, silent_ms)):
+            socket.setsockopt(option, value)
         for option, value in ((zmq.TCP_KEEPALIVE, 1), (zmq.TCP_KEEPALIVE_IDLE, 60), (zmq.TCP_KEEPALIVE_INTVL, 10)):
             socket.setsockopt(option, value)
         try:
@@ -123,12 +133,15 @@ class GrootServer:
             return
         start = frames.index(b"", 1)
         address, parts = frames[:start], frames[start + 1 :]
-        last = False
+        client, last = f"{GROOT}@{b'/'.join(address).hex()}", False
         with self.service.answering():
             try:
-                answer, last = await self._in_turn(tuple(address), parts)
+                with (
+                    self.service.request(GROOT, client) as told,
+                    self.service.admission.message(client, sum(map(len, parts))),
+                ):
+                    answer, last = await self._in_turn(tuple(address), parts, told)
             except PrtsError as err:
-                logger.info("refused %r: %s", address[0], err)
                 answer = encode({"error": str(err)[:MAX_ERROR]})
             except Exception:
                 logger.exception("a message of %d parts could not be answered", len(parts))
@@ -137,7 +150,7 @@ class GrootServer:
         if last:
             self._stop.set()
 
-    async def _in_turn(self, address: tuple[bytes, ...], parts: list[bytes]) -> tuple[bytes, bool]:
+    async def _in_turn(self, address: tuple[bytes, ...], parts: list[bytes], told: Timeline) -> tuple[bytes, bool]:
         client = self._clients.setdefault(address, _Client())
         if client.pending >= PENDING:
             raise ServeError(
@@ -149,22 +162,23 @@ class GrootServer:
         client.pending += 1
         try:
             async with client.turn:
-                return await self._reply(parts, f"{GROOT}@{b'/'.join(address).hex()}")
+                return await self._reply(parts, told)
         finally:
             client.pending -= 1
             if not client.pending:
                 self._clients.pop(address, None)
 
-    async def _reply(self, parts: list[bytes], unnamed: str) -> tuple[bytes, bool]:
+    async def _reply(self, parts: list[bytes], told: Timeline) -> tuple[bytes, bool]:
         """The answer, and whether it is the last one of this server. Raises PrtsError."""
         if len(parts) != 1:
             raise ServeError("A request is one part", found=f"{len(parts)} parts", expected="one MessagePack map")
-        request, dialect = await off_the_loop(decode, parts[0], self._limits)
+        if self.service.keys and not self.service.keys.admits(await off_the_loop(token_of, parts[0])):
+            self.service.telemetry.refused("key")
+            raise ServeError("Unauthorized: Invalid API token", cure="send the server's key as `api_token`")
+        with told.phase("decode"):
+            request, dialect = await off_the_loop(decode, parts[0], self._limits)
         if not isinstance(request, dict):
             raise ServeError("A request is a mapping", found=type(request).__name__, expected="endpoint, data")
-        token = request.get("api_token")
-        if not self.service.keys.admits(token.encode("utf-8", "replace") if isinstance(token, str) else b""):
-            raise ServeError("Unauthorized: Invalid API token", cure="send the server's key as `api_token`")
         endpoint = request.get("endpoint", "get_action")
         if not isinstance(endpoint, str) or endpoint not in self._endpoints:
             raise ServeError(f"Unknown endpoint: {endpoint!s:.40}", expected=", ".join(self._endpoints))
@@ -177,13 +191,15 @@ class GrootServer:
                 found=", ".join(map(str, data))[:200] if isinstance(data, dict) else type(data).__name__,
                 expected="a map of " + ", ".join(taken or ()),
             )
-        return encode(await handler(data, unnamed), dialect), endpoint == "kill"
+        found = await handler(data, told)
+        with told.phase("encode"):
+            return encode(found, dialect), endpoint == "kill"
 
     # ---- endpoints ------------------------------------------------------------------------------------------------
-    async def _ping(self, data: dict[str, Any], unnamed: str) -> dict[str, str]:
+    async def _ping(self, data: dict[str, Any], told: Timeline) -> dict[str, str]:
         return {"status": "ok", "message": "Server is running"}
 
-    async def _kill(self, data: dict[str, Any], unnamed: str) -> None:
+    async def _kill(self, data: dict[str, Any], told: Timeline) -> None:
         if not self.service.keys:
             raise ServeError(
                 "Nobody without a key ends this server",
@@ -193,14 +209,14 @@ class GrootServer:
             )
         logger.warning("a client ended the server")
 
-    async def _get_modality_config(self, data: dict[str, Any], unnamed: str) -> dict[str, Any]:
+    async def _get_modality_config(self, data: dict[str, Any], told: Timeline) -> dict[str, Any]:
         return dict(self.modality.configs())
 
-    async def _get_policy_contract(self, data: dict[str, Any], unnamed: str) -> dict[str, Any]:
+    async def _get_policy_contract(self, data: dict[str, Any], told: Timeline) -> dict[str, Any]:
         """Ours: what the numbers mean, as openpi's clients are told at the handshake."""
-        return self.service.metadata(GROOT, PROTOCOL_VERSION, self.service.versions.of(unnamed))
+        return self.service.metadata(GROOT, PROTOCOL_VERSION, self.service.versions.of(told.client))
 
-    async def _reset(self, data: dict[str, Any], unnamed: str) -> dict[str, list[str]]:
+    async def _reset(self, data: dict[str, Any], told: Timeline) -> dict[str, list[str]]:
         """Forget sessions: those that are named, which are answered, or those of a client that names none."""
         options = data.get("options")
         sessions = options.get("session_ids") if isinstance(options, dict) else None
@@ -212,16 +228,16 @@ class GrootServer:
                 expected="none, or a map with a list session_ids",
             )
         known = [name for name in sessions or () if f"{GROOT}:{name}" in self.service.sessions.open]
-        mine = [name for name in self.service.sessions.open if sessions is None and name.startswith(f"{unnamed}/")]
+        mine = [name for name in self.service.sessions.open if sessions is None and name.startswith(f"{told.client}/")]
         for name in [*mine, *(f"{GROOT}:{name}" for name in known)]:
             self.service.sessions.close(name)
         return {"cleared_sessions": known}
 
-    async def _get_action(self, data: dict[str, Any], unnamed: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    async def _get_action(self, data: dict[str, Any], told: Timeline) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         if "observation" not in data:
             raise ServeError("get_action needs an observation", field="data", found=", ".join(data) or "nothing")
         observations, nested, named = self.modality.read(data["observation"], data.get("options"))
-        names = [f"{GROOT}:{name}" for name in named] or [f"{unnamed}/{at}" for at in range(len(observations))]
+        names = [f"{GROOT}:{name}" for name in named] or [f"{told.client}/{at}" for at in range(len(observations))]
         if len(observations) > self.config.max_batch:
             raise ServeError(
                 "A request has too many samples",
@@ -230,6 +246,7 @@ class GrootServer:
                 expected=f"at most {self.config.max_batch}",
                 cure="ask in parts, or serve with a larger --max-batch",
             )
+        told.parent, asked = next((one.traceparent for one in observations), None), time.monotonic()
         with self.service.place():
             found = await asyncio.gather(*map(self.service.ask, observations, names), return_exceptions=True)
         replies: list[Reply] = []
@@ -237,6 +254,7 @@ class GrootServer:
             if isinstance(reply, BaseException):
                 raise reply
             replies.append(reply)
+        told.answered(asked, replies)
         contract = self.service.contract
         actions = np.zeros((len(replies), contract.chunk_length, len(contract.contract.action)), np.float32)
         for row, reply in zip(actions, replies, strict=True):
@@ -245,9 +263,9 @@ class GrootServer:
         info |= {name: max((getattr(r, name) for r in replies), default=0.0) for name in ("queue_ms", "infer_ms")}
         info["drift"] = [reply.drift for reply in replies]
         for name in ("value", "alarm"):
-            told = [getattr(reply, name) for reply in replies]
-            if any(one is not None for one in told):
-                info[name] = told
+            said = [getattr(reply, name) for reply in replies]
+            if any(one is not None for one in said):
+                info[name] = said
         if any(reply.held for reply in replies):
             info["held"] = [reply.held for reply in replies]
         return self.modality.answer(actions, nested), info

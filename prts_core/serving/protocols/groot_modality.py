@@ -24,6 +24,7 @@ from prts_core.serving.observations import (
     read_flag,
     read_seed,
     read_steps,
+    read_traceparent,
     require_finite,
     short_name,
 )
@@ -87,7 +88,7 @@ class Modality:
         """(samples of an observation, whether it came nested, their sessions where those have names). Keys that are not
         the policy's are ignored.
 
-        options: none, or a map with `seed`, `step` and `delay` (whole numbers, one a sample), `value`,
+        options: none, or a map with `seed`, `step` and `delay` (whole numbers, one a sample), `value`, `traceparent`,
         `contract_fingerprint`, `policy_contract`, and RLDX-1's session_ids and reset_memory, one a sample. Raises
         ServeError; ContractError where the client states another contract.
         """
@@ -121,9 +122,10 @@ class Modality:
         seeds, steps, value = self._options(options, len(prompts))
         seen = [{key: image[i] for key, image in images.items()} for i in range(len(prompts))]
         options = options or {}
+        parent = read_traceparent(options.get("traceparent"))
         fresh = options.get("reset_memory") or [False] * len(prompts)
         found = [
-            Observation(pictures, row, prompt, seed, value, step, delay, again)
+            Observation(pictures, row, prompt, seed, value, step, delay, again, parent)
             for pictures, row, prompt, seed, (step, delay), again in zip(
                 seen, rows, prompts, seeds, steps, fresh, strict=True
             )
