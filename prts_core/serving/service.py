@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 from prts_core import __version__
 from prts_core.io.errors import ServeError
 from prts_core.io.msgpack import LIMITS, Limits
-from prts_core.policy.observation import Answers
+from prts_core.policy.observation import Answers, Remembers
 from prts_core.serving.engine import Engine, Reply
 from prts_core.serving.engine import Limits as EngineLimits
 from prts_core.serving.keys import Keys
@@ -215,7 +215,9 @@ class PolicyService:
     @property
     def unready(self) -> str | None:
         """Why nobody new should come; none while there is room."""
-        return "The server is about to end." if self.draining else self.unwell or self.full
+        policy = self.versions.current.policy
+        away = policy.unready if isinstance(policy, Remembers) else None
+        return "The server is about to end." if self.draining else self.unwell or away or self.full
 
     def metrics(self) -> bytes:
         held = self.versions.held()

@@ -71,7 +71,7 @@ GROOT = Family(
     model=None,
     embodiment_tag="NEW_EMBODIMENT",
     licence="nvidia_open_model",
-    licence_note="code Apache-2.0; weights of N1.7 NVIDIA Open Model License; those of earlier versions are not commercial",
+    licence_note="code Apache-2.0; weights of N1.7 NVIDIA Open Model License, of earlier ones not commercial",
     head="action_head",
 )
 FAMILIES = {family.name: family for family in (RLDX, GROOT)}
@@ -162,7 +162,9 @@ def _check_rtc(family: Family, mode: str, delay: int | None, horizon: int | None
             cure="add --sidecar-rtc trained or guided, or leave them out",
         )
     if mode != "none" and not family.rtc:
-        raise ServeError(f"{family.title} has no real-time chunking", field="--sidecar-rtc", found=mode, expected="none")
+        raise ServeError(
+            f"{family.title} has no real-time chunking", field="--sidecar-rtc", found=mode, expected="none"
+        )
     if mode != "none" and (delay is None or any(number < 1 for number in given)):
         raise ServeError(
             "Real-time chunking needs to know the delay",

@@ -22,9 +22,9 @@ from typing import Any
 from prts_core.io.errors import UnavailableError
 from prts_core.io.locks import locked
 from prts_core.io.processes import how_it_ended, last_words
+from prts_core.serving.sidecar.families import BITSANDBYTES, Server
 from prts_core.sim import installer
 from prts_core.sim.installations import Installation, cache
-from prts_core.serving.sidecar.families import BITSANDBYTES, Server
 
 FORMAT = 1  # of what a home holds; another one is built anew
 
@@ -74,12 +74,8 @@ def install_commands(server: Server, home: Home) -> list[Command]:
     family, python = server.family, str(home.python)
     sync = ("uv", "sync", "--project", str(home.source), "--python", family.python, "--frozen")
     commands = [
-        Command(
-            ("git", "clone", "--no-checkout", family.repository, str(home.source)), {"GIT_LFS_SKIP_SMUDGE": "1"}
-        ),
-        Command(
-            ("git", "-C", str(home.source), "checkout", "--detach", family.revision), {"GIT_LFS_SKIP_SMUDGE": "1"}
-        ),
+        Command(("git", "clone", "--no-checkout", family.repository, str(home.source)), {"GIT_LFS_SKIP_SMUDGE": "1"}),
+        Command(("git", "-C", str(home.source), "checkout", "--detach", family.revision), {"GIT_LFS_SKIP_SMUDGE": "1"}),
         Command(sync, {"UV_PROJECT_ENVIRONMENT": str(home.path / "venv")}),
     ]
     if server.quantization != "none":
@@ -129,6 +125,6 @@ def _run(command: Command, log: Path, lock: int, title: str) -> None:
             file=log,
             field=str(command),
             found=f"{how_it_ended(done.returncode)}; {last_words(log, 800)}",
-            cure="run the same command again where there is a network; or install it yourself, and name its Python with "
-            "--sidecar-python and its script with --sidecar-script",
+            cure="run the same command again where there is a network; or install it yourself, and name its Python "
+            "with --sidecar-python and its script with --sidecar-script",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 from prts_core.serving.sidecar.families import HOST
@@ -43,8 +44,9 @@ def listens(pid: int, port: int) -> bool:
         fields = line.split()  # sl, local address:port, remote, state, ..., inode
         if fields[3] == LISTENS and int(fields[1].rpartition(":")[2], 16) == port:
             sockets.add(f"socket:[{fields[9]}]")
-    try:
-        held = {os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()}
-    except OSError:  # it is gone, or somebody else's
-        return False
+    held = set()
+    with suppress(OSError):  # the process is gone, or somebody else's
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # it was closed meanwhile
+                held.add(str(entry.readlink()))
     return bool(held & sockets)
