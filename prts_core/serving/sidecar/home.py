@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,17 +83,27 @@ def install_commands(server: Server, home: Home) -> list[Command]:
     return [*commands, Command((python, "-I", "-c", f"import {family.package}"))]
 
 
+def missing_commands(server: Server, home: Home) -> list[Command]:
+    """Those that this home still needs: none, what quantises alone, or all."""
+    if home.installed(wanted(server)) is not None:
+        return []
+    there = home.installed(wanted(replace(server, quantization="none"))) is not None
+    return install_commands(server, home)[3 if there else 0 :]  # a server may be running from this checkout
+
+
 def install(server: Server, home: Home) -> dict[str, Any]:
     """Install, or find everything done; what installed.json says. UnavailableError with the last words of the command
     that failed; the next attempt begins anew, with what uv keeps in its cache."""
     with locked(home.path / ".lock") as lock:
         if (found := home.installed(wanted(server))) is not None:
             return found
+        commands = missing_commands(server, home)
         home.record.unlink(missing_ok=True)
-        shutil.rmtree(home.source, ignore_errors=True)
         log = home.path / "install.log"
         log.unlink(missing_ok=True)
-        for command in install_commands(server, home):
+        if commands == install_commands(server, home):
+            shutil.rmtree(home.source, ignore_errors=True)
+        for command in commands:
             print(f"{server.family.title}: {command}", file=sys.stderr, flush=True)
             _run(command, log, lock, server.family.title)
         return installer.finish(home, wanted(server), {"imports": server.family.package})

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from prts_core.io.errors import ConfigError
 from prts_core.serving.sidecar.child import VARIABLES, Launch
 from prts_core.serving.sidecar.families import HOST, Server
-from prts_core.serving.sidecar.home import Home, clean_environment, install_commands, wanted
+from prts_core.serving.sidecar.home import Home, clean_environment, missing_commands
 from prts_core.serving.sidecar.identity import Identity
 from prts_core.skills.licence import Permission, ask_licence
 from prts_core.skills.manifest.identity import Licence
@@ -36,8 +36,8 @@ def plan(launch: Launch, home: Home | None) -> str:
     if home is None:
         rows.append(("install", ["nothing: --sidecar-python and --sidecar-script name what is there"]))
     else:
-        done = home.installed(wanted(server)) is not None
-        rows.append(("install", ["nothing: it is installed"] if done else _words(server, home)))
+        commands = [str(command) for command in missing_commands(server, home)]
+        rows.append(("install", commands or ["nothing: it is installed"]))
         rows.append(("venv", [f"{home.path / 'venv'} (Python {server.family.python})"]))
     hidden = ", ".join(sorted(set(os.environ) - set(clean_environment(launch.without))))
     given = [f"{name}={value}" for name, value in VARIABLES.items()]
@@ -60,10 +60,6 @@ def _gate(server: Server) -> str:
     except ConfigError as err:
         return f"gate shut: {err}"
     return "gate open" + "".join(f"; {note}" for note in permission.notes)
-
-
-def _words(server: Server, home: Home) -> list[str]:
-    return [str(command) for command in install_commands(server, home)]
 
 
 def _identity(launch: Launch) -> str:
