@@ -75,7 +75,7 @@ def quantize(kind: str, keep: str) -> None:
             sys.exit(f"guard: {kind} was asked for all but {keep!r}; it holds {wrong[:3] or 'no weights'}")
         return model
 
-    AutoModel.from_pretrained = from_pretrained
+    AutoModel.from_pretrained = from_pretrained  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

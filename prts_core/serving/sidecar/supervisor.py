@@ -66,7 +66,7 @@ class Sidecar:
     # ---- in the thread --------------------------------------------------------------------------------------------
     def _run(self) -> None:
         try:
-            running = open_server(self.launch, self._closing.is_set)
+            running: Running | None = open_server(self.launch, self._closing.is_set)
         except BaseException as err:  # noqa: BLE001 - `start` raises it
             self._fault = err
             return

@@ -187,21 +187,22 @@ print({name: type(part).__name__ for name, part in model.named_modules() if "den
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("keep", ["pooler", "encoder"])
-def test_guard_holds_weights_in_four_bits_but_for_the_head(tmp_path, keep):
+@pytest.mark.parametrize(("kind", "keep"), [("nf4", "pooler"), ("nf4", "encoder"), ("int8", "pooler")])
+def test_guard_holds_weights_in_few_bits_but_for_the_head(tmp_path, kind, keep):
     pytest.importorskip("bitsandbytes")
     from transformers import BertConfig, BertModel
 
     size = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     BertModel(BertConfig(vocab_size=32, **size)).save_pretrained(tmp_path / "model")
     (tmp_path / "server.py").write_text(QUANTIZED)
-    command = [sys.executable, guard.__file__, "--parent", str(os.getpid()), "--quantization", "nf4", "--keep", keep]
+    command = [sys.executable, guard.__file__, "--parent", str(os.getpid()), "--quantization", kind, "--keep", keep]
     done = subprocess.run(
         [*command, str(tmp_path / "server.py"), str(tmp_path / "model")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert re.search(r"guard: [1-9]\d* weights are held in nf4", done.stdout)
+    assert re.search(rf"guard: [1-9]\d* weights are held in {kind}", done.stdout)
     kinds = dict(re.findall(r"'([\w.]+)': '(\w+)'", done.stdout))
     assert len(kinds) > 2
-    for name, kind in kinds.items():
-        assert kind == ("Linear" if name.startswith(keep) else "Linear4bit"), name
+    small = "Linear4bit" if kind == "nf4" else "Linear8bitLt"
+    for name, found in kinds.items():
+        assert found == ("Linear" if name.startswith(keep) else small), name

@@ -133,6 +133,18 @@ def test_a_request_does_not_wait_for_a_server_that_died_over_it(policy):
     wait_until(lambda: policy.unready is None, "another one answers")
 
 
+def test_a_server_that_somebody_else_ended_is_started_by_us(policy, contract, notes, monkeypatch):
+    with Sidecar(policy.sidecar.launch) as found:
+        second = SidecarPolicy(found, contract, GROUPS)
+        assert len(notes("pid")) == 1, "the two share one server"
+        second.answer(seen(), ["go"], [0])
+        policy.close()
+        wait_until(lambda: len(notes("pid")) == 2 and second.unready is None, "a server of its own")
+        np.testing.assert_allclose(second.answer(seen(), ["go"], [0]).actions, expected(), atol=1e-5)
+        second.close()
+    assert all(map(is_gone, notes("pid")))
+
+
 def test_a_server_that_cannot_be_started_again_is_given_up(policy, notes, monkeypatch):
     monkeypatch.setenv("STANDIN", "die")
     os.kill(pid_of(policy, notes), signal.SIGKILL)
