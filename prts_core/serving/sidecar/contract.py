@@ -27,11 +27,8 @@ class StatedContract:
     control_hz: float | None = None
     image_size: tuple[int, int] = (256, 256)
 
-    def read(self, configs: Mapping[str, ModalityConfig]) -> PolicyContract:
-        """With chunks as long as the server's, and a robot's cameras by the server's names where its YAML names none.
-
-        Raises ConfigError, DataError and ContractError for a file that does not say what it should.
-        """
+    def __post_init__(self) -> None:
+        """ConfigError or DataError for a file that does not say what it should, before anything is started."""
         if not self.file.is_file():
             raise ConfigError(
                 "There is no such contract",
@@ -39,15 +36,24 @@ class StatedContract:
                 found=str(self.file),
                 expected="a policy_contract.json, a contract.json, or a robot's YAML",
             )
+        self._said(())
+
+    def read(self, configs: Mapping[str, ModalityConfig]) -> PolicyContract:
+        """With chunks as long as the server's, and a robot's cameras by the server's names where its YAML names none.
+        ContractError where the YAML contradicts itself."""
         horizon = len(configs["action"].delta_indices)
-        if self.file.suffix in (".yaml", ".yml"):
-            contract = self._of_robot(configs["video"].modality_keys if "video" in configs else [])
-        else:
-            raw = read_json(self.file)
-            if isinstance(raw, dict) and "chunk_length" in raw:
-                return PolicyContract.from_json(raw, self.file)
-            contract = Contract.from_json(raw, self.file)
+        contract = self._said(configs["video"].modality_keys if "video" in configs else ())
+        if isinstance(contract, PolicyContract):
+            return contract
         return PolicyContract(contract.embodiment, contract, horizon, "QUANTILE", UNKNOWN)
+
+    def _said(self, video: Sequence[str]) -> Contract | PolicyContract:
+        if self.file.suffix in (".yaml", ".yml"):
+            return self._of_robot(video)
+        raw = read_json(self.file)
+        if isinstance(raw, dict) and "chunk_length" in raw:
+            return PolicyContract.from_json(raw, self.file)
+        return Contract.from_json(raw, self.file)
 
     def _of_robot(self, video: Sequence[str]) -> Contract:
         from prts_core.config.checked_yaml import check, read_yaml

@@ -48,11 +48,15 @@ class SidecarPolicy(TwoSteps):
         self._asking = threading.Lock()
         self._silent = False  # the last request was not answered in time
         self._slots: OrderedDict[str, str] = OrderedDict()  # session -> what the server calls it, eldest first
-        configs = self._client.get_modality_config()
-        if "action" not in configs:
-            raise ServeError("The server does not say which actions it gives", found=", ".join(configs))
-        self.modality = Modality.of(stated.read(configs), groups, aliases)
-        self._cameras = agree(self.modality, configs)
+        try:
+            configs = self._client.get_modality_config()
+            if "action" not in configs:
+                raise ServeError("The server does not say which actions it gives", found=", ".join(configs))
+            self.modality = Modality.of(stated.read(configs), groups, aliases)
+            self._cameras = agree(self.modality, configs)
+        except BaseException:
+            self._client.close()
+            raise
         language = configs["language"].modality_keys if "language" in configs else []
         self._language = language[0] if language else LANGUAGE_KEYS[0]
 

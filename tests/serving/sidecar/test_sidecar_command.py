@@ -106,6 +106,8 @@ def test_faults_are_told_before_anything_is_started(words, capsys, monkeypatch, 
     assert "--value" in refused(*words, "--value")
     assert "HEIGHTxWIDTH" in refused(*words, "--image-size", "256")
     assert "0.0.0.0" in refused(*words, "--host", "0.0.0.0")
+    missing = [word.replace("policy_contract.json", "nowhere.json") for word in words]
+    assert "no such contract" in refused(*missing)
     monkeypatch.setenv("OPENRAL_ALLOW_NONCOMMERCIAL", "0")
     assert "does not allow commercial use" in refused(*words)
     assert not (tmp_path / "notes").exists() and not (tmp_path / "cache").exists()

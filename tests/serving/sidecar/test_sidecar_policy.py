@@ -193,13 +193,13 @@ def test_a_robot_s_file_is_a_contract_with_its_rate_and_pictures(tmp_path):
     assert found.contract.action == (Dimension("dx", "m"), Dimension("dy", "m"))
     assert found.contract.cameras[0] == Camera("observation.images.top", "Camera top", 8, 16)
     with pytest.raises(ConfigError, match="does not say enough") as caught:
-        StatedContract(path).read(CONFIGS)
+        StatedContract(path)
     assert caught.value.field == "--control-hz"
     path.write_text(yaml.safe_dump({"embodiment_tag": "toy"}))
     with pytest.raises(ConfigError, match="does not say enough"):
-        StatedContract(path, 20.0).read(CONFIGS)
+        StatedContract(path, 20.0)
     with pytest.raises(ConfigError, match="no such contract"):
-        StatedContract(tmp_path / "nothing.json").read(CONFIGS)
+        StatedContract(tmp_path / "nothing.json")
 
 
 def test_a_dataset_s_contract_takes_the_server_s_horizon(tmp_path):
