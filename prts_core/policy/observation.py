@@ -109,10 +109,9 @@ class Remembers(Protocol):
         instruction: Sequence[str],
         seeds: Sequence[int],
         value: bool = False,
-        under_way: UnderWay | None = None,
-        draws: int = 1,
     ) -> Answer:
-        """`Answers.answer` for samples of these sessions: (name, whether its task has only begun)."""
+        """`Answers.answer` for samples of these sessions: (name, whether its task has only begun). It goes on from a
+        chunk under way by what it remembers, or not at all."""
 
 
 class TwoSteps:

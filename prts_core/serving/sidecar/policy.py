@@ -93,7 +93,7 @@ class SidecarPolicy(TwoSteps):
         under_way: UnderWay | None = None,
         draws: int = 1,
     ) -> Answer:
-        return self.answer_in(None, observation, instruction, seeds, value, under_way, draws)
+        return self.answer_in(None, observation, instruction, seeds, value)
 
     def answer_in(
         self,
@@ -102,20 +102,10 @@ class SidecarPolicy(TwoSteps):
         instruction: Sequence[str],
         seeds: Sequence[int],
         value: bool = False,
-        under_way: UnderWay | None = None,
-        draws: int = 1,
     ) -> Answer:
         """The answer for samples that belong to `sessions`: (name, whether its task has only begun). ServeError for
         what the server cannot do, and while it is away."""
-        if under_way is not None:
-            raise ServeError(
-                "This server does not go on from a chunk that it is told",
-                field="delay",
-                cure="leave `delay` out"
-                + (", or serve with --sidecar-rtc, by which the server goes on from its own")
-                * self.sidecar.launch.server.family.rtc,
-            )
-        if value or draws > 1:
+        if value:
             self.value(observation, np.zeros(0), instruction)
         return Answer(self._ask(observation, instruction, sessions))
 

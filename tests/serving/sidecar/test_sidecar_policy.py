@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -14,10 +15,12 @@ import yaml
 
 from prts_core.contract import Camera, Dimension
 from prts_core.io.errors import ConfigError, ContractError, ServeError
-from prts_core.policy.observation import STATE, Remembers, UnderWay
-from prts_core.serving.engine import Limits, warm_up
+from prts_core.policy.observation import STATE, Remembers
+from prts_core.serving.engine import Limits, _Request, answer, warm_up
+from prts_core.serving.observations import Observation
 from prts_core.serving.protocols.groot_arrays import ModalityConfig
 from prts_core.serving.protocols.groot_modality import Modality
+from prts_core.serving.sessions import Session
 from prts_core.serving.sidecar import policy as policy_module
 from prts_core.serving.sidecar import supervisor
 from prts_core.serving.sidecar.contract import StatedContract, agree
@@ -103,13 +106,22 @@ def test_sessions_have_names_there_and_forget_when_their_task_begins(policy, not
     ]
 
 
-def test_what_the_server_cannot_do_is_refused(policy):
+def test_a_value_is_refused(policy):
     with pytest.raises(ServeError, match="has no value"):
         policy.answer(seen(), ["go"], [0], value=True)
-    under_way = UnderWay(np.zeros((1, 4, 2), np.float32), np.array([1]), np.array([2]))
-    with pytest.raises(ServeError, match="does not go on") as caught:
-        policy.answer(seen(), ["go"], [0], under_way=under_way)
-    assert "--sidecar-rtc" in caught.value.cure
+
+
+def test_a_chunk_under_way_is_not_said_to_be_held(policy):
+    """A robot that counts its steps gets a fresh chunk, and is not told that its first rows are the old ones."""
+    loop = asyncio.new_event_loop()
+    session = Session("arm", Version("rldx", policy), chunk=np.zeros((4, 2), np.float32), chunk_step=0)
+    pictures = {key: picture[0] for key, picture in seen().items() if key != STATE}
+    observed = Observation(pictures, seen()[STATE][0], "go", step=1, delay=1)
+    request = _Request(observed, session, 0, loop.create_future(), 0.0)
+    found, held = answer(policy, [request], Limits())
+    assert held == [0]
+    np.testing.assert_allclose(found.actions, expected(), atol=1e-5)
+    loop.close()
 
 
 def test_a_server_that_is_killed_comes_back(policy, notes):
