@@ -102,6 +102,10 @@ class Remembers(Protocol):
     def unready(self) -> str | None:
         """Why robots should not come now; none while they may."""
 
+    @property
+    def unwell(self) -> str | None:
+        """Why it will not answer any more; none while it may."""
+
     def answer_in(
         self,
         sessions: Sequence[tuple[str, bool]] | None,

@@ -210,7 +210,8 @@ class PolicyService:
         """What keeps the server from answering, in a sentence; none while all is well."""
         if late := self.engine.stuck_s:
             return f"The policy has not answered a batch for {late + self.config.stuck_s:.0f} s."
-        return None
+        policy = self.versions.current.policy
+        return policy.unwell if isinstance(policy, Remembers) else None
 
     @property
     def unready(self) -> str | None:

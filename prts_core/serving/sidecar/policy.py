@@ -69,6 +69,11 @@ class SidecarPolicy(TwoSteps):
         """Why robots should not come now; none while they may."""
         return self.sidecar.wrong
 
+    @property
+    def unwell(self) -> str | None:
+        """Why its server is not started any more; none while it is there or may come back."""
+        return self.sidecar.wrong if self.sidecar.given_up else None
+
     def act(
         self, observation: Mapping[str, np.ndarray], instruction: Sequence[str], seeds: Sequence[int]
     ) -> np.ndarray:

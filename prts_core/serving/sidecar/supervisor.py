@@ -17,13 +17,13 @@ PAUSE_S = 1.0  # before a server is opened again
 class Sidecar:
     """One server, opened by `start` and ended by `close`.
 
-    wrong: why it cannot be asked at present, in a sentence; none while it can.
+    wrong: why it cannot be asked at present, in a sentence; none while it can. given_up: it is not started any more.
     """
 
     def __init__(self, launch: Launch) -> None:
         self.launch = launch
         self.wrong: str | None = "The policy's own server has not been started."
-        self.restarts = 0
+        self.restarts, self.given_up = 0, False
         self._closing, self._opened = threading.Event(), threading.Event()
         self._fault: BaseException | None = None
         # One thread for all of the server's life: the kernel ends the server with the thread that started it.
@@ -71,7 +71,7 @@ class Sidecar:
             self._fault = err
             return
         finally:
-            self.wrong = None if self._fault is None else str(self._fault)
+            self._well()
             self._opened.set()
         while running is not None and not self._closing.wait(running.watch_s):
             if running.gone():
@@ -85,6 +85,7 @@ class Sidecar:
         lost.close()
         while not self._closing.is_set():
             if self.restarts >= MOST_RESTARTS:
+                self.given_up = True
                 self._tell(
                     f"The policy's own server ended {self.restarts + 1} times without an answer in between and is not "
                     f"started again: {ending}. Its log: {self.launch.log}. Restart `prts serve` once that is mended."
@@ -99,13 +100,17 @@ class Sidecar:
                 break
             try:
                 found = open_server(self.launch, self._closing.is_set)
-            except PrtsError as err:
+            except (PrtsError, OSError) as err:
                 ending = str(err).rstrip(".")
             else:
-                self.wrong = None
+                self._well()
                 logger.warning("the policy's own server answers again")
                 return found
         return None
+
+    def _well(self) -> None:
+        if self._fault is None and not self._closing.is_set():
+            self.wrong = None
 
     def _tell(self, wrong: str) -> None:
         self.wrong = wrong

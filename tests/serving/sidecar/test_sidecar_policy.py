@@ -20,6 +20,7 @@ from prts_core.serving.engine import Limits, _Request, answer, warm_up
 from prts_core.serving.observations import Observation
 from prts_core.serving.protocols.groot_arrays import ModalityConfig
 from prts_core.serving.protocols.groot_modality import Modality
+from prts_core.serving.service import PolicyService, ServerConfig
 from prts_core.serving.sessions import Session
 from prts_core.serving.sidecar import policy as policy_module
 from prts_core.serving.sidecar import supervisor
@@ -129,6 +130,8 @@ def test_a_server_that_is_killed_comes_back(policy, notes):
     first = pid_of(policy, notes)
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: policy.unready, "its death was seen")
+    service = PolicyService(policy, ServerConfig())
+    assert service.unready == policy.unready and service.unwell is None
     assert "ended by SIGKILL" in policy.unready and f"attempt 1 of {MOST_RESTARTS}" in policy.unready
     with pytest.raises(ServeError, match="is being started again"):
         policy.answer(seen(), ["go"], [0])
@@ -161,6 +164,8 @@ def test_a_server_that_cannot_be_started_again_is_given_up(policy, notes, monkey
     monkeypatch.setenv("STANDIN", "die")
     os.kill(pid_of(policy, notes), signal.SIGKILL)
     wait_until(lambda: policy.unready and "not started again" in policy.unready, "it was given up")
+    service = PolicyService(policy, ServerConfig())
+    assert service.unwell == service.unready == policy.unready
     assert "no such checkpoint" in policy.unready and str(policy.sidecar.launch.log) in policy.unready
     assert len(notes("pid")) == 1 + MOST_RESTARTS
     with pytest.raises(ServeError, match="not started again"):
