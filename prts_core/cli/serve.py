@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prts_core.cli import serve_operations
+from prts_core.cli import serve_operations, serve_sidecar
 from prts_core.cli.main import add_dtype_argument, add_outputs_argument
 from prts_core.io.errors import ServeError, require
 
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from prts_core.contract import PolicyContract
     from prts_core.delivery.package_manifest import PackageManifest
 
-EPILOG = """\
+EPILOG = (
+    """\
 examples
   prts serve --model models:/prts-quickstart@champion
   prts serve --model outputs/runs/quickstart/package/output --port 8001 --value
@@ -66,13 +68,15 @@ groot: a client (GR00T's or RLDX-1's own, or prts-client's)
   Each number of the contract is a key of its own; --groot-key state.gripper=finger_left,finger_right makes one of two.
   The endpoint kill needs an API key (api_token).
 """
+    + serve_sidecar.EPILOG
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
-        required=True,
-        help="a package or policy folder, models:/<name>@<alias> or models:/<name>/<version>",
+        help="a package or policy folder, models:/<name>@<alias> or models:/<name>/<version>; with --sidecar, a "
+        "checkpoint of its family: a folder, or its id on the hub",
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; others than this machine's own need an API key"
@@ -166,9 +170,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dtype_argument(parser)
     add_outputs_argument(parser, "whose registry models:/ means")
     parser.add_argument("--verbose", action="store_true", help="log every client")
+    serve_sidecar.add_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> int:
+    serve_sidecar.check(args)
+    if args.dry_run:
+        return serve_sidecar.dry_run(args)
+    with contextlib.ExitStack() as stack:
+        return _serve(args, stack)
+
+
+def _serve(args: argparse.Namespace, stack: contextlib.ExitStack) -> int:
+    """stack: what must end with the server."""
     require("msgpack", "serve")
     from prts_core.delivery.resolve import resolve, version_of
     from prts_core.io.msgpack import LIMITS
@@ -233,7 +247,10 @@ def main(args: argparse.Namespace) -> int:
         name = found.version or found.package_digest[7:19]
         return Version(name, policy, found.package_digest, alarm_of(found.folder)), found.manifest
 
-    version, manifest = load(args.model)
+    if args.sidecar:
+        version, manifest = stack.enter_context(serve_sidecar.opened(args, config)), None
+    else:
+        version, manifest = load(args.model)
     dtype = getattr(version.policy, "dtype", args.dtype)
     about = {"model": args.model, "model_version": version.name, "package_digest": version.digest, "dtype": dtype}
     budget = None if manifest is None else manifest.latency_budget.per_chunk_ms

@@ -18,6 +18,7 @@ from typing import Any
 
 from prts_core.io.errors import StageError, Stopped
 from prts_core.io.files import read_json, write_json
+from prts_core.io.processes import how_it_ended
 from prts_core.launch.orders import ORDER, RESULT, STOP, Log, Points, clear, read_fault
 from prts_core.launch.signals import graceful
 from prts_core.launch.where import Launch
@@ -56,10 +57,8 @@ def run_elsewhere(launch: Launch, work: Path, call: str, arguments: dict[str, An
         fault = read_fault(work)
         if fault is not None:
             raise fault
-        code = child.returncode
-        how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         raise StageError(
-            f"The stage's processes ({launch}) {how} without a result",
+            f"The stage's processes ({launch}) {how_it_ended(child.returncode)} without a result",
             file=work,
             cure="look at what they printed above; the same command goes on from the last checkpoint",
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -92,6 +92,30 @@ class Answers(Protocol):
         draws: int = 1,
     ) -> Answer:
         """policy.Policy.answer."""
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """What a server needs of a policy that keeps something for each session, and may be away for a while."""
+
+    @property
+    def unready(self) -> str | None:
+        """Why robots should not come now; none while they may."""
+
+    @property
+    def unwell(self) -> str | None:
+        """Why it will not answer any more; none while it may."""
+
+    def answer_in(
+        self,
+        sessions: Sequence[tuple[str, bool]] | None,
+        observation: Mapping[str, np.ndarray],
+        instruction: Sequence[str],
+        seeds: Sequence[int],
+        value: bool = False,
+    ) -> Answer:
+        """`Answers.answer` for samples of these sessions: (name, whether its task has only begun). It goes on from a
+        chunk under way by what it remembers, or not at all."""
 
 
 class TwoSteps:

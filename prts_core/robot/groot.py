@@ -6,6 +6,8 @@ another. It knows the protocol, and neither models nor torch.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ from ..io.msgpack import LIMITS, Limits
 from .connection import LastingConnection, ServerGone
 from .groot_arrays import Dialect, ModalityConfig, decode, encode
 
+STOP_S = 0.2  # between two looks whether an answer is still expected
+
 
 class GrootClient:
     """A connection to a policy server. Use it with `with`, or call `close`.
@@ -23,6 +27,7 @@ class GrootClient:
     address: tcp://host:port. dialect: the form of arrays that the server reads; left out, its modality configs tell.
     server_key: the server's public CURVE key (Z85): the connection is encrypted. key_pair: (public, secret) CURVE keys
     of this client, as zmq.auth.load_certificate reads them; left out, new ones.
+    stop: asked now and again while an answer is waited for; true says that none will come.
     """
 
     def __init__(
@@ -35,9 +40,10 @@ class GrootClient:
         limits: Limits = LIMITS,
         server_key: bytes | None = None,
         key_pair: tuple[bytes, bytes] | None = None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.address, self.timeout_s, self.dialect, self.limits = address, timeout_s, dialect, limits
-        self._api_key, self._server_key, self._key_pair = api_key, server_key, key_pair
+        self._api_key, self._server_key, self._key_pair, self._stop = api_key, server_key, key_pair, stop
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
 
@@ -85,10 +91,10 @@ class GrootClient:
         wait_s = self.timeout_s if timeout_s is None else timeout_s
         socket = self._connected()
         socket.setsockopt(zmq.SNDTIMEO, int(wait_s * 1e3))
-        socket.setsockopt(zmq.RCVTIMEO, int(wait_s * 1e3))
         try:
             socket.send(message)
-            parts = socket.recv_multipart()
+            self._await(socket, wait_s)
+            parts = socket.recv_multipart(zmq.DONTWAIT)
         except zmq.ZMQError as err:
             self._disconnect()
             raise ServerGone(
@@ -103,6 +109,13 @@ class GrootClient:
         if isinstance(found, dict) and "error" in found:
             raise ServeError(f"The server refused. {found['error']}")
         return found, dialect
+
+    def _await(self, socket: zmq.Socket[bytes], wait_s: float) -> None:
+        """Until an answer is here, or none is expected any more."""
+        until = time.monotonic() + wait_s
+        while (left := until - time.monotonic()) > 0 and not self._stop():
+            if socket.poll(int(min(left, STOP_S) * 1e3) + 1):
+                return
 
     def _connected(self) -> zmq.Socket[bytes]:
         if self._socket is None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from prts_core.io.errors import CheckpointError, ConfigError, ServeError
-from prts_core.policy.observation import STATE, Answer, Answers, UnderWay
+from prts_core.policy.observation import STATE, Answer, Answers, Remembers, UnderWay
 from prts_core.serving.observations import Observation
 from prts_core.serving.sessions import Session
 from prts_core.serving.telemetry import Telemetry
@@ -247,6 +247,8 @@ def answer(policy: Answers, batch: list[_Request], limits: Limits) -> tuple[Answ
     seen[STATE] = np.stack([r.observation.state for r in batch])
     value = any(wants_value(request, limits) for request in batch)
     under_way, held = _under_way(contract.chunk_length, len(contract.contract.action), batch)
+    if isinstance(policy, Remembers):
+        held = [0] * len(batch)
     found = _spoken(policy, seen, batch, value, under_way, limits.best_of)
     actions = np.asarray(found.actions, dtype=np.float32)
     expected = (len(batch), contract.chunk_length, len(contract.contract.action))
@@ -281,6 +283,9 @@ def _spoken(
     """The answer of a policy, with the words of every request where it reasons in subtasks: those that its session
     keeps, or new ones."""
     prompts, seeds = [r.observation.prompt for r in batch], [r.seed for r in batch]
+    if isinstance(policy, Remembers):
+        sessions = [(r.session.name, r.session.chunk is None) for r in batch]
+        return policy.answer_in(sessions, seen, prompts, seeds, value)
     if not policy.speaks:
         return policy.answer(seen, prompts, seeds, value=value, under_way=under_way, draws=draws)
     kept = [r.session.words_for(r.observation.prompt) for r in batch]

@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 from prts_core import __version__
 from prts_core.io.errors import PrtsError, ServeError
 from prts_core.io.msgpack import LIMITS, Limits
-from prts_core.policy.observation import Answers
+from prts_core.policy.observation import Answers, Remembers
 from prts_core.serving.admission import Admission, Guards
 from prts_core.serving.encryption import Curve, Tls
 from prts_core.serving.engine import Engine, Reply
@@ -289,12 +289,15 @@ class PolicyService:
         """What keeps the server from answering, in a sentence; none while all is well."""
         if late := self.engine.stuck_s:
             return f"The policy has not answered a batch for {late + self.config.stuck_s:.0f} s."
-        return None
+        policy = self.versions.current.policy
+        return policy.unwell if isinstance(policy, Remembers) else None
 
     @property
     def unready(self) -> str | None:
         """Why nobody new should come; none while there is room."""
-        return "The server is about to end." if self.draining else self.unwell or self.full
+        policy = self.versions.current.policy
+        away = policy.unready if isinstance(policy, Remembers) else None
+        return "The server is about to end." if self.draining else self.unwell or away or self.full
 
     def metrics(self) -> bytes:
         held = self.versions.held()

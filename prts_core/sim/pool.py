@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from prts_core.io.errors import SimulatorError
+from prts_core.io.processes import how_it_ended
 from prts_core.sim import installations, protocol
 from prts_core.sim.protocol import FrameDecoder, Message
 from prts_core.sim.suites import family_of
@@ -225,10 +226,7 @@ class Worker:
         self.log.seek(max(0, self.log.seek(0, os.SEEK_END) - LAST_WORDS))
         words = self.log.read().decode(errors="replace").strip()
         self.log.close()
-        if code is None:
-            how = "killed here"
-        else:
-            how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        how = "killed here" if code is None else how_it_ended(code)
         return how + (f"; its last words: {words}" if words else ", without a word")
 
     def shorten_log(self) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from prts_core.io.errors import ConfigError, DataError
+from prts_core.io.processes import how_it_ended
 from prts_core.io.tensors import save_tensors
 from prts_core.io.wire import PIECE, Frames, encode
 from prts_core.rl.processes.rollout_places import RolloutPlace
@@ -72,10 +73,7 @@ class _Process:
         self.log.seek(max(0, self.log.seek(0, os.SEEK_END) - LAST_WORDS))
         words = self.log.read().decode(errors="replace").strip()
         self.log.close()
-        if code is None:
-            how = "killed here"
-        else:
-            how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        how = "killed here" if code is None else how_it_ended(code)
         return how + (f"; its last words: {words}" if words else ", without a word")
 
 
