@@ -1,4 +1,4 @@
-"""`prts skill`: look a skill package over, install it, find one by what it does, begin a new one."""
+"""`prts skill`: look a skill package over, sign it, install it, find one by what it does, begin a new one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ examples
   prts skill search drawer --in packages         also among the packages of a folder
   prts skill new my-skill                        a template to fill in
   prts skill remove owner/name
+  prts skill keygen keys/me.pem                  a key pair: keys/me.pem (keep it to yourself) and keys/me.pub.pem
+  prts skill sign my-skill --key keys/me.pem     list its files' digests in digests.json and sign the list
+  prts skill verify my-skill --trusted keys      are its files, weights and results those that one of these keys signed?
 
+`prts package` is the stage that makes a package of a recipe's policy; what is done to any package is done here.
 Exit status of check: 1 where anything failed; "unknown" (the robot's file does not say) is no failure.
 Licences: a skill that is not for commercial use is refused, unless --non-commercial is given or
 OPENRAL_ALLOW_NONCOMMERCIAL is 1. Skills lie in $XDG_DATA_HOME/prts/skills (~/.local/share/prts/skills).
@@ -66,6 +70,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     new.add_argument("folder", type=Path, help="where; must not exist")
     remove = actions.add_parser("remove", help="remove an installed skill")
     remove.add_argument("skill", help="owner/name")
+    keygen = actions.add_parser("keygen", help="make an Ed25519 key pair for signing")
+    keygen.add_argument("key", type=Path, help="where the private key goes, such as keys/me.pem; must not exist")
+    sign = actions.add_parser("sign", help="list a package's digests anew and sign the list")
+    sign.add_argument("package", type=Path, help="a package's folder")
+    sign.add_argument("--key", type=Path, required=True, metavar="PEM", help="a private Ed25519 key")
+    verify = actions.add_parser("verify", help="hold files, weights and records against the list of digests")
+    verify.add_argument("package", type=Path, help="a package's folder")
+    for sub in (check, install, verify):
+        sub.add_argument(
+            "--trusted",
+            type=Path,
+            metavar="KEYS",
+            help="a public key (PEM) or a folder of them; one of them must have signed the package",
+        )
     for sub in (check, search):
         sub.add_argument(
             "--robot", type=Path, action="append", default=[], metavar="YAML", help="a robot description (repeatable)"
@@ -77,8 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    actions = {"check": check, "install": install, "list": list_all, "search": search, "new": new, "remove": remove}
-    return actions[args.action](args)
+    return ACTIONS[args.action](args)
 
 
 def check(args: argparse.Namespace) -> int:
@@ -87,11 +104,12 @@ def check(args: argparse.Namespace) -> int:
     from prts_core.skills.robot import read_robot
 
     robots = [read_robot(path) for path in args.robot]
-    package, digest = Path(args.package).expanduser(), None
+    package, as_installed = Path(args.package).expanduser(), {}
     if not package.exists():
         record = find(args.package)
-        package, digest = record.package(), record.digest
-    found = review(package, robots, commercial_use=not args.non_commercial, digest=digest)
+        package, as_installed = record.package(), {"digest": record.digest, "weights": record.weights}
+    commercial = not args.non_commercial
+    found = review(package, robots, commercial_use=commercial, trusted=args.trusted, **as_installed)
     tell(found, args.json, show_review)
     return 0 if found.ok else 1
 
@@ -118,7 +136,7 @@ def show_review(found: Review) -> None:
 def install(args: argparse.Namespace) -> int:
     from prts_core.skills.registry import install as put
 
-    record, notes = put(args.source, commercial_use=not args.non_commercial)
+    record, notes = put(args.source, commercial_use=not args.non_commercial, trusted=args.trusted)
     for note in notes:
         plain_console().print(f"note: {note}", style="yellow")
     plain_console().print(f"{record.name} {record.version}: {record.package()}")
@@ -195,3 +213,42 @@ def remove(args: argparse.Namespace) -> int:
     there = take(args.skill)
     plain_console().print(f"{args.skill}: {'removed' if there else 'not installed'}")
     return 0
+
+
+def keygen(args: argparse.Namespace) -> int:
+    from prts_core.skills.signature import new_key
+
+    public = new_key(args.key)
+    plain_console().print(f"{args.key}: the private key, to sign with; keep it to yourself")
+    plain_console().print(f"{public}: the public key, for whoever is to trust you (--trusted, --require-signature)")
+    return 0
+
+
+def sign(args: argparse.Namespace) -> int:
+    from prts_core.skills.signature import sign as put
+
+    listed = put(args.package, args.key)
+    plain_console().print(f"{args.package}: {len(listed.files)} files listed and signed, {listed.package_digest}")
+    return 0
+
+
+def verify(args: argparse.Namespace) -> int:
+    from prts_core.skills.signature import verify as hold
+
+    listed = hold(args.package, args.trusted)
+    who = "signed by a trusted key" if args.trusted else "no signature asked for (--trusted KEYS)"
+    plain_console().print(f"{args.package}: {len(listed.files)} files as listed, {listed.package_digest}; {who}")
+    return 0
+
+
+ACTIONS = {
+    "check": check,
+    "install": install,
+    "list": list_all,
+    "search": search,
+    "new": new,
+    "remove": remove,
+    "keygen": keygen,
+    "sign": sign,
+    "verify": verify,
+}
