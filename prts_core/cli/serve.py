@@ -22,7 +22,6 @@ from prts_core.io.errors import ServeError, require
 
 if TYPE_CHECKING:
     from prts_core.contract import PolicyContract
-    from prts_core.delivery.package_manifest import PackageManifest
 
 EPILOG = """\
 examples
@@ -94,6 +93,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="more keys, a line each: NAME sha256:DIGEST; read again when it changes, so that one can be revoked",
+    )
+    parser.add_argument(
+        "--require-signature",
+        type=Path,
+        metavar="KEYS",
+        help="serve only what one of these public keys signed: a PEM file, or a folder of them (`prts skill sign`)",
     )
     parser.add_argument(
         "--follow",
@@ -191,24 +196,25 @@ def main(args: argparse.Namespace) -> int:
             found=args.model,
             expected="--model models:/<name>@<alias>",
         )
-    from prts_core.delivery.package_manifest import FILE as PACKAGE_FILE
+    from prts_core.delivery.verify import is_package
     from prts_core.policy.policy import load_policy
 
-    def load(reference: str) -> tuple[Version, PackageManifest | None]:
+    def load(reference: str) -> tuple[Version, float | None]:
+        """The version, and its package's budget in ms; none for a policy folder, which has none."""
         folder = Path(reference).expanduser()
-        if (folder / "policy_contract.json").is_file() and not (folder / PACKAGE_FILE).exists():  # no package: a policy
+        plain = (folder / "policy_contract.json").is_file() and not is_package(folder)
+        if plain and args.require_signature is None:
             from prts_core.policy.policy import policy_digest
 
             digest = policy_digest(folder)
             return Version(digest[7:19], load_policy(folder, args.dtype), digest), None
-        found = resolve(reference, args.outputs)
+        found = resolve(reference, args.outputs, args.require_signature)
         policy = load_policy(found.folder, args.dtype)
-        return Version(found.version or found.package_digest[7:19], policy, found.package_digest), found.manifest
+        return Version(found.version or found.package_digest[7:19], policy, found.package_digest), found.budget_ms
 
-    version, manifest = load(args.model)
+    version, budget = load(args.model)
     dtype = getattr(version.policy, "dtype", args.dtype)
     about = {"model": args.model, "model_version": version.name, "package_digest": version.digest, "dtype": dtype}
-    budget = None if manifest is None else manifest.latency_budget.per_chunk_ms
     server = PolicyServer(version, replace(config, about=about, budget_ms=budget))
     warm_ms = warm_up(version, server.service.engine.limits)
     console.print(summary(args.model, version.name, version.digest, version.policy.contract, budget, dtype, warm_ms))

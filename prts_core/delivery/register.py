@@ -20,13 +20,13 @@ from prts_core.config.schema import OWN_BENCHMARK
 from prts_core.contract import PolicyContract
 from prts_core.delivery import audit, registry
 from prts_core.delivery.gate import policy_episodes
-from prts_core.delivery.package_manifest import PackageManifest
 from prts_core.delivery.promote import promote
 from prts_core.delivery.protocol import CHUNK_LENGTH
 from prts_core.delivery.suite_results import SuiteResult, result_of, results_of, write_result
 from prts_core.io.errors import StageError
 from prts_core.io.files import link_or_copy, read_json, write_json
 from prts_core.io.locks import locked
+from prts_core.skills.manifest import read_manifest
 from prts_core.store.manifest import Manifest
 from prts_core.store.run_stage import load_provenance
 from prts_core.tracking.source import source_tags
@@ -118,7 +118,7 @@ def _version(name: str, package: Manifest, benchmark: Manifest, context: Context
     episodes = benchmark.folder(context.outputs) / "episodes.parquet"
     contract = PolicyContract.load(folder / "policy_contract.json")
     report = read_json(benchmark.folder(context.outputs) / "report.json")
-    packaged = PackageManifest.load(folder).policy_digest
+    packaged = read_manifest(folder).policy_extras.get("policy_digest")
     if report["policy_digest"] != packaged:
         raise StageError(
             "The benchmark measured another policy than the one in the package",

@@ -115,7 +115,8 @@ def make_evaluation(
 
     successes, episodes: of each task, by its id. latency_ms: of a step, mean over all. protocol: in words, for readers;
     protocol_digest: of everything that makes two results comparable. command: what measures again. eval_config,
-    baselines: free. The mean success rate is that over tasks, each of equal weight. ConfigError for counts that cannot be.
+    baselines: free. The mean success rate is that over tasks, each of equal weight. ConfigError for counts that cannot
+    be.
     """
     _check_counts(successes, episodes, latency_ms)
     rates = {task: successes[task] / episodes[task] for task in episodes}

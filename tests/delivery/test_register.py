@@ -13,18 +13,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from prts_core.delivery import audit, registry
 from prts_core.delivery.gate import policy_episodes
-from prts_core.delivery.package_manifest import PackageManifest
 from prts_core.delivery.promote import promote
+from prts_core.delivery.resolve import resolve
 from prts_core.delivery.suite_results import results_of
 from prts_core.delivery.verify import verify_package
 from prts_core.io.errors import CheckpointError, StageError
-from prts_core.io.files import read_json
+from prts_core.io.files import digest_file, read_json, write_json
 from prts_core.tracking.store import client, tracking_uri
 from tests.fixtures import toy_package
-from tests.fixtures.toy_package import CONTRACT, PROTOCOL, load_toy_policy, make, named, outcomes, register
+from tests.fixtures.toy_package import (
+    CONTRACT,
+    PROTOCOL,
+    load_toy_policy,
+    make,
+    named,
+    outcomes,
+    register,
+    write_package,
+)
 
 
 def registration(outputs: Path, recipe: str) -> dict:
@@ -263,16 +273,15 @@ def test_wrong_references_and_names_are_told(plan, outputs):
     [
         (lambda f: (f / "model.safetensors").write_text("w2"), r"changed.*model\.safetensors"),
         (lambda f: (f / "model.safetensors").unlink(), r"missing.*model\.safetensors"),
-        (lambda f: (f / "evil.py").write_text(""), r"does not list.*evil\.py"),
-        (lambda f: (f / "manifest.yaml").unlink(), "no PRTS package"),
+        (lambda f: (f / "evil.py").write_text(""), r"does not have.*evil\.py"),
+        (lambda f: (f / "rskill.yaml").unlink(), "no PRTS package"),
+        (lambda f: (f / "digests.json").unlink(), "no list of its files' digests"),
         (lambda f: _relist(f, {"../x": "sha256:0"}), "outside the package"),
         (lambda f: _relist(f, {"/etc/passwd": "sha256:0"}), "outside the package"),
-        (lambda f: (f / "manifest.yaml").write_text("files: 3"), "manifest is malformed"),
+        (lambda f: (f / "rskill.yaml").write_text("files: 3"), r"changed.*rskill\.yaml"),
     ],
 )
 def test_a_damaged_package_is_refused_by_name(tmp_path, damage, told):
-    from tests.fixtures.toy_package import write_package
-
     write_package(tmp_path / "p", "w1")
     verify_package(tmp_path / "p")
     damage(tmp_path / "p")
@@ -281,4 +290,28 @@ def test_a_damaged_package_is_refused_by_name(tmp_path, damage, told):
 
 
 def _relist(folder: Path, files: dict[str, str]) -> None:
-    PackageManifest.load(folder).model_copy(update={"files": files}).save(folder)
+    write_json(folder / "digests.json", {"files": files})
+
+
+def older_package(folder: Path) -> Path:
+    """A package as registries hold them from before rskill.yaml."""
+    write_package(folder, "w1")
+    (folder / "rskill.yaml").unlink()
+    (folder / "digests.json").unlink()
+    files = {path.name: digest_file(path) for path in folder.iterdir()}
+    said = {"name": "toy", "kind": "vla", "latency_budget": {"per_chunk_ms": 100.0, "hardware": None}, "files": files}
+    (folder / "manifest.yaml").write_text(yaml.safe_dump(said))
+    return folder
+
+
+def test_a_package_of_the_older_form_is_still_verified(tmp_path: Path):
+    folder = older_package(tmp_path / "p")
+    assert resolve(str(folder)).budget_ms == 100.0
+    with pytest.raises(CheckpointError, match="cannot be signed"):
+        verify_package(folder, trusted=tmp_path)
+    (folder / "model.safetensors").write_text("w2")
+    with pytest.raises(CheckpointError, match="changed"):
+        verify_package(folder)
+    (folder / "manifest.yaml").write_text("files: 3")
+    with pytest.raises(CheckpointError, match="manifest is malformed"):
+        verify_package(folder)

@@ -11,12 +11,12 @@ from typing import get_args
 import pytest
 
 from prts_core.cli.main import build_parser
+from prts_core.config.licence import Licence
 from prts_core.skills.compatibility import CHECKS
 from prts_core.skills.evaluations import read_evaluations
 from prts_core.skills.licence import ALLOW, FREE, OLD_ALLOW, UNTOLD
 from prts_core.skills.manifest import Manifest
 from prts_core.skills.manifest.document import LENIENT
-from prts_core.skills.manifest.identity import Licence
 from prts_core.skills.manifest.kinds import KINDS
 from prts_core.skills.robot import Robot
 from tests.skills.made_packages import write_package
