@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from prts_core.config.load import RunPlan
 from prts_core.config.schema import OWN_BENCHMARK
 from prts_core.contract import PolicyContract
-from prts_core.delivery import audit, registry
+from prts_core.delivery import audit, latency, registry
 from prts_core.delivery.gate import policy_episodes
 from prts_core.delivery.promote import promote
 from prts_core.delivery.protocol import CHUNK_LENGTH
@@ -140,6 +140,7 @@ def _version(name: str, package: Manifest, benchmark: Manifest, context: Context
         CHUNK_LENGTH: str(contract.chunk_length),
         "prts.recipe": context.recipe,
         "git.sha": source_tags()["git.sha"],
+        **latency.tags_of(load_provenance(context.outputs, package)),
         **{key: str(value) for key, value in context.caller.items()},
     }
     version = registry.find_version(store, name, package.content_digest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
-from prts_core.delivery import audit, registry
+from prts_core.delivery import audit, latency, registry
 from prts_core.delivery.gate import policy_episodes
 from prts_core.delivery.promote import promote
 from prts_core.delivery.resolve import resolve
@@ -23,8 +24,11 @@ from prts_core.delivery.suite_results import results_of
 from prts_core.delivery.verify import verify_package
 from prts_core.io.errors import CheckpointError, StageError
 from prts_core.io.files import digest_file, read_json, write_json
+from prts_core.policy.policy import load_policy
 from prts_core.tracking.store import client, tracking_uri
 from tests.fixtures import toy_package
+from tests.fixtures.tiny_network import MODEL
+from tests.fixtures.tiny_policy import write_policy
 from tests.fixtures.toy_package import (
     CONTRACT,
     PROTOCOL,
@@ -266,6 +270,32 @@ def test_wrong_references_and_names_are_told(plan, outputs):
         registry.resolve_version(store, "models:/numbers/99")
     with pytest.raises(ValueError, match="is no name"):
         named(plan, "slash", model_name="a/b")
+
+
+def test_a_policy_that_is_slower_here_than_its_budget_is_not_promoted(plan, outputs):
+    plan = named(plan, "slow")
+    make(plan, outputs, "w1", outcomes(118), chunk_ms=100.01)
+    told = register(plan, outputs)
+    assert not told["verdict"]["promote"] and told["verdict"]["objections"] == [["latency", platform.node()]]
+    assert "longer for a chunk than its package's budget" in told["verdict"]["reason"]
+    version = client(outputs).get_model_version("slow", "1")
+    (tag,) = (name for name in version.tags if name.startswith(latency.TAG))
+    assert json.loads(version.tags[tag])["p95_ms"] == 100.01
+
+
+def test_a_policy_that_nobody_has_timed_here_is_timed_at_its_promotion(plan, outputs, tmp_path, monkeypatch):
+    plan = named(plan, "timed")
+    made = make(plan, outputs, "w1", outcomes(118))
+    monkeypatch.setattr(platform, "node", lambda: "another machine")
+    policy = load_policy(write_policy(tmp_path / "policy", MODEL))
+    monkeypatch.setattr("prts_core.policy.policy.load_policy", lambda folder: policy)
+    assert register(plan, outputs)["verdict"]["promote"]
+    version = client(outputs).get_model_version("timed", "1")
+    found = [json.loads(text) for name, text in version.tags.items() if name.startswith(latency.TAG)]
+    (here,) = (one for one in found if one["machine"] == "another machine")
+    assert len(found) == 2 and 0 < here["p50_ms"] <= here["p95_ms"] <= here["p99_ms"] and here["repeats"] >= 10
+    assert latency.too_slow(outputs, version) == "", "asked again, it is not measured again"
+    assert made["package"].content_digest == version.tags["prts.package_digest"]
 
 
 @pytest.mark.parametrize(
