@@ -65,7 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         required=True,
-        help="a package or policy folder, models:/<name>@<alias> or models:/<name>/<version>",
+        help="a package or policy folder, models:/<name>@<alias>, models:/<name>/<version>, hf://owner/name[@revision] "
+        "or, of an installed skill, rskill://name",
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; others than this machine's own need an API key"
@@ -154,7 +155,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     require("msgpack", "serve")
-    from prts_core.delivery.resolve import resolve, version_of
+    from prts_core.delivery.resolve import CONTRACT, plain_policy, resolve, version_of
     from prts_core.io.msgpack import LIMITS
     from prts_core.serving.engine import warm_up
     from prts_core.serving.follow import follow
@@ -196,20 +197,18 @@ def main(args: argparse.Namespace) -> int:
             found=args.model,
             expected="--model models:/<name>@<alias>",
         )
-    from prts_core.delivery.verify import is_package
     from prts_core.policy.policy import load_policy
 
     def load(reference: str) -> tuple[Version, float | None]:
         """The version, and its package's budget in ms; none for a policy folder, which has none."""
-        folder = Path(reference).expanduser()
-        plain = (folder / "policy_contract.json").is_file() and not is_package(folder)
-        if plain and args.require_signature is None:
+        folder = plain_policy(reference) if args.require_signature is None else None
+        if folder is not None and (folder / CONTRACT).is_file():
             from prts_core.policy.policy import policy_digest
 
             digest = policy_digest(folder)
             return Version(digest[7:19], load_policy(folder, args.dtype), digest), None
         found = resolve(reference, args.outputs, args.require_signature)
-        policy = load_policy(found.folder, args.dtype)
+        policy = load_policy(found.policy, args.dtype)
         return Version(found.version or found.package_digest[7:19], policy, found.package_digest), found.budget_ms
 
     version, budget = load(args.model)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prts_core.cli import skill_package
 from prts_core.cli.main import plain_console, table, tell, wide_console
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ examples
   prts skill search drawer --in packages         also among the packages of a folder
   prts skill new my-skill                        a template to fill in
   prts skill remove owner/name
+  prts skill pack policies/libero --name me/libero --out packages/libero
+                                                 a package of any policy folder, such as `prts import-policy` writes
   prts skill keygen keys/me.pem                  a key pair: keys/me.pem (keep it to yourself) and keys/me.pub.pem
   prts skill sign my-skill --key keys/me.pem     list its files' digests in digests.json and sign the list
   prts skill verify my-skill --trusted keys      are its files, weights and results those that one of these keys signed?
@@ -70,13 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     new.add_argument("folder", type=Path, help="where; must not exist")
     remove = actions.add_parser("remove", help="remove an installed skill")
     remove.add_argument("skill", help="owner/name")
-    keygen = actions.add_parser("keygen", help="make an Ed25519 key pair for signing")
-    keygen.add_argument("key", type=Path, help="where the private key goes, such as keys/me.pem; must not exist")
-    sign = actions.add_parser("sign", help="list a package's digests anew and sign the list")
-    sign.add_argument("package", type=Path, help="a package's folder")
-    sign.add_argument("--key", type=Path, required=True, metavar="PEM", help="a private Ed25519 key")
-    verify = actions.add_parser("verify", help="hold files, weights and records against the list of digests")
-    verify.add_argument("package", type=Path, help="a package's folder")
+    verify = skill_package.add_actions(actions)
     for sub in (check, install, verify):
         sub.add_argument(
             "--trusted",
@@ -215,32 +212,6 @@ def remove(args: argparse.Namespace) -> int:
     return 0
 
 
-def keygen(args: argparse.Namespace) -> int:
-    from prts_core.skills.signature import new_key
-
-    public = new_key(args.key)
-    plain_console().print(f"{args.key}: the private key, to sign with; keep it to yourself")
-    plain_console().print(f"{public}: the public key, for whoever is to trust you (--trusted, --require-signature)")
-    return 0
-
-
-def sign(args: argparse.Namespace) -> int:
-    from prts_core.skills.signature import sign as put
-
-    listed = put(args.package, args.key)
-    plain_console().print(f"{args.package}: {len(listed.files)} files listed and signed, {listed.package_digest}")
-    return 0
-
-
-def verify(args: argparse.Namespace) -> int:
-    from prts_core.skills.signature import verify as hold
-
-    listed = hold(args.package, args.trusted)
-    who = "signed by a trusted key" if args.trusted else "no signature asked for (--trusted KEYS)"
-    plain_console().print(f"{args.package}: {len(listed.files)} files as listed, {listed.package_digest}; {who}")
-    return 0
-
-
 ACTIONS = {
     "check": check,
     "install": install,
@@ -248,7 +219,5 @@ ACTIONS = {
     "search": search,
     "new": new,
     "remove": remove,
-    "keygen": keygen,
-    "sign": sign,
-    "verify": verify,
+    **skill_package.ACTIONS,
 }

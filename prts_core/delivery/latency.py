@@ -111,7 +111,7 @@ def _measure_version(outputs: Path, version: ModelVersion) -> Latency:
     from prts_core.policy.policy import load_policy
 
     package = verify_package(registry.version_files(outputs, version, registry.PACKAGE))
-    made = measure(load_policy(package.folder), package.budget_ms)
+    made = measure(load_policy(package.policy), package.budget_ms)
     for name, text in _tag(made).items():
         client(outputs).set_model_version_tag(version.name, version.version, name, text)
     return made

@@ -5,7 +5,7 @@ Asked before anything is loaded. It reads names and digests, of the present form
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from prts_core.delivery import older_package
@@ -13,14 +13,18 @@ from prts_core.io.errors import CheckpointError
 from prts_core.skills.digests import verify_listed
 from prts_core.skills.manifest import FILE, read_manifest
 from prts_core.skills.signature import verify
+from prts_core.skills.weights import weights_folder
 
 
 @dataclass(frozen=True)
 class Verified:
-    """A package that is whole. budget_ms: for a chunk."""
+    """A package that is whole. policy: where its weights lie, as a rule in its own folder. budget_ms: for a chunk.
+    weights: path -> digest of weights that lie on the hub; {} where they are the package's own."""
 
     folder: Path
+    policy: Path
     budget_ms: float
+    weights: dict[str, str] = field(default_factory=dict)
 
 
 def is_package(folder: Path) -> bool:
@@ -45,8 +49,9 @@ def verify_package(folder: Path, trusted: Path | None = None) -> Verified:
             cure="point at the output folder of `prts package`, or at models:/<name>@<alias>",
         )
     if (folder / FILE).is_file():
-        verify(folder, trusted)
-        return Verified(folder, read_manifest(folder).latency_budget.per_chunk_ms)
+        listed, manifest = verify(folder, trusted), read_manifest(folder)
+        policy = weights_folder(manifest, folder) or folder
+        return Verified(folder, policy, manifest.latency_budget.per_chunk_ms, listed.weights)
     if trusted is not None:
         raise CheckpointError(
             "A package of the form before rskill.yaml cannot be signed, and only signed ones are wanted",
@@ -55,4 +60,4 @@ def verify_package(folder: Path, trusted: Path | None = None) -> Verified:
         )
     older = older_package.read_older(folder)
     verify_listed(folder, older.files, folder / older_package.FILE, older_package.UNLISTED)
-    return Verified(folder, older.latency_budget.per_chunk_ms)
+    return Verified(folder, folder, older.latency_budget.per_chunk_ms)

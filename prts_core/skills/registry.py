@@ -20,20 +20,16 @@ from prts_core.config.checked_yaml import check
 from prts_core.config.checks import Lenient
 from prts_core.io.errors import ConfigError, DataError, PrtsError, suggest
 from prts_core.io.files import digest_value, explain_os_errors, link_or_copy, new_folder, read_json, write_json
-from prts_core.io.hub import split_hub_id
 from prts_core.io.locks import locked
-from prts_core.skills.admission import Request, admit
 from prts_core.skills.digests import FILE as DIGESTS
 from prts_core.skills.digests import folder_digests, package_digest, package_files
 from prts_core.skills.evaluations import verify_evaluations
-from prts_core.skills.manifest import manifest_path, read_manifest
+from prts_core.skills.fetch import SKILL, fetch_package
 from prts_core.skills.manifest.weights import hub_parts
 from prts_core.skills.signature import verify
-from prts_core.skills.weights import hub_folder, weights_folder
+from prts_core.skills.weights import weights_folder
 
 RECORD = "installed.json"
-PUBLIC_OWNER = "OpenRAL"  # whose packages rskill://name means, where the name has no owner
-HUB, SKILL = "hf://", "rskill://"
 
 
 def skills_home() -> Path:
@@ -122,17 +118,10 @@ def install(
     Raises ConfigError, DataError and CheckpointError for what is wrong with the package; StageError for a full disk.
     """
     home = home or skills_home()
-    repository, revision = _hub(source)
-    if repository is not None:
-        first = hub_folder(repository, revision, only_manifest=True)
-        revision = first.name if re.fullmatch("[0-9a-f]{40}", first.name) else revision  # what is fetched next is this
-    else:
-        first = _folder(source)
-    manifest = read_manifest(first)
-    notes = admit(Request(manifest, manifest_path(first), commercial_use, trusted, environ))
-    package = first if repository is None else hub_folder(repository, revision)
-    if read_manifest(package) != manifest:
-        raise DataError("A package changed while it was installed", file=package, cure="install it again")
+    package, manifest, revision, notes = fetch_package(
+        source, commercial_use=commercial_use, trusted=trusted, environ=environ
+    )
+    on_hub = revision is not None
     lies = weights_folder(manifest, package)
     weights = folder_digests(lies) if lies is not None and hub_parts(manifest.weights_uri or "") else {}
     with explain_os_errors(home):
@@ -147,14 +136,14 @@ def install(
         license=manifest.license,
         role=manifest.role,
         embodiment_tags=tuple(manifest.embodiment_tags),
-        source=source if repository is not None else str(package.resolve()),
-        revision=revision if repository is not None else None,
+        source=source if on_hub else str(package.resolve()),
+        revision=revision,
         digest=digest,
         folder=digest.removeprefix("sha256:")[:16],
         installed_at=datetime.now(UTC).isoformat(timespec="seconds"),
         weights=digest_value(weights) if weights else None,
     )
-    _put(record, package, home, linked=repository is not None)
+    _put(record, package, home, linked=on_hub)
     return record, notes
 
 
@@ -183,41 +172,6 @@ def _put(record: Installed, package: Path, home: Path, *, linked: bool) -> None:
         for other in place.iterdir():
             if other.is_dir() and other != target:
                 shutil.rmtree(other)
-
-
-def _hub(source: str) -> tuple[str | None, str | None]:
-    """(owner/name, revision) of a source on the hub; (none, none) of a folder."""
-    if source.startswith(SKILL):
-        name = source.removeprefix(SKILL)
-        named = split_hub_id(name if "/" in name else f"{PUBLIC_OWNER}/rskill-{name.removeprefix('rskill-')}")
-    elif source.startswith(HUB):
-        named = split_hub_id(source.removeprefix(HUB))
-    else:
-        return None, None
-    if named is None:
-        raise ConfigError(
-            "This names no skill of the hub",
-            field="source",
-            found=source,
-            expected="hf://owner/name, hf://owner/name@revision or rskill://name",
-        )
-    return named
-
-
-def _folder(source: str) -> Path:
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        found = "no such folder" if "://" not in source else "an address of a kind that holds no skills"
-        raise ConfigError(
-            "There is no package at this place",
-            file=source,
-            found=found,
-            expected="a folder with rskill.yaml, hf://owner/name[@revision] or rskill://name",
-            cure=f"`prts skill install hf://{source}` where it is on the hub"
-            if split_hub_id(source)
-            else "check the path",
-        )
-    return folder
 
 
 def _place(name: str, home: Path) -> Path:
