@@ -29,6 +29,7 @@ examples
   prts skill remove owner/name
   prts skill pack policies/libero --name me/libero --out packages/libero
                                                  a package of any policy folder, such as `prts import-policy` writes
+  prts skill quantize packages/libero --as nf4 --out packages/libero-nf4 --config configs/libero_object.yaml
   prts skill keygen keys/me.pem                  a key pair: keys/me.pem (keep it to yourself) and keys/me.pub.pem
   prts skill sign my-skill --key keys/me.pem     list its files' digests in digests.json and sign the list
   prts skill verify my-skill --trusted keys      are its files, weights and results those that one of these keys signed?

@@ -1,4 +1,4 @@
-"""Actions of `prts skill` that make packages and vouch for them: pack, keygen, sign, verify."""
+"""Actions of `prts skill` that make packages and vouch for them: pack, quantize, keygen, sign, verify."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any, get_args
 
-from prts_core.cli.main import plain_console
+from prts_core.cli.main import add_plan_arguments, plain_console, table, wide_console
 from prts_core.config.licence import Licence
+
+SCHEMES = ("nf4", "int8", "bf16")  # those of prts_core.policy.quantized, which brings torch
 
 
 def add_actions(actions: Any) -> argparse.ArgumentParser:
@@ -23,6 +25,17 @@ def add_actions(actions: Any) -> argparse.ArgumentParser:
         "--budget-ms", type=float, default=200.0, metavar="MS", help="for one chunk (default: %(default)s)"
     )
     pack.add_argument("--description", default="", help="what it does, for whoever chooses: up to 500 characters")
+    quantize = actions.add_parser("quantize", help="hold a package's backbone in few bits, where figures allow it")
+    quantize.add_argument("package", help="a package, models:/name@alias, hf://owner/name[@revision] or rskill://name")
+    quantize.add_argument(
+        "--as",
+        dest="scheme",
+        required=True,
+        choices=SCHEMES,
+        help="how matrices of the backbone are held; the action head stays in bf16",
+    )
+    quantize.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new package; must not exist")
+    add_plan_arguments(quantize)
     keygen = actions.add_parser("keygen", help="make an Ed25519 key pair for signing")
     keygen.add_argument("key", type=Path, help="where the private key goes, such as keys/me.pem; must not exist")
     sign = actions.add_parser("sign", help="list a package's digests anew and sign the list")
@@ -58,6 +71,25 @@ def pack(args: argparse.Namespace) -> int:
     return 0
 
 
+def quantize(args: argparse.Namespace) -> int:
+    from prts_core.config.load import load_plan
+    from prts_core.delivery.quantize import quantize_package
+    from prts_core.delivery.resolve import resolve
+
+    plan = load_plan(args.config, args.overrides)
+    say = plain_console().print
+    price = quantize_package(plan, resolve(args.package, args.outputs), args.scheme, args.out, args.outputs, say)
+    rows = table("dimension", "mean error", "largest", "of its range")
+    for name, error in price.errors.items():
+        rows.add_row(name, f"{error.mean:.4g}", f"{error.largest:.4g}", f"{error.share:.2%}")
+    wide_console().print(rows)
+    before, after = price.full_bytes / 1e6, price.bytes / 1e6
+    say(f"weights in memory: {before:.2f} MB before, {after:.2f} MB after, {1 - after / before:.0%} less")
+    say(price.verdict.reason)
+    say(f"{args.out}")
+    return 0
+
+
 def keygen(args: argparse.Namespace) -> int:
     from prts_core.skills.signature import new_key
 
@@ -84,4 +116,4 @@ def verify(args: argparse.Namespace) -> int:
     return 0
 
 
-ACTIONS = {"pack": pack, "keygen": keygen, "sign": sign, "verify": verify}
+ACTIONS = {"pack": pack, "quantize": quantize, "keygen": keygen, "sign": sign, "verify": verify}

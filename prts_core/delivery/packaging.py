@@ -37,11 +37,12 @@ def write_package(
     benchmark: Mapping[str, Any] | None = None,
     episodes_digest: str = "",
     value: Mapping[str, Any] | None = None,
+    reports: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Put the policy of folder `source` into `folder`, which is there, as a package.
 
     benchmark: the report of a run of exactly this policy, which becomes eval/<suite>.json; episodes_digest: of the
-    episodes that it counts. value: the report of stage value.
+    episodes that it counts. value: the report of stage value. reports: other files of JSON, by name.
     """
     for name in (*policy_files(source), *(name for name in (TRAINING,) if (source / name).is_file())):
         (folder / name).unlink(missing_ok=True)
@@ -56,8 +57,8 @@ def write_package(
     }
     manifest = skill_manifest(contract, terms, extras)
     write_manifest(manifest, folder)
-    if value is not None:
-        write_json(folder / VALUE, value)
+    for name, report in {**({} if value is None else {VALUE: value}), **(reports or {})}.items():
+        write_json(folder / name, report)
     write_text(folder / "README.md", card(manifest, contract, benchmark, value))
     if benchmark is not None:
         _write_record(folder, manifest, contract, benchmark, episodes_digest)
