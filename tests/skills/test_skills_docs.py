@@ -48,8 +48,9 @@ def words(cell: str) -> list[str]:
 
 
 def test_the_commands_are_commands():
-    commands = [line.partition("#")[0] for line in block("bash").splitlines()]
-    assert commands
+    blocks = re.findall(r"^```bash\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    commands = [line.partition("#")[0] for text in blocks for line in text.splitlines()]
+    assert len(blocks) == 3 and len(commands) > 8
     for command in commands:
         first, *args = shlex.split(command)
         assert first == "prts" and build_parser("skill").parse_args(args).action
