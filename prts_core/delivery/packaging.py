@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from prts_core.delivery.model_card import card
 from prts_core.delivery.skill_manifest import Terms, skill_manifest
 from prts_core.io.files import link_or_copy, read_json, write_json, write_text
 from prts_core.policy.policy import MODEL_TYPE, policy_digest, policy_files
+from prts_core.policy.quantized import BACKBONE, Scheme, read_scheme
 from prts_core.skills.digests import package_digest, write_digests
 from prts_core.skills.evaluations import write_evaluation
-from prts_core.skills.manifest import Manifest, write_manifest
+from prts_core.skills.manifest import Manifest, read_manifest, write_manifest
+from prts_core.skills.manifest.resources import Dtype
 
 TRAINING, VALUE = "train_config.json", "value.json"
 PROTOCOL = (
@@ -26,6 +29,7 @@ BASELINES = (
     "swapped_success_rate",
     "black_image_success_rate",
 )
+DTYPES: dict[Scheme, Dtype] = {"nf4": "int4", "int8": "int8", "bf16": "bf16"}
 CONDITIONS = ("policy_digest", "dtype", "source", "labels", "adapter", "without_expert")
 
 
@@ -55,8 +59,11 @@ def write_package(
         "contract_fingerprint": contract.contract_fingerprint,
         "policy_digest": digest,
     }
-    manifest = skill_manifest(contract, terms, extras)
-    write_manifest(manifest, folder)
+    if (scheme := read_scheme(folder)) is not None:
+        held = {"scheme": scheme, "backbone": list(BACKBONE), "head": "bf16"}
+        terms = replace(terms, dtype=DTYPES[scheme], quantization=held)
+    write_manifest(skill_manifest(contract, terms, extras), folder)
+    manifest = read_manifest(folder)  # which checks names and lengths that the command line gave
     for name, report in {**({} if value is None else {VALUE: value}), **(reports or {})}.items():
         write_json(folder / name, report)
     write_text(folder / "README.md", card(manifest, contract, benchmark, value))

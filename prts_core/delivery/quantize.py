@@ -33,7 +33,6 @@ from prts_core.policy.policy import Policy, load_policy, policy_digest, read_mod
 from prts_core.policy.processor import Processor
 from prts_core.policy.quantized import BACKBONE, FILE, Scheme, held_bytes, matrices, pack, read_scheme
 from prts_core.skills.manifest import read_manifest
-from prts_core.skills.manifest.resources import Dtype
 from prts_core.store.views import viewed
 from prts_core.text import prompt
 
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
 
 ROWS, AT_ONCE = 64, 8  # held-out observations that are compared, and how many at once
 WORST_SHARE = 0.05  # of a dimension's 1 to 99 % range: the largest mean error of actions that passes
-DTYPES: dict[Scheme, Dtype] = {"nf4": "int4", "int8": "int8", "bf16": "bf16"}
 REPORT = "quantization_report.json"
 
 
@@ -177,8 +175,6 @@ def quantize_package(
         per_chunk_ms=manifest.latency_budget.per_chunk_ms,
         tasks=manifest.evaluated_tasks,
         sentences=tuple(row["instruction"] for row in report["tasks"].values()),
-        dtype=DTYPES[scheme],
-        quantization={"scheme": scheme, "backbone": list(BACKBONE), "head": "bf16"},
     )
     with new_folder(out) as partial:
         write_package(

@@ -13,11 +13,12 @@ from prts_core.delivery.verify import Verified, is_package, verify_package
 from prts_core.io.errors import CheckpointError
 from prts_core.io.files import digest_value
 from prts_core.io.hub import local_folder
+from prts_core.skills.digests import SIGNATURE
 from prts_core.skills.fetch import HUB, SKILL, fetch_package, hub_source
 from prts_core.skills.manifest import FILE
 from prts_core.skills.registry import find
 from prts_core.skills.weights import BRANCH
-from prts_core.store.listing import digest_tree
+from prts_core.store.listing import list_files, tree_digest
 
 CONTRACT = "policy_contract.json"  # what every policy folder of ours has
 
@@ -65,7 +66,7 @@ def _registered(reference: str, outputs: Path, trusted: Path | None) -> Resolved
     version = registry.resolve_version(client(outputs), reference)
     folder = registry.version_files(outputs, version, registry.PACKAGE)
     found = verify_package(folder, trusted)
-    digest = digest_tree(folder)
+    digest = _tree(folder)
     recorded = version.tags.get("prts.package_digest")
     if digest != recorded:
         raise CheckpointError(
@@ -91,8 +92,13 @@ def _policy(found: Verified) -> Path:
 
 
 def _digest(found: Verified) -> str:
-    own = digest_tree(found.folder)
+    own = _tree(found.folder)
     return digest_value([own, found.weights]) if found.weights else own
+
+
+def _tree(folder: Path) -> str:
+    """One digest for a package, whoever signed it."""
+    return tree_digest([file for file in list_files(folder) if file.path != SIGNATURE])
 
 
 def version_of(reference: str, outputs: Path = Path("outputs")) -> str:

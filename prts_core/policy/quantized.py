@@ -7,7 +7,7 @@ backbone are not touched: an action head in four bits costs the most and saves t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -70,7 +70,7 @@ class Int8Linear(_Packed):
         return F.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
 
 
-LAYERS: dict[str, type[_Packed]] = {"nf4": Nf4Linear, "int8": Int8Linear}
+LAYERS: dict[str, Callable[[nn.Linear], nn.Module]] = {"nf4": Nf4Linear, "int8": Int8Linear}
 
 
 @cache
@@ -129,7 +129,7 @@ def read_scheme(folder: Path) -> Scheme | None:
             found=scheme,
             expected=", ".join(SCHEMES),
         )
-    return scheme  # type: ignore[return-value]
+    return scheme
 
 
 def hold(model: nn.Module, scheme: Scheme | None) -> None:

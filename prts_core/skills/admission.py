@@ -65,7 +65,7 @@ def _signature(request: Request) -> tuple[str, ...]:
             file=request.where,
             field=SIGNED,
             found="1, and no --trusted",
-            cure="give `--trusted KEYS`, a folder of public keys; docs/how-to/skills.md says how a package is signed",
+            cure="give `--trusted KEYS` (`prts serve`: `--require-signature KEYS`), a folder of public keys",
         )
     return ()
 

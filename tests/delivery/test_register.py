@@ -25,6 +25,7 @@ from prts_core.delivery.verify import verify_package
 from prts_core.io.errors import CheckpointError, StageError
 from prts_core.io.files import digest_file, read_json, write_json
 from prts_core.policy.policy import load_policy
+from prts_core.skills.signature import new_key
 from prts_core.tracking.store import client, tracking_uri
 from tests.fixtures import toy_package
 from tests.fixtures.tiny_network import MODEL
@@ -270,6 +271,19 @@ def test_wrong_references_and_names_are_told(plan, outputs):
         registry.resolve_version(store, "models:/numbers/99")
     with pytest.raises(ValueError, match="is no name"):
         named(plan, "slash", model_name="a/b")
+
+
+def test_a_registered_package_is_signed_whether_or_not_it_stands_already(plan, outputs, tmp_path):
+    plan = named(plan, "signed")
+    made = make(plan, outputs, "w1", outcomes(118))
+    register(plan, outputs)
+    new_key(tmp_path / "keys" / "me.pem")
+    with pytest.raises(CheckpointError, match=r"not signed.*signature\.json"):
+        resolve("models:/signed@champion", outputs, tmp_path / "keys")
+    assert register(plan, outputs, key=tmp_path / "keys" / "me.pem")["version"] == "1"
+    found = resolve("models:/signed@champion", outputs, tmp_path / "keys")
+    assert found.package_digest == made["package"].content_digest, "a signature is no part of what is signed"
+    assert not (made["package"].folder(outputs) / "signature.json").exists(), "results stay as they are"
 
 
 def test_a_policy_that_is_slower_here_than_its_budget_is_not_promoted(plan, outputs):
