@@ -24,7 +24,6 @@ from prts_core.io.errors import ServeError, require
 
 if TYPE_CHECKING:
     from prts_core.contract import PolicyContract
-    from prts_core.delivery.package_manifest import PackageManifest
 
 EPILOG = (
     """\
@@ -75,8 +74,9 @@ groot: a client (GR00T's or RLDX-1's own, or prts-client's)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
-        help="a package or policy folder, models:/<name>@<alias> or models:/<name>/<version>; with --sidecar, a "
-        "checkpoint of its family: a folder, or its id on the hub",
+        help="a package or policy folder, models:/<name>@<alias>, models:/<name>/<version>, hf://owner/name[@revision] "
+        "or, of an installed skill, rskill://name; with --sidecar, a checkpoint of its family: a folder, or its id on "
+        "the hub",
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; others than this machine's own need an API key"
@@ -104,6 +104,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="more keys, a line each: NAME sha256:DIGEST; read again when it changes, so that one can be revoked",
+    )
+    parser.add_argument(
+        "--require-signature",
+        type=Path,
+        metavar="KEYS",
+        help="serve only what one of these public keys signed: a PEM file, or a folder of them (`prts skill sign`)",
     )
     parser.add_argument(
         "--follow",
@@ -146,6 +152,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="draw N chunks for every answer and give the one of the highest value (default: %(default)s)",
     )
     parser.add_argument(
+        "--devices",
+        type=lambda text: tuple(text.split(",")),
+        default=(None,),
+        metavar="D,...",
+        help="where the policy computes, such as cuda:0,cuda:1: a process each behind one port (default: the GPU, "
+        "where there is one)",
+    )
+    parser.add_argument(
         "--subtask-looks",
         type=int,
         default=1,
@@ -184,7 +198,7 @@ def main(args: argparse.Namespace) -> int:
 def _serve(args: argparse.Namespace, stack: contextlib.ExitStack) -> int:
     """stack: what must end with the server."""
     require("msgpack", "serve")
-    from prts_core.delivery.resolve import resolve, version_of
+    from prts_core.delivery.resolve import CONTRACT, plain_policy, resolve, version_of
     from prts_core.io.msgpack import LIMITS
     from prts_core.serving.engine import warm_up
     from prts_core.serving.follow import follow
@@ -230,31 +244,32 @@ def _serve(args: argparse.Namespace, stack: contextlib.ExitStack) -> int:
             found=args.model,
             expected="--model models:/<name>@<alias>",
         )
-    from prts_core.delivery.package_manifest import FILE as PACKAGE_FILE
-    from prts_core.policy.policy import load_policy
+    from prts_core.policy.policy import load_policy, policy_digest
+    from prts_core.serving.replicas import Replica
 
-    alarm_of = read_alarm if args.alarm else lambda folder: None
+    def loaded(name: str, folder: Path, digest: str) -> Version:
+        """The policy on the first device, a replica on each other one, and the alarm that lies beside it."""
+        first, *others = args.devices
+        policy = load_policy(folder, args.dtype, first)
+        replicas = tuple(Replica(policy, folder, args.dtype, device) for device in others)
+        return Version(name, policy, digest, read_alarm(folder) if args.alarm else None, replicas)
 
-    def load(reference: str) -> tuple[Version, PackageManifest | None]:
-        folder = Path(reference).expanduser()
-        if (folder / "policy_contract.json").is_file() and not (folder / PACKAGE_FILE).exists():  # no package: a policy
-            from prts_core.policy.policy import policy_digest
-
+    def load(reference: str) -> tuple[Version, float | None]:
+        """The version, and its package's budget in ms; none for a policy folder, which has none."""
+        folder = plain_policy(reference) if args.require_signature is None else None
+        if folder is not None and (folder / CONTRACT).is_file():
             digest = policy_digest(folder)
-            return Version(digest[7:19], load_policy(folder, args.dtype), digest, alarm_of(folder)), None
-        found = resolve(reference, args.outputs)
-        policy = load_policy(found.folder, args.dtype)
-        name = found.version or found.package_digest[7:19]
-        return Version(name, policy, found.package_digest, alarm_of(found.folder)), found.manifest
+            return loaded(digest[7:19], folder, digest), None
+        found = resolve(reference, args.outputs, args.require_signature)
+        return loaded(found.version or found.package_digest[7:19], found.policy, found.package_digest), found.budget_ms
 
     if args.sidecar:
-        version, manifest = stack.enter_context(serve_sidecar.opened(args, config)), None
+        version, budget = stack.enter_context(serve_sidecar.opened(args, config)), None
     else:
-        version, manifest = load(args.model)
+        version, budget = load(args.model)
     dtype = getattr(version.policy, "dtype", args.dtype)
     about = {"model": args.model, "model_version": version.name, "package_digest": version.digest, "dtype": dtype}
-    budget = None if manifest is None else manifest.latency_budget.per_chunk_ms
-    server = PolicyServer(version, replace(config, about=about, budget_ms=budget))
+    server = PolicyServer(version, replace(config, about=about, budget_ms=budget, replicas=len(version.replicas)))
     warm_ms = warm_up(version, server.service.engine.limits)
     console.print(summary(args.model, version.name, version.digest, version.policy.contract, budget, dtype, warm_ms))
 

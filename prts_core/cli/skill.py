@@ -1,4 +1,4 @@
-"""`prts skill`: look a skill package over, install it, find one by what it does, begin a new one."""
+"""`prts skill`: look a skill package over, sign it, install it, find one by what it does, begin a new one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prts_core.cli import skill_package
 from prts_core.cli.main import plain_console, table, tell, wide_console
 
 if TYPE_CHECKING:
@@ -26,7 +27,14 @@ examples
   prts skill search drawer --in packages         also among the packages of a folder
   prts skill new my-skill                        a template to fill in
   prts skill remove owner/name
+  prts skill pack policies/libero --name me/libero --out packages/libero
+                                                 a package of any policy folder, such as `prts import-policy` writes
+  prts skill quantize packages/libero --as nf4 --out packages/libero-nf4 --config configs/libero_object.yaml
+  prts skill keygen keys/me.pem                  a key pair: keys/me.pem (keep it to yourself) and keys/me.pub.pem
+  prts skill sign my-skill --key keys/me.pem     list its files' digests in digests.json and sign the list
+  prts skill verify my-skill --trusted keys      are its files, weights and results those that one of these keys signed?
 
+`prts package` is the stage that makes a package of a recipe's policy; what is done to any package is done here.
 Exit status of check: 1 where anything failed; "unknown" (the robot's file does not say) is no failure.
 Licences: a skill that is not for commercial use is refused, unless --non-commercial is given or
 OPENRAL_ALLOW_NONCOMMERCIAL is 1. Skills lie in $XDG_DATA_HOME/prts/skills (~/.local/share/prts/skills).
@@ -66,6 +74,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     new.add_argument("folder", type=Path, help="where; must not exist")
     remove = actions.add_parser("remove", help="remove an installed skill")
     remove.add_argument("skill", help="owner/name")
+    verify = skill_package.add_actions(actions)
+    for sub in (check, install, verify):
+        sub.add_argument(
+            "--trusted",
+            type=Path,
+            metavar="KEYS",
+            help="a public key (PEM) or a folder of them; one of them must have signed the package",
+        )
     for sub in (check, search):
         sub.add_argument(
             "--robot", type=Path, action="append", default=[], metavar="YAML", help="a robot description (repeatable)"
@@ -77,8 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    actions = {"check": check, "install": install, "list": list_all, "search": search, "new": new, "remove": remove}
-    return actions[args.action](args)
+    return ACTIONS[args.action](args)
 
 
 def check(args: argparse.Namespace) -> int:
@@ -87,11 +102,12 @@ def check(args: argparse.Namespace) -> int:
     from prts_core.skills.robot import read_robot
 
     robots = [read_robot(path) for path in args.robot]
-    package, digest = Path(args.package).expanduser(), None
+    package, as_installed = Path(args.package).expanduser(), {}
     if not package.exists():
         record = find(args.package)
-        package, digest = record.package(), record.digest
-    found = review(package, robots, commercial_use=not args.non_commercial, digest=digest)
+        package, as_installed = record.package(), {"digest": record.digest, "weights": record.weights}
+    commercial = not args.non_commercial
+    found = review(package, robots, commercial_use=commercial, trusted=args.trusted, **as_installed)
     tell(found, args.json, show_review)
     return 0 if found.ok else 1
 
@@ -118,7 +134,7 @@ def show_review(found: Review) -> None:
 def install(args: argparse.Namespace) -> int:
     from prts_core.skills.registry import install as put
 
-    record, notes = put(args.source, commercial_use=not args.non_commercial)
+    record, notes = put(args.source, commercial_use=not args.non_commercial, trusted=args.trusted)
     for note in notes:
         plain_console().print(f"note: {note}", style="yellow")
     plain_console().print(f"{record.name} {record.version}: {record.package()}")
@@ -195,3 +211,14 @@ def remove(args: argparse.Namespace) -> int:
     there = take(args.skill)
     plain_console().print(f"{args.skill}: {'removed' if there else 'not installed'}")
     return 0
+
+
+ACTIONS = {
+    "check": check,
+    "install": install,
+    "list": list_all,
+    "search": search,
+    "new": new,
+    "remove": remove,
+    **skill_package.ACTIONS,
+}

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from prts_core.config.checks import Strict, check_names, check_numbers
 from prts_core.config.identity import execution
+from prts_core.config.licence import Licence
 from prts_core.config.model import ModelConfig, PolicyDtype
 from prts_core.config.rl import RlSection
 from prts_core.config.sources import ImageTextSource, Source
@@ -328,12 +329,15 @@ class ValueConfig(ValueSection):
 
 @dataclass(frozen=True)
 class PackageSection(Strict):
+    """owner, name: the package's id, owner/name; `local` is nobody's place on a hub. latency_budget_ms: of a chunk."""
+
+    owner: str = "local"
     name: str = "prts-quickstart"
-    licence: str = "apache-2.0"
+    licence: Licence = "apache-2.0"
     latency_budget_ms: float = 200.0
 
     def __post_init__(self) -> None:
-        check_names(self, "name")
+        check_names(self, "owner name")
         check_numbers(self, {"(0, inf)": "latency_budget_ms"})
 
 

@@ -1,4 +1,4 @@
-"""Open any policy to be asked: a folder, a package, `models:/name@alias` or the address of a server."""
+"""Open any policy to be asked: a folder, a package, a name of the registry or the hub, or the address of a server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def open_policy(
     contract: Contract | None = None,
     dtype: PolicyDtype = "auto",
 ) -> PolicyUnderTest:
-    """The policy that `reference` names: ws://host:port, a policy or package folder, models:/<name>@<alias>.
+    """The policy that `reference` names: ws://host:port, a policy or package folder, models:/<name>@<alias>,
+    hf://owner/name[@revision] (a policy or a package), rskill://name (an installed skill).
 
     outputs: whose registry is meant. contract: of a server that states none. dtype: of a policy that is loaded here; a
     server has its own. Raises ServeError, CheckpointError or StageError where there is none.

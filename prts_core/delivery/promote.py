@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from prts_core.contract import PolicyContract
 from prts_core.delivery import audit, promotion, protocol, registry
+from prts_core.delivery.latency import too_slow
 from prts_core.delivery.promotion import Candidate, Decision, Evidence
 from prts_core.delivery.suite_results import episodes_of, results_of, write_result
 from prts_core.io.errors import ConfigError, PrtsError, StageError
@@ -77,6 +78,8 @@ def promote(
             present=present,
             vacant=vacant,
         )
+        if decision.promote and (where := too_slow(outputs, version)):
+            decision = replace(decision, objections=(promotion.Objection("latency", where),))
         for name, verdict in decision.verdicts.items():
             result = results_of(version)[name]
             if result.alarm != verdict.alarm:

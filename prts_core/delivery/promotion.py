@@ -16,7 +16,17 @@ if TYPE_CHECKING:
 
 Incomparable = Literal["unmeasured", "champion unmeasured", "protocol", "precision", "episodes"]
 Why = Literal[
-    Incomparable, Against, "contract", "champion", "older", "withdrawn", "approval", "outdated", "unknown", "vacant"
+    Incomparable,
+    Against,
+    "contract",
+    "champion",
+    "older",
+    "withdrawn",
+    "approval",
+    "outdated",
+    "unknown",
+    "vacant",
+    "latency",
 ]
 WORDS: dict[Why, str] = {
     "unmeasured": "it has no result on {subject} yet (`prts regress`)",
@@ -37,6 +47,8 @@ WORDS: dict[Why, str] = {
     "outdated": "its result on {subject} is of an earlier protocol (`prts regress`)",
     "unknown": "whether its result on {subject} is of the present protocol cannot be told here (`prts sim check`)",
     "vacant": "@champion was taken off by hand, so that a person decides who follows (`prts promote --approve`)",
+    "latency": "on {subject} it takes longer for a chunk than its package's budget (the version's tags say how long; "
+    "serve it on a faster machine, or package it with another package.latency_budget_ms)",
 }
 OWN_AFFAIR = ("contract_fingerprint", "statistics_digest", "normalization")  # of a policy: no robot sees them
 

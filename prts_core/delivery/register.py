@@ -18,15 +18,17 @@ from typing import TYPE_CHECKING, Any
 from prts_core.config.load import RunPlan
 from prts_core.config.schema import OWN_BENCHMARK
 from prts_core.contract import PolicyContract
-from prts_core.delivery import audit, registry
+from prts_core.delivery import audit, latency, registry
 from prts_core.delivery.gate import policy_episodes
-from prts_core.delivery.package_manifest import PackageManifest
 from prts_core.delivery.promote import promote
 from prts_core.delivery.protocol import CHUNK_LENGTH
 from prts_core.delivery.suite_results import SuiteResult, result_of, results_of, write_result
 from prts_core.io.errors import StageError
 from prts_core.io.files import link_or_copy, read_json, write_json
 from prts_core.io.locks import locked
+from prts_core.skills.digests import SIGNATURE
+from prts_core.skills.manifest import read_manifest
+from prts_core.skills.signature import sign
 from prts_core.store.manifest import Manifest
 from prts_core.store.run_stage import load_provenance
 from prts_core.tracking.source import source_tags
@@ -75,11 +77,17 @@ class Context:
 
 
 def register_package(
-    plan: RunPlan, package: Manifest, benchmark: Manifest, outputs: Path, caller: dict[str, str] | None = None
+    plan: RunPlan,
+    package: Manifest,
+    benchmark: Manifest,
+    outputs: Path,
+    caller: dict[str, str] | None = None,
+    key: Path | None = None,
 ) -> dict[str, Any]:
     """Register a package as a version of the recipe's model: @challenger always, @champion by the rule.
 
-    Always looks at the registry; a second call with the same package finds its version and changes nothing. Returns
+    key: a private key that signs it, or the version that stands already (`prts skill keygen`). Always looks at the
+    registry; a second call with the same package finds its version and changes nothing. Returns
     {model_uri, version, aliases, verdict, package_digest, ...} and writes it to
     `<outputs>/registrations/<recipe>.json`. Raises StageError when the registry refuses.
     """
@@ -88,6 +96,8 @@ def register_package(
     name, store = plan.recipe.register.model_name, client(outputs)
     with locked(folder / ".lock"), registry.refusals(outputs, name):
         version = _version(name, package, benchmark, context)
+        if key is not None:
+            _sign(store, version, package.folder(outputs), context.work, key)
         with audit.aliases_locked(outputs):
             before, number = audit.version_called(outputs, name, registry.CHALLENGER), str(version.version)
             if before != number:
@@ -118,7 +128,7 @@ def _version(name: str, package: Manifest, benchmark: Manifest, context: Context
     episodes = benchmark.folder(context.outputs) / "episodes.parquet"
     contract = PolicyContract.load(folder / "policy_contract.json")
     report = read_json(benchmark.folder(context.outputs) / "report.json")
-    packaged = PackageManifest.load(folder).policy_digest
+    packaged = read_manifest(folder).policy_extras.get("policy_digest")
     if report["policy_digest"] != packaged:
         raise StageError(
             "The benchmark measured another policy than the one in the package",
@@ -140,6 +150,7 @@ def _version(name: str, package: Manifest, benchmark: Manifest, context: Context
         CHUNK_LENGTH: str(contract.chunk_length),
         "prts.recipe": context.recipe,
         "git.sha": source_tags()["git.sha"],
+        **latency.tags_of(load_provenance(context.outputs, package)),
         **{key: str(value) for key, value in context.caller.items()},
     }
     version = registry.find_version(store, name, package.content_digest)
@@ -242,6 +253,21 @@ def _save(target: Path, model: Any, folder: Path, episodes: Path, contract: Poli
             ),
         )
     shutil.rmtree(staging)
+
+
+def _sign(store: MlflowClient, version: ModelVersion, package: Path, work: Path, key: Path) -> None:
+    """Put a signature beside the files of a registered package. Its list of digests is already what is signed."""
+    signed, upload = work / "signed", work / "upload"
+    for folder in (signed, upload):
+        shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(package, signed, copy_function=link_or_copy)
+    sign(signed, key)
+    (upload / registry.PACKAGE).mkdir(parents=True)
+    link_or_copy(signed / SIGNATURE, upload / registry.PACKAGE / SIGNATURE)
+    with patient():
+        store.log_model_artifacts(version.tags["prts.model_id"], str(upload))
+    shutil.rmtree(signed)
+    shutil.rmtree(upload)
 
 
 def _requirements() -> list[str]:

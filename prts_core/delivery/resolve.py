@@ -1,6 +1,7 @@
-"""From a model's name to a folder on this disk that is what its manifest says: a path, or `models:/name@alias`.
+"""From a model's name to a policy on this disk that is what its package says: a path, `models:/name@alias`,
+`hf://owner/name@revision` or `rskill://name`.
 
-It knows packages and the registry, not the policy inside.
+It knows packages, the registry, the hub and installed skills, not the policy inside.
 """
 
 from __future__ import annotations
@@ -8,44 +9,64 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from prts_core.delivery.package_manifest import PackageManifest
-from prts_core.delivery.verify import verify_package
+from prts_core.delivery.verify import Verified, is_package, verify_package
 from prts_core.io.errors import CheckpointError
-from prts_core.store.listing import digest_tree
+from prts_core.io.files import digest_value
+from prts_core.io.hub import local_folder
+from prts_core.skills.digests import SIGNATURE
+from prts_core.skills.fetch import HUB, SKILL, fetch_package, hub_source
+from prts_core.skills.manifest import FILE
+from prts_core.skills.registry import find
+from prts_core.skills.weights import BRANCH
+from prts_core.store.listing import list_files, tree_digest
+
+CONTRACT = "policy_contract.json"  # what every policy folder of ours has
 
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """A verified package. version: of the registered model, none for a plain folder. manifest: its manifest.yaml."""
+    """A verified package. policy: the folder to load, as a rule the package's own. package_digest: over the package,
+    and its weights where they lie elsewhere. budget_ms: for a chunk. version: of the registered model, if it is one."""
 
     reference: str
     folder: Path
+    policy: Path
     package_digest: str
-    manifest: PackageManifest
+    budget_ms: float
     version: str | None = None
 
 
-def resolve(reference: str, outputs: Path = Path("outputs")) -> ResolvedModel:
+def resolve(reference: str, outputs: Path = Path("outputs"), trusted: Path | None = None) -> ResolvedModel:
     """Find the package that `reference` names and verify every file of it before anything is loaded.
 
-    reference: a package folder, `models:/<name>@<alias>` or `models:/<name>/<version>`. outputs: whose registry is
-    asked when MLFLOW_TRACKING_URI is not set.
+    reference: a package folder, `models:/<name>@<alias>`, `models:/<name>/<version>`, `hf://owner/name[@revision]`,
+    or `rskill://name` of an installed skill. outputs: whose registry is asked when MLFLOW_TRACKING_URI is not set.
+    trusted: a public key or a folder of them, one of which must have signed the package.
 
-    Raises CheckpointError for a damaged package, StageError for an unknown name.
+    Raises CheckpointError for a damaged package, StageError or ConfigError for an unknown name.
     """
     from prts_core.delivery import registry
 
-    if not registry.is_reference(reference):
+    if registry.is_reference(reference):
+        return _registered(reference, outputs, trusted)
+    if reference.startswith(SKILL):
+        folder = find(reference).package()
+    elif reference.startswith(HUB):
+        folder = fetch_package(reference, trusted=trusted)[0]
+    else:
         folder = Path(reference).expanduser()
-        manifest = verify_package(folder)
-        return ResolvedModel(reference, folder, digest_tree(folder), manifest)
+    found = verify_package(folder, trusted)
+    return ResolvedModel(reference, folder, _policy(found), _digest(found), found.budget_ms)
 
+
+def _registered(reference: str, outputs: Path, trusted: Path | None) -> ResolvedModel:
+    from prts_core.delivery import registry
     from prts_core.tracking.store import client
 
     version = registry.resolve_version(client(outputs), reference)
     folder = registry.version_files(outputs, version, registry.PACKAGE)
-    manifest = verify_package(folder)
-    digest = digest_tree(folder)
+    found = verify_package(folder, trusted)
+    digest = _tree(folder)
     recorded = version.tags.get("prts.package_digest")
     if digest != recorded:
         raise CheckpointError(
@@ -55,7 +76,29 @@ def resolve(reference: str, outputs: Path = Path("outputs")) -> ResolvedModel:
             expected=recorded,
             cure="run `prts register` again, or serve another version",
         )
-    return ResolvedModel(reference, folder, digest, manifest, str(version.version))
+    return ResolvedModel(reference, folder, _policy(found), digest, found.budget_ms, str(version.version))
+
+
+def _policy(found: Verified) -> Path:
+    if not (found.policy / CONTRACT).is_file():
+        raise CheckpointError(
+            "The weights of this package are in a format that nothing here loads",
+            file=found.policy,
+            found=", ".join(sorted(path.name for path in found.policy.iterdir())[:8]),
+            expected=f"a policy folder, with {CONTRACT}",
+            cure="`prts import-policy` makes one of a checkpoint of the public PRTS release; package that",
+        )
+    return found.policy
+
+
+def _digest(found: Verified) -> str:
+    own = _tree(found.folder)
+    return digest_value([own, found.weights]) if found.weights else own
+
+
+def _tree(folder: Path) -> str:
+    """One digest for a package, whoever signed it."""
+    return tree_digest([file for file in list_files(folder) if file.path != SIGNATURE])
 
 
 def version_of(reference: str, outputs: Path = Path("outputs")) -> str:
@@ -67,11 +110,24 @@ def version_of(reference: str, outputs: Path = Path("outputs")) -> str:
 
 
 def policy_folder(reference: str, outputs: Path = Path("outputs")) -> Path:
-    """The folder to load a policy from: a policy folder as it is, a package or a registered model once verified."""
-    from prts_core.delivery.package_manifest import FILE
+    """The folder to load a policy from: a policy folder as it is, here or on the hub; anything else once verified."""
+    plain = plain_policy(reference)
+    return resolve(reference, outputs).policy if plain is None else plain
+
+
+def plain_policy(reference: str) -> Path | None:
+    """The policy folder that `reference` names where it is no package, fetched if it lies on the hub; none for the
+    name of a package, of a registered model or of an installed skill."""
     from prts_core.delivery.registry import is_reference
 
+    if is_reference(reference) or reference.startswith(SKILL):
+        return None
     folder = Path(reference).expanduser()
-    if is_reference(reference) or (folder / FILE).is_file():
-        return resolve(reference, outputs).folder
-    return folder
+    if not reference.startswith(HUB):
+        return None if is_package(folder) else folder
+    repository, revision = hub_source(reference)
+    named = f"{repository}@{revision or BRANCH}"
+    first = local_folder(named, [FILE, CONTRACT])
+    if (first / FILE).is_file() or not (first / CONTRACT).is_file():
+        return None
+    return local_folder(f"{repository}@{first.name}", ["*.json", "*.safetensors"])

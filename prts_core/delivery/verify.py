@@ -1,52 +1,63 @@
-"""Whether a package folder is whole: every file is listed in its manifest with the digest it has. Asked before loading.
+"""Whether a package folder is whole: every file is listed with the digest it has, every record is its own.
 
-It reads names and digests.
+Asked before anything is loaded. It reads names and digests, of the present form and of the one before.
 """
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from prts_core.delivery.package_manifest import FILE, PackageManifest
+from prts_core.delivery import older_package
 from prts_core.io.errors import CheckpointError
-from prts_core.io.files import digest_file
+from prts_core.skills.digests import verify_listed
+from prts_core.skills.manifest import FILE, read_manifest
+from prts_core.skills.signature import verify
+from prts_core.skills.weights import weights_folder
 
-UNLISTED = {FILE, "README.md"}  # the manifest cannot hold its own digest; the card is for people
-CURE = "take the package from the registry or run `prts package` again"
+
+@dataclass(frozen=True)
+class Verified:
+    """A package that is whole. policy: where its weights lie, as a rule in its own folder. budget_ms: for a chunk.
+    weights: path -> digest of weights that lie on the hub; {} where they are the package's own."""
+
+    folder: Path
+    policy: Path
+    budget_ms: float
+    weights: dict[str, str] = field(default_factory=dict)
 
 
-def verify_package(folder: Path) -> PackageManifest:
-    """The package's manifest, after every file in `folder` was found to be the listed one.
+def is_package(folder: Path) -> bool:
+    """Whether a folder is a package, of either form."""
+    return (folder / FILE).is_file() or (folder / older_package.FILE).is_file()
 
-    Raises CheckpointError with the first fault: no package, a malformed manifest, a file that is missing, changed or
-    not listed.
+
+def verify_package(folder: Path, trusted: Path | None = None) -> Verified:
+    """The package, after every file in `folder` was found to be the listed one. trusted: a public key or a folder of
+    them, one of which must have signed it.
+
+    Raises a PrtsError with the first fault: no package, a malformed manifest, a file that is missing, changed or not
+    listed, a record of an evaluation that was edited or is of another package, no signature that is trusted.
     """
-    path = folder / FILE
-    if not path.is_file():
+    if not is_package(folder):
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "no such folder"
         raise CheckpointError(
             "This is no PRTS package",
-            file=path,
+            file=folder / FILE,
             found=found or "an empty folder",
             expected=f"a folder with {FILE}",
             cure="point at the output folder of `prts package`, or at models:/<name>@<alias>",
         )
-    manifest = PackageManifest.load(folder)
-    for name in manifest.files:
-        inner = PurePosixPath(name)
-        if inner.is_absolute() or ".." in inner.parts:  # a manifest from outside must not make us read elsewhere
-            raise CheckpointError(
-                "A package manifest lists a path outside the package", file=path, found=name, cure=CURE
-            )
-    for name, digest in manifest.files.items():
-        found = digest_file(folder / name) if (folder / name).is_file() else "missing"
-        if found != digest:
-            raise CheckpointError(
-                "A package file is missing or was changed", file=folder / name, found=found, expected=digest, cure=CURE
-            )
-    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    if extra := sorted(present - set(manifest.files) - UNLISTED):
+    if (folder / FILE).is_file():
+        listed, manifest = verify(folder, trusted), read_manifest(folder)
+        policy = weights_folder(manifest, folder) or folder
+        return Verified(folder, policy, manifest.latency_budget.per_chunk_ms, listed.weights)
+    if trusted is not None:
         raise CheckpointError(
-            "A package holds files that its manifest does not list", file=folder, found=", ".join(extra[:8]), cure=CURE
+            "A package of the form before rskill.yaml cannot be signed, and only signed ones are wanted",
+            file=folder / older_package.FILE,
+            cure="run `prts package` again, sign what it makes with `prts skill sign`, and register that",
         )
-    return manifest
+    older = older_package.read_older(folder)
+    verify_listed(folder, older.files, folder / older_package.FILE, older_package.UNLISTED)
+    return Verified(folder, folder, older.latency_budget.per_chunk_ms)

@@ -126,7 +126,7 @@ EXTRA_OF = {
         "sim": ("metaworld", "mujoco"),
         "ray": ("ray",),
         "otel": ("opentelemetry",),
-        "serve": ("websockets", "msgpack", "zmq", "prometheus_client"),
+        "serve": ("websockets", "msgpack", "zmq", "prometheus_client", "cryptography"),
         "rlds": ("google", "google_crc32c"),
         "mcap": ("mcap", "mcap_ros2", "mcap_protobuf", "zstandard"),
         "s3": ("s3fs",),

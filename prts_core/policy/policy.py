@@ -36,6 +36,9 @@ from prts_core.policy.observation import (
     sentences,
 )
 from prts_core.policy.processor import FILES, Processor
+from prts_core.policy.quantized import FILE as QUANTIZATION
+from prts_core.policy.quantized import dtype_of as packed_dtype
+from prts_core.policy.quantized import hold, read_scheme, require_plain_head
 from prts_core.text import prompt
 from prts_core.text.tokenizer import TextTokenizer
 
@@ -280,6 +283,16 @@ def load_policy(folder: Path, dtype: PolicyDtype = "auto", device: torch.device 
             cure="point at the output of stage sft or package, or at models:/name@alias",
         )
     config = read_model_config(folder)
+    if read_scheme(folder) is not None:
+        if dtype == "fp32":
+            raise CheckpointError(
+                "A quantised policy computes in bf16",
+                file=folder,
+                field="--dtype",
+                found=dtype,
+                expected="auto or bf16",
+            )
+        dtype = "bf16"
     processor = Processor.load(folder, config)
     where = _device(device)
     if where.type == "cuda":  # of the whole process: what stays in fp32 there stays for its digits, and TF32 has fewer
@@ -301,8 +314,11 @@ def load_network(
     rows = weights.shapes.get(EMBEDDINGS, (0,))[0]
     with torch.device("meta"):
         model = PrtsModel(config, max(rows, len(tokenizer)), tokenizer.id(prompt.IMAGE_PAD), compat)
+    scheme = read_scheme(folder)
     fill_buffers(model, config)
-    load_weights(model, weights, folder, lambda name: _dtype_of(name, dtype), device)
+    hold(model, scheme)
+    load_weights(model, weights, folder, lambda name: packed_dtype(name, scheme) or _dtype_of(name, dtype), device)
+    require_plain_head(model)
     return model.to(device)
 
 
@@ -341,7 +357,8 @@ def _dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
 
 def policy_files(folder: Path) -> tuple[str, ...]:
     """Names of the files a policy folder consists of."""
-    return ("config.json", *weight_files(folder), *FILES)
+    scheme = (QUANTIZATION,) if (folder / QUANTIZATION).is_file() else ()
+    return ("config.json", *weight_files(folder), *FILES, *scheme)
 
 
 def policy_digest(folder: Path) -> str:

@@ -48,12 +48,12 @@ class ServerConfig:
 
     host: anything but this machine needs an api_key or key_file (keys.py). port, groot_port: where each of `protocols`
     listens; 0: any free one. max_clients: at once, over all protocols. max_batch: requests answered together, and
-    samples of one request. max_waiting, subtask_looks, stuck_s, best_of: engine.Limits. budget_ms: a chunk's, by the
-    package. drain_s: how long requests that are under way may take when the server is told to stop. aliases: further
-    client key -> camera key. groot_keys: "state.NAME" or "action.NAME" -> dimensions that GR00T's clients hold under
-    that key. about: more metadata for clients. guards: what clients may ask for. tls: of the websocket; curve: of
-    ZeroMQ; without them nothing is encrypted. record: what was served is kept there as episodes. tracing: who is told
-    of every request.
+    samples of one request. max_waiting, subtask_looks, stuck_s, best_of: engine.Limits. replicas: that every version
+    has. budget_ms: a chunk's, by the package. drain_s: how long requests that are under way may take when the server is
+    told to stop. aliases: further client key -> camera key. groot_keys: "state.NAME" or "action.NAME" -> dimensions
+    that GR00T's clients hold under that key. about: more metadata for clients. guards: what clients may ask for. tls:
+    of the websocket; curve: of ZeroMQ; without them nothing is encrypted. record: what was served is kept there as
+    episodes. tracing: who is told of every request.
     """
 
     host: str = "127.0.0.1"
@@ -68,6 +68,7 @@ class ServerConfig:
     subtask_looks: int = 1
     stuck_s: float = 60.0
     best_of: int = 1
+    replicas: int = 0
     budget_ms: float | None = None
     drain_s: float = 10.0
     request_timeout_s: float = 30.0
@@ -184,7 +185,7 @@ class PolicyService:
             config.stuck_s,
             config.best_of,
         )
-        self.engine = Engine(limits, self.telemetry)
+        self.engine = Engine(limits, self.telemetry, config.replicas)
         self.clients, self.under_way, self.draining = 0, 0, False
 
     @contextlib.asynccontextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from prts_core.io.errors import ConfigError
 from prts_core.skills.licence import ask_licence
@@ -16,11 +17,13 @@ SIGNED = "OPENRAL_REQUIRE_SIGNED_SKILLS"
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for. where: the manifest's place, for errors."""
+    """What is asked for. where: the manifest's place, for errors. trusted: keys by which the package's signature
+    will be known; none: it is not asked for."""
 
     manifest: Manifest
     where: object
     commercial_use: bool = True
+    trusted: Path | None = None
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
 
 
@@ -56,13 +59,13 @@ def _kind(request: Request) -> tuple[str, ...]:
 
 
 def _signature(request: Request) -> tuple[str, ...]:
-    if request.environ.get(SIGNED) == "1":
+    if request.environ.get(SIGNED) == "1" and request.trusted is None:
         raise ConfigError(
-            "No skill is signed, and only signed ones are wanted",
+            "Only signed skills are wanted, and nothing says whose signature counts",
             file=request.where,
             field=SIGNED,
-            found="1",
-            cure=f"`unset {SIGNED}`, where you trust the place that the package comes from",
+            found="1, and no --trusted",
+            cure="give `--trusted KEYS` (`prts serve`: `--require-signature KEYS`), a folder of public keys",
         )
     return ()
 

@@ -18,9 +18,9 @@ from pydantic import Field
 from prts_core.config.checked_yaml import check
 from prts_core.config.checks import Lenient
 from prts_core.io.errors import ConfigError, DataError
-from prts_core.io.files import digest_file, digest_value, read_json, write_json
+from prts_core.io.files import digest_value, read_json, write_json
+from prts_core.skills.digests import EVALUATIONS, package_digest
 
-FOLDER = "eval"
 RECORD_DIGEST, PACKAGE_DIGEST, PROTOCOL_DIGEST = "record_digest", "package_digest", "protocol_digest"
 EVALUATED_BY = "PRTS:prts benchmark"
 CURE = "correct what is named above; docs/how-to/skills.md says what a record holds"
@@ -90,7 +90,7 @@ def read_evaluation(path: Path) -> Evaluation:
 
 def read_evaluations(package: Path) -> dict[str, Evaluation]:
     """Every record of a package, by the file's name without its ending."""
-    return {path.stem: read_evaluation(path) for path in sorted((package / FOLDER).glob("*.json"))}
+    return {path.stem: read_evaluation(path) for path in sorted((package / EVALUATIONS).glob("*.json"))}
 
 
 # ---- records of ours -------------------------------------------------------------------------------------------------
@@ -109,12 +109,14 @@ def make_evaluation(
     paper: str = "none: measured here",
     command: str | None = None,
     eval_config: Mapping[str, Any] | None = None,
+    baselines: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """A record of a benchmark that was run here.
 
     successes, episodes: of each task, by its id. latency_ms: of a step, mean over all. protocol: in words, for readers;
-    protocol_digest: of everything that makes two results comparable. command: what measures again. eval_config: free.
-    The mean success rate is that over tasks, each of equal weight. ConfigError for counts that cannot be.
+    protocol_digest: of everything that makes two results comparable. command: what measures again. eval_config,
+    baselines: free. The mean success rate is that over tasks, each of equal weight. ConfigError for counts that cannot
+    be.
     """
     _check_counts(successes, episodes, latency_ms)
     rates = {task: successes[task] / episodes[task] for task in episodes}
@@ -148,7 +150,7 @@ def make_evaluation(
         },
         "eval_config": dict(eval_config or {}),
         "results": {name: value for name, value in results.items() if value is not None},
-        "baselines": {},
+        "baselines": dict(baselines or {}),
         PACKAGE_DIGEST: package_digest,
     }
     document[RECORD_DIGEST] = _digest(document)
@@ -159,7 +161,7 @@ def write_evaluation(package: Path, name: str, **measured: Any) -> Path:
     """Make a record (`make_evaluation`) and write it as eval/<name>.json of a package."""
     if not name or Path(name).name != name or name.startswith("."):
         raise ConfigError("A record's name becomes a file's", field="name", found=name, expected="such as libero_10")
-    path = package / FOLDER / f"{name}.json"
+    path = package / EVALUATIONS / f"{name}.json"
     write_json(path, make_evaluation(**measured).document)
     return path
 
@@ -197,22 +199,13 @@ def verify_evaluation(record: Evaluation, package_digest: str, where: object = N
         )
 
 
-def package_files(package: Path) -> list[Path]:
-    """Every file of a package, in order; nothing whose name begins with a dot, and nothing Python has cached."""
-    found = (path for path in package.rglob("*") if path.is_file())
-    parts = ((path.relative_to(package).parts, path) for path in found)
-    return sorted(path for names, path in parts if not any(n.startswith(".") or n == "__pycache__" for n in names))
-
-
-def package_digest(package: Path) -> str:
-    """The digest of what a package is: every file but the records eval/*.json, which are made of it afterwards."""
-    files = {path.relative_to(package): path for path in package_files(package)}
-    return digest_value({name.as_posix(): digest_file(path) for name, path in files.items() if not is_record(name)})
-
-
-def is_record(name: Path) -> bool:
-    """Whether a file of a package, by its name in it, is a record of an evaluation."""
-    return name.parent == Path(FOLDER) and name.suffix == ".json"
+def verify_evaluations(package: Path, digest: str | None = None) -> None:
+    """DataError unless every record of a package that names a package names this one, and is as it was made. digest: of
+    the package, where it is known."""
+    for name, record in read_evaluations(package).items():
+        if record.is_bound:
+            digest = digest or package_digest(package)
+            verify_evaluation(record, digest, package / EVALUATIONS / f"{name}.json")
 
 
 def _digest(document: dict[str, Any]) -> str:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from prts_core.config.licence import Licence
 from prts_core.io.errors import ConfigError
-from prts_core.skills.manifest.identity import Licence
 
 ALLOW, OLD_ALLOW = "OPENRAL_ALLOW_NONCOMMERCIAL", "OPENRAL_ACCEPT_NONCOMMERCIAL"
 FREE: frozenset[Licence] = frozenset({"apache-2.0", "mit", "bsd", "nvidia_open_model"})

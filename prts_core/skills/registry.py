@@ -19,17 +19,17 @@ from typing import Any
 from prts_core.config.checked_yaml import check
 from prts_core.config.checks import Lenient
 from prts_core.io.errors import ConfigError, DataError, PrtsError, suggest
-from prts_core.io.files import digest_file, explain_os_errors, link_or_copy, new_folder, read_json, write_json
-from prts_core.io.hub import split_hub_id
+from prts_core.io.files import digest_value, explain_os_errors, link_or_copy, new_folder, read_json, write_json
 from prts_core.io.locks import locked
-from prts_core.skills.admission import Request, admit
-from prts_core.skills.evaluations import FOLDER, package_digest, package_files, read_evaluations, verify_evaluation
-from prts_core.skills.manifest import manifest_path, read_manifest
-from prts_core.skills.weights import hub_folder, weights_folder
+from prts_core.skills.digests import FILE as DIGESTS
+from prts_core.skills.digests import folder_digests, package_digest, package_files
+from prts_core.skills.evaluations import verify_evaluations
+from prts_core.skills.fetch import SKILL, fetch_package
+from prts_core.skills.manifest.weights import hub_parts
+from prts_core.skills.signature import verify
+from prts_core.skills.weights import weights_folder
 
 RECORD = "installed.json"
-PUBLIC_OWNER = "OpenRAL"  # whose packages rskill://name means, where the name has no owner
-HUB, SKILL = "hf://", "rskill://"
 
 
 def skills_home() -> Path:
@@ -40,7 +40,7 @@ def skills_home() -> Path:
 @dataclass(frozen=True)
 class Installed(Lenient):
     """One installed skill. folder: its package, below the skill's place. revision: the hub's commit, where it came from
-    there."""
+    there. weights: the digest of weights that lie on the hub, outside the package."""
 
     name: str
     version: str
@@ -53,6 +53,7 @@ class Installed(Lenient):
     digest: str
     folder: str
     installed_at: str
+    weights: str | None = None
 
     def package(self, home: Path | None = None) -> Path:
         return _place(self.name, home or skills_home()) / self.folder
@@ -104,35 +105,30 @@ def install(
     source: str,
     *,
     commercial_use: bool = True,
+    trusted: Path | None = None,
     home: Path | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> tuple[Installed, tuple[str, ...]]:
     """Install a package from a folder, hf://owner/name[@revision], or rskill://name; with notes for the user.
 
     The manifest comes first and alone; the package and its weights are fetched once it is sound, no template, of a kind
-    that something can load, and allowed by its licence. An installed skill of the same id is replaced.
+    that something can load, and allowed by its licence. An installed skill of the same id is replaced. trusted: a
+    public key or a folder of them, one of which must have signed the package.
 
     Raises ConfigError, DataError and CheckpointError for what is wrong with the package; StageError for a full disk.
     """
     home = home or skills_home()
-    repository, revision = _hub(source)
-    if repository is not None:
-        first = hub_folder(repository, revision, only_manifest=True)
-        revision = first.name if re.fullmatch("[0-9a-f]{40}", first.name) else revision  # what is fetched next is this
-    else:
-        first = _folder(source)
-    manifest = read_manifest(first)
-    notes = admit(Request(manifest, manifest_path(first), commercial_use, environ))
-    package = first if repository is None else hub_folder(repository, revision)
-    if read_manifest(package) != manifest:
-        raise DataError("A package changed while it was installed", file=package, cure="install it again")
-    records = read_evaluations(package)
-    weights_folder(manifest, package)
+    package, manifest, revision, notes = fetch_package(
+        source, commercial_use=commercial_use, trusted=trusted, environ=environ
+    )
+    on_hub = revision is not None
+    lies = weights_folder(manifest, package)
+    weights = folder_digests(lies) if lies is not None and hub_parts(manifest.weights_uri or "") else {}
     with explain_os_errors(home):
         digest = package_digest(package)
-    for stem, one in records.items():
-        if one.is_bound:
-            verify_evaluation(one, digest, package / FOLDER / f"{stem}.json")
+    verify_evaluations(package, digest)
+    if trusted is not None or (package / DIGESTS).exists():
+        verify(package, trusted)
     record = Installed(
         name=manifest.name,
         version=manifest.version,
@@ -140,13 +136,14 @@ def install(
         license=manifest.license,
         role=manifest.role,
         embodiment_tags=tuple(manifest.embodiment_tags),
-        source=source if repository is not None else str(package.resolve()),
-        revision=revision if repository is not None else None,
+        source=source if on_hub else str(package.resolve()),
+        revision=revision,
         digest=digest,
         folder=digest.removeprefix("sha256:")[:16],
         installed_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        weights=digest_value(weights) if weights else None,
     )
-    _put(record, package, home, linked=repository is not None)
+    _put(record, package, home, linked=on_hub)
     return record, notes
 
 
@@ -154,7 +151,7 @@ def _put(record: Installed, package: Path, home: Path, *, linked: bool) -> None:
     place = _place(record.name, home)
     target = place / record.folder
     with locked(_lock(record.name, home)):
-        if not (target.is_dir() and _listing(target) == _listing(package)):  # its records may be newer
+        if not (target.is_dir() and folder_digests(target) == folder_digests(package)):  # its records may be newer
             shutil.rmtree(target, ignore_errors=True)  # damaged
             with new_folder(target) as partial:
                 for path in package_files(package):
@@ -175,45 +172,6 @@ def _put(record: Installed, package: Path, home: Path, *, linked: bool) -> None:
         for other in place.iterdir():
             if other.is_dir() and other != target:
                 shutil.rmtree(other)
-
-
-def _listing(package: Path) -> dict[str, str]:
-    return {path.relative_to(package).as_posix(): digest_file(path) for path in package_files(package)}
-
-
-def _hub(source: str) -> tuple[str | None, str | None]:
-    """(owner/name, revision) of a source on the hub; (none, none) of a folder."""
-    if source.startswith(SKILL):
-        name = source.removeprefix(SKILL)
-        named = split_hub_id(name if "/" in name else f"{PUBLIC_OWNER}/rskill-{name.removeprefix('rskill-')}")
-    elif source.startswith(HUB):
-        named = split_hub_id(source.removeprefix(HUB))
-    else:
-        return None, None
-    if named is None:
-        raise ConfigError(
-            "This names no skill of the hub",
-            field="source",
-            found=source,
-            expected="hf://owner/name, hf://owner/name@revision or rskill://name",
-        )
-    return named
-
-
-def _folder(source: str) -> Path:
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        found = "no such folder" if "://" not in source else "an address of a kind that holds no skills"
-        raise ConfigError(
-            "There is no package at this place",
-            file=source,
-            found=found,
-            expected="a folder with rskill.yaml, hf://owner/name[@revision] or rskill://name",
-            cure=f"`prts skill install hf://{source}` where it is on the hub"
-            if split_hub_id(source)
-            else "check the path",
-        )
-    return folder
 
 
 def _place(name: str, home: Path) -> Path:

@@ -9,12 +9,17 @@ from typing import Any
 
 from prts_core.config.checked_yaml import read_yaml
 from prts_core.io.errors import PrtsError
+from prts_core.io.files import digest_value
 from prts_core.skills.admission import GATES, Request
 from prts_core.skills.compatibility import Check, Compatibility, compatibility
-from prts_core.skills.evaluations import FOLDER, package_digest, read_evaluation, verify_evaluation
+from prts_core.skills.digests import EVALUATIONS, package_digest
+from prts_core.skills.digests import FILE as DIGESTS
+from prts_core.skills.evaluations import read_evaluation, verify_evaluation
 from prts_core.skills.manifest import check_manifest, ignored_keys, manifest_path
 from prts_core.skills.notes import notes
 from prts_core.skills.robot import Robot
+from prts_core.skills.signature import verify
+from prts_core.skills.weights import hub_weights
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,16 @@ class Review:
 
 
 def review(
-    package: Path, robots: Sequence[Robot] = (), *, commercial_use: bool = True, digest: str | None = None
+    package: Path,
+    robots: Sequence[Robot] = (),
+    *,
+    commercial_use: bool = True,
+    trusted: Path | None = None,
+    digest: str | None = None,
+    weights: str | None = None,
 ) -> Review:
-    """Look over a package, given its folder or its manifest. digest: what its files had when it was installed.
+    """Look over a package, given its folder or its manifest. digest, weights: what its files, and its weights on the
+    hub, had when it was installed. trusted: public keys, one of which must have signed it.
 
     Raises ConfigError where the manifest itself is not sound: nothing else can be said then.
     """
@@ -53,14 +65,14 @@ def review(
     checks = [Check("manifest", "passed")]
     for name, gate in GATES.items():
         try:
-            said += gate(Request(manifest, path, commercial_use))
+            said += gate(Request(manifest, path, commercial_use, trusted))
             checks.append(Check(name, "passed"))
         except PrtsError as err:
             checks.append(Check(name, "failed", (_told(err),)))
     if path.parent.is_dir():
-        checks.append(_records(path.parent))
+        checks += [_records(path.parent), _listed(path.parent, trusted)]
     if digest is not None:
-        same = package_digest(path.parent) == digest
+        same = package_digest(path.parent) == digest and weights in (None, digest_value(hub_weights(manifest)))
         told = () if same else ("the files are not those that were installed: install the skill again",)
         checks.append(Check("files", "passed" if same else "failed", told))
     return Review(
@@ -76,7 +88,7 @@ def review(
 
 
 def _records(package: Path) -> Check:
-    files = sorted((package / FOLDER).glob("*.json"))
+    files = sorted((package / EVALUATIONS).glob("*.json"))
     faults, digest = [], ""
     for path in files:
         try:
@@ -85,10 +97,21 @@ def _records(package: Path) -> Check:
                 digest = digest or package_digest(package)
                 verify_evaluation(record, digest, path)
         except PrtsError as err:
-            faults.append(f"{FOLDER}/{path.name}: {_told(err)}")
+            faults.append(f"{EVALUATIONS}/{path.name}: {_told(err)}")
     if not files:
         return Check("evaluations", "unknown", ("the package has no record of an evaluation",))
     return Check("evaluations", "failed" if faults else "passed", tuple(faults))
+
+
+def _listed(package: Path, trusted: Path | None) -> Check:
+    """Files, and weights on the hub, against the package's own list; and who signed that."""
+    if trusted is None and not (package / DIGESTS).exists():
+        return Check("digests", "unknown", ("the package has no list of its files' digests",))
+    try:
+        verify(package, trusted)
+    except PrtsError as err:
+        return Check("digests", "failed", (_told(err),))
+    return Check("digests", "passed")
 
 
 def _told(err: PrtsError) -> str:

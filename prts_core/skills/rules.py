@@ -1,22 +1,11 @@
-"""Decide what a manifest's numbers and lists allow: tasks, time, several skills on one GPU. Pure."""
+"""Decide what a manifest's latency budget allows. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from prts_core.io.errors import ConfigError
-from prts_core.skills.manifest import Manifest
 from prts_core.skills.manifest.resources import LatencyBudget
-
-MEMORY_MARGIN_GB = 0.5  # of skills that share a GPU
-
-
-def covers_task(manifest: Manifest, task: str, scene: str | None = None) -> bool | None:
-    """Whether `evaluated_tasks` has a task, by its id ("libero_spatial/3"), a family above it or its scene's id; none
-    where the manifest names no tasks, which forbids none."""
-    if not manifest.evaluated_tasks:
-        return None
-    return any(task == entry or task.startswith(f"{entry}/") or scene == entry for entry in manifest.evaluated_tasks)
 
 
 def over_budget(
@@ -41,10 +30,3 @@ def over_budget(
             yield f"{stage} is {time:g}; the budget is {allowed:g}" + (
                 f" and {tolerance_percent:g} %" if tolerance_percent else ""
             )
-
-
-def memory_together_gb(skills: Sequence[Manifest]) -> float | None:
-    """GPU memory of skills that are loaded at once (a policy and its reward model), each in its own dtype, with a
-    margin; none where one of them does not say."""
-    needs = [skill.memory_gb for skill in skills]
-    return None if None in needs else sum(need for need in needs if need is not None) + MEMORY_MARGIN_GB

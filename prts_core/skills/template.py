@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from prts_core.io.files import new_folder
-from prts_core.skills.evaluations import FOLDER
+from prts_core.skills.digests import EVALUATIONS
 from prts_core.skills.manifest import FILE, read_manifest
 
 MANIFEST = """\
@@ -74,6 +74,6 @@ def write_template(folder: Path) -> Path:
     with new_folder(folder) as partial:
         (partial / FILE).write_text(MANIFEST)
         (partial / "README.md").write_text(README)
-        (partial / FOLDER).mkdir()
+        (partial / EVALUATIONS).mkdir()
         read_manifest(partial)
     return folder

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from prts_core.io.errors import CheckpointError
 from prts_core.io.hub import local_folder
+from prts_core.skills.digests import folder_digests
 from prts_core.skills.manifest import FILE, Manifest
 from prts_core.skills.manifest.weights import hub_parts
 
@@ -54,3 +56,24 @@ def weights_folder(manifest: Manifest, package: Path) -> Path | None:
         expected="a path inside the package, or hf://owner/repository@revision",
         cure="put the weights into the package's folder, and `local://` and their name there into weights_uri",
     )
+
+
+def hub_weights(manifest: Manifest) -> dict[str, str]:
+    """Path -> digest of every file of weights that lie on the hub, fetched; {} where they are the package's own."""
+    named = hub_parts(manifest.weights_uri or "")
+    return {} if named is None else folder_digests(hub_folder(*named))
+
+
+def verify_hub_weights(manifest: Manifest, listed: Mapping[str, str], where: Path) -> None:
+    """CheckpointError unless the weights that the hub gives are those that `where` lists."""
+    found = hub_weights(manifest)
+    if found != dict(listed):
+        names = sorted(name for name in found.keys() | listed.keys() if found.get(name) != listed.get(name))
+        raise CheckpointError(
+            "The weights on the hub are not those that a package lists",
+            file=where,
+            field="weights",
+            found=f"{manifest.weights_uri}: {', '.join(names[:8])} {'differs' if len(names) == 1 else 'differ'}",
+            expected=f"{len(listed)} files as listed",
+            cure="pin the revision in weights_uri, or ask whoever packaged it; `prts skill sign` lists them anew",
+        )

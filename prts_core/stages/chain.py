@@ -89,9 +89,11 @@ def finished(name: str, plan: RunPlan, partition: str | None, outputs: Path) -> 
     return manifest
 
 
-def register(plan: RunPlan, outputs: Path, caller: dict[str, str] | None = None) -> dict[str, Any]:
+def register(
+    plan: RunPlan, outputs: Path, caller: dict[str, str] | None = None, key: Path | None = None
+) -> dict[str, Any]:
     """Register the recipe's finished package: `delivery.register.register_package` on the results of this plan."""
     from prts_core.delivery.register import register_package
 
     package, benchmark = (finished(name, plan, None, outputs) for name in ("package", "benchmark"))
-    return register_package(plan, package, benchmark, outputs, caller)
+    return register_package(plan, package, benchmark, outputs, caller, key)

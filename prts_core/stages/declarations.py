@@ -294,7 +294,7 @@ STAGES: dict[str, Stage] = {
         ),
         _stage(
             "package",
-            "weights, contract, statistics, processor, manifest and model card in one folder",
+            "weights, contract, statistics, processor, manifest, results and model card in one folder",
             lambda plan, _: PackageConfig(dataset=plan.recipe.deploy, **fields_of(plan.recipe.package)),
             lambda plan, _: [
                 chosen_policy(plan),

@@ -15,5 +15,5 @@ VERSIONS = {
     "rl": 2,
     "benchmark": 2,
     "value": 4,
-    "package": 3,
+    "package": 4,
 }

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from prts_core.cli.main import main
-from prts_core.skills.evaluations import package_digest, write_evaluation
+from prts_core.skills.digests import package_digest
+from prts_core.skills.evaluations import write_evaluation
 from tests.skills.made_packages import NAME, raw_robot, write_package
 from tests.skills.test_skill_evaluations import MEASURED
 
@@ -45,6 +46,7 @@ def test_a_package_is_looked_over(tmp_path: Path, arm: str, capsys: pytest.Captu
         "signature": "passed",
         "licence": "passed",
         "evaluations": "unknown",
+        "digests": "unknown",
     }
 
 

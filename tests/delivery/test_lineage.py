@@ -18,7 +18,7 @@ from prts_core.store.run_stage import Store
 from prts_core.store.stage import Parent, Stage, StageResult
 from prts_core.tracking.runs import stage_run
 from prts_core.tracking.store import client
-from tests.fixtures.toy_package import CONTRACT, named, outcomes, register, toy_report, write_package
+from tests.fixtures.toy_package import CONTRACT, named, outcomes, register, toy_report, write_package, write_timing
 from tests.fixtures.toy_stages import ToyConfig, toy_stage, toy_work
 
 PARENTS = {
@@ -46,6 +46,7 @@ def chain_of(text: str) -> dict[str, Stage]:
             if name == "package":
                 (context.output / "data.txt").unlink()
                 write_package(context.output, text)
+                write_timing(context.work)
                 return StageResult({}, {"policy": CONTRACT.fingerprint})
             return StageResult()
 

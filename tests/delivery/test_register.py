@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -13,18 +14,32 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
-from prts_core.delivery import audit, registry
+from prts_core.delivery import audit, latency, registry
 from prts_core.delivery.gate import policy_episodes
-from prts_core.delivery.package_manifest import PackageManifest
 from prts_core.delivery.promote import promote
+from prts_core.delivery.resolve import resolve
 from prts_core.delivery.suite_results import results_of
 from prts_core.delivery.verify import verify_package
 from prts_core.io.errors import CheckpointError, StageError
-from prts_core.io.files import read_json
+from prts_core.io.files import digest_file, read_json, write_json
+from prts_core.policy.policy import load_policy
+from prts_core.skills.signature import new_key
 from prts_core.tracking.store import client, tracking_uri
 from tests.fixtures import toy_package
-from tests.fixtures.toy_package import CONTRACT, PROTOCOL, load_toy_policy, make, named, outcomes, register
+from tests.fixtures.tiny_network import MODEL
+from tests.fixtures.tiny_policy import write_policy
+from tests.fixtures.toy_package import (
+    CONTRACT,
+    PROTOCOL,
+    load_toy_policy,
+    make,
+    named,
+    outcomes,
+    register,
+    write_package,
+)
 
 
 def registration(outputs: Path, recipe: str) -> dict:
@@ -258,21 +273,59 @@ def test_wrong_references_and_names_are_told(plan, outputs):
         named(plan, "slash", model_name="a/b")
 
 
+def test_a_registered_package_is_signed_whether_or_not_it_stands_already(plan, outputs, tmp_path):
+    plan = named(plan, "signed")
+    made = make(plan, outputs, "w1", outcomes(118))
+    register(plan, outputs)
+    new_key(tmp_path / "keys" / "me.pem")
+    with pytest.raises(CheckpointError, match=r"not signed.*signature\.json"):
+        resolve("models:/signed@champion", outputs, tmp_path / "keys")
+    assert register(plan, outputs, key=tmp_path / "keys" / "me.pem")["version"] == "1"
+    found = resolve("models:/signed@champion", outputs, tmp_path / "keys")
+    assert found.package_digest == made["package"].content_digest, "a signature is no part of what is signed"
+    assert not (made["package"].folder(outputs) / "signature.json").exists(), "results stay as they are"
+
+
+def test_a_policy_that_is_slower_here_than_its_budget_is_not_promoted(plan, outputs):
+    plan = named(plan, "slow")
+    make(plan, outputs, "w1", outcomes(118), chunk_ms=100.01)
+    told = register(plan, outputs)
+    assert not told["verdict"]["promote"] and told["verdict"]["objections"] == [["latency", platform.node()]]
+    assert "longer for a chunk than its package's budget" in told["verdict"]["reason"]
+    version = client(outputs).get_model_version("slow", "1")
+    (tag,) = (name for name in version.tags if name.startswith(latency.TAG))
+    assert json.loads(version.tags[tag])["p95_ms"] == 100.01
+
+
+def test_a_policy_that_nobody_has_timed_here_is_timed_at_its_promotion(plan, outputs, tmp_path, monkeypatch):
+    plan = named(plan, "timed")
+    made = make(plan, outputs, "w1", outcomes(118))
+    monkeypatch.setattr(platform, "node", lambda: "another machine")
+    policy = load_policy(write_policy(tmp_path / "policy", MODEL))
+    monkeypatch.setattr("prts_core.policy.policy.load_policy", lambda folder: policy)
+    assert register(plan, outputs)["verdict"]["promote"]
+    version = client(outputs).get_model_version("timed", "1")
+    found = [json.loads(text) for name, text in version.tags.items() if name.startswith(latency.TAG)]
+    (here,) = (one for one in found if one["machine"] == "another machine")
+    assert len(found) == 2 and 0 < here["p50_ms"] <= here["p95_ms"] <= here["p99_ms"] and here["repeats"] >= 10
+    assert latency.too_slow(outputs, version) == "", "asked again, it is not measured again"
+    assert made["package"].content_digest == version.tags["prts.package_digest"]
+
+
 @pytest.mark.parametrize(
     "damage, told",
     [
         (lambda f: (f / "model.safetensors").write_text("w2"), r"changed.*model\.safetensors"),
         (lambda f: (f / "model.safetensors").unlink(), r"missing.*model\.safetensors"),
-        (lambda f: (f / "evil.py").write_text(""), r"does not list.*evil\.py"),
-        (lambda f: (f / "manifest.yaml").unlink(), "no PRTS package"),
+        (lambda f: (f / "evil.py").write_text(""), r"does not have.*evil\.py"),
+        (lambda f: (f / "rskill.yaml").unlink(), "no PRTS package"),
+        (lambda f: (f / "digests.json").unlink(), "no list of its files' digests"),
         (lambda f: _relist(f, {"../x": "sha256:0"}), "outside the package"),
         (lambda f: _relist(f, {"/etc/passwd": "sha256:0"}), "outside the package"),
-        (lambda f: (f / "manifest.yaml").write_text("files: 3"), "manifest is malformed"),
+        (lambda f: (f / "rskill.yaml").write_text("files: 3"), r"changed.*rskill\.yaml"),
     ],
 )
 def test_a_damaged_package_is_refused_by_name(tmp_path, damage, told):
-    from tests.fixtures.toy_package import write_package
-
     write_package(tmp_path / "p", "w1")
     verify_package(tmp_path / "p")
     damage(tmp_path / "p")
@@ -281,4 +334,28 @@ def test_a_damaged_package_is_refused_by_name(tmp_path, damage, told):
 
 
 def _relist(folder: Path, files: dict[str, str]) -> None:
-    PackageManifest.load(folder).model_copy(update={"files": files}).save(folder)
+    write_json(folder / "digests.json", {"files": files})
+
+
+def older_package(folder: Path) -> Path:
+    """A package as registries hold them from before rskill.yaml."""
+    write_package(folder, "w1")
+    (folder / "rskill.yaml").unlink()
+    (folder / "digests.json").unlink()
+    files = {path.name: digest_file(path) for path in folder.iterdir()}
+    said = {"name": "toy", "kind": "vla", "latency_budget": {"per_chunk_ms": 100.0, "hardware": None}, "files": files}
+    (folder / "manifest.yaml").write_text(yaml.safe_dump(said))
+    return folder
+
+
+def test_a_package_of_the_older_form_is_still_verified(tmp_path: Path):
+    folder = older_package(tmp_path / "p")
+    assert resolve(str(folder)).budget_ms == 100.0
+    with pytest.raises(CheckpointError, match="cannot be signed"):
+        verify_package(folder, trusted=tmp_path)
+    (folder / "model.safetensors").write_text("w2")
+    with pytest.raises(CheckpointError, match="changed"):
+        verify_package(folder)
+    (folder / "manifest.yaml").write_text("files: 3")
+    with pytest.raises(CheckpointError, match="manifest is malformed"):
+        verify_package(folder)

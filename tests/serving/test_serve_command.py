@@ -19,6 +19,8 @@ from prts_core.delivery.resolve import resolve
 from prts_core.io.errors import CheckpointError, ServeError
 from prts_core.robot.groot import GrootClient
 from prts_core.robot.openpi import PolicyClient
+from prts_core.skills.digests import write_digests
+from prts_core.skills.signature import new_key, sign
 from tests.fixtures.toy_package import CONTRACT, make, named, outcomes, register, write_package
 from tests.serving.fake_policy import groot_observation, observation
 
@@ -183,3 +185,27 @@ def test_faults_are_told_before_weights_are_read(package, capsys, monkeypatch):
         main(["serve", "--help"])
     helped = capsys.readouterr().out
     assert "openpi_client" in helped and "GrootClient" in helped and "5555" in helped
+
+
+def test_only_signed_packages_are_served_where_signatures_are_wanted(package, tmp_path):
+    new_key(tmp_path / "keys" / "ours.pem")
+    new_key(tmp_path / "theirs.pem")
+    args = ("serve", "--model", str(package), "--port", "0", "--require-signature", str(tmp_path / "keys"))
+
+    def refused(told: str) -> None:
+        with pytest.raises(CheckpointError, match=told) as caught:
+            resolve(str(package), trusted=tmp_path / "keys")
+        assert caught.value.file is not None and caught.value.cure is not None
+        assert main([*args]) == 1
+
+    refused("is not signed")
+    sign(package, tmp_path / "theirs.pem")
+    refused("somebody who is not trusted")
+    sign(package, tmp_path / "keys" / "ours.pem")
+    process, _, _ = serve(*args[1:])
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    (package / "model.safetensors").write_text("w2")
+    refused("was changed")
+    write_digests(package)
+    refused("is not signed")

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prts_core.io.errors import ConfigError, DataError
+from prts_core.skills.digests import package_digest
 from prts_core.skills.evaluations import (
     check_evaluation,
     make_evaluation,
-    package_digest,
     read_evaluation,
     read_evaluations,
     verify_evaluation,

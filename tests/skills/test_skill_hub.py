@@ -9,11 +9,14 @@ from typing import Any
 import huggingface_hub
 import pytest
 
+from prts_core.cli.main import main
 from prts_core.io.errors import CheckpointError, ConfigError
 from prts_core.io.files import write_text
 from prts_core.io.hub import local_folder
+from prts_core.skills.digests import write_digests
 from prts_core.skills.licence import ALLOW
 from prts_core.skills.registry import install, installed
+from prts_core.skills.signature import new_key, sign, verify
 from prts_core.skills.weights import weights_folder
 from tests.skills.made_packages import manifest, write_package
 
@@ -112,3 +115,28 @@ def test_the_house_reads_hub_ids_with_a_revision(hub: Path, tmp_path: Path):
     """What `hub_folder` leans on: owner/name@revision is asked for as that."""
     publish(hub, "owner/name", COMMITS[0], write_package(tmp_path / "one"))
     assert local_folder("owner/name@main", ["*"]).name == COMMITS[0]
+
+
+def test_weights_of_the_hub_are_part_of_what_is_verified(
+    tmp_path: Path, hub: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A branch that moves brings other weights: install remembers which it was, a signature says which are meant."""
+    package = write_package(tmp_path / "one", weights_uri="hf://vendor/weights")
+    for commit, word in zip(COMMITS, ("first", "second"), strict=True):
+        write_text(tmp_path / word / "model.safetensors", word)
+        publish(hub, "vendor/weights", commit, tmp_path / word)
+    first = hub / "models--vendor--weights" / "refs" / "main"
+    write_text(first, COMMITS[0])
+    new_key(tmp_path / "me.pem")
+    sign(package, tmp_path / "me.pem")
+    assert [*verify(package, tmp_path).weights] == ["model.safetensors"]
+    record, _ = install(str(package), trusted=tmp_path)
+    assert record.weights is not None and main(["skill", "check", record.name]) == 0
+    write_text(first, COMMITS[1])
+    with pytest.raises(CheckpointError, match=r"not those that a package lists.*model\.safetensors differs"):
+        verify(package)
+    assert main(["skill", "check", record.name]) == 1 and "install the skill again" in capsys.readouterr().out
+    unlisted = write_package(tmp_path / "two", weights_uri="hf://vendor/weights")
+    write_digests(unlisted)
+    with pytest.raises(CheckpointError, match="not those that a package lists"):
+        verify(unlisted)

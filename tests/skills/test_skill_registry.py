@@ -13,7 +13,8 @@ from prts_core.io.errors import ConfigError, DataError, PrtsError, StageError
 from prts_core.io.files import write_text
 from prts_core.skills import registry
 from prts_core.skills.admission import SIGNED
-from prts_core.skills.evaluations import package_digest, write_evaluation
+from prts_core.skills.digests import package_digest
+from prts_core.skills.evaluations import write_evaluation
 from prts_core.skills.licence import ALLOW
 from prts_core.skills.manifest import read_manifest
 from prts_core.skills.registry import find, install, installed, remove
@@ -144,7 +145,7 @@ def test_a_template_is_refused_until_its_words_are_replaced(tmp_path: Path):
     [
         ({"kind": "wam"}, {}, "Nothing can load"),
         ({"license": "rlwrld_non_commercial"}, {}, "does not allow commercial use"),
-        ({}, {SIGNED: "1"}, "No skill is signed"),
+        ({}, {SIGNED: "1"}, "Only signed skills are wanted"),
         ({"chunk_size": 0}, {}, "chunk_size"),
         ({"weights_uri": "local://elsewhere"}, {}, "weights are not in its package"),
         ({"weights_uri": "local:///etc/passwd"}, {}, "weights are not in its package"),

@@ -1,4 +1,4 @@
-"""Tasks, times and memory that a manifest allows; the licence gate's older name."""
+"""Times that a manifest allows; the licence gate's older name."""
 
 from __future__ import annotations
 
@@ -7,16 +7,8 @@ import pytest
 from prts_core.io.errors import ConfigError
 from prts_core.skills.licence import ALLOW, OLD_ALLOW, ask_licence
 from prts_core.skills.manifest.resources import LatencyBudget
-from prts_core.skills.rules import covers_task, memory_together_gb, over_budget
+from prts_core.skills.rules import over_budget
 from tests.skills.made_packages import manifest
-
-
-def test_tasks_that_are_covered():
-    skill = manifest(evaluated_tasks=["libero_10", "maniskill3/PickCube-v1"])
-    assert covers_task(skill, "libero_10") and covers_task(skill, "libero_10/3")
-    assert covers_task(skill, "anything", scene="libero_10") and covers_task(skill, "maniskill3/PickCube-v1")
-    assert not covers_task(skill, "libero_100/3") and not covers_task(skill, "maniskill3/LiftCube-v1", "maniskill3")
-    assert covers_task(manifest(evaluated_tasks=[]), "libero_10") is None
 
 
 def test_times_and_their_budget():
@@ -30,12 +22,6 @@ def test_times_and_their_budget():
     for wrong in ({"per_chunk_ms": -1}, {"per_chunk_ms": 1, "tolerance_percent": -1}, {"per_chunk_ms": float("nan")}):
         with pytest.raises(ConfigError, match="negative"):
             next(over_budget(budget, **wrong))
-
-
-def test_skills_that_share_a_gpu():
-    small, large = manifest(min_vram_gb={"bf16": 1.0}), manifest(min_vram_gb={"bf16": 3.5, "int4": 9})
-    assert memory_together_gb([small, large]) == 5.0
-    assert memory_together_gb([small, manifest(min_vram_gb={"int4": 1})]) is None
 
 
 def test_the_older_name_of_the_variable():

@@ -11,12 +11,12 @@ from typing import get_args
 import pytest
 
 from prts_core.cli.main import build_parser
+from prts_core.config.licence import Licence
 from prts_core.skills.compatibility import CHECKS
 from prts_core.skills.evaluations import read_evaluations
 from prts_core.skills.licence import ALLOW, FREE, OLD_ALLOW, UNTOLD
 from prts_core.skills.manifest import Manifest
 from prts_core.skills.manifest.document import LENIENT
-from prts_core.skills.manifest.identity import Licence
 from prts_core.skills.manifest.kinds import KINDS
 from prts_core.skills.robot import Robot
 from tests.skills.made_packages import write_package
@@ -48,8 +48,9 @@ def words(cell: str) -> list[str]:
 
 
 def test_the_commands_are_commands():
-    commands = [line.partition("#")[0] for line in block("bash").splitlines()]
-    assert commands
+    blocks = re.findall(r"^```bash\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    commands = [line.partition("#")[0] for text in blocks for line in text.splitlines()]
+    assert len(blocks) == 3 and len(commands) > 8
     for command in commands:
         first, *args = shlex.split(command)
         assert first == "prts" and build_parser("skill").parse_args(args).action

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from prts_core.config.licence import Licence
 from prts_core.io.errors import ServeError, lookup
-from prts_core.skills.manifest.identity import Licence
 
 Quantization = Literal["none", "nf4", "int8"]
 RtcMode = Literal["none", "trained", "guided"]

@@ -7,13 +7,13 @@ import os
 import shlex
 from dataclasses import asdict, dataclass
 
+from prts_core.config.licence import Licence
 from prts_core.io.errors import ConfigError
 from prts_core.serving.sidecar.child import VARIABLES, Launch
 from prts_core.serving.sidecar.families import HOST, Server
 from prts_core.serving.sidecar.home import Home, clean_environment, missing_commands
 from prts_core.serving.sidecar.identity import Identity
 from prts_core.skills.licence import Permission, ask_licence
-from prts_core.skills.manifest.identity import Licence
 
 
 @dataclass(frozen=True)

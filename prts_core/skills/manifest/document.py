@@ -12,6 +12,7 @@ from pydantic import AfterValidator
 
 from prts_core.config.checked_yaml import check, read_yaml
 from prts_core.config.checks import Strict
+from prts_core.config.licence import Licence
 from prts_core.io.files import write_text
 from prts_core.skills.manifest.blocks import Detector, Playbook, Reward, RosIntegration
 from prts_core.skills.manifest.contracts import ActionContract, Bindings, StateContract
@@ -21,7 +22,6 @@ from prts_core.skills.manifest.identity import (
     TEMPLATE_WORDS,
     Description,
     EmbodimentTag,
-    Licence,
     ModelFamily,
     Role,
     SkillId,

@@ -18,17 +18,6 @@ Version = Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+(?:-[0-9A-Za-z.-]+)?(?:\+
 Description = Annotated[str, Field(min_length=1, max_length=500)]
 Url = Annotated[str, Field(pattern=r"^https?://[^\s]+$")]
 
-Licence = Literal[
-    "apache-2.0",
-    "mit",
-    "bsd",
-    "permissive_research",
-    "nvidia_non_commercial",
-    "nvidia_open_model",
-    "rlwrld_non_commercial",
-    "proprietary",
-    "unknown",
-]
 Role = Literal["s0", "s1", "s2"]
 """s0: reflexes; s1: a policy at control rate; s2: what reasons."""
 
