@@ -11,6 +11,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -59,7 +60,7 @@ def overhead(console: Console, size: Size, folder: Path) -> list[Row]:
     with served(policy=str(folder)) as server, PolicyClient(server.openpi) as client:
         calls: list[tuple[float, float]] = []
         for number in range(size.calls + 3):
-            calls.append((timed(lambda n=number: client.infer(asked, seed=n)), timed(_bare(policy, asked, number))))
+            calls.append((timed(partial(client.infer, asked, seed=number)), timed(_bare(policy, asked, number))))
     ours, bare = np.array(calls[3:]).T * 1e3
     console.print(f"client {median(ours):.2f} ms, bare call {median(bare):.2f} ms (medians)", highlight=False)
     note = f"bare call p50 {median(bare):.2f}, p99 {np.quantile(bare, 0.99):.2f} ms; client's {median(ours):.2f}, "
@@ -116,7 +117,7 @@ def swaps(console: Console, size: Size) -> list[Row]:
         return failed
 
     with served(swap_s=0.5) as server:
-        failed = sum(threads_of([lambda n=number: one(n) for number in range(CLIENTS)]))
+        failed = sum(threads_of([partial(one, number) for number in range(CLIENTS)]))
     console.print(f"hot swap: {failed} of {size.swapped} failed over {len(versions)} versions", highlight=False)
     note = f"answers came from {len(versions)} versions; the peer is the number of requests"
     what = "hot swap: requests that failed / all"
@@ -147,7 +148,7 @@ def soak(console: Console, seconds: float) -> list[Row]:
 
     with served(max_batch=SOAKING) as server:
         files = server.files
-        (early, _), *counts = threads_of([look, *[lambda n=number: one(n) for number in range(SOAKING)]])
+        (early, _), *counts = threads_of([look, *[partial(one, number) for number in range(SOAKING)]])
         time.sleep(1.0)
         late, left = server.memory_mb, server.files
     console.print(f"soak: {early:.0f} -> {late:.0f} MB, {files} -> {left} files, {sum(counts)} requests")

@@ -6,6 +6,8 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import zmq
@@ -31,7 +33,7 @@ def malformed(console: Console, size: Size) -> list[Row]:
         with served() as server:
             before = _well_behaved(server, lambda: time.sleep(min(10.0, size.calls * 2 * STAND_IN_S)))
             memory = server.memory_mb
-            during = _well_behaved(server, lambda call=harm, at=server: call(at, size))
+            during = _well_behaved(server, partial(harm, server, size))
             rest = ask_for(server, 1, 3)
             after = server.memory_mb
             assert len(rest[0]) == 3
@@ -47,7 +49,8 @@ def malformed(console: Console, size: Size) -> list[Row]:
 
 def _well_behaved(server: Served, meanwhile: Callable[[], object]) -> np.ndarray:
     """Seconds of the requests of one client until `meanwhile` is over."""
-    over, times = threading.Event(), []
+    over = threading.Event()
+    times: list[float] = []
 
     def ask() -> None:
         with PolicyClient(server.openpi) as client:
@@ -109,7 +112,9 @@ def _harm_groot(server: Served, size: Size) -> None:
     draw, context = random.Random(0), zmq.Context()
     with GrootClient(server.groot) as client:
         keys = client.get_modality_config()
-    seen = {"video": {key: np.zeros((1, 1, 64, 64, 3), np.uint8) for key in keys["video"].modality_keys}}
+    seen: dict[str, dict[str, Any]] = {
+        "video": {key: np.zeros((1, 1, 64, 64, 3), np.uint8) for key in keys["video"].modality_keys}
+    }
     seen |= {"state": {key: np.zeros((1, 1, 1), np.float32) for key in keys["state"].modality_keys}}
     seen |= {"language": {key: [["go on"]] for key in keys["language"].modality_keys}}
     good = [encode({"endpoint": "get_action", "data": {"observation": seen}}, dialect) for dialect in Dialect]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def ask_for(server: Served, clients: int, each: int) -> list[np.ndarray]:
             asked = request(client.contract, number)
             return np.array([timed(lambda: client.infer(asked)) for _ in range(each + 2)][2:])
 
-    return threads_of([lambda n=number: one(n) for number in range(clients)])
+    return threads_of([partial(one, number) for number in range(clients)])
 
 
 def timed(call: Callable[[], object]) -> float:
