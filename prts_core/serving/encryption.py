@@ -53,7 +53,7 @@ class Tls:
     def _load(self) -> ssl.SSLContext:
         made = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         # A ticket comes right after the handshake, while a blocking client of Python's sends its first bytes: reading
-        # and writing in two threads broke one such connection in a hundred. Robots resume nothing.
+        # and writing in two threads broke some of those connections. Robots resume nothing.
         made.num_tickets = 0
         for field, file in (("--tls-cert", self.cert), ("--tls-key", self.key)):
             if not file.is_file():

@@ -79,7 +79,7 @@ def test_a_client_that_trusts_the_certificate_is_served_and_no_other(tmp_path: P
 
 
 def test_no_ticket_is_sent_into_a_clients_first_words(tmp_path: Path):
-    """It broke one connection in a hundred of blocking clients, which read and write in two threads."""
+    """It broke connections of blocking clients, which read and write in two threads."""
     assert certificate(tmp_path).context().num_tickets == 0
 
 
