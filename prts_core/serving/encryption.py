@@ -52,6 +52,9 @@ class Tls:
 
     def _load(self) -> ssl.SSLContext:
         made = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        # A ticket comes right after the handshake, while a blocking client of Python's sends its first bytes: reading
+        # and writing in two threads broke some of those connections. Robots resume nothing.
+        made.num_tickets = 0
         for field, file in (("--tls-cert", self.cert), ("--tls-key", self.key)):
             if not file.is_file():
                 raise ServeError("A file of TLS is missing", file=file, field=field, expected="a file in PEM")

@@ -78,6 +78,11 @@ def test_a_client_that_trusts_the_certificate_is_served_and_no_other(tmp_path: P
         assert b"prts_requests_total" in told.read()
 
 
+def test_no_ticket_is_sent_into_a_clients_first_words(tmp_path: Path):
+    """It broke connections of blocking clients, which read and write in two threads."""
+    assert certificate(tmp_path).context().num_tickets == 0
+
+
 def test_a_renewed_certificate_is_shown_without_a_restart(tmp_path: Path):
     tls = certificate(tmp_path)
     with running(PolicyServer(FakePolicy(), ServerConfig(port=0, tls=tls))) as url:
