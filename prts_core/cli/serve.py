@@ -251,7 +251,8 @@ def _serve(args: argparse.Namespace, stack: contextlib.ExitStack) -> int:
         """The policy on the first device, a replica on each other one, and the alarm that lies beside it."""
         first, *others = args.devices
         policy = load_policy(folder, args.dtype, first)
-        replicas = tuple(Replica(policy, folder, args.dtype, device) for device in others)
+        own = policy_digest(folder) if others else ""
+        replicas = tuple(Replica(policy, folder, policy.dtype, device, own) for device in others)
         return Version(name, policy, digest, read_alarm(folder) if args.alarm else None, replicas)
 
     def load(reference: str) -> tuple[Version, float | None]:
@@ -270,7 +271,9 @@ def _serve(args: argparse.Namespace, stack: contextlib.ExitStack) -> int:
     dtype = getattr(version.policy, "dtype", args.dtype)
     about = {"model": args.model, "model_version": version.name, "package_digest": version.digest, "dtype": dtype}
     server = PolicyServer(version, replace(config, about=about, budget_ms=budget, replicas=len(version.replicas)))
-    warm_ms = warm_up(version, server.service.engine.limits)
+    warm_ms = warm_up(version, (version.policy, *version.replicas), server.service.engine.limits)
+    if version.alarm is not None and args.best_of > 1:
+        console.print("the best of several draws has a higher value: the alarm's rates are not what they say")
     console.print(summary(args.model, version.name, version.digest, version.policy.contract, budget, dtype, warm_ms))
 
     def ready(*ports: int) -> None:
@@ -310,6 +313,11 @@ def _serve(args: argparse.Namespace, stack: contextlib.ExitStack) -> int:
                 followed.cancel()
 
     asyncio.run(live())
+    if server.service.engine.hangs:
+        console.print("stopped, while the policy hung")
+        stack.close()
+        sys.stdout.flush()
+        os._exit(1)  # the thread that hangs would keep the process for ever
     console.print("stopped")
     return 0
 

@@ -147,10 +147,11 @@ class Run:
             before = filter(self._due, range(self.progress.iteration))
             self.evaluations = [finished(self.folders.evaluations, iteration) for iteration in before]
             for iteration in range(self.progress.iteration, config.iterations):
-                if self._due(iteration):
-                    self._evaluate(collector, side, iteration)
                 bar.update(iteration, self._note())
                 try:
+                    if self._due(iteration):
+                        self._evaluate(collector, side, iteration)
+                        bar.update(iteration, self._note())
                     self._iterate(side, iteration)
                 except Stopped as err:  # while episodes were under way: nothing has been learned from them
                     self._save(side)

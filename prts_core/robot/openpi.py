@@ -6,6 +6,7 @@ It knows the protocol and the PolicyContract, and neither models nor torch.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -162,9 +163,9 @@ def _closed(err: ConnectionClosed) -> ServerGone:
 class OpenpiPolicy:
     """A served policy for `ActionQueue`, over a connection that comes back.
 
-    contract: what this side means by its numbers; none: whatever the server states first. A server that states another
-    one after a restart is refused. patience_s: how long a question waits for a server that is gone; timeout_s: for one
-    that is silent. Raises ServerGone where nobody listens at the start.
+    contract: what this side means by its numbers; none: whatever the server states first. A server that means something
+    else after a restart is refused; what its policy was normalised by may differ. patience_s: how long a question waits
+    for a server that is gone; timeout_s: for one that is silent. Raises ServerGone where nobody listens at the start.
     """
 
     def __init__(
@@ -176,13 +177,28 @@ class OpenpiPolicy:
         patience_s: float = 60.0,
         timeout_s: float = 10.0,
     ) -> None:
-        self.url, self.api_key, self.timeout_s, self.contract = url, api_key, timeout_s, contract
+        self.url, self.api_key, self.timeout_s, self.stated = url, api_key, timeout_s, contract
+        self.contract: PolicyContract | None = None
         self.connection = LastingConnection(self._open, patience_s)
         self.contract = self.connection.client().contract
         self.bridges = self.contract is not None  # plain openpi knows neither `step` nor `delay`
 
     def _open(self) -> PolicyClient:
-        return PolicyClient(self.url, api_key=self.api_key, contract=self.contract, timeout_s=self.timeout_s)
+        client = PolicyClient(self.url, api_key=self.api_key, contract=self.stated, timeout_s=self.timeout_s)
+        if self.contract is None:
+            return client
+        try:
+            if client.contract is None:
+                raise ServeError("The server does not say any more what its numbers mean", found=self.url)
+            before = self.contract
+            now = replace(
+                client.contract, normalization=before.normalization, statistics_digest=before.statistics_digest
+            )
+            require_equal(now, before, left_name="the server", right_name="the server before")
+        except BaseException:
+            client.close()
+            raise
+        return client
 
     def chunk(self, observation: dict[str, Any], *, step: int, delay: int | None, reset: bool) -> np.ndarray:
         """(chunk, A): row j is for control step `step` + j. Arguments and errors as those of PolicyClient.infer."""

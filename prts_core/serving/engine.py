@@ -13,6 +13,7 @@ import logging
 import secrets
 import time
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,7 @@ import numpy as np
 from prts_core.io.errors import CheckpointError, ConfigError, ServeError
 from prts_core.policy.observation import STATE, Answer, Answers, Remembers, UnderWay
 from prts_core.serving.observations import Observation
+from prts_core.serving.replicas import ProcessLost, Replica
 from prts_core.serving.sessions import Session
 from prts_core.serving.telemetry import Telemetry
 from prts_core.serving.versions import Version
@@ -73,6 +75,7 @@ class _Request:
     seed: int
     future: asyncio.Future[Reply]
     asked_at: float
+    again: bool = False  # a process was lost over it
 
 
 class Engine:
@@ -85,7 +88,7 @@ class Engine:
         self._workers = [ThreadPoolExecutor(1, thread_name_prefix=f"prts-policy-{at}") for at in range(1 + replicas)]
         self._busy_since: dict[int, float] = {}
         self._asked: set[int] = set()  # sessions (by id) whose answers are being computed
-        self._last: deque[tuple[float, float, set[str]]] = deque(maxlen=2)  # batches: ended at, seconds, whose
+        self._last: deque[tuple[float, float, set[int]]] = deque(maxlen=2)  # batches: ended at, seconds, whose
 
     async def ask(self, observation: Observation, session: Session) -> Reply:
         """Wait for the answer. Raises ServeError when the policy fails or too many wait; a cancelled wait is not
@@ -117,21 +120,23 @@ class Engine:
         while True:
             await self._arrived.wait()
             await self._company()
-            batch = self._gather()
+            batch = self._gather(at)
             if not batch:
                 self._arrived.clear()
                 continue
             begun = self._busy_since[at] = time.monotonic()
             whose = {id(request.session) for request in batch}
             self._asked |= whose
-            try:
-                answers = await loop.run_in_executor(self._workers[at], self._answer_all, batch, at)
-            finally:
-                del self._busy_since[at]
-                self._asked -= whose
-                self._arrived.set()  # for requests of those sessions, which another worker left alone
+            # Where this wait is cancelled the worker goes on: it stays busy, and `close` does not wait for it.
+            answers = await loop.run_in_executor(self._workers[at], self._answer_all, batch, at)
+            del self._busy_since[at]
+            self._asked -= whose
+            self._arrived.set()  # for requests of those sessions, which another worker left alone
             ended = time.monotonic()
-            self._last.append((ended, ended - begun, {request.session.name for request in batch}))
+            if any(isinstance(answer, ProcessLost) for answer in answers) and not batch[0].again:
+                self._queue.extendleft(replace(request, again=True) for request in reversed(batch))
+                continue
+            self._last.append((ended, ended - begun, whose))
             for request, answer in zip(batch, answers, strict=True):
                 if request.future.done():
                     continue
@@ -151,7 +156,7 @@ class Engine:
         recent = [(seconds, whose) for ended, seconds, whose in self._last if now - ended < 2 * seconds]
         if not recent:
             return
-        wanted = self._share(len(set().union(*(whose for _, whose in recent))))
+        wanted = self._share(len(set().union(*(whose for _, whose in recent)) - self._asked))
         until = now + min(self.limits.gather_s, recent[-1][0] / 4)
         while len(self._queue) < wanted and (left := until - time.monotonic()) > 0:
             self._arrived.clear()
@@ -159,12 +164,16 @@ class Engine:
                 await asyncio.wait_for(self._arrived.wait(), left)
         self._arrived.set()
 
+    def _serves(self, at: int, request: _Request) -> bool:
+        """Whether the worker's process of that version has loaded."""
+        return not at or getattr(request.session.version.replicas[at - 1], "ready", True)
+
     def _share(self, requests: int) -> int:
         """How many of so many a worker takes at once: it leaves some for the others that are idle."""
         idle = max(1, len(self._workers) - len(self._busy_since))
         return min(self.limits.max_batch, -(-requests // idle))
 
-    def _gather(self) -> list[_Request]:
+    def _gather(self, at: int) -> list[_Request]:
         """The next batch: the eldest request and those behind it of the same version, but one a session at a time."""
         batch: list[_Request] = []
         waits: deque[_Request] = deque()
@@ -175,7 +184,7 @@ class Engine:
                 continue
             alike = not batch or request.session.version is batch[0].session.version
             alone = all(request.session is not other.session for other in batch)
-            alone = alone and id(request.session) not in self._asked
+            alone = alone and id(request.session) not in self._asked and self._serves(at, request)
             (batch if alike and alone and len(batch) < room else waits).append(request)
         self._queue = waits
         self.telemetry.waiting(len(waits))
@@ -187,14 +196,23 @@ class Engine:
         since = min(self._busy_since.values(), default=None)
         return 0.0 if since is None else max(0.0, time.monotonic() - since - self.limits.stuck_s)
 
+    @property
+    def hangs(self) -> bool:
+        """After `close`: a thread is still at work, and would keep the process from ending."""
+        return bool(self._busy_since)
+
     def close(self) -> None:
-        """Without waiting for a policy that hangs: its thread ends with the process."""
+        """Without waiting for a policy that hangs, whose thread goes on (`hangs`)."""
         for at, worker in enumerate(self._workers):
             worker.shutdown(wait=at not in self._busy_since, cancel_futures=True)
 
     async def prepare(self, version: Version) -> float:
-        """`warm_up` in the policy's thread, between two batches, which wait for it."""
-        return await asyncio.get_running_loop().run_in_executor(self._workers[0], warm_up, version, self.limits)
+        """`warm_up`: of the version's other processes while all others work; of its policy here in the policy's thread,
+        between two batches, which wait for it."""
+        others = await asyncio.to_thread(warm_up, version, version.replicas, self.limits)
+        own = (version.policy,)
+        loop = asyncio.get_running_loop()
+        return max(others, await loop.run_in_executor(self._workers[0], warm_up, version, own, self.limits))
 
     # ---- in the policy's thread, or a replica's -------------------------------------------------------------------
     def _answer_all(self, batch: list[_Request], at: int) -> list[Reply | ServeError]:
@@ -206,6 +224,8 @@ class Engine:
             found, held = answer(policy, batch, self.limits)
             drifts = [float(drift) for drift in policy.drift(np.stack([r.observation.state for r in batch]))]
         except Exception as err:
+            if isinstance(err, ProcessLost):
+                return [err] * len(batch)
             if isinstance(err, ConfigError):
                 err = ServeError(str(err))
             elif not isinstance(err, ServeError):
@@ -310,17 +330,19 @@ def _spoken(
     return Answer(actions, np.concatenate(values)[order] if values else None, said)
 
 
-def warm_up(version: Version, limits: Limits) -> float:
-    """Ask for zeros before any client does: milliseconds of a second call, of the slowest of its processes.
-    CheckpointError on bad output."""
+def warm_up(version: Version, policies: Sequence[Answers], limits: Limits) -> float:
+    """Ask some of a version's policies for zeros before any client does: milliseconds of a second call, of the slowest.
+    CheckpointError on bad output, ProcessLost where one cannot load."""
     contract = version.policy.contract
     images = {c.key: np.zeros((c.height, c.width, 3), np.uint8) for c in contract.contract.cameras}
     state = np.zeros(len(contract.contract.state), np.float32)
     blank = Observation(images, state, "warm up", 0, limits.always_value)
     loop = asyncio.new_event_loop()
+    slowest = 0.0
     try:
-        slowest = 0.0
-        for policy in (version.policy, *version.replicas):
+        for policy in policies:
+            if isinstance(policy, Replica):
+                policy.wait()
             for _ in range(2):
                 request = _Request(blank, Session("warm up", version), 0, loop.create_future(), 0.0)
                 started = time.monotonic()
@@ -328,6 +350,8 @@ def warm_up(version: Version, limits: Limits) -> float:
                 policy.drift(state[None])
             slowest = max(slowest, (time.monotonic() - started) * 1e3)
         return slowest
+    except ProcessLost:
+        raise
     except ServeError as err:
         raise CheckpointError("The policy does not do what its contract says", found=str(err)) from err
     finally:

@@ -30,21 +30,29 @@ async def follow(
     while True:
         await asyncio.sleep(every_s)
         try:
-            name = await asyncio.to_thread(newest)
-            if name in refused or name == getattr(versions.candidate, "name", None):
-                continue
-            if (known := next((v for v in versions.held() if v.name == name), None)) is not None:
-                if versions.go_back_to(known):
-                    logger.warning("the alias went back to version %s, and so do new sessions", name)
-                continue
-            refused.add(name)  # until it serves
-            loaded = await asyncio.to_thread(load, name)
-            warm_ms = await engine.prepare(loaded)
-            versions.offer(loaded, share)
-            refused.discard(name)
-            whom = "new sessions" if share == 1 else f"{share:.0%} of new sessions"
-            logger.warning("version %s is served to %s (%.0f ms a chunk)", name, whom, warm_ms)
+            await _look(engine, versions, newest, load, share, refused)
         except PrtsError as err:
             logger.error("the present version goes on: %s", err)
         except Exception:
             logger.exception("the present version goes on")
+
+
+async def _look(
+    engine: Engine, versions: Versions, newest: Newest, load: Load, share: float, refused: set[str]
+) -> None:
+    """Once. A function of its own, so that a version which is refused is let go of at once."""
+    held = versions.held()
+    name = await asyncio.to_thread(newest)
+    if name in refused or name == getattr(versions.candidate, "name", None):
+        return
+    if (known := next((v for v in held if v.name == name), None)) is not None:
+        if versions.go_back_to(known):
+            logger.warning("the alias went back to version %s, and so do new sessions", name)
+        return
+    refused.add(name)  # until it serves
+    loaded = await asyncio.to_thread(load, name)
+    warm_ms = await engine.prepare(loaded)
+    versions.offer(loaded, share)
+    refused.discard(name)
+    whom = "new sessions" if share == 1 else f"{share:.0%} of new sessions"
+    logger.warning("version %s is served to %s (%.0f ms a chunk)", name, whom, warm_ms)

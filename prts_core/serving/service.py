@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from prts_core import __version__
+from prts_core.contract import PolicyContract
 from prts_core.io.errors import PrtsError, ServeError
 from prts_core.io.msgpack import LIMITS, Limits
 from prts_core.policy.observation import Answers, Remembers
@@ -285,13 +286,20 @@ class PolicyService:
                 onlooker.looked(own, observation, reply)
         return reply
 
+    def contract_named(self, fingerprint: object) -> PolicyContract:
+        """The contract of a version that is held and has this fingerprint; else the present one's, to differ from. What
+        versions were normalised by may differ."""
+        held = [version.policy.contract for version in self.versions.held()]
+        return next((own for own in held if own.fingerprint == fingerprint), self.versions.current.policy.contract)
+
     @property
     def unwell(self) -> str | None:
         """What keeps the server from answering, in a sentence; none while all is well."""
         if late := self.engine.stuck_s:
             return f"The policy has not answered a batch for {late + self.config.stuck_s:.0f} s."
-        policy = self.versions.current.policy
-        return policy.unwell if isinstance(policy, Remembers) else None
+        version = self.versions.current
+        policies = (version.policy, *version.replicas)
+        return next((wrong for policy in policies if (wrong := getattr(policy, "unwell", None)) is not None), None)
 
     @property
     def unready(self) -> str | None:

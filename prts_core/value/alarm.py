@@ -88,7 +88,7 @@ class Alarm:
         return self.courses.get(clean_instruction(instruction), self.courses[ANY])
 
     def state(self, scores: Scores) -> State:
-        if scores.above(self.failing):
+        if scores.above(self.failing) or scores.sunk == math.inf:  # a value was no number
             return "failing"
         return "unsure" if scores.above(self.unsure) else "on_course"
 

@@ -18,9 +18,10 @@ from prts_core.io.errors import ContractError, ServeError
 from prts_core.robot.action_queue import ActionQueue
 from prts_core.robot.connection import LastingConnection, ServerGone
 from prts_core.robot.groot import GrootPolicy
-from prts_core.robot.openpi import OpenpiPolicy
+from prts_core.robot.openpi import OpenpiPolicy, PolicyClient
 from prts_core.serving.server import PolicyServer, ServerConfig
 from prts_core.serving.service import GROOT
+from prts_core.serving.versions import Version
 from tests.fixtures.running_server import running
 from tests.serving.fake_policy import CONTRACT, FakePolicy, Held, groot_observation, observation
 
@@ -125,7 +126,7 @@ def test_a_restarted_server_of_other_numbers_is_refused(port: int):
     with running(PolicyServer(FakePolicy(), ServerConfig(port=port))) as url:
         policy = OpenpiPolicy(url, patience_s=30)
     other = replace(CONTRACT, contract=replace(CONTRACT.contract, control_hz=10.0))
-    told = r"contract\.control_hz: 20\.0 in the client, 10\.0 in the server"
+    told = r"contract\.control_hz: 10\.0 in the server, 20\.0 in the server before"
     again = running(PolicyServer(FakePolicy(contract=other), ServerConfig(port=port)))
     with again, pytest.raises(ContractError, match=told):
         policy.chunk(observation(), step=0, delay=None, reset=False)
@@ -181,3 +182,24 @@ def test_groots_policy_gives_one_robots_actions_side_by_side_over_restarts():
 def test_a_silent_server_of_groots_protocol_is_told(port: int):
     with pytest.raises(ServerGone, match=r"does not answer.*within 0\.2 s"):
         GrootPolicy(f"tcp://127.0.0.1:{port}", timeout_s=0.2)
+
+
+def test_a_robot_comes_back_to_a_version_that_was_normalised_otherwise():
+    """It means the same by its numbers. A robot that names the contract it was told is not refused either; one that
+    was given a contract of its own is."""
+    server = PolicyServer(FakePolicy(), ServerConfig(port=0))
+    other = replace(CONTRACT, statistics_digest="sha256:11")
+    with running(server) as url:
+        lasting, strict = OpenpiPolicy(url), OpenpiPolicy(url, contract=CONTRACT, patience_s=0.5)
+        lasting.chunk(observation(), step=0, delay=None, reset=False)
+        server.service.versions.offer(Version("2", FakePolicy(contract=other)))
+        lasting.connection.drop()
+        lasting.chunk(observation(), step=0, delay=None, reset=False)
+        with PolicyClient(f"{url}/?contract_fingerprint={other.fingerprint}") as client:
+            assert client.metadata["contract_fingerprint"] == other.fingerprint
+            client.infer(observation(contract_fingerprint=other.fingerprint))
+        strict.connection.drop()
+        with pytest.raises(ContractError, match="statistics_digest"):
+            strict.chunk(observation(), step=0, delay=None, reset=False)
+        lasting.close()
+        strict.close()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
+import threading
+import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,12 +17,13 @@ import pytest
 from prts_core.contract import PolicyContract
 from prts_core.io.errors import ContractError, ServeError
 from prts_core.policy.observation import STATE, Answer, TwoSteps, UnderWay
-from prts_core.serving.engine import Engine, Limits, Reply
+from prts_core.serving.engine import Engine, Limits, Reply, _Request
 from prts_core.serving.observations import Observation
+from prts_core.serving.replicas import ProcessLost
 from prts_core.serving.sessions import Session, Sessions
 from prts_core.serving.versions import Version, Versions
 from prts_core.value.alarm import Alarm, Course, Scores
-from tests.serving.fake_policy import CONTRACT, FakePolicy
+from tests.serving.fake_policy import CONTRACT, FakePolicy, Held
 
 
 @dataclass
@@ -271,3 +275,102 @@ class Values(TwoSteps):
 
     def value(self, observation, actions, instruction) -> np.ndarray:
         return np.full(len(instruction), self.told)
+
+
+class Slow(FakePolicy):
+    """Takes its time, or for ever; its process may be lost first. ready: as of a replica."""
+
+    ready = True
+
+    def __init__(self, delay_s: float = 0.0, lost: bool = False) -> None:
+        super().__init__(delay_s=delay_s)
+        self.lost, self.calls = lost, 0
+
+    def act(self, observation, instruction, seeds) -> np.ndarray:
+        self.calls += 1
+        if self.lost:
+            self.lost, self.ready = False, False
+            raise ProcessLost("gone")
+        return super().act(observation, instruction, seeds)
+
+
+def test_what_a_lost_process_was_asked_is_answered_by_another():
+    here, there = Slow(0.05), Slow(lost=True)
+    version = Version("1", here, replicas=(there,))
+    engine = Engine(Limits(), replicas=1)
+
+    async def talk() -> list[Reply]:
+        return await asyncio.gather(*(engine.ask(seen(), Session(str(i), version)) for i in range(4)))
+
+    assert len(live(engine, talk())) == 4
+    assert there.calls == 1  # not again, one by one, while it loads
+
+
+def test_a_worker_waits_for_nobody_whom_another_one_answers():
+    engine = Engine(Limits(gather_s=60.0), replicas=1)
+    one, other = (Session(name, Version("1", FakePolicy())) for name in ("one", "other"))
+
+    async def waits(under_way: set[int]) -> bool:
+        engine._last.append((time.monotonic(), 200.0, {id(one), id(other)}))
+        engine._asked, engine._busy_since = under_way, dict.fromkeys(range(len(under_way)), 0.0)
+        engine._queue.append(_Request(seen(), one, 0, asyncio.get_running_loop().create_future(), 0.0))
+        try:
+            await asyncio.wait_for(engine._company(), 0.2)
+        except TimeoutError:
+            return True
+        finally:
+            engine._queue.clear()
+        return False
+
+    assert asyncio.run(waits(set())) is False  # a worker each
+    assert asyncio.run(waits({id(other)})) is False  # the other one is being answered, and cannot come
+    alone = Engine(Limits(gather_s=60.0))
+    alone._last.append((time.monotonic(), 200.0, {id(one), id(other)}))
+    engine = alone
+    assert asyncio.run(waits(set())) is True
+
+
+def test_a_new_versions_processes_load_while_others_answer():
+    class Loading(FakePolicy):
+        def act(self, observation, instruction, seeds) -> np.ndarray:
+            assert go_on.wait(30)
+            return super().act(observation, instruction, seeds)
+
+    go_on = threading.Event()
+    version, new = (
+        Version("1", FakePolicy(), replicas=(FakePolicy(),)),
+        Version("2", FakePolicy(), replicas=(Loading(),)),
+    )
+    engine = Engine(Limits(), replicas=1)
+
+    async def talk() -> None:
+        preparing = asyncio.create_task(engine.prepare(new))
+        await asyncio.sleep(0.05)
+        for number in range(4):  # both workers are free
+            await asyncio.wait_for(engine.ask(seen(), Session(str(number), version)), 5)
+        assert not preparing.done()
+        go_on.set()
+        await preparing
+
+    live(engine, talk())
+
+
+def test_a_policy_that_hangs_does_not_hold_up_the_end():
+    policy = Held()
+    engine = Engine(Limits())
+
+    async def talk() -> None:
+        serving = asyncio.create_task(engine.run())
+        asked = asyncio.create_task(engine.ask(seen(), Session("one", Version("1", policy))))
+        await asyncio.to_thread(policy.thinks.wait, 30)
+        serving.cancel()
+        asked.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
+        engine.close()
+        assert engine.hangs
+
+    try:
+        asyncio.run(asyncio.wait_for(talk(), 30))
+    finally:
+        policy.go_on.set()

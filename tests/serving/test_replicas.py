@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prts_core.io.errors import DataError, ServeError
+from prts_core.io.errors import DataError
 from prts_core.policy.observation import STATE, UnderWay
-from prts_core.policy.policy import Policy, load_policy
+from prts_core.policy.policy import Policy, load_policy, policy_digest
 from prts_core.serving.engine import Engine, Limits, Reply, warm_up
 from prts_core.serving.observations import Observation
-from prts_core.serving.replicas import Replica
+from prts_core.serving.replicas import ProcessLost, Replica
 from prts_core.serving.sessions import Session
 from prts_core.serving.versions import Version
 from prts_core.sim.suites import suite
@@ -39,7 +40,9 @@ def policy(folder: Path) -> Policy:
 
 @pytest.fixture(scope="module")
 def replica(folder: Path, policy: Policy) -> Iterator[Replica]:
-    yield Replica(policy, folder, "fp32", "cpu")
+    made = Replica(policy, folder, "fp32", "cpu", policy_digest(folder))
+    made.wait()
+    yield made
 
 
 def seen(policy: Policy, count: int = 2) -> dict[str, np.ndarray]:
@@ -68,19 +71,41 @@ def test_what_a_replica_refuses_is_told_and_it_lives_on(policy: Policy, replica:
     replica.answer(seen(policy), ["push", "pull"], [1, 2])
 
 
-def test_a_replica_that_dies_costs_one_call(policy: Policy, replica: Replica):
+def test_a_replica_that_dies_loads_anew_and_says_no_traceback(policy: Policy, replica: Replica):
     before = replica.pid
-    assert before is not None
     os.kill(before, signal.SIGKILL)
-    with pytest.raises(ServeError, match="SIGKILL"):
+    os.waitid(os.P_PID, before, os.WEXITED | os.WNOWAIT)
+    with pytest.raises(ProcessLost) as caught:
         replica.answer(seen(policy), ["push", "pull"], [1, 2])
+    assert "SIGKILL" in replica.last_words and "words" not in str(caught.value)
+    replica.wait()
+    assert replica.ready and replica.pid != before and replica.unwell is None
     assert np.isfinite(replica.answer(seen(policy), ["push", "pull"], [1, 2]).actions).all()
-    assert replica.pid not in (None, before)
 
 
-def test_a_replica_that_cannot_load_says_why(policy: Policy, tmp_path: Path):
-    with pytest.raises(ServeError, match="not complete"):
-        Replica(policy, tmp_path, "fp32", "cpu").answer(seen(policy), ["push", "pull"], [1, 2])
+def test_a_device_that_is_none_is_told_with_its_last_words_and_given_up(policy: Policy, folder: Path):
+    made = Replica(policy, folder, "fp32", "nowhere", policy_digest(folder))
+    with pytest.raises(ProcessLost, match="nowhere") as caught:
+        warm_up(Version("1", policy, replicas=(made,)), (made,), Limits())
+    assert "Error" in str(caught.value) and "--devices" in str(caught.value)
+    for _ in range(2):
+        with pytest.raises(ProcessLost):
+            made.wait()
+    assert made.unwell is not None and "nowhere" in made.unwell and not made.ready
+
+
+def test_a_folder_that_changes_is_not_loaded_under_the_old_name(policy: Policy, folder: Path, tmp_path: Path):
+    own = tmp_path / "policy"
+    shutil.copytree(folder, own)
+    made = Replica(policy, own, "fp32", "cpu", policy_digest(own))
+    made.wait()
+    config = own / "norm_stats.json"
+    config.write_text(config.read_text() + "\n")
+    os.kill(made.pid, signal.SIGKILL)
+    with pytest.raises(ProcessLost):
+        made.answer(seen(policy), ["push", "pull"], [1, 2])
+    with pytest.raises(ProcessLost, match=r"changed|CheckpointError"):
+        made.wait()
 
 
 def test_two_processes_share_what_is_asked(policy: Policy, replica: Replica):
@@ -100,7 +125,7 @@ def test_two_processes_share_what_is_asked(policy: Policy, replica: Replica):
             serving.cancel()
             engine.close()
 
-    assert warm_up(version, engine.limits) > 0
+    assert warm_up(version, (policy, replica), engine.limits) > 0
     replies = asyncio.run(asyncio.wait_for(talk(), 60))
     assert [reply.batch for reply in replies] == [3] * 6
     for i, reply in enumerate(replies):

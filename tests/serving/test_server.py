@@ -292,9 +292,9 @@ def test_a_policy_that_breaks_its_contract_is_found_before_the_first_client():
         def act(self, observation, instruction, seeds):
             return super().act(observation, instruction, seeds)[:, :3]
 
-    assert warm_up(Version("1", FakePolicy()), EngineLimits()) >= 0
+    assert warm_up(Version("1", own := FakePolicy()), (own,), EngineLimits()) >= 0
     with pytest.raises(CheckpointError, match="does not do what its contract says"):
-        warm_up(Version("1", Short()), EngineLimits())
+        warm_up(Version("1", short := Short()), (short,), EngineLimits())
 
 
 # ---- many at once --------------------------------------------------------------------------------------------------

@@ -53,7 +53,10 @@ def test_an_episode_that_falls_away_is_called_failing_and_stays_so():
     low = [7.0 + course.middle[step] - 2 * (alarm.failing.sunk + 1) * course.width[step] for step in looks]
     assert [watch.saw(step, low[at]) for at, step in enumerate(looks)][4:7].count("failing") >= 1
     assert watch.saw(looks[7], 7.0 + course.middle[looks[7]]) == "failing"
-    assert Watch(alarm, SENTENCES[0]).saw(3, math.nan) == "failing"
+    for some in (alarm, calibrated(60)):  # also where no value is ever low enough
+        broken = Watch(some, SENTENCES[0])
+        assert broken.saw(0, 1.0) == "on_course" and broken.saw(3, math.nan) == "failing"
+        assert broken.saw(3 + some.every, 1.0) == "failing"
 
 
 def test_an_episode_that_takes_too_long_is_called_failing():

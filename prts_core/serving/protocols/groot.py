@@ -236,7 +236,9 @@ class GrootServer:
     async def _get_action(self, data: dict[str, Any], told: Timeline) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         if "observation" not in data:
             raise ServeError("get_action needs an observation", field="data", found=", ".join(data) or "nothing")
-        observations, nested, named = self.modality.read(data["observation"], data.get("options"))
+        observations, nested, named = self.modality.read(
+            data["observation"], data.get("options"), self.service.contract_named
+        )
         names = [f"{GROOT}:{name}" for name in named] or [f"{told.client}/{at}" for at in range(len(observations))]
         if len(observations) > self.config.max_batch:
             raise ServeError(

@@ -7,7 +7,7 @@ maps, or flat, as the simulators' clients send it: "state.<key>", "video.<key>" 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,13 +84,16 @@ class Modality:
         }
         return {name: config for name, config in found.items() if config.modality_keys}  # N1.7 refuses empty ones
 
-    def read(self, raw: Any, options: Any = None) -> tuple[list[Observation], bool, list[str]]:
+    def read(
+        self, raw: Any, options: Any = None, contract_named: Callable[[Any], PolicyContract] | None = None
+    ) -> tuple[list[Observation], bool, list[str]]:
         """(samples of an observation, whether it came nested, their sessions where those have names). Keys that are not
         the policy's are ignored.
 
         options: none, or a map with `seed`, `step` and `delay` (whole numbers, one a sample), `value`, `traceparent`,
         `contract_fingerprint`, `policy_contract`, and RLDX-1's session_ids and reset_memory, one a sample. Raises
-        ServeError; ContractError where the client states another contract.
+        ServeError; ContractError where the client states another contract. contract_named: by its fingerprint, of all
+        versions that are served; none: there is one.
         """
         if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
             raise ServeError("An observation is a mapping with text keys", field="observation", found=_kind(raw))
@@ -119,7 +122,9 @@ class Modality:
             rows[:, place] = column
         for row in rows:
             require_finite(row, row, dimensions, "state")
-        seeds, steps, value = self._options(options, len(prompts))
+        seeds, steps, value = self._options(
+            options, len(prompts), contract_named or (lambda fingerprint: self.contract)
+        )
         seen = [{key: image[i] for key, image in images.items()} for i in range(len(prompts))]
         options = options or {}
         parent = read_traceparent(options.get("traceparent"))
@@ -132,12 +137,15 @@ class Modality:
         ]
         return found, nested, list(options.get("session_ids") or ())
 
-    def _options(self, options: Any, batch: int) -> tuple[list[int | None], list[tuple[int | None, int | None]], bool]:
+    def _options(
+        self, options: Any, batch: int, contract_named: Callable[[Any], PolicyContract]
+    ) -> tuple[list[int | None], list[tuple[int | None, int | None]], bool]:
         """(seeds, (step, delay) of every sample, whether the value is asked for)."""
         options = {} if options is None else options
         if not isinstance(options, dict):
             raise ServeError("Options are a mapping", field="options", found=_kind(options))
-        check_contract(options.get("policy_contract"), options.get("contract_fingerprint"), self.contract)
+        stated = options.get("policy_contract"), options.get("contract_fingerprint")
+        check_contract(*stated, contract_named(stated[1]))
         for name, kind in (("session_ids", str), ("reset_memory", bool)):
             given = options.get(name)
             if given is not None and not (

@@ -82,7 +82,7 @@ class OpenpiServer:
         asked = request.headers.get_all(FINGERPRINT_HEADER) or parse_qs(parts.query).get(FINGERPRINT_QUERY, [])
         for fingerprint in asked:
             try:
-                check_contract(None, fingerprint, self.contract)
+                check_contract(None, fingerprint, self.service.contract_named(fingerprint))
             except PrtsError as err:
                 return connection.respond(http.HTTPStatus.CONFLICT, f"{err}\n")
         if wrong := self.service.unready:
@@ -171,7 +171,8 @@ class OpenpiServer:
             raise ServeError("The API key is not valid any more", cure="connect again with one that is")
         with told.phase("decode"):
             raw = await off_the_loop(unpack, message, self.config.limits)
-            observation = parse_request(raw, self.contract, self.config.aliases)
+            own = self.service.sessions.open[session].version.policy.contract
+            observation = parse_request(raw, own, self.config.aliases)
         told.parent, asked = observation.traceparent, time.monotonic()
         answer = await self.service.ask(observation, session)
         told.answered(asked, [answer])

@@ -83,7 +83,7 @@ def pid_of(policy: SidecarPolicy, notes) -> int:
 def test_batches_are_answered_under_the_server_s_keys(policy):
     assert isinstance(policy, Remembers) and policy.contract == CONTRACT and policy.unready is None
     np.testing.assert_allclose(policy.answer(seen(3), ["go"] * 3, [0] * 3).actions, expected(3), atol=1e-5)
-    assert warm_up(Version("rldx", policy), Limits()) > 0
+    assert warm_up(Version("rldx", policy), (policy,), Limits()) > 0
 
 
 def test_sessions_have_names_there_and_forget_when_their_task_begins(policy, notes, monkeypatch):
