@@ -77,7 +77,7 @@ class Recorder:
         self.stopped: str | None = None  # why nothing is recorded any more
         self._waiting = _Waiting()
         self._known: dict[int, Session] = {}  # of the event loop: numbers stay theirs until they have ended
-        self._holes: set[int] = set()
+        self._holes: set[int] = set()  # of the event loop too: sessions whose latest look was dropped
         self._episodes: dict[int, OpenEpisode] = {}
         self._datasets: dict[str, ServedDataset] = {}
         with explain_os_errors(settings.folder):
@@ -101,16 +101,18 @@ class Recorder:
         number = id(session)
         self._known[number] = session
         told = (reply.version, session.version.digest, monotonic(), observation, reply.actions, reply.value)
-        look = Look(number, session.name, *told, reply.alarm)
+        look = Look(number, session.name, *told, reply.alarm, after_hole=number in self._holes)
         if self._waiting.add(look.size) > self.settings.held_bytes:
             self._waiting.add(-look.size)
             self._holes.add(number)
             self.telemetry.recorded("dropped_looks")
             return
+        self._holes.discard(number)
         self._waiting.items.put(look)
 
     def ended(self, session: Session) -> None:
         if self._known.pop(id(session), None) is not None:
+            self._holes.discard(id(session))
             self._waiting.items.put(id(session))
 
     def close(self) -> None:
@@ -147,9 +149,7 @@ class Recorder:
             return
         try:
             there = self._episodes.get(look.session)
-            hole = look.session in self._holes
-            self._holes.discard(look.session)
-            if there is not None and (hole or not there.goes_on(look)):
+            if there is not None and not there.goes_on(look):
                 self._end(look.session)
                 there = None
             if there is None:

@@ -195,6 +195,31 @@ def test_a_thread_that_is_too_slow_loses_looks_and_no_request(tmp_path: Path, mo
     assert lengths[-1] == 2 and sum(lengths) <= 7  # the hole has ended the first
 
 
+def test_an_episode_ends_at_the_look_that_was_dropped_and_not_at_one_before_it(tmp_path: Path, monkeypatch):
+    """Looks that waited when one was dropped lie before the hole; the one that is taken next lies behind it."""
+    began, go_on, real = threading.Event(), threading.Event(), recorder.OpenEpisode
+
+    def slow(*given):
+        began.set()
+        assert go_on.wait(60)
+        return real(*given)
+
+    monkeypatch.setattr(recorder, "OpenEpisode", slow)
+    serving = recording(tmp_path, held_bytes=3 * 2 * 8 * 8 * 3)
+    with running(serving) as url, PolicyClient(url) as robot:
+        robot.infer(seen(0), step=0)
+        assert began.wait(60)  # with it the thread is busy: three more may wait
+        for step in (1, 2, 3, 4):
+            robot.infer(seen(step), step=step)
+        go_on.set()
+        until = time.monotonic() + 60
+        while serving.service.recorder._waiting.bytes and time.monotonic() < until:
+            time.sleep(0.02)
+        for step in (5, 6):
+            robot.infer(seen(step), step=step)
+    assert list(sound(tmp_path / "steps").lengths) == [4, 2]
+
+
 def test_a_disk_that_is_full_stops_recording_alone(tmp_path: Path, monkeypatch, caplog):
     def full(*given):
         raise OSError(28, "No space left on device")
