@@ -128,6 +128,27 @@ def test_zeromqs_sessions_are_episodes_too(tmp_path: Path):
     assert sorted((row.session, row.length) for row in found) == [("groot:a", 2), ("groot:b", 2)]
 
 
+def test_metadata_are_written_ever_more_seldom_as_a_dataset_grows(tmp_path: Path, monkeypatch):
+    """And what the recorder knows of its size without looking is what lies there."""
+    told, real = [], served_dataset.finish
+
+    def finish(layout, records, *more):
+        told.append(len(records))
+        real(layout, records, *more)
+
+    monkeypatch.setattr(served_dataset, "finish", finish)
+    serving = recording(tmp_path)
+    with running(serving) as url, PolicyClient(url) as robot:
+        for number in range(38):
+            for step in (0, 1):
+                robot.infer(seen(1, prompt=f"open it {number % 3}"), step=step, reset=step == 0)
+    assert told[:18] == [*range(1, 17), 18, 20] and told[-1] == 38 and len(told) < 30
+    dataset = sound(tmp_path / "steps")
+    assert list(dataset.lengths) == [2] * 38 and len(dataset.tasks) == 3
+    there = sum(file.stat().st_size for file in (tmp_path / "steps").rglob("*") if file.is_file())
+    assert serving.service.recorder._datasets["steps"].size == there
+
+
 # ---- it is a source ------------------------------------------------------------------------------------------------
 def test_what_was_recorded_is_the_dataset_of_a_recipe_and_goes_on_after_a_restart(tmp_path: Path):
     from prts_core.cli.main import main
