@@ -237,6 +237,13 @@ def _serve(args: argparse.Namespace, stack: contextlib.ExitStack) -> int:
             found=f"{args.follow:g} s, a share of {args.canary:g}",
             expected="seconds above 0, and a share above 0 and at most 1",
         )
+    if not args.follow and args.canary != 1:
+        raise ServeError(
+            "A share of new sessions is given, and no new versions are looked for",
+            field="--canary",
+            found=f"{args.canary:g}",
+            cure="say with --follow how often to look, or leave it out",
+        )
     if args.follow and not (args.model.startswith("models:/") and "@" in args.model):
         raise ServeError(
             "Only a model of the registry can be followed",

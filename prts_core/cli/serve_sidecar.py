@@ -81,7 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def check(args: argparse.Namespace) -> None:
     """ServeError for arguments that do not go together. Fills in the model that the family serves by default."""
     if args.sidecar is None:
-        told = [name for name in ("contract", "sidecar_python", "sidecar_script", "dry_run") if getattr(args, name)]
+        plain = argparse.ArgumentParser()
+        add_arguments(plain)
+        told = [name for name, default in vars(plain.parse_args([])).items() if getattr(args, name) != default]
         if told or args.model is None:
             raise ServeError(
                 "This needs a sidecar" if told else "Nothing is named that could be served",
@@ -89,9 +91,19 @@ def check(args: argparse.Namespace) -> None:
                 expected="--sidecar rldx or gr00t" if told else "--model PACKAGE, or --sidecar rldx",
             )
         return
-    lacking = {"--follow": args.follow, "--value": args.value, "--best-of": args.best_of > 1}
+    lacking = {
+        "--follow": args.follow,
+        "--value": args.value,
+        "--best-of": args.best_of > 1,
+        "--require-signature": args.require_signature,
+        "--devices": args.devices != (None,),
+    }
     if told := [name for name, given in lacking.items() if given]:
-        raise ServeError("A sidecar has neither versions nor a value", field=", ".join(told), cure="leave it out")
+        raise ServeError(
+            "A sidecar has no versions, no value, no signatures and one device of its own",
+            field=", ".join(told),
+            cure="leave it out",
+        )
     if (args.sidecar_python is None) != (args.sidecar_script is None):
         raise ServeError(
             "A server that you installed yourself is its Python and its script",

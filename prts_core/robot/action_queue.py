@@ -55,8 +55,9 @@ class ActionQueue:
     """One robot's actions. `start` before a task, then `next` once a control step from one thread; or `run`.
 
     look_every: control steps between two looks (default: half a chunk); earlier where the delay asks for it.
-    when_starved: "hold" repeats the last action, which keeps a robot that is told positions where it is; "stop" raises
-    Starved; an array (A,) is the action to send meanwhile, such as zeros to a robot that is told displacements.
+    when_starved: "stop" raises Starved; "hold" repeats the last action, which keeps a robot that is told positions
+    where it is, but moves one that is told displacements further (a contract does not say which of the two actions
+    are: the user must); an array (A,) is the action to send meanwhile, such as zeros where they are displacements.
     cadence: the report of this run.
     """
 
@@ -66,7 +67,7 @@ class ActionQueue:
         control_hz: float,
         *,
         look_every: int | None = None,
-        when_starved: Literal["hold", "stop"] | np.ndarray = "hold",
+        when_starved: Literal["hold", "stop"] | np.ndarray = "stop",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not 0 < control_hz < math.inf or (look_every is not None and look_every < 1):
@@ -230,7 +231,8 @@ class ActionQueue:
             "The chunk has ended and the next one is not here",
             found=f"a chunk of {len(self._chunk)} steps; looks take {self.delay or 'unknown'} steps",
             expected="an answer before the chunk ends",
-            cure="serve the policy faster or nearer, look earlier (look_every), or hold the last action (when_starved)",
+            cure="serve the policy faster or nearer, look earlier (look_every), or say what to send meanwhile "
+            '(when_starved: "hold" where actions are positions, zeros where they are displacements)',
         )
 
     def _finish_look(self) -> None:

@@ -7,7 +7,9 @@
 
 It subscribes to sensor_msgs/Image (rgb8 or bgr8, of the size that the contract says) and sensor_msgs/JointState, whose
 joints have the names of the contract's state, and publishes std_msgs/Float64MultiArray, the action in the contract's
-order and units. Nothing is published before every input has come, nor while one is older than `stale_s`. It was checked
+order and units. Nothing is published before every input has come, nor while one is older than `stale_s`, and nothing
+more once a chunk has ended and the next one is not here (`when_starved`): the controller must stop the robot where no
+commands come. `-p when_starved:=hold` repeats the last action, which is right for positions alone. It was checked
 against a stand-in of rclpy, and not with ROS itself: copy it, and try it with the robot's power off.
 """
 
@@ -35,7 +37,7 @@ PARAMETERS = {
     "cameras": [""],  # "<camera key of the contract>=<topic>", one each
     "joint_states": "/joint_states",
     "commands": "/commands",
-    "when_starved": "hold",
+    "when_starved": "stop",  # "hold" goes on sending the last action: for positions only, displacements move on by it
     "stale_s": 0.5,
     "patience_s": 10.0,
 }

@@ -13,6 +13,7 @@ import os
 import queue
 import shutil
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
@@ -77,7 +78,7 @@ class Recorder:
         self.stopped: str | None = None  # why nothing is recorded any more
         self._waiting = _Waiting()
         self._known: dict[int, Session] = {}  # of the event loop: numbers stay theirs until they have ended
-        self._holes: set[int] = set()
+        self._holes: set[int] = set()  # of the event loop too: sessions whose latest look was dropped
         self._episodes: dict[int, OpenEpisode] = {}
         self._datasets: dict[str, ServedDataset] = {}
         with explain_os_errors(settings.folder):
@@ -89,7 +90,6 @@ class Recorder:
             shutil.rmtree(settings.folder / OPEN, ignore_errors=True)  # of a server that was killed
             for there in sorted(settings.folder.glob("*/.records.jsonl")):
                 self._dataset(there.parent.name, None)
-            self._kept = sum(dataset.size for dataset in self._datasets.values())
         self._number = 0
         self._thread = threading.Thread(target=self._work, name="prts-recorder", daemon=True)
         self._thread.start()
@@ -101,16 +101,18 @@ class Recorder:
         number = id(session)
         self._known[number] = session
         told = (reply.version, session.version.digest, monotonic(), observation, reply.actions, reply.value)
-        look = Look(number, session.name, *told, reply.alarm)
+        look = Look(number, session.name, *told, reply.alarm, after_hole=number in self._holes)
         if self._waiting.add(look.size) > self.settings.held_bytes:
             self._waiting.add(-look.size)
             self._holes.add(number)
             self.telemetry.recorded("dropped_looks")
             return
+        self._holes.discard(number)
         self._waiting.items.put(look)
 
     def ended(self, session: Session) -> None:
         if self._known.pop(id(session), None) is not None:
+            self._holes.discard(id(session))
             self._waiting.items.put(id(session))
 
     def close(self) -> None:
@@ -130,10 +132,12 @@ class Recorder:
                 item = self._waiting.items.get(timeout=QUIET_S / 4)
             except queue.Empty:
                 self._end_quiet_ones()
+                self._finish()
                 continue
             if item is None:
                 for number in list(self._episodes):
                     self._end(number)
+                self._finish()
                 return
             if isinstance(item, Look):
                 self._waiting.add(-item.size)
@@ -147,9 +151,7 @@ class Recorder:
             return
         try:
             there = self._episodes.get(look.session)
-            hole = look.session in self._holes
-            self._holes.discard(look.session)
-            if there is not None and (hole or not there.goes_on(look)):
+            if there is not None and not there.goes_on(look):
                 self._end(look.session)
                 there = None
             if there is None:
@@ -159,7 +161,8 @@ class Recorder:
             else:
                 there.add(look)
             self.telemetry.recorded("looks")
-            if self._kept + sum(episode.size for episode in self._episodes.values()) > self.settings.max_bytes:
+            held: Iterable[ServedDataset | OpenEpisode] = (*self._datasets.values(), *self._episodes.values())
+            if sum(one.size for one in held) > self.settings.max_bytes:
                 self._stop(f"{self.settings.folder} holds {self.settings.max_bytes / 1e9:g} GB")
         except OSError as err:
             self._stop(f"{self.settings.folder}: {err}")
@@ -175,9 +178,7 @@ class Recorder:
             if (found := episode.close()) is not None:
                 name = STEPS if episode.counted else f"looks_{episode.rate}hz"
                 dataset = self._dataset(name, None if episode.counted else float(episode.rate))
-                before = dataset.size
                 dataset.add(*found, episode.first)
-                self._kept += dataset.size - before
                 self.telemetry.recorded("episodes")
         except OSError as err:
             self._stop(f"{self.settings.folder}: {err}")
@@ -198,6 +199,16 @@ class Recorder:
             self._datasets[name] = ServedDataset(self.settings.folder / name, own)
         return self._datasets[name]
 
+    def _finish(self) -> None:
+        """Have the metadata tell of every episode."""
+        try:
+            for dataset in self._datasets.values():
+                dataset.finish()
+        except OSError as err:
+            self._stop(f"{self.settings.folder}: {err}")
+        except Exception:
+            logger.exception("the metadata of recorded episodes could not be written")
+
     def _end_quiet_ones(self) -> None:
         now = monotonic()
         for number, episode in list(self._episodes.items()):
@@ -211,6 +222,7 @@ class Recorder:
             logger.warning("recording has stopped: %s; serving goes on", why)
             for number in list(self._episodes):
                 self._end(number)
+            self._finish()
 
     def _leave_out(self, number: int) -> None:
         self.telemetry.recorded("failed_episodes")

@@ -1,7 +1,9 @@
-"""Append episodes to a LeRobot v2.1 dataset that is whole after each of them, and put right what a kill left.
+"""Append episodes to a LeRobot v2.1 dataset, and put right what a kill left.
 
 An episode's files are written beside the dataset and moved in; then it is noted in a list of records, from which the
-metadata are written. What begins with a dot is no part of a dataset.
+metadata are written: after each of the first episodes, then once a certain part of all is new, so that what an episode
+costs does not grow with the dataset. Until then the metadata tell of the episodes before. What begins with a dot is no
+part of a dataset.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from prts_core.io.files import cut_torn_line, read_json, read_jsonl
 from prts_core.serving.served_episode import Look
 
 RECORDS, NEW = ".records.jsonl", ".new"
+NEW_PART = 1 / 16  # of the episodes, whose metadata are not written yet
 NUMBERS = {"value": "float32", "value_told": "int64", "alarm": "int64", "observed": "int64", "look_time": "float32"}
 
 
@@ -41,24 +44,22 @@ class ServedDataset:
         shutil.rmtree(root / NEW, ignore_errors=True)
         cut_torn_line(root / RECORDS)
         self.records: list[dict[str, Any]] = read_jsonl(root / RECORDS) if (root / RECORDS).exists() else []
-        if self.records and not self._is_finished():
-            self._finish()
-
-    @property
-    def size(self) -> int:
-        return sum(file.stat().st_size for file in self.root.rglob("*") if file.is_file())
+        self._tasks = {record["row"]["tasks"][0]: record["task_index"] for record in self.records}
+        self._rows = sum(record["row"]["length"] for record in self.records)
+        self._told = len(self.records) if self._is_finished() else 0  # episodes that the metadata tell of
+        self.size = _size(root)
+        self.finish()
 
     def add(self, columns: dict[str, np.ndarray], pictures: dict[str, Any], first: Look) -> None:
-        """Write an episode; it is part of the dataset when this returns, and not before."""
-        tasks = {record["row"]["tasks"][0]: record["task_index"] for record in self.records}
+        """Write an episode; it is kept when this returns, and not before. `finish` makes it part of the metadata."""
         task = first.observation.prompt
         began = time.time() - (time.monotonic() - first.at)
         episode = EpisodeToWrite(
             index=len(self.records),
-            start=sum(record["row"]["length"] for record in self.records),
+            start=self._rows,
             key=first.name,
             task=task,
-            task_index=tasks.get(task, len(tasks)),
+            task_index=self._tasks.get(task, len(self._tasks)),
             columns={key: columns[key] for key in self.layout.features if key in columns},
             images=pictures,
             extra={
@@ -73,23 +74,37 @@ class ServedDataset:
         for name in self.layout.files(episode.index):
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
             (beside.root / name).replace(self.root / name)
+            self.size += (self.root / name).stat().st_size
         with (self.root / RECORDS).open("a") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+            self.size += file.write(json.dumps(record, allow_nan=False) + "\n")  # ASCII: a byte a character
             file.flush()
             os.fsync(file.fileno())
         self.records.append(record)
-        self._finish()
+        self._tasks[task] = episode.task_index
+        self._rows += episode.length
+        if len(self.records) - self._told >= NEW_PART * len(self.records):
+            self.finish()
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Write the metadata of every episode, where they do not tell of all."""
+        if self._told == len(self.records):
+            return
+        before = _size(self.root / "meta")
         sealed = {} if not (self.root / SEAL).is_file() else read_seal(self.root) or {}
         known = {name: entry.sha256 for name, entry in sealed.items() if not name.startswith("meta/")}
         finish(self.layout, self.records, {"train": range(len(self.records))}, self.contract, known)
+        self.size += _size(self.root / "meta") - before
+        self._told = len(self.records)
 
     def _is_finished(self) -> bool:
         """Whether the metadata tell of every episode: the seal is written last."""
         info = self.root / "meta" / "info.json"
         sealed = (self.root / SEAL).is_file() and info.is_file()
         return sealed and read_json(info)["total_episodes"] == len(self.records)
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def layout(root: Path, contract: Contract) -> Layout:

@@ -27,7 +27,10 @@ MOST_RATE = 1000  # looks a second that are told apart
 
 @dataclass(frozen=True)
 class Look:
-    """One answer. session: which it belongs to. actions (chunk, A). at: seconds of a clock that goes on evenly."""
+    """One answer. session: which it belongs to. actions (chunk, A). at: seconds of a clock that goes on evenly.
+
+    after_hole: looks of this session were dropped just before it, so that it goes on with no episode.
+    """
 
     session: int
     name: str
@@ -38,6 +41,7 @@ class Look:
     actions: np.ndarray
     value: float | None
     alarm: State | None
+    after_hole: bool = False
 
     @property
     def size(self) -> int:
@@ -85,7 +89,7 @@ class OpenEpisode:
         """Whether the look is this episode's next one: the same task, and no step between that nobody knows of."""
         if look.observation.prompt != self.first.observation.prompt or len(self._looks) >= MOST_LOOKS:
             return False
-        if (look.observation.step is not None) != self.counted:
+        if look.after_hole or (look.observation.step is not None) != self.counted:
             return False
         return 0 <= self._since(look) <= len(self.last.actions)
 

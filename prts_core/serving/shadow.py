@@ -138,13 +138,21 @@ async def proxy(
     Raises ServeError where the address cannot be used.
     """
     opened: dict[str, ClientConnection] = {}
+    watching: set[asyncio.Task[None]] = set()
+
+    async def let_go(connection: ServerConnection) -> None:
+        """Close what was opened for a robot whose handshake failed: it holds a place at the live server."""
+        await connection.wait_closed()
+        if (left := opened.pop(connection.id.hex, None)) is not None:
+            await left.close()
 
     async def admit(connection: ServerConnection, request: Request) -> Response | None:
         """Answer as the live server does: its refusals are the robot's, and nobody is let in whom it would not."""
-        if request.path.partition("?")[0] in PLAIN_PATHS and "Upgrade" not in request.headers:
+        plain = "Upgrade" not in request.headers
+        if plain and request.path.partition("?")[0] in PLAIN_PATHS:
             return await asyncio.to_thread(_fetched, live, request)
-        if "Origin" in request.headers:
-            return None  # a web page, which `serve` refuses
+        if plain or "Origin" in request.headers:
+            return None  # no websocket, or a web page's, which `serve` refuses
         passed = [(name, value) for name, value in request.headers.raw_items() if name.lower() in PASSED_ON]
         try:
             opened[connection.id.hex] = await connect(
@@ -160,12 +168,14 @@ async def proxy(
             return err.response
         except (OSError, WebSocketException) as err:
             return connection.respond(http.HTTPStatus.BAD_GATEWAY, f"The live server {live} is not reached: {err}\n")
+        watching.add(task := asyncio.create_task(let_go(connection)))
+        task.add_done_callback(watching.discard)
         return None
 
     async def client(connection: ServerConnection) -> None:
-        upstream = opened.pop(connection.id.hex)
-        async with upstream:
-            await _between(connection, upstream, shadow)
+        if (upstream := opened.pop(connection.id.hex, None)) is not None:  # none: the robot has gone already
+            async with upstream:
+                await _between(connection, upstream, shadow)
 
     try:
         server = await serve(
@@ -186,8 +196,7 @@ async def proxy(
             ready(next(iter(server.sockets)).getsockname()[1])
             await stop.wait()
     finally:
-        for left in opened.values():  # of robots that went away during their handshake
-            await left.close()
+        await asyncio.gather(*watching)
 
 
 async def _between(robot: ServerConnection, live: ClientConnection, shadow: Shadow) -> None:

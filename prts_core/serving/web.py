@@ -1,8 +1,9 @@
 """Answer what is no websocket on the websocket's port: health, metrics, and the page for a person with its data.
 
-The page and its files hold nothing of the policy and are shown to anybody who may connect; its data, /state.json, are
-for who has the key, where there is one. Where there is none, only names of this machine are answered, so that no web
-page elsewhere can have its browser read cameras here (DNS rebinding).
+The page and its files hold nothing of the policy and are shown to anybody who may connect, as is whether the server is
+well; its data, /state.json, and why it is unwell are for who has the key, where there is one. Where there is none, only
+names of this machine are answered, so that no web page elsewhere can have its browser read cameras here (DNS
+rebinding).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ STRICT = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
+WITHHELD = "The server cannot be asked now; its log and /state.json say why."
 FRESH_S = 0.4  # for which several viewers get the same state
 
 
@@ -51,6 +53,8 @@ class Web:
         if path in ("/healthz", "/readyz"):
             wrong = self.service.unwell if path == "/healthz" else self.service.unready
             status = http.HTTPStatus.SERVICE_UNAVAILABLE if wrong else http.HTTPStatus.OK
+            if wrong and not self._may_know(request, key):
+                wrong = WITHHELD  # it may quote a log
             return connection.respond(status, f"{wrong or 'OK'}\n")
         if path not in PRIVATE and (path not in PAGE or "Upgrade" in request.headers):
             return None
@@ -62,10 +66,13 @@ class Web:
             return None  # refused as every other request without the key is
         if path == "/metrics":
             return _shown(connection, self.service.metrics().decode(), CONTENT_TYPE)
-        if not self.service.keys and not _is_this_machine(request):
+        if not self._may_know(request, key):
             told = "Without an API key the state is told under a name of this machine alone.\n"
             return connection.respond(http.HTTPStatus.MISDIRECTED_REQUEST, told)
         return _shown(connection, await self._latest(), JSON)
+
+    def _may_know(self, request: Request, key: bytes) -> bool:
+        return self.service.keys.admits(key) if self.service.keys else _is_this_machine(request)
 
     async def _latest(self) -> str:
         async with self._making:

@@ -46,7 +46,7 @@ def act(action):
     if queue.cadence.looks >= 2 and len(done) >= policy.contract.chunk_length:
         stop.set()
 
-with ActionQueue(policy, contract.control_hz) as queue:
+with ActionQueue(policy, contract.control_hz, when_starved="hold") as queue:
     print(queue.run(lambda: seen, act, stop=stop))
 assert np.isfinite(done).all() and np.shape(done)[1] == len(contract.action)
 if len(sys.argv) > 2:

@@ -17,7 +17,7 @@ import pytest
 from prts_core.io.errors import ServeError
 from prts_core.serving.server import PolicyServer, ServerConfig
 from tests.fixtures.running_server import running
-from tests.serving.fake_policy import FakePolicy
+from tests.serving.fake_policy import FakePolicy, Held
 
 CAMERAS = ["observation.images.top=/top", "observation.images.wrist=/wrist"]
 
@@ -135,4 +135,26 @@ def test_the_first_chunk_that_fails_ends_the_node_with_the_reason(module, monkey
         node.starting.join(60)
         node.on_step()
         assert node.published == [] and "refused" in node.said[-2] and node.said[-1] == "timer cancelled"
+        node.destroy_node()
+
+
+def test_a_server_that_hangs_ends_the_commands_with_the_chunk(module, monkeypatch):
+    """The fake policy's actions may be displacements: the last one repeated would move the robot on."""
+    thinking = Held()
+    thinking.go_on.set()
+    with running(PolicyServer(thinking, ServerConfig(port=0))) as url:
+        monkeypatch.setattr(Node, "given", {"url": url, "prompt": "open it", "cameras": CAMERAS})
+        node = module.PolicyNode()
+        for topic, message in (("/top", picture(3)), ("/wrist", picture(4)), ("/joint_states", JOINTS)):
+            node.callbacks[topic](message)
+        node.stale_s = 600.0
+        node.on_step()
+        node.starting.join(60)
+        thinking.go_on.clear()
+        for _ in range(6):
+            if "timer cancelled" not in node.said:
+                node.on_step()
+        assert len(node.published) == 4, "a chunk has four rows"
+        assert "next one is not here" in node.said[-2] and node.said[-1] == "timer cancelled"
+        thinking.go_on.set()
         node.destroy_node()

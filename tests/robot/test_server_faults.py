@@ -65,7 +65,7 @@ def test_a_server_killed_and_restarted_mid_episode(port: int):
     """The robot holds its last action while nobody answers, and goes on by itself with what it sees then."""
     first = process(port)
     policy = OpenpiPolicy(f"ws://127.0.0.1:{port}", patience_s=60)
-    with ActionQueue(policy, CONTRACT.contract.control_hz, look_every=1) as queue:
+    with ActionQueue(policy, CONTRACT.contract.control_hz, look_every=1, when_starved="hold") as queue:
         queue.start(observation())
         until(lambda: queue.cadence.looks >= 2, queue)
         first.send_signal(signal.SIGKILL)
@@ -111,7 +111,7 @@ def test_a_hanging_server_ends_no_control_loop_before_its_patience():
     thinking.go_on.set()
     with (
         running(PolicyServer(thinking, ServerConfig(port=0))) as url,
-        ActionQueue(OpenpiPolicy(url, patience_s=0.2), 20.0, look_every=1) as queue,
+        ActionQueue(OpenpiPolicy(url, patience_s=0.2), 20.0, look_every=1, when_starved="hold") as queue,
     ):
         queue.start(observation())
         queue.policy.connection.client().timeout_s = 0.5

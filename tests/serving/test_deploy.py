@@ -16,7 +16,10 @@ import pytest
 from prts_core.cli import serve
 from prts_core.cli.main import main
 from prts_core.serving.recorder import CLOSE_S
-from prts_core.serving.service import ServerConfig
+from prts_core.serving.server import PolicyServer
+from prts_core.serving.service import GROOT, OPENPI, ServerConfig
+from tests.fixtures.running_server import running
+from tests.serving.fake_policy import FakePolicy
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,3 +84,16 @@ def test_the_container_runs_as_nobody_special_copies_what_is_there_and_holds_no_
         for name in line.split()[:-1]:
             assert (ROOT / name).exists(), name
     understood([word for line in re.findall(r"^(?:ENTRYPOINT|CMD) (.*)$", last, re.M) for word in json.loads(line)])
+
+
+def test_the_health_checks_of_the_containerfile_tell_whether_a_server_is_there(capsys):
+    """The one that stands there, of openpi's default port; and the one to change it to, of groot's or behind TLS."""
+    text = printed(capsys, "--print-containerfile")
+    (standing,) = re.findall(r"^HEALTHCHECK .*\n  CMD (.*)$", text, re.M)
+    (other,) = re.findall(r"^# CHANGE.*\n#   (python .*)$", text, re.M)
+    for words, port, protocol in ((json.loads(standing), "8000", OPENPI), (shlex.split(other), "PORT", GROOT)):
+        config = ServerConfig(protocols=(protocol,), port=0, groot_port=0)
+        with running(PolicyServer(FakePolicy(), config)) as address:
+            bound = [word.replace(port, address.rpartition(":")[2]) for word in words]
+            assert subprocess.run([sys.executable, *bound[1:]], capture_output=True).returncode == 0
+        assert subprocess.run([sys.executable, *bound[1:]], capture_output=True).returncode != 0

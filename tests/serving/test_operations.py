@@ -20,6 +20,7 @@ from prts_core.robot.openpi import PolicyClient
 from prts_core.serving.follow import follow
 from prts_core.serving.keys import Keys
 from prts_core.serving.server import PolicyServer, ServerConfig
+from prts_core.serving.service import PolicyService
 from prts_core.serving.versions import Version
 from tests.fixtures.running_server import running
 from tests.serving.fake_policy import FakePolicy, Held, observation
@@ -95,6 +96,25 @@ def test_health_turns_red_while_the_policy_hangs():
             policy.go_on.set()
         asking.join()
         assert get(url, "/healthz") == (200, "OK\n")
+
+
+def test_why_the_server_is_unwell_is_told_with_the_key_alone(monkeypatch: pytest.MonkeyPatch):
+    """The reason may quote a sidecar's log and its path; a probe needs the status."""
+    why = property(lambda service: "ended by SIGKILL: token=abc. Its log: /home/somebody/rldx.log")
+    monkeypatch.setattr(PolicyService, "unwell", why)
+    with running(PolicyServer(FakePolicy(), ServerConfig(port=0, api_key="long-enough"))) as url:
+        for path in ("/healthz", "/readyz"):
+            for key in ("", "a-wrong-key"):
+                status, told = get(url, path, key)
+                assert status == 503 and "token" not in told and "/state.json" in told
+            assert "token=abc" in get(url, path, "long-enough")[1]
+        assert "token=abc" in get(url, "/state.json", "long-enough")[1]  # the cure of what was withheld
+    with running(PolicyServer(FakePolicy(), ServerConfig(port=0))) as url:
+        assert "token=abc" in get(url, "/healthz")[1]
+        rebound = urllib.request.Request(url.replace("ws:", "http:") + "/healthz", headers={"Host": "evil.example"})
+        with pytest.raises(urllib.error.HTTPError, match="503") as found:
+            urllib.request.urlopen(rebound, timeout=60)
+        assert b"token" not in found.value.read()
 
 
 def test_ready_is_not_said_to_one_client_too_many():

@@ -128,6 +128,27 @@ def test_zeromqs_sessions_are_episodes_too(tmp_path: Path):
     assert sorted((row.session, row.length) for row in found) == [("groot:a", 2), ("groot:b", 2)]
 
 
+def test_metadata_are_written_ever_more_seldom_as_a_dataset_grows(tmp_path: Path, monkeypatch):
+    """And what the recorder knows of its size without looking is what lies there."""
+    told, real = [], served_dataset.finish
+
+    def finish(layout, records, *more):
+        told.append(len(records))
+        real(layout, records, *more)
+
+    monkeypatch.setattr(served_dataset, "finish", finish)
+    serving = recording(tmp_path)
+    with running(serving) as url, PolicyClient(url) as robot:
+        for number in range(38):
+            for step in (0, 1):
+                robot.infer(seen(1, prompt=f"open it {number % 3}"), step=step, reset=step == 0)
+    assert told[:18] == [*range(1, 17), 18, 20] and told[-1] == 38 and len(told) < 30
+    dataset = sound(tmp_path / "steps")
+    assert list(dataset.lengths) == [2] * 38 and len(dataset.tasks) == 3
+    there = sum(file.stat().st_size for file in (tmp_path / "steps").rglob("*") if file.is_file())
+    assert serving.service.recorder._datasets["steps"].size == there
+
+
 # ---- it is a source ------------------------------------------------------------------------------------------------
 def test_what_was_recorded_is_the_dataset_of_a_recipe_and_goes_on_after_a_restart(tmp_path: Path):
     from prts_core.cli.main import main
@@ -193,6 +214,31 @@ def test_a_thread_that_is_too_slow_loses_looks_and_no_request(tmp_path: Path, mo
             robot.infer(seen(step), step=step)
     lengths = list(sound(tmp_path / "steps").lengths)
     assert lengths[-1] == 2 and sum(lengths) <= 7  # the hole has ended the first
+
+
+def test_an_episode_ends_at_the_look_that_was_dropped_and_not_at_one_before_it(tmp_path: Path, monkeypatch):
+    """Looks that waited when one was dropped lie before the hole; the one that is taken next lies behind it."""
+    began, go_on, real = threading.Event(), threading.Event(), recorder.OpenEpisode
+
+    def slow(*given):
+        began.set()
+        assert go_on.wait(60)
+        return real(*given)
+
+    monkeypatch.setattr(recorder, "OpenEpisode", slow)
+    serving = recording(tmp_path, held_bytes=3 * 2 * 8 * 8 * 3)
+    with running(serving) as url, PolicyClient(url) as robot:
+        robot.infer(seen(0), step=0)
+        assert began.wait(60)  # with it the thread is busy: three more may wait
+        for step in (1, 2, 3, 4):
+            robot.infer(seen(step), step=step)
+        go_on.set()
+        until = time.monotonic() + 60
+        while serving.service.recorder._waiting.bytes and time.monotonic() < until:
+            time.sleep(0.02)
+        for step in (5, 6):
+            robot.infer(seen(step), step=step)
+    assert list(sound(tmp_path / "steps").lengths) == [4, 2]
 
 
 def test_a_disk_that_is_full_stops_recording_alone(tmp_path: Path, monkeypatch, caplog):

@@ -125,6 +125,7 @@ def test_flags_that_do_not_go_together_are_told(package, capsys):
         (["--curve-clients", "clients"], "CURVE needs the server's own key"),
         (["--record", "served", "--record-max-gb", "0"], "--record-max-gb"),
         (["--max-rate", "-1"], "--max-rate"),
+        (["--canary", "0.5"], "Field: --canary. Found: 0.5. Cure: say with --follow"),
     ):
         assert main(["serve", "--model", str(package), *words]) == 1
         assert told in " ".join(capsys.readouterr().err.split())

@@ -188,6 +188,21 @@ def test_refusals_and_health_are_those_of_the_live_server():
             urllib.request.urlopen(health + "/metrics", timeout=60)
 
 
+def test_what_is_no_robot_takes_none_of_the_live_servers_places():
+    """A browser's GET, and a handshake that fails after the live server has been asked."""
+    serving = PolicyServer(FakePolicy(), ServerConfig(port=0, max_clients=2))
+    with running(serving) as live, accompanied(shadow_of(FakePolicy()), live) as url:
+        for _ in range(3):
+            with pytest.raises(urllib.error.HTTPError, match="426"):
+                urllib.request.urlopen(url.replace("ws:", "http:") + "/favicon.ico", timeout=60)
+            half = urllib.request.Request(url.replace("ws:", "http:"), headers={"Upgrade": "websocket"})
+            with pytest.raises(urllib.error.HTTPError, match="426"):
+                urllib.request.urlopen(half, timeout=60)
+            reached(lambda: serving.clients == 0)
+        with PolicyClient(url) as robot:
+            assert robot.infer(observation())["actions"].shape == (4, 2)
+
+
 def test_a_live_server_that_is_gone_is_told():
     with running(PolicyServer(FakePolicy(), ServerConfig(port=0))) as live:
         pass

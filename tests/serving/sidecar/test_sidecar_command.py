@@ -103,7 +103,10 @@ def test_faults_are_told_before_anything_is_started(words, capsys, monkeypatch, 
     assert "--dry-run" in refused("serve", "--model", "m", "--dry-run")
     assert "no units" in refused("serve", "--sidecar", "rldx")
     assert "--sidecar-script" in refused("serve", "--sidecar", "rldx", "--dry-run", "--sidecar-python", sys.executable)
-    assert "--value" in refused(*words, "--value")
+    for given in (("--quantization", "nf4"), ("--embodiment-tag", "T"), ("--sidecar-trust",), ("--image-size", "8x8")):
+        assert f"Field: {given[0]}." in refused("serve", "--model", "m", *given)
+    for given in (("--value",), ("--require-signature", "keys.pem"), ("--devices", "cuda:0,cuda:1")):
+        assert f"Field: {given[0]}." in refused(*words, *given)
     assert "HEIGHTxWIDTH" in refused(*words, "--image-size", "256")
     assert "0.0.0.0" in refused(*words, "--host", "0.0.0.0")
     missing = [word.replace("policy_contract.json", "nowhere.json") for word in words]
