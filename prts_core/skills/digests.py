@@ -108,7 +108,10 @@ def verify_listed(
     *,
     but_records: bool = False,
 ) -> None:
-    """Hold a folder against path -> digest, which came from `where`. unlisted: names that are in no list."""
+    """Hold a folder against path -> digest, which came from `where`. unlisted: names that are in no list.
+
+    CheckpointError for a file that is missing, changed or not listed, and for a link to a folder.
+    """
     for name in files:
         inner = PurePosixPath(name)
         if inner.is_absolute() or ".." in inner.parts:  # a list from outside must not make us read elsewhere
@@ -124,6 +127,15 @@ def verify_listed(
                 found=found,
                 expected=digest,
                 cure=RESTORE,
+            )
+    for path in folder.rglob("*"):  # which does not enter a linked folder, while whoever loads the package does
+        if path.is_symlink() and path.is_dir():
+            raise CheckpointError(
+                "A package has a link to a folder, where files could lie that its list of digests does not have",
+                file=path,
+                found=path.readlink(),
+                expected="a folder; links to files are allowed",
+                cure="put the folder itself in the link's place, or " + RESTORE,
             )
     present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     extra = sorted(

@@ -126,6 +126,25 @@ def test_weights_that_a_signature_would_not_cover_are_not_found(tmp_path: Path, 
         verify_package(package, key.parent)
 
 
+@pytest.mark.parametrize("extra", ["alarm.json", None])
+def test_a_linked_folder_hides_no_file_and_a_linked_file_is_one(package: Path, key: Path, extra: str | None):
+    sign(package, key)
+    inner, elsewhere = package / "weights", package.parent / "elsewhere"
+    shutil.move(inner / "model.safetensors", elsewhere)
+    (inner / "model.safetensors").symlink_to(elsewhere)  # as in the hub's cache
+    verify_package(package, key.parent)
+    inner.rename(package.parent / "copy")
+    inner.symlink_to(package.parent / "copy")
+    if extra is not None:
+        (inner / extra).write_text("{}")
+    with pytest.raises(CheckpointError, match=r"link to a folder.*weights.*put the folder itself"):
+        verify_package(package, key.parent)
+    inner.unlink()
+    (package.parent / "copy").rename(inner)
+    if extra is None:
+        verify_package(package, key.parent)  # the cure
+
+
 def test_a_record_of_another_policy_or_an_edited_one_is_not_signed(package: Path, key: Path):
     (package / "weights" / "model.safetensors").write_bytes(b"another policy")
     with pytest.raises(PrtsError, match="belongs to another package"):
