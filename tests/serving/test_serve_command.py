@@ -31,7 +31,8 @@ sys.path.insert(0, {root!r})
 from prts_core.contract import PolicyContract
 from tests.serving.fake_policy import FakePolicy
 policy = types.ModuleType("prts_core.policy.policy")
-policy.load_policy = lambda folder, dtype: FakePolicy(
+policy.policy_digest = None  # only of a policy folder, which none of these tests serves
+policy.load_policy = lambda folder, dtype, device: FakePolicy(
     PolicyContract.load(folder / "policy_contract.json"), dtype={{"auto": "fp32"}}.get(dtype, dtype)
 )
 sys.modules["prts_core.policy.policy"] = policy
