@@ -327,6 +327,19 @@ def test_a_policy_that_nobody_has_timed_here_is_timed_at_its_promotion(plan, out
     assert made["package"].content_digest == version.tags["prts.content_digest"]
 
 
+def test_a_policy_that_was_timed_on_another_device_of_this_machine_is_timed_again(plan, outputs, tmp_path, monkeypatch):
+    plan = named(plan, "devices")
+    monkeypatch.setattr("tests.fixtures.toy_package.hardware", lambda: "another device")
+    make(plan, outputs, "w1", outcomes(118), chunk_ms=100.02)
+    policy = load_policy(write_policy(tmp_path / "policy", MODEL))
+    monkeypatch.setattr("prts_core.policy.policy.load_policy", lambda folder: policy)
+    assert register(plan, outputs)["verdict"]["promote"], "too slow there says nothing of here"
+    version = client(outputs).get_model_version("devices", "1")
+    found = [json.loads(text) for name, text in version.tags.items() if name.startswith(latency.TAG)]
+    assert {one["device"].rpartition(", ")[0] for one in found} == {"another device", latency.hardware()}
+    assert {one["machine"] for one in found} == {platform.node()}
+
+
 @pytest.mark.parametrize(
     "damage, told",
     [
