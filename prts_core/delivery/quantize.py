@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
 import torch
 
 from prts_core.config.schema import OWN_BENCHMARK
@@ -36,6 +37,8 @@ from prts_core.policy.quantized import BACKBONE, FILE, Scheme, held_bytes, matri
 from prts_core.skills.manifest import read_manifest
 from prts_core.store.views import viewed
 from prts_core.text import prompt
+from prts_core.value.alarm import FILE as ALARM
+from prts_core.value.alarm_calibration import alarm_of
 
 if TYPE_CHECKING:
     from prts_core.config.load import RunPlan
@@ -98,8 +101,8 @@ def quantize_policy(folder: Path, out: Path, scheme: Scheme) -> None:
 def action_errors(
     full: Policy, small: Policy, dataset: LeRobotDataset, rows: int = ROWS
 ) -> tuple[dict[str, ActionError], int]:
-    """(differences of the chunks that both give for `rows` observations, spread over the held-out episodes; how many
-    were compared: episodes need not divide `rows`, nor be long enough)."""
+    """(differences of the chunks that both give for about `rows` observations, spread over the held-out episodes; how
+    many were compared: episodes need not divide `rows`, nor be long enough)."""
     contract, episodes = full.contract.contract, dataset.episodes("heldout")
     if not episodes:
         raise DataError("The dataset holds no episode out", file=dataset.root, cure="set source.heldout_episodes")
@@ -196,6 +199,10 @@ def _quantize(
         tasks=manifest.evaluated_tasks,
         sentences=tuple(row["instruction"] for row in report["tasks"].values()),
     )
+    # The alarm of full precision is no alarm of this package: it holds for values like those it was calibrated on.
+    alarm, _ = alarm_of(pl.read_parquet(result_folder / "episodes.parquet"))
+    if alarm is None:
+        say("the package has no alarm: too few of its episodes with values succeeded to calibrate one")
     with new_folder(out) as partial:
         write_package(
             small,
@@ -203,6 +210,6 @@ def _quantize(
             terms,
             benchmark=report,
             episodes_digest=digest_of(ours),
-            reports={REPORT: price.to_json()},
+            reports={REPORT: price.to_json()} | ({} if alarm is None else {ALARM: alarm.to_json()}),
         )
     return price

@@ -25,11 +25,12 @@ from prts_core.policy.policy import load_policy, policy_digest
 from prts_core.sim.suites.metaworld.spec import suites
 from prts_core.skills.evaluations import read_evaluations
 from prts_core.skills.manifest import read_manifest
+from prts_core.value.alarm import read_alarm
 from tests.delivery.test_packaging import TERMS, report
 from tests.fixtures.smoke_run import RECIPE
 from tests.fixtures.tiny_network import MODEL
 from tests.fixtures.tiny_policy import write_policy
-from tests.stages.test_value_alarm import episodes as valued
+from tests.value.test_alarm_calibration import episodes as valued
 
 
 def episodes(successes: int, n: int = 200) -> pl.DataFrame:
@@ -117,6 +118,17 @@ def test_two_who_quantise_one_package_do_so_one_after_the_other(quantize: Callab
 
     price = quantize("small", measured, [])
     assert price.rows == 8 == read_json(tmp_path / "small" / REPORT)["rows"]
+
+
+def test_a_quantised_package_has_an_alarm_of_its_own_values_or_says_that_it_has_none(
+    quantize: Callable[..., Price], tmp_path: Path
+):
+    for out, successes, told in (("with", 150, None), ("without", 20, "no alarm")):
+        said: list[str] = []
+        quantize(out, lambda _, f, n=successes: benchmarked(n, 40).write_parquet(f / "episodes.parquet"), said)
+        found = read_alarm(resolve(str(tmp_path / out)).folder)
+        assert (None if found is None else found.episodes) == (100 if told is None else None)
+        assert any("no alarm" in text for text in said) == (told is not None)
 
 
 @pytest.mark.slow
