@@ -40,7 +40,7 @@ def finished(plan: RunPlan, outputs: Path) -> bool:
     registered = report.registration(plan, outputs)
     if registered is None or any(result is None for result in found.values()):
         return False
-    recorded = read_json(registered).get("package_digest")
+    recorded = read_json(registered).get("content_digest")
     return recorded == found["package", None].content_digest  # type: ignore[union-attr]
 
 

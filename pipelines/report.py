@@ -68,7 +68,7 @@ def write(plan: RunPlan, outputs: Path) -> Path:
     value = _json(manifests["value", None], outputs)
     taught = manifests.get(("subtask", None))
     said = {} if taught is None else _json(taught, outputs)["heldout"] or {}
-    package, model = manifests["package", None], read_json(registered)
+    model = read_json(registered)
     seconds = dict.fromkeys((stage for stage, _ in found), 0.0)
     for (stage, _), manifest in manifests.items():
         seconds[stage] += float(load_provenance(outputs, manifest).get("seconds", 0.0))
@@ -85,7 +85,7 @@ def write(plan: RunPlan, outputs: Path) -> Path:
         "model_uri": model["model_uri"],
         "aliases": model["aliases"],
         "verdict": model["verdict"]["reason"],
-        "package_digest": package.content_digest,
+        "package_digest": model["package_digest"],
         "policy_digest": benchmark["policy_digest"],
         "dataset_digests": {p: m.content_digest for (s, p), m in manifests.items() if s == "convert"},
         "skipped": skipped,

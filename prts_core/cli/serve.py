@@ -269,7 +269,7 @@ def _serve(args: argparse.Namespace, stack: contextlib.ExitStack) -> int:
             digest = policy_digest(folder)
             return loaded(digest[7:19], folder, digest), None
         found = resolve(reference, args.outputs, args.require_signature)
-        return loaded(found.version or found.package_digest[7:19], found.policy, found.package_digest), found.budget_ms
+        return loaded(found.version or found.content_digest[7:19], found.policy, found.package_digest), found.budget_ms
 
     if args.sidecar:
         version, budget = stack.enter_context(serve_sidecar.opened(args, config)), None

@@ -24,6 +24,7 @@ from prts_core.skills.rules import over_budget
 from prts_core.tracking.store import client
 
 if TYPE_CHECKING:
+    import torch
     from mlflow.entities.model_registry import ModelVersion
 
     from prts_core.policy.policy import Policy
@@ -72,14 +73,18 @@ def measure(policy: Policy, budget_ms: float, sentence: str = "pick up the cube"
             break
     warm = took[WARM_UP:]
     p50, p95, p99 = (round(float(np.percentile(warm, q)), 2) for q in (50, 95, 99))
-    return Latency(p50, p95, p99, len(warm), platform.node(), f"{_device(policy)}, {policy.dtype}", budget_ms)
+    return Latency(p50, p95, p99, len(warm), platform.node(), f"{hardware(policy.device)}, {policy.dtype}", budget_ms)
 
 
-def _device(policy: Policy) -> str:
-    if policy.device.type == "cuda":
+def hardware(device: torch.device | None = None) -> str:
+    """The name of a device of this machine, or of the one that policies are loaded onto; as `Latency.device` begins."""
+    from prts_core.policy.policy import resolve_device
+
+    where = resolve_device(device)
+    if where.type == "cuda":
         import torch
 
-        return torch.cuda.get_device_name(policy.device)
+        return torch.cuda.get_device_name(where)
     return platform.processor() or platform.machine()
 
 
@@ -91,19 +96,20 @@ def tags_of(provenance: dict[str, Any]) -> dict[str, str]:
 
 
 def too_slow(outputs: Path, version: ModelVersion) -> str:
-    """The machine on which a registered policy is slower than its budget, or "": this one, measured now where nobody
-    has before. Where there is no torch, and so nobody serves, a measurement of elsewhere counts.
+    """The machine on which a registered policy is slower than its budget, or "": this one, on the device that policies
+    are loaded onto, measured now where nobody has before. Where there is no torch, and so nobody serves, what was
+    measured on another device counts, of this machine if there is one.
 
     Raises CheckpointError for a damaged package.
     """
-    known = {name: json.loads(text) for name, text in version.tags.items() if name.startswith(TAG)}
-    here = known.get(_name(platform.node()))
-    if here is not None:
-        measured = [Latency(**here)]
-    elif importlib.util.find_spec("torch") is None:
-        measured = [Latency(**one) for one in known.values()]
+    known = [Latency(**json.loads(text)) for name, text in version.tags.items() if name.startswith(TAG)]
+    here = [one for one in known if one.machine == platform.node()]
+    if importlib.util.find_spec("torch") is None:
+        measured = here or known
     else:
-        measured = [_measure_version(outputs, version)]
+        device = hardware()  # by what is told, not by the tag's name: that was of the machine alone once
+        measured = [one for one in here if one.device.rpartition(", ")[0] == device]
+        measured = measured or [_measure_version(outputs, version)]
     return next((one.machine for one in measured if one.over), "")
 
 
@@ -118,8 +124,5 @@ def _measure_version(outputs: Path, version: ModelVersion) -> Latency:
 
 
 def _tag(measured: Latency) -> dict[str, str]:
-    return {_name(measured.machine): canonical_json(asdict(measured))}
-
-
-def _name(machine: str) -> str:
-    return TAG + digest_value(machine)[7:15]
+    name = TAG + digest_value([measured.machine, measured.device])[7:15]
+    return {name: canonical_json(asdict(measured))}

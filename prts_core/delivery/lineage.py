@@ -119,7 +119,7 @@ def trace(reference: str, outputs: Path, verify: bool = False) -> Lineage:
         model = {
             "model_uri": f"models:/{version.name}/{version.version}",
             "aliases": ", ".join(f"@{a}" for a in sorted(version.aliases or [])),
-            "package_digest": version.tags.get("prts.package_digest", ""),
+            "content_digest": registry.content_digest_of(version),
             "success_rate": "" if own is None else f"{own.rate.estimate:.4f}",
             "mlflow_run": version.run_id or "",
             "dagster_run": version.tags.get("dagster.run_id", ""),
@@ -127,7 +127,7 @@ def trace(reference: str, outputs: Path, verify: bool = False) -> Lineage:
         }
     else:
         key, root, content = records.package(Path(reference).expanduser())
-        model = {"folder": reference, "package_digest": content}
+        model = {"folder": reference, "content_digest": content}
 
     steps: dict[str, Step] = {}
     waiting = [("package", key, root)]

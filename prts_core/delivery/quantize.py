@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
 import torch
 
 from prts_core.config.schema import OWN_BENCHMARK
@@ -26,6 +27,7 @@ from prts_core.delivery.skill_manifest import Terms
 from prts_core.delivery.suite_results import digest_of
 from prts_core.io.errors import CheckpointError, ConfigError, DataError
 from prts_core.io.files import new_folder, read_json, write_json
+from prts_core.io.locks import locked
 from prts_core.io.tensors import load_sharded
 from prts_core.models.prts import PrtsModel
 from prts_core.policy.observation import STATE
@@ -35,6 +37,8 @@ from prts_core.policy.quantized import BACKBONE, FILE, Scheme, held_bytes, matri
 from prts_core.skills.manifest import read_manifest
 from prts_core.store.views import viewed
 from prts_core.text import prompt
+from prts_core.value.alarm import FILE as ALARM
+from prts_core.value.alarm_calibration import alarm_of
 
 if TYPE_CHECKING:
     from prts_core.config.load import RunPlan
@@ -56,8 +60,8 @@ class ActionError:
 
 @dataclass(frozen=True)
 class Price:
-    """What quantisation costs and saves. errors: by the name of the action's dimension. full_bytes, bytes: of all
-    weights as they are held in memory. verdict: the gate's on the recipe's benchmark."""
+    """What quantisation costs and saves. errors: by the name of the action's dimension, over `rows` observations.
+    full_bytes, bytes: of all weights as they are held in memory. verdict: the gate's on the recipe's benchmark."""
 
     scheme: Scheme
     errors: dict[str, ActionError]
@@ -94,15 +98,19 @@ def quantize_policy(folder: Path, out: Path, scheme: Scheme) -> None:
     write_json(out / FILE, {"scheme": scheme, "backbone": list(BACKBONE), "head": "bf16"})
 
 
-def action_errors(full: Policy, small: Policy, dataset: LeRobotDataset, rows: int = ROWS) -> dict[str, ActionError]:
-    """Differences of the chunks that both give for `rows` observations, spread over the held-out episodes."""
+def action_errors(
+    full: Policy, small: Policy, dataset: LeRobotDataset, rows: int = ROWS
+) -> tuple[dict[str, ActionError], int]:
+    """(differences of the chunks that both give for about `rows` observations, spread over the held-out episodes; how
+    many were compared: episodes need not divide `rows`, nor be long enough)."""
     contract, episodes = full.contract.contract, dataset.episodes("heldout")
     if not episodes:
         raise DataError("The dataset holds no episode out", file=dataset.root, cure="set source.heldout_episodes")
-    each, found = -(-rows // len(episodes)), []
+    each, found, compared = -(-rows // len(episodes)), [], 0
     for episode in episodes[:rows]:
         length = len(dataset.states(episode))
         places = np.unique(np.linspace(0, length - 1, min(each, length)).round().astype(int))
+        compared += len(places)
         for start in range(0, len(places), AT_ONCE):
             part = places[start : start + AT_ONCE]
             seen = {c.key: dataset.frames(episode, c.key, part.tolist()) for c in contract.cameras}
@@ -111,12 +119,13 @@ def action_errors(full: Policy, small: Policy, dataset: LeRobotDataset, rows: in
             found.append(np.abs(full.act(*asked) - small.act(*asked)).reshape(-1, len(contract.action)))
     errors, statistics = np.concatenate(found), full.processor.statistics.action
     width = np.maximum(statistics.q99 - statistics.q01, 1e-6)
-    return {
+    by_dimension = {
         dimension.name: ActionError(
             *(round(float(x), 6) for x in (errors[:, i].mean(), errors[:, i].max(), errors[:, i].mean() / width[i]))
         )
         for i, dimension in enumerate(contract.action)
     }
+    return by_dimension, compared
 
 
 def quantize_package(
@@ -141,12 +150,26 @@ def quantize_package(
             cure=f"run `prts convert --config {plan.path}`",
         )
     work = outputs / "quantize" / policy_digest(package.policy)[7:19]
+    waiting = "this package is being quantised by somebody else: waiting until that is done"
+    with locked(work / ".lock", on_wait=lambda: say(waiting)):
+        return _quantize(plan, package, scheme, out, outputs, LeRobotDataset.open(convert.folder(outputs)), work, say)
+
+
+def _quantize(
+    plan: RunPlan,
+    package: ResolvedModel,
+    scheme: Scheme,
+    out: Path,
+    outputs: Path,
+    dataset: LeRobotDataset,
+    work: Path,
+    say: Callable[[str], None],
+) -> Price:
     small = work / scheme / "policy"
     shutil.rmtree(small, ignore_errors=True)
     quantize_policy(package.policy, small, scheme)
     full_policy, small_policy = load_policy(package.policy), load_policy(small)
-    dataset = LeRobotDataset.open(convert.folder(outputs))
-    errors = action_errors(full_policy, small_policy, dataset)
+    errors, rows = action_errors(full_policy, small_policy, dataset)
     sizes = held_bytes(full_policy.model), held_bytes(small_policy.model)
     dtype = full_policy.dtype
     del full_policy, small_policy  # before simulators want the memory
@@ -157,7 +180,7 @@ def quantize_package(
     measure_version(plan, OWN_BENCHMARK, small, outputs, result_folder, say, "bf16")
     theirs, ours = (gate.policy_episodes(f / "episodes.parquet") for f in (work / dtype, result_folder))
     verdict = gate.decide(ours, theirs, plan.recipe.register.margin, None)
-    price = Price(scheme, errors, ROWS, *sizes, verdict)
+    price = Price(scheme, errors, rows, *sizes, verdict)
     write_json(work / scheme / "price.json", price.to_json())
     if price.against:
         raise ConfigError(
@@ -176,6 +199,10 @@ def quantize_package(
         tasks=manifest.evaluated_tasks,
         sentences=tuple(row["instruction"] for row in report["tasks"].values()),
     )
+    # The alarm of full precision is no alarm of this package: it holds for values like those it was calibrated on.
+    alarm, _ = alarm_of(pl.read_parquet(result_folder / "episodes.parquet"))
+    if alarm is None:
+        say("the package has no alarm: too few of its episodes with values succeeded to calibrate one")
     with new_folder(out) as partial:
         write_package(
             small,
@@ -183,6 +210,6 @@ def quantize_package(
             terms,
             benchmark=report,
             episodes_digest=digest_of(ours),
-            reports={REPORT: price.to_json()},
+            reports={REPORT: price.to_json()} | ({} if alarm is None else {ALARM: alarm.to_json()}),
         )
     return price

@@ -26,7 +26,7 @@ from prts_core.delivery.suite_results import SuiteResult, result_of, results_of,
 from prts_core.io.errors import StageError
 from prts_core.io.files import link_or_copy, read_json, write_json
 from prts_core.io.locks import locked
-from prts_core.skills.digests import SIGNATURE
+from prts_core.skills.digests import SIGNATURE, read_digests
 from prts_core.skills.manifest import read_manifest
 from prts_core.skills.signature import sign
 from prts_core.store.manifest import Manifest
@@ -115,7 +115,8 @@ def register_package(
             "version": number,
             "aliases": sorted(store.get_model_version(name, number).aliases or []),
             "verdict": decision.to_json(),
-            "package_digest": package.content_digest,
+            "package_digest": version.tags["prts.package_digest"],
+            "content_digest": package.content_digest,
             "contract_fingerprint": version.tags["prts.contract_fingerprint"],
         }
         write_json(folder / f"{plan.recipe.name}.json", made)
@@ -140,7 +141,8 @@ def _version(name: str, package: Manifest, benchmark: Manifest, context: Context
     result = result_of(report, policy_episodes(episodes))
     store = client(context.outputs)
     tags = {
-        "prts.package_digest": package.content_digest,
+        "prts.package_digest": read_digests(folder).package_digest,
+        "prts.content_digest": package.content_digest,
         "prts.manifest_digest": package.digest,
         "prts.key": package.key,
         "prts.benchmark_digest": benchmark.digest,
@@ -201,7 +203,7 @@ def _logged_model(
 
     experiment, run_id = experiment_id(context.outputs, context.recipe), _run_id(context, package)
     found = store.search_logged_models(
-        [experiment], filter_string=f"tags.`prts.package_digest` = '{package.content_digest}'", max_results=1
+        [experiment], filter_string=f"tags.`prts.content_digest` = '{package.content_digest}'", max_results=1
     )
     if found:
         model = found[0]
@@ -210,7 +212,7 @@ def _logged_model(
             experiment,
             name=context.recipe,
             source_run_id=run_id,
-            tags={"prts.package_digest": package.content_digest, "prts.manifest_digest": package.digest},
+            tags={"prts.content_digest": package.content_digest, "prts.manifest_digest": package.digest},
             params={"chunk_length": str(contract.chunk_length), "embodiment_tag": contract.embodiment_tag},
             model_type="policy",
         )

@@ -50,9 +50,15 @@ def is_reference(text: str) -> bool:
     return text.startswith("models:")
 
 
-def find_version(store: MlflowClient, name: str, package_digest: str) -> ModelVersion | None:
+def content_digest_of(version: ModelVersion) -> str:
+    """The digest over every file of a registered package; "" where the version has none."""
+    tags = version.tags  # versions of before have no content_digest, and this under the other name
+    return str(tags.get("prts.content_digest") or tags.get("prts.package_digest", ""))
+
+
+def find_version(store: MlflowClient, name: str, content_digest: str) -> ModelVersion | None:
     """The registered version of `name` that holds the package with this digest; the newest of several."""
-    found = [v for v in versions(store, name) if v.tags.get("prts.package_digest") == package_digest]
+    found = [v for v in versions(store, name) if content_digest_of(v) == content_digest]
     return max(found, key=lambda v: int(v.version), default=None)
 
 

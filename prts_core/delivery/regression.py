@@ -156,7 +156,7 @@ def _regress(
     from prts_core.policy.policy import resolve_dtype  # brings torch, which Dagster's page does without
 
     precision = resolve_dtype(dtype)
-    whose = version.tags.get("prts.package_digest", "")[7:15]  # version 1 of another registry is another policy
+    whose = registry.content_digest_of(version)[7:15]  # version 1 of another registry is another policy
     place = (
         f"{attempt}-{precision}-{whose}" if again else f"recorded-{episodes.protocol_digest[7:15]}-{precision}-{whose}"
     )

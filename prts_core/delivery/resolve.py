@@ -11,7 +11,6 @@ from pathlib import Path
 
 from prts_core.delivery.verify import Verified, is_package, verify_package
 from prts_core.io.errors import CheckpointError
-from prts_core.io.files import digest_value
 from prts_core.io.hub import local_folder
 from prts_core.skills.digests import SIGNATURE
 from prts_core.skills.fetch import HUB, SKILL, fetch_package, hub_source
@@ -25,13 +24,16 @@ CONTRACT = "policy_contract.json"  # what every policy folder of ours has
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """A verified package. policy: the folder to load, as a rule the package's own. package_digest: over the package,
-    and its weights where they lie elsewhere. budget_ms: for a chunk. version: of the registered model, if it is one."""
+    """A verified package. policy: the folder to load, as a rule the package's own. package_digest: what records of
+    evaluations name it by. content_digest: over every file but the signature, as the store and the registry have it;
+    the list of digests is among them, and so are weights that lie elsewhere. budget_ms: for a chunk. version: of the
+    registered model, if it is one."""
 
     reference: str
     folder: Path
     policy: Path
     package_digest: str
+    content_digest: str
     budget_ms: float
     version: str | None = None
 
@@ -56,7 +58,7 @@ def resolve(reference: str, outputs: Path = Path("outputs"), trusted: Path | Non
     else:
         folder = Path(reference).expanduser()
     found = verify_package(folder, trusted)
-    return ResolvedModel(reference, folder, _policy(found), _digest(found), found.budget_ms)
+    return ResolvedModel(reference, folder, _policy(found), found.package_digest, _content(folder), found.budget_ms)
 
 
 def _registered(reference: str, outputs: Path, trusted: Path | None) -> ResolvedModel:
@@ -66,8 +68,7 @@ def _registered(reference: str, outputs: Path, trusted: Path | None) -> Resolved
     version = registry.resolve_version(client(outputs), reference)
     folder = registry.version_files(outputs, version, registry.PACKAGE)
     found = verify_package(folder, trusted)
-    digest = _tree(folder)
-    recorded = version.tags.get("prts.package_digest")
+    digest, recorded = _content(folder), registry.content_digest_of(version)
     if digest != recorded:
         raise CheckpointError(
             "A registered package is not the one that was registered",
@@ -76,7 +77,8 @@ def _registered(reference: str, outputs: Path, trusted: Path | None) -> Resolved
             expected=recorded,
             cure="run `prts register` again, or serve another version",
         )
-    return ResolvedModel(reference, folder, _policy(found), digest, found.budget_ms, str(version.version))
+    number = str(version.version)
+    return ResolvedModel(reference, folder, _policy(found), found.package_digest, digest, found.budget_ms, number)
 
 
 def _policy(found: Verified) -> Path:
@@ -91,12 +93,7 @@ def _policy(found: Verified) -> Path:
     return found.policy
 
 
-def _digest(found: Verified) -> str:
-    own = _tree(found.folder)
-    return digest_value([own, found.weights]) if found.weights else own
-
-
-def _tree(folder: Path) -> str:
+def _content(folder: Path) -> str:
     """One digest for a package, whoever signed it."""
     return tree_digest([file for file in list_files(folder) if file.path != SIGNATURE])
 

@@ -5,12 +5,12 @@ Asked before anything is loaded. It reads names and digests, of the present form
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from prts_core.delivery import older_package
 from prts_core.io.errors import CheckpointError
-from prts_core.skills.digests import verify_listed
+from prts_core.skills.digests import package_digest, verify_listed
 from prts_core.skills.manifest import FILE, read_manifest
 from prts_core.skills.signature import verify
 from prts_core.skills.weights import weights_folder
@@ -19,12 +19,12 @@ from prts_core.skills.weights import weights_folder
 @dataclass(frozen=True)
 class Verified:
     """A package that is whole. policy: where its weights lie, as a rule in its own folder. budget_ms: for a chunk.
-    weights: path -> digest of weights that lie on the hub; {} where they are the package's own."""
+    package_digest: what records of evaluations name it by."""
 
     folder: Path
     policy: Path
     budget_ms: float
-    weights: dict[str, str] = field(default_factory=dict)
+    package_digest: str
 
 
 def is_package(folder: Path) -> bool:
@@ -51,7 +51,7 @@ def verify_package(folder: Path, trusted: Path | None = None) -> Verified:
     if (folder / FILE).is_file():
         listed, manifest = verify(folder, trusted), read_manifest(folder)
         policy = weights_folder(manifest, folder) or folder
-        return Verified(folder, policy, manifest.latency_budget.per_chunk_ms, listed.weights)
+        return Verified(folder, policy, manifest.latency_budget.per_chunk_ms, listed.package_digest)
     if trusted is not None:
         raise CheckpointError(
             "A package of the form before rskill.yaml cannot be signed, and only signed ones are wanted",
@@ -60,4 +60,4 @@ def verify_package(folder: Path, trusted: Path | None = None) -> Verified:
         )
     older = older_package.read_older(folder)
     verify_listed(folder, older.files, folder / older_package.FILE, older_package.UNLISTED)
-    return Verified(folder, folder, older.latency_budget.per_chunk_ms)
+    return Verified(folder, folder, older.latency_budget.per_chunk_ms, package_digest(folder))

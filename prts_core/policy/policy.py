@@ -294,7 +294,7 @@ def load_policy(folder: Path, dtype: PolicyDtype = "auto", device: torch.device 
             )
         dtype = "bf16"
     processor = Processor.load(folder, config)
-    where = _device(device)
+    where = resolve_device(device)
     if where.type == "cuda":  # of the whole process: what stays in fp32 there stays for its digits, and TF32 has fewer
         torch.set_float32_matmul_precision("highest")
     model = load_network(folder, config, processor.tokenizer, processor.compat, _torch_dtype(dtype, where), where)
@@ -331,19 +331,19 @@ def untrained_policy(
     torch.manual_seed(seed)
     tokenizer = processor.tokenizer
     model = PrtsModel(config, len(tokenizer), tokenizer.id(prompt.IMAGE_PAD), processor.compat)
-    where = _device(device)
+    where = resolve_device(device)
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(where, _dtype_of(name, _torch_dtype(dtype, where)))
     return Policy(model.to(where), processor)
 
 
-def _device(device: torch.device | str | None) -> torch.device:
+def resolve_device(device: torch.device | str | None) -> torch.device:
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def resolve_dtype(dtype: PolicyDtype, device: torch.device | str | None = None) -> Literal["bf16", "fp32"]:
     """What a policy that is loaded so computes in, here."""
-    return "bf16" if dtype == "bf16" or (dtype == "auto" and _device(device).type == "cuda") else "fp32"
+    return "bf16" if dtype == "bf16" or (dtype == "auto" and resolve_device(device).type == "cuda") else "fp32"
 
 
 def _torch_dtype(dtype: PolicyDtype, device: torch.device) -> torch.dtype:

@@ -36,8 +36,13 @@ class Digests(Strict):
 def package_files(package: Path) -> list[Path]:
     """Every file of a package, in order; nothing whose name begins with a dot, and nothing Python has cached."""
     found = (path for path in package.rglob("*") if path.is_file())
-    parts = ((path.relative_to(package).parts, path) for path in found)
-    return sorted(path for names, path in parts if not any(n.startswith(".") or n == "__pycache__" for n in names))
+    return sorted(path for path in found if is_listed(PurePosixPath(path.relative_to(package))))
+
+
+def is_listed(name: PurePosixPath) -> bool:
+    """Whether a list of digests has a file, by its name in the package: no hidden one, which downloads leave behind.
+    Weights may therefore not be hidden."""
+    return not any(part.startswith(".") or part == "__pycache__" for part in name.parts)
 
 
 def folder_digests(folder: Path) -> dict[str, str]:
@@ -103,7 +108,10 @@ def verify_listed(
     *,
     but_records: bool = False,
 ) -> None:
-    """Hold a folder against path -> digest, which came from `where`. unlisted: names that are in no list."""
+    """Hold a folder against path -> digest, which came from `where`. unlisted: names that are in no list.
+
+    CheckpointError for a file that is missing, changed or not listed, and for a link to a folder.
+    """
     for name in files:
         inner = PurePosixPath(name)
         if inner.is_absolute() or ".." in inner.parts:  # a list from outside must not make us read elsewhere
@@ -120,11 +128,20 @@ def verify_listed(
                 expected=digest,
                 cure=RESTORE,
             )
+    for path in folder.rglob("*"):  # which does not enter a linked folder, while whoever loads the package does
+        if path.is_symlink() and path.is_dir():
+            raise CheckpointError(
+                "A package has a link to a folder, where files could lie that its list of digests does not have",
+                file=path,
+                found=path.readlink(),
+                expected="a folder; links to files are allowed",
+                cure="put the folder itself in the link's place, or " + RESTORE,
+            )
     present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     extra = sorted(
         name
         for name in present - set(files) - set(unlisted)
-        if not (but_records and is_record(PurePosixPath(name))) and _counts(PurePosixPath(name))
+        if not (but_records and is_record(PurePosixPath(name))) and is_listed(PurePosixPath(name))
     )
     if extra:
         raise CheckpointError(
@@ -133,8 +150,3 @@ def verify_listed(
             found=", ".join(extra[:8]),
             cure="remove them, or " + RESTORE,
         )
-
-
-def _counts(name: PurePosixPath) -> bool:
-    """Whether a file is looked at at all: nothing reads hidden ones, which downloads leave behind."""
-    return not any(part.startswith(".") or part == "__pycache__" for part in name.parts)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from prts_core.io.errors import CheckpointError
 from prts_core.io.hub import local_folder
-from prts_core.skills.digests import folder_digests
+from prts_core.skills.digests import folder_digests, is_listed
 from prts_core.skills.manifest import FILE, Manifest
 from prts_core.skills.manifest.weights import hub_parts
 
@@ -33,7 +33,8 @@ def weights_folder(manifest: Manifest, package: Path) -> Path | None:
     """The folder or file of the weights, fetched where they lie on the hub; none for a kind that has no weights.
 
     local:// is a path inside the package; what ends in the package's own name is the package itself, as packages from a
-    tree of packages say it. CheckpointError for a path that leaves the package or is not there.
+    tree of packages say it. CheckpointError for a path that leaves the package, is not there, or is hidden: a list of
+    digests has no hidden files, so that a signature would not cover them.
     """
     uri = manifest.weights_uri
     if uri is None:
@@ -41,19 +42,19 @@ def weights_folder(manifest: Manifest, package: Path) -> Path | None:
     named = hub_parts(uri)
     if named is not None:
         return hub_folder(*named)
-    inside = uri.removeprefix(LOCAL)
+    inside = PurePosixPath(uri.removeprefix(LOCAL))
     found = package / inside  # by its words: in the hub's cache a file is a link to where its bytes lie
-    if not Path(inside).is_absolute() and ".." not in Path(inside).parts:
+    if not inside.is_absolute() and is_listed(inside):  # ".." begins with a dot too
         if found.exists():
             return found
-        if Path(inside).name in (package.name, manifest.name.split("/")[1].removeprefix("rskill-")):
+        if inside.name in (package.name, manifest.name.split("/")[1].removeprefix("rskill-")):
             return package
     raise CheckpointError(
         "A skill's weights are not in its package",
         file=package / FILE,
         field="weights_uri",
         found=uri,
-        expected="a path inside the package, or hf://owner/repository@revision",
+        expected="a path inside the package without hidden names or __pycache__, or hf://owner/repository@revision",
         cure="put the weights into the package's folder, and `local://` and their name there into weights_uri",
     )
 

@@ -75,7 +75,7 @@ def _registered(reference: str, outputs: Path) -> str:
         if has_store(outputs):
             with registry.refusals(outputs, reference):
                 version = registry.resolve_version(client(outputs), reference)
-            return str(version.tags.get("prts.package_digest", ""))
+            return registry.content_digest_of(version)
     return ""
 
 
@@ -102,11 +102,11 @@ def start_policy(config: RlConfig, inputs: Mapping[str, Manifest], context: Stag
     if not is_reference(source):
         return policy_folder(str(fetch(context.pinned(RL_CHECKPOINT, source) or source)))
     found = resolve(source, context.outputs)
-    if found.package_digest != context.files.get(RL_CHECKPOINT):
+    if found.content_digest != context.files.get(RL_CHECKPOINT):
         raise StageError(
             "The name of a registered model means another package than when the stage began",
             field=RL_CHECKPOINT,
-            found=found.package_digest,
+            found=found.content_digest,
             expected=context.files.get(RL_CHECKPOINT),
             cure="run the same again",
         )

@@ -14,6 +14,7 @@ import yaml
 from prts_core.contract import Camera, Contract, Dimension, PolicyContract
 from prts_core.delivery.open_policy import open_policy
 from prts_core.delivery.packaging import write_package
+from prts_core.delivery.resolve import resolve
 from prts_core.delivery.skill_manifest import Terms, skill_manifest
 from prts_core.delivery.verify import verify_package
 from prts_core.io.errors import PrtsError
@@ -110,7 +111,7 @@ def test_a_package_acts_as_the_policy_does(package: Path, policy: Path):
 def test_its_result_is_that_of_the_benchmark_and_a_forged_one_is_found(package: Path, policy: Path, tmp_path: Path):
     record = read_evaluations(package)["metaworld"]
     assert record.results["metaworld/faucet-open_success_rate"] == 0.75
-    assert record.document["package_digest"] == package_digest(package)
+    assert record.document["package_digest"] == package_digest(package) == resolve(str(package)).package_digest
     assert record.eval_config["policy_digest"] == policy_digest(policy)
     path = package / "eval" / "metaworld.json"
     honest = path.read_text()

@@ -25,6 +25,7 @@ from prts_core.delivery.verify import verify_package
 from prts_core.io.errors import CheckpointError, StageError
 from prts_core.io.files import digest_file, read_json, write_json
 from prts_core.policy.policy import load_policy
+from prts_core.skills.digests import package_digest
 from prts_core.skills.signature import new_key
 from prts_core.tracking.store import client, tracking_uri
 from tests.fixtures import toy_package
@@ -53,13 +54,15 @@ def test_a_good_first_policy_becomes_champion_with_every_tag(plan, outputs):
     store = client(outputs)
     assert told == registration(outputs, "first")
     assert told["aliases"] == ["challenger", "champion"] and told["model_uri"] == "models:/first/1"
-    assert told["package_digest"] == made["package"].content_digest
+    digest = package_digest(made["package"].folder(outputs))
+    assert (told["package_digest"], told["content_digest"]) == (digest, made["package"].content_digest)
     assert told["verdict"]["promote"] and told["verdict"]["champion"] is None
     assert told["contract_fingerprint"] == CONTRACT.fingerprint
 
     version = registry.resolve_version(store, "models:/first@champion")
     assert (str(version.version), version.status) == ("1", "READY")
-    assert version.tags["prts.package_digest"] == made["package"].content_digest
+    assert version.tags["prts.package_digest"] == resolve("models:/first@champion", outputs).package_digest == digest
+    assert version.tags["prts.content_digest"] == made["package"].content_digest
     assert version.tags["prts.manifest_digest"] == made["package"].digest
     assert json.loads(version.tags["prts.parents"]) == made["package"].parents
     assert version.tags["prts.contract_fingerprint"] == CONTRACT.fingerprint
@@ -282,8 +285,20 @@ def test_a_registered_package_is_signed_whether_or_not_it_stands_already(plan, o
         resolve("models:/signed@champion", outputs, tmp_path / "keys")
     assert register(plan, outputs, key=tmp_path / "keys" / "me.pem")["version"] == "1"
     found = resolve("models:/signed@champion", outputs, tmp_path / "keys")
-    assert found.package_digest == made["package"].content_digest, "a signature is no part of what is signed"
+    assert found.content_digest == made["package"].content_digest, "a signature is no part of what is signed"
     assert not (made["package"].folder(outputs) / "signature.json").exists(), "results stay as they are"
+
+
+def test_a_version_that_has_its_contents_digest_as_package_digest_is_still_known(plan, outputs):
+    plan = named(plan, "before")
+    content = make(plan, outputs, "w1", outcomes(118))["package"].content_digest
+    store, digest = client(outputs), register(plan, outputs)["package_digest"]
+    store.delete_model_version_tag("before", "1", "prts.content_digest")
+    store.set_model_version_tag("before", "1", "prts.package_digest", content)
+    found = resolve("models:/before/1", outputs)
+    assert (found.package_digest, found.content_digest) == (digest, content)
+    told = register(plan, outputs)
+    assert (told["version"], told["package_digest"], told["content_digest"]) == ("1", digest, content)
 
 
 def test_a_policy_that_is_slower_here_than_its_budget_is_not_promoted(plan, outputs):
@@ -309,7 +324,20 @@ def test_a_policy_that_nobody_has_timed_here_is_timed_at_its_promotion(plan, out
     (here,) = (one for one in found if one["machine"] == "another machine")
     assert len(found) == 2 and 0 < here["p50_ms"] <= here["p95_ms"] <= here["p99_ms"] and here["repeats"] >= 10
     assert latency.too_slow(outputs, version) == "", "asked again, it is not measured again"
-    assert made["package"].content_digest == version.tags["prts.package_digest"]
+    assert made["package"].content_digest == version.tags["prts.content_digest"]
+
+
+def test_a_policy_that_was_timed_on_another_device_of_this_machine_is_timed_again(plan, outputs, tmp_path, monkeypatch):
+    plan = named(plan, "devices")
+    monkeypatch.setattr("tests.fixtures.toy_package.hardware", lambda: "another device")
+    make(plan, outputs, "w1", outcomes(118), chunk_ms=100.02)
+    policy = load_policy(write_policy(tmp_path / "policy", MODEL))
+    monkeypatch.setattr("prts_core.policy.policy.load_policy", lambda folder: policy)
+    assert register(plan, outputs)["verdict"]["promote"], "too slow there says nothing of here"
+    version = client(outputs).get_model_version("devices", "1")
+    found = [json.loads(text) for name, text in version.tags.items() if name.startswith(latency.TAG)]
+    assert {one["device"].rpartition(", ")[0] for one in found} == {"another device", latency.hardware()}
+    assert {one["machine"] for one in found} == {platform.node()}
 
 
 @pytest.mark.parametrize(

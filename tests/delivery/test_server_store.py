@@ -75,7 +75,7 @@ def test_a_server_takes_runs_models_and_gives_them_back(plan, server, tmp_path, 
     links = provenance(outputs, made["package"])["mlflow"]
     assert links["url"].startswith(server + "/#/experiments/") and "fault" not in links
     first = resolve("models:/remote/1", outputs)
-    assert first.package_digest == made["package"].content_digest and first.folder.is_relative_to(tmp_path / "cache")
+    assert first.content_digest == made["package"].content_digest and first.folder.is_relative_to(tmp_path / "cache")
     verify_package(first.folder)
     assert resolve("models:/remote/1", outputs).folder == first.folder  # downloaded once
     shutil.rmtree(tmp_path / "cache")  # ten servers on one home begin at once
@@ -83,13 +83,13 @@ def test_a_server_takes_runs_models_and_gives_them_back(plan, server, tmp_path, 
     old.mkdir(parents=True)
     os.utime(old, (0, 0))
     script = "import sys; from pathlib import Path; from prts_core.delivery.resolve import resolve\n"
-    script += "print(resolve('models:/remote/1', Path(sys.argv[1])).package_digest)"
+    script += "print(resolve('models:/remote/1', Path(sys.argv[1])).content_digest)"
     several = [
         subprocess.Popen([sys.executable, "-c", script, str(outputs)], stdout=subprocess.PIPE, text=True)
         for _ in range(4)
     ]
     told = [process.communicate(timeout=300)[0].strip() for process in several]
-    assert told == [first.package_digest] * 4 and not old.exists()
+    assert told == [first.content_digest] * 4 and not old.exists()
     assert not list((tmp_path / "cache/prts/models").glob(".*.partial"))
     champion = registry.version_of_alias(client(outputs), "remote", registry.CHAMPION)
     recorded = results_of(champion)["benchmark"]

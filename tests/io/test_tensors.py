@@ -42,6 +42,7 @@ def test_a_tensor_larger_than_a_shard_gets_its_own(tmp_path: Path) -> None:
     ("change", "words"),
     [
         (lambda m: m.update({"layer.0": "../elsewhere.safetensors"}), "something else than safetensors files"),
+        (lambda m: m.update({"layer.0": ".hidden.safetensors"}), "something else than safetensors files"),
         (lambda m: m.update({"layer.0": "model-00003-of-00003.safetensors"}), "not in their file 1: .*layer.0"),
         (lambda m: m.pop("layer.1"), "in no index 1: .*layer.1"),
         (lambda m: m.update({"layer.9": "gone.safetensors"}), "cannot be read"),

@@ -147,7 +147,8 @@ def stub(name: str):
 def stub_register(plan: RunPlan, outputs: Path, caller: dict[str, str] | None = None) -> dict[str, Any]:
     """What `chain.register` leaves behind, without a registry."""
     called("register -")
-    made = REGISTRATION | {"package_digest": chain.finished("package", plan, None, outputs).content_digest}
+    digest = chain.finished("package", plan, None, outputs).content_digest
+    made = REGISTRATION | {"package_digest": digest, "content_digest": digest}
     write_json(outputs / "registrations" / f"{plan.recipe.name}.json", made)
     return made
 

@@ -11,6 +11,7 @@ import pytest
 
 from prts_core.config.load import load_plan
 from prts_core.io.files import read_json
+from prts_core.skills.digests import package_digest
 from prts_core.stages import chain, declarations
 from prts_core.store.run_stage import load_provenance
 
@@ -67,4 +68,4 @@ def test_dvc_repro_then_dagster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     report = read_json(outputs / "demo" / "report.json")
     assert report["model_uri"] == "models:/prts-smoke/1"
     assert set(report["tasks"]) == {"faucet-open", "faucet-close"}
-    assert report["package_digest"] == chain.finished("package", plan, None, outputs).content_digest
+    assert report["package_digest"] == package_digest(chain.finished("package", plan, None, outputs).folder(outputs))

@@ -19,7 +19,7 @@ from prts_core.delivery.resolve import resolve
 from prts_core.io.errors import CheckpointError, ServeError
 from prts_core.robot.groot import GrootClient
 from prts_core.robot.openpi import PolicyClient
-from prts_core.skills.digests import write_digests
+from prts_core.skills.digests import package_digest, write_digests
 from prts_core.skills.signature import new_key, sign
 from tests.fixtures.toy_package import CONTRACT, make, named, outcomes, register, write_package
 from tests.serving.fake_policy import groot_observation, observation
@@ -31,7 +31,8 @@ sys.path.insert(0, {root!r})
 from prts_core.contract import PolicyContract
 from tests.serving.fake_policy import FakePolicy
 policy = types.ModuleType("prts_core.policy.policy")
-policy.load_policy = lambda folder, dtype: FakePolicy(
+policy.policy_digest = None  # only of a policy folder, which none of these tests serves
+policy.load_policy = lambda folder, dtype, device: FakePolicy(
     PolicyContract.load(folder / "policy_contract.json"), dtype={{"auto": "fp32"}}.get(dtype, dtype)
 )
 sys.modules["prts_core.policy.policy"] = policy
@@ -70,7 +71,7 @@ def test_a_folder_is_served_until_sigterm(package):
         ):
             assert told in said
         with PolicyClient(url, contract=CONTRACT) as client:
-            assert client.metadata["package_digest"] == resolve(str(package)).package_digest
+            assert client.metadata["package_digest"] == package_digest(package)
             assert client.metadata["dtype"] == "bf16" and "value" in client.infer(observation())
         with urllib.request.urlopen(url.replace("ws:", "http:") + "/healthz", timeout=60) as reply:
             assert reply.read() == b"OK\n"
@@ -150,7 +151,7 @@ def test_a_registered_model_is_served_by_its_alias(tmp_path):
     made = make(plan, tmp_path, "w1", outcomes(118))
     register(plan, tmp_path)
     model = resolve("models:/served@champion", tmp_path)
-    assert model.version == "1" and model.package_digest == made["package"].content_digest
+    assert model.version == "1" and model.content_digest == made["package"].content_digest
     process, url, _ = serve("--model", "models:/served@champion", "--outputs", str(tmp_path))
     try:
         with PolicyClient(url) as client:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from prts_core.cli.main import main
+from prts_core.delivery.verify import verify_package
 from prts_core.io.errors import CheckpointError, ConfigError, PrtsError
 from prts_core.skills.admission import SIGNED
 from prts_core.skills.digests import FILE, SIGNATURE, package_digest, verify_files, write_digests
@@ -112,6 +113,36 @@ def test_a_list_that_names_files_elsewhere(package: Path, name: str):
     (package / FILE).write_text(json.dumps({"files": {name: "sha256:0"}}))
     with pytest.raises(CheckpointError, match="outside the package"):
         verify_files(package)
+
+
+@pytest.mark.parametrize("hidden", [".w", "w/.inner", "__pycache__"])
+def test_weights_that_a_signature_would_not_cover_are_not_found(tmp_path: Path, key: Path, hidden: str):
+    package = write_package(tmp_path / "package", weights_uri=f"local://{hidden}")
+    (package / hidden).mkdir(parents=True)
+    (package / hidden / "model.safetensors").write_bytes(b"weights")
+    sign(package, key)
+    (package / hidden / "model.safetensors").write_bytes(b"others")
+    with pytest.raises(CheckpointError, match=r"weights_uri.*without hidden names"):
+        verify_package(package, key.parent)
+
+
+@pytest.mark.parametrize("extra", ["alarm.json", None])
+def test_a_linked_folder_hides_no_file_and_a_linked_file_is_one(package: Path, key: Path, extra: str | None):
+    sign(package, key)
+    inner, elsewhere = package / "weights", package.parent / "elsewhere"
+    shutil.move(inner / "model.safetensors", elsewhere)
+    (inner / "model.safetensors").symlink_to(elsewhere)  # as in the hub's cache
+    verify_package(package, key.parent)
+    inner.rename(package.parent / "copy")
+    inner.symlink_to(package.parent / "copy")
+    if extra is not None:
+        (inner / extra).write_text("{}")
+    with pytest.raises(CheckpointError, match=r"link to a folder.*weights.*put the folder itself"):
+        verify_package(package, key.parent)
+    inner.unlink()
+    (package.parent / "copy").rename(inner)
+    if extra is None:
+        verify_package(package, key.parent)  # the cure
 
 
 def test_a_record_of_another_policy_or_an_edited_one_is_not_signed(package: Path, key: Path):

@@ -226,7 +226,7 @@ def test_the_start_is_a_parents_policy_or_the_checkpoints(tmp_path: Path) -> Non
 def test_a_name_that_has_moved_since_the_stage_was_asked_for_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = SimpleNamespace(folder=tmp_path / "package", package_digest="sha256:two")
+    found = SimpleNamespace(folder=tmp_path / "package", content_digest="sha256:two")
     monkeypatch.setattr(resolve, "resolve", lambda reference, outputs: found)
     assert started(tmp_path, NAME, {RL_CHECKPOINT: "sha256:two"}) == tmp_path / "package"
     with pytest.raises(StageError, match=r"sha256:two.*sha256:one"):

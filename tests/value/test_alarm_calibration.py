@@ -1,4 +1,4 @@
-"""Stage value calibrates its alarm on the policy's successes and tells of others how often it errs and catches."""
+"""An alarm is calibrated on a policy's successes and judged on others: how often it errs and catches."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 
 from prts_core.rollout.results import SCHEMA
-from prts_core.stages.value import alarm_of
 from prts_core.value.alarm import Alarm
+from prts_core.value.alarm_calibration import alarm_of
 
 
 def episodes(successes: int, failures: int) -> pl.DataFrame:
