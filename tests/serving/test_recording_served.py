@@ -28,7 +28,7 @@ from prts_core.serving.server import PolicyServer
 from prts_core.serving.service import ServerConfig
 from prts_core.serving.telemetry import Telemetry
 from prts_core.serving.versions import Version
-from prts_core.value.alarm import Alarm
+from prts_core.value.alarm import Alarm, Course, Scores
 from tests.fixtures.running_server import running
 from tests.serving.fake_policy import CONTRACT, FakePolicy, groot_observation, observation
 from tests.serving.groot_sockets import server
@@ -81,7 +81,8 @@ def test_a_client_that_counts_its_steps_gives_rows_at_the_control_rate(tmp_path:
 
 
 def test_how_the_task_goes_is_recorded_where_the_version_brings_an_alarm(tmp_path: Path):
-    alarm = Alarm((0.0,), (1.0,), failing=-1.0, unsure=-2.0)  # failing from the second look on
+    course = Course((0.0,), (1.0,), steps=1.0)
+    alarm = Alarm({"": course}, failing=Scores(late=0.9), unsure=Scores(late=0.5))  # failing from the second look on
     version = Version("8", FakePolicy(), alarm=alarm)
     config = ServerConfig(port=0, record=RecordSettings(tmp_path))
     with running(PolicyServer(version, config)) as url, PolicyClient(url) as robot:
