@@ -25,10 +25,10 @@ import numpy as np
 from prts_core.contract import PolicyContract
 from prts_core.io.errors import ServeError, from_plain
 from prts_core.io.processes import how_it_ended, last_words
-from prts_core.io.wire import PIECE, Frames, encode
 from prts_core.policy.observation import Answer, Answers, UnderWay
 
 MOST_STARTS = 3  # in a row that come to nothing
+PIECE = 1 << 22  # bytes read at once
 logger = logging.getLogger("prts.serve")
 
 
@@ -104,7 +104,7 @@ class Replica:
         try:
             if not self.ready:
                 raise ConnectionResetError("it is loading")
-            self._socket.sendall(encode(asked))
+            self._socket.sendall(self._encode(asked))
             found = self._heard()
         except OSError as err:
             self._lost()
@@ -120,9 +120,11 @@ class Replica:
 
     def _start(self) -> None:
         """Begin the process, which loads meanwhile."""
+        from prts_core.io import wire  # torch, which a server of another's policy does without
+
         self.starts, self._loaded, self.last_words = self.starts + 1, False, ""
         self._socket, theirs = socket.socketpair()
-        self._frames = Frames()
+        self._encode, self._frames = wire.encode, wire.Frames()
         self._log = Path(self._logs.name) / f"{self.starts}.log"
         command = [sys.executable, "-m", "prts_core.serving.replica_process"]
         with theirs, self._log.open("wb") as log:
