@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from prts_core.config.model import Compat
 from prts_core.io.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
 
 SYSTEM = "You are a helpful physical assistant."
 PREDICT = "\nPredict the next action chunk in low-level robotics action format."
@@ -75,6 +78,8 @@ def state_bins(normalized: np.ndarray | torch.Tensor, compat: Compat = "none") -
     Raises DataError for what is not finite. compat "prts": truncated towards zero (-1.002 falls into bin 0), computed
     in the dtype given (bfloat16 is coarser than the bins), and what leaves int32 becomes -1.
     """
+    import torch  # words alone do without
+
     values = torch.as_tensor(normalized)
     if not bool(torch.isfinite(values).all()):
         raise DataError("A state is not finite", field="observation.state", found=values.tolist())
