@@ -17,11 +17,14 @@ from websockets.sync.client import connect
 
 from prts_core.bench.report import Row
 from prts_core.bench.serve_parts import Served, Size, ask_for, request, served, threads_of, timed
-from prts_core.bench.serve_process import STAND_IN_S
-from prts_core.io.msgpack import pack
+from prts_core.bench.serve_process import CONTRACT, STAND_IN_S
+from prts_core.io.errors import PrtsError
+from prts_core.io.msgpack import LIMITS, pack, unpack
 from prts_core.robot.groot import GrootClient
-from prts_core.robot.groot_arrays import Dialect, encode
+from prts_core.robot.groot_arrays import Dialect, decode, encode
 from prts_core.robot.openpi import PolicyClient
+from prts_core.serving.observations import parse_request
+from prts_core.serving.protocols.groot_modality import Modality
 
 PACE_S = 0.005  # between two malformed frames: they are to do harm by what they are, not by their number
 
@@ -88,6 +91,29 @@ def broken(frame: bytes, draw: random.Random) -> bytes:
     return bytes(data)
 
 
+def malformed_of(frame: bytes, draw: random.Random, acted: Callable[[bytes], object]) -> bytes:
+    """A broken frame that the policy is not asked for: a few changed pixels are a request like any other.
+
+    acted: reads a frame as the server does, and raises PrtsError where it is no request for actions.
+    """
+    while True:
+        found = broken(frame, draw)
+        try:
+            acted(found)
+        except PrtsError:
+            return found
+
+
+def _acted_openpi(frame: bytes) -> None:
+    parse_request(unpack(frame, LIMITS), CONTRACT)
+
+
+def _acted_groot(frame: bytes) -> None:
+    asked, _ = decode(frame, LIMITS)
+    data = asked.get("data") if isinstance(asked, dict) else None
+    Modality.of(CONTRACT).read(data.get("observation") if isinstance(data, dict) else None)
+
+
 def _harm_openpi(server: Served, size: Size) -> None:
     draw = random.Random(0)
     with PolicyClient(server.openpi) as client:
@@ -101,7 +127,7 @@ def _harm_openpi(server: Served, size: Size) -> None:
                     connection.socket.sendall(b"\x82\xfe\xff\xff" + good[:100])
                     connection.socket.close()
                     continue
-                connection.send(broken(good, draw))
+                connection.send(malformed_of(good, draw, _acted_openpi))
                 connection.recv(30)
         except (WebSocketException, OSError, TimeoutError):
             pass
@@ -127,7 +153,7 @@ def _harm_groot(server: Served, size: Size) -> None:
 
     socket = opened()
     for number in range(size.malformed + size.cut):
-        socket.send_multipart([b"", broken(draw.choice(good), draw)])
+        socket.send_multipart([b"", malformed_of(draw.choice(good), draw, _acted_groot)])
         if number < size.malformed:
             socket.poll(30_000)
             socket.recv_multipart()
