@@ -32,7 +32,7 @@ async def follow(
         try:
             await _look(engine, versions, newest, load, share, refused)
         except PrtsError as err:
-            logger.error("the present version goes on: %s", err)
+            logger.error("the present version goes on: %s", str(err))  # not the error, which holds on to the version
         except Exception:
             logger.exception("the present version goes on")
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import hashlib
 import threading
 import time
 import urllib.error
 import urllib.request
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +22,12 @@ from prts_core.io.errors import ServeError
 from prts_core.robot.openpi import PolicyClient
 from prts_core.serving.follow import follow
 from prts_core.serving.keys import Keys
+from prts_core.serving.protocols.groot_modality import Modality
 from prts_core.serving.server import PolicyServer, ServerConfig
 from prts_core.serving.service import PolicyService
 from prts_core.serving.versions import Version
 from tests.fixtures.running_server import running
-from tests.serving.fake_policy import FakePolicy, Held, observation
+from tests.serving.fake_policy import CONTRACT, FakePolicy, Held, groot_observation, observation
 
 
 def line(name: str, key: str) -> str:
@@ -232,3 +236,33 @@ def test_a_hot_swap_under_load_fails_no_request():
 async def _for_a_while(what, seconds: float) -> None:
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(what, seconds)
+
+
+def test_a_version_that_is_refused_is_let_go_of():
+    """Its weights and processes would else stay until the alias moves again."""
+    service = PolicyService(FakePolicy(), ServerConfig(about={"model_version": "1"}))
+    made: list[weakref.ref[Version]] = []
+
+    def load(name: str) -> Version:
+        version = Version(
+            name, FakePolicy(contract=replace(CONTRACT, chunk_length=3))
+        )  # which its policy does not give
+        made.append(weakref.ref(version))
+        return version
+
+    asyncio.run(_for_a_while(follow(service.engine, service.versions, lambda: "2", load, 0.02), 1.0))
+    gc.collect()
+    assert len(made) == 1 and made[0]() is None
+
+
+def test_a_contract_is_that_of_any_version_that_is_held():
+    service = PolicyService(FakePolicy(), ServerConfig(about={"model_version": "1"}))
+    other = replace(CONTRACT, statistics_digest="sha256:11")
+    service.versions.offer(Version("2", FakePolicy(contract=other)))
+    assert service.contract_named(CONTRACT.fingerprint) == CONTRACT  # of sessions that began on it
+    assert service.contract_named(other.fingerprint) == service.contract_named("another's") == other
+    read = Modality.of(CONTRACT).read
+    for own in (CONTRACT, other):
+        assert read(groot_observation(), {"contract_fingerprint": own.fingerprint}, service.contract_named)
+    with pytest.raises(ServeError, match="disagree"):
+        read(groot_observation(), {"contract_fingerprint": "another's"}, service.contract_named)
