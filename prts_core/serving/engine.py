@@ -266,9 +266,7 @@ def answer(policy: Answers, batch: list[_Request], limits: Limits) -> tuple[Answ
     seen = {c.key: np.stack([r.observation.images[c.key] for r in batch]) for c in contract.contract.cameras}
     seen[STATE] = np.stack([r.observation.state for r in batch])
     value = any(wants_value(request, limits) for request in batch)
-    under_way, held = _under_way(contract.chunk_length, len(contract.contract.action), batch)
-    if isinstance(policy, Remembers):
-        held = [0] * len(batch)
+    under_way, delays = _under_way(contract.chunk_length, len(contract.contract.action), batch)
     found = _spoken(policy, seen, batch, value, under_way, limits.best_of)
     actions = np.asarray(found.actions, dtype=np.float32)
     expected = (len(batch), contract.chunk_length, len(contract.contract.action))
@@ -276,6 +274,11 @@ def answer(policy: Answers, batch: list[_Request], limits: Limits) -> tuple[Answ
         raise ServeError("The policy returned actions of a wrong shape", found=actions.shape, expected=expected)
     if not np.isfinite(actions).all():
         raise ServeError("The policy returned actions that are not finite; none are sent", expected="finite actions")
+    # A policy that cannot go on from a chunk gives a fresh one, and its robot is not told otherwise.
+    held = [
+        delay if under_way is not None and np.array_equal(own[:delay], under_way.rows[at, :delay]) else 0
+        for at, (own, delay) in enumerate(zip(actions, delays, strict=True))
+    ]
     return Answer(actions, found.values, found.subtask), held
 
 

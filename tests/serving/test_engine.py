@@ -133,6 +133,15 @@ def test_a_robot_that_asks_again_at_once_goes_on_from_what_it_has():
     assert policy.met[1] is not None and policy.met[1].executed.tolist() == [2]
 
 
+def test_a_robot_whose_policy_gives_fresh_chunks_is_not_told_that_rows_were_held():
+    session, engine = Session("robot", Version("1", FakePolicy())), Engine(Limits())
+
+    async def act() -> list[Reply]:
+        return [await engine.ask(seen(seed=step, step=step, delay=1), session) for step in (0, 2)]
+
+    assert [reply.held for reply in live(engine, act())] == [0, 0]
+
+
 def test_a_delay_that_no_chunk_can_bridge_is_the_clients_error_before_anybody_waits():
     session = Session("robot", Version("1", FakePolicy()))
     session.answered(seen(step=0), np.zeros((4, 2), np.float32), None, 1)
